@@ -1,0 +1,85 @@
+"""The forward process q: data turned into noise, and the posterior of one step of it."""
+
+from torch import Tensor
+
+from ddpm.schedules import NoiseSchedule, at
+
+
+def q_step(schedule: NoiseSchedule, x_s: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+    r"""One step of the forward process, from t - 1 to t.
+
+    .. math:: q(x_t \mid x_{t-1}) = \mathcal N(x_t; \sqrt{1 - \beta_t}\, x_{t-1}, \beta_t I) \qquad \text{[DDPM (2)]}
+
+    Args:
+        x_s: x_{t-1}, (B, *).
+        t: int or integers (B,) in 1..T.
+        eps: standard normal noise, (B, *).
+    Returns:
+        x_t, (B, *).
+    """
+    beta = schedule.beta
+    return at((1 - beta).sqrt(), t, x_s) * x_s + at(beta.sqrt(), t, x_s) * eps
+
+
+def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+    r"""x_t at any t directly from data.
+
+    .. math:: q(x_t \mid x_0) = \mathcal N(x_t; \sqrt{\bar\alpha_t}\, x_0, (1 - \bar\alpha_t) I)
+        \qquad \text{[DDPM (4)]}
+
+    Args:
+        x_0: data, (B, *).
+        t: int or integers (B,) in 0..T; t = 0 returns x_0.
+        eps: standard normal noise, (B, *).
+    Returns:
+        x_t, (B, *).
+    """
+    alpha_bar = schedule.alpha_bar
+    return at(alpha_bar.sqrt(), t, x_0) * x_0 + at((1 - alpha_bar).sqrt(), t, x_0) * eps
+
+
+def transition(
+    schedule: NoiseSchedule, t: int | Tensor, s: int | Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The constants of q(x_t | x_s): one step of the forward process, or a stride of several.
+
+    Args:
+        t: int or integers (B,) in 1..T.
+        s: int or integers (B,) with 0 <= s < t; None for t - 1.
+    Returns:
+        alpha_bar_t, alpha_bar_s, alpha = alpha_bar_t / alpha_bar_s (alpha_t for s = t - 1) and beta = 1 - alpha, in
+        float64, each () or (B,).
+    """
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[t - 1 if s is None else s]
+    alpha = alpha_bar_t / alpha_bar_s
+    return alpha_bar_t, alpha_bar_s, alpha, 1 - alpha
+
+
+def q_posterior(
+    schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance of q(x_s | x_t, x_0), for s = t - 1 or any earlier s.
+
+    .. math::
+        q(x_{t-1} \mid x_t, x_0) = \mathcal N(x_{t-1}; \tilde\mu_t(x_t, x_0), \tilde\beta_t I)
+            \qquad \text{[DDPM (6)]} \\
+        \tilde\mu_t(x_t, x_0) = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t} x_0
+            + \frac{\sqrt{\alpha_t}(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t} x_t, \quad
+        \tilde\beta_t = \frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t} \beta_t \qquad \text{[DDPM (7)]}
+
+    A longer stride has the same form, with alpha_bar_t / alpha_bar_s for alpha_t and alpha_bar_s for alpha_bar_{t-1}.
+
+    Args:
+        x_0, x_t: (B, *).
+        t: int or integers (B,) in 1..T.
+        s: int or integers (B,) with 0 <= s < t; None for t - 1.
+    Returns:
+        mu_tilde, (B, *), and the variance beta_tilde, which broadcasts against it: (B, 1, ..., 1), or (1, ..., 1) for int t.
+    """
+    alpha_bar_t, alpha_bar_s, alpha, beta = transition(schedule.to(x_t.device), t, s)
+    mu_tilde = (
+        at(alpha_bar_s.sqrt() * beta / (1 - alpha_bar_t), ..., x_t) * x_0
+        + at(alpha.sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t), ..., x_t) * x_t
+    )
+    beta_tilde = at((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta, ..., x_t)
+    return mu_tilde, beta_tilde

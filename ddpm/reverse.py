@@ -1,0 +1,48 @@
+"""The reverse process p_theta: its mean, and its variance between beta_tilde and beta."""
+
+from torch import Tensor
+
+from ddpm.forward import q_posterior, transition
+from ddpm.schedules import NoiseSchedule, at
+from ddpm.targets import Prediction
+
+VARIANCES = {"beta_tilde": 0.0, "beta": 1.0}  # the frac of iDDPM (15) that each name stands for
+
+
+def mu_theta(
+    schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None
+) -> Tensor:
+    r"""The mean of p_theta(x_s | x_t): that of the forward posterior, at the predicted x_0.
+
+    .. math:: \mu_\theta(x_t, t) = \tilde\mu_t\left(x_t, x_{0,\theta}\right)
+        = \frac{1}{\sqrt{\alpha_t}} \left( x_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}} \epsilon_\theta \right)
+        \qquad \text{[DDPM (11)]}
+
+    The first form is computed: it also holds where alpha_t = 0.
+
+    Args:
+        x_t: (B, *).
+        t, s: as in `q_posterior`.
+    Returns:
+        (B, *).
+    """
+    mu_tilde, _ = q_posterior(schedule, pred.x_0, x_t, t, s)
+    return mu_tilde
+
+
+def variance(
+    schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None
+) -> Tensor:
+    r"""The variance of p_theta(x_s | x_t), interpolated in the logarithm by frac.
+
+    .. math:: \Sigma_\theta(x_t, t) = \exp(v \log \beta_t + (1 - v) \log \tilde\beta_t) \qquad \text{[iDDPM (15)]}
+
+    Here v is `pred.frac`: 0 is beta_tilde_t, the posterior variance of a single point; 1 is beta_t, that of data with unit
+    variance (DDPM, section 3.2). A step to s = 0 has beta_tilde = 0 and draws no noise.
+
+    Returns:
+        sigma_t squared; it broadcasts against x_t, (B, *).
+    """
+    alpha_bar_t, alpha_bar_s, _, beta = transition(schedule.to(x_t.device), t, s)
+    beta_tilde = (1 - alpha_bar_s) / (1 - alpha_bar_t) * beta
+    return at(beta, ..., x_t) ** pred.frac * at(beta_tilde, ..., x_t) ** (1 - pred.frac)

@@ -1,0 +1,37 @@
+"""Ancestral sampling: DDPM (Ho et al., arXiv 2006.11239), Algorithm 2."""
+
+from torch import Tensor
+
+from ddpm.diffusion import Denoise
+from ddpm.reverse import mu_theta, variance
+from ddpm.samplers.base import Sampler
+from ddpm.schedules import NoiseSchedule
+from ddpm.targets import Prediction
+
+
+class Ancestral(Sampler):
+    r"""Draws from p_theta(x_s | x_t) step by step.
+
+    .. math:: x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \quad z \sim \mathcal N(0, I)
+        \qquad \text{[DDPM (Algorithm 2)]}
+
+    With fewer steps than T the same step spans a stride, with the posterior of q(x_s | x_t, x_0). The variance is the
+    diffusion's (`pred.frac`), between beta_tilde and beta.
+    """
+
+    stochastic = True
+
+    def step(
+        self,
+        schedule: NoiseSchedule,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: int,
+        s: int,
+        pred: Prediction,
+        past: list[tuple[int, Prediction]],
+        noise: Tensor,
+    ) -> Tensor:
+        """As `Sampler.step`."""
+        sigma_t = variance(schedule, pred, x_t, t, s).sqrt()
+        return mu_theta(schedule, pred, x_t, t, s) + sigma_t * noise

@@ -1,0 +1,128 @@
+"""The layers that the U-Net is made of. Shapes are (B, C, H, W), or (B, E) for the embedding of the time."""
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with its parameters set to zero, so that a residual branch starts as the identity."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
+    """Group normalisation; ValueError if the groups do not divide the channels, with the nearest group counts that do."""
+    if channels % groups:
+        legal = [g for g in range(1, channels + 1) if channels % g == 0]
+        near = sorted(sorted(legal, key=lambda g: abs(g - groups))[:3])
+        raise ValueError(
+            f"groups = {groups} does not divide {channels} channels of a group norm; nearest that do: "
+            f"{', '.join(map(str, near))}"
+        )
+    return nn.GroupNorm(groups, channels, eps)
+
+
+class ResidualBlock(nn.Module):
+    """Group norm - SiLU - 3x3 convolution, twice, the embedded time added between them; the input added at the end.
+
+    Args:
+        in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
+        embedding: size E of the time embedding.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float, groups: int, norm_eps: float
+    ):
+        super().__init__()
+        self.norm_1 = group_norm(in_channels, groups, norm_eps)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding, out_channels)
+        self.norm_2 = group_norm(out_channels, groups, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C, H, W), emb (B, E) -> (B, C', H, W)."""
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.embedding(F.silu(emb))[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, with the input added.
+
+    Args:
+        heads: number of heads; None together with head_channels, the width of one.
+        kind: "full": softmax(q k^T / sqrt(d)) v, quadratic in the pixels; "linear": softmax(q) (softmax(k)^T v), with the
+            softmax of q over the width of the head and that of k over the pixels, linear in the pixels (Efficient
+            Attention, arXiv 1812.01243).
+    Raises:
+        ValueError: heads that do not divide the channels, with the nearest numbers that do; an unknown kind.
+    """
+
+    def __init__(
+        self, channels: int, heads: int | None, head_channels: int | None, kind: str, groups: int, norm_eps: float
+    ):
+        super().__init__()
+        if kind not in ("full", "linear"):
+            raise ValueError(f"attention = {kind!r} is not known; allowed: full, linear")
+        name, value = ("head_channels", head_channels) if head_channels is not None else ("heads", heads)
+        if not isinstance(value, int) or value < 1 or channels % value:
+            legal = [n for n in range(1, channels + 1) if channels % n == 0]
+            near = sorted(sorted(legal, key=lambda n: abs(n - (value or 1)))[:3])
+            raise ValueError(
+                f"{name} = {value} does not divide the {channels} channels of an attention block; nearest that do: "
+                f"{', '.join(map(str, near))}"
+            )
+        self.heads = channels // value if head_channels is not None else value
+        self.kind = kind
+        self.norm = group_norm(channels, groups, norm_eps)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        height = x.shape[2]
+        h = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = (rearrange(to(h), "b n (e d) -> b e n d", e=self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        if self.kind == "full":
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            h = q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v)
+        h = self.to_out(rearrange(h, "b e n d -> b n (e d)"))
+        return x + rearrange(h, "b (h w) c -> b c h w", h=height)
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a 3x3 convolution of stride 2.
+
+    Args:
+        padding: 1 pads all sides; 0 pads the right and the bottom only.
+    """
+
+    def __init__(self, channels: int, padding: int):
+        super().__init__()
+        if padding not in (0, 1):
+            raise ValueError(f"downsample_padding = {padding!r} is not known; allowed: 0, 1")
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,205 @@
+"""The U-Net of Ho et al. (arXiv 2006.11239, appendix B)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.embeddings import TimeEmbedding
+from models.layers import Attention, Downsample, ResidualBlock, Upsample, group_norm, zeroed
+
+
+class UNet(nn.Module):
+    """Residual blocks on a ladder of resolutions, with skips from every encoder block and every downsampling.
+
+    Args:
+        image_size: pixels, one number or (H, W); each divisible by 2 ** (levels - 1).
+        in_channels: channels of the image.
+        out_channels: channels of the output; None for as many as the image has.
+        channels: width of the first level; the time embedding has four times as many.
+        channel_mults: width of each level in units of `channels`; one entry a level, each level has half the resolution
+            of the one before.
+        blocks: residual blocks a level on the way down (one more on the way up), one number or one a level.
+        attention_resolutions: resolutions in pixels (the longer side) whose residual blocks are followed by attention;
+            [] for none.
+        attention: "full" or "linear".
+        heads: attention heads; head_channels: or the width of one head, which takes precedence.
+        middle_attention: attention between the two middle blocks.
+        dropout: inside residual blocks, in [0, 1).
+        groups: groups of every group norm; must divide every width.
+        num_classes: classes that may be given as y; None for an unconditional network.
+        norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details in which published weights differ.
+        time_offset: added to t; -1 for weights that were trained with t counted from 0.
+    Raises:
+        ValueError: a size, width or resolution that does not fit, with the nearest legal values.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        channels: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        blocks: int | Sequence[int] = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        attention: str = "full",
+        heads: int = 1,
+        head_channels: int | None = None,
+        middle_attention: bool = True,
+        dropout: float = 0.1,
+        groups: int = 32,
+        num_classes: int | None = None,
+        norm_eps: float = 1e-6,
+        downsample_padding: int = 1,
+        flip_sin_to_cos: bool = False,
+        freq_shift: float = 1,
+        time_offset: int = 0,
+    ):
+        super().__init__()
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        levels = len(channel_mults)
+        blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
+        out_channels = in_channels if out_channels is None else out_channels
+        _check(size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
+               num_classes)
+        self.image_size, self.in_channels, self.out_channels = size, in_channels, out_channels
+        self.num_classes, self.time_offset = num_classes, time_offset
+
+        embedding = 4 * channels
+        self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
+        self.class_embedding = nn.Embedding(num_classes, embedding) if num_classes is not None else None
+
+        def residual(c_in: int, c_out: int) -> ResidualBlock:
+            return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
+
+        def attend(c: int, resolution: int | None = None) -> nn.Module:
+            if resolution is None or resolution in attention_resolutions:
+                return Attention(c, heads, head_channels, attention, groups, norm_eps)
+            return nn.Identity()
+
+        resolutions = [max(size) >> level for level in range(levels)]
+        widths = [channels * m for m in channel_mults]
+
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        c, skips = channels, [channels]
+        self.down = nn.ModuleList()
+        for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
+            stage = nn.Module()
+            stage.residual, stage.attention = nn.ModuleList(), nn.ModuleList()
+            for _ in range(blocks[level]):
+                stage.residual.append(residual(c, width))
+                stage.attention.append(attend(width, resolution))
+                c = width
+                skips.append(c)
+            stage.resample = None
+            if level < levels - 1:
+                stage.resample = Downsample(c, downsample_padding)
+                skips.append(c)
+            self.down.append(stage)
+
+        self.middle_1 = residual(c, c)
+        self.middle_attention = attend(c) if middle_attention else nn.Identity()
+        self.middle_2 = residual(c, c)
+
+        self.up = nn.ModuleList()
+        for level in reversed(range(levels)):
+            stage = nn.Module()
+            stage.residual, stage.attention = nn.ModuleList(), nn.ModuleList()
+            for _ in range(blocks[level] + 1):
+                stage.residual.append(residual(c + skips.pop(), widths[level]))
+                stage.attention.append(attend(widths[level], resolutions[level]))
+                c = widths[level]
+            stage.resample = Upsample(c) if level > 0 else None
+            self.up.append(stage)
+
+        self.norm_out = group_norm(c, groups, norm_eps)
+        self.conv_out = zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The network's output at time t.
+
+        Args:
+            x_t: (B, in_channels, H, W).
+            t: (B,), integer or real, in 0..T.
+            y: classes, integers (B,), if the network has classes.
+        Returns:
+            (B, out_channels, H, W).
+        Raises:
+            ValueError: an image of another shape than the network's, or classes given to one without (or the reverse).
+        """
+        if tuple(x_t.shape[1:]) != (self.in_channels, *self.image_size):
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, "
+                f"{self.image_size[0]}, {self.image_size[1]})"
+            )
+        if (y is None) != (self.class_embedding is None):
+            raise ValueError("y must be given exactly when the network has classes: "
+                             f"num_classes = {self.num_classes}, y is {'missing' if y is None else 'given'}")
+        emb = self.time_embedding(t + self.time_offset)
+        if y is not None:
+            emb = emb + self.class_embedding(y)
+
+        h = self.conv_in(x_t)
+        skips = [h]
+        for stage in self.down:
+            for residual, attention in zip(stage.residual, stage.attention, strict=True):
+                h = attention(residual(h, emb))
+                skips.append(h)
+            if stage.resample is not None:
+                h = stage.resample(h)
+                skips.append(h)
+
+        h = self.middle_2(self.middle_attention(self.middle_1(h, emb)), emb)
+
+        for stage in self.up:
+            for residual, attention in zip(stage.residual, stage.attention, strict=True):
+                h = attention(residual(torch.cat([h, skips.pop()], dim=1), emb))
+            if stage.resample is not None:
+                h = stage.resample(h)
+
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def _check(size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
+           num_classes) -> None:
+    levels = len(channel_mults)
+    if levels == 0:
+        raise ValueError("channel_mults is empty: give one multiple of `channels` a level, such as [1, 2, 2]")
+    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
+    positive |= {f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
+    positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
+    if num_classes is not None:
+        positive["num_classes"] = num_classes
+    for name, value in positive.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {value!r} must be an integer >= 1")
+    if len(blocks) != levels:
+        raise ValueError(f"blocks has {len(blocks)} entries, but channel_mults has {levels} levels")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
+    if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W)")
+    unit = 2 ** (levels - 1)
+    for n in size:
+        if n % unit:
+            near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
+            raise ValueError(
+                f"image_size = {size[0]}x{size[1]} with {levels} levels: {n} is not divisible by {unit}; nearest legal "
+                f"sizes: {', '.join(map(str, near))}, or use at most {_levels(size)} levels"
+            )
+    occurring = [max(size) >> level for level in range(levels)]
+    for resolution in attention_resolutions:
+        if resolution not in occurring:
+            raise ValueError(
+                f"attention_resolutions has {resolution}, which never occurs; a {size[0]}x{size[1]} image with {levels} "
+                f"levels has the resolutions {', '.join(map(str, occurring))}"
+            )
+
+
+def _levels(size: Sequence[int]) -> int:
+    levels = 1
+    while all(n % 2**levels == 0 for n in size):
+        levels += 1
+    return levels
