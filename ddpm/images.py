@@ -14,7 +14,7 @@ from torch import Tensor
 
 BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
 TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise
-COLOURS = 64  # of an animation's palette
+GREYS, COLOURS = 16, 64  # of an animation's palette: noise does not compress, fewer bits do
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], seconds_per_frame: 
     shapes = {np.shape(frame) for frame in frames}
     if len(shapes) != 1:
         raise ValueError(f"an animation needs at least one frame and one shape, not {len(frames)} frames of {shapes}")
-    film = _image(np.concatenate(list(frames))).quantize(COLOURS, dither=Image.Dither.NONE)  # one palette for all
+    film = _image(np.concatenate(list(frames)))
+    film = film.quantize(GREYS if film.mode == "L" else COLOURS, dither=Image.Dither.NONE)  # one palette for all frames
     width, height = film.width, film.height // len(frames)
     first, *others = (film.crop((0, i * height, width, (i + 1) * height)) for i in range(len(frames)))
     milliseconds = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * hold)]

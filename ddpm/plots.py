@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from ddpm import images
 
 DPI = 110
-WIDTH = 880  # pixels that the images of a figure may fill together
-LARGEST = 160  # pixels of the longer side of one image, unless it has more of its own
+WIDTH = 880  # pixels that a figure's images fill together, about
+LARGEST = 160  # pixels that the longer side of one image is enlarged to, at most about
 GAP = 3  # pixels between two images
 SIZE = 9  # points of a label
 
@@ -33,7 +35,8 @@ def forward_process(path: str | Path, x: Tensor, t: Sequence[int], alpha_bar: Se
     """
     if not len(x) == len(t) == len(alpha_bar):
         raise ValueError(f"as many images as times: not {len(x)} images, {len(t)} t and {len(alpha_bar)} alpha_bar")
-    labels = [f"$t = {i}$\n" + rf"$\sqrt{{\bar{{\alpha}}_t}} = {math.sqrt(a):.3f}$" for i, a in zip(t, alpha_bar, strict=True)]
+    kept = (rf"$\sqrt{{\bar{{\alpha}}_t}} = {math.sqrt(value):.3f}$" for value in alpha_bar)
+    labels = [f"$t = {time}$\n{label}" for time, label in zip(t, kept, strict=True)]
     _tiles(path, [("", [x])], columns=labels)
 
 
@@ -70,26 +73,31 @@ def loss(path: str | Path, train: History, held_out: History) -> None:
     """
     figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    (steps, values), (held_out_steps, held_out_values) = _finite(train), _finite(held_out)
-    axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, as logged")
+    (steps, values), (held_out_steps, held_out_values) = _arrays(train), _arrays(held_out)
     line = "-" if len(steps) > 1 else "o"  # a line through one point would not be seen
-    axes.plot(steps, _moving_average(values), line, color="tab:blue", linewidth=1.8, label="training")
-    axes.plot(held_out_steps, held_out_values, "o-", color="tab:red", markersize=4, label="held out, EMA weights")
+    axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axes.plot(steps, _moving_average(values), line, color="tab:blue", linewidth=1.8, label="training (moving average)")
+    if len(held_out_steps):
+        axes.plot(held_out_steps, held_out_values, "o-", color="tab:red", markersize=4, label="held out, EMA weights")
 
     shown = np.concatenate([values, held_out_values])
-    positive = shown[shown > 0]  # NaN compares as false
-    if len(positive) and positive.min() * 10 < positive.max():
+    finite = shown[np.isfinite(shown)]
+    if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set_yscale("log")
-    missing = np.isnan(shown).sum()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter("{x:g}")
+    missing = len(shown) - len(finite)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("training step" + (f"   ({missing} non-finite values not shown)" if missing else ""))
     axes.set_ylabel("loss")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     _save(figure, path)
 
 
-def _finite(history: History) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(history: History) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses (n,), NaN where a loss is not finite."""
     steps = np.array([step for step, _ in history], dtype=float)
     losses = np.array([math.nan if value is None else value for _, value in history], dtype=float)
@@ -97,13 +105,17 @@ def _finite(history: History) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moving_average(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the values (n,), of what is there at the ends and around NaN."""
-    if len(values) == 0:
-        return values
-    window = np.ones(min(len(values), 2 * (len(values) // 40) + 1))
+    """Centred mean over a twentieth of the values (n,), over less towards both ends; NaN is left out and stays."""
+    i = np.arange(len(values))
+    half = np.minimum(len(values) // 40, np.minimum(i, i[::-1]))
     there = np.isfinite(values)
-    total, count = (np.convolve(part, window, mode="same") for part in (np.where(there, values, 0), there))
-    return np.divide(total, count, out=np.full_like(values, math.nan), where=there)
+
+    def window_sum(x: np.ndarray) -> np.ndarray:
+        total = np.concatenate([[0.0], np.cumsum(x)])
+        return total[i + half + 1] - total[i - half]
+
+    mean = window_sum(np.where(there, values, 0)) / np.maximum(window_sum(there), 1)
+    return np.where(there, mean, math.nan)
 
 
 def _same_shape(parts: Sequence[Tensor]) -> None:
@@ -129,7 +141,7 @@ def _tiles(
     _same_shape([x for _, block in blocks for x in block])
     n, _, height, width = blocks[0][1][0].shape
     across = n * len(blocks)
-    scale = max(1, min(LARGEST // max(height, width), (WIDTH // across - GAP) // width))
+    scale = max(1, round(min(LARGEST / max(height, width), (WIDTH / across - GAP) / width)))
     pictures = [images.grid(torch.cat(list(block)), n, GAP, scale, background=255) for _, block in blocks]
 
     tall, wide = pictures[0].shape[:2]
@@ -150,10 +162,8 @@ def _tiles(
 
     for b, ((name, _), picture) in enumerate(zip(blocks, pictures, strict=True)):
         start = left + b * (wide + space)
-        box = (start / total_wide, 1 - (top + tall) / total_tall, wide / total_wide, tall / total_tall)
-        axes = figure.add_axes(box)
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
-        axes.set_axis_off()
+        colour = np.broadcast_to(picture, (tall, wide, 3))  # a colour map would change greys by one
+        figure.figimage(colour, start, total_tall - top - tall, origin="upper")
         text(start + wide / 2, top - lines * line - 4, name, ha="center", va="bottom", weight="bold")
         for i, label in enumerate(columns):
             text(start + GAP / 2 + (i + 0.5) * pitch, top - 2, label, ha="center", va="bottom", fontsize=size)
@@ -171,8 +181,6 @@ def _text_width(label: str) -> float:
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Draw with Agg and write a small file: no alpha, and one channel where there is no colour."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3]

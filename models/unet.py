@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +30,8 @@ class UNet(nn.Module):
         dropout: inside residual blocks, in [0, 1).
         groups: groups of every group norm; must divide every width.
         num_classes: classes that may be given as y; None for an unconditional network.
+        patch: side of the squares of pixels that are folded into channels before the first level and unfolded after the
+            last; 1 is the network of Ho et al., 2 spends nothing at full resolution: resolutions start at half the size.
         norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details in which published weights differ.
         time_offset: added to t; -1 for weights that were trained with t counted from 0.
     Raises:
@@ -51,6 +54,7 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         groups: int = 32,
         num_classes: int | None = None,
+        patch: int = 1,
         norm_eps: float = 1e-6,
         downsample_padding: int = 1,
         flip_sin_to_cos: bool = False,
@@ -58,14 +62,14 @@ class UNet(nn.Module):
         time_offset: int = 0,
     ):
         super().__init__()
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         levels = len(channel_mults)
         blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
         out_channels = in_channels if out_channels is None else out_channels
-        _check(size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
-               num_classes)
-        self.image_size, self.in_channels, self.out_channels = size, in_channels, out_channels
-        self.num_classes, self.time_offset = num_classes, time_offset
+        _check(image_size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
+               num_classes, patch)
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.num_classes, self.patch, self.time_offset = num_classes, patch, time_offset
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
@@ -79,10 +83,10 @@ class UNet(nn.Module):
                 return Attention(c, heads, head_channels, attention, groups, norm_eps)
             return nn.Identity()
 
-        resolutions = [max(size) >> level for level in range(levels)]
+        resolutions = [max(image_size) // patch >> level for level in range(levels)]
         widths = [channels * m for m in channel_mults]
 
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
@@ -115,7 +119,7 @@ class UNet(nn.Module):
             self.up.append(stage)
 
         self.norm_out = group_norm(c, groups, norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(c, out_channels * patch**2, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output at time t.
@@ -141,7 +145,7 @@ class UNet(nn.Module):
         if y is not None:
             emb = emb + self.class_embedding(y)
 
-        h = self.conv_in(x_t)
+        h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]
         for stage in self.down:
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
@@ -159,19 +163,30 @@ class UNet(nn.Module):
             if stage.resample is not None:
                 h = stage.resample(h)
 
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
 
-def _check(size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
-           num_classes) -> None:
+def _check(
+    size: Sequence[int],
+    in_channels: int,
+    out_channels: int,
+    channels: int,
+    channel_mults: Sequence[int],
+    blocks: Sequence[int],
+    attention_resolutions: Sequence[int],
+    dropout: float,
+    num_classes: int | None,
+    patch: int,
+) -> None:
+    """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
     if levels == 0:
         raise ValueError("channel_mults is empty: give one multiple of `channels` a level, such as [1, 2, 2]")
-    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
+    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "patch": patch}
     positive |= {f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
     positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
-    if num_classes is not None:
-        positive["num_classes"] = num_classes
+    positive |= {} if num_classes is None else {"num_classes": num_classes}
     for name, value in positive.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r} must be an integer >= 1")
@@ -181,25 +196,18 @@ def _check(size, in_channels, out_channels, channels, channel_mults, blocks, att
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
     if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W)")
-    unit = 2 ** (levels - 1)
+    unit = patch * 2 ** (levels - 1)
     for n in size:
         if n % unit:
             near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
             raise ValueError(
-                f"image_size = {size[0]}x{size[1]} with {levels} levels: {n} is not divisible by {unit}; nearest legal "
-                f"sizes: {', '.join(map(str, near))}, or use at most {_levels(size)} levels"
+                f"image_size = {size[0]}x{size[1]} with {levels} levels and patch = {patch}: {n} is not divisible by "
+                f"{unit}; nearest legal sizes: {', '.join(map(str, near))}"
             )
-    occurring = [max(size) >> level for level in range(levels)]
+    occurring = [max(size) // patch >> level for level in range(levels)]
     for resolution in attention_resolutions:
         if resolution not in occurring:
             raise ValueError(
                 f"attention_resolutions has {resolution}, which never occurs; a {size[0]}x{size[1]} image with {levels} "
-                f"levels has the resolutions {', '.join(map(str, occurring))}"
+                f"levels and patch = {patch} has the resolutions {', '.join(map(str, occurring))}"
             )
-
-
-def _levels(size: Sequence[int]) -> int:
-    levels = 1
-    while all(n % 2**levels == 0 for n in size):
-        levels += 1
-    return levels

@@ -79,13 +79,13 @@ def test_png_holds_the_array(tmp_path, shape):
 def test_gif_frames_times_and_content(tmp_path):
     frames = [np.full((6, 4, 1), value, dtype=np.uint8) for value in (0, 90, 255)]
     images.save_gif(tmp_path / "a.gif", frames, seconds_per_frame=0.05, hold=1.5)
-    film = Image.open(tmp_path / "a.gif")
-    assert film.n_frames == 3 and film.info["loop"] == 0 and film.size == (4, 6)
     durations = []
-    for i, frame in enumerate(frames):
-        film.seek(i)
-        durations.append(film.info["duration"])
-        assert abs(np.asarray(film.convert("L")).astype(int) - frame[..., 0]).max() <= 4  # the palette is small
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 3 and film.info["loop"] == 0 and film.size == (4, 6)
+        for i, frame in enumerate(frames):
+            film.seek(i)
+            durations.append(film.info["duration"])
+            assert abs(np.asarray(film.convert("L")).astype(int) - frame[..., 0]).max() <= 4  # the palette is small
     assert durations == [50, 50, 1500]
     with pytest.raises(ValueError, match="at least one frame"):
         images.save_gif(tmp_path / "b.gif", [])
@@ -112,6 +112,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with images.replacing(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
+        written = temporary.stat().st_ino
+    assert path.stat().st_ino == written  # renamed, not copied
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"] and path.read_text() == "new"
     with pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"):
         images.save_samples(tmp_path / "nowhere" / "a.png", torch.zeros(1, 1, 4, 4))

@@ -1,1 +1,1 @@
-"""Measures of samples against data."""
+"""Measures of samples against data. None of them knows a diffusion: tensors in, numbers out."""

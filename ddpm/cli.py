@@ -1,0 +1,517 @@
+"""The commands: train, sample and evaluate.
+
+Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
+"""
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.config import (
+    InvalidInput,
+    build,
+    compose,
+    conf_dir,
+    plain,
+    read_config,
+    resolve_device,
+    resolved,
+    science,
+    unknown_key_hint,
+)
+
+Job = Callable[[DictConfig], None]
+
+
+class RunFailed(Exception):
+    """A run that began did not end well; the message says why and how to go on."""
+
+
+def train() -> None:
+    """`ddpm-train`: train a network and draw what it learned."""
+    _main("train", _train)
+
+
+def sample() -> None:
+    """`ddpm-sample`: draw samples from a run directory."""
+    _main("sample", _sample)
+
+
+def evaluate() -> None:
+    """`ddpm-evaluate`: measure the samples of a run directory."""
+    _main("evaluate", _evaluate)
+
+
+def _main(name: str, job: Job) -> None:
+    """Check that every job composes, hand over to Hydra, and turn what became of the jobs into an exit code."""
+    try:
+        _check_composition(name, sys.argv[1:])
+    except InvalidInput as error:
+        _refuse(error)
+    failed: list[str] = []
+    launcher = os.getpid()
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            job(config)
+        except InvalidInput as error:
+            if not _multirun():
+                _refuse(error)
+            reason = f"{_overrides()}: {error}"
+        except RunFailed as error:
+            reason = f"{_overrides()}: {error}" if _multirun() else str(error)
+        else:
+            return
+        _say(f"FAILED {reason}")
+        if os.getpid() != launcher:  # a launcher with processes of its own: let Hydra carry the failure back
+            raise RunFailed(reason)
+        failed.append(reason)
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
+    if len(failed) > 1:
+        _say(f"{len(failed)} runs failed:\n" + "\n".join(f"  {reason}" for reason in failed))
+    if failed:
+        sys.exit(1)
+
+
+def _check_composition(name: str, argv: list[str]) -> None:
+    """Compose every job that Hydra would start, before it starts the first.
+
+    Raises: InvalidInput for a group, choice, key or value that does not compose.
+    """
+    known = get_args_parser().parse_args(argv)
+    if known.help or known.hydra_help or known.shell_completion or known.info:
+        return
+    jobs = [known.overrides]
+    if known.multirun:
+        try:
+            parsed = OverridesParser.create().parse_overrides(known.overrides)
+            if any("glob(" in o for o in known.overrides):  # needs Hydra's own view of the groups; it expands them itself
+                return
+            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        except HydraException as error:
+            raise InvalidInput("; ".join(str(error).split("\n"))) from error
+    for overrides in jobs:
+        try:
+            compose(name, [o for o in overrides if not o.startswith("hydra")])
+        except InvalidInput as error:
+            raise InvalidInput(unknown_key_hint(name, str(error), overrides)) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+def _train(config: DictConfig) -> None:
+    import torch
+
+    import ddpm
+    from ddpm import checkpoint
+    from ddpm.randomness import generator
+    from ddpm.runs import DONE, FAILED, INTERRUPTED, Run, RunIsHeld, now, science_hash
+    from ddpm.trainer import Interrupted
+
+    parents, resume = {}, None
+    if config.extend is not None:
+        config, resume = _extended(config)
+        parents["extend"] = Path(config.extend).name
+    settings, trust = resolved(config), plain(config.trust)
+    device = resolve_device(config.device)
+    initial = None
+    if config.init is not None:
+        initial = _weights_file(Path(config.init))
+        parents["init"] = checkpoint.sha256(initial)
+    data = build(config.data, "data", trust)
+    run = Run(Path(config.runs) / config.study / science_hash(science(settings, data.identity(), parents, ddpm.NUMERICS)))
+
+    try:
+        torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
+        model = build(config.model, "model", trust)
+        _must_match(model, data)
+        diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
+        sampler = build(config.sampler, "sampler", trust)
+        _must_walk(sampler, diffusion)
+        optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
+        trainer = build(config.trainer, "trainer", trust)
+        if initial is not None:
+            _load(model, initial)
+    except InvalidInput as error:
+        if _multirun():
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_status(FAILED, reason=str(error), ended=now())
+        raise
+
+    status = run.status()
+    if status.get("state") == DONE:
+        _say(f"{run.path} is done already ({status['step']:,} steps); nothing to do")
+        return
+    try:
+        with run.locked():
+            resume = checkpoint.last_whole(run.checkpoints) or resume
+            _say(f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+                 f"{len(data.train):,} training images, {device}")
+            if resume is not None:
+                _say(f"going on from {resume}")
+            OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
+            run.begin()
+            try:
+                ended, ema = trainer.fit(run, model, diffusion, data, optimizer, seed=config.seed, device=device,
+                                         resume=resume)
+                _draw_results(run, config, data, diffusion, ema.model, sampler, device)
+            except Interrupted as error:
+                run.write_status(INTERRUPTED, reason=str(error), ended=now())
+                _say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
+                sys.exit(128 + error.signum)
+            except Exception as error:
+                _record_failure(run, error)
+            run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
+            _next_steps(run, ended)
+    except RunIsHeld as error:
+        raise RunFailed(str(error)) from error
+    except KeyboardInterrupt:
+        run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
+        _say("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+def _record_failure(run: Any, error: Exception) -> None:
+    """Write FAILED with its reason, keep what was saved, and raise RunFailed with what to do."""
+    from ddpm import checkpoint
+    from ddpm.runs import FAILED, now
+
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = f"the disk is full ({error})" if full else f"{type(error).__name__}: {error}"
+    try:
+        run.write_status(FAILED, reason=reason, traceback=traceback.format_exc(), ended=now())
+    except OSError as second:
+        reason += f"; status.json could not be written either ({second})"
+    last = checkpoint.last_whole(run.checkpoints)
+    kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+    advice = "free some space, then the same command goes on from there" if full else "the same command tries again"
+    raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
+
+
+def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
+    """The configuration of the run that `extend` names with the command line's values over it, and its checkpoint."""
+    from ddpm.runs import open_run
+
+    try:
+        parent, path = open_run(config.extend)
+    except FileNotFoundError as error:
+        raise InvalidInput(str(error).replace("run=", "extend=", 1)) from error
+    base = read_config(parent.path / "config.yaml")
+    words = list(HydraConfig.get().overrides.task)
+    groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+    for word in words:
+        key = word.partition("=")[0]
+        if key in groups or key.startswith(("+", "~")):
+            raise InvalidInput(f"{word}: a run that extends another has its configuration; only values may be changed, "
+                               "such as trainer.steps=2000")
+    if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
+        raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
+    merged = OmegaConf.merge(base, {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
+                             OmegaConf.from_dotlist(words))
+    if merged.trainer.steps is not None and merged.trainer.steps <= int(path.name):
+        raise InvalidInput(f"trainer.steps={merged.trainer.steps} is not more than the {path.name} steps that "
+                           f"{parent.path} has already")
+    return merged, path
+
+
+def _weights_file(path: Path) -> Path:
+    """The weights in a run directory (EMA, last checkpoint) or in a folder with ema.safetensors or model.safetensors."""
+    from ddpm.runs import open_run
+
+    folder = open_run(path)[1] if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir() else path
+    for name in ("ema.safetensors", "model.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InvalidInput(f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or "
+                       "model.safetensors")
+
+
+def _load(model: Any, file: Path) -> None:
+    from ddpm import checkpoint
+
+    try:
+        checkpoint.load_into(model, file)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+def _must_match(model: Any, data: Any) -> None:
+    """Refuse a network that does not take the data's images."""
+    takes = (getattr(model, "in_channels", None), *getattr(model, "image_size", ()))
+    if None not in takes and takes != data.shape:
+        raise InvalidInput(f"the model takes images of (C, H, W) = {takes}, but the data are {data.shape}; set "
+                           "model.image_size and model.in_channels, or data.image_size and data.channels")
+    if getattr(model, "num_classes", None) is not None:
+        if data.labels is None:
+            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have no labels")
+        if model.num_classes < data.num_classes:
+            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have {data.num_classes} classes")
+
+
+def _must_walk(sampler: Any, diffusion: Any) -> None:
+    """Refuse a sampler that cannot walk along the schedule."""
+    try:
+        sampler.times(diffusion.schedule.T)
+    except ValueError as error:
+        raise InvalidInput(f"sampler: {error}") from error
+
+
+def _draw_results(run: Any, config: DictConfig, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any) -> None:
+    """The pictures at the end of a run, and its figures."""
+    import torch
+
+    from ddpm import evaluation, images, plots
+    from ddpm.forward import q_sample
+    from ddpm.randomness import SampleNoise
+    from ddpm.runs import git_commit, read_metrics
+    from ddpm.sampling import Source
+
+    history = read_metrics(run.path)
+    plots.loss(run.path / "loss.png", *(
+        [(line["step"], line["loss"]) for line in history if line["split"] == split] for split in ("train", "held_out")
+    ))
+    source = Source(diffusion, model, sampler, data.shape, config.seed, device)
+    judged = config.recognition and data.labels is not None and len(data.held_out) > 0
+    samples = source.drawn(512 if judged else 64)
+    images.save_samples(run.path / "samples.png", samples[:64])
+    frames = [images.grid(x_t, columns=8) for _, x_t in source.way(32, 40)]
+    images.save_gif(run.path / "denoising.gif", frames, seconds_per_frame=0.08)
+
+    T = diffusion.schedule.T
+    times = [round(T * share / 4) for share in range(5)]
+    x_0 = data.batch(data.train[:1], device)[0].cpu()
+    eps = SampleNoise(config.seed, [0]).x_T(data.shape)
+    x_t = q_sample(diffusion.schedule, x_0.expand(5, *data.shape), torch.tensor(times), eps)
+    plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
+
+    if judged:
+        protocol, found, values = evaluation.measure_recognition(samples, data)
+        evaluation.record(run.path, protocol, values | _protocol(512, config.seed, "ema", sampler, T, git_commit()))
+        _say(f"{len(samples)} samples, {type(sampler).__name__} with {len(sampler.times(T)) - 1} steps, EMA weights:\n{found}")
+
+
+def _protocol(n: int, seed: int, weights: str, sampler: Any, T: int, commit: str | None) -> dict[str, Any]:
+    """The part of a record in evaluation.json that says how its samples were drawn."""
+    return {"low": None, "high": None, "n": n, "seeds": [seed], "weights": weights,
+            "sampler": type(sampler).__name__, "steps": len(sampler.times(T)) - 1, "commit": commit}
+
+
+def _next_steps(run: Any, ended: str) -> None:
+    """Where the results are and what to type next."""
+    pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
+    status = run.status()
+    command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None
+    draw = f"{command}/sample.py" if command else "ddpm-sample"
+    again = f"{command}/train.py" if command else "ddpm-train"
+    _say(f"""done: {status['step']:,} steps in {status['seconds']:.0f} s (the budget of {ended} is used)
+  results       {run.path}
+  pictures      {pictures}
+  curves        tensorboard --logdir {run.path.parent}
+next:
+  more samples  {draw} run={run.path} n=100 seed=1 out=samples.png
+  few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png
+  train longer  {again} extend={run.path} trainer.steps={2 * status['step']}
+  a sweep       {again} -m 'model.channels=16,32' 'model.attention_resolutions=[],[4]' schedule=linear,cosine""")
+
+
+# -------------------------------------------------------------------------------------------------- sample and evaluate
+
+
+def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
+    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.runs import open_run
+    from ddpm.sampling import Source
+
+    if config.weights not in ("ema", "raw"):
+        raise InvalidInput(f"weights={config.weights} is not known; allowed: ema, raw")
+    for key in ("n", "batch"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise InvalidInput(f"{key}={config[key]} must be an integer >= 1")
+    device = resolve_device(config.device)
+    try:
+        run, folder = open_run(config.run, config.checkpoint)
+    except FileNotFoundError as error:
+        raise InvalidInput(str(error)) from error
+    trained, trust = read_config(run.path / "config.yaml"), plain(config.trust)
+    model = build(trained.model, "model", trust)
+    diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
+    sampler = build(config.sampler, "sampler", trust)
+    _must_walk(sampler, diffusion)
+    _load(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
+    shape = (model.in_channels, *model.image_size)
+    return Source(diffusion, model, sampler, shape, config.seed, device), run, trained, int(folder.name)
+
+
+def _sample(config: DictConfig) -> None:
+    from ddpm import images, plots
+
+    resolved(config)
+    _must_be_writable(config.out)
+    source, run, _, step = _source(config)
+    out = Path(config.out) if config.out else run.path / f"samples_{_label(source, step, config)}.png"
+    folder = bool(config.out) and (str(config.out).endswith("/") or out.suffix == "")
+    strip, process = plain(config.steps_strip), config.process
+    if (strip or process) and (folder or out.suffix != ".png"):
+        raise InvalidInput(f"out={config.out}: steps_strip and process are figures, written to a .png file")
+    if strip and process:
+        raise InvalidInput("steps_strip and process are two figures; ask for one at a time")
+
+    _say(f"{run.path}, step {step:,}, {config.weights} weights, {type(source.sampler).__name__}, seed {config.seed}")
+    if strip:
+        _steps_strip(config, source, strip, out)
+    elif process is not None:
+        if isinstance(process, bool) or not isinstance(process, int) or process < 2:
+            raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
+        way = source.way(min(config.n, 8), process)
+        plots.labelled_columns(out, [(f"$t = {t}$", x_t) for t, x_t in way])
+    elif folder:
+        _numbered(config, source, run, step, out)
+    elif out.suffix == ".gif":
+        images.save_gif(out, [images.grid(x_t) for _, x_t in source.way(config.n, 40)], seconds_per_frame=0.08)
+    else:
+        import torch
+
+        parts = list(_with_bar(source.batches(list(range(config.n)), config.batch), config.n))
+        images.save_samples(out, torch.cat([x for _, x in parts]))
+    _say(f"wrote {out}")
+
+
+def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
+    """The same noise at several numbers of steps, one row each."""
+    from ddpm import plots
+    from ddpm.sampling import Source
+
+    samplers = []
+    for steps in strip if isinstance(strip, list) else [strip]:
+        sampler = build(OmegaConf.merge(config.sampler, {"steps": steps}), f"steps_strip, {steps}", plain(config.trust))
+        _must_walk(sampler, source.diffusion)
+        samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
+    n = min(config.n, 12)
+    plots.labelled_rows(out, [
+        (label, Source(source.diffusion, source.model, sampler, source.shape, source.seed, source.device).draw(range(n)))
+        for label, sampler in samplers
+    ])
+
+
+def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
+    """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
+    from ddpm import images
+
+    out.mkdir(exist_ok=True)
+    settings = {"run": str(run.path.resolve()), "step": step, "weights": config.weights, "seed": config.seed,
+                "sampler": OmegaConf.to_container(config.sampler)}
+    note = out / "samples.json"
+    if note.exists() and json.loads(note.read_text()) != settings:
+        raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
+    if not note.exists() and any(out.glob("[0-9]*.png")):
+        raise InvalidInput(f"out={config.out} holds numbered pictures that were not written here; choose another folder")
+    note.write_text(json.dumps(settings, indent=1))
+    missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
+    if len(missing) < config.n:
+        _say(f"{config.n - len(missing)} of {config.n} samples are there already")
+    for numbers, x in _with_bar(source.batches(missing, config.batch), len(missing)):
+        for number, picture in zip(numbers, images.to_numpy(x), strict=True):
+            images.save_png(out / f"{number:06}.png", picture)
+
+
+def _must_be_writable(out: str | None) -> None:
+    """Refuse an `out` that could not be written in the end, before anything is drawn."""
+    if out is None:
+        return
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")
+    if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ""):
+        raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: .npy, .png, .gif, or a folder/")
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK):
+        raise InvalidInput(f"out={out}: {target} is not writable")
+
+
+def _evaluate(config: DictConfig) -> None:
+    import torch
+
+    from ddpm import evaluation
+    from ddpm.runs import git_commit
+
+    resolved(config)
+    metrics = plain(config.metric)
+    metrics = metrics if isinstance(metrics, list) else [metrics]
+    for metric in metrics:
+        if metric not in ("recognition", "frechet"):
+            raise InvalidInput(f"metric={metric} is not known; allowed: recognition, frechet")
+    source, run, trained, _ = _source(config)
+    if config.data.root is not None:
+        trained = OmegaConf.merge(trained, {"data": {"root": config.data.root}})
+    data = build(trained.data, "data", plain(config.trust))
+    T = source.diffusion.schedule.T
+    calls = (len(source.sampler.times(T)) - 1) * config.n
+    _say(f"{config.n} samples, {calls:,} evaluations of the network an image at a time")
+    samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(config.n)), config.batch), config.n)])
+    settings = _protocol(config.n, config.seed, config.weights, source.sampler, T, git_commit())
+    for metric in metrics:
+        try:
+            if metric == "recognition":
+                protocol, found, values = evaluation.measure_recognition(samples, data)
+            else:
+                channels, height, width = data.shape
+                judge = build(config.judge, "judge", image_size=(height, width), in_channels=channels,
+                              num_classes=data.num_classes)
+                cache = run.path.parent.parent / "judges"
+                protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
+        except ValueError as error:
+            raise InvalidInput(f"metric={metric}: {error}") from error
+        evaluation.record(run.path, protocol, values | settings)
+        _say(f"{protocol}:\n{found}")
+
+
+# ----------------------------------------------------------------------------------------------------------- together
+
+
+def _label(source: Any, step: int, config: DictConfig) -> str:
+    steps = len(source.sampler.times(source.diffusion.schedule.T)) - 1
+    return f"step{step}_{config.weights}_{type(source.sampler).__name__.lower()}{steps}_seed{config.seed}"
+
+
+def _with_bar(batches: Any, n: int) -> Any:
+    """The batches, while a progress bar counts their samples."""
+    from tqdm import tqdm
+
+    with tqdm(total=n, unit="image", disable=not sys.stderr.isatty()) as bar:
+        for numbers, x in batches:
+            yield numbers, x
+            bar.update(len(x))
+
+
+def _multirun() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _overrides() -> str:
+    return " ".join(HydraConfig.get().overrides.task) or "defaults"
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+def _refuse(error: Exception) -> None:
+    """Invalid input: one line, exit code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

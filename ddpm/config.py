@@ -1,0 +1,179 @@
+"""Configurations: composed by Hydra, checked, and built. Joins ddpm/ and models/ through the names in `_target_`."""
+
+import contextlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
+SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
+CADENCE = ("log_every", "checkpoint_every", "keep", "previews")  # of the trainer; changes no result
+
+
+class InvalidInput(Exception):
+    """What the user asked for cannot be done; the message is one line that says what is allowed."""
+
+
+@cache
+def conf_dir() -> Path:
+    """The folder of configurations: inside the installed package, or beside it in a checkout."""
+    spec = importlib.util.find_spec("ddpm")
+    package = Path(spec.origin).parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no conf/train.yaml in {package} or beside it: the installation is incomplete")
+
+
+@cache
+def allowed_targets() -> frozenset[str]:
+    """The exact names that a configuration may build: those in conf/ and the optimizers."""
+    names = set(OPTIMIZERS)
+    for path in conf_dir().rglob("*.yaml"):
+        config = OmegaConf.load(path)
+        if isinstance(config, DictConfig) and "_target_" in config:
+            names.add(OmegaConf.to_container(config, resolve=False)["_target_"])
+    return frozenset(names)
+
+
+def compose(name: str, overrides: list[str]) -> DictConfig:
+    """The configuration conf/NAME.yaml with command-line overrides.
+
+    Raises: InvalidInput for a group, choice, key or value that does not compose.
+    """
+    with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
+        try:
+            return hydra.compose(name, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InvalidInput(_one_line(error)) from error
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, interpolations resolved.
+
+    Raises: InvalidInput if a mandatory value is missing or an interpolation leads nowhere.
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InvalidInput(_one_line(error)) from error
+
+
+def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | None = None, **arguments: Any) -> Any:
+    """Build what a configuration describes: `_target_` called with the other keys.
+
+    Args:
+        config: with `_target_`.
+        name: what messages call it, such as "model".
+        trust: names that the user adds to the allowed ones, on the command line only.
+        arguments: passed on as they are.
+    Raises: InvalidInput for a target that is not allowed, or where the constructor refuses its arguments.
+    """
+    raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    check_targets(raw, name, allowed_targets() | set(trust or []))
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **arguments)
+    except HydraException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError | TypeError | OSError | AttributeError | OmegaConfBaseException | HydraException):
+            raise InvalidInput(f"{name}: {_one_line(cause)}") from error
+        raise
+
+
+def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> None:
+    """Look every `_target_` of plain data up in a closed set of names, before anything is resolved or imported.
+
+    Raises: InvalidInput for a name outside the set, or any other of Hydra's keys that steer instantiation.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_" and value not in allowed:
+                raise InvalidInput(f"{name}: _target_ {value!r} is not allowed; allowed: {', '.join(sorted(allowed))}")
+            if key in ("_partial_", "_args_", "_convert_", "_recursive_"):
+                raise InvalidInput(f"{name}: the key {key} is not allowed")
+            check_targets(value, name, allowed)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            check_targets(value, name, allowed)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name: "auto" is a GPU if there is one, else the CPU.
+
+    Raises: InvalidInput for a name that is not known, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"device={name} is not known; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        there = f"PyTorch sees {count} of them" if count else "PyTorch sees none"
+        raise InvalidInput(f"device={name}: no such CUDA device here, {there}; use device=cpu or device=auto")
+    return device
+
+
+def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str, str], numerics: int) -> dict[str, Any]:
+    """Everything that a run's result depends on, and nothing else.
+
+    Args:
+        config: resolved.
+        identity: of the data, whatever their path.
+        parents: checksums of what the run starts from.
+        numerics: `ddpm.NUMERICS`.
+    """
+    chosen = {key: config[key] for key in SCIENCE}
+    chosen["trainer"] = {k: v for k, v in config["trainer"].items() if k not in CADENCE}
+    treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
+    return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
+
+
+def read_config(path: Path) -> DictConfig:
+    """A run's config.yaml.
+
+    Raises: InvalidInput if it is no configuration, or not one of a run.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser has no common base class
+        raise InvalidInput(f"{path} cannot be read as a configuration: {_one_line(error)}") from error
+    missing = [key for key in (*SCIENCE, "data") if not isinstance(config, DictConfig) or key not in config]
+    if missing:
+        raise InvalidInput(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}")
+    return config
+
+
+def unknown_key_hint(name: str, message: str, overrides: list[str]) -> str:
+    """A message on an unknown key, with the keys that are known beside it."""
+    key = next((o.split("=")[0] for o in overrides if o.split("=")[0] in message and "." in o.split("=")[0]), None)
+    with contextlib.suppress(InvalidInput):
+        if key is not None and "is not in struct" in message:
+            rest = [o for o in overrides if not o.startswith(f"{key}=")]
+            parent = OmegaConf.select(compose(name, rest), key.rpartition(".")[0])
+            if isinstance(parent, DictConfig):
+                known = sorted(str(k) for k in parent if k != "_target_")
+                return f"{key} is no key of this configuration; {key.rpartition('.')[0]} has: {', '.join(known)}"
+    return message
+
+
+def plain(value: Any) -> Any:
+    """Lists and dictionaries of a configuration as Python's own."""
+    return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message on one line, without Hydra's search path."""
+    text = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
+    return "; ".join(lines) or type(error).__name__

@@ -1,0 +1,218 @@
+"""Images in memory: bytes, a fixed held-out part, and an order that is a pure function of the step."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ddpm.images import to_float
+from ddpm.randomness import generator as keyed
+
+EPOCHS_KEPT = 3  # permutations that `order` remembers: a batch rarely touches more than two epochs
+
+
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) from one side of a square or from [H, W]; ValueError unless whole numbers >= 1."""
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ValueError(f"image_size={image_size!r}: give a whole number of pixels >= 1, or [height, width]")
+    return size
+
+
+def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise ValueError, with the allowed values, unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def check_options(image_size: int | Sequence[int] | None, channels: int | None, validation: float) -> None:
+    """Raise ValueError for options that no source admits; a source calls it before it reads or downloads anything."""
+    if image_size is not None:
+        height_width(image_size)
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels!r}: choose 1 (grayscale) or 3 (RGB)")
+    if not isinstance(validation, int | float) or not 0 <= validation < 1:
+        raise ValueError(f"validation={validation!r}: the held-out fraction lies in 0 <= validation < 1")
+
+
+def check_labels(labels: Tensor, count: int, where: object) -> None:
+    """Raise ValueError naming `where` and the first of `labels` (N,) that is outside 0..count-1."""
+    wrong = ((labels < 0) | (labels >= count)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(f"{where}: label {int(labels[at])} of image {at} is outside 0..{count - 1}")
+
+
+def fit(images: Tensor, image_size: int | Sequence[int], channels: int) -> Tensor:
+    """Bring images to one size and number of channels.
+
+    The shorter side is scaled (bicubic, antialiased) and the longer one cropped around the centre. Colour becomes gray
+    by the luma weights of ITU-R 601; gray becomes RGB by repeating.
+
+    Args:
+        images: uint8 (N, C, H, W), C is 1 or 3.
+        image_size: side of a square, or (H', W').
+        channels: 1 or 3.
+
+    Returns: uint8 (N, channels, H', W'); `images` itself where nothing is to be done.
+    """
+    height, width = height_width(image_size)
+    if images.shape[1:] == (channels, height, width):
+        return images
+    pixels = rearrange(images, "n c h w -> n h w c").numpy()
+    pictures = (Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in pixels)
+    mode = "L" if channels == 1 else "RGB"
+    fitted = [np.asarray(ImageOps.fit(p.convert(mode), (width, height), Image.Resampling.BICUBIC)) for p in pictures]
+    return rearrange(torch.from_numpy(np.stack(fitted)), "n h w ... -> n (...) h w").contiguous()
+
+
+class ImageData:
+    """Images in memory, with labels or without, of which a fixed part is held out.
+
+    Every source of images is one of these. The held-out part is a random fraction of the images that depends on their
+    number alone, never on the run's seed, so that all runs on the same data are judged on the same images.
+
+    Args:
+        name: what the data are called; part of their identity.
+        split: which published part was read: "train", "test", or "all" where there is only one.
+        images: uint8 (N, C, H, W), N >= 1, C is 1 or 3.
+        labels: whole numbers (N,) in 0..num_classes-1, or None.
+        classes: the classes' names; without them, labels name themselves.
+        image_size: side or (H, W) to bring the images to (see `fit`); None leaves them.
+        channels: 1 or 3; None leaves them.
+        validation: the held-out fraction, 0 <= validation < 1. Unless it is 0 at least one image is held out.
+        flip: mirror half of the training images left to right, drawn anew each time.
+
+    Raises: ValueError for arguments outside these ranges.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] = (),
+        *,
+        image_size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        validation: float = 0.1,
+        flip: bool = False,
+    ):
+        check_options(image_size, channels, validation)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+            raise ValueError(f"{name}: images are uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        if labels is not None:
+            if labels.shape != images.shape[:1]:
+                raise ValueError(f"{name}: {len(images)} images but labels of shape {tuple(labels.shape)}")
+            classes = classes or tuple(str(y) for y in range(int(labels.max()) + 1))
+            check_labels(labels, len(classes), name)
+        self.name, self.split, self.flip = name, split, flip
+        self.images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
+        self.labels = None if labels is None else labels.long()
+        self.classes, self.num_classes = tuple(classes), len(classes)
+        self.train, self.held_out = self._divide(len(images), validation)
+        self._epochs: dict[tuple[int, int], Tensor] = {}
+
+    def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
+        """Sorted image numbers of the training part and of the held-out part."""
+        if validation > 0 and count == 1:
+            raise ValueError(f"{self.name}: one image leaves none to hold out; set validation=0")
+        held_out = min(max(round(validation * count), 1), count - 1) if validation > 0 else 0
+        shuffled = torch.randperm(count, generator=keyed(0, "held_out"))
+        return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of one image."""
+        return self.shape[1:]
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """Move images (still bytes) and labels to a device; returns self."""
+        self.images = self.images.to(device)
+        self.labels = None if self.labels is None else self.labels.to(device)
+        return self
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images as the network sees them.
+
+        Args:
+            indices: image numbers (B,), whole numbers in 0..N-1.
+            device: where the result goes.
+            generator: draws which rows are mirrored, if the data flip; None, as in evaluation, mirrors none.
+
+        Returns: x_0 float32 (B, C, H, W) in [-1, 1], and y int64 (B,) or None.
+        """
+        indices = indices.to(self.images.device)
+        x_0 = to_float(self.images[indices].to(device))
+        if self.flip and generator is not None:
+            coins = torch.rand(len(x_0), generator=generator, device=generator.device) < 0.5
+            x_0 = torch.where(rearrange(coins, "b -> b 1 1 1").to(device), x_0.flip(-1), x_0)
+        return x_0, None if self.labels is None else self.labels[indices].to(device)
+
+    def order(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """Image numbers (batch_size,) of one step's global batch: a pure function of (seed, step, batch_size).
+
+        The training part is shuffled anew each epoch; the epochs, end to end, are cut into batches.
+
+        Args:
+            seed: the run's seed.
+            step: counts from 1.
+            batch_size: images in the global batch, >= 1; may exceed an epoch.
+
+        Raises: ValueError if step or batch_size is below 1.
+        """
+        if step < 1 or batch_size < 1:
+            raise ValueError(f"step={step}, batch_size={batch_size}: both are at least 1")
+        n, start = len(self.train), (step - 1) * batch_size
+        stop = start + batch_size
+        epochs = range(start // n, (stop - 1) // n + 1)
+        return torch.cat([self._epoch(seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
+
+    def _epoch(self, seed: int, epoch: int) -> Tensor:
+        """The training part in the order of one epoch; epochs count from 0."""
+        if (seed, epoch) not in self._epochs:
+            while len(self._epochs) >= EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]
+            shuffled = torch.randperm(len(self.train), generator=keyed(seed, "order", epoch))
+            self._epochs[seed, epoch] = self.train[shuffled]
+        return self._epochs[seed, epoch]
+
+    def identity(self) -> dict[str, str | int | list[int]]:
+        """What the data are, wherever they lie: {name, split, count, image_size, channels, sha256}.
+
+        The checksum is over images and labels as training sees them (after `fit`), and is computed once.
+        """
+        channels, height, width = self.shape
+        return {
+            "name": self.name,
+            "split": self.split,
+            "count": len(self),
+            "image_size": [height, width],
+            "channels": channels,
+            "sha256": self._sha256,
+        }
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Checksum of the images' shape and bytes and of the labels."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.labels is not None)).encode())
+        digest.update(self.images.cpu().contiguous().numpy())
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().astype("<i8"))
+        return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Runs: a directory named by the hash of its science, with its state, its lock and its metrics."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ddpm import checkpoint
+from ddpm.images import replacing
+
+FORMAT = 1
+RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
+
+
+class RunIsHeld(Exception):
+    """Another process trains this run."""
+
+
+def science_hash(science: dict) -> str:
+    """Twelve hexadecimal digits that name everything a result depends on."""
+    text = json.dumps(science, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        path: DIR/NAME/<hash>.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def hash(self) -> str:
+        return self.path.name
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says; a RUNNING run that nobody holds is INTERRUPTED; {} if it never began."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except FileNotFoundError:
+            return {}
+        if status["state"] == RUNNING and not self._held():
+            status |= {"state": INTERRUPTED, "reason": "the process ended without a word"}
+        return status
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """Write status.json: these fields over those that it has."""
+        path = self.path / "status.json"
+        status = dict.fromkeys(("state", "reason", "traceback", "step", "seconds", "started", "ended"))
+        status |= json.loads(path.read_text()) if path.exists() else {}
+        status |= {"state": state, "hash": self.hash, "format": FORMAT, **fields}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(status, indent=1))
+
+    def begin(self) -> None:
+        """Write status.json for a process that starts or resumes."""
+        self.write_status(RUNNING, started=now(), ended=None, reason=None, traceback=None, host=platform.node(),
+                          pid=os.getpid(), commit=git_commit())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for the life of the block; the system frees it if the process dies.
+
+        Raises: RunIsHeld with the holder's host and process.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            status = self.status()
+            raise RunIsHeld(
+                f"{self.path} is being trained by process {status.get('pid')} on {status.get('host')}"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _held(self) -> bool:
+        lock = filelock.FileLock(self.path / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except (filelock.Timeout, OSError):
+            return True
+        lock.release()
+        return False
+
+
+class Metrics:
+    """metrics.jsonl and the same in TensorBoard; lines after the step that a run resumes from are dropped.
+
+    Args:
+        folder: the run directory.
+        step: the last step that counts; 0 for a new run.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.file = open(self.path, "a")
+
+    def write(self, step: int, split: str, **values: float | None) -> None:
+        """One line; numbers that are not finite become null."""
+        values = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        self.file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut off is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
+    """A run that has something to sample from.
+
+    Args:
+        path: the run directory.
+        which: "last", "best", or a step.
+    Returns: the run, and the checkpoint's folder, verified.
+    Raises: FileNotFoundError if there is no run, or no (whole) checkpoint in it.
+    """
+    run = Run(path)
+    if not (run.path / "config.yaml").is_file():
+        raise FileNotFoundError(f"run={path}: no config.yaml there, so this is no run directory")
+    if which == "last":
+        found = checkpoint.last_whole(run.checkpoints)
+    else:
+        step = checkpoint.best(run.checkpoints) if which == "best" else which
+        found = run.checkpoints / str(step)
+        if step is not None and (damage := checkpoint.verify(found)):
+            there = ", ".join(p.name for p in sorted(run.checkpoints.glob("[0-9]*"))) or "none"
+            raise FileNotFoundError(f"run={path}: checkpoint {which} cannot be read ({damage}); there: {there}")
+        found = found if step is not None else None
+    if found is None:
+        raise FileNotFoundError(f"run={path}: no whole checkpoint in {run.checkpoints}; train it further first")
+    return run, found
+
+
+def now() -> str:
+    """The time, in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with a plus sign if it was changed since; None outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
+                              check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Stopwatch:
+    """Seconds used, those of earlier processes included."""
+
+    def __init__(self, before: float = 0.0):
+        self.start = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start

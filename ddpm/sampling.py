@@ -1,0 +1,51 @@
+"""Samples of a trained network: batch by batch, and the way from noise to image."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.randomness import SampleNoise
+from ddpm.samplers import Sampler
+
+
+class Source:
+    """All that decides a sample but its number.
+
+    Args:
+        diffusion, model, sampler: what was trained, and how to draw from it; the model is put into evaluation mode.
+        shape: (C, H, W) of a sample.
+        seed: sample number i is a function of (seed, i), whatever is drawn beside it.
+        device: where the model is.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, model: nn.Module, sampler: Sampler, shape: tuple[int, ...],
+                 seed: int, device: torch.device):
+        self.diffusion, self.model, self.sampler = diffusion, model.to(device).eval(), sampler
+        self.shape, self.seed, self.device = shape, seed, device
+
+    def draw(self, numbers: range | list[int], callback: object = None) -> Tensor:
+        """The samples of these numbers, (n, C, H, W), on the CPU."""
+        noise = SampleNoise(self.seed, numbers)
+        x_T = noise.x_T(self.shape, self.device)
+        denoise = self.diffusion.denoiser(self.model)
+        return self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
+
+    def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers and samples, `batch` at a time."""
+        for start in range(0, len(numbers), batch):
+            part = numbers[start : start + batch]
+            yield part, self.draw(part)
+
+    def drawn(self, n: int, batch: int = 256) -> Tensor:
+        """The first n samples, (n, C, H, W)."""
+        return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
+
+    def way(self, n: int, pictures: int) -> list[tuple[int, Tensor]]:
+        """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
+        seen: list[tuple[int, Tensor]] = []
+        x_0 = self.draw(range(n), lambda i, t, s, x_t, pred: seen.append((t, x_t.cpu())))
+        seen.append((0, x_0))
+        chosen = torch.linspace(0, len(seen) - 1, min(pictures, len(seen))).round().long().tolist()
+        return [seen[i] for i in chosen]

@@ -1,0 +1,362 @@
+"""The training loop."""
+
+import contextlib
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ddpm import checkpoint, plots
+from ddpm.data import ImageData
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.ema import EMA
+from ddpm.randomness import SampleNoise, generator
+from ddpm.runs import Metrics, Run, Stopwatch
+from ddpm.samplers import DDIM
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LR_SCHEDULES = ("constant", "cosine", "linear")
+HELD_OUT_IMAGES = 512  # at most so many are measured at each checkpoint
+PREVIEW_IMAGES, PREVIEW_STEPS = 8, 20  # of DDIM: a preview is cheap
+
+
+class Interrupted(Exception):
+    """A signal ended training after a checkpoint was written."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Trainer:
+    """How a network is trained: budget, batch, learning rate, precision, averaging, cadence.
+
+    Args:
+        steps, epochs, seconds: the budget; at least one. The first that is reached ends the run. The learning rate follows
+            the steps (or epochs) where they are given, else the time used; with a time budget alone two runs are not
+            comparable step by step.
+        batch_size: images in a step, over all micro-batches.
+        accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for rounding.
+        precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 on a GPU that has it, else fp32.
+        lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
+        warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
+        clip: bound of the gradient's norm; null for none.
+        ema_decay, ema_warmup: of the averaged weights, see `ddpm.ema.EMA`.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints; one is always written at the end.
+        keep: how many of the last checkpoints are kept, besides the best.
+        previews: how often in the run the same noise is turned into images.
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        epochs: float | None = None,
+        seconds: float | None = None,
+        batch_size: int = 128,
+        accumulate: int = 1,
+        precision: str = "auto",
+        lr_schedule: str = "cosine",
+        warmup: int = 0,
+        warmup_epochs: float | None = None,
+        clip: float | None = 1.0,
+        ema_decay: float = 0.9999,
+        ema_warmup: float = 9.0,
+        log_every: int = 20,
+        checkpoint_every: int = 1000,
+        keep: int = 2,
+        previews: int = 6,
+    ):
+        budget = {"steps": steps, "epochs": epochs, "seconds": seconds}
+        if all(value is None for value in budget.values()):
+            raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
+        at_least = {"batch_size": (batch_size, 1), "accumulate": (accumulate, 1), "warmup": (warmup, 0),
+                    "log_every": (log_every, 1), "checkpoint_every": (checkpoint_every, 1), "keep": (keep, 1),
+                    "previews": (previews, 0), "steps": (steps if steps is not None else 1, 1)}
+        for name, (value, least) in at_least.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
+        for name, value in {"epochs": epochs, "seconds": seconds, "clip": clip, "warmup_epochs": warmup_epochs}.items():
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} = {value!r} must be a number > 0, or null")
+        if warmup and warmup_epochs:
+            raise ValueError(f"warmup = {warmup} and warmup_epochs = {warmup_epochs:g} exclude each other")
+        if batch_size % accumulate:
+            near = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+            raise ValueError(f"accumulate = {accumulate} does not divide batch_size = {batch_size}; nearest that does: "
+                             f"{min(near, key=lambda n: abs(n - accumulate))}")
+        if precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"precision = {precision!r} is not known; allowed: auto, {', '.join(PRECISIONS)}")
+        if lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"lr_schedule = {lr_schedule!r} is not known; allowed: {', '.join(LR_SCHEDULES)}")
+        if not 0 <= ema_decay < 1 or ema_warmup < 0:
+            raise ValueError(f"ema_decay = {ema_decay:g} must lie in [0, 1) and ema_warmup = {ema_warmup:g} be >= 0")
+        self.steps, self.epochs, self.seconds = steps, epochs, seconds
+        self.batch_size, self.accumulate, self.precision = batch_size, accumulate, precision
+        self.lr_schedule, self.warmup, self.warmup_epochs, self.clip = lr_schedule, warmup, warmup_epochs, clip
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
+        self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
+
+    def fit(
+        self,
+        run: Run,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        data: ImageData,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        device: torch.device,
+        resume: Path | None = None,
+    ) -> tuple[str, EMA]:
+        """Train, from the start or from a checkpoint, until the budget is used.
+
+        Args:
+            run: the run directory, locked by the caller.
+            optimizer: over the model's parameters.
+            seed: all randomness is keyed by it, and by the step.
+            resume: a checkpoint, of this run or of the one that it extends.
+        Returns:
+            what ended the run ("steps", "epochs" or "seconds"), and the averaged weights.
+        Raises:
+            Interrupted: by SIGINT or SIGTERM, after a checkpoint was written.
+            FloatingPointError: the loss or the gradient is not finite.
+        """
+        model.to(device, memory_format=torch.channels_last)
+        data.to(device)
+        state = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
+        precision = state.get("precision", resolve(self.precision, device))
+        autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        ema = EMA(model, self.ema_decay, self.ema_warmup)
+        if resume:
+            checkpoint.load_into(model, resume / "model.safetensors")
+            checkpoint.load_into(ema.model, resume / "ema.safetensors")
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})
+            scaler.load_state_dict(state["scaler"])
+            ema.updates = state["ema_updates"]
+
+        step, clock = state["step"], Stopwatch(state["seconds"])
+        budget = self._budget(len(data.train))
+        warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
+        fraction = self._fraction(budget, step, clock.seconds)
+        base_lrs = [group["lr"] for group in optimizer.param_groups]
+        metrics = Metrics(run.path, step)
+        previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
+        run.write_status("RUNNING", precision=precision, device=str(device))
+
+        def save() -> None:
+            with autocast:
+                held_out = self.held_out_loss(ema.model, diffusion, data, device)
+            metrics.write(step, "held_out", images=step * self.batch_size, seconds=clock.seconds, loss=held_out)
+            checkpoint.save(run.checkpoints, step, model, ema.model, held_out=held_out, state={
+                "step": step, "seconds": clock.seconds, "precision": precision, "ema_updates": ema.updates,
+                "optimizer": optimizer.state_dict()["state"], "scaler": scaler.state_dict(),
+            })
+            checkpoint.rotate(run.checkpoints, self.keep)
+            run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
+
+        with signals() as received, contextlib.closing(metrics), ProgressBar(step, clock.seconds, self.batch_size) as bar:
+            while (ended := self._ended(budget, step, clock.seconds)) is None:
+                step += 1
+                for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                    group["lr"] = lr * self.lr_factor(step, fraction, warmup)
+
+                model.train()
+                optimizer.zero_grad()
+                loss = torch.zeros((), device=device)
+                for x_0, y, t, eps in self.micro_batches(data, diffusion.schedule.T, seed, step, device):
+                    with autocast:
+                        part = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps).mean() / self.accumulate
+                    scaler.scale(part).backward()
+                    loss += part.detach()
+                scaler.unscale_(optimizer)
+                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), self.clip or math.inf)
+                scaler.step(optimizer)
+                scaler.update()
+                ema.update(model)
+
+                fraction = self._fraction(budget, step, clock.seconds)
+                ending = self._ended(budget, step, clock.seconds) is not None
+                if step % self.log_every == 0 or ending:
+                    log = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"]}
+                    metrics.write(step, "train", images=step * self.batch_size, seconds=clock.seconds, **log)
+                    bar.show(step, log["loss"], clock.seconds, fraction)
+                    if not math.isfinite(log["loss"]) or (precision != "fp16" and not math.isfinite(log["grad_norm"])):
+                        raise FloatingPointError(f"step {step}: loss {log['loss']}, gradient norm {log['grad_norm']}")
+                if previews.due(fraction):
+                    previews.take(step, model, ema.model)
+                if step % self.checkpoint_every == 0 or ending or received:
+                    save()
+                if received:
+                    raise Interrupted(received[0])
+        run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
+        return ended, ema
+
+    def micro_batches(
+        self, data: ImageData, T: int, seed: int, step: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """(x_0, y, t, eps) of a step: drawn for its whole batch by (seed, step), then cut into micro-batches."""
+        order = data.order(seed, step, self.batch_size)
+        x_0, y = data.batch(order, device, generator(seed, "flip", step, device=device))
+        random = generator(seed, "t and eps", step, device=device)
+        t = torch.randint(1, T + 1, (len(x_0),), device=device, generator=random)
+        eps = torch.randn(x_0.shape, device=device, generator=random)
+        torch.manual_seed(generator(seed, "dropout", step).initial_seed())  # dropout takes no generator
+        for part in torch.arange(len(x_0), device=device).chunk(self.accumulate):
+            yield x_0[part], None if y is None else y[part], t[part], eps[part]
+
+    @torch.no_grad()
+    def held_out_loss(
+        self, model: nn.Module, diffusion: GaussianDiffusion, data: ImageData, device: torch.device
+    ) -> float | None:
+        """Mean loss of a network on held-out images, at the same evenly spread t and the same eps whenever it is called.
+
+        None if nothing is held out.
+        """
+        chosen = data.held_out[:HELD_OUT_IMAGES]
+        if len(chosen) == 0:
+            return None
+        random = generator(0, "held out", device=device)
+        t = torch.linspace(1, diffusion.schedule.T, len(chosen), device=device).round().long()
+        eps = torch.randn((len(chosen), *data.shape), generator=random, device=device)
+        t = t[torch.randperm(len(chosen), generator=random, device=device)]
+        total = torch.zeros((), device=device)
+        for part in torch.arange(len(chosen)).split(self.batch_size // self.accumulate):
+            x_0, y = data.batch(chosen[part], device)
+            part = part.to(device)
+            total += diffusion.loss(model, x_0, classes_for(model, y), t=t[part], eps=eps[part]).sum()
+        return total.item() / len(chosen)
+
+    def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
+        """What the learning rate of a step is multiplied by.
+
+        Args:
+            step: counts from 1.
+            fraction: of the budget that was used before the step, 0..1.
+            warmup: steps over which the rate rises from zero.
+        """
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        fall = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
+        return rise * fall[self.lr_schedule]
+
+    def _budget(self, images: int) -> dict[str, int]:
+        """The budgets that are counted in steps, for so many training images."""
+        epochs = None if self.epochs is None else max(1, self._steps(self.epochs, images))
+        return {name: n for name, n in {"steps": self.steps, "epochs": epochs}.items() if n is not None}
+
+    def _steps(self, epochs: float, images: int) -> int:
+        """Steps in so many passes over so many images."""
+        return math.ceil(epochs * images / self.batch_size)
+
+    def _fraction(self, budget: dict[str, int], step: int, seconds: float) -> float:
+        """The share of the budget that is used, 0..1."""
+        return min(1.0, max(step / n for n in budget.values()) if budget else seconds / self.seconds)
+
+    def _ended(self, budget: dict[str, int], step: int, seconds: float) -> str | None:
+        """The budget that is used up, if one is."""
+        for name, n in budget.items():
+            if step >= n:
+                return name
+        return "seconds" if self.seconds is not None and seconds >= self.seconds else None
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """The precision that "auto" stands for: bf16 on a GPU that computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def classes_for(model: nn.Module, y: Tensor | None) -> Tensor | None:
+    """The classes of a batch, for a network that takes any."""
+    return y if getattr(model, "num_classes", None) is not None else None
+
+
+class Previews:
+    """The same noise turned into images at intervals over training, by the raw weights and by the EMA weights.
+
+    The rows are kept in previews.pt, so that a resumed run goes on with its strip.
+    """
+
+    def __init__(self, folder: Path, diffusion: GaussianDiffusion, shape: tuple[int, ...], seed: int,
+                 device: torch.device, previews: int, step: int, fraction: float):
+        self.folder, self.diffusion, self.sampler = folder, diffusion, DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
+        self.previews, self.number = previews, int(fraction * previews)
+        self.noise = SampleNoise(seed, range(PREVIEW_IMAGES))
+        self.x_T = self.noise.x_T(shape, device)
+        kept = folder / "previews.pt"
+        rows: list[tuple[int, Tensor, Tensor]] = torch.load(kept, weights_only=True) if kept.exists() else []
+        self.rows = [row for row in rows if row[0] <= step]
+
+    def due(self, fraction: float) -> bool:
+        """Whether another 1 / previews of the budget has been used since the last call."""
+        before, self.number = self.number, int(fraction * self.previews)
+        return self.number > before
+
+    def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
+        """Sample from both networks and draw preview.png."""
+        raw.eval()
+        images = [self.sampler(self.diffusion.schedule, self.diffusion.denoiser(network), self.x_T, generator=self.noise)
+                  for network in (raw, ema)]
+        self.rows.append((step, *(x.cpu() for x in images)))
+        torch.save(self.rows, self.folder / "previews.pt")
+        plots.preview(self.folder / "preview.png", self.rows)
+
+
+class ProgressBar:
+    """One line: step, loss, images per second, time left. Without a terminal, such a line every ten seconds."""
+
+    def __init__(self, step: int, seconds: float, batch_size: int):
+        self.step, self.seconds, self.batch_size = step, seconds, batch_size
+        self.terminal, self.printed = sys.stderr.isatty(), seconds
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar = tqdm(total=1.0, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", dynamic_ncols=True,
+                        disable=not self.terminal)
+        return self
+
+    def show(self, step: int, loss: float, seconds: float, fraction: float) -> None:
+        """After a step: its loss, and what the time since the start says about speed and end."""
+        speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
+        left = int(seconds * (1 - fraction) / max(fraction, 1e-9))
+        line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} images/s  ETA {left // 60}:{left % 60:02}"
+        self.bar.set_description_str(line, refresh=False)
+        self.bar.update(fraction - self.bar.n)
+        if not self.terminal and (fraction == 1 or seconds - self.printed >= 10):
+            self.printed = seconds
+            print(f"{fraction:4.0%}  {line}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of the first; the second has its usual effect.
+
+    Outside the main thread, where Python cannot catch them, nothing is collected.
+    """
+    received: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        received.append(signum)
+        signal.signal(signum, before[signum])
+        print(f"\n{signal.Signals(signum).name}: writing a checkpoint; once more to stop at once", file=sys.stderr)
+
+    before = {}
+    with contextlib.suppress(ValueError):
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, note)
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

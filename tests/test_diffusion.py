@@ -1,0 +1,166 @@
+"""ddpm/diffusion.py: what the network is asked, what is made of its answer, and what is drawn."""
+
+import pytest
+import torch
+
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.forward import q_sample
+from ddpm.schedules import linear
+from ddpm.targets import TARGETS, Prediction, from_prediction, velocity
+
+t = torch.tensor([1, 30, 400, 1000])
+
+
+@pytest.fixture
+def pair():
+    """x_0 in [-1, 1] and eps, (4, 2, 3, 3), float64."""
+    return torch.rand(4, 2, 3, 3, dtype=torch.float64) * 2 - 1, torch.randn(4, 2, 3, 3, dtype=torch.float64)
+
+
+class Recorder:
+    """A network that answers `output` and keeps what it was called with."""
+
+    def __init__(self, output):
+        self.output, self.calls = output, []
+
+    def __call__(self, *args):
+        self.calls.append(args)
+        return self.output
+
+
+# --- loss
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_loss_of_the_true_target_is_zero_and_that_of_an_offset_its_square(schedule, pair, target):
+    x_0, eps = pair
+    truth = {"eps": eps, "x_0": x_0, "v": velocity(schedule, Prediction(eps, x_0), t)}[target]
+    loss = GaussianDiffusion(schedule, target).loss
+    assert torch.equal(loss(Recorder(truth), x_0, t=t, eps=eps), torch.zeros(4).double())
+    offset = torch.tensor([0.0, 1, 2, 3]).double()[:, None, None, None]
+    torch.testing.assert_close(
+        loss(Recorder(truth + offset), x_0, t=t, eps=eps), torch.tensor([0.0, 1, 4, 9]).double(), rtol=1e-13, atol=0
+    )
+
+
+def test_the_network_sees_x_t_and_t_and_the_labels_only_if_there_are_any(schedule, pair):
+    (x_0, eps), y, model = pair, torch.tensor([3, 1, 4, 1]), Recorder(torch.zeros(4, 2, 3, 3))
+    diffusion = GaussianDiffusion(schedule)
+    diffusion.loss(model, x_0, t=t, eps=eps)
+    diffusion.loss(model, x_0, y, t=t, eps=eps)
+    diffusion.denoiser(model)(x_0, t)
+    diffusion.denoiser(model, y)(x_0, 7)
+    assert [len(call) for call in model.calls] == [2, 3, 2, 3]
+    assert torch.equal(model.calls[0][0], q_sample(schedule, x_0, t, eps)) and torch.equal(model.calls[0][1], t)
+    assert torch.equal(model.calls[1][2], y) and torch.equal(model.calls[3][2], y)
+    assert torch.equal(model.calls[3][0], x_0) and model.calls[3][1].tolist() == [7, 7, 7, 7]
+
+
+def test_t_and_eps_are_drawn_only_when_they_are_not_given(schedule, pair):
+    (x_0, eps), model = pair, Recorder(torch.zeros(4, 2, 3, 3))
+    loss = GaussianDiffusion(schedule).loss
+    generator = torch.Generator().manual_seed(3)
+    before, theirs = torch.get_rng_state(), generator.get_state()
+    loss(model, x_0, t=t, eps=eps, generator=generator)
+    assert torch.equal(generator.get_state(), theirs)
+    loss(model, x_0, t=t, generator=generator)
+    assert torch.equal(model.calls[-1][1], t) and not torch.equal(generator.get_state(), theirs)
+    loss(model, x_0, eps=eps, generator=generator)
+    assert torch.equal(model.calls[-1][0], q_sample(schedule, x_0, model.calls[-1][1], eps))
+    loss(model, x_0, generator=generator)
+    assert torch.equal(torch.get_rng_state(), before)  # torch's own generator is left alone
+    loss(model, x_0)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_same_generator_gives_the_same_loss(schedule, pair):
+    loss, model = GaussianDiffusion(schedule).loss, Recorder(torch.zeros(4, 2, 3, 3))
+    first, again, other = (loss(model, pair[0], generator=torch.Generator().manual_seed(n)) for n in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_drawn_t_are_uniform_on_1_to_T_and_drawn_eps_normal():
+    model = Recorder(torch.zeros(4000, 3))
+    loss = GaussianDiffusion(linear(4, rescale=False)).loss(model, torch.zeros(4000, 3))
+    counts = torch.bincount(model.calls[0][1], minlength=6).tolist()
+    assert counts[0] == counts[5] == 0 and all(abs(n - 1000) < 4.5 * 750**0.5 for n in counts[1:5])
+    assert loss.mean().item() == pytest.approx(1, abs=4.5 * (2 / 12000) ** 0.5)  # E eps^2
+
+
+def test_gradients_flow_to_the_network_and_low_precision_outputs_are_compared_in_that_of_the_data(schedule, pair):
+    x_0, eps = (p.float() for p in pair)
+    scale = torch.tensor(0.5, requires_grad=True)
+    loss = GaussianDiffusion(schedule).loss(lambda x_t, t: scale * x_t, x_0, t=t, eps=eps)
+    loss.mean().backward()
+    x_t = q_sample(schedule, x_0, t, eps)
+    torch.testing.assert_close(scale.grad, (2 * (0.5 * x_t - eps) * x_t).mean())
+    low = GaussianDiffusion(schedule).loss(lambda x_t, t: x_t.bfloat16(), x_0, t=t, eps=eps)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, ((x_t.bfloat16().float() - eps) ** 2).mean((1, 2, 3)))
+
+
+# --- denoiser
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_true_output_becomes_the_true_pair(schedule, pair, target):
+    x_0, eps = pair
+    x_t = q_sample(schedule, x_0, t, eps)
+    truth = from_prediction(schedule, target, Prediction(eps, x_0), t)
+    for clip in (False, True):  # x_0 lies in [-1, 1], so clipping changes nothing
+        pred = GaussianDiffusion(schedule, target, clip_x_0=clip).denoiser(Recorder(truth))(x_t, t)
+        torch.testing.assert_close(pred.x_0, x_0, rtol=0, atol=1e-12)
+        torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_clipped_x_0_and_its_eps_still_compose_x_t(schedule, target):
+    x_t, output = torch.randn(2, 4, 2, 3, 3, dtype=torch.float64) * 3
+    raw = GaussianDiffusion(schedule, target, clip_x_0=False).denoiser(Recorder(output))(x_t, t)
+    pred = GaussianDiffusion(schedule, target).denoiser(Recorder(output))(x_t, t)
+    outside = raw.x_0.abs() > 1
+    assert outside.any() and not outside.all()
+    assert torch.equal(pred.x_0, raw.x_0.clamp(-1, 1)) and (pred.x_0.abs() <= 1).all()
+    torch.testing.assert_close(q_sample(schedule, pred.x_0, t, pred.eps), x_t, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pred.eps[~outside], raw.eps[~outside], rtol=1e-10, atol=1e-10)
+    assert ((pred.eps - raw.eps)[outside].abs() > 1e-6).all()
+    assert torch.equal(from_prediction(schedule, target, raw, t), output) or target == "v"
+
+
+def test_the_variance_by_name(schedule, pair):
+    for name, frac in (("beta_tilde", 0.0), ("beta", 1.0)):
+        for clip in (False, True):
+            diffusion = GaussianDiffusion(schedule, variance=name, clip_x_0=clip)
+            assert diffusion.denoiser(Recorder(pair[1]))(pair[0], t).frac == frac
+
+
+def test_an_int_and_a_tensor_of_t_agree(schedule, pair):
+    x_t, output = pair
+    denoise = GaussianDiffusion(schedule, "v").denoiser(Recorder(output))
+    whole = denoise(x_t, torch.full((4,), 300))
+    assert torch.equal(denoise(x_t, 300).eps, whole.eps) and torch.equal(denoise(x_t, 300).x_0, whole.x_0)
+
+
+def test_low_precision_outputs_are_used_in_the_precision_of_x_t(schedule):
+    x_t = torch.randn(4, 2, 3, 3)
+    pred = GaussianDiffusion(schedule, "v").denoiser(lambda x, t: x.bfloat16())(x_t, t)
+    assert pred.eps.dtype == pred.x_0.dtype == torch.float32
+
+
+def test_the_diffusion_follows_the_data_to_its_device(schedule):
+    x = torch.zeros(4, 2, device="meta")
+    diffusion = GaussianDiffusion(schedule, "v")
+    assert diffusion.loss(lambda x_t, t: x_t, x).device.type == "meta"
+    assert diffusion.denoiser(lambda x_t, t: x_t)(x, 5).eps.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "noise"}, "target = 'noise' is not known; allowed: eps, x_0, v"),
+        ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_that_are_known(schedule, options, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianDiffusion(schedule, **options)

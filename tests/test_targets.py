@@ -1,0 +1,110 @@
+"""ddpm/targets.py: eps, x_0 and v are one thing in three coordinates, over all t."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.forward import q_sample
+from ddpm.schedules import cosine, linear
+from ddpm.targets import (
+    TARGETS,
+    Prediction,
+    eps_from_v,
+    eps_from_x_0,
+    from_prediction,
+    to_prediction,
+    velocity,
+    x_0_from_eps,
+    x_0_from_v,
+)
+
+T = 1000
+t = torch.arange(1, T + 1)
+
+
+@pytest.fixture(params=[linear, cosine])
+def case(request):
+    """schedule, x_0, eps, x_t (T, 5) in float64, one row a t, and how much the division by sqrt(alpha_bar) amplifies."""
+    schedule = request.param(T)
+    x_0, eps = torch.randn(2, T, 5, dtype=torch.float64)
+    return schedule, x_0, eps, q_sample(schedule, x_0, t, eps), schedule.alpha_bar[1:, None] ** -0.5
+
+
+@pytest.mark.equation("DDPM (15)")
+def test_x_0_from_eps_undoes_q_sample(case):
+    schedule, x_0, eps, x_t, stretch = case
+    assert ((x_0_from_eps(schedule, x_t, t, eps) - x_0).abs() <= 1e-14 * stretch).all()
+    by_hand = (0.3 - math.sqrt(1 - schedule.alpha_bar[500].item()) * 2) / math.sqrt(schedule.alpha_bar[500].item())
+    x = torch.tensor([0.3], dtype=torch.float64)
+    assert x_0_from_eps(schedule, x, 500, torch.full_like(x, 2)).item() == pytest.approx(by_hand, rel=1e-14)
+
+
+def test_eps_from_x_0_undoes_q_sample(case):
+    schedule, x_0, eps, x_t, _ = case
+    torch.testing.assert_close(eps_from_x_0(schedule, x_t, t, x_0), eps, rtol=0, atol=2e-13)
+
+
+def test_round_trips_between_eps_x_0_and_v():
+    """Every chain of conversions returns to where it began, in float64, over all t."""
+    schedule, (output, x_t) = linear(T), torch.randn(2, T, 5, dtype=torch.float64)
+    for first in TARGETS:
+        pred = to_prediction(schedule, first, output, x_t, t)
+        torch.testing.assert_close(from_prediction(schedule, first, pred, t), output, rtol=0, atol=1e-12)
+        for second in TARGETS:
+            value = from_prediction(schedule, second, pred, t)
+            again = to_prediction(schedule, second, value, x_t, t)
+            torch.testing.assert_close(again.eps, pred.eps, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(again.x_0, pred.x_0, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(from_prediction(schedule, first, again, t), output, rtol=0, atol=1e-11)
+
+
+def test_eps_and_x_0_of_a_prediction_compose_x_t(case):
+    schedule, x_0, eps, x_t, stretch = case
+    for target in TARGETS:
+        true = from_prediction(schedule, target, Prediction(eps, x_0), t)
+        pred = to_prediction(schedule, target, true, x_t, t, frac=0.25)
+        assert ((pred.x_0 - x_0).abs() <= 1e-14 * stretch).all() and pred.frac == 0.25
+        torch.testing.assert_close(pred.eps, eps, rtol=0, atol=2e-13)
+        assert torch.equal(from_prediction(schedule, target, pred, t), true) or target == "v"
+
+
+@pytest.mark.equation("PD (App. D)")
+def test_v_is_the_derivative_of_x_t_by_its_angle(case):
+    """x_t = cos(phi) x_0 + sin(phi) eps with cos(phi) = sqrt(alpha_bar_t); autograd differentiates it."""
+    schedule, x_0, eps, x_t, _ = case
+    phi = schedule.alpha_bar[1:, None].sqrt().acos()
+    x, v = torch.autograd.functional.jvp(lambda p: p.cos() * x_0 + p.sin() * eps, phi, torch.ones_like(phi))
+    torch.testing.assert_close(x, x_t, rtol=0, atol=1e-11)  # acos near 1 amplifies rounding
+    torch.testing.assert_close(velocity(schedule, Prediction(eps, x_0), t), v, rtol=0, atol=1e-11)
+
+
+@pytest.mark.equation("PD (x from v)")
+def test_x_0_from_the_true_v(case):
+    schedule, x_0, eps, x_t, _ = case
+    v = velocity(schedule, Prediction(eps, x_0), t)
+    torch.testing.assert_close(x_0_from_v(schedule, x_t, t, v), x_0, rtol=0, atol=1e-14)
+
+
+@pytest.mark.equation("PD (eps from v)")
+def test_eps_from_the_true_v(case):
+    schedule, x_0, eps, x_t, _ = case
+    v = velocity(schedule, Prediction(eps, x_0), t)
+    torch.testing.assert_close(eps_from_v(schedule, x_t, t, v), eps, rtol=0, atol=1e-14)
+
+
+def test_the_ends_of_v():
+    """v turns from eps where x_t is data to -x_0 where it is noise."""
+    schedule = cosine(T)
+    eps, x_0 = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[0.5]], dtype=torch.float64)
+    assert velocity(schedule, Prediction(eps, x_0), 0).item() == 2.0
+    assert velocity(schedule, Prediction(eps, x_0), T).item() == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_an_int_and_a_tensor_of_t_agree(case):
+    schedule, x_0, eps, x_t, _ = case
+    for convert in (x_0_from_eps, eps_from_x_0, x_0_from_v, eps_from_v):
+        rows = [convert(schedule, x_t[i], int(t[i]), eps[i]) for i in (0, 499, 999)]
+        assert torch.equal(convert(schedule, x_t, t, eps)[[0, 499, 999]], torch.stack(rows))
+    rows = [velocity(schedule, Prediction(eps[i], x_0[i]), int(t[i])) for i in (0, 499, 999)]
+    assert torch.equal(velocity(schedule, Prediction(eps, x_0), t)[[0, 499, 999]], torch.stack(rows))
