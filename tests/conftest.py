@@ -26,7 +26,7 @@ def _seeds():
 class MixtureOracle:
     """Data whose pixels are drawn independently from a mixture of Gaussians N(m_k, c_k^2) with weights w_k.
 
-    With a = sqrt(alpha_bar_t), component k of x_t is N(a m_k, a^2 c_k^2 + 1 - a^2), so every posterior is a Gaussian sum.
+    With a = sqrt(alpha_bar_t), component k of x_t is N(a m_k, a^2 c_k^2 + 1 - a^2), so posteriors are Gaussian sums.
     Written without `ddpm`'s own functions: only `schedule.alpha_bar` is read.
     """
 

@@ -145,11 +145,15 @@ def test_transition_of_a_stride_is_the_chain_of_its_steps(schedule):
 def test_an_int_and_a_tensor_of_t_agree(schedule):
     x, eps = torch.randn(2, 3, 2, 4, 4)
     t, s = torch.tensor([1, 500, 1000]), torch.tensor([0, 20, 999])
+
+    def mean(*args) -> Tensor:
+        return q_posterior(schedule, *args)[0]
+
     for whole, one in [
         (q_step(schedule, x, t, eps), lambda i: q_step(schedule, x[i], int(t[i]), eps[i])),
         (q_sample(schedule, x, t, eps), lambda i: q_sample(schedule, x[i], int(t[i]), eps[i])),
-        (q_posterior(schedule, x, eps, t)[0], lambda i: q_posterior(schedule, x[i], eps[i], int(t[i]))[0]),
-        (q_posterior(schedule, x, eps, t, s)[0], lambda i: q_posterior(schedule, x[i], eps[i], int(t[i]), int(s[i]))[0]),
+        (mean(x, eps, t), lambda i: mean(x[i], eps[i], int(t[i]))),
+        (mean(x, eps, t, s), lambda i: mean(x[i], eps[i], int(t[i]), int(s[i]))),
     ]:
         assert torch.equal(whole, torch.stack([one(i) for i in range(3)]))
     assert q_posterior(schedule, x, eps, t)[1].shape == (3, 1, 1, 1)

@@ -28,7 +28,7 @@ def test_gradient_of_L_simple():
 @pytest.mark.equation("DDPM (14)")
 @pytest.mark.parametrize("t", [1, 100, 400, 1000])
 def test_L_simple_of_the_best_denoiser_is_the_posterior_variance(oracle, t):
-    """E over x_0, eps on Gauss-Hermite nodes, exact for the squares that occur: Var[eps | x_t] = alpha_bar c^2 / Var[x_t].
+    """E over x_0, eps on Gauss-Hermite nodes, exact for squares: Var[eps | x_t] = alpha_bar c^2 / Var[x_t].
 
     For x_0 and v it is c^2 (1 - alpha_bar) / Var[x_t] and c^2 / Var[x_t].
     """

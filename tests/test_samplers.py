@@ -46,7 +46,7 @@ def test_the_oracle_is_the_score_and_its_flow_keeps_the_density(schedule):
 @pytest.mark.equation("DDPM (Algorithm 2)")
 @pytest.mark.parametrize(("frac", "variance"), [(0.0, 0.2461), (1.0, 0.2508)])
 def test_ancestral_moments_on_gaussian_data(schedule, frac, variance):
-    """Exact, by probing each affine step: N(0.7, 0.25) comes out with variance 0.2461 (beta_tilde) and 0.2508 (beta)."""
+    """Exact, by probing each affine step: N(0.7, 0.25) is sampled with variance 0.2461 (beta_tilde), 0.2508 (beta)."""
     oracle = GaussianOracle(schedule, 0.7, 0.25, frac)
     s, mean, sampled = propagate(Ancestral(), oracle)[-1]
     assert s == 0 and f"{sampled:.4f}" == str(variance) and mean == pytest.approx(0.7, abs=1e-5)
@@ -119,7 +119,7 @@ def test_ddim_step_term_by_term(schedule, eta):
 @pytest.mark.equation("DDIM (16)")
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_noise_is_eta_times_the_std_of_the_posterior(schedule, eta):
-    """sigma_t, read off by probing the noise, against the variance of a Gaussian conditioned on another: q(x_s | x_t, x_0)."""
+    """sigma_t, read off by probing the noise, against Var[x_s | x_t, x_0] from the joint Gaussian of x_s and x_t."""
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     for t, s in [(2, 1), (1000, 999), (1000, 500), (300, 1)]:
         x_s = DDIM(eta=eta).step(schedule, None, zero, t, s, Prediction(zero, zero), [], one)
@@ -227,7 +227,7 @@ class Spy(SampleNoise):
 
 @pytest.mark.parametrize("sampler", [Ancestral(7), DDIM(7, 0.5)])
 def test_the_loop_step_by_step(sampler):
-    """Callback and network see every (t, s, x_t); each x_t comes from `step` on the one before; the end is D(x_t, t)."""
+    """Callback and network see every (t, s, x_t); each x_t is the `step` of the one before; the end is D(x_t, t)."""
     schedule = linear(100)
     oracle, noise, calls, seen = GaussianOracle(schedule, 0.7, 0.25, frac=1.0), Spy(3, [4, 9]), [], []
 
@@ -336,7 +336,7 @@ def test_the_batch_size_never_changes_a_sample(sampler, oracle):
 
 def test_keyed_noise_for_another_number_of_samples_is_refused(oracle):
     """One row would broadcast over the batch, and all samples would share their noise."""
-    with pytest.raises(ValueError, match="1 .* 8"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\b8\b"):
         Ancestral(20)(oracle.schedule, oracle.denoise, torch.randn(8, 2), generator=SampleNoise(0, [0]))
 
 

@@ -120,7 +120,7 @@ def test_too_few_steps_name_the_smallest_legal_T(beta_T, falling):
     with pytest.raises(ValueError, match="T = 3 is too small") as error:
         linear(3, *ends)
     smallest = int(str(error.value).split()[-1])
-    assert smallest == 1 + max(T for T in range(1000) if T <= round(1000 * beta_T, 6))
+    assert smallest == 1 + max(T for T in range(1000) if round(1000 * beta_T, 6) >= T)
     assert linear(smallest, *ends).beta.max() < 1
     with pytest.raises(ValueError, match=f"T = {smallest - 1} is too small"):
         linear(smallest - 1, *ends)

@@ -25,7 +25,7 @@ t = torch.arange(1, T + 1)
 
 @pytest.fixture(params=[linear, cosine])
 def case(request):
-    """schedule, x_0, eps, x_t (T, 5) in float64, one row a t, and how much the division by sqrt(alpha_bar) amplifies."""
+    """schedule, x_0, eps, x_t (T, 5) in float64, one row a t, and how much dividing by sqrt(alpha_bar) amplifies."""
     schedule = request.param(T)
     x_0, eps = torch.randn(2, T, 5, dtype=torch.float64)
     return schedule, x_0, eps, q_sample(schedule, x_0, t, eps), schedule.alpha_bar[1:, None] ** -0.5

@@ -1,0 +1,135 @@
+"""Who may import whom. The mathematics is readable alone because nothing here can creep in."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ALLOWED = {  # what each mathematical module may import of ddpm; the arrows go one way
+    "schedules": set(),
+    "randomness": set(),
+    "ema": set(),
+    "forward": {"schedules"},
+    "targets": {"schedules"},
+    "reverse": {"forward", "targets", "schedules"},
+    "losses": {"reverse", "forward", "targets", "schedules"},
+    "likelihood": {"losses", "reverse", "forward", "targets", "schedules"},
+    "diffusion": {"losses", "reverse", "forward", "targets", "schedules"},
+    "samplers": {"samplers", "diffusion", "reverse", "forward", "targets", "schedules", "randomness"},
+}
+PACKAGES = {  # where nobody may import it, but these
+    "hydra": (("ddpm", "models", "experiments"), {"ddpm.config", "ddpm.cli"}),
+    "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
+}
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """Dotted name -> file, of every module in these folders."""
+    files = [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+    return {".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+
+
+OURS = modules("ddpm", "models")
+
+
+def imports(source: str, name: str = "", package: bool = False) -> set[str]:
+    """What a module imports, anywhere in it: modules of ours by their full names, of others as written."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = name.split(".")
+                parent = parts[: len(parts) - node.level + package]
+                base = ".".join([*parent, *([base] if base else [])])
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {i for i in inner if i in OURS} or {base}
+            if base in OURS and not inner <= OURS.keys():
+                found.add(base)
+    return found
+
+
+def edges(*folders: str) -> dict[str, set[str]]:
+    return {
+        name: imports(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
+        for name, path in modules(*folders).items()
+    }
+
+
+def of(package: str, imported: set[str]) -> set[str]:
+    """The imported modules that lie in a package."""
+    return {i for i in imported if i == package or i.startswith(f"{package}.")}
+
+
+def test_networks_and_mathematics_never_import_each_other():
+    graph = edges("ddpm", "models")
+    wrong = {n: of("models" if n.split(".")[0] == "ddpm" else "ddpm", i) for n, i in graph.items()}
+    assert {n: i for n, i in wrong.items() if i} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_that_few_or_none_may_import(package):
+    folders, allowed = PACKAGES[package]
+    assert {name for name, imported in edges(*folders).items() if of(package, imported)} <= allowed
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_the_arrows_of_the_mathematics_go_one_way(name):
+    """As DESIGN lists them; so no trainer, config, cli, data, runs or plots either."""
+    for module, imported in edges("ddpm").items():
+        if module == f"ddpm.{name}" or module.startswith(f"ddpm.{name}."):
+            inside = {i.split(".")[1] if "." in i else "ddpm itself" for i in of("ddpm", imported)}
+            assert inside <= ALLOWED[name], f"{module} imports {inside - ALLOWED[name]}"
+
+
+def test_every_mathematical_module_was_found():
+    assert {f"ddpm.{name}" for name in ALLOWED} - OURS.keys() <= {"ddpm.likelihood"}  # which a later issue brings
+    assert {"ddpm.samplers.base", "models.unet"} <= OURS.keys()
+
+
+def test_nothing_imports_the_command_line_and_only_it_the_configuration():
+    graph = edges("ddpm", "models")
+    assert {n for n, i in graph.items() if "ddpm.cli" in i} == set()
+    assert {n for n, i in graph.items() if "ddpm.config" in i} <= {"ddpm.cli"}
+
+
+def test_no_cycles():
+    """Imports inside functions count: a late import hides a cycle, it does not break it."""
+    graph = {name: imported & OURS.keys() for name, imported in edges("ddpm", "models").items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the names
+
+
+def test_every_module_can_be_the_first_one_imported():
+    """In one fresh interpreter, ours forgotten between imports: an import that only works after another fails here."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.split(".")[0] in ("ddpm", "models")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+    names = [name for name in OURS if not name.endswith("__main__")]
+    run = subprocess.run([sys.executable, "-c", code, *names], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn as nn, hydra.utils", {"torch.nn", "hydra.utils"}),
+        ("from ddpm.schedules import at", {"ddpm.schedules"}),
+        ("from ddpm import forward", {"ddpm.forward"}),
+        ("from ddpm import NUMERICS, forward", {"ddpm", "ddpm.forward"}),
+        ("from . import forward", {"ddpm.forward"}),
+        ("from .schedules import at", {"ddpm.schedules"}),
+        ("def f():\n    from hydra import compose", {"hydra"}),
+    ],
+)
+def test_what_counts_as_an_import(source, expected):
+    assert imports(source, "ddpm.reverse") == expected
