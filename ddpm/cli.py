@@ -31,7 +31,7 @@ from ddpm.config import (
     resolve_device,
     resolved,
     science,
-    unknown_key_hint,
+    with_known_keys,
 )
 
 Job = Callable[[DictConfig], None]
@@ -109,7 +109,7 @@ def _check_composition(name: str, argv: list[str]) -> None:
         try:
             compose(name, [o for o in overrides if not o.startswith("hydra")])
         except InvalidInput as error:
-            raise InvalidInput(unknown_key_hint(name, str(error), overrides)) from error
+            raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- train

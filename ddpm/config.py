@@ -1,7 +1,7 @@
 """Configurations: composed by Hydra, checked, and built. Joins ddpm/ and models/ through the names in `_target_`."""
 
-import contextlib
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -154,17 +154,22 @@ def read_config(path: Path) -> DictConfig:
     return config
 
 
-def unknown_key_hint(name: str, message: str, overrides: list[str]) -> str:
-    """A message on an unknown key, with the keys that are known beside it."""
-    key = next((o.split("=")[0] for o in overrides if o.split("=")[0] in message and "." in o.split("=")[0]), None)
-    with contextlib.suppress(InvalidInput):
-        if key is not None and "is not in struct" in message:
-            rest = [o for o in overrides if not o.startswith(f"{key}=")]
-            parent = OmegaConf.select(compose(name, rest), key.rpartition(".")[0])
-            if isinstance(parent, DictConfig):
-                known = sorted(str(k) for k in parent if k != "_target_")
-                return f"{key} is no key of this configuration; {key.rpartition('.')[0]} has: {', '.join(known)}"
-    return message
+def with_known_keys(name: str, message: str, overrides: list[str]) -> str:
+    """Hydra's message on an unknown key, replaced by one that names the keys that are known."""
+    found = re.match(r"Could not override '([\w.]+)'", message)
+    key = found and found[1]
+    if key is None:
+        return message
+    try:
+        config = compose(name, [o for o in overrides if o.partition("=")[0] != key])
+    except InvalidInput:
+        return message
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or key.rpartition(".")[2] in node:
+        return message
+    known = ", ".join(sorted(str(k) for k in node if k != "_target_"))
+    return f"{key} is no key of this configuration; {parent or 'the top level'} has: {known}"
 
 
 def plain(value: Any) -> Any:

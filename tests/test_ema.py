@@ -48,7 +48,7 @@ def test_without_warm_up_it_is_the_plain_exponential_average():
 
 
 def test_while_it_warms_up_it_looks_back_over_a_fixed_share_of_the_training():
-    """w_r = warmup G(n) G(r + warmup - 1) / (G(r) G(n + warmup)) with G = Gamma: mean age n / (warmup + 1), no start."""
+    """w_r = warmup G(n) G(r + warmup - 1) / (G(r) G(n + warmup)) (G = Gamma): mean age n / (warmup + 1), no start."""
     n, warmup, g = 60, 9.0, math.lgamma
     ours = weights(n, warmup=warmup)
     expected = [warmup * math.exp(g(n) + g(r + warmup - 1) - g(r) - g(n + warmup)) for r in range(1, n + 1)]
