@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified before use, and free of pickled code.
 
-A checkpoint is a folder `checkpoints/STEP` with model.safetensors, ema.safetensors, state.pt (optimizer and counters, loaded
-with weights_only=True) and manifest.json (format, step, held-out loss, sha256 of each file).
+A checkpoint is a folder `checkpoints/STEP` with model.safetensors, ema.safetensors, state.pt (optimizer and counters,
+loaded with weights_only=True) and manifest.json (format, step, held-out loss, sha256 of each file).
 """
 
 import hashlib
@@ -114,11 +114,16 @@ def load_into(network: nn.Module, path: Path) -> None:
     """
     theirs, mine = load_weights(path), network.state_dict()
     missing, unknown = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
-    shapes = [f"{k} {tuple(theirs[k].shape)}, the network's is {tuple(mine[k].shape)}"
-              for k in sorted(mine.keys() & theirs.keys()) if mine[k].shape != theirs[k].shape]
+    shapes = [
+        f"{k} {tuple(theirs[k].shape)}, the network's is {tuple(mine[k].shape)}"
+        for k in sorted(mine.keys() & theirs.keys())
+        if mine[k].shape != theirs[k].shape
+    ]
     wrong = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     if any(wrong.values()):
-        told = "; ".join(f"{len(v)} {k}: {', '.join(v[:3])}{', ...' if len(v) > 3 else ''}" for k, v in wrong.items() if v)
+        told = "; ".join(
+            f"{len(v)} {k}: {', '.join(v[:3])}{', ...' if len(v) > 3 else ''}" for k, v in wrong.items() if v
+        )
         raise ValueError(f"{path} does not fit the network: {told}")
     network.load_state_dict(theirs)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -100,8 +100,8 @@ def _check_composition(name: str, argv: list[str]) -> None:
     if known.multirun:
         try:
             parsed = OverridesParser.create().parse_overrides(known.overrides)
-            if any("glob(" in o for o in known.overrides):  # needs Hydra's own view of the groups; it expands them itself
-                return
+            if any("glob(" in o for o in known.overrides):
+                return  # only Hydra itself can expand it
             jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
         except HydraException as error:
             raise InvalidInput("; ".join(str(error).split("\n"))) from error
@@ -135,7 +135,8 @@ def _train(config: DictConfig) -> None:
         initial = _weights_file(Path(config.init))
         parents["init"] = checkpoint.sha256(initial)
     data = build(config.data, "data", trust)
-    run = Run(Path(config.runs) / config.study / science_hash(science(settings, data.identity(), parents, ddpm.NUMERICS)))
+    facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
+    run = Run(Path(config.runs) / config.study / science_hash(facts))
 
     try:
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
@@ -161,15 +162,18 @@ def _train(config: DictConfig) -> None:
     try:
         with run.locked():
             resume = checkpoint.last_whole(run.checkpoints) or resume
-            _say(f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-                 f"{len(data.train):,} training images, {device}")
+            _say(
+                f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+                f"{len(data.train):,} training images, {device}"
+            )
             if resume is not None:
                 _say(f"going on from {resume}")
             OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
             run.begin()
             try:
-                ended, ema = trainer.fit(run, model, diffusion, data, optimizer, seed=config.seed, device=device,
-                                         resume=resume)
+                ended, ema = trainer.fit(
+                    run, model, diffusion, data, optimizer, seed=config.seed, device=device, resume=resume
+                )
                 _draw_results(run, config, data, diffusion, ema.model, sampler, device)
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
@@ -218,28 +222,34 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     for word in words:
         key = word.partition("=")[0]
         if key in groups or key.startswith(("+", "~")):
-            raise InvalidInput(f"{word}: a run that extends another has its configuration; only values may be changed, "
-                               "such as trainer.steps=2000")
+            raise InvalidInput(
+                f"{word}: a run that extends another has its configuration; only values may be changed, "
+                "such as trainer.steps=2000"
+            )
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
         raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
-    merged = OmegaConf.merge(base, {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
-                             OmegaConf.from_dotlist(words))
+    merged = OmegaConf.merge(
+        base, {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None}, OmegaConf.from_dotlist(words)
+    )
     if merged.trainer.steps is not None and merged.trainer.steps <= int(path.name):
-        raise InvalidInput(f"trainer.steps={merged.trainer.steps} is not more than the {path.name} steps that "
-                           f"{parent.path} has already")
+        raise InvalidInput(
+            f"trainer.steps={merged.trainer.steps} is not more than the {path.name} steps that "
+            f"{parent.path} has already"
+        )
     return merged, path
 
 
 def _weights_file(path: Path) -> Path:
-    """The weights in a run directory (EMA, last checkpoint) or in a folder with ema.safetensors or model.safetensors."""
+    """The weights of a run directory (EMA, last checkpoint), or of a folder with {ema,model}.safetensors."""
     from ddpm.runs import open_run
 
     folder = open_run(path)[1] if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir() else path
     for name in ("ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name
-    raise InvalidInput(f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or "
-                       "model.safetensors")
+    raise InvalidInput(
+        f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
+    )
 
 
 def _load(model: Any, file: Path) -> None:
@@ -255,8 +265,10 @@ def _must_match(model: Any, data: Any) -> None:
     """Refuse a network that does not take the data's images."""
     takes = (getattr(model, "in_channels", None), *getattr(model, "image_size", ()))
     if None not in takes and takes != data.shape:
-        raise InvalidInput(f"the model takes images of (C, H, W) = {takes}, but the data are {data.shape}; set "
-                           "model.image_size and model.in_channels, or data.image_size and data.channels")
+        raise InvalidInput(
+            f"the model takes images of (C, H, W) = {takes}, but the data are {data.shape}; set "
+            "model.image_size and model.in_channels, or data.image_size and data.channels"
+        )
     if getattr(model, "num_classes", None) is not None:
         if data.labels is None:
             raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have no labels")
@@ -272,7 +284,9 @@ def _must_walk(sampler: Any, diffusion: Any) -> None:
         raise InvalidInput(f"sampler: {error}") from error
 
 
-def _draw_results(run: Any, config: DictConfig, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any) -> None:
+def _draw_results(
+    run: Any, config: DictConfig, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any
+) -> None:
     """The pictures at the end of a run, and its figures."""
     import torch
 
@@ -283,9 +297,13 @@ def _draw_results(run: Any, config: DictConfig, data: Any, diffusion: Any, model
     from ddpm.sampling import Source
 
     history = read_metrics(run.path)
-    plots.loss(run.path / "loss.png", *(
-        [(line["step"], line["loss"]) for line in history if line["split"] == split] for split in ("train", "held_out")
-    ))
+    plots.loss(
+        run.path / "loss.png",
+        *(
+            [(line["step"], line["loss"]) for line in history if line["split"] == split]
+            for split in ("train", "held_out")
+        ),
+    )
     source = Source(diffusion, model, sampler, data.shape, config.seed, device)
     judged = config.recognition and data.labels is not None and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64)
@@ -303,13 +321,22 @@ def _draw_results(run: Any, config: DictConfig, data: Any, diffusion: Any, model
     if judged:
         protocol, found, values = evaluation.measure_recognition(samples, data)
         evaluation.record(run.path, protocol, values | _protocol(512, config.seed, "ema", sampler, T, git_commit()))
-        _say(f"{len(samples)} samples, {type(sampler).__name__} with {len(sampler.times(T)) - 1} steps, EMA weights:\n{found}")
+        walk = f"{type(sampler).__name__} with {len(sampler.times(T)) - 1} steps"
+        _say(f"{len(samples)} samples, {walk}, EMA weights:\n{found}")
 
 
 def _protocol(n: int, seed: int, weights: str, sampler: Any, T: int, commit: str | None) -> dict[str, Any]:
     """The part of a record in evaluation.json that says how its samples were drawn."""
-    return {"low": None, "high": None, "n": n, "seeds": [seed], "weights": weights,
-            "sampler": type(sampler).__name__, "steps": len(sampler.times(T)) - 1, "commit": commit}
+    return {
+        "low": None,
+        "high": None,
+        "n": n,
+        "seeds": [seed],
+        "weights": weights,
+        "sampler": type(sampler).__name__,
+        "steps": len(sampler.times(T)) - 1,
+        "commit": commit,
+    }
 
 
 def _next_steps(run: Any, ended: str) -> None:
@@ -319,14 +346,14 @@ def _next_steps(run: Any, ended: str) -> None:
     command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None
     draw = f"{command}/sample.py" if command else "ddpm-sample"
     again = f"{command}/train.py" if command else "ddpm-train"
-    _say(f"""done: {status['step']:,} steps in {status['seconds']:.0f} s (the budget of {ended} is used)
+    _say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
   results       {run.path}
   pictures      {pictures}
   curves        tensorboard --logdir {run.path.parent}
 next:
   more samples  {draw} run={run.path} n=100 seed=1 out=samples.png
   few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png
-  train longer  {again} extend={run.path} trainer.steps={2 * status['step']}
+  train longer  {again} extend={run.path} trainer.steps={2 * status["step"]}
   a sweep       {again} -m 'model.channels=16,32' 'model.attention_resolutions=[],[4]' schedule=linear,cosine""")
 
 
@@ -395,7 +422,6 @@ def _sample(config: DictConfig) -> None:
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
     """The same noise at several numbers of steps, one row each."""
     from ddpm import plots
-    from ddpm.sampling import Source
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
@@ -403,10 +429,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
         _must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     n = min(config.n, 12)
-    plots.labelled_rows(out, [
-        (label, Source(source.diffusion, source.model, sampler, source.shape, source.seed, source.device).draw(range(n)))
-        for label, sampler in samplers
-    ])
+    plots.labelled_rows(out, [(label, source.using(sampler).draw(range(n))) for label, sampler in samplers])
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
@@ -414,13 +437,20 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     from ddpm import images
 
     out.mkdir(exist_ok=True)
-    settings = {"run": str(run.path.resolve()), "step": step, "weights": config.weights, "seed": config.seed,
-                "sampler": OmegaConf.to_container(config.sampler)}
+    settings = {
+        "run": str(run.path.resolve()),
+        "step": step,
+        "weights": config.weights,
+        "seed": config.seed,
+        "sampler": OmegaConf.to_container(config.sampler),
+    }
     note = out / "samples.json"
     if note.exists() and json.loads(note.read_text()) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
     if not note.exists() and any(out.glob("[0-9]*.png")):
-        raise InvalidInput(f"out={config.out} holds numbered pictures that were not written here; choose another folder")
+        raise InvalidInput(
+            f"out={config.out} holds pictures that were not written here; choose another folder"
+        )
     note.write_text(json.dumps(settings, indent=1))
     missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
     if len(missing) < config.n:
@@ -471,8 +501,13 @@ def _evaluate(config: DictConfig) -> None:
                 protocol, found, values = evaluation.measure_recognition(samples, data)
             else:
                 channels, height, width = data.shape
-                judge = build(config.judge, "judge", image_size=(height, width), in_channels=channels,
-                              num_classes=data.num_classes)
+                judge = build(
+                    config.judge,
+                    "judge",
+                    image_size=(height, width),
+                    in_channels=channels,
+                    num_classes=data.num_classes,
+                )
                 cache = run.path.parent.parent / "judges"
                 protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
         except ValueError as error:

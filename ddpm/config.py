@@ -82,7 +82,7 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
         return hydra.utils.instantiate(config, _convert_="all", **arguments)
     except HydraException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError | TypeError | OSError | AttributeError | OmegaConfBaseException | HydraException):
+        if isinstance(cause, ValueError | TypeError | OSError | OmegaConfBaseException | HydraException):
             raise InvalidInput(f"{name}: {_one_line(cause)}") from error
         raise
 

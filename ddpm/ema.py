@@ -12,8 +12,8 @@ class EMA:
     .. math:: \theta'_n = d_n\, \theta'_{n-1} + (1 - d_n)\, \theta_n, \quad
         d_n = \min\left(\text{decay}, \frac{n - 1}{n - 1 + \text{warmup}}\right)
 
-    While d_n rises, the n-th average weighs step r by about (r / n)^(warmup - 1): it looks back over a fixed share of the
-    training so far, whatever its length, and the random start (d_1 = 0) is not in it.
+    While d_n rises, the n-th average weighs step r by about (r / n)^(warmup - 1): it looks back over a fixed share of
+    the training so far, whatever its length, and the random start (d_1 = 0) is not in it.
 
     Args:
         model: the network; its weights start the average. Buffers are copied, not averaged.

@@ -28,8 +28,12 @@ def measure_recognition(samples: Tensor, data: ImageData) -> tuple[str, Recognit
     """
     (train_x, train_y), (held_out_x, _) = _parts(data)
     found = recognition(samples.float(), train_x, train_y, held_out_x)
-    record = {"value": found.recognised, "real_vs_real": found.held_out_recognised, "class_shares": found.class_shares,
-              "distance_ratio": found.distance_ratio}
+    record = {
+        "value": found.recognised,
+        "real_vs_real": found.held_out_recognised,
+        "class_shares": found.class_shares,
+        "distance_ratio": found.distance_ratio,
+    }
     return f"recognition_logistic_{len(samples)}_train", found, record
 
 
@@ -51,8 +55,10 @@ def measure_frechet(
     (train_x, train_y), (held_out_x, held_out_y) = _parts(data)
     n = len(samples)
     if len(held_out_x) < n:
-        raise ValueError(f"n = {n} samples need as many held-out images to compare with; this run holds out "
-                         f"{len(held_out_x)} (of {len(data)}), so n is at most that")
+        raise ValueError(
+            f"n = {n} samples need as many held-out images to compare with; this run holds out "
+            f"{len(held_out_x)} (of {len(data)}), so n is at most that"
+        )
     key = hashlib.sha256(json.dumps([data.identity(), str(classifier)], sort_keys=True).encode()).hexdigest()[:6]
     path = cache / f"{data.name}-{key}.safetensors"
     if path.exists():
@@ -65,8 +71,9 @@ def measure_frechet(
     say(f"the judge names {accuracy(classifier, held_out_x, held_out_y):.2%} of the held-out images correctly")
 
     noise = SampleNoise(0, range(n)).x_T(data.shape)
-    features = [in_batches(classifier.features, to_float(to_uint8(x)))
-                for x in (samples, train_x, held_out_x[:n], noise)]
+    features = [
+        in_batches(classifier.features, to_float(to_uint8(x))) for x in (samples, train_x, held_out_x[:n], noise)
+    ]
     found = relative_frechet(*features)
     record = {"value": found.samples, "real_vs_real": found.held_out, "noise": found.noise, "relative": found.relative}
     return f"frechet_classifier-{key}_{n}_train", found, record

@@ -74,7 +74,8 @@ def q_posterior(
         t: int or integers (B,) in 1..T.
         s: int or integers (B,) with 0 <= s < t; None for t - 1.
     Returns:
-        mu_tilde, (B, *), and the variance beta_tilde, which broadcasts against it: (B, 1, ..., 1), or (1, ..., 1) for int t.
+        mu_tilde, (B, *), and the variance beta_tilde, which broadcasts against it: (B, 1, ..., 1), or (1, ..., 1) for
+        an int t.
     """
     alpha_bar_t, alpha_bar_s, alpha, beta = transition(schedule.to(x_t.device), t, s)
     mu_tilde = (

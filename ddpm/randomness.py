@@ -1,7 +1,7 @@
 """Randomness is keyed, not carried: every draw is a pure function of (seed, stream, indices).
 
-Nothing needs to save or restore a generator, so an interrupted run resumes exactly, two arms of an ablation see the same
-noise, and the batch size of sampling never changes a sample.
+Nothing needs to save or restore a generator, so an interrupted run resumes exactly, two arms of an ablation see the
+same noise, and the batch size of sampling never changes a sample.
 """
 
 import hashlib

@@ -37,8 +37,8 @@ def variance(
 
     .. math:: \Sigma_\theta(x_t, t) = \exp(v \log \beta_t + (1 - v) \log \tilde\beta_t) \qquad \text{[iDDPM (15)]}
 
-    Here v is `pred.frac`: 0 is beta_tilde_t, the posterior variance of a single point; 1 is beta_t, that of data with unit
-    variance (DDPM, section 3.2). A step to s = 0 has beta_tilde = 0 and draws no noise.
+    Here v is `pred.frac`: 0 is beta_tilde_t, the posterior variance of a single point; 1 is beta_t, that of data with
+    unit variance (DDPM, section 3.2). A step to s = 0 has beta_tilde = 0 and draws no noise.
 
     Returns:
         sigma_t squared; it broadcasts against x_t, (B, *).

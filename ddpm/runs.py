@@ -71,8 +71,16 @@ class Run:
 
     def begin(self) -> None:
         """Write status.json for a process that starts or resumes."""
-        self.write_status(RUNNING, started=now(), ended=None, reason=None, traceback=None, host=platform.node(),
-                          pid=os.getpid(), commit=git_commit())
+        self.write_status(
+            RUNNING,
+            started=now(),
+            ended=None,
+            reason=None,
+            traceback=None,
+            host=platform.node(),
+            pid=os.getpid(),
+            commit=git_commit(),
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -120,7 +128,7 @@ class Metrics:
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self.file = open(self.path, "a")
+        self.file = open(self.path, "a")  # noqa: SIM115
 
     def write(self, step: int, split: str, **values: float | None) -> None:
         """One line; numbers that are not finite become null."""
@@ -176,9 +184,11 @@ def now() -> str:
 
 def git_commit() -> str | None:
     """The commit of the code that runs, with a plus sign if it was changed since; None outside a checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
-                              check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -20,8 +20,15 @@ class Source:
         device: where the model is.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, model: nn.Module, sampler: Sampler, shape: tuple[int, ...],
-                 seed: int, device: torch.device):
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        model: nn.Module,
+        sampler: Sampler,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+    ):
         self.diffusion, self.model, self.sampler = diffusion, model.to(device).eval(), sampler
         self.shape, self.seed, self.device = shape, seed, device
 
@@ -31,6 +38,10 @@ class Source:
         x_T = noise.x_T(self.shape, self.device)
         denoise = self.diffusion.denoiser(self.model)
         return self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
+
+    def using(self, sampler: Sampler) -> "Source":
+        """The same with another sampler."""
+        return Source(self.diffusion, self.model, sampler, self.shape, self.seed, self.device)
 
     def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers and samples, `batch` at a time."""

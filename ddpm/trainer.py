@@ -37,11 +37,12 @@ class Trainer:
     """How a network is trained: budget, batch, learning rate, precision, averaging, cadence.
 
     Args:
-        steps, epochs, seconds: the budget; at least one. The first that is reached ends the run. The learning rate follows
-            the steps (or epochs) where they are given, else the time used; with a time budget alone two runs are not
-            comparable step by step.
+        steps, epochs, seconds: the budget; at least one. The first that is reached ends the run. The learning rate
+            follows the steps (or epochs) where they are given, else the time used; with a time budget alone two runs
+            are not comparable step by step.
         batch_size: images in a step, over all micro-batches.
-        accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for rounding.
+        accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for
+            rounding.
         precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 on a GPU that has it, else fp32.
         lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
@@ -77,9 +78,16 @@ class Trainer:
         budget = {"steps": steps, "epochs": epochs, "seconds": seconds}
         if all(value is None for value in budget.values()):
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
-        at_least = {"batch_size": (batch_size, 1), "accumulate": (accumulate, 1), "warmup": (warmup, 0),
-                    "log_every": (log_every, 1), "checkpoint_every": (checkpoint_every, 1), "keep": (keep, 1),
-                    "previews": (previews, 0), "steps": (steps if steps is not None else 1, 1)}
+        at_least = {
+            "batch_size": (batch_size, 1),
+            "accumulate": (accumulate, 1),
+            "warmup": (warmup, 0),
+            "log_every": (log_every, 1),
+            "checkpoint_every": (checkpoint_every, 1),
+            "keep": (keep, 1),
+            "previews": (previews, 0),
+            "steps": (steps if steps is not None else 1, 1),
+        }
         for name, (value, least) in at_least.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
@@ -90,8 +98,10 @@ class Trainer:
             raise ValueError(f"warmup = {warmup} and warmup_epochs = {warmup_epochs:g} exclude each other")
         if batch_size % accumulate:
             near = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-            raise ValueError(f"accumulate = {accumulate} does not divide batch_size = {batch_size}; nearest that does: "
-                             f"{min(near, key=lambda n: abs(n - accumulate))}")
+            raise ValueError(
+                f"accumulate = {accumulate} does not divide batch_size = {batch_size}; nearest that does: "
+                f"{min(near, key=lambda n: abs(n - accumulate))}"
+            )
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision = {precision!r} is not known; allowed: auto, {', '.join(PRECISIONS)}")
         if lr_schedule not in LR_SCHEDULES:
@@ -156,14 +166,29 @@ class Trainer:
             with autocast:
                 held_out = self.held_out_loss(ema.model, diffusion, data, device)
             metrics.write(step, "held_out", images=step * self.batch_size, seconds=clock.seconds, loss=held_out)
-            checkpoint.save(run.checkpoints, step, model, ema.model, held_out=held_out, state={
-                "step": step, "seconds": clock.seconds, "precision": precision, "ema_updates": ema.updates,
-                "optimizer": optimizer.state_dict()["state"], "scaler": scaler.state_dict(),
-            })
+            checkpoint.save(
+                run.checkpoints,
+                step,
+                model,
+                ema.model,
+                held_out=held_out,
+                state={
+                    "step": step,
+                    "seconds": clock.seconds,
+                    "precision": precision,
+                    "ema_updates": ema.updates,
+                    "optimizer": optimizer.state_dict()["state"],
+                    "scaler": scaler.state_dict(),
+                },
+            )
             checkpoint.rotate(run.checkpoints, self.keep)
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
 
-        with signals() as received, contextlib.closing(metrics), ProgressBar(step, clock.seconds, self.batch_size) as bar:
+        with (
+            signals() as received,
+            contextlib.closing(metrics),
+            ProgressBar(step, clock.seconds, self.batch_size) as bar,
+        ):
             while (ended := self._ended(budget, step, clock.seconds)) is None:
                 step += 1
                 for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -217,7 +242,7 @@ class Trainer:
     def held_out_loss(
         self, model: nn.Module, diffusion: GaussianDiffusion, data: ImageData, device: torch.device
     ) -> float | None:
-        """Mean loss of a network on held-out images, at the same evenly spread t and the same eps whenever it is called.
+        """Mean loss of a network on held-out images, at frozen (t, eps): t evenly spread, eps always the same.
 
         None if nothing is held out.
         """
@@ -286,8 +311,17 @@ class Previews:
     The rows are kept in previews.pt, so that a resumed run goes on with its strip.
     """
 
-    def __init__(self, folder: Path, diffusion: GaussianDiffusion, shape: tuple[int, ...], seed: int,
-                 device: torch.device, previews: int, step: int, fraction: float):
+    def __init__(
+        self,
+        folder: Path,
+        diffusion: GaussianDiffusion,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        previews: int,
+        step: int,
+        fraction: float,
+    ):
         self.folder, self.diffusion, self.sampler = folder, diffusion, DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
         self.previews, self.number = previews, int(fraction * previews)
         self.noise = SampleNoise(seed, range(PREVIEW_IMAGES))
@@ -304,8 +338,10 @@ class Previews:
     def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
         """Sample from both networks and draw preview.png."""
         raw.eval()
-        images = [self.sampler(self.diffusion.schedule, self.diffusion.denoiser(network), self.x_T, generator=self.noise)
-                  for network in (raw, ema)]
+        images = [
+            self.sampler(self.diffusion.schedule, self.diffusion.denoiser(network), self.x_T, generator=self.noise)
+            for network in (raw, ema)
+        ]
         self.rows.append((step, *(x.cpu() for x in images)))
         torch.save(self.rows, self.folder / "previews.pt")
         plots.preview(self.folder / "preview.png", self.rows)
@@ -319,8 +355,9 @@ class ProgressBar:
         self.terminal, self.printed = sys.stderr.isatty(), seconds
 
     def __enter__(self) -> "ProgressBar":
-        self.bar = tqdm(total=1.0, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", dynamic_ncols=True,
-                        disable=not self.terminal)
+        self.bar = tqdm(
+            total=1.0, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", dynamic_ncols=True, disable=not self.terminal
+        )
         return self
 
     def show(self, step: int, loss: float, seconds: float, fraction: float) -> None:

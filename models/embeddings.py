@@ -23,8 +23,10 @@ class SinusoidalEmbedding(nn.Module):
         super().__init__()
         half = dim // 2
         if half <= freq_shift:
-            raise ValueError(f"an embedding of {dim} channels is too narrow for freq_shift = {freq_shift:g}; allowed: "
-                             f"at least {2 * (math.floor(freq_shift) + 1)}")
+            raise ValueError(
+                f"an embedding of {dim} channels is too narrow for freq_shift = {freq_shift:g}; allowed: "
+                f"at least {2 * (math.floor(freq_shift) + 1)}"
+            )
         self.dim, self.flip_sin_to_cos = dim, flip_sin_to_cos
         omega = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64) / (half - freq_shift))
         self.register_buffer("omega", omega.float(), persistent=False)

@@ -13,7 +13,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
-    """Group normalisation; ValueError if the groups do not divide the channels, with the nearest group counts that do."""
+    """Group normalisation; ValueError if the groups do not divide the channels, with the nearest numbers that do."""
     if channels % groups:
         legal = [g for g in range(1, channels + 1) if channels % g == 0]
         near = sorted(sorted(legal, key=lambda g: abs(g - groups))[:3])
@@ -57,8 +57,8 @@ class Attention(nn.Module):
 
     Args:
         heads: number of heads; None together with head_channels, the width of one.
-        kind: "full": softmax(q k^T / sqrt(d)) v, quadratic in the pixels; "linear": softmax(q) (softmax(k)^T v), with the
-            softmax of q over the width of the head and that of k over the pixels, linear in the pixels (Efficient
+        kind: "full": softmax(q k^T / sqrt(d)) v, quadratic in the pixels; "linear": softmax(q) (softmax(k)^T v), with
+            the softmax of q over the width of the head and that of k over the pixels, linear in the pixels (Efficient
             Attention, arXiv 1812.01243).
     Raises:
         ValueError: heads that do not divide the channels, with the nearest numbers that do; an unknown kind.

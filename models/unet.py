@@ -30,8 +30,9 @@ class UNet(nn.Module):
         dropout: inside residual blocks, in [0, 1).
         groups: groups of every group norm; must divide every width.
         num_classes: classes that may be given as y; None for an unconditional network.
-        patch: side of the squares of pixels that are folded into channels before the first level and unfolded after the
-            last; 1 is the network of Ho et al., 2 spends nothing at full resolution: resolutions start at half the size.
+        patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
+            the last; 1 is the network of Ho et al., with 2 nothing is computed at full resolution and the resolutions
+            start at half the image's size.
         norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details in which published weights differ.
         time_offset: added to t; -1 for weights that were trained with t counted from 0.
     Raises:
@@ -66,8 +67,18 @@ class UNet(nn.Module):
         levels = len(channel_mults)
         blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
         out_channels = in_channels if out_channels is None else out_channels
-        _check(image_size, in_channels, out_channels, channels, channel_mults, blocks, attention_resolutions, dropout,
-               num_classes, patch)
+        _check(
+            image_size,
+            in_channels,
+            out_channels,
+            channels,
+            channel_mults,
+            blocks,
+            attention_resolutions,
+            dropout,
+            num_classes,
+            patch,
+        )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch, self.time_offset = num_classes, patch, time_offset
 
@@ -139,8 +150,10 @@ class UNet(nn.Module):
                 f"{self.image_size[0]}, {self.image_size[1]})"
             )
         if (y is None) != (self.class_embedding is None):
-            raise ValueError("y must be given exactly when the network has classes: "
-                             f"num_classes = {self.num_classes}, y is {'missing' if y is None else 'given'}")
+            raise ValueError(
+                "y must be given exactly when the network has classes: "
+                f"num_classes = {self.num_classes}, y is {'missing' if y is None else 'given'}"
+            )
         emb = self.time_embedding(t + self.time_offset)
         if y is not None:
             emb = emb + self.class_embedding(y)
@@ -208,6 +221,6 @@ def _check(
     for resolution in attention_resolutions:
         if resolution not in occurring:
             raise ValueError(
-                f"attention_resolutions has {resolution}, which never occurs; a {size[0]}x{size[1]} image with {levels} "
-                f"levels and patch = {patch} has the resolutions {', '.join(map(str, occurring))}"
+                f"attention_resolutions has {resolution}, which never occurs; a {size[0]}x{size[1]} image with "
+                f"{levels} levels and patch = {patch} has the resolutions {', '.join(map(str, occurring))}"
             )

@@ -1,5 +1,6 @@
 """The only sampling loop."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -87,7 +88,7 @@ class Sampler(ABC):
         """
         schedule, x_t, past = schedule.to(x_T.device), x_T, []
         times = self.times(schedule.T)
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
             pred = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
             if callback is not None:
                 callback(i, t, s, x_t, pred)
