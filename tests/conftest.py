@@ -126,6 +126,14 @@ def propagate(
     return moments
 
 
+@pytest.fixture(params=["meta", "cuda"])
+def device(request) -> str:
+    """A device that is not the schedule's; shapes and devices can be checked on "meta" without any accelerator."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def schedule() -> NoiseSchedule:
     """The reference: linear, 1e-4 .. 0.02, T = 1000."""

@@ -128,6 +128,8 @@ def test_a_clipped_x_0_and_its_eps_still_compose_x_t(schedule, target):
 
 
 def test_the_variance_by_name(schedule, pair):
+    default = GaussianDiffusion(schedule)
+    assert (default.target, default.variance, default.clip_x_0) == ("eps", "beta", True)
     for name, frac in (("beta_tilde", 0.0), ("beta", 1.0)):
         for clip in (False, True):
             diffusion = GaussianDiffusion(schedule, variance=name, clip_x_0=clip)
@@ -141,17 +143,21 @@ def test_an_int_and_a_tensor_of_t_agree(schedule, pair):
     assert torch.equal(denoise(x_t, 300).eps, whole.eps) and torch.equal(denoise(x_t, 300).x_0, whole.x_0)
 
 
-def test_low_precision_outputs_are_used_in_the_precision_of_x_t(schedule):
+@pytest.mark.parametrize("target", TARGETS)
+def test_low_precision_outputs_are_used_in_the_precision_of_x_t(schedule, target):
     x_t = torch.randn(4, 2, 3, 3)
-    pred = GaussianDiffusion(schedule, "v").denoiser(lambda x, t: x.bfloat16())(x_t, t)
+    pred = GaussianDiffusion(schedule, target, clip_x_0=False).denoiser(lambda x, t: x.bfloat16())(x_t, t)
     assert pred.eps.dtype == pred.x_0.dtype == torch.float32
 
 
-def test_the_diffusion_follows_the_data_to_its_device(schedule):
-    x = torch.zeros(4, 2, device="meta")
-    diffusion = GaussianDiffusion(schedule, "v")
-    assert diffusion.loss(lambda x_t, t: x_t, x).device.type == "meta"
-    assert diffusion.denoiser(lambda x_t, t: x_t)(x, 5).eps.device.type == "meta"
+def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
+    x = torch.zeros(4, 2, device=device)
+    for target in TARGETS:
+        diffusion = GaussianDiffusion(schedule, target)
+        assert diffusion.loss(lambda x_t, t: x_t, x).device.type == device
+        assert diffusion.loss(lambda x_t, t: x_t, x, t=t.to(device), eps=x).device.type == device
+        for step in (5, t, t.to(device)):
+            assert diffusion.denoiser(lambda x_t, t: x_t)(x, step).eps.device.type == device
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import itertools
 
-import pytest
 import torch
 
 from ddpm.randomness import SampleNoise, generator
@@ -62,7 +61,6 @@ def test_rows_draws_and_seeds_are_independent_normal_numbers():
     assert deviation.max() < 4.5 * (2 / n) ** 0.5 and rows.mean(1).abs().max() < 4.5 * n**-0.5
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_noise_is_moved_to_the_device(device):
     assert SampleNoise(0, [1]).x_T((2,), device).device.type == device
     assert SampleNoise(0, [1])(3, (2,), device).shape == (1, 2)

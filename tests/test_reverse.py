@@ -106,9 +106,9 @@ def test_beta_tilde_is_exact_for_a_single_point_and_beta_for_unit_variance_data(
             assert ours == pytest.approx(exact, rel=1e-9)
 
 
-def test_both_follow_x_to_its_device(schedule):
-    x, steps = torch.zeros(2, 3, device="meta"), torch.tensor([5, 9], device="meta")
-    assert mu_theta(schedule, Prediction(x, x), x, steps).device.type == "meta"
+def test_both_follow_x_to_its_device(schedule, device):
+    x, steps = torch.zeros(2, 3, device=device), torch.tensor([5, 9], device=device)
+    assert mu_theta(schedule, Prediction(x, x), x, steps).device.type == device
     assert variance(schedule, Prediction(x, x, 0.5), x, steps).shape == (2, 1)
 
 

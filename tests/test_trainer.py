@@ -1,0 +1,638 @@
+"""ddpm/trainer.py: the loop repeats itself to the bit, stops where it should, and learns."""
+
+import itertools
+import json
+import math
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm import checkpoint
+from ddpm import trainer as trainer_module
+from ddpm.data import Digits, ImageData
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.ema import EMA
+from ddpm.runs import Run, read_metrics
+from ddpm.schedules import cosine
+from ddpm.trainer import Interrupted, Previews, Trainer, resolve, signals
+from models.unet import UNet
+
+CPU = torch.device("cpu")
+T = 20
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits()
+
+
+@pytest.fixture
+def data(digits: Digits) -> ImageData:
+    """200 real digits, 40 of them held out."""
+    return some(digits)
+
+
+def some(digits: Digits, n: int = 200, **options: object) -> ImageData:
+    return ImageData("digits", "all", digits.images[:n], digits.labels[:n], digits.classes, **{"validation": 0.2} | options)
+
+
+def network(seed: int = 0, **options: object) -> UNet:
+    torch.manual_seed(seed)
+    settings = {"channels": 8, "channel_mults": (1, 2), "blocks": 1, "attention_resolutions": (4,), "groups": 4}
+    return UNet(8, 1, **{**settings, "dropout": 0.0, **options})
+
+
+def options(**changed: object) -> dict:
+    """Of a short, quiet trainer."""
+    short = {"steps": 6, "batch_size": 16, "log_every": 1, "checkpoint_every": 3, "previews": 0, "precision": "fp32"}
+    return short | changed
+
+
+class Fit:
+    """One call of `Trainer.fit` on digits, and what it left."""
+
+    def __init__(
+        self,
+        path: Path,
+        data: ImageData,
+        *,
+        seed: int = 0,
+        model: nn.Module | None = None,
+        resume: Path | None = None,
+        optimizer: str = "AdamW",
+        lr: float = 2e-3,
+        target: str = "eps",
+        **changed: object,
+    ):
+        self.run, self.model = Run(path), network() if model is None else model
+        path.mkdir(parents=True, exist_ok=True)
+        self.trainer = Trainer(**options(**changed))
+        self.diffusion = GaussianDiffusion(cosine(T), target)
+        self.optimizer = getattr(torch.optim, optimizer)(self.model.parameters(), lr)
+        self.ended, ema = self.trainer.fit(
+            self.run, self.model, self.diffusion, data, self.optimizer, seed=seed, device=CPU, resume=resume
+        )
+        self.ema: EMA = ema
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, averaged weights and the optimizer's state, by name."""
+        moments = {
+            f"{n}.{k}": v for n, values in self.optimizer.state_dict()["state"].items() for k, v in values.items()
+        }
+        return {**self.model.state_dict(), **{f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}, **moments}
+
+    def metrics(self, split: str | None = None) -> list[dict]:
+        """The lines of metrics.jsonl without the time used."""
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(self.run.path)]
+        return [line for line in lines if split in (None, line["split"])]
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.run.checkpoints.iterdir())
+
+    def saved(self, step: int, name: str) -> dict[str, torch.Tensor]:
+        return checkpoint.load_weights(self.run.checkpoints / str(step) / f"{name}.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    different = [k for k in one.keys() | other.keys() if not torch.equal(one[k], other[k])]
+    assert not different
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Let a signal arrive in the middle of a step, once."""
+    original, pending = Trainer.micro_batches, [step]
+
+    def micro_batches(self, data, T, seed, step, device):
+        if step in pending:
+            pending.clear()
+            signal.raise_signal(signum)
+        yield from original(self, data, T, seed, step, device)
+
+    monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
+
+
+class Clock:
+    """A stopwatch that an action of the loop moves on, and not the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_step: float = 0.0, per_read: float = 0.0):
+        self.now, self.per_step, self.per_read = 0.0, per_step, per_read
+        original, clock = Trainer.micro_batches, self
+
+        def micro_batches(self, *arguments):
+            clock.now += clock.per_step
+            yield from original(self, *arguments)
+
+        class Stopwatch:
+            def __init__(self, before: float = 0.0):
+                self.start = clock.now - before
+
+            @property
+            def seconds(self) -> float:
+                clock.now += clock.per_read
+                return clock.now - self.start
+
+        monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
+        monkeypatch.setattr(trainer_module, "Stopwatch", Stopwatch)
+
+
+# ---------------------------------------------------------------------------------------------- again and again
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"accumulate": 2, "dropout": 0.3, "flip": True},
+        {"precision": "bf16"},
+        {"precision": "fp16", "dropout": 0.3},
+        {"optimizer": "SGD", "lr_schedule": "linear", "warmup": 4, "batch_size": 50},
+    ],
+    ids=["plain", "accumulation, dropout and flips", "bf16", "fp16", "SGD across epochs"],
+)
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(changed, digits, tmp_path, monkeypatch):
+    changed = dict(changed)
+    dropout, flip = changed.pop("dropout", 0.0), changed.pop("flip", False)
+    undisturbed = Fit(tmp_path / "whole", some(digits, flip=flip), model=network(dropout=dropout), **changed)
+
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        Fit(tmp_path / "parts", some(digits, flip=flip), model=network(dropout=dropout), **changed)
+    assert stopped.value.signum == signal.SIGTERM
+    last = checkpoint.last_whole(tmp_path / "parts" / "checkpoints")
+    assert last.name == "3" and Run(tmp_path / "parts").status()["step"] == 3
+    torch.manual_seed(999)
+    model = network(seed=5, dropout=dropout)  # other initial weights: all must come from the checkpoint
+    resumed = Fit(tmp_path / "parts", some(digits, flip=flip), model=model, resume=last, **changed)
+
+    assert_same(resumed.state, undisturbed.state)
+    assert resumed.metrics() == undisturbed.metrics() and len(resumed.metrics("train")) == 6
+    assert resumed.steps() == undisturbed.steps() == [3, 6]
+    assert_same(resumed.saved(6, "ema"), undisturbed.saved(6, "ema"))
+
+
+def test_a_stop_between_two_checkpoints_writes_one_and_changes_nothing(data, tmp_path, monkeypatch):
+    whole = Fit(tmp_path / "whole", data)
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        Fit(tmp_path / "parts", data)
+    resume = checkpoint.last_whole(tmp_path / "parts" / "checkpoints")
+    assert resume.name == "2"
+    parts = Fit(tmp_path / "parts", data, model=network(seed=1), resume=resume)
+    assert_same(parts.state, whole.state)
+    assert parts.metrics("train") == whole.metrics("train")
+    assert [m for m in parts.metrics("held_out") if m["step"] != 2] == whole.metrics("held_out")
+
+
+def test_a_signal_in_the_last_step_loses_nothing(data, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 6)
+    with pytest.raises(Interrupted):
+        Fit(tmp_path, data)
+    again = Fit(tmp_path, data, resume=checkpoint.last_whole(tmp_path / "checkpoints"))
+    assert again.ended == "steps" and again.steps() == [3, 6] and len(again.metrics("train")) == 6
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(data, tmp_path):
+    first, again, other = (Fit(tmp_path / name, data, seed=seed, steps=3) for name, seed in (("a", 4), ("b", 4), ("c", 5)))
+    assert_same(first.state, again.state)
+    assert first.metrics() == again.metrics()
+    assert first.metrics()[0]["loss"] != other.metrics()[0]["loss"]
+    assert not torch.equal(first.state["conv_in.weight"], other.state["conv_in.weight"])
+
+
+def test_what_happens_outside_the_loop_does_not_matter(data, tmp_path):
+    """Previews, checkpoints and logging draw nothing that training would miss; the global generator is no source."""
+    plain = Fit(tmp_path / "a", data, model=network(dropout=0.3))
+    model = network(dropout=0.3)
+    torch.manual_seed(77)
+    busy = Fit(tmp_path / "b", data, model=model, previews=3, checkpoint_every=1, log_every=4, keep=1)
+    assert_same(plain.state, busy.state)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, digits):
+    data = some(digits, flip=flip)
+
+    def drawn(seed: int, step: int, accumulate: int = 1) -> list[torch.Tensor]:
+        trainer = Trainer(**options(accumulate=accumulate))
+        parts = list(trainer.micro_batches(data, T, seed, step, CPU))
+        assert len(parts) == accumulate and {len(x) for part in parts for x in part} == {16 // accumulate}
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    reference = drawn(3, 7)
+    x_0, y, t, eps = reference
+    assert x_0.shape == eps.shape == (16, 1, 8, 8) and y.shape == t.shape == (16,)
+    assert x_0.min() >= -1 and x_0.max() <= 1 and t.min() >= 1 and t.max() <= T
+    torch.manual_seed(123)
+    for accumulate in (1, 2, 16):
+        assert all(map(torch.equal, drawn(3, 7, accumulate), reference))
+    for seed, step in ((3, 8), (4, 7)):
+        assert not any(map(torch.equal, drawn(seed, step), reference))
+
+
+def test_t_covers_its_range_evenly_and_eps_is_standard_normal(data):
+    trainer = Trainer(**options(batch_size=2000))
+    *_, t, eps = next(iter(trainer.micro_batches(data, T, 0, 1, CPU)))
+    assert torch.bincount(t, minlength=T + 1)[1:].sub(100).abs().max() < 45 and t.min() == 1 and t.max() == T
+    assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01
+
+
+def test_accumulation_is_one_batch_but_for_rounding(data, tmp_path):
+    one, four = (
+        Fit(tmp_path / str(n), data, accumulate=n, steps=4, optimizer="SGD", lr=0.1, clip=None) for n in (1, 4)
+    )
+    for k, v in one.state.items():
+        torch.testing.assert_close(four.state[k], v, rtol=1e-4, atol=1e-6)
+    for a, b in zip(one.metrics("train"), four.metrics("train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    start = network().state_dict()
+    assert any((one.state[k] - start[k]).abs().max() > 1e-4 for k in start)  # it moved at all
+
+
+# ---------------------------------------------------------------------------------------------- how long
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "ended"),
+    [
+        ({"steps": 5}, 5, "steps"),
+        ({"epochs": 1}, 4, "epochs"),  # 160 images in batches of 50: 3.2
+        ({"epochs": 0.5}, 2, "epochs"),
+        ({"epochs": 0.001}, 1, "epochs"),
+        ({"seconds": 30}, 3, "seconds"),
+        ({"seconds": 25}, 3, "seconds"),
+        ({"steps": 2, "seconds": 30}, 2, "steps"),
+        ({"steps": 5, "seconds": 30}, 3, "seconds"),
+        ({"steps": 3, "epochs": 1}, 3, "steps"),
+        ({"steps": 9, "epochs": 1, "seconds": 1000}, 4, "epochs"),
+    ],
+)
+def test_the_first_budget_that_is_reached_ends_the_run(budget, steps, ended, data, tmp_path, monkeypatch):
+    Clock(monkeypatch, per_step=10)
+    fit = Fit(tmp_path, data, batch_size=50, **({"steps": None} | budget))
+    assert fit.ended == ended
+    assert [line["step"] for line in fit.metrics("train")] == list(range(1, steps + 1))
+    assert fit.steps()[-1] == steps and fit.run.status()["step"] == steps
+    assert fit.metrics("train")[-1]["images"] == 50 * steps
+
+
+@pytest.mark.parametrize("seconds", range(20, 40))
+def test_whenever_the_time_is_up_the_last_step_is_logged_shown_and_kept(seconds, data, tmp_path, monkeypatch):
+    """All decisions of a step must see one time: here every look at the clock takes a second."""
+    Clock(monkeypatch, per_read=1)
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda *arguments: 1.0)
+    taken = []
+    monkeypatch.setattr(Previews, "take", lambda self, step, raw, ema: taken.append(step))
+    fit = Fit(tmp_path, data, steps=None, seconds=seconds, batch_size=1, checkpoint_every=100, log_every=100, previews=1)
+    last = fit.optimizer.state[fit.model.conv_in.weight]["step"]
+    assert fit.ended == "seconds" and fit.steps() == taken == [last]
+    assert [line["step"] for line in fit.metrics("train")] == [last]
+
+
+def test_the_time_used_is_carried_over(data, tmp_path, monkeypatch):
+    Clock(monkeypatch, per_step=10)
+    first = Fit(tmp_path, data, steps=2)
+    assert checkpoint.load_state(tmp_path / "checkpoints" / "2")["seconds"] == 20
+    second = Fit(tmp_path, data, steps=None, seconds=40, resume=first.run.checkpoints / "2")
+    assert second.metrics("train")[-1]["step"] == 4 and read_metrics(tmp_path)[-1]["seconds"] == 40
+
+
+# ---------------------------------------------------------------------------------------------- the learning rate
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("name", "closed_form"),
+    [
+        ("constant", lambda f: 1.0),
+        ("cosine", lambda f: math.cos(math.pi * f / 2) ** 2),
+        ("linear", lambda f: 1 - f),
+    ],
+)
+def test_lr_factor_in_closed_form(name, closed_form, fraction):
+    trainer = Trainer(**options(lr_schedule=name))
+    assert trainer.lr_factor(100, fraction, 0) == pytest.approx(closed_form(fraction), abs=1e-12)
+    for step in (1, 3, 4, 5):
+        rise = min(1, step / 4)
+        assert trainer.lr_factor(step, fraction, 4) == pytest.approx(rise * closed_form(fraction), abs=1e-12)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 8}, {"steps": None, "epochs": 2}, {"steps": None, "seconds": 80}])
+@pytest.mark.parametrize("warmup", [{"warmup": 4}, {"warmup_epochs": 1}])  # an epoch is 4 steps
+def test_the_rates_of_a_run(budget, warmup, data, tmp_path, monkeypatch):
+    """The rate of step n follows what was used of the budget before it, whatever the budget is counted in."""
+    Clock(monkeypatch, per_step=10)
+    fit = Fit(tmp_path, data, batch_size=40, lr=1e-3, **budget, **warmup)
+    expected = [1e-3 * min(1, n / 4) * 0.5 * (1 + math.cos(math.pi * (n - 1) / 8)) for n in range(1, 9)]
+    assert [line["lr"] for line in fit.metrics("train")] == pytest.approx(expected, rel=1e-9)
+
+
+def test_every_parameter_group_keeps_its_own_rate(data, tmp_path):
+    model, rates = network(), []
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.1}])
+    step = optimizer.step
+    optimizer.step = lambda *a, **k: (rates.append([g["lr"] for g in optimizer.param_groups]), step(*a, **k))[1]
+    trainer = Trainer(**options(steps=2, lr_schedule="linear"))
+    diffusion = GaussianDiffusion(cosine(T))
+    trainer.fit(Run(tmp_path), model, diffusion, data, optimizer, seed=0, device=CPU)
+    assert rates == [pytest.approx([0.5, 0.1]), pytest.approx([0.25, 0.05])]
+
+
+# ---------------------------------------------------------------------------------------------- what is learned
+
+
+@pytest.mark.parametrize("target", ["eps", "v"])
+def test_training_lowers_the_loss_on_images_it_never_sees(target, data, tmp_path):
+    model, diffusion = network(), GaussianDiffusion(cosine(T), target)
+    before = Trainer(**options()).held_out_loss(model, diffusion, data, CPU)
+    assert before == pytest.approx(1.0, abs=0.3)  # the network begins as zero: the mean square of its target
+    fit = Fit(tmp_path, data, target=target, steps=60, batch_size=32, lr=5e-3, checkpoint_every=60, ema_warmup=2)
+    after = fit.metrics("held_out")[-1]["loss"]
+    assert after < 0.65 * before
+    assert after == fit.trainer.held_out_loss(fit.ema.model, diffusion, data, CPU)
+    assert fit.metrics("train")[-1]["loss"] < 0.75 * fit.metrics("train")[0]["loss"]
+
+
+def test_the_checkpoint_holds_the_closed_form_of_the_average(data, tmp_path):
+    fit = Fit(tmp_path, data, checkpoint_every=1, keep=6, ema_decay=0.6, ema_warmup=3.0)
+    d = [min(0.6, (n - 1) / (n - 1 + 3.0)) for n in range(1, 7)]
+    for last in (1, 4, 6):
+        averaged = {k: torch.zeros_like(v) for k, v in fit.saved(1, "model").items()}
+        for n in range(1, last + 1):
+            weight = (1 - d[n - 1]) * math.prod(d[n:last])
+            averaged = {k: v + weight * fit.saved(n, "model")[k] for k, v in averaged.items()}
+        for k, v in fit.saved(last, "ema").items():
+            torch.testing.assert_close(v, averaged[k], rtol=1e-5, atol=1e-6)
+    assert_same(fit.saved(6, "model"), fit.model.state_dict())
+    assert_same(fit.saved(6, "ema"), fit.ema.model.state_dict())
+
+
+def test_clipping_bounds_the_update(data, tmp_path):
+    def moved(name: str, clip: float | None) -> tuple[float, dict]:
+        fit = Fit(tmp_path / name, data, steps=1, optimizer="SGD", lr=1.0, lr_schedule="constant", clip=clip)
+        start = network().state_dict()
+        norm = torch.cat([(v - start[k]).flatten() for k, v in fit.model.state_dict().items()]).norm().item()
+        return norm, fit.metrics("train")[0]
+
+    free, log = moved("free", None)
+    assert free == pytest.approx(log["grad_norm"], rel=1e-4) and free > 0.2
+    clipped, log = moved("clipped", 0.1)
+    assert clipped == pytest.approx(0.1, rel=1e-3) and log["grad_norm"] == pytest.approx(free, rel=1e-4)
+    wide, _ = moved("wide", 1000.0)
+    assert wide == pytest.approx(free, rel=1e-5)
+
+
+def test_held_out_loss_repeats_itself_and_needs_a_held_out_part(digits, data):
+    trainer, model, diffusion = Trainer(**options()), network(), GaussianDiffusion(cosine(T))
+    nn.init.normal_(model.conv_out.weight)
+    model.eval()
+    first = trainer.held_out_loss(model, diffusion, data, CPU)
+    torch.manual_seed(5)
+    assert trainer.held_out_loss(model, diffusion, data, CPU) == first
+    small = Trainer(**options(batch_size=3))
+    assert small.held_out_loss(model, diffusion, data, CPU) == pytest.approx(first, rel=1e-5)
+    assert trainer.held_out_loss(model, diffusion, some(digits, validation=0), CPU) is None
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_without_a_held_out_part_the_last_checkpoint_is_the_best(digits, tmp_path):
+    fit = Fit(tmp_path, some(digits, validation=0), keep=1)
+    assert [line["loss"] for line in fit.metrics("held_out")] == [None, None]
+    assert fit.steps() == [6] and checkpoint.best(fit.run.checkpoints) == 6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_about_the_same(precision, data, tmp_path):
+    full, half = Fit(tmp_path / "fp32", data), Fit(tmp_path / precision, data, precision=precision)
+    losses = [[line["loss"] for line in fit.metrics("train")] for fit in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
+    assert half.run.status()["precision"] == precision
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    scale = checkpoint.load_state(half.run.checkpoints / "6")["scaler"]
+    assert bool(scale) == (precision == "fp16")
+
+
+def test_precision_is_recorded_and_kept(data, tmp_path):
+    assert resolve("auto", CPU) == "fp32" and resolve("bf16", CPU) == "bf16"
+    first = Fit(tmp_path / "a", data, steps=3, precision="bf16")
+    kept = Fit(tmp_path / "b", data, precision="auto", resume=first.run.checkpoints / "3")
+    assert kept.run.status()["precision"] == "bf16"
+
+
+def test_a_precision_that_is_asked_for_by_name_is_used_where_a_run_is_extended(data, tmp_path):
+    first = Fit(tmp_path / "a", data, steps=3, precision="fp32")
+    asked = Fit(tmp_path / "b", data, precision="bf16", resume=first.run.checkpoints / "3")
+    assert asked.run.status()["precision"] == "bf16"
+
+
+def test_classes_reach_a_network_that_takes_them(digits, tmp_path):
+    few = digits.labels[:600] < 5
+    data = ImageData("digits", "all", digits.images[:600][few], digits.labels[:600][few], digits.classes)
+    start = network(num_classes=10).class_embedding.weight.clone()
+    model = network(num_classes=10)
+    Fit(tmp_path, data, model=model, optimizer="Adam", previews=2)
+    moved = (model.class_embedding.weight != start).any(1)
+    assert moved.tolist() == [True] * 5 + [False] * 5
+    assert len(torch.load(tmp_path / "previews.pt", weights_only=True)) == 2
+
+
+def test_a_network_without_classes_gets_none(data, tmp_path):
+    given = []
+    model = network()
+    model.register_forward_pre_hook(lambda module, arguments: given.append(len(arguments)))
+    Fit(tmp_path, data, model=model, steps=1)
+    assert set(given) == {2}
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+
+class Breaks(nn.Module):
+    """Turns into NaN in its n-th training step."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.inner, self.left = network(), n
+
+    def forward(self, x_t, t):
+        self.left -= self.training
+        return self.inner(x_t, t) * (math.nan if self.left <= 0 and self.training else 1.0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
+    with pytest.raises(FloatingPointError, match="step 4: loss nan"):
+        Fit(tmp_path, data, model=Breaks(4))
+    lines = read_metrics(tmp_path)
+    assert lines[-1]["step"] == 4 and lines[-1]["loss"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(data, tmp_path):
+    """Else the same command would go on from broken weights for ever."""
+    with pytest.raises(FloatingPointError):
+        Fit(tmp_path, data, model=Breaks(3), log_every=100, checkpoint_every=2, steps=8, keep=8)
+    last = checkpoint.last_whole(tmp_path / "checkpoints")
+    assert last.name == "2"
+    assert all(v.isfinite().all() for v in checkpoint.load_weights(last / "model.safetensors").values())
+
+
+def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path, monkeypatch):
+    """Loss scaling begins too high on purpose: the step is left out, the scale is halved."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**40, enabled=enabled))
+    fit = Fit(tmp_path, data, steps=2, precision="fp16", checkpoint_every=1)
+    assert fit.metrics("train")[0]["grad_norm"] is None and fit.metrics("train")[0]["loss"] is not None
+    assert_same(fit.saved(1, "model"), network().state_dict())
+    assert checkpoint.load_state(fit.run.checkpoints / "2")["scaler"]["scale"] < 2.0**40
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": None}, "no budget: set trainer.steps, trainer.epochs or trainer.seconds"),
+        ({"steps": 0}, "steps = 0 must be an integer >= 1"),
+        ({"steps": 2.5}, "steps = 2.5 must be an integer"),
+        ({"steps": True}, "steps = True must be an integer"),
+        ({"steps": None, "epochs": 0}, "epochs = 0 must be a number > 0"),
+        ({"epochs": True}, "epochs = True must be a number > 0"),
+        ({"epochs": math.inf}, "epochs = inf must be"),
+        ({"seconds": -1}, "seconds = -1 must be a number > 0"),
+        ({"seconds": math.inf}, "seconds = inf must be"),
+        ({"seconds": math.nan}, "seconds = nan must be"),
+        ({"batch_size": 0}, "batch_size = 0 must be an integer >= 1"),
+        ({"accumulate": 0}, "accumulate = 0 must be an integer >= 1"),
+        ({"accumulate": 3}, "accumulate = 3 does not divide batch_size = 16; nearest that does: [24]"),
+        ({"warmup": -1}, "warmup = -1 must be an integer >= 0"),
+        ({"warmup_epochs": 0}, "warmup_epochs = 0 must be a number > 0"),
+        ({"warmup": 5, "warmup_epochs": 1}, "warmup = 5 and warmup_epochs = 1 exclude each other"),
+        ({"clip": 0}, "clip = 0 must be a number > 0, or null"),
+        ({"log_every": 0}, "log_every = 0 must be an integer >= 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every = 0 must be an integer >= 1"),
+        ({"keep": 0}, "keep = 0 must be an integer >= 1"),
+        ({"previews": -1}, "previews = -1 must be an integer >= 0"),
+        ({"precision": "fp8"}, "precision = 'fp8' is not known; allowed: auto, fp32, bf16, fp16"),
+        ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear"),
+        ({"ema_decay": 1.0}, r"ema_decay = 1 must lie in \[0, 1\)"),
+        ({"ema_warmup": -1.0}, "ema_warmup = -1 be >= 0"),
+        ({"ema_warmup": math.nan}, "ema_warmup = nan"),
+    ],
+)
+def test_arguments_that_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(**options(**wrong))
+
+
+# ---------------------------------------------------------------------------------------------- previews, checkpoints
+
+
+def test_previews_are_of_the_same_noise_at_even_shares_of_the_budget(data, tmp_path, monkeypatch):
+    seen = []
+    take = Previews.take
+
+    def watched(self, step, raw, ema):
+        seen.append((step, self.x_T.clone()))
+        take(self, step, raw, ema)
+
+    monkeypatch.setattr(Previews, "take", watched)
+    stop_at(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        Fit(tmp_path, data, steps=9, previews=3, lr=1e-2)
+    resume = checkpoint.last_whole(tmp_path / "checkpoints")
+    Fit(tmp_path, data, steps=9, previews=3, lr=1e-2, resume=resume)
+    assert [step for step, _ in seen] == [3, 6, 9]
+    assert all(torch.equal(x_T, seen[0][1]) for _, x_T in seen)
+    rows = torch.load(tmp_path / "previews.pt", weights_only=True)
+    assert [row[0] for row in rows] == [3, 6, 9] and (tmp_path / "preview.png").stat().st_size > 0
+    for _, raw, ema in rows:
+        assert raw.shape == ema.shape == (8, 1, 8, 8) and not torch.equal(raw, ema)
+    assert not torch.equal(rows[0][1], rows[1][1])
+
+
+def test_a_run_without_previews_draws_none(data, tmp_path):
+    Fit(tmp_path, data, steps=1)
+    assert not list(tmp_path.glob("preview*"))
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(data, tmp_path, monkeypatch):
+    losses = iter([5.0, 1.0, 4.0, 3.0, 2.0, 6.0])
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda *arguments: next(losses))
+    fit = Fit(tmp_path, data, checkpoint_every=1, keep=2)
+    assert fit.steps() == [2, 5, 6] and checkpoint.best(fit.run.checkpoints) == 2
+    assert [line["loss"] for line in fit.metrics("held_out")] == [5.0, 1.0, 4.0, 3.0, 2.0, 6.0]
+
+
+def test_going_back_behind_a_damaged_checkpoint_keeps_what_is_written_then(data, tmp_path):
+    """The damaged one is newer than all that follows; it must neither stop the run nor push new ones out."""
+    Fit(tmp_path, data, steps=6, checkpoint_every=2, keep=3)
+    (tmp_path / "checkpoints" / "6" / "manifest.json").write_text("{")
+    resume = checkpoint.last_whole(tmp_path / "checkpoints")
+    assert resume.name == "4"
+    whole = Fit(tmp_path / "whole", data, steps=6, checkpoint_every=1, keep=1)
+    again = Fit(tmp_path, data, steps=6, checkpoint_every=1, keep=1, resume=resume)
+    assert 6 in again.steps() and checkpoint.verify(again.run.checkpoints / "6") is None
+    assert_same(again.state, whole.state)
+
+
+def test_a_checkpoint_written_after_going_back_is_not_deleted_at_once(data, tmp_path, monkeypatch):
+    Fit(tmp_path, data, steps=6, checkpoint_every=2, keep=3)
+    (tmp_path / "checkpoints" / "6" / "model.safetensors").write_bytes(b"damaged")
+    stop_at(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        Fit(tmp_path, data, steps=9, keep=1, resume=tmp_path / "checkpoints" / "4")
+    assert checkpoint.last_whole(tmp_path / "checkpoints").name == "5"
+
+
+def test_the_progress_bar_says_where_it_is(data, tmp_path, capsys):
+    fit = Fit(tmp_path, data)
+    loss = fit.metrics("train")[-1]["loss"]
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"100%  step 6  loss {loss:.4f}") and "images/s" in line and line.endswith("ETA 0:00")
+
+
+# ---------------------------------------------------------------------------------------------- signals
+
+
+def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect():
+    def handler(signum, frame):
+        raise RuntimeError("the usual effect")
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with signals() as received:
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+            with pytest.raises(RuntimeError, match="the usual effect"):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_the_main_thread_there_are_no_signals_to_collect(data, tmp_path):
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(Fit(tmp_path, data, steps=2).ended))
+    thread.start()
+    thread.join()
+    assert ended == ["steps"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_repeats_itself(precision, digits, tmp_path, monkeypatch):
+    runs = []
+    for name, stop in itertools.product(("a", "b"), (None,)):
+        model = network(dropout=0.1).to("cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+        trainer = Trainer(**options(precision=precision, previews=2))
+        arguments = (Run(tmp_path / name), model, GaussianDiffusion(cosine(T)), some(digits, flip=True), optimizer)
+        (tmp_path / name).mkdir()
+        assert stop is None and trainer.fit(*arguments, seed=0, device=torch.device("cuda"))[0] == "steps"
+        runs.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    assert [[line["loss"] for line in run] for run in runs][0] == pytest.approx([line["loss"] for line in runs[1]], rel=1e-3)
