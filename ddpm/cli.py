@@ -448,9 +448,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     if note.exists() and json.loads(note.read_text()) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
     if not note.exists() and any(out.glob("[0-9]*.png")):
-        raise InvalidInput(
-            f"out={config.out} holds pictures that were not written here; choose another folder"
-        )
+        raise InvalidInput(f"out={config.out} holds pictures that were not written here; choose another folder")
     note.write_text(json.dumps(settings, indent=1))
     missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
     if len(missing) < config.n:

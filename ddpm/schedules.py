@@ -32,7 +32,7 @@ class NoiseSchedule:
         beta = torch.as_tensor(beta, dtype=torch.float64)
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(f"beta must be a list of T >= 1 numbers, got shape {tuple(beta.shape)}")
-        legal = (beta > 0) & (beta < 1)
+        legal = (1 - beta < 1) & (beta < 1)  # a beta that vanishes in 1 - beta is no step
         legal[-1] |= beta[-1] == 1
         if not legal.all():
             t = int((~legal).nonzero()[0]) + 1
@@ -127,10 +127,11 @@ def _quoted_for_1000(T, rescale, beta_1, beta_T, betas) -> NoiseSchedule:
             raise ValueError(f"{name} = {beta:g} must lie in (0, 1)")
     scale = 1000 / T if rescale else 1.0
     largest = max(beta_1, beta_T)
-    if scale * largest >= 1:
+    smallest_T = math.floor(1000 * largest) + 1
+    if rescale and smallest_T > T:
         raise ValueError(
             f"T = {T} is too small: betas quoted for T = 1000 are multiplied by 1000 / T, and {largest:g} * {scale:g} "
-            f"= {scale * largest:g} is not below 1; the smallest legal T is {math.floor(1000 * largest) + 1}"
+            f"= {scale * largest:g} is not below 1; the smallest legal T is {smallest_T}"
         )
     return NoiseSchedule(betas() * scale)
 

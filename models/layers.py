@@ -4,6 +4,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ATTENTION_KINDS, PADDINGS = ("full", "linear"), (0, 1)
+
+
+def one_of(name: str, value: object, allowed: tuple) -> None:
+    """Raise ValueError, with the allowed values, unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(map(str, allowed))}")
+
 
 def zeroed(layer: nn.Module) -> nn.Module:
     """The layer with its parameters set to zero, so that a residual branch starts as the identity."""
@@ -14,7 +22,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
     """Group normalisation; ValueError if the groups do not divide the channels, with the nearest numbers that do."""
-    if channels % groups:
+    if groups < 1 or channels % groups:
         legal = [g for g in range(1, channels + 1) if channels % g == 0]
         near = sorted(sorted(legal, key=lambda g: abs(g - groups))[:3])
         raise ValueError(
@@ -68,8 +76,7 @@ class Attention(nn.Module):
         self, channels: int, heads: int | None, head_channels: int | None, kind: str, groups: int, norm_eps: float
     ):
         super().__init__()
-        if kind not in ("full", "linear"):
-            raise ValueError(f"attention = {kind!r} is not known; allowed: full, linear")
+        one_of("attention", kind, ATTENTION_KINDS)
         name, value = ("head_channels", head_channels) if head_channels is not None else ("heads", heads)
         if not isinstance(value, int) or value < 1 or channels % value:
             legal = [n for n in range(1, channels + 1) if channels % n == 0]
@@ -106,8 +113,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, padding: int):
         super().__init__()
-        if padding not in (0, 1):
-            raise ValueError(f"downsample_padding = {padding!r} is not known; allowed: 0, 1")
+        one_of("downsample_padding", padding, PADDINGS)
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embeddings import TimeEmbedding
-from models.layers import Attention, Downsample, ResidualBlock, Upsample, group_norm, zeroed
+from models.layers import (
+    ATTENTION_KINDS,
+    PADDINGS,
+    Attention,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    group_norm,
+    one_of,
+    zeroed,
+)
 
 
 class UNet(nn.Module):
@@ -64,6 +74,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        one_of("attention", attention, ATTENTION_KINDS)  # also where no such layer is built
+        one_of("downsample_padding", downsample_padding, PADDINGS)
         levels = len(channel_mults)
         blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
         out_channels = in_channels if out_channels is None else out_channels

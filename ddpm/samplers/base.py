@@ -37,7 +37,7 @@ class Sampler(ABC):
         steps = T if self.steps is None else self.steps
         if steps > T:
             raise ValueError(f"steps = {steps} is more than the schedule's T = {T}; allowed: 1..{T}")
-        return torch.linspace(T, 0, steps + 1, dtype=torch.float64).round().long().tolist()
+        return [round(T * (steps - i) / steps) for i in range(steps + 1)]
 
     @abstractmethod
     def step(
@@ -101,5 +101,7 @@ class Sampler(ABC):
 
 def _noise(generator: torch.Generator | SampleNoise | None, i: int, x_t: Tensor) -> Tensor:
     if isinstance(generator, SampleNoise):
+        if len(generator.indices) != len(x_t):
+            raise ValueError(f"noise keyed for {len(generator.indices)} samples, but x_t has {len(x_t)}")
         return generator(i + 1, x_t.shape[1:], x_t.device).to(x_t.dtype)
     return torch.randn(x_t.shape, dtype=x_t.dtype, device=x_t.device, generator=generator)
