@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -98,8 +99,11 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The tensors of one .safetensors file."""
-    return load_file(path, device=str(device))
+    """The tensors of one .safetensors file; ValueError if it is none."""
+    try:
+        return load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
 def load_state(path: Path) -> dict:

@@ -119,24 +119,26 @@ def _train(config: DictConfig) -> None:
     import torch
 
     import ddpm
-    from ddpm import checkpoint
+    from ddpm import checkpoint, images
     from ddpm.randomness import generator
     from ddpm.runs import DONE, FAILED, INTERRUPTED, Run, RunIsHeld, now, science_hash
     from ddpm.trainer import Interrupted
 
-    parents, resume = {}, None
+    trust = _trusted(config)
+    parents, parent = {}, None
     if config.extend is not None:
-        config, resume = _extended(config)
-        parents["extend"] = Path(config.extend).name
-    settings, trust = resolved(config), plain(config.trust)
+        config, parent = _extended(config)
+        parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
+    settings = resolved(config)
+    _must_be_whole(config, "seed")
     device = resolve_device(config.device)
     initial = None
     if config.init is not None:
-        initial = _weights_file(Path(config.init))
+        initial = _weights_file(Path(str(config.init)))
         parents["init"] = checkpoint.sha256(initial)
     data = build(config.data, "data", trust)
     facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
-    run = Run(Path(config.runs) / config.study / science_hash(facts))
+    run = Run(_folder_of_runs(config) / science_hash(facts))
 
     try:
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
@@ -149,8 +151,11 @@ def _train(config: DictConfig) -> None:
         trainer = build(config.trainer, "trainer", trust)
         if initial is not None:
             _load(model, initial)
+        if parent is not None:
+            _load(model, parent / "model.safetensors")
+            _must_leave_a_budget(config, trainer, data, parent)
     except InvalidInput as error:
-        if _multirun():
+        if _multirun() and run.status().get("state") != DONE:
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_status(FAILED, reason=str(error), ended=now())
         raise
@@ -161,16 +166,17 @@ def _train(config: DictConfig) -> None:
         return
     try:
         with run.locked():
-            resume = checkpoint.last_whole(run.checkpoints) or resume
+            resume = checkpoint.last_whole(run.checkpoints) or parent
             _say(
                 f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
                 f"{len(data.train):,} training images, {device}"
             )
             if resume is not None:
                 _say(f"going on from {resume}")
-            OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
-            run.begin()
             try:
+                with images.replacing(run.path / "config.yaml") as temporary:
+                    OmegaConf.save(OmegaConf.create(settings), temporary)
+                run.begin()
                 ended, ema = trainer.fit(
                     run, model, diffusion, data, optimizer, seed=config.seed, device=device, resume=resume
                 )
@@ -229,21 +235,66 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
         raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
     merged = OmegaConf.merge(
-        base, {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None}, OmegaConf.from_dotlist(words)
+        base,
+        {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
+        OmegaConf.from_dotlist(words),
+        {"trust": _trusted(config)},
     )
-    if merged.trainer.steps is not None and merged.trainer.steps <= int(path.name):
-        raise InvalidInput(
-            f"trainer.steps={merged.trainer.steps} is not more than the {path.name} steps that "
-            f"{parent.path} has already"
-        )
     return merged, path
+
+
+def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Path) -> None:
+    """Refuse to extend a run by a budget that it has used up already."""
+    from ddpm import checkpoint
+
+    state = checkpoint.load_state(parent)
+    if trainer.is_used_up(len(data.train), state["step"], state["seconds"]):
+        given = ", ".join(
+            f"trainer.{key}={config.trainer[key]}" for key in ("steps", "epochs", "seconds") if config.trainer[key]
+        )
+        raise InvalidInput(
+            f"{given} is not more than the {state['step']} steps and {state['seconds']:.0f} s that {config.extend} has "
+            "used already"
+        )
+
+
+def _folder_of_runs(config: DictConfig) -> Path:
+    """<runs>/<study>; refuses one that could not be made."""
+    if not config.runs or not config.study:
+        raise InvalidInput(f"runs={config.runs} study={config.study}: both must be names of folders")
+    folder = Path(str(config.runs)) / str(config.study)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InvalidInput(f"runs={config.runs}: {there} is not a folder that can be written to")
+    return folder
+
+
+def _trusted(config: DictConfig) -> list[str]:
+    """The names that the command line, and nothing else, adds to the allowed targets."""
+    names = _trusted(config)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"trust={names} must be a list of names, such as trust=[my_package.MyNet]")
+    return names
+
+
+def _must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> None:
+    """Refuse what is not a whole number, or below `least`."""
+    for key in keys:
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+            raise InvalidInput(f"{key}={value} must be an integer" + (f" >= {least}" if least is not None else ""))
 
 
 def _weights_file(path: Path) -> Path:
     """The weights of a run directory (EMA, last checkpoint), or of a folder with {ema,model}.safetensors."""
     from ddpm.runs import open_run
 
-    folder = open_run(path)[1] if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir() else path
+    folder = path
+    if (path / "config.yaml").is_file():
+        try:
+            _, folder = open_run(path)
+        except FileNotFoundError as error:
+            raise InvalidInput(str(error).replace("run=", "init=", 1)) from error
     for name in ("ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name
@@ -367,15 +418,14 @@ def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
 
     if config.weights not in ("ema", "raw"):
         raise InvalidInput(f"weights={config.weights} is not known; allowed: ema, raw")
-    for key in ("n", "batch"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise InvalidInput(f"{key}={config[key]} must be an integer >= 1")
+    _must_be_whole(config, "batch", least=1)
+    _must_be_whole(config, "seed")
     device = resolve_device(config.device)
     try:
-        run, folder = open_run(config.run, config.checkpoint)
+        run, folder = open_run(str(config.run), config.checkpoint)
     except FileNotFoundError as error:
         raise InvalidInput(str(error)) from error
-    trained, trust = read_config(run.path / "config.yaml"), plain(config.trust)
+    trained, trust = read_config(run.path / "config.yaml"), _trusted(config)
     model = build(trained.model, "model", trust)
     diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
     sampler = build(config.sampler, "sampler", trust)
@@ -389,10 +439,11 @@ def _sample(config: DictConfig) -> None:
     from ddpm import images, plots
 
     resolved(config)
-    _must_be_writable(config.out)
+    _must_be_whole(config, "n", least=1)
+    _must_be_writable(None if config.out is None else str(config.out))
     source, run, _, step = _source(config)
-    out = Path(config.out) if config.out else run.path / f"samples_{_label(source, step, config)}.png"
-    folder = bool(config.out) and (str(config.out).endswith("/") or out.suffix == "")
+    out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
+    folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
     strip, process = plain(config.steps_strip), config.process
     if (strip or process) and (folder or out.suffix != ".png"):
         raise InvalidInput(f"out={config.out}: steps_strip and process are figures, written to a .png file")
@@ -425,7 +476,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
-        sampler = build(OmegaConf.merge(config.sampler, {"steps": steps}), f"steps_strip, {steps}", plain(config.trust))
+        sampler = build(OmegaConf.merge(config.sampler, {"steps": steps}), f"steps_strip, {steps}", _trusted(config))
         _must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     n = min(config.n, 12)
@@ -467,6 +518,10 @@ def _must_be_writable(out: str | None) -> None:
         raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")
     if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ""):
         raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: .npy, .png, .gif, or a folder/")
+    if path.is_dir() and path.suffix and not str(out).endswith("/"):
+        raise InvalidInput(f"out={out} is a folder; end it with / to write numbered pictures there")
+    if path.is_file() and (not path.suffix or str(out).endswith("/")):
+        raise InvalidInput(f"out={out} is a file, not a folder for numbered pictures")
     target = path if path.exists() else path.parent
     if not os.access(target, os.W_OK):
         raise InvalidInput(f"out={out}: {target} is not writable")
@@ -476,36 +531,39 @@ def _evaluate(config: DictConfig) -> None:
     import torch
 
     from ddpm import evaluation
+    from ddpm.randomness import generator
     from ddpm.runs import git_commit
 
     resolved(config)
     metrics = plain(config.metric)
     metrics = metrics if isinstance(metrics, list) else [metrics]
-    for metric in metrics:
-        if metric not in ("recognition", "frechet"):
-            raise InvalidInput(f"metric={metric} is not known; allowed: recognition, frechet")
+    if not metrics or not set(map(str, metrics)) <= {"recognition", "frechet"}:
+        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: recognition, frechet")
+    if config.n is not None:
+        _must_be_whole(config, "n", least=1)
     source, run, trained, _ = _source(config)
     if config.data.root is not None:
         trained = OmegaConf.merge(trained, {"data": {"root": config.data.root}})
-    data = build(trained.data, "data", plain(config.trust))
+    data = build(trained.data, "data", _trusted(config))
     T = source.diffusion.schedule.T
-    calls = (len(source.sampler.times(T)) - 1) * config.n
-    _say(f"{config.n} samples, {calls:,} evaluations of the network an image at a time")
-    samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(config.n)), config.batch), config.n)])
-    settings = _protocol(config.n, config.seed, config.weights, source.sampler, T, git_commit())
+    n = config.n or (min(512, len(data.held_out)) if "frechet" in metrics else 512)
+    torch.manual_seed(generator(0, "judge").initial_seed())
+    channels, height, width = data.shape
+    judge = build(
+        config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=max(1, data.num_classes)
+    )
+    try:
+        evaluation.must_be_measurable(data, metrics, n)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    _say(f"{n} samples, {(len(source.sampler.times(T)) - 1) * n:,} evaluations of the network, counted by image")
+    samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), config.batch), n)])
+    settings = _protocol(n, config.seed, config.weights, source.sampler, T, git_commit())
     for metric in metrics:
         try:
             if metric == "recognition":
                 protocol, found, values = evaluation.measure_recognition(samples, data)
             else:
-                channels, height, width = data.shape
-                judge = build(
-                    config.judge,
-                    "judge",
-                    image_size=(height, width),
-                    in_channels=channels,
-                    num_classes=data.num_classes,
-                )
                 cache = run.path.parent.parent / "judges"
                 protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
         except ValueError as error:

@@ -10,7 +10,7 @@ import hydra
 import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
@@ -76,10 +76,18 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
         arguments: passed on as they are.
     Raises: InvalidInput for a target that is not allowed, or where the constructor refuses its arguments.
     """
-    raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    check_targets(raw, name, allowed_targets() | set(trust or []))
+    allowed = allowed_targets() | set(trust or [])
+    config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    if not isinstance(config, DictConfig) or config._is_none() or "_target_" not in config:
+        raise InvalidInput(f"{name}: nothing to build; a configuration with a _target_ is needed")
+    check_targets(OmegaConf.to_container(config, resolve=False), name, allowed)
     try:
-        return hydra.utils.instantiate(config, _convert_="all", **arguments)
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InvalidInput(_one_line(error)) from error
+    check_targets(settings, name, allowed)  # an interpolation may lead anywhere
+    try:
+        return hydra.utils.instantiate(settings, _convert_="all", **arguments)
     except HydraException as error:
         cause = error.__cause__ or error
         if isinstance(cause, ValueError | TypeError | OSError | OmegaConfBaseException | HydraException):
@@ -179,6 +187,8 @@ def plain(value: Any) -> Any:
 
 def _one_line(error: BaseException) -> str:
     """An error's message on one line, without Hydra's search path."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be given: {error.full_key}=..."
     text = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
     return "; ".join(lines) or type(error).__name__

@@ -26,6 +26,7 @@ def measure_recognition(samples: Tensor, data: ImageData) -> tuple[str, Recognit
         data: labelled.
     Raises: ValueError for data without labels or without a held-out part.
     """
+    must_be_measurable(data, ["recognition"], len(samples))
     (train_x, train_y), (held_out_x, _) = _parts(data)
     found = recognition(samples.float(), train_x, train_y, held_out_x)
     record = {
@@ -52,14 +53,11 @@ def measure_frechet(
         say: told what the classifier is worth.
     Raises: ValueError for data without labels or with fewer held-out images than samples.
     """
-    (train_x, train_y), (held_out_x, held_out_y) = _parts(data)
     n = len(samples)
-    if len(held_out_x) < n:
-        raise ValueError(
-            f"n = {n} samples need as many held-out images to compare with; this run holds out "
-            f"{len(held_out_x)} (of {len(data)}), so n is at most that"
-        )
-    key = hashlib.sha256(json.dumps([data.identity(), str(classifier)], sort_keys=True).encode()).hexdigest()[:6]
+    must_be_measurable(data, ["frechet"], n)
+    (train_x, train_y), (held_out_x, held_out_y) = _parts(data)
+    facts = [data.identity(), len(data.held_out), str(classifier)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
     path = cache / f"{data.name}-{key}.safetensors"
     if path.exists():
         checkpoint.load_into(classifier, path)
@@ -87,11 +85,23 @@ def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(known | {protocol: values}, indent=1))
 
 
+def must_be_measurable(data: ImageData, metrics: list[str], n: int) -> None:
+    """Refuse data that a metric cannot be measured against, before anything is drawn.
+
+    Raises: ValueError for data without labels or held-out part, or with fewer held-out images than Frechet needs.
+    """
+    if data.labels is None:
+        raise ValueError(f"{data.name} has no labels, and {', '.join(metrics)} needs them")
+    if len(data.held_out) == 0:
+        raise ValueError(f"{data.name} has no held-out part (data.validation=0), and {', '.join(metrics)} needs one")
+    if "frechet" in metrics and n > len(data.held_out):
+        raise ValueError(
+            f"frechet compares n = {n} samples with as many held-out images, and {data.name} holds out "
+            f"{len(data.held_out)} (of {len(data)}): n is at most that"
+        )
+
+
 def _parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(x, y) of the training part and of the held-out part, on the CPU."""
-    if data.labels is None:
-        raise ValueError(f"{data.name} has no labels, and this measure needs them")
-    if len(data.held_out) == 0:
-        raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
     with torch.no_grad():
         return data.batch(data.train), data.batch(data.held_out)

@@ -92,7 +92,7 @@ class Trainer:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
         for name, value in {"epochs": epochs, "seconds": seconds, "clip": clip, "warmup_epochs": warmup_epochs}.items():
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"{name} = {value!r} must be a number > 0, or null")
         if warmup and warmup_epochs:
             raise ValueError(f"warmup = {warmup} and warmup_epochs = {warmup_epochs:g} exclude each other")
@@ -284,6 +284,10 @@ class Trainer:
     def _fraction(self, budget: dict[str, int], step: int, seconds: float) -> float:
         """The share of the budget that is used, 0..1."""
         return min(1.0, max(step / n for n in budget.values()) if budget else seconds / self.seconds)
+
+    def is_used_up(self, images: int, step: int, seconds: float) -> bool:
+        """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
+        return self._ended(self._budget(images), step, seconds) is not None
 
     def _ended(self, budget: dict[str, int], step: int, seconds: float) -> str | None:
         """The budget that is used up, if one is."""
