@@ -6,6 +6,7 @@ loaded with weights_only=True) and manifest.json (format, step, held-out loss, s
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -37,7 +38,8 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict,
             save_weights(network, temporary / f"{name}.safetensors")
         torch.save(state, temporary / "state.pt")
         checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT, "step": step, "held_out": held_out, "sha256": checksums}
+        measured = held_out if held_out is not None and math.isfinite(held_out) else None
+        manifest = {"format": FORMAT, "step": step, "held_out": measured, "sha256": checksums}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in temporary.iterdir():
             _fsync(path)
@@ -62,9 +64,16 @@ def rotate(folder: Path, keep: int) -> None:
 
 def best(folder: Path) -> int | None:
     """The step with the lowest held-out loss; the last step if none was measured; None without checkpoints."""
-    manifests = {step: json.loads((folder / str(step) / "manifest.json").read_text()) for step in _steps(folder)}
-    measured = {step: m["held_out"] for step, m in manifests.items() if m["held_out"] is not None}
-    return min(measured, key=measured.get) if measured else max(manifests, default=None)
+    losses = {step: _held_out(folder / str(step)) for step in _steps(folder)}
+    measured = {step: loss for step, loss in losses.items() if loss is not None}
+    return min(measured, key=measured.get) if measured else max(losses, default=None)
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than `step`: damaged ones, that a run goes back behind."""
+    for later in _steps(folder):
+        if later > step:
+            shutil.rmtree(folder / str(later))
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -83,10 +92,12 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["format"] > FORMAT:
             return f"its format {manifest['format']} is newer than {FORMAT}, the newest that this version knows"
+        if missing := {"model.safetensors", "ema.safetensors", "state.pt"} - manifest["sha256"].keys():
+            return f"its manifest does not name {', '.join(sorted(missing))}"
         for name, checksum in manifest["sha256"].items():
             if sha256(path / name) != checksum:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -130,6 +141,15 @@ def load_into(network: nn.Module, path: Path) -> None:
         )
         raise ValueError(f"{path} does not fit the network: {told}")
     network.load_state_dict(theirs)
+
+
+def _held_out(path: Path) -> float | None:
+    """The held-out loss in a checkpoint's manifest; None if it was not measured or cannot be read."""
+    try:
+        held_out = json.loads((path / "manifest.json").read_text())["held_out"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return held_out if isinstance(held_out, int | float) and math.isfinite(held_out) else None
 
 
 def _steps(folder: Path) -> list[int]:

@@ -20,12 +20,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import (
     InvalidInput,
     build,
     compose,
     conf_dir,
+    must_be_finite,
     plain,
     read_config,
     resolve_device,
@@ -71,6 +73,10 @@ def _main(name: str, job: Job) -> None:
         except InvalidInput as error:
             if not _multirun():
                 _refuse(error)
+            reason = f"{_overrides()}: {error}"
+        except OmegaConfBaseException as error:  # a key that was removed, say
+            if not _multirun():
+                _refuse(InvalidInput(str(error).splitlines()[0]))
             reason = f"{_overrides()}: {error}"
         except RunFailed as error:
             reason = f"{_overrides()}: {error}" if _multirun() else str(error)
@@ -130,7 +136,10 @@ def _train(config: DictConfig) -> None:
         config, parent = _extended(config)
         parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
     settings = resolved(config)
+    must_be_finite(settings, "")
     _must_be_whole(config, "seed")
+    if config.data is not None and config.data.get("root", "") is None:
+        raise InvalidInput("data.root must be given: data.root=FOLDER")
     device = resolve_device(config.device)
     initial = None
     if config.init is not None:
@@ -271,7 +280,7 @@ def _folder_of_runs(config: DictConfig) -> Path:
 
 def _trusted(config: DictConfig) -> list[str]:
     """The names that the command line, and nothing else, adds to the allowed targets."""
-    names = _trusted(config)
+    names = plain(config.trust)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InvalidInput(f"trust={names} must be a list of names, such as trust=[my_package.MyNet]")
     return names
@@ -440,7 +449,7 @@ def _sample(config: DictConfig) -> None:
 
     resolved(config)
     _must_be_whole(config, "n", least=1)
-    _must_be_writable(None if config.out is None else str(config.out))
+    _must_be_writable(config.out)
     source, run, _, step = _source(config)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
@@ -513,6 +522,8 @@ def _must_be_writable(out: str | None) -> None:
     """Refuse an `out` that could not be written in the end, before anything is drawn."""
     if out is None:
         return
+    if not isinstance(out, str) or not out:
+        raise InvalidInput(f"out={out} must be the name of a file or a folder/")
     path = Path(out)
     if not path.parent.is_dir():
         raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")

@@ -1,6 +1,7 @@
 """Configurations: composed by Hydra, checked, and built. Joins ddpm/ and models/ through the names in `_target_`."""
 
 import importlib.util
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
         try:
             return hydra.compose(name, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # model=null is a ValueError
             raise InvalidInput(_one_line(error)) from error
 
 
@@ -77,7 +78,7 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
     Raises: InvalidInput for a target that is not allowed, or where the constructor refuses its arguments.
     """
     allowed = allowed_targets() | set(trust or [])
-    config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+    config = OmegaConf.create(config) if isinstance(config, dict) else config
     if not isinstance(config, DictConfig) or config._is_none() or "_target_" not in config:
         raise InvalidInput(f"{name}: nothing to build; a configuration with a _target_ is needed")
     check_targets(OmegaConf.to_container(config, resolve=False), name, allowed)
@@ -88,9 +89,9 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
     check_targets(settings, name, allowed)  # an interpolation may lead anywhere
     try:
         return hydra.utils.instantiate(settings, _convert_="all", **arguments)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError | TypeError | OSError | OmegaConfBaseException | HydraException):
+        if isinstance(cause, ValueError | TypeError | LookupError | OSError | OmegaConfBaseException | HydraException):
             raise InvalidInput(f"{name}: {_one_line(cause)}") from error
         raise
 
@@ -102,7 +103,7 @@ def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> N
     """
     if isinstance(node, dict):
         for key, value in node.items():
-            if key == "_target_" and value not in allowed:
+            if key == "_target_" and not (isinstance(value, str) and value in allowed):
                 raise InvalidInput(f"{name}: _target_ {value!r} is not allowed; allowed: {', '.join(sorted(allowed))}")
             if key in ("_partial_", "_args_", "_convert_", "_recursive_"):
                 raise InvalidInput(f"{name}: the key {key} is not allowed")
@@ -145,6 +146,17 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
     chosen["trainer"] = {k: v for k, v in config["trainer"].items() if k not in CADENCE}
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
+
+
+def must_be_finite(node: Any, name: str) -> None:
+    """Refuse nan and infinity anywhere in plain data: no setting has a use for them.
+
+    Raises: InvalidInput that names the key.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        raise InvalidInput(f"{name} = {node} must be a finite number")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        must_be_finite(value, f"{name}.{key}" if name else str(key))
 
 
 def read_config(path: Path) -> DictConfig:

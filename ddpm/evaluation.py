@@ -91,13 +91,13 @@ def must_be_measurable(data: ImageData, metrics: list[str], n: int) -> None:
     Raises: ValueError for data without labels or held-out part, or with fewer held-out images than Frechet needs.
     """
     if data.labels is None:
-        raise ValueError(f"{data.name} has no labels, and {', '.join(metrics)} needs them")
+        raise ValueError(f"{data.name} has no labels, and this measure needs them")
     if len(data.held_out) == 0:
-        raise ValueError(f"{data.name} has no held-out part (data.validation=0), and {', '.join(metrics)} needs one")
+        raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
     if "frechet" in metrics and n > len(data.held_out):
         raise ValueError(
-            f"frechet compares n = {n} samples with as many held-out images, and {data.name} holds out "
-            f"{len(data.held_out)} (of {len(data)}): n is at most that"
+            f"n = {n} samples need as many held-out images to compare with, and {data.name} holds out "
+            f"{len(data.held_out)} (of {len(data)}): n is at most that for frechet"
         )
 
 

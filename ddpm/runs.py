@@ -168,8 +168,10 @@ def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
     else:
         step = checkpoint.best(run.checkpoints) if which == "best" else which
         found = run.checkpoints / str(step)
-        if step is not None and (damage := checkpoint.verify(found)):
-            there = ", ".join(p.name for p in sorted(run.checkpoints.glob("[0-9]*"))) or "none"
+        damage = checkpoint.verify(found) if str(step).isdecimal() else "there is none of that name"
+        if step is not None and damage:
+            steps = sorted((p.name for p in run.checkpoints.glob("[0-9]*")), key=int)
+            there = ", ".join(steps) or "none"
             raise FileNotFoundError(f"run={path}: checkpoint {which} cannot be read ({damage}); there: {there}")
         found = found if step is not None else None
     if found is None:
@@ -191,6 +193,7 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository is somebody else's
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -16,7 +16,8 @@ class Source:
     Args:
         diffusion, model, sampler: what was trained, and how to draw from it; the model is put into evaluation mode.
         shape: (C, H, W) of a sample.
-        seed: sample number i is a function of (seed, i), whatever is drawn beside it.
+        seed: sample number i is a function of (seed, i), whatever is drawn beside it; where the network has K classes,
+            its class is i modulo K.
         device: where the model is.
     """
 
@@ -36,7 +37,9 @@ class Source:
         """The samples of these numbers, (n, C, H, W), on the CPU."""
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
-        denoise = self.diffusion.denoiser(self.model)
+        classes = getattr(self.model, "num_classes", None)
+        y = None if classes is None else torch.tensor(list(numbers), device=self.device) % classes
+        denoise = self.diffusion.denoiser(self.model, y)
         return self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
 
     def using(self, sampler: Sampler) -> "Source":

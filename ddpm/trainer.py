@@ -15,9 +15,10 @@ from ddpm import checkpoint, plots
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
-from ddpm.randomness import SampleNoise, generator
+from ddpm.randomness import generator
 from ddpm.runs import Metrics, Run, Stopwatch
 from ddpm.samplers import DDIM
+from ddpm.sampling import Source
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR_SCHEDULES = ("constant", "cosine", "linear")
@@ -92,7 +93,8 @@ class Trainer:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
         for name, value in {"epochs": epochs, "seconds": seconds, "clip": clip, "warmup_epochs": warmup_epochs}.items():
-            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
                 raise ValueError(f"{name} = {value!r} must be a number > 0, or null")
         if warmup and warmup_epochs:
             raise ValueError(f"warmup = {warmup} and warmup_epochs = {warmup_epochs:g} exclude each other")
@@ -106,7 +108,7 @@ class Trainer:
             raise ValueError(f"precision = {precision!r} is not known; allowed: auto, {', '.join(PRECISIONS)}")
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule = {lr_schedule!r} is not known; allowed: {', '.join(LR_SCHEDULES)}")
-        if not 0 <= ema_decay < 1 or ema_warmup < 0:
+        if not 0 <= ema_decay < 1 or not 0 <= ema_warmup < math.inf:
             raise ValueError(f"ema_decay = {ema_decay:g} must lie in [0, 1) and ema_warmup = {ema_warmup:g} be >= 0")
         self.steps, self.epochs, self.seconds = steps, epochs, seconds
         self.batch_size, self.accumulate, self.precision = batch_size, accumulate, precision
@@ -142,7 +144,8 @@ class Trainer:
         model.to(device, memory_format=torch.channels_last)
         data.to(device)
         state = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
-        precision = state.get("precision", resolve(self.precision, device))
+        recorded = state.get("precision") if self.precision == "auto" else None
+        precision = recorded or resolve(self.precision, device)
         autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         ema = EMA(model, self.ema_decay, self.ema_warmup)
@@ -157,6 +160,7 @@ class Trainer:
         budget = self._budget(len(data.train))
         warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
         fraction = self._fraction(budget, step, clock.seconds)
+        checkpoint.drop_after(run.checkpoints, step)
         base_lrs = [group["lr"] for group in optimizer.param_groups]
         metrics = Metrics(run.path, step)
         previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
@@ -189,7 +193,8 @@ class Trainer:
             contextlib.closing(metrics),
             ProgressBar(step, clock.seconds, self.batch_size) as bar,
         ):
-            while (ended := self._ended(budget, step, clock.seconds)) is None:
+            ended = self._ended(budget, step, clock.seconds)
+            while ended is None:
                 step += 1
                 for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
                     group["lr"] = lr * self.lr_factor(step, fraction, warmup)
@@ -208,17 +213,20 @@ class Trainer:
                 scaler.update()
                 ema.update(model)
 
-                fraction = self._fraction(budget, step, clock.seconds)
-                ending = self._ended(budget, step, clock.seconds) is not None
-                if step % self.log_every == 0 or ending:
+                seconds = clock.seconds
+                fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
+                saving = step % self.checkpoint_every == 0 or ended is not None or bool(received)
+                logging = step % self.log_every == 0 or ended is not None
+                if logging or saving:
                     log = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"]}
-                    metrics.write(step, "train", images=step * self.batch_size, seconds=clock.seconds, **log)
-                    bar.show(step, log["loss"], clock.seconds, fraction)
+                    if logging:
+                        metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **log)
+                        bar.show(step, log["loss"], seconds, fraction)
                     if not math.isfinite(log["loss"]) or (precision != "fp16" and not math.isfinite(log["grad_norm"])):
                         raise FloatingPointError(f"step {step}: loss {log['loss']}, gradient norm {log['grad_norm']}")
                 if previews.due(fraction):
                     previews.take(step, model, ema.model)
-                if step % self.checkpoint_every == 0 or ending or received:
+                if saving:
                     save()
                 if received:
                     raise Interrupted(received[0])
@@ -326,10 +334,9 @@ class Previews:
         step: int,
         fraction: float,
     ):
-        self.folder, self.diffusion, self.sampler = folder, diffusion, DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
+        self.folder, self.diffusion, self.shape, self.seed, self.device = folder, diffusion, shape, seed, device
+        self.sampler = DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
         self.previews, self.number = previews, int(fraction * previews)
-        self.noise = SampleNoise(seed, range(PREVIEW_IMAGES))
-        self.x_T = self.noise.x_T(shape, device)
         kept = folder / "previews.pt"
         rows: list[tuple[int, Tensor, Tensor]] = torch.load(kept, weights_only=True) if kept.exists() else []
         self.rows = [row for row in rows if row[0] <= step]
@@ -341,12 +348,13 @@ class Previews:
 
     def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
         """Sample from both networks and draw preview.png."""
-        raw.eval()
         images = [
-            self.sampler(self.diffusion.schedule, self.diffusion.denoiser(network), self.x_T, generator=self.noise)
+            Source(self.diffusion, network, self.sampler, self.shape, self.seed, self.device).draw(
+                range(PREVIEW_IMAGES)
+            )
             for network in (raw, ema)
         ]
-        self.rows.append((step, *(x.cpu() for x in images)))
+        self.rows.append((step, *images))
         torch.save(self.rows, self.folder / "previews.pt")
         plots.preview(self.folder / "preview.png", self.rows)
 

@@ -1,0 +1,262 @@
+"""ddpm/checkpoint.py: whole or not at all, and never code."""
+
+import errno
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ddpm import checkpoint
+
+
+def network(value: float = 0.0) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    for p in model.parameters():
+        nn.init.constant_(p, value)
+    return model
+
+
+def save(folder: Path, step: int = 1, value: float = 1.0, held_out: float | None = 0.5) -> Path:
+    state = {"step": step, "seconds": 2.5, "optimizer": {0: {"exp_avg": torch.arange(3.0)}}, "precision": "fp32"}
+    return checkpoint.save(folder, step, network(value), network(2 * value), state, held_out)
+
+
+def names(folder: Path) -> list[str]:
+    """All that is in a folder, hidden files too."""
+    return sorted(os.listdir(folder))
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = save(tmp_path / "run" / "checkpoints", 30, value=3.0)
+    assert path == tmp_path / "run" / "checkpoints" / "30" and names(path.parent) == ["30"]
+    assert names(path) == ["ema.safetensors", "manifest.json", "model.safetensors", "state.pt"]
+    state = checkpoint.load_state(path)
+    assert (state["step"], state["seconds"], state["precision"]) == (30, 2.5, "fp32")
+    assert torch.equal(state["optimizer"][0]["exp_avg"], torch.arange(3.0))
+    model, ema = network(), network()
+    checkpoint.load_into(model, path / "model.safetensors")
+    checkpoint.load_into(ema, path / "ema.safetensors")
+    for loaded, value in ((model, 3.0), (ema, 6.0)):
+        assert all(torch.equal(v, network(value).state_dict()[k]) for k, v in loaded.state_dict().items())
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["format"], manifest["step"], manifest["held_out"]) == (checkpoint.FORMAT, 30, 0.5)
+    assert manifest["sha256"].keys() == {"ema.safetensors", "model.safetensors", "state.pt"}
+    assert checkpoint.verify(path) is None
+
+
+def test_memory_layout_and_dtype_survive(tmp_path):
+    model = nn.Conv2d(3, 4, 3).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    checkpoint.save_weights(model, tmp_path / "made" / "model.safetensors")
+    loaded = checkpoint.load_weights(tmp_path / "made" / "model.safetensors")
+    assert loaded["weight"].dtype == torch.bfloat16 and torch.equal(loaded["weight"], model.weight)
+
+
+# ---------------------------------------------------------------------------------------------- whole or not at all
+
+
+@pytest.mark.parametrize("failing", ["save_file", "torch.save", "os.rename", "_fsync"])
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_what_goes_wrong_while_saving_leaves_the_old_one_and_nothing_else(failing, error, tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    module, _, name = failing.rpartition(".")
+    monkeypatch.setattr({"torch": torch, "os": os, "": checkpoint}[module], name, fail)
+    for step in (1, 2):
+        with pytest.raises(type(error)):
+            save(tmp_path, step, value=9.0)
+    monkeypatch.undo()
+    if failing == "os.rename":  # the last instant: the old one of the same step makes room first
+        assert set(names(tmp_path)) <= {"1"}
+    else:
+        assert names(tmp_path) == ["1"]
+        assert {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()} == before
+
+
+@pytest.mark.parametrize("how", ["safetensors", "torch"])
+def test_a_full_disk_is_told_as_such(how, tmp_path, monkeypatch):
+    """Neither library raises an OSError: one wraps its number in words; the other, given a path, says nothing of it."""
+    real = torch.save
+
+    def no_weights(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def no_state(state: dict, file: object) -> None:
+        if isinstance(file, str | Path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 800704 vs 800656")
+        with open("/dev/full", "wb") as full:
+            real(state | {"large": torch.zeros(100_000)}, full)
+
+    if how == "torch" and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    monkeypatch.setattr(*((checkpoint, "save_file", no_weights) if how == "safetensors" else (torch, "save", no_state)))
+    with pytest.raises(OSError) as raised:
+        save(tmp_path)
+    assert raised.value.errno == errno.ENOSPC and names(tmp_path) == []
+
+
+def test_saving_again_replaces(tmp_path):
+    save(tmp_path, 1, value=1.0)
+    save(tmp_path, 1, value=5.0)
+    assert names(tmp_path) == ["1"] and checkpoint.verify(tmp_path / "1") is None
+    assert checkpoint.load_weights(tmp_path / "1" / "model.safetensors")["0.weight"].eq(5).all()
+
+
+def test_temporary_folders_of_a_process_that_was_killed_are_no_checkpoints_and_go_away(tmp_path):
+    save(tmp_path, 1)
+    left = tmp_path / ".7.12345"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.last_whole(tmp_path).name == "1" and checkpoint.best(tmp_path) == 1
+    save(tmp_path, 2)
+    checkpoint.rotate(tmp_path, keep=2)
+    assert names(tmp_path) == ["1", "2"]
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def truncate(path: Path) -> None:
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-7])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray((path / "ema.safetensors").read_bytes())
+    content[-3] ^= 4
+    (path / "ema.safetensors").write_bytes(content)
+
+
+def manifest(text: str | bytes):
+    def write(path: Path) -> None:
+        (path / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return write
+
+
+DAMAGES = {
+    "cut off": (truncate, "model.safetensors does not match its checksum"),
+    "one bit": (flip_a_bit, "ema.safetensors does not match its checksum"),
+    "a file is missing": (lambda path: (path / "state.pt").unlink(), "FileNotFoundError"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "FileNotFoundError"),
+    "empty manifest": (manifest(""), "JSONDecodeError"),
+    "binary manifest": (manifest(b"\xff\x00\xfe"), "UnicodeDecodeError"),
+    "a manifest of something else": (manifest("{}"), "KeyError"),
+    "a manifest that is a list": (manifest("[1]"), "TypeError"),
+    "a manifest that is null": (manifest("null"), "TypeError"),
+    "checksums that are a list": (manifest('{"format": 1, "sha256": ["state.pt"]}'), "Error"),
+    "a format in words": (manifest('{"format": "new", "sha256": {}}'), "TypeError"),
+    "a manifest that names no file": (manifest('{"format": 1, "step": 2, "sha256": {}}'), "safetensors"),
+    "newer format": (manifest('{"format": 99, "sha256": {}}'), "its format 99 is newer than 1"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_recognised_named_and_passed_over(kind, tmp_path, capsys):
+    damage, words = DAMAGES[kind]
+    save(tmp_path, 1, held_out=0.5)
+    save(tmp_path, 2, held_out=0.1)
+    assert checkpoint.last_whole(tmp_path).name == "2" and capsys.readouterr().out == ""
+    damage(tmp_path / "2")
+    assert words in checkpoint.verify(tmp_path / "2")
+    assert checkpoint.last_whole(tmp_path) == tmp_path / "1"
+    said = capsys.readouterr().out
+    assert str(tmp_path / "2") in said and words in said and "going back to the one before" in said
+
+
+@pytest.mark.parametrize("kind", [k for k in DAMAGES if "manifest" in k])
+def test_a_manifest_that_cannot_be_read_stops_neither_rotation_nor_the_search_for_the_best(kind, tmp_path):
+    for step, held_out in ((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.3)):
+        save(tmp_path, step, held_out=held_out)
+    DAMAGES[kind][0](tmp_path / "3")
+    assert checkpoint.best(tmp_path) == 1
+    checkpoint.rotate(tmp_path, keep=1)
+    assert checkpoint.last_whole(tmp_path).name == "4" and (tmp_path / "1").is_dir() and not (tmp_path / "2").exists()
+
+
+def test_without_a_whole_checkpoint_there_is_none(tmp_path):
+    assert checkpoint.last_whole(tmp_path / "nowhere") is None and checkpoint.best(tmp_path / "nowhere") is None
+    save(tmp_path, 1)
+    truncate(tmp_path / "1")
+    assert checkpoint.last_whole(tmp_path) is None
+
+
+# ---------------------------------------------------------------------------------------------- which are kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "losses", "kept"),
+    [
+        (2, [3.0, 1.0, 2.0, 4.0, 5.0], [2, 4, 5]),
+        (2, [3.0, 2.0, 2.5, 4.0, 1.0], [4, 5]),
+        (1, [None] * 5, [5]),
+        (9, [1.0] * 5, [1, 2, 3, 4, 5]),
+        (1, [2.0, math.nan, 1.0, math.inf, math.nan], [3, 5]),
+        (1, [math.nan, 2.0, 1.0, 3.0, 4.0], [3, 5]),
+    ],
+)
+def test_rotation_keeps_the_last_and_the_best(keep, losses, kept, tmp_path):
+    for step, loss in enumerate(losses, 1):
+        save(tmp_path, step, held_out=loss)
+    checkpoint.rotate(tmp_path, keep)
+    assert names(tmp_path) == [str(n) for n in kept]
+    assert not any("NaN" in path.read_text() or "Inf" in path.read_text() for path in tmp_path.glob("*/manifest.json"))
+
+
+def test_steps_are_numbers_and_not_words(tmp_path):
+    for step in (9, 10, 100):
+        save(tmp_path, step, held_out=None)
+    (tmp_path / "notes").mkdir()
+    assert checkpoint.last_whole(tmp_path).name == "100" and checkpoint.best(tmp_path) == 100
+    checkpoint.rotate(tmp_path, keep=2)
+    assert names(tmp_path) == ["10", "100", "notes"]
+
+
+# ---------------------------------------------------------------------------------------------- what may be loaded
+
+
+class Malicious:
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o))])
+def test_code_in_state_is_refused_and_not_run(write, tmp_path):
+    path, trap = save(tmp_path), tmp_path / "trap"
+    write({"step": 1, "optimizer": Malicious(str(trap))}, path / "state.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_state(path)
+    assert not trap.exists()
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path):
+    path = save(tmp_path) / "model.safetensors"
+    other = nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 1))
+    with pytest.raises(ValueError) as raised:
+        checkpoint.load_into(other, path)
+    message = str(raised.value)
+    assert str(path) in message and "does not fit the network" in message
+    assert (
+        "2 missing: 2.bias, 2.weight" in message
+        and "5 unknown: 1.bias, 1.num_batches_tracked, 1.running_mean, ..." in message
+    )
+    assert "2 of another shape: 0.bias (2,), the network's is (4,), 0.weight (2, 3), the network's is (4, 3)" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x08" + bytes(7) + b"{}"])
+def test_a_file_that_holds_no_weights_is_told_in_one_kind_of_error(content, tmp_path):
+    file = tmp_path / "ema.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"ema\.safetensors"):
+        checkpoint.load_into(network(), file)

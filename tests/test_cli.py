@@ -1,0 +1,906 @@
+"""ddpm/cli.py: the commands, from the words that are typed to the files, the exit code and the line that is printed."""
+
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from PIL import Image
+
+import ddpm.trainer
+from ddpm import checkpoint, cli, config
+from ddpm.runs import Run, read_metrics
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = [
+    "model.channels=8", "model.channel_mults=[1]", "model.groups=4", "model.blocks=1", "model.middle_attention=false",
+    "model.attention_resolutions=[]", "schedule.T=10", "sampler.steps=2", "data.validation=0.02", "trainer.steps=4",
+    "trainer.seconds=null", "trainer.batch_size=8", "trainer.warmup=0", "trainer.previews=0", "trainer.log_every=1",
+    "trainer.checkpoint_every=2", "recognition=false", "device=cpu",
+]  # fmt: skip
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys) -> Call:
+    """A command in this process, just as it is typed."""
+
+    def typed(command: Callable[[], None], *words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, words)])
+        capsys.readouterr()
+        try:
+            command()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return typed
+
+
+@pytest.fixture
+def call(typed, monkeypatch) -> Call:
+    """The same for one job, without what Hydra does besides: with it, a configuration is composed three times."""
+    composed = []
+
+    def compose(name: str, overrides: list[str]) -> object:
+        composed[:] = [config.compose(name, overrides)]
+        task = {"hydra": {"mode": "RUN", "overrides": {"task": list(overrides)}}}
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
+        return composed[0]
+
+    monkeypatch.setattr(cli, "compose", compose)
+    monkeypatch.setattr(cli.hydra, "main", lambda **where: lambda job: lambda: job(composed[0]))
+    return typed
+
+
+@pytest.fixture
+def without_pictures(monkeypatch) -> None:
+    """The pictures at the end take longer than such short runs."""
+    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+
+
+def words(*changes: str) -> list[str]:
+    """TINY with some keys of another value."""
+    keys = {change.partition("=")[0].lstrip("+~") for change in changes}
+    return [word for word in TINY if word.partition("=")[0] not in keys] + list(changes)
+
+
+def run_of(runs: Path, study: str = "default") -> Path:
+    (run,) = (path for path in (runs / study).iterdir() if path.is_dir())
+    return run
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+def weights(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    return checkpoint.load_weights(run / "checkpoints" / str(step) / f"{name}.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def assert_refused(result: Result, *told: str) -> None:
+    """Exit code 2 and one line that says what is allowed."""
+    lines = result.err.strip().splitlines()
+    assert result.code == 2, result
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.err
+    assert "Traceback" not in result.err + result.out
+    assert not [word for word in told if word not in lines[0]], lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of six steps with all its pictures. Tests that change it take a copy."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    changes = words("trainer.steps=6", "trainer.keep=1", "trainer.previews=2", "recognition=true", "optimizer.lr=0.01")
+    before, sys.argv = sys.argv, ["train", *changes, f"runs={runs}"]
+    try:
+        cli.train()
+    finally:
+        sys.argv = before
+    return run_of(runs)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copied" / finished.name))
+
+
+# ---------------------------------------------------------------------------------------------- train
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml", "status.json", "metrics.jsonl", "evaluation.json", "checkpoints", "tensorboard", "samples.png",
+        "denoising.gif", "forward.png", "preview.png", "loss.png",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".")]
+    for name in names:
+        if name.endswith((".png", ".gif")):
+            Image.open(finished / name).load()
+    assert Image.open(finished / "denoising.gif").n_frames > 1
+    said = status(finished)
+    assert (said["state"], said["step"], said["reason"], said["paired"]) == ("DONE", 6, "budget of steps used", True)
+    assert (said["hash"], said["precision"], said["device"]) == (finished.name, "fp32", "cpu")
+    assert said["ended"] >= said["started"] and said["traceback"] is None
+    lines = read_metrics(finished)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert lines[0].keys() == {"step", "split", "images", "seconds", "loss", "grad_norm", "lr"}
+    (record,) = json.loads((finished / "evaluation.json").read_text()).values()
+    assert record.keys() >= {
+        "value",
+        "low",
+        "high",
+        "n",
+        "seeds",
+        "real_vs_real",
+        "weights",
+        "sampler",
+        "steps",
+        "commit",
+    }
+    assert (record["n"], record["weights"], record["sampler"], record["steps"]) == (512, "ema", "DDIM", 2)
+    config = OmegaConf.load(finished / "config.yaml")
+    assert config.model.image_size == 8 and "${" not in (finished / "config.yaml").read_text()
+
+
+def test_the_same_command_again_has_nothing_to_do_and_another_seed_is_another_run(call, tmp_path, without_pictures):
+    first = call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    assert first.code == 0 and str(run) in first.out and "done: 4 steps" in first.out
+    assert f"sample.py run={run}" in first.out or f"ddpm-sample run={run}" in first.out
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = call(cli.train, *TINY, f"runs={tmp_path}", "trainer.log_every=3", "trainer.keep=7", "device=auto")
+    assert again.code == 0 and "is done already (4 steps); nothing to do" in again.out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    assert call(cli.train, *TINY, f"runs={tmp_path}", "seed=1", "study=other").code == 0
+    other = run_of(tmp_path, "other")
+    assert other.name != run.name and not same(weights(run, 4), weights(other, 4))
+
+
+def test_a_run_that_stopped_without_a_word_goes_on(call, tmp_path, without_pictures):
+    call(cli.train, *TINY, f"runs={tmp_path / 'a'}")
+    whole = run_of(tmp_path / "a")
+    broken = Path(shutil.copytree(whole, tmp_path / "b" / "default" / whole.name))
+    shutil.rmtree(broken / "checkpoints" / "4")
+    (broken / "status.json").write_text(json.dumps(status(whole) | {"state": "RUNNING", "step": 2}))
+    assert Run(broken).status()["state"] == "INTERRUPTED"
+    result = call(cli.train, *TINY, f"runs={tmp_path / 'b'}")
+    assert result.code == 0 and f"going on from {broken / 'checkpoints' / '2'}" in result.out
+    assert status(broken)["state"] == "DONE" and same(weights(broken, 4), weights(whole, 4))
+    assert [line["step"] for line in read_metrics(broken)] == [line["step"] for line in read_metrics(whole)]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, Path]:
+    """Folders and files to point wrong arguments at."""
+    base = tmp_path_factory.mktemp("places")
+    (base / "empty").mkdir()
+    (base / "file").write_text("x")
+    (base / "garbage").mkdir()
+    (base / "garbage" / "ema.safetensors").write_bytes(b"garbage")
+    (base / "no_checkpoint" / "checkpoints").mkdir(parents=True)
+    (base / "no_checkpoint" / "config.yaml").write_text("seed: 0\n")
+    return {path.name: path for path in base.iterdir()}
+
+
+WRONG = {
+    "bogus=1": ["bogus", "the top level has", "trainer"],
+    "model.chanels=8": ["model.chanels", "channels"],
+    "data=nope": ["nope", "digits", "mnist", "folder"],
+    "schedule=linear,cosine": ["schedule=linear,cosine", "--multirun"],
+    "model=null": ["model"],
+    "model.attention_resolutions=[3] model.channel_mults=[1,2]": ["3", "8, 4"],
+    "model.groups=3": ["groups = 3", "1, 2, 4"],
+    "model.groups=0": ["groups = 0"],
+    "model.heads=3 model.middle_attention=true": ["heads = 3", "1, 2, 4"],
+    "model.image_size=7 model.channel_mults=[1,2]": ["7", "6, 8"],
+    "model.in_channels=3": ["(3, 8, 8)", "(1, 8, 8)"],
+    "model.num_classes=5": ["num_classes = 5", "10 classes"],
+    "model._target_=os.system": ["'os.system' is not allowed", "models.unet.UNet"],
+    "schedule.T=0": ["T = 0", ">= 1"],
+    "sampler.steps=11": ["steps = 11", "1..10"],
+    "diffusion.target=z": ["'z'", "eps, x_0, v"],
+    "optimizer.lr=-1": ["-1"],
+    "optimizer.lr=nan": ["nan"],
+    "optimizer.betas=[0.9]": ["optimizer"],
+    "trainer.batch_size=0": ["batch_size = 0", ">= 1"],
+    "trainer.steps=null": ["no budget", "trainer.epochs"],
+    "trainer.seconds=inf": ["seconds = inf"],
+    "data.validation=2": ["validation=2", "0 <= validation < 1"],
+    "data=folder": ["data.root"],
+    "data=folder data.root=/no/such/folder": ["/no/such/folder"],
+    "data=folder data.root={empty}": ["no PNG or JPEG", "{empty}"],
+    "data=folder data.root={file}": ["{file} is a file"],
+    "data=folder data.root=null": ["root"],
+    "data=mnist data.root={empty} data.download=false": ["{empty}", "download=true"],
+    "data=cifar10 data.root={empty} data.download=false": ["{empty}", "cifar-10"],
+    "device=tpu": ["device=tpu", "auto, cpu, cuda"],
+    "seed=abc": ["seed"],
+    "seed=1.5": ["seed"],
+    "init=/no/such/run": ["/no/such/run"],
+    "init={garbage}": ["{garbage}"],
+    "init={no_checkpoint}": ["{no_checkpoint}", "checkpoint"],
+    "extend=/no/such/run trainer.steps=9": ["/no/such/run"],
+    "extend={no_checkpoint} trainer.steps=9": ["{no_checkpoint}", "no whole checkpoint"],
+    "runs={file}": ["{file}"],
+    "runs=null": ["runs"],
+    "trust=5": ["trust"],
+    "~seed": ["seed"],
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_wrong_input_is_one_line_and_nothing_is_begun(given, call, places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = [change.format(**places) for change in given.split()]
+    runs = [] if given.startswith("runs=") else [f"runs={tmp_path / 'runs'}"]
+    assert_refused(call(cli.train, *words(*changes), *runs), *(word.format(**places) for word in WRONG[given]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cuda_where_there_is_none(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert_refused(call(cli.train, *words("device=cuda"), f"runs={tmp_path / 'runs'}"), "device=cuda", "device=cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_held_says_by_whom(call, tmp_path, without_pictures):
+    call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    with Run(run).locked():
+        (run / "status.json").write_text(
+            json.dumps(status(run) | {"state": "RUNNING", "host": "elsewhere", "pid": 4711})
+        )
+        result = call(cli.train, *TINY, f"runs={tmp_path}")
+    assert result.code == 1 and "is being trained by process 4711 on elsewhere" in result.out + result.err
+    assert "Traceback" not in result.err and status(run)["state"] == "RUNNING"
+
+
+def test_classes_from_training_to_sampling(call, tmp_path):
+    changes = ["model.num_classes=10", "trainer.previews=1"]
+    assert call(cli.train, *words(*changes), f"runs={tmp_path}").code == 0
+    out = tmp_path / "samples.npy"
+    assert call(cli.sample, f"run={run_of(tmp_path)}", "n=3", "sampler.steps=2", f"out={out}").code == 0
+    assert np.load(out).shape == (3, 8, 8, 1)
+
+
+def test_a_network_with_classes_needs_labels(call, tmp_path, places):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), 80 * i, np.uint8)).save(folder / f"{i}.png")
+    changes = ["data=folder", f"data.root={folder}", "data.image_size=8", "data.channels=1", "model.num_classes=2"]
+    assert_refused(call(cli.train, *words(*changes), f"runs={tmp_path / 'runs'}"), "num_classes = 2", "no labels")
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    ],
+)
+def test_a_run_that_fails_keeps_its_last_checkpoint_and_says_how_to_go_on(
+    error, told, call, tmp_path, without_pictures, monkeypatch
+):
+    real, calls = checkpoint.save, []
+
+    def save(*arguments: object, **options: object) -> Path:
+        calls.append(arguments[1])
+        if len(calls) == 2:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    result = call(cli.train, *TINY, f"runs={tmp_path / 'a'}")
+    run = run_of(tmp_path / "a")
+    said = status(run)
+    assert result.code == 1 and calls == [2, 4]
+    output = result.out + result.err
+    assert told in output and f"the last whole checkpoint is {run / 'checkpoints' / '2'}" in output
+    assert "same command" in output and "Traceback" not in output
+    assert said["state"] == "FAILED" and told in said["reason"] and "Traceback" in said["traceback"]
+    assert checkpoint.verify(run / "checkpoints" / "2") is None and said["step"] == 2
+
+    monkeypatch.setattr(checkpoint, "save", real)
+    assert call(cli.train, *TINY, f"runs={tmp_path / 'a'}").code == 0
+    assert (status(run)["state"], status(run)["traceback"]) == ("DONE", None)
+    assert call(cli.train, *TINY, f"runs={tmp_path / 'b'}").code == 0
+    assert same(weights(run, 4), weights(run_of(tmp_path / "b"), 4))
+
+
+def test_a_disk_that_is_full_from_the_start(call, tmp_path, without_pictures, monkeypatch):
+    """What is there already must not be cut off: without config.yaml a run cannot be sampled from."""
+    call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    whole = (run / "config.yaml").read_text()
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "FAILED"}))
+
+    def half(settings: object, file: Path, *arguments: object) -> None:
+        Path(file).write_text(whole[:50])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(OmegaConf, "save", half)
+    result = call(cli.train, *TINY, f"runs={tmp_path}")
+    assert (run / "config.yaml").read_text() == whole
+    assert result.code == 1 and "the disk is full" in result.out + result.err and "Traceback" not in result.err
+
+
+def test_an_error_while_drawing_is_a_failure_that_keeps_the_training(call, tmp_path, monkeypatch):
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("no picture")
+
+    monkeypatch.setattr(cli, "_draw_results", broken)
+    result = call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    assert result.code == 1 and "ZeroDivisionError: no picture" in result.out + result.err
+    assert status(run)["state"] == "FAILED" and (run / "checkpoints" / "4").is_dir()
+    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+    assert call(cli.train, *TINY, f"runs={tmp_path}").code == 0 and status(run)["state"] == "DONE"
+    assert len([line for line in read_metrics(run) if line["split"] == "train"]) == 4
+
+
+def test_a_second_interrupt_stops_at_once(call, tmp_path, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_draw_results", interrupted)
+    result = call(cli.train, *TINY, f"runs={tmp_path}")
+    assert (
+        result.code == 130 and "the same command" in result.out and status(run_of(tmp_path))["state"] == "INTERRUPTED"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- real processes
+
+
+SLOWLY = """
+import runpy, sys, time
+import ddpm.trainer
+original = ddpm.trainer.Trainer.micro_batches
+def micro_batches(self, *arguments):
+    time.sleep(0.3)
+    yield from original(self, *arguments)
+ddpm.trainer.Trainer.micro_batches = micro_batches
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def process(tmp_path):
+    """The real script in a process of its own, slowed down so that a signal meets it at work."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command = [sys.executable, "-c", SLOWLY, str(REPOSITORY / "experiments" / "train.py"), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
+    signum, code, call, process, tmp_path, without_pictures
+):
+    changes = words("trainer.steps=20", "trainer.checkpoint_every=100")
+    real = process(*changes, f"runs={tmp_path / 'a'}")
+    wait_for(lambda: len([line for p in tmp_path.glob("a/*/*") for line in read_metrics(p)]) >= 2, real)
+    run = run_of(tmp_path / "a")
+    if signum == signal.SIGTERM:  # while it runs, it cannot be run twice
+        assert Run(run).status()["state"] == "RUNNING"
+        second = call(cli.train, *changes, f"runs={tmp_path / 'a'}")
+        assert second.code == 1 and f"by process {real.pid} on {platform.node()}" in second.out + second.err
+    real.send_signal(signum)
+    out, err = real.communicate(timeout=120)
+    said = status(run)
+    assert real.returncode == code, (out, err)
+    assert "Traceback" not in err and f"interrupted by {signal.Signals(signum).name}" in out
+    assert "the same command goes on from" in out
+    assert said["state"] == "INTERRUPTED" and signal.Signals(signum).name in said["reason"] and said["ended"]
+    last = checkpoint.last_whole(run / "checkpoints")
+    assert 0 < int(last.name) == said["step"] < 20 and f"{last}" in out
+
+    assert call(cli.train, *changes, f"runs={tmp_path / 'a'}").code == 0
+    assert call(cli.train, *changes, f"runs={tmp_path / 'b'}").code == 0
+    undisturbed = run_of(tmp_path / "b")
+    assert undisturbed.name == run.name and status(run)["state"] == "DONE"
+    for name in ("model", "ema"):
+        assert same(weights(run, 20, name), weights(undisturbed, 20, name))
+    losses = [[line["loss"] for line in read_metrics(r) if line["split"] == "train"] for r in (run, undisturbed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 20
+
+
+def test_wrong_input_in_a_real_process(process, tmp_path):
+    real = process("trainer.batch_size=0", f"runs={tmp_path / 'runs'}")
+    _, err = real.communicate(timeout=120)
+    assert real.returncode == 2 and err == "error: trainer: batch_size = 0 must be an integer >= 1\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- extend and init
+
+
+def test_extend_is_a_new_run_that_names_its_parent_and_goes_on_from_it(call, copied, tmp_path, without_pictures):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    runs = f"runs={tmp_path / 'runs'}"
+    result = call(cli.train, f"extend={copied}", "trainer.steps=9", runs)
+    child = run_of(tmp_path / "runs")
+    assert result.code == 0 and f"going on from {copied / 'checkpoints' / '6'}" in result.out
+    assert child.name != copied.name
+    settings = OmegaConf.load(child / "config.yaml")
+    assert settings.extend == str(copied) and settings.trainer.steps == 9
+    assert settings.model == OmegaConf.load(copied / "config.yaml").model
+    assert [line["step"] for line in read_metrics(child) if line["split"] == "train"] == [7, 8, 9]
+    assert status(child)["state"] == "DONE" and status(child)["step"] == 9
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+    assert "nothing to do" in call(cli.train, f"extend={copied}/", "trainer.steps=9", runs).out
+    # and on from there
+    assert call(cli.train, f"extend={child}", "trainer.steps=10", runs).code == 0
+    assert len(list((tmp_path / "runs" / "default").glob("*/config.yaml"))) == 2
+
+
+def test_a_constant_rate_makes_extending_the_same_as_training_longer(call, tmp_path, without_pictures):
+    constant = words("trainer.lr_schedule=constant")
+    assert call(cli.train, *constant, f"runs={tmp_path / 'short'}").code == 0
+    assert (
+        call(
+            cli.train, *constant[:-1], "trainer.lr_schedule=constant", "trainer.steps=6", f"runs={tmp_path / 'long'}"
+        ).code
+        == 0
+    )
+    extend = [f"extend={run_of(tmp_path / 'short')}", "trainer.steps=6", f"runs={tmp_path / 'child'}"]
+    assert call(cli.train, *extend).code == 0
+    assert same(weights(run_of(tmp_path / "child"), 6), weights(run_of(tmp_path / "long"), 6))
+
+
+EXTEND = {
+    "trainer.steps=6": ["trainer.steps=6", "6 steps"],
+    "trainer.steps=3": ["trainer.steps=3", "6 steps"],
+    "trainer.steps=abc": ["abc"],
+    "trainer.epochs=0.01": ["trainer.epochs=0.01"],
+    "trainer.seconds=0.001": ["trainer.seconds=0.001"],
+    "optimizer.lr=1": ["larger budget", "trainer.steps"],
+    "trainer.steps=9 schedule=linear": ["schedule=linear", "only values may be changed"],
+    "trainer.steps=9 experiment=mnist": ["experiment=mnist"],
+    "trainer.steps=9 +model.bogus=1": ["+model.bogus=1"],
+    "trainer.steps=9 model.bogus=1": ["model.bogus"],
+    "trainer.steps=9 model.channels=16": ["does not fit"],
+    "trainer.steps=9 optimizer.lr=-1": ["-1"],
+}
+
+
+@pytest.mark.parametrize("given", EXTEND)
+def test_extend_refuses(given, call, finished, tmp_path):
+    result = call(cli.train, f"extend={finished}", *given.split(), f"runs={tmp_path / 'runs'}")
+    assert_refused(result, *EXTEND[given])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_parent_that_went_on_has_other_children(call, tmp_path, without_pictures):
+    """The checkpoint that a child starts from is part of what its result depends on."""
+    call(cli.train, *TINY, f"runs={tmp_path / 'a'}")
+    parent = run_of(tmp_path / "a")
+    extend = [f"extend={parent}", "trainer.steps=6", f"runs={tmp_path / 'b'}"]
+    assert call(cli.train, *extend).code == 0
+    shutil.rmtree(parent / "checkpoints" / "4")  # as if it had been stopped at 2
+    assert call(cli.train, *extend).code == 0
+    assert len(list((tmp_path / "b" / "default").iterdir())) == 2
+
+
+def test_a_stored_configuration_cannot_add_trust(call, copied, tmp_path):
+    trap = tmp_path / "ran"
+    settings = OmegaConf.load(copied / "config.yaml")
+    evil = OmegaConf.create({"_target_": "pathlib.Path.touch", "self": str(trap)})
+    settings.optimizer, settings.schedule, settings.trust = evil, evil, ["pathlib.Path.touch"]
+    OmegaConf.save(settings, copied / "config.yaml")
+    for result in (
+        call(cli.train, f"extend={copied}", "trainer.steps=9", f"runs={tmp_path / 'runs'}"),
+        call(cli.sample, f"run={copied}", "n=1", "sampler.steps=2"),
+    ):
+        assert_refused(result, "'pathlib.Path.touch' is not allowed")
+    assert not trap.exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_stored_configuration_cannot_build_what_it_points_to(call, copied, tmp_path):
+    trap = tmp_path / "ran"
+    settings = OmegaConf.load(copied / "config.yaml")
+    settings.evil = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(trap)]}}
+    settings.model.freq_shift = "${evil}"
+    OmegaConf.save(settings, copied / "config.yaml")
+    assert_refused(call(cli.sample, f"run={copied}", "n=1", "sampler.steps=2"), "model")
+    assert not trap.exists()
+
+
+def test_init_starts_from_the_averaged_weights_of_a_run_or_from_a_folder(call, finished, tmp_path, without_pictures):
+    still = words("trainer.steps=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
+    assert call(cli.train, *still, f"init={finished}", f"runs={tmp_path / 'a'}").code == 0
+    one = run_of(tmp_path / "a")
+    assert same(weights(one, 1), weights(finished, 6, "ema"))
+    assert [line["step"] for line in read_metrics(one) if line["split"] == "train"] == [1]
+    assert OmegaConf.load(one / "config.yaml").init == str(finished)
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shutil.copy(finished / "checkpoints" / "6" / "model.safetensors", folder)
+    assert call(cli.train, *still, f"init={folder}", f"runs={tmp_path / 'b'}").code == 0
+    assert same(weights(run_of(tmp_path / "b"), 1), weights(finished, 6, "model"))
+    assert run_of(tmp_path / "b").name != one.name
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    assert "nothing to do" in call(cli.train, *still, f"init={moved}", f"runs={tmp_path / 'b'}").out
+
+
+def test_init_from_weights_of_another_network(call, finished, tmp_path):
+    result = call(cli.train, *words("model.channels=16"), f"init={finished}", f"runs={tmp_path / 'runs'}")
+    assert_refused(result, "does not fit the network", "of another shape")
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------- many runs
+
+
+def test_a_sweep_over_channels_attention_and_schedule(typed, tmp_path, without_pictures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = ["model.channels=8,16", "model.attention_resolutions=[],[4]", "schedule=linear,cosine", "schedule.T=25"]
+    tiny = words(*sweep, "model.channel_mults=[1,2]", "trainer.steps=1", "data.validation=0")
+    result = typed(cli.train, "-m", *tiny, f"runs={tmp_path / 'runs'}", "study=sweep")
+    assert result.code == 0, result
+    runs = [path.parent for path in (tmp_path / "runs" / "sweep").glob("*/config.yaml")]
+    assert {status(run)["state"] for run in runs} == {"DONE"}
+    found = {
+        (c.model.channels, tuple(c.model.attention_resolutions), c.schedule._target_.rpartition(".")[2])
+        for c in (OmegaConf.load(run / "config.yaml") for run in runs)
+    }
+    assert len(runs) == 8 and found == {(c, a, s) for c in (8, 16) for a in ((), (4,)) for s in ("linear", "cosine")}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "told"),
+    [
+        ("schedule=cosine,nope", "nope"),
+        ("model.chanels=8,16", "model.chanels"),
+        ("seed=0,1 bogus=1", "bogus"),
+        ("seed=range(", "range("),
+    ],
+)
+def test_a_sweep_that_does_not_compose_stops_before_its_first_job(sweep, told, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(typed(cli.train, "-m", *words(*sweep.split()), f"runs={tmp_path / 'runs'}"), told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_that_is_illegal_only_in_combination_fails_and_the_others_run(typed, tmp_path, without_pictures):
+    sweep = words("model.channels=6,8", "trainer.steps=1")  # groups = 4
+    result = typed(cli.train, "-m", *sweep, f"runs={tmp_path}")
+    output = result.out + result.err
+    assert result.code == 1 and "Traceback" not in output
+    assert "FAILED" in output and "model.channels=6" in output and "groups = 4 does not divide" in output
+    by_state = {status(path.parent)["state"]: path.parent for path in tmp_path.glob("default/*/status.json")}
+    assert by_state.keys() == {"FAILED", "DONE"}
+    assert "groups = 4 does not divide" in status(by_state["FAILED"])["reason"]
+    assert (by_state["DONE"] / "checkpoints" / "1").is_dir() and not (by_state["FAILED"] / "checkpoints").exists()
+
+
+def test_an_illegal_arm_does_not_overwrite_a_run_that_is_done(typed, tmp_path, without_pictures):
+    """The sampler is no part of a run's name, so both arms are one run."""
+    result = typed(cli.train, "-m", *words("sampler.steps=2,11", "trainer.steps=1"), f"runs={tmp_path}")
+    assert result.code == 1 and "steps = 11 is more than" in result.out + result.err
+    (one,) = tmp_path.glob("default/*/status.json")
+    assert status(one.parent)["state"] == "DONE"
+
+
+def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(
+    typed, tmp_path, without_pictures, monkeypatch
+):
+    fit, seen = ddpm.trainer.Trainer.fit, []
+
+    def breaks(self, run, *arguments, seed, **options):
+        seen.append(seed)
+        if seed == 0:
+            raise RuntimeError("broken")
+        if seed == 2:
+            raise ddpm.trainer.Interrupted(signal.SIGTERM)
+        return fit(self, run, *arguments, seed=seed, **options)
+
+    monkeypatch.setattr(ddpm.trainer.Trainer, "fit", breaks)
+    result = typed(cli.train, "-m", *words("seed=0,1,2,3", "trainer.steps=1"), f"runs={tmp_path}")
+    assert result.code == 143 and seen == [0, 1, 2]
+    states = sorted(status(path.parent)["state"] for path in tmp_path.glob("default/*/status.json"))
+    assert states == ["DONE", "FAILED", "INTERRUPTED"]
+
+
+# ---------------------------------------------------------------------------------------------- looking
+
+
+def test_the_configuration_and_help_are_shown_and_nothing_is_made(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = typed(cli.train, "--cfg", "job", "trainer.steps=77")
+    assert shown.code == 0 and OmegaConf.create(shown.out).trainer.steps == 77
+    for command in (cli.train, cli.sample, cli.evaluate):
+        result = typed(command, "--help")
+        assert result.code == 0 and "sampler" in result.out and "Traceback" not in result.err
+    assert typed(cli.train, "--bogus-flag").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- sample
+
+
+def test_samples_as_an_array(call, finished, tmp_path):
+    arrays = {}
+    for name, changes in {
+        "reference": [],
+        "batch": ["batch=2"],
+        "more": ["n=7"],
+        "raw": ["weights=raw"],
+        "seed": ["seed=1"],
+        "steps": ["sampler.steps=7"],
+        "ancestral": ["sampler=ancestral"],
+        "best": ["checkpoint=best"],
+    }.items():
+        out = tmp_path / f"{name}.npy"
+        given = [f"run={finished}", "n=5", "sampler.steps=3", *changes, f"out={out}"]
+        result = call(cli.sample, *given)
+        assert result.code == 0 and f"wrote {out}" in result.out, result
+        arrays[name] = np.load(out)
+    reference = arrays.pop("reference")
+    assert reference.shape == (5, 8, 8, 1) and reference.dtype == np.uint8 and reference.std() > 10
+    assert np.array_equal(arrays.pop("batch"), reference)
+    assert np.array_equal(arrays.pop("more")[:5], reference)
+    assert np.array_equal(arrays.pop("best"), reference)
+    assert not [name for name, array in arrays.items() if np.array_equal(array, reference)]
+
+
+def test_samples_as_a_grid_and_on_their_way(call, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"run={finished}", "n=4", "sampler.steps=3"]
+    assert call(cli.sample, *given, "out=grid.png").code == 0
+    assert call(cli.sample, *given, "out=way.gif").code == 0
+    grid, way = Image.open("grid.png"), Image.open("way.gif")
+    assert grid.size == way.size and way.n_frames == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"grid.png", "way.gif"}
+
+
+def test_without_out_the_picture_lies_in_the_run(call, copied):
+    result = call(cli.sample, f"run={copied}", "n=2", "sampler.steps=3", "weights=raw", "seed=4")
+    path = copied / "samples_step6_raw_ddim3_seed4.png"
+    assert result.code == 0 and f"wrote {path}" in result.out and path.is_file()
+
+
+@pytest.mark.parametrize("end", ["/", ""])
+def test_a_folder_of_numbered_pictures_is_resumed_by_number(end, call, finished, tmp_path):
+    folder = tmp_path / "pictures"
+    given = [f"run={finished}", "sampler.steps=3", f"out={folder}{end}", "batch=2"]
+    assert call(cli.sample, *given, "n=5").code == 0
+    names = [f"{i:06}.png" for i in range(5)]
+    assert sorted(path.name for path in folder.glob("*.png")) == names
+    whole = {name: (folder / name).read_bytes() for name in names}
+    for name in (names[1], names[4]):
+        (folder / name).unlink()
+    kept = (folder / names[0]).stat().st_mtime_ns
+    result = call(cli.sample, *given, "n=6")
+    assert result.code == 0 and "3 of 6 samples are there already" in result.out
+    assert {name: (folder / name).read_bytes() for name in names} == whole and (folder / "000005.png").is_file()
+    assert (folder / names[0]).stat().st_mtime_ns == kept
+    for change in (["seed=1"], ["weights=raw"], ["sampler.steps=4"], ["sampler=ancestral"]):
+        assert_refused(call(cli.sample, *given, *change, "n=6"), str(folder), "other settings")
+    array = tmp_path / "same.npy"
+    call(cli.sample, *given[:2], "n=5", f"out={array}")
+    for i, picture in enumerate(np.load(array)):
+        assert np.array_equal(np.asarray(Image.open(folder / names[i])), picture[..., 0])
+
+
+def test_pictures_of_somebody_else_are_left_alone(call, finished, tmp_path):
+    (tmp_path / "000000.png").write_bytes(b"theirs")
+    assert_refused(
+        call(cli.sample, f"run={finished}", f"out={tmp_path}/", "n=2", "sampler.steps=2"), "not written here"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
+
+
+def test_figures_of_the_number_of_steps_and_of_the_process(call, finished, tmp_path):
+    sizes = {}
+    for name, changes in {
+        "strip": ["steps_strip=[1,2,5,10]"],
+        "short strip": ["steps_strip=[1,2]"],
+        "one": ["steps_strip=3"],
+        "process": ["process=8", "sampler.steps=10"],
+        "short process": ["process=3", "sampler.steps=10"],
+    }.items():
+        out = tmp_path / f"{name}.png"
+        assert call(cli.sample, f"run={finished}", "n=4", "sampler.steps=2", *changes, f"out={out}").code == 0
+        sizes[name] = Image.open(out).size
+    assert sizes["strip"][1] > sizes["short strip"][1] > sizes["one"][1]
+    pixels = np.asarray(Image.open(tmp_path / "process.png").convert("L"))
+    assert pixels.std() > 20 and sizes["process"] != sizes["short process"]
+
+
+WRONG_SAMPLE = {
+    "": ["run"],
+    "run=/no/such/run": ["/no/such/run", "no run directory"],
+    "run={empty}": ["{empty}", "no run directory"],
+    "run={no_checkpoint}": ["{no_checkpoint}", "no whole checkpoint"],
+    "run=5": ["run=5"],
+    "checkpoint=99": ["checkpoint 99", "there: 6"],
+    "n=0": ["n=0", ">= 1"],
+    "n=true": ["n="],
+    "batch=0": ["batch=0", ">= 1"],
+    "seed=abc": ["seed"],
+    "weights=best": ["weights=best", "ema, raw"],
+    "sampler=nope": ["nope", "ancestral", "ddim"],
+    "sampler.steps=11": ["steps = 11", "1..10"],
+    "sampler.eta=2": ["eta = 2"],
+    "sampler._target_=os.system": ["'os.system' is not allowed"],
+    "bogus=1": ["bogus", "steps_strip"],
+    "device=tpu": ["device=tpu"],
+    "out=/no/such/folder/x.npy": ["/no/such/folder does not exist"],
+    "out=/no/such/folder/x/": ["/no/such/folder does not exist"],
+    "out={empty}/x.jpeg": [".jpeg", ".npy, .png, .gif"],
+    "out={file}": ["{file}"],
+    "out={folder_png}": ["{folder_png}"],
+    "out=5": ["out=5"],
+    "steps_strip=[1,11] out={empty}/x.png": ["11", "1..10"],
+    "steps_strip=[0] out={empty}/x.png": ["0"],
+    "steps_strip=[1] out={empty}/x.npy": [".png"],
+    "steps_strip=[1] process=3 out={empty}/x.png": ["one at a time"],
+    "process=1 out={empty}/x.png": ["process=1", ">= 2"],
+    "process=3 out={empty}/x/": [".png"],
+}
+
+
+@pytest.mark.parametrize("given", WRONG_SAMPLE)
+def test_wrong_input_when_sampling(given, call, finished, places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    known = {**places, "folder_png": tmp_path / "folder.png"}
+    changes = [change.format(**known) for change in given.split()]
+    keys = {change.partition("=")[0] for change in changes}
+    base = (
+        []
+        if given == ""
+        else [w for w in (f"run={finished}", "n=2", "sampler.steps=2") if w.partition("=")[0] not in keys]
+    )
+    before = sorted(finished.iterdir())
+    assert_refused(call(cli.sample, *base, *changes), *(word.format(**known) for word in WRONG_SAMPLE[given]))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"] and list(
+        (tmp_path / "folder.png").iterdir()
+    ) == []
+    assert sorted(finished.iterdir()) == before and list(places["empty"].iterdir()) == []
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_is_sampled_from_the_one_before(call, tmp_path, without_pictures):
+    call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    (run / "checkpoints" / "4" / "ema.safetensors").write_bytes(b"damaged")
+    result = call(cli.sample, f"run={run}", "n=1", "sampler.steps=2")
+    assert result.code == 0 and "4 is damaged" in result.out and "step 2" in result.out
+
+
+# ---------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluation_records_its_protocols_beside_those_that_are_there(call, copied):
+    before = json.loads((copied / "evaluation.json").read_text())
+    given = [f"run={copied}", "n=16", "sampler.steps=2", "judge.channels=4", "judge.features=4"]
+    result = call(cli.evaluate, *given)
+    assert result.code == 0, result
+    records = json.loads((copied / "evaluation.json").read_text())
+    (recognised,) = (r for name, r in records.items() if name == "recognition_logistic_16_train")
+    (frechet,) = (
+        r for name, r in records.items() if name.startswith("frechet_classifier-") and name.endswith("_16_train")
+    )
+    assert len(records) == 3 and all(records[name] == value for name, value in before.items())
+    for record in (recognised, frechet):
+        keys = {"value", "low", "high", "n", "seeds", "real_vs_real", "weights", "sampler", "steps", "commit"}
+        assert record.keys() >= keys and (record["n"], record["seeds"], record["steps"]) == (16, [0], 2)
+    assert list((copied.parent.parent / "judges").glob("digits-*.safetensors"))
+    raw = call(cli.evaluate, *given, "weights=raw", "metric=recognition")
+    assert raw.code == 0
+    again = json.loads((copied / "evaluation.json").read_text())
+    assert again["recognition_logistic_16_train"]["weights"] == "raw" and len(again) == 3
+
+
+def test_the_judge_does_not_depend_on_the_run_that_meets_it_first(call, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm.evaluation.train_judge", lambda judge, *arguments: judge.eval())
+    judges = []
+    for name, draws in (("a", 0), ("b", 17)):
+        run = Path(shutil.copytree(finished, tmp_path / name / "default" / finished.name))
+        torch.manual_seed(draws)
+        given = [f"run={run}", "n=8", "sampler.steps=2", "metric=frechet", "judge.channels=4", "judge.features=4"]
+        assert call(cli.evaluate, *given).code == 0
+        (judge,) = (tmp_path / name / "judges").iterdir()
+        judges.append((judge.name, checkpoint.load_weights(judge)))
+    assert judges[0][0] == judges[1][0] and same(judges[0][1], judges[1][1])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("metric=fid", ["metric=fid", "recognition, frechet"]),
+        ("metric=[]", ["metric"]),
+        ("n=0", ["n=0"]),
+        ("n=40", ["40", "36"]),
+        ("run=/no/such/run", ["/no/such/run"]),
+        ("judge.channels=0", ["channels"]),
+        ("sampler.steps=11", ["1..10"]),
+    ],
+)
+def test_wrong_input_when_evaluating_is_told_before_anything_is_drawn(given, told, call, copied, monkeypatch):
+    monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
+    before = (copied / "evaluation.json").read_text()
+    base = [w for w in (f"run={copied}", "n=8", "sampler.steps=2") if w.partition("=")[0] != given.partition("=")[0]]
+    assert_refused(call(cli.evaluate, *base, given), *told)
+    assert (copied / "evaluation.json").read_text() == before
+
+
+def test_the_default_evaluation_works_on_the_default_data(call, copied, monkeypatch):
+    """It holds out fewer images than the number of samples that larger data sets are measured with."""
+    monkeypatch.setattr("ddpm.evaluation.train_judge", lambda judge, *arguments: judge.eval())
+    result = call(cli.evaluate, f"run={copied}", "sampler.steps=1", "judge.channels=4")
+    assert result.code == 0, result
+    assert {name.split("_")[0] for name in json.loads((copied / "evaluation.json").read_text())} == {
+        "recognition",
+        "frechet",
+    }
+
+
+@pytest.mark.parametrize("change", ["no labels", "no held-out part"])
+def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pictures, monkeypatch):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    data = ["data=folder", f"data.root={folder}", "data.image_size=8", "data.channels=1"]
+    changes = data if change == "no labels" else ["data.validation=0"]
+    assert call(cli.train, *words(*changes, "trainer.steps=1"), f"runs={tmp_path / 'runs'}").code == 0
+    monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
+    result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2")
+    assert_refused(result, change)

@@ -1,0 +1,374 @@
+"""ddpm/config.py: what composes, what may be built, and what people are told when it does not."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ddpm import config, trainer
+from ddpm.config import InvalidInput, allowed_targets, build, compose, conf_dir, read_config, resolve_device, resolved
+
+REPOSITORY = Path(__file__).parents[1]
+GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "experiment")
+BOUND = {"diffusion": {"schedule"}, "optimizer": {"params"}, "judge": {"image_size", "in_channels", "num_classes"}}
+
+
+def target(name: str) -> object:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+# ---------------------------------------------------------------------------------------------- conf/
+
+
+def test_conf_is_found_beside_the_package_and_in_it(tmp_path, monkeypatch):
+    assert conf_dir() == REPOSITORY / "conf"
+    found = importlib.util.find_spec("ddpm")
+
+    class Installed:
+        origin = str(tmp_path / "ddpm" / "__init__.py")
+
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: Installed if name == "ddpm" else found)
+    with pytest.raises(FileNotFoundError, match="installation is incomplete"):
+        conf_dir.__wrapped__()
+    for folder in (tmp_path / "conf", tmp_path / "ddpm" / "conf"):  # the second, inside the package, wins
+        folder.mkdir(parents=True)
+        (folder / "train.yaml").touch()
+        assert conf_dir.__wrapped__() == folder
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_is_missing(path):
+    keys = yaml.safe_load(path.read_text())
+    assert isinstance(keys.get("_target_"), str), f"{path} has no _target_"
+    arguments = set(inspect.signature(target(keys.pop("_target_"))).parameters)
+    group = path.parent.name
+    if group == "optimizer":
+        assert keys.keys() <= arguments and "lr" in keys and "params" not in keys
+    else:
+        assert set(keys) == arguments - BOUND.get(group, set())
+    assert BOUND.get(group, set()) <= arguments
+
+
+@pytest.mark.parametrize("path", [p for p in GROUPS if p.parent.name in ("trainer", "diffusion", "schedule", "model")])
+def test_a_group_says_the_same_as_the_defaults_in_python(path):
+    keys = yaml.safe_load(path.read_text())
+    defaults = inspect.signature(target(keys.pop("_target_"))).parameters
+    differing = {
+        k
+        for k, v in keys.items()
+        if not isinstance(v, str) or "${" not in v
+        if defaults[k].default is not inspect.Parameter.empty
+        and v != (list(defaults[k].default) if isinstance(defaults[k].default, tuple) else defaults[k].default)
+    }
+    assert not differing
+
+
+def test_the_groups_mirror_the_code():
+    assert {path.parent.name for path in GROUPS} >= {
+        "model",
+        "schedule",
+        "diffusion",
+        "sampler",
+        "data",
+        "optimizer",
+        "trainer",
+    }
+    for name in ("train", "sample", "evaluate"):
+        assert (REPOSITORY / "conf" / f"{name}.yaml").is_file()
+
+
+def test_the_keys_that_scripts_rely_on():
+    train, sample = compose("train", []), compose("sample", ["run=x"])
+    keys = """model schedule diffusion.target diffusion.variance sampler.steps data.split data.validation optimizer.lr
+        trainer.steps trainer.epochs trainer.seconds trainer.batch_size trainer.precision device seed init extend study
+        runs"""
+    for key in keys.split():
+        assert OmegaConf.select(train, key, default="missing") != "missing", key
+    assert (train.study, train.runs, train.device) == ("default", "runs", "auto")
+    assert compose("train", ["data=mnist", "data.root=there"]).data.root == "there"
+    for key in ("run", "n", "sampler.steps", "seed", "out", "weights", "batch", "steps_strip", "process"):
+        assert OmegaConf.select(sample, key, default="missing") != "missing", key
+    assert not GlobalHydra.instance().is_initialized()  # composing leaves nothing behind
+
+
+# ---------------------------------------------------------------------------------------------- composition
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule=nope", ["schedule/nope", "cosine", "linear"]),
+        ("experiment=nope", ["experiment/nope", "devanagari", "mnist"]),
+        ("model.chanels=8", ["model.chanels"]),
+        ("bogus=1", ["bogus"]),
+        ("schedule=linear,cosine", ["schedule=linear,cosine", "--multirun"]),
+        ("trainer.steps", ["trainer.steps"]),
+        ("model.channels=[1", ["input"]),
+        ("model=null", ["model"]),
+        ("=5", ["5"]),
+        ("~nope", ["nope"]),
+    ],
+)
+def test_what_does_not_compose_is_one_line(override, words):
+    with pytest.raises(InvalidInput) as raised:
+        compose("train", [override])
+    message = str(raised.value)
+    assert all(word in message for word in words) and "\n" not in message and "search path" not in message.lower()
+    assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.chanels=8", ["model.chanels", "model has:", "channels", "dropout"]),
+        ("bogus=1", ["bogus", "the top level has:", "trainer", "seed"]),
+        ("trainer.bogus.deep=1", ["trainer.bogus.deep"]),
+    ],
+)
+def test_an_unknown_key_is_answered_with_those_that_are_known(override, words):
+    overrides = ["seed=3", override, "model.channels=16"]
+    with pytest.raises(InvalidInput) as raised:
+        compose("train", overrides)
+    message = config.with_known_keys("train", str(raised.value), overrides)
+    assert all(word in message for word in words) and "_target_" not in message and "\n" not in message
+
+
+def test_other_messages_are_left_alone():
+    assert config.with_known_keys("train", "something else", ["seed=1"]) == "something else"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data=folder", ["data.root"]),
+        ("trainer.steps=${nope}", ["nope"]),
+        ("trainer.steps=${oc.env:NO_SUCH_NAME}", ["NO_SUCH_NAME"]),
+    ],
+)
+def test_values_that_are_missing_or_lead_nowhere_are_one_line(override, words):
+    with pytest.raises(InvalidInput) as raised:
+        resolved(compose("train", [override]))
+    assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------- what may be built
+
+
+def test_the_closed_set_is_conf_and_the_optimizers():
+    in_conf = {yaml.safe_load(path.read_text())["_target_"] for path in GROUPS}
+    assert allowed_targets() == in_conf | set(config.OPTIMIZERS)
+    assert all(callable(target(name)) for name in allowed_targets())
+
+
+def test_what_is_allowed_is_built():
+    schedule = build({"_target_": "ddpm.schedules.cosine", "T": 7, "s": 0.008, "beta_max": 0.999}, "schedule")
+    assert schedule.T == 7
+    model = build(compose("train", ["model.channels=8", "model.groups=4"]).model, "model")
+    assert model.image_size == (8, 8)  # an interpolation to another group
+    optimizer = build(
+        OmegaConf.create({"_target_": "torch.optim.SGD", "lr": 0.5}), "optimizer", params=list(model.parameters())
+    )
+    assert optimizer.param_groups[0]["params"][0] is next(model.parameters())
+    adam = build(compose("train", []).optimizer, "optimizer", params=list(model.parameters()))
+    assert isinstance(adam.defaults["betas"], list | tuple)
+
+
+FOREIGN = [
+    "os.system",
+    "builtins.eval",
+    "torch.load",
+    "torch.hub.load",
+    "torch.optim.optimizer.torch.hub.load",
+    "torch.optim.optimizer.torch.load",
+    "torch.optim.Adam.__init__",
+    "ddpm.trainer.torch.load",
+    "models.unet.torch.load",
+    "ddpm.schedules",
+    "torch.optim.Adagrad",
+    " torch.optim.Adam",
+    "${evil}",
+    "${oc.env:HOME}",
+    "",
+    None,
+    ["os.system"],
+    {"a": "os.system"},
+    5,
+]
+
+
+@pytest.fixture
+def trap(tmp_path) -> tuple[Path, dict]:
+    """A file that must never be made, and a node that makes it if it is built."""
+    file = tmp_path / "ran"
+    return file, {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(file)]}}
+
+
+@pytest.mark.parametrize("name", FOREIGN, ids=str)
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_foreign_target_is_refused_with_those_that_are_allowed(name, plain):
+    node = {"_target_": name, "lr": 0.1}
+    with pytest.raises(InvalidInput) as raised:
+        build(node if plain else OmegaConf.create({"evil": "os.system", "x": node}).x, "optimizer")
+    message = str(raised.value)
+    assert message.startswith("optimizer: ") and "torch.optim.Adam," in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        lambda evil: {"betas": evil},
+        lambda evil: {"betas": [0.9, evil]},
+        lambda evil: {"betas": [[{"deep": evil}]]},
+        lambda evil: {"betas": {"a": {"b": evil}}},
+    ],
+)
+def test_a_nested_foreign_target_is_refused(hidden, trap):
+    file, evil = trap
+    with pytest.raises(InvalidInput, match=r"'pathlib\.Path\.touch' is not allowed"):
+        build({"_target_": "torch.optim.SGD", "lr": 0.1, **hidden(evil)}, "optimizer", params=[torch.zeros(1)])
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "${evil}",
+        ["${evil}"],
+        {"a": ["${evil}"]},
+        "${.hidden}",
+        "${oc.create:${evil}}",
+        "${oc.dict.values:nest}",
+        "\\${evil}",
+    ],
+    ids=str,
+)
+def test_an_interpolation_to_a_foreign_target_is_not_built(reference, trap):
+    """A check of the plain text sees only a reference; what it leads to must not be built either."""
+    file, evil = trap
+    node = {"_target_": "ddpm.schedules.linear", "T": 10, "beta_1": reference, "beta_T": 0.02, "rescale": True}
+    if reference == "${.hidden}":
+        node["hidden"] = "${evil}"
+    stored = OmegaConf.create({"evil": evil, "nest": {"a": evil}, "schedule": node})
+    with pytest.raises(InvalidInput) as raised:
+        build(stored.schedule, "schedule")
+    assert not file.exists() and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_convert_", "_recursive_"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_hydras_other_keys_are_refused(key, nested):
+    node = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    (node.setdefault("more", {}) if nested else node)[key] = [1]
+    with pytest.raises(InvalidInput, match=f"optimizer: the key {key} is not allowed"):
+        build(node, "optimizer")
+
+
+@pytest.mark.parametrize("node", [{}, {"lr": 0.1}, None, "text", [], ["torch.optim.SGD"], 5])
+def test_what_has_no_target_is_refused(node):
+    with pytest.raises(InvalidInput, match=r"^optimizer: "):
+        build(node if not isinstance(node, dict | list) else OmegaConf.create(node), "optimizer")
+
+
+def test_trust_adds_an_exact_name_and_no_more():
+    node = {"_target_": "torch.optim.Adagrad", "lr": 0.1}
+    weights = [torch.zeros(1, requires_grad=True)]
+    assert isinstance(build(node, "optimizer", ["torch.optim.Adagrad"], params=weights), torch.optim.Adagrad)
+    for trust in (["torch.optim"], ["torch.optim.*"], ["Adagrad"], [], None):
+        with pytest.raises(InvalidInput):
+            build(node, "optimizer", trust, params=weights)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"_target_": "ddpm.schedules.cosine", "T": 0, "s": 0.008, "beta_max": 0.999}, "T = 0"),
+        ({"_target_": "ddpm.schedules.cosine", "bogus": 1}, "bogus"),
+        ({"_target_": "torch.optim.SGD", "lr": -1}, "learning rate"),
+        ({"_target_": "torch.optim.Adam", "betas": [0.9]}, "unpack|range|betas"),
+        ({"_target_": "models.unet.UNet", "image_size": 8, "attention_resolutions": [8], "groups": 0}, "groups"),
+        ({"_target_": "ddpm.data.Folder", "root": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)  # fmt: skip
+def test_what_a_constructor_refuses_is_invalid_input_in_one_line(node, words):
+    arguments = {"params": [torch.zeros(1)]} if "optim" in node["_target_"] else {}
+    with pytest.raises(InvalidInput, match=words) as raised:
+        build(node, "the part", **arguments)
+    assert str(raised.value).startswith("the part: ") and "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------- device, science, files
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "mps:x", "", None, "cuda:x"])
+def test_an_unknown_device_lists_the_known(name):
+    with pytest.raises(InvalidInput, match="is not known; allowed: auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_a_device_that_is_there_or_not(monkeypatch):
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(InvalidInput, match="no such CUDA device here, PyTorch sees none; use device=cpu"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cuda") and resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InvalidInput, match="PyTorch sees 2 of them"):
+        resolve_device("cuda:2")
+
+
+def test_cadence_is_named_as_the_trainer_names_it():
+    arguments = inspect.signature(trainer.Trainer).parameters
+    assert set(config.CADENCE) <= set(arguments)
+    assert set(config.SCIENCE) <= set(compose("train", []))
+
+
+def test_science_holds_everything_but_where_and_how_often():
+    settings = resolved(compose("train", []))
+    facts = config.science(settings, {"name": "digits"}, {"init": "abc"}, 3)
+    assert facts.keys() == {*config.SCIENCE, "data", "parents", "numerics"}
+    assert facts["data"] == {"name": "digits", "validation": 0.2, "flip": False}
+    assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE)
+    assert settings["trainer"].keys() >= set(config.CADENCE)  # it copies
+    assert (facts["parents"], facts["numerics"]) == ({"init": "abc"}, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lacks model, schedule"),
+        ("model: {}\n", "lacks schedule"),
+        ("- 1\n", "lacks model"),
+        ("a: [1\n", "cannot be read as a configuration"),
+        ("a: ${b\n", "cannot be read as a configuration|lacks"),
+        ("\x00", "cannot be read as a configuration"),
+        ("hello", "cannot be read as a configuration|lacks model"),
+    ],
+)
+def test_a_file_that_is_no_configuration_of_a_run(text, words, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InvalidInput, match=words) as raised:
+        read_config(tmp_path / "config.yaml")
+    assert "config.yaml" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_configuration_of_a_run_is_read_back(tmp_path):
+    settings = resolved(compose("train", []))
+    OmegaConf.save(OmegaConf.create(settings), tmp_path / "config.yaml")
+    assert OmegaConf.to_container(read_config(tmp_path / "config.yaml")) == settings
+
+
+def test_plain():
+    assert (
+        config.plain(OmegaConf.create([1, {"a": 2}])) == [1, {"a": 2}]
+        and config.plain(5) == 5
+        and config.plain(None) is None
+    )

@@ -1,0 +1,236 @@
+"""conf/experiment: every recipe composes, is what it says it is, and takes a step on images of its kind."""
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from ddpm import checkpoint
+from ddpm.config import build, compose, resolved
+from ddpm.runs import Run, read_metrics
+
+REPOSITORY = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+FOLDERS = ("devanagari", "cars", "butterflies")
+_COMPOSED: dict[str, DictConfig] = {}
+
+
+def composed(name: str) -> DictConfig:
+    """The configuration of an experiment; composing takes a while, so it is done once."""
+    if name not in _COMPOSED:
+        _COMPOSED[name] = compose("train", [f"experiment={name}", *(["data.root=x"] if name in FOLDERS else [])])
+    return _COMPOSED[name].copy()
+
+
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(composed(name).model, "model").parameters())
+
+
+def test_these_are_the_experiments():
+    assert EXPERIMENTS == ["butterflies", "cars", "cifar10_ddpm", "devanagari", "digits", "fashion", "mnist"]
+
+
+# ---------------------------------------------------------------------------------------------- what they say
+
+
+COUNTS = {"devanagari": 77_357_825, "cifar10_ddpm": 35_746_307}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_counted_exactly(name):
+    assert parameters(name) == COUNTS[name]
+
+
+def test_butterflies_have_about_18_5_million_parameters():
+    assert parameters("butterflies") == pytest.approx(18.5e6, rel=0.01)
+
+
+ADAM, ADAMW = "torch.optim.Adam", "torch.optim.AdamW"
+LITERAL = {"schedule._target_": "ddpm.schedules.linear", "schedule.beta_1": 1e-4, "schedule.beta_T": 0.02}
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "data._target_": "ddpm.data.Digits", "data.validation": 0.2, "data.image_size": 8, "data.channels": 1,
+        "recognition": True, "seed": 0, "device": "auto",
+    },
+    "mnist": {"data.name": "mnist", "data.image_size": 28, "data.split": "auto", "trainer.seconds": 300,
+              "trainer.steps": None, "trainer.epochs": None},
+    "fashion": LITERAL | {
+        "data.name": "fashion_mnist", "data.image_size": 28, "data.channels": 1, "schedule.T": 1000,
+        "diffusion.target": "eps", "diffusion.variance": "beta", "trainer.batch_size": 128, "optimizer.lr": 1e-3,
+        "trainer.epochs": 20, "trainer.steps": None, "trainer.seconds": None,
+    },
+    "devanagari": LITERAL | {
+        "data._target_": "ddpm.data.Folder", "data.image_size": 32, "data.channels": 1, "trainer.batch_size": 32,
+        "optimizer._target_": ADAMW, "optimizer.lr": 1e-4, "trainer.warmup": 500, "trainer.lr_schedule": "cosine",
+        "trainer.clip": 1.0, "trainer.epochs": 2, "trainer.steps": None, "trainer.seconds": None,
+        "model.channels": 128, "model.channel_mults": [1, 1, 2, 2, 4, 4], "model.blocks": 1,
+        "model.attention_resolutions": [2], "model.middle_attention": True, "model.head_channels": 8, "model.patch": 1,
+    },
+    "cars": LITERAL | {
+        "data._target_": "ddpm.data.Folder", "data.image_size": 64, "data.channels": 3, "schedule.T": 512,
+        "schedule.rescale": False, "trainer.batch_size": 64, "trainer.warmup_epochs": 10, "trainer.warmup": 0,
+        "trainer.lr_schedule": "cosine", "trainer.epochs": 300, "trainer.steps": None, "trainer.seconds": None,
+    },
+    "butterflies": {
+        "data._target_": "ddpm.data.Folder", "data.image_size": 32, "data.channels": 3, "trainer.batch_size": 8,
+        "optimizer._target_": ADAMW, "optimizer.lr": 4e-4, "trainer.epochs": 30, "trainer.steps": None,
+        "trainer.seconds": None, "model.patch": 1,
+    },
+    "cifar10_ddpm": LITERAL | {
+        "data._target_": "ddpm.data.CIFAR10", "data.image_size": 32, "data.channels": 3, "data.flip": True,
+        "schedule.T": 1000, "diffusion.target": "eps", "diffusion.variance": "beta", "optimizer._target_": ADAM,
+        "optimizer.lr": 2e-4, "optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.0, "trainer.steps": 800_000,
+        "trainer.epochs": None, "trainer.seconds": None, "trainer.batch_size": 128, "trainer.warmup": 5000,
+        "trainer.lr_schedule": "constant", "trainer.clip": 1.0, "trainer.ema_decay": 0.9999, "model.dropout": 0.1,
+        "model.channels": 128, "model.channel_mults": [1, 2, 2, 2], "model.blocks": 2, "model.heads": 1,
+        "model.attention_resolutions": [16], "model.head_channels": None, "model.patch": 1,
+        "sampler._target_": "ddpm.samplers.Ancestral", "sampler.steps": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_is_the_one_that_is_named(name):
+    config = OmegaConf.create(resolved(composed(name)))
+    found = {key: OmegaConf.select(config, key, default="missing") for key in RECIPES[name]}
+    assert {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in found.items()} == RECIPES[name]
+
+
+def test_rescaled_betas_are_the_literal_ones_at_1000_steps_and_cars_are_literal_at_512():
+    for name, T in (("fashion", 1000), ("cifar10_ddpm", 1000), ("devanagari", 1000), ("cars", 512)):
+        schedule = build(composed(name).schedule, "schedule")
+        torch.testing.assert_close(schedule.beta[1:], torch.linspace(1e-4, 0.02, T, dtype=torch.float64))
+
+
+def test_every_experiment_averages_its_weights():
+    for name in EXPERIMENTS:
+        assert composed(name).trainer.ema_decay >= 0.99, name
+
+
+def test_devanagari_is_trained_in_half_precision_where_the_device_can():
+    assert composed("devanagari").trainer.precision in ("auto", "bf16", "fp16")
+
+
+def test_the_default_is_digits():
+    assert resolved(compose("train", [])) == resolved(composed("digits"))
+
+
+def test_the_default_ends_by_itself_in_time():
+    trainer = composed("digits").trainer
+    assert trainer.steps is not None and trainer.seconds <= 120
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_one_budget_that_decides_and_a_sampler_that_can_walk(name):
+    config = composed(name)
+    assert (
+        sum(config.trainer[key] is not None for key in ("steps", "epochs")) + (config.trainer.seconds is not None) >= 1
+    )
+    assert build(config.sampler, "sampler").times(config.schedule.T)[-1] == 0
+    build(config.trainer, "trainer")
+
+
+# ---------------------------------------------------------------------------------------------- one step
+
+
+def write_pictures(folder: Path, n: int = 6) -> Path:
+    """PNG and JPEG files of several sizes."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        size = (40 + 10 * i, 70 - 5 * i, 3)
+        Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{i}.{('png', 'jpg')[i % 2]}")
+    return folder
+
+
+def write_idx(folder: Path, n: int = 12) -> Path:
+    """The train half of a data set in MNIST's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    for stem, array in (("images-idx3", pixels), ("labels-idx1", np.arange(n, dtype=np.uint8) % 10)):
+        header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / f"train-{stem}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+def write_cifar(folder: Path, n: int = 4) -> Path:
+    """The extracted binary archive, with a few records a file."""
+    random = np.random.default_rng(0)
+    (folder / "cifar-10-batches-bin").mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = np.concatenate([np.arange(n)[:, None] % 10, random.integers(0, 256, (n, 3072))], 1).astype(np.uint8)
+        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+WRITERS = {
+    "fashion": lambda folder: write_idx(folder / "fashion_mnist").parent,
+    "mnist": write_idx,
+    "cifar10_ddpm": write_cifar,
+    **dict.fromkeys(FOLDERS, write_pictures),
+}
+SMALLER = {  # only what makes a step slow: width, and the size of a batch
+    "devanagari": ["model.channels=32"],
+    "cifar10_ddpm": ["model.channels=32"],
+    "cars": ["model.channels=32"],
+    "butterflies": ["model.channels=32"],
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_a_step(name, tmp_path):
+    config = composed(name)
+    changes = ["trainer.batch_size=2", "trainer.previews=0", "trainer.steps=1", *SMALLER.get(name, [])]
+    if name in WRITERS:
+        changes.append(f"data.root={WRITERS[name](tmp_path / 'data')}")
+        changes += ["data.download=false"] if "download" in config.data else []
+    config = OmegaConf.merge(config, OmegaConf.from_dotlist(changes))
+
+    torch.manual_seed(0)
+    data, model = build(config.data, "data"), build(config.model, "model")
+    assert data.shape == (model.in_channels, *model.image_size)
+    diffusion = build(config.diffusion, "diffusion", schedule=build(config.schedule, "schedule"))
+    optimizer = build(config.optimizer, "optimizer", params=list(model.parameters()))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    trainer = build(config.trainer, "trainer")
+    ended, ema = trainer.fit(run, model, diffusion, data, optimizer, seed=0, device=torch.device("cpu"))
+
+    train, held_out = read_metrics(run.path)
+    assert ended == "steps" and 0.3 < train["loss"] < 3 and train["grad_norm"] > 0 and 0.3 < held_out["loss"] < 3
+    assert checkpoint.last_whole(run.checkpoints).name == "1"
+    rate = config.optimizer.lr * trainer.lr_factor(1, 0.0, config.trainer.warmup or round(
+        (config.trainer.warmup_epochs or 0) * len(data.train) / 2))  # fmt: skip
+    assert train["lr"] == pytest.approx(rate, rel=1e-6) and train["lr"] > 0
+    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert "conv_out.weight" in moved
+    ema_weights = ema.model.state_dict()
+    assert all(torch.equal(ema_weights[k], v) for k, v in model.state_dict().items())  # after one step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_large_ones_take_a_step_as_they_are(name, tmp_path):
+    root = WRITERS[name](tmp_path)
+    changes = [f"data.root={root}", "trainer.batch_size=2"]
+    config = OmegaConf.merge(composed(name), OmegaConf.from_dotlist(changes))
+    data, model = build(config.data, "data"), build(config.model, "model")
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+    diffusion = build(config.diffusion, "diffusion", schedule=build(config.schedule, "schedule"))
+    optimizer = build(config.optimizer, "optimizer", params=list(model.parameters()))
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = diffusion.loss(model, data.batch(data.train[:2])[0], generator=torch.Generator().manual_seed(0)).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]

@@ -1,0 +1,106 @@
+"""ddpm/sampling.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.images import to_numpy
+from ddpm.randomness import SampleNoise
+from ddpm.samplers import DDIM, Ancestral
+from ddpm.sampling import Source
+from ddpm.schedules import cosine
+from models.unet import UNet
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def model() -> UNet:
+    """With random weights everywhere: a fresh one answers zero."""
+    torch.manual_seed(1)
+    model = UNet(8, 1, channels=8, channel_mults=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.5)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.1)
+    return model
+
+
+def source(model: nn.Module, sampler: object = None, seed: int = 0, T: int = 20) -> Source:
+    return Source(GaussianDiffusion(cosine(T)), model, sampler or DDIM(5), SHAPE, seed, CPU)
+
+
+SAMPLERS = [DDIM(5), DDIM(5, eta=1.0), Ancestral(7)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["ddim", "ddim with noise", "ancestral"])
+def test_the_batch_never_changes_a_sample(sampler, model):
+    """Floats may differ in their last digits, as sums are ordered by the batch; what a file holds may not."""
+    reference = source(model, sampler).drawn(12)
+    assert reference.shape == (12, *SHAPE) and reference.std() > 0.1
+    for batch in (1, 5, 11):
+        drawn = source(model, sampler).drawn(12, batch)
+        torch.testing.assert_close(drawn, reference, rtol=0, atol=2e-5)
+        assert np.array_equal(to_numpy(drawn), to_numpy(reference))
+    numbers = [7, 2, 9]
+    torch.testing.assert_close(source(model, sampler).draw(numbers), reference[numbers], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["ddim", "ddim with noise", "ancestral"])
+def test_the_same_seed_repeats_and_another_does_not(sampler, model):
+    first = source(model, sampler).draw(range(3))
+    torch.manual_seed(99)  # the global generator is no source
+    assert torch.equal(source(model, sampler).draw(range(3)), first)
+    other = source(model, sampler, seed=1).draw(range(3))
+    assert not any(torch.equal(a, b) for a in first for b in other)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_batches_number_what_they_draw(model):
+    parts = list(source(model).batches([4, 0, 9, 3, 1], 2))
+    assert [numbers for numbers, _ in parts] == [[4, 0], [9, 3], [1]]
+    assert [len(x) for _, x in parts] == [2, 2, 1]
+    assert list(source(model).batches([], 2)) == []
+
+
+def test_the_network_is_put_into_evaluation_mode(model):
+    model.train()
+    assert not source(model).model.training
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_another_sampler_starts_from_the_same_noise(model):
+    one = source(model, DDIM(5), seed=3)
+    other = one.using(Ancestral(4))
+    assert other.model is one.model and (other.seed, other.shape) == (one.seed, one.shape)
+    (t, x_T), (t_other, x_T_other) = one.way(2, 2)[0], other.way(2, 2)[0]
+    assert t == t_other == 20 and torch.equal(x_T, x_T_other)
+    assert not torch.equal(one.draw([0]), other.draw([0]))
+
+
+@pytest.mark.parametrize(("pictures", "steps"), [(2, 5), (4, 5), (6, 5), (40, 5), (8, 20)])
+def test_the_way_goes_from_noise_to_the_sample_at_even_moments(pictures, steps, model):
+    way = source(model, DDIM(steps), seed=2).way(3, pictures)
+    times = [t for t, _ in way]
+    assert len(way) == min(pictures, steps + 1) and times[0] == 20 and times[-1] == 0
+    assert times == sorted(set(times), reverse=True)
+    gaps = [a - b for a, b in itertools.pairwise(times)]
+    assert max(gaps) - min(gaps) <= 2 * 20 / steps
+    assert torch.equal(way[0][1], SampleNoise(2, range(3)).x_T(SHAPE))
+    assert torch.equal(way[-1][1], source(model, DDIM(steps), seed=2).draw(range(3)))
+
+
+def test_a_network_with_classes_is_given_them_by_number(model):
+    """Sample i is of class i mod K, whatever the batch, so that a grid shows every class."""
+    torch.manual_seed(2)
+    classes = UNet(8, 1, channels=8, channel_mults=(1,), blocks=1, attention_resolutions=(), groups=4, num_classes=3)
+    for p in classes.parameters():
+        nn.init.normal_(p, std=0.3)
+    given = []
+    classes.class_embedding.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0].tolist()))
+    drawn = source(classes).draw(range(5))
+    assert drawn.shape == (5, *SHAPE) and all(y == [0, 1, 2, 0, 1] for y in given)
+    torch.testing.assert_close(source(classes).draw([4, 2]), drawn[[4, 2]], rtol=0, atol=2e-5)
