@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict,
     try:
         for name, network in {"model": model, "ema": ema}.items():
             save_weights(network, temporary / f"{name}.safetensors")
-        torch.save(state, temporary / "state.pt")
+        with open(temporary / "state.pt", "wb") as file:  # given a path, torch hides a full disk's error
+            torch.save(state, file)
         checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         measured = held_out if held_out is not None and math.isfinite(held_out) else None
         manifest = {"format": FORMAT, "step": step, "held_out": measured, "sha256": checksums}
@@ -54,7 +56,9 @@ def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict,
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the last `keep` and the one with the lowest held-out loss."""
+    """Delete all checkpoints but the last `keep` and the best one, and what killed processes left half-written."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left)
     steps = _steps(folder)
     kept = {*steps[-keep:], best(folder)}
     for step in steps:
@@ -106,7 +110,11 @@ def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's parameters and buffers as safetensors; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
+        try:
+            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), str(error)) if number else error) from error
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -52,8 +52,10 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
         try:
             return hydra.compose(name, overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # model=null is a ValueError
+        except (HydraException, OmegaConfBaseException) as error:
             raise InvalidInput(_one_line(error)) from error
+        except ValueError as error:  # model=null, say
+            raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

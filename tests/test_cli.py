@@ -249,6 +249,7 @@ WRONG = {
     "init={garbage}": ["{garbage}"],
     "init={no_checkpoint}": ["{no_checkpoint}", "checkpoint"],
     "extend=/no/such/run trainer.steps=9": ["/no/such/run"],
+    "extend=5 trainer.steps=9": ["extend=5"],
     "extend={no_checkpoint} trainer.steps=9": ["{no_checkpoint}", "no whole checkpoint"],
     "runs={file}": ["{file}"],
     "runs=null": ["runs"],
@@ -635,6 +636,27 @@ def test_an_illegal_arm_does_not_overwrite_a_run_that_is_done(typed, tmp_path, w
     assert result.code == 1 and "steps = 11 is more than" in result.out + result.err
     (one,) = tmp_path.glob("default/*/status.json")
     assert status(one.parent)["state"] == "DONE"
+
+
+def test_an_illegal_arm_does_not_touch_a_run_that_another_process_trains(typed, tmp_path, without_pictures):
+    assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
+    run = run_of(tmp_path)
+    with Run(run).locked():
+        (run / "status.json").write_text(json.dumps(status(run) | {"state": "RUNNING"}))
+        assert typed(cli.train, "-m", *words("sampler.steps=11"), f"runs={tmp_path}").code == 1
+        assert status(run)["state"] == "RUNNING"
+
+
+def test_checkpoints_of_a_newer_version_are_not_deleted(call, tmp_path, without_pictures):
+    """To go on from nothing would mean to throw away what only a newer version can read."""
+    call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    for path in run.glob("checkpoints/*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "INTERRUPTED"}))
+    result = call(cli.train, *TINY, f"runs={tmp_path}")
+    assert result.code == 1 and "newer" in result.out + result.err
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
 
 
 def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(

@@ -245,12 +245,14 @@ def test_a_nested_foreign_target_is_refused(hidden, trap):
         "${oc.create:${evil}}",
         "${oc.dict.values:nest}",
         "\\${evil}",
+        "\\${oc.create:{_target_:pathlib.Path.touch,self:{_target_:pathlib.Path,_args_:['FILE']}}}",
     ],
     ids=str,
 )
 def test_an_interpolation_to_a_foreign_target_is_not_built(reference, trap):
     """A check of the plain text sees only a reference; what it leads to must not be built either."""
     file, evil = trap
+    reference = reference.replace("FILE", str(file)) if isinstance(reference, str) else reference
     node = {"_target_": "ddpm.schedules.linear", "T": 10, "beta_1": reference, "beta_T": 0.02, "rescale": True}
     if reference == "${.hidden}":
         node["hidden"] = "${evil}"

@@ -16,6 +16,8 @@ from ddpm.data import Digits, ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.runs import Run, read_metrics
+from ddpm.samplers import DDIM, Sampler
+from ddpm.samplers import Sampler
 from ddpm.schedules import cosine
 from ddpm.trainer import Interrupted, Previews, Trainer, resolve, signals
 from models.unet import UNet
@@ -557,26 +559,48 @@ def test_arguments_that_are_refused(wrong, message):
 
 
 def test_previews_are_of_the_same_noise_at_even_shares_of_the_budget(data, tmp_path, monkeypatch):
-    seen = []
-    take = Previews.take
+    started = []
 
-    def watched(self, step, raw, ema):
-        seen.append((step, self.x_T.clone()))
-        take(self, step, raw, ema)
+    def watched(self, schedule, denoise, x_T, **options):
+        started.append(x_T.clone())
+        return Sampler.__call__(self, schedule, denoise, x_T, **options)
 
-    monkeypatch.setattr(Previews, "take", watched)
+    monkeypatch.setattr(DDIM, "__call__", watched)
     stop_at(monkeypatch, 4)
     with pytest.raises(Interrupted):
         Fit(tmp_path, data, steps=9, previews=3, lr=1e-2)
     resume = checkpoint.last_whole(tmp_path / "checkpoints")
     Fit(tmp_path, data, steps=9, previews=3, lr=1e-2, resume=resume)
-    assert [step for step, _ in seen] == [3, 6, 9]
-    assert all(torch.equal(x_T, seen[0][1]) for _, x_T in seen)
+    assert len(started) == 6 and all(torch.equal(x_T, started[0]) for x_T in started)  # raw and EMA, three times
     rows = torch.load(tmp_path / "previews.pt", weights_only=True)
     assert [row[0] for row in rows] == [3, 6, 9] and (tmp_path / "preview.png").stat().st_size > 0
     for _, raw, ema in rows:
         assert raw.shape == ema.shape == (8, 1, 8, 8) and not torch.equal(raw, ema)
     assert not torch.equal(rows[0][1], rows[1][1])
+
+
+@pytest.mark.parametrize(("when", "step"), [("preview", 3), ("preview", 9), ("save", 9)])
+def test_a_signal_beside_the_steps_is_neither_lost_nor_answered_without_a_checkpoint(
+    when, step, data, tmp_path, monkeypatch
+):
+    place, name = (Previews, "take") if when == "preview" else (checkpoint, "save")
+    original, pending = getattr(place, name), [step]
+
+    def interrupted(first: object, number: int, *arguments: object, **options: object) -> object:
+        if number in pending:
+            pending.clear()
+            signal.raise_signal(signal.SIGTERM)
+        return original(first, number, *arguments, **options)
+
+    monkeypatch.setattr(place, name, interrupted)
+    with pytest.raises(Interrupted):
+        Fit(tmp_path, data, steps=9, previews=3, checkpoint_every=100)
+    last = checkpoint.last_whole(tmp_path / "checkpoints")
+    assert last is not None and int(last.name) in (step, step + 1)
+    assert Run(tmp_path).status()["step"] == int(last.name)
+    whole, again = Fit(tmp_path / "whole", data, steps=9), Fit(tmp_path, data, steps=9, previews=3, resume=last)
+    assert_same(again.state, whole.state)
+    assert [row[0] for row in torch.load(tmp_path / "previews.pt", weights_only=True)] == [3, 6, 9]
 
 
 def test_a_run_without_previews_draws_none(data, tmp_path):
