@@ -74,10 +74,16 @@ def best(folder: Path) -> int | None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps than `step`: damaged ones, that a run goes back behind."""
-    for later in _steps(folder):
-        if later > step:
-            shutil.rmtree(folder / str(later))
+    """Delete the checkpoints of later steps than `step`: damaged ones, that a run goes back behind.
+
+    Raises: ValueError, before any is deleted, if one is not damaged but of a newer format.
+    """
+    later = [folder / str(n) for n in _steps(folder) if n > step]
+    for path in later:
+        if (damage := verify(path)) and "newer than" in damage:
+            raise ValueError(f"checkpoint {path} was written by a newer version ({damage}); use that, or move it away")
+    for path in later:
+        shutil.rmtree(path)
 
 
 def last_whole(folder: Path) -> Path | None:

@@ -127,7 +127,7 @@ def _train(config: DictConfig) -> None:
     import ddpm
     from ddpm import checkpoint, images
     from ddpm.randomness import generator
-    from ddpm.runs import DONE, FAILED, INTERRUPTED, Run, RunIsHeld, now, science_hash
+    from ddpm.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunIsHeld, now, science_hash
     from ddpm.trainer import Interrupted
 
     trust = _trusted(config)
@@ -164,7 +164,7 @@ def _train(config: DictConfig) -> None:
             _load(model, parent / "model.safetensors")
             _must_leave_a_budget(config, trainer, data, parent)
     except InvalidInput as error:
-        if _multirun() and run.status().get("state") != DONE:
+        if _multirun() and run.status().get("state") not in (DONE, RUNNING):
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_status(FAILED, reason=str(error), ended=now())
         raise
@@ -228,7 +228,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     from ddpm.runs import open_run
 
     try:
-        parent, path = open_run(config.extend)
+        parent, path = open_run(str(config.extend))
     except FileNotFoundError as error:
         raise InvalidInput(str(error).replace("run=", "extend=", 1)) from error
     base = read_config(parent.path / "config.yaml")

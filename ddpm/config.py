@@ -89,6 +89,7 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
     except OmegaConfBaseException as error:
         raise InvalidInput(_one_line(error)) from error
     check_targets(settings, name, allowed)  # an interpolation may lead anywhere
+    _must_be_resolved(settings, name)
     try:
         return hydra.utils.instantiate(settings, _convert_="all", **arguments)
     except (HydraException, OmegaConfBaseException) as error:
@@ -113,6 +114,14 @@ def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> N
     elif isinstance(node, list | tuple):
         for value in node:
             check_targets(value, name, allowed)
+
+
+def _must_be_resolved(node: Any, name: str) -> None:
+    """Refuse text that would be resolved once more, to who knows what: an escaped interpolation."""
+    if isinstance(node, str) and "${" in node:
+        raise InvalidInput(f"{name}: {node!r} is an interpolation within an interpolation, which is not allowed")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _must_be_resolved(value, name)
 
 
 def resolve_device(name: str) -> torch.device:

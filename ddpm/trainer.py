@@ -215,20 +215,19 @@ class Trainer:
 
                 seconds = clock.seconds
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
-                saving = step % self.checkpoint_every == 0 or ended is not None or bool(received)
                 logging = step % self.log_every == 0 or ended is not None
-                if logging or saving:
+                if logging:
                     log = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"]}
-                    if logging:
-                        metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **log)
-                        bar.show(step, log["loss"], seconds, fraction)
-                    if not math.isfinite(log["loss"]) or (precision != "fp16" and not math.isfinite(log["grad_norm"])):
-                        raise FloatingPointError(f"step {step}: loss {log['loss']}, gradient norm {log['grad_norm']}")
+                    metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **log)
+                    bar.show(step, log["loss"], seconds, fraction)
                 if previews.due(fraction):
                     previews.take(step, model, ema.model)
+                saving = step % self.checkpoint_every == 0 or ended is not None or bool(received)
+                if logging or saving:
+                    _must_be_finite(step, loss, grad_norm, precision)
                 if saving:
                     save()
-                if received:
+                if received and saving:  # a signal since then is answered after the next step
                     raise Interrupted(received[0])
         run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
         return ended, ema
@@ -303,6 +302,12 @@ class Trainer:
             if step >= n:
                 return name
         return "seconds" if self.seconds is not None and seconds >= self.seconds else None
+
+
+def _must_be_finite(step: int, loss: Tensor, grad_norm: Tensor, precision: str) -> None:
+    """Raise FloatingPointError for a broken step; with fp16 an infinite gradient is the loss scaler's to answer."""
+    if not loss.isfinite() or (precision != "fp16" and not grad_norm.isfinite()):
+        raise FloatingPointError(f"step {step}: loss {loss.item()}, gradient norm {grad_norm.item()}")
 
 
 def resolve(precision: str, device: torch.device) -> str:

@@ -17,7 +17,6 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.runs import Run, read_metrics
 from ddpm.samplers import DDIM, Sampler
-from ddpm.samplers import Sampler
 from ddpm.schedules import cosine
 from ddpm.trainer import Interrupted, Previews, Trainer, resolve, signals
 from models.unet import UNet
