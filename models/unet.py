@@ -92,7 +92,8 @@ class UNet(nn.Module):
             patch,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
-        self.num_classes, self.patch, self.time_offset = num_classes, patch, time_offset
+        self.num_classes, self.patch = num_classes, patch
+        self.freq_shift, self.time_offset = freq_shift, time_offset
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
