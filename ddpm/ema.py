@@ -30,6 +30,7 @@ class EMA:
             raise ValueError(f"ema warmup = {warmup:g} must be >= 0")
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._parameters = list(self.model.parameters())
 
     def decay_at(self, n: int) -> float:
         """d_n of the n-th update, n = 1, 2, ..."""
@@ -39,7 +40,6 @@ class EMA:
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimizer step."""
         self.updates += 1
-        mine, theirs = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - self.decay_at(self.updates))
+        torch._foreach_lerp_(self._parameters, list(model.parameters()), 1 - self.decay_at(self.updates))
         for a, b in zip(self.model.buffers(), model.buffers(), strict=True):
             a.copy_(b)
