@@ -1,11 +1,13 @@
-"""The commands: train, sample and evaluate.
+"""The commands: train, sample, evaluate and schedule.
 
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
 
 import errno
+import inspect
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -54,8 +56,13 @@ def sample() -> None:
 
 
 def evaluate() -> None:
-    """`ddpm-evaluate`: measure the samples of a run directory."""
+    """`ddpm-evaluate`: measure what a run directory learned, by its samples or by held-out images."""
     _main("evaluate", _evaluate)
+
+
+def schedule() -> None:
+    """`ddpm-schedule`: say what a noise schedule is, in a table and a figure, beside others."""
+    _main("schedule_report", _schedule)
 
 
 def _main(name: str, job: Job) -> None:
@@ -128,6 +135,7 @@ def _train(config: DictConfig) -> None:
     from ddpm import checkpoint, images
     from ddpm.randomness import generator
     from ddpm.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunIsHeld, now, science_hash
+    from ddpm.schedules import concerns
     from ddpm.trainer import Interrupted
 
     trust = _trusted(config)
@@ -156,6 +164,7 @@ def _train(config: DictConfig) -> None:
         diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
         sampler = build(config.sampler, "sampler", trust)
         _must_walk(sampler, diffusion)
+        _must_have_room(model, diffusion, data.shape[0])
         optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
         trainer = build(config.trainer, "trainer", trust)
         if initial is not None:
@@ -180,6 +189,8 @@ def _train(config: DictConfig) -> None:
                 f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
                 f"{len(data.train):,} training images, {device}"
             )
+            for concern in concerns(diffusion.schedule, diffusion.target):
+                _say(f"warning: {concern}")
             if resume is not None:
                 _say(f"going on from {resume}")
             try:
@@ -336,10 +347,20 @@ def _must_match(model: Any, data: Any) -> None:
             raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have {data.num_classes} classes")
 
 
+def _must_have_room(model: Any, diffusion: Any, channels: int) -> None:
+    """Refuse a network with other output channels than the target, and a learned variance, need."""
+    needed = channels * (2 if diffusion.variance == "learned" else 1)
+    if getattr(model, "out_channels", needed) != needed:
+        raise InvalidInput(
+            f"model.out_channels = {model.out_channels}, but diffusion.variance={diffusion.variance} with {channels} "
+            f"channels of the data takes model.out_channels={needed}"
+        )
+
+
 def _must_walk(sampler: Any, diffusion: Any) -> None:
     """Refuse a sampler that cannot walk along the schedule."""
     try:
-        sampler.times(diffusion.schedule.T)
+        sampler.times(diffusion.schedule)
     except ValueError as error:
         raise InvalidInput(f"sampler: {error}") from error
 
@@ -364,6 +385,7 @@ def _draw_results(
             for split in ("train", "held_out")
         ),
     )
+    plots.schedules(run.path / "schedule.png", {_schedule_name(config.schedule): diffusion.schedule})
     source = Source(diffusion, model, sampler, data.shape, config.seed, device)
     judged = config.recognition and data.labels is not None and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64)
@@ -380,21 +402,26 @@ def _draw_results(
 
     if judged:
         protocol, found, values = evaluation.measure_recognition(samples, data)
-        evaluation.record(run.path, protocol, values | _protocol(512, config.seed, "ema", sampler, T, git_commit()))
-        walk = f"{type(sampler).__name__} with {len(sampler.times(T)) - 1} steps"
+        settings = _protocol(512, config, "ema", sampler, diffusion.schedule, git_commit())
+        evaluation.record(run.path, protocol, values | settings)
+        walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
         _say(f"{len(samples)} samples, {walk}, EMA weights:\n{found}")
 
 
-def _protocol(n: int, seed: int, weights: str, sampler: Any, T: int, commit: str | None) -> dict[str, Any]:
+def _protocol(
+    n: int, config: DictConfig, weights: str, sampler: Any, schedule: Any, commit: str | None
+) -> dict[str, Any]:
     """The part of a record in evaluation.json that says how its samples were drawn."""
     return {
         "low": None,
         "high": None,
         "n": n,
-        "seeds": [seed],
+        "seeds": [config.seed],
         "weights": weights,
         "sampler": type(sampler).__name__,
-        "steps": len(sampler.times(T)) - 1,
+        "sampler_settings": {k: v for k, v in plain(config.sampler).items() if k != "_target_"},
+        "steps": len(sampler.times(schedule)) - 1,
+        "evaluations": sampler.evaluations(schedule),
         "commit": commit,
     }
 
@@ -438,7 +465,6 @@ def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     model = build(trained.model, "model", trust)
     diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
     sampler = build(config.sampler, "sampler", trust)
-    _must_walk(sampler, diffusion)
     _load(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
     shape = (model.in_channels, *model.image_size)
     return Source(diffusion, model, sampler, shape, config.seed, device), run, trained, int(folder.name)
@@ -450,23 +476,28 @@ def _sample(config: DictConfig) -> None:
     resolved(config)
     _must_be_whole(config, "n", least=1)
     _must_be_writable(config.out)
-    source, run, _, step = _source(config)
+    source, run, trained, step = _source(config)
+    _must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
-    strip, process = plain(config.steps_strip), config.process
-    if (strip or process) and (folder or out.suffix != ".png"):
-        raise InvalidInput(f"out={config.out}: steps_strip and process are figures, written to a .png file")
-    if strip and process:
-        raise InvalidInput("steps_strip and process are two figures; ask for one at a time")
+    strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
+    figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
+    if figures and (folder or out.suffix != ".png"):
+        raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
+    if len(figures) > 1:
+        raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
 
-    _say(f"{run.path}, step {step:,}, {config.weights} weights, {type(source.sampler).__name__}, seed {config.seed}")
-    if strip:
+    cost = f"{type(source.sampler).__name__}, {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
+    _say(f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}")
+    if strip is not None:
         _steps_strip(config, source, strip, out)
+    elif between is not None:
+        _between(config, source, trained, between, out)
     elif process is not None:
         if isinstance(process, bool) or not isinstance(process, int) or process < 2:
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(min(config.n, 8), process)
-        plots.labelled_columns(out, [(f"$t = {t}$", x_t) for t, x_t in way])
+        plots.labelled_columns(out, [(f"$t = {t:.4g}$", x_t) for t, x_t in way])
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
@@ -485,11 +516,43 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
-        sampler = build(OmegaConf.merge(config.sampler, {"steps": steps}), f"steps_strip, {steps}", _trusted(config))
+        settings = OmegaConf.merge(config.sampler, {"steps": steps, "times": None})
+        sampler = build(settings, f"steps_strip, {steps}", _trusted(config))
         _must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     n = min(config.n, 12)
     plots.labelled_rows(out, [(label, source.using(sampler).draw(range(n))) for label, sampler in samplers])
+
+
+BETWEEN = 8  # pictures from one image to the other
+
+
+def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
+    """The way between two held-out images, in one row with the images themselves at its ends."""
+    import torch
+
+    from ddpm import plots
+
+    data = _data(config, trained)
+    pair = between if isinstance(between, list) else [between]
+    legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
+    if len(pair) != 2 or not all(legal):
+        raise InvalidInput(f"between={between}: two of the {len(data.held_out)} held-out images, such as between=[0,1]")
+    x, y = data.batch(data.held_out[pair])
+    try:
+        way = source.between(x, y, BETWEEN)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
+    images = [(f"image {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"image {pair[1]}", x[1:])]
+    plots.labelled_columns(out, images)
+
+
+def _data(config: DictConfig, trained: DictConfig) -> Any:
+    """The data of a run, from where the run found them or from `data.root`."""
+    if config.data.root is not None:
+        trained = OmegaConf.merge(trained, {"data": {"root": config.data.root}})
+    return build(trained.data, "data", _trusted(config))
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
@@ -538,25 +601,38 @@ def _must_be_writable(out: str | None) -> None:
         raise InvalidInput(f"out={out}: {target} is not writable")
 
 
+OF_SAMPLES, OF_IMAGES = ("recognition", "frechet"), ("bits_per_dim", "log_likelihood")  # what a metric looks at
+
+
 def _evaluate(config: DictConfig) -> None:
+    resolved(config)
+    metrics = plain(config.metric)
+    metrics = metrics if isinstance(metrics, list) else [metrics]
+    allowed = (*OF_SAMPLES, *OF_IMAGES)
+    if not metrics or not set(map(str, metrics)) <= set(allowed):
+        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
+    if config.n is not None:
+        _must_be_whole(config, "n", least=1)
+    source, run, trained, _ = _source(config)
+    data = _data(config, trained)
+    of_samples, of_images = ([m for m in metrics if m in group] for group in (OF_SAMPLES, OF_IMAGES))
+    measures = [_measure_images(config, source, data, run, metric) for metric in of_images]
+    if of_samples:
+        measures.insert(0, _measure_samples(config, source, data, run, of_samples))
+    for measure in measures:  # only now that all of them have found their input right
+        measure()
+
+
+def _measure_samples(config: DictConfig, source: Any, data: Any, run: Any, metrics: list[str]) -> Callable[[], None]:
+    """Check the input of measures of samples; returns what draws the samples and measures them."""
     import torch
 
     from ddpm import evaluation
     from ddpm.randomness import generator
     from ddpm.runs import git_commit
 
-    resolved(config)
-    metrics = plain(config.metric)
-    metrics = metrics if isinstance(metrics, list) else [metrics]
-    if not metrics or not set(map(str, metrics)) <= {"recognition", "frechet"}:
-        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: recognition, frechet")
-    if config.n is not None:
-        _must_be_whole(config, "n", least=1)
-    source, run, trained, _ = _source(config)
-    if config.data.root is not None:
-        trained = OmegaConf.merge(trained, {"data": {"root": config.data.root}})
-    data = build(trained.data, "data", _trusted(config))
-    T = source.diffusion.schedule.T
+    schedule = source.diffusion.schedule
+    _must_walk(source.sampler, source.diffusion)
     n = config.n or (min(512, len(data.held_out)) if "frechet" in metrics else 512)
     torch.manual_seed(generator(0, "judge").initial_seed())
     channels, height, width = data.shape
@@ -567,38 +643,157 @@ def _evaluate(config: DictConfig) -> None:
         evaluation.must_be_measurable(data, metrics, n)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    _say(f"{n} samples, {(len(source.sampler.times(T)) - 1) * n:,} evaluations of the network, counted by image")
-    samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), config.batch), n)])
-    settings = _protocol(n, config.seed, config.weights, source.sampler, T, git_commit())
-    for metric in metrics:
-        try:
-            if metric == "recognition":
-                protocol, found, values = evaluation.measure_recognition(samples, data)
-            else:
-                cache = run.path.parent.parent / "judges"
-                protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
-        except ValueError as error:
-            raise InvalidInput(f"metric={metric}: {error}") from error
+
+    def measure() -> None:
+        _say(f"{n} samples, {source.sampler.evaluations(schedule) * n:,} evaluations of the network, counted by image")
+        samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), config.batch), n)])
+        settings = _protocol(n, config, config.weights, source.sampler, schedule, git_commit())
+        for metric in metrics:
+            try:
+                if metric == "recognition":
+                    protocol, found, values = evaluation.measure_recognition(samples, data)
+                else:
+                    cache = run.path.parent.parent / "judges"
+                    protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
+            except ValueError as error:
+                raise InvalidInput(f"metric={metric}: {error}") from error
+            evaluation.record(run.path, protocol, values | settings)
+            _say(f"{protocol}:\n{found}")
+
+    return measure
+
+
+def _measure_images(config: DictConfig, source: Any, data: Any, run: Any, metric: str) -> Callable[[], None]:
+    """Check the input of a measure of held-out images; returns what measures them."""
+    from ddpm import evaluation, plots
+    from ddpm.likelihood import flow_times
+    from ddpm.runs import git_commit
+
+    diffusion, options = source.diffusion, config[metric]
+    n = config.n or min(512, len(data.held_out))
+    _must_match(source.model, data)
+    try:
+        evaluation.must_hold_out(data, metric, n)
+        if metric == "bits_per_dim":
+            times = evaluation.bound_times(diffusion.schedule.T, options.steps)
+            cost = len(times) * n
+        else:
+            flow_times(diffusion.schedule, options.steps, options.start)
+            _must_be_whole(options, "probes", least=1)
+            cost = 4 * options.steps * n
+    except (ValueError, InvalidInput) as error:
+        raise InvalidInput(f"{metric}: {error}") from error
+
+    def measure() -> None:
+        derivatives = f", with {options.probes * cost:,} of its derivatives" if metric == "log_likelihood" else ""
+        _say(f"{n} held-out images, {cost:,} evaluations of the network, counted by image{derivatives}")
+        with _bar(cost) as bar:
+            try:
+                if metric == "bits_per_dim":
+                    protocol, found, values, bound = evaluation.measure_bits_per_dim(
+                        source, data, n, times, config.batch, bar.update
+                    )
+                else:
+                    flow = (options.steps, options.probes, options.start)
+                    protocol, found, values = evaluation.measure_log_likelihood(
+                        source, data, n, *flow, config.batch, bar.update
+                    )
+            except ValueError as error:
+                raise InvalidInput(f"metric={metric}: {error}") from error
+        settings = {
+            "seeds": [config.seed],
+            "weights": config.weights,
+            "variance": diffusion.variance,
+            "clip_x_0": diffusion.clip_x_0,
+            "sampler": None,
+            "steps": cost // n,
+            "commit": git_commit(),
+        }
         evaluation.record(run.path, protocol, values | settings)
         _say(f"{protocol}:\n{found}")
+        if metric == "bits_per_dim":
+            evaluation.write_terms(run.path / "bits_per_dim.csv", bound)
+            plots.bits_per_dim(run.path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
+            _say(f"wrote {run.path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t")
+
+    return measure
+
+
+# ----------------------------------------------------------------------------------------------------------- schedule
+
+
+def _schedule(config: DictConfig) -> None:
+    from ddpm import plots
+    from ddpm.schedules import concerns
+    from ddpm.targets import TARGETS
+
+    must_be_finite(resolved(config), "")
+    if config.target not in TARGETS:
+        raise InvalidInput(f"target={config.target} is not known; allowed: {', '.join(TARGETS)}")
+    if not str(config.out).endswith(".png"):
+        raise InvalidInput(f"out={config.out} must be the name of a .png file")
+    _must_be_writable(config.out)
+    others = plain(config.compare)
+    if not isinstance(others, list) or not all(isinstance(name, str) for name in others):
+        raise InvalidInput(f"compare={others} must be a list of names, such as compare=[linear,sigmoid]")
+    named = {_schedule_name(config.schedule): build(config.schedule, "schedule", _trusted(config))}
+    T = next(iter(named.values())).T
+    for name in dict.fromkeys(others):
+        other = compose("schedule_report", [f"schedule={name}"]).schedule
+        _set_T(other, T)
+        named[f"{name} (default)" if name in named else name] = build(other, f"compare, {name}")
+    table = plots.schedule_table(named)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        _say("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
+    for name, found in named.items():
+        for concern in concerns(found, config.target):
+            _say(f"warning: {name}: {concern}")
+    plots.schedules(str(config.out), named)
+    _say(f"wrote {config.out}")
+
+
+def _schedule_name(config: DictConfig) -> str:
+    """What a figure calls a schedule: the function that makes it."""
+    name = str(config._target_).rpartition(".")[2]
+    return "betas" if name == "NoiseSchedule" else name
+
+
+def _set_T(config: DictConfig, T: int) -> None:
+    """Give a schedule, or the one within it, so many steps; one of given betas has those it has."""
+    if "T" in config:
+        config.T = T
+    elif "schedule" in config:
+        _set_T(config.schedule, T)
 
 
 # ----------------------------------------------------------------------------------------------------------- together
 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
-    steps = len(source.sampler.times(source.diffusion.schedule.T)) - 1
-    return f"step{step}_{config.weights}_{type(source.sampler).__name__.lower()}{steps}_seed{config.seed}"
+    """Part of a file's name, with the sampler's settings where they are not the default."""
+    sampler = type(source.sampler)
+    walk = f"{sampler.__name__.lower()}{len(source.sampler.times(source.diffusion.schedule)) - 1}"
+    for name, parameter in inspect.signature(sampler).parameters.items():
+        value = plain(config.sampler.get(name, parameter.default))
+        if name != "steps" and value != parameter.default:
+            walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[:40]}"
+    return f"step{step}_{config.weights}_{walk}_seed{config.seed}"
 
 
 def _with_bar(batches: Any, n: int) -> Any:
     """The batches, while a progress bar counts their samples."""
-    from tqdm import tqdm
-
-    with tqdm(total=n, unit="image", disable=not sys.stderr.isatty()) as bar:
+    with _bar(n) as bar:
         for numbers, x in batches:
             yield numbers, x
             bar.update(len(x))
+
+
+def _bar(total: int) -> Any:
+    """A progress bar that counts images, or evaluations of the network by image."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
 
 
 def _multirun() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -45,17 +46,20 @@ def allowed_targets() -> frozenset[str]:
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
-    """The configuration conf/NAME.yaml with command-line overrides.
+    """The configuration conf/NAME.yaml with command-line overrides; within a running job too.
 
     Raises: InvalidInput for a group, choice, key or value that does not compose.
     """
-    with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
-        try:
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
             return hydra.compose(name, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InvalidInput(_one_line(error)) from error
-        except ValueError as error:  # model=null, say
-            raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InvalidInput(_one_line(error)) from error
+    except ValueError as error:  # model=null, say
+        raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -1,38 +1,86 @@
 """The mathematics bound to one schedule, one target and one variance. Holds no network."""
 
+import inspect
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.losses import L_simple
+from ddpm.losses import LOSSES, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.reverse import VARIANCES
-from ddpm.schedules import NoiseSchedule
+from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import TARGETS, Prediction, eps_from_x_0, from_prediction, to_prediction
 
-Denoise = Callable[[Tensor, int | Tensor], Prediction]
-"""(x_t (B, *), t: int or (B,)) -> Prediction: all that a sampler knows of a network."""
+Denoise = Callable[[Tensor, Time], Prediction]
+"""(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
 
 
 class GaussianDiffusion:
-    """A noise schedule, what the network predicts, and the variance of the reverse process.
+    """A noise schedule, what the network predicts, how it is trained, and the variance of the reverse process.
 
     Args:
         schedule: the constants.
         target: what the network's output is: "eps" (DDPM), "x_0" or "v".
-        variance: sigma_t squared of the reverse process: "beta" or "beta_tilde".
+        variance: sigma_t squared of the reverse process: "beta", "beta_tilde", or "learned": the network has twice the
+            channels, and (output + 1) / 2 of the second half lies between beta_tilde (0) and beta (1).
         clip_x_0: clip the predicted x_0 to [-1, 1] and derive eps from it anew, so that the pair stays consistent.
+        dynamic_threshold: with clip_x_0, a share such as 0.995: where that quantile of an image's |x_0| is above 1,
+            clip to it and divide by it, instead of to [-1, 1]; None for the plain clip.
+        loss: "simple" (the target's own squared error); "x_0", "snr", "min_snr" or "p2", w(SNR) times the squared error
+            of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little of the bound for the variance.
+        loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001).
     Raises:
-        ValueError: an unknown target or variance, with those that are known.
+        ValueError: an unknown name, with those that are known; a learned variance that the loss would not train;
+            target eps where alpha_bar_T = 0, for x_T then holds no x_0 to solve for.
+    Source: DDPM (arXiv 2006.11239); Improved DDPM (arXiv 2102.09672), section 3.1; dynamic thresholding: Imagen (arXiv
+        2205.11487), section 2.3.
     """
 
-    def __init__(self, schedule: NoiseSchedule, target: str = "eps", variance: str = "beta", clip_x_0: bool = True):
-        if target not in TARGETS:
-            raise ValueError(f"target = {target!r} is not known; allowed: {', '.join(TARGETS)}")
-        if variance not in VARIANCES:
-            raise ValueError(f"variance = {variance!r} is not known; allowed: {', '.join(VARIANCES)}")
-        self.schedule, self.target, self.variance, self.clip_x_0 = schedule, target, variance, clip_x_0
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        target: str = "eps",
+        variance: str = "beta",
+        clip_x_0: bool = True,
+        dynamic_threshold: float | None = None,
+        loss: str = "simple",
+        loss_options: dict[str, float] | None = None,
+    ):
+        allowed = {"target": TARGETS, "variance": (*VARIANCES, "learned"), "loss": LOSSES}
+        for name, value in {"target": target, "variance": variance, "loss": loss}.items():
+            if value not in allowed[name]:
+                raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed[name])}")
+        if variance == "learned" and loss not in ("vlb", "hybrid"):
+            raise ValueError(f"variance = 'learned' is not trained by loss = {loss!r}; allowed with it: hybrid, vlb")
+        if target == "eps" and schedule.alpha_bar[-1] == 0:
+            raise ValueError("target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v")
+        if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
+            raise ValueError(f"dynamic_threshold = {dynamic_threshold!r} must lie in (0, 1], with clip_x_0 = true")
+        self.schedule, self.target, self.variance = schedule, target, variance
+        self.clip_x_0, self.dynamic_threshold = clip_x_0, dynamic_threshold
+        self.loss_name, self.loss_options = loss, _checked(loss, loss_options or {})
+
+    def output(
+        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, float | Tensor]:
+        """The network's estimate of the target, (B, *), and the frac of its variance, a number or (B, *).
+
+        Raises:
+            ValueError: the output has other channels than the target, and a learned variance, need.
+        """
+        output = (model(x_t, t) if y is None else model(x_t, t, y)).to(x_t.dtype)
+        parts = 2 if self.variance == "learned" else 1
+        if output.shape[1] != parts * x_t.shape[1]:
+            raise ValueError(
+                f"the network's output has {output.shape[1]} channels, but variance = {self.variance!r} with "
+                f"{x_t.shape[1]} channels of x takes {parts * x_t.shape[1]}; set model.out_channels"
+            )
+        if parts == 1:
+            return output, VARIANCES[self.variance]
+        output, o = output.chunk(2, dim=1)
+        return output, (o + 1) / 2
 
     def denoiser(self, model: Callable[..., Tensor], y: Tensor | None = None) -> Denoise:
         """Bind a network, and classes if it takes any, to what a sampler consumes.
@@ -42,16 +90,25 @@ class GaussianDiffusion:
             y: class of each sample, integers (B,).
         """
 
-        def denoise(x_t: Tensor, t: int | Tensor) -> Prediction:
-            t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
-            output = (model(x_t, t) if y is None else model(x_t, t, y)).to(x_t.dtype)
-            pred = to_prediction(self.schedule, self.target, output, x_t, t, VARIANCES[self.variance])
+        def denoise(x_t: Tensor, t: Time) -> Prediction:
+            dtype = torch.float64 if isinstance(t, float) else None
+            t = torch.as_tensor(t, dtype=dtype, device=x_t.device).expand(len(x_t))
+            output, frac = self.output(model, x_t, t, y)
+            pred = to_prediction(self.schedule, self.target, output, x_t, t, frac)
             if self.clip_x_0:
-                x_0 = pred.x_0.clamp(-1, 1)
+                x_0 = self._clipped(pred.x_0)
                 pred = Prediction(eps_from_x_0(self.schedule, x_t, t, x_0), x_0, pred.frac)
             return pred
 
         return denoise
+
+    def _clipped(self, x_0: Tensor) -> Tensor:
+        if self.dynamic_threshold is None:
+            return x_0.clamp(-1, 1)
+        size = x_0.abs().flatten(1)
+        limit = size.kthvalue(math.ceil(self.dynamic_threshold * size.shape[1]), dim=1).values.clamp(min=1)
+        limit = limit.reshape(-1, *[1] * (x_0.ndim - 1))
+        return x_0.clamp(-limit, limit) / limit
 
     def loss(
         self,
@@ -63,7 +120,7 @@ class GaussianDiffusion:
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """L_simple of each image, at its own t and eps; draws only what it is not given.
+        """The loss of each image, at its own t and eps; draws only what it is not given.
 
         Args:
             x_0: data, (B, *), in [-1, 1].
@@ -80,5 +137,30 @@ class GaussianDiffusion:
             eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         schedule = self.schedule.to(x_0.device)
         x_t = q_sample(schedule, x_0, t, eps)
-        output = model(x_t, t) if y is None else model(x_t, t, y)
-        return L_simple(output.to(x_0.dtype), from_prediction(schedule, self.target, Prediction(eps, x_0), t))
+        output, frac = self.output(model, x_t, t, y)
+        simple = L_simple(output, from_prediction(schedule, self.target, Prediction(eps, x_0), t))
+        if self.loss_name == "simple":
+            return simple
+        pred = to_prediction(schedule, self.target, output, x_t, t, frac)
+        if self.loss_name == "hybrid":
+            return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options)
+        if self.loss_name == "vlb":
+            return schedule.T * L_vlb(schedule, pred, x_0, x_t, t)
+        return weighted(schedule, self.loss_name, pred, x_0, t, **self.loss_options)
+
+
+def _checked(loss: str, options: dict[str, float]) -> dict[str, float]:
+    """The options, or ValueError for one that the loss does not have."""
+    function = {"min_snr": WEIGHTINGS["min_snr"], "p2": WEIGHTINGS["p2"], "hybrid": L_hybrid}.get(loss)
+    parameters = inspect.signature(function).parameters.values() if function else ()
+    known = [p.name for p in parameters if p.default is not p.empty]
+    if not isinstance(options, dict):
+        raise ValueError(f"loss_options = {options!r} must map names to numbers, such as {{gamma: 5}}")
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"loss_options has {name!r}; loss = {loss!r} has the options: {', '.join(known) or 'none'}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"loss_options.{name} = {value!r} must be a number > 0")
+    return options

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ddpm.schedules import NoiseSchedule, at
+from ddpm.schedules import NoiseSchedule, Time, at
 
 
 def q_step(schedule: NoiseSchedule, x_s: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def q_step(schedule: NoiseSchedule, x_s: Tensor, t: int | Tensor, eps: Tensor) -
     return at((1 - beta).sqrt(), t, x_s) * x_s + at(beta.sqrt(), t, x_s) * eps
 
 
-def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Time, eps: Tensor) -> Tensor:
     r"""x_t at any t directly from data.
 
     .. math:: q(x_t \mid x_0) = \mathcal N(x_t; \sqrt{\bar\alpha_t}\, x_0, (1 - \bar\alpha_t) I)
@@ -29,34 +29,33 @@ def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: int | Tensor, eps: Tensor)
 
     Args:
         x_0: data, (B, *).
-        t: int or integers (B,) in 0..T; t = 0 returns x_0.
+        t: a number or (B,), integer or real, in 0..T; t = 0 returns x_0.
         eps: standard normal noise, (B, *).
     Returns:
         x_t, (B, *).
     """
-    alpha_bar = schedule.alpha_bar
-    return at(alpha_bar.sqrt(), t, x_0) * x_0 + at((1 - alpha_bar).sqrt(), t, x_0) * eps
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return at(alpha_bar_t.sqrt(), ..., x_0) * x_0 + at((1 - alpha_bar_t).sqrt(), ..., x_0) * eps
 
 
-def transition(
-    schedule: NoiseSchedule, t: int | Tensor, s: int | Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def transition(schedule: NoiseSchedule, t: Time, s: Time | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The constants of q(x_t | x_s): one step of the forward process, or a stride of several.
 
     Args:
-        t: int or integers (B,) in 1..T.
-        s: int or integers (B,) with 0 <= s < t; None for t - 1.
+        t: a number or (B,), integer or real, in (0, T].
+        s: the same, with 0 <= s < t; None for t - 1.
     Returns:
         alpha_bar_t, alpha_bar_s, alpha = alpha_bar_t / alpha_bar_s (alpha_t for s = t - 1) and beta = 1 - alpha, in
         float64, each () or (B,).
     """
-    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[t - 1 if s is None else s]
+    schedule = schedule.following(t)
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t - 1 if s is None else s)
     alpha = alpha_bar_t / alpha_bar_s
     return alpha_bar_t, alpha_bar_s, alpha, 1 - alpha
 
 
 def q_posterior(
-    schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: int | Tensor, s: int | Tensor | None = None
+    schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: Time, s: Time | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Mean and variance of q(x_s | x_t, x_0), for s = t - 1 or any earlier s.
 
@@ -71,11 +70,10 @@ def q_posterior(
 
     Args:
         x_0, x_t: (B, *).
-        t: int or integers (B,) in 1..T.
-        s: int or integers (B,) with 0 <= s < t; None for t - 1.
+        t, s: as in `transition`.
     Returns:
         mu_tilde, (B, *), and the variance beta_tilde, which broadcasts against it: (B, 1, ..., 1), or (1, ..., 1) for
-        an int t.
+        a number t.
     """
     alpha_bar_t, alpha_bar_s, alpha, beta = transition(schedule.to(x_t.device), t, s)
     mu_tilde = (

@@ -1,19 +1,24 @@
 """The pictures of a run, one PNG file each: labelled rows and columns of images, and the loss."""
 
+import io
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 from torch import Tensor
 
 from ddpm import images
+from ddpm.schedules import NoiseSchedule, report
 
 DPI = 110
 WIDTH = 880  # pixels that a figure's images fill together, about
@@ -95,6 +100,282 @@ def loss(path: str | Path, train: History, held_out: History) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
     _save(figure, path)
+
+
+def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Tensor) -> None:
+    """Where the bits of the variational bound are: its term at each t, and their sum from t = 1 upwards.
+
+    Args:
+        path: the PNG file to write.
+        times: the K times, rising.
+        terms: bits per dimension of n images at these times, (n, K); the first column is L_0.
+        L_T: what is left at T, (n,).
+    """
+    t, bits = np.array(times), terms.double().cpu().numpy()
+    mean, total = bits.mean(0), bits.sum(1).mean() + L_T.double().mean().item()
+    figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    low, high = np.quantile(bits, [0.05, 0.95], axis=0)
+    left.fill_between(t, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="90% of the images")
+    left.plot(t, mean, "-" if len(t) > 20 else "o-", color="tab:blue", linewidth=1.6, markersize=4, label="mean")
+    left.plot(t[:1], mean[:1], "o", color="tab:red", markersize=5, label=f"$L_0$ = {mean[0]:.3g}")
+    if (mean > 0).all():
+        left.set_yscale("log")
+        left.set_ylim(mean.min() / 2, 2 * max(mean.max(), high.max()))
+    left.set_ylabel("bits per dimension of the step from t")
+    left.legend(frameon=False, loc="upper right")
+
+    sums = mean.cumsum()
+    right.plot(t, sums, "-" if len(t) > 20 else "o-", color="tab:blue", linewidth=1.8, markersize=4)
+    right.plot(t[:1], sums[:1], "o", color="tab:red", markersize=5)
+    right.axhline(total, color="0.5", linewidth=0.8, linestyle="--")
+    parts = {r"$L_0$": mean[0], r"$\Sigma\, L_{t-1}$": mean[1:].sum(), r"$L_T$": L_T.double().mean().item()}
+    lines = [f"total {total:.3f}", *(f"{name} {value:.3g}" for name, value in parts.items())]
+    right.text(0.97, 0.05, "\n".join(lines), transform=right.transAxes, ha="right", va="bottom", linespacing=1.6)
+    right.set_ylim(min(0, sums.min()), 1.05 * max(total, sums.max()))
+    right.set_ylabel("bits per dimension, summed from 1 to t")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("t")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def labelled_table(path: str | Path, rows: Sequence[tuple[str, Tensor]], columns: Sequence[str]) -> None:
+    """Images (n, C, H, W) in rows with labels on the left, and a label on top of each of the n columns."""
+    if any(len(x) != len(columns) for _, x in rows):
+        raise ValueError(f"rows of {[len(x) for _, x in rows]} images, but {len(columns)} labels of columns")
+    _tiles(path, [("", [x for _, x in rows])], rows=[label for label, _ in rows], columns=columns)
+
+
+def curves(
+    path: str | Path,
+    x: Tensor | Sequence[float],
+    panels: Mapping[str, Mapping[str, Tensor | Sequence[float]]],
+    x_label: str = "t",
+    log: Sequence[str] = (),
+) -> None:
+    """Functions of one variable in panels side by side.
+
+    Args:
+        path: the PNG file to write.
+        x: (n,).
+        panels: what the vertical axis shows -> label of a curve -> its values (n,). The same label has the same colour
+            in every panel, and a panel with one curve has no legend.
+        x_label: of the horizontal axis.
+        log: the names of the axes that are logarithmic, x_label among them or not.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, (0.45 if len(panels) > 1 else 0.4) * WIDTH / DPI), dpi=DPI)
+    figure.set_layout_engine("constrained")
+    labels = list(dict.fromkeys(label for curve in panels.values() for label in curve))
+    for axes, (name, curve) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for label, y in curve.items():
+            i = labels.index(label)
+            style = ("-", "--", "-.", ":")[i % 4]  # where curves lie on one another both are seen
+            axes.plot(np.asarray(x), np.asarray(y), style, color=f"C{i}", linewidth=1.8, label=label)
+        axes.set_xscale("log" if x_label in log else "linear")
+        axes.set_yscale("log" if name in log else "linear", **({"nonpositive": "mask"} if name in log else {}))
+        _axes(axes, x_label, name)
+        if len(curve) > 1:
+            axes.legend(frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
+def density(
+    path: str | Path,
+    t: Sequence[float],
+    x: Tensor,
+    log_prob: Tensor,
+    panels: Mapping[str, tuple[Sequence[float], Tensor]],
+) -> None:
+    """The density q(x_t) of one-dimensional data over time, from data on the left to noise, and walks through it.
+
+    Args:
+        path: the PNG file to write.
+        t: rising times (n,).
+        x: values (m,), evenly spaced.
+        log_prob: log q(x_t) there, (n, m).
+        panels: title -> times (k,) of walks, rising or falling, and their places (k, walks).
+    """
+    figure = Figure(figsize=(WIDTH / DPI, 0.42 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    shade = log_prob.exp().double().numpy().T
+    shade = (shade / shade.max(0)) ** 0.5  # of each time by itself, or the sharp data would leave the noise white
+    for i, (axes, (title, (times, walks))) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True)
+    ):
+        axes.contourf(np.asarray(t), x.numpy(), shade, levels=np.linspace(0, 1, 11), cmap="Blues", vmax=1.3)
+        axes.plot(np.asarray(times), walks.numpy(), linewidth=0.9, color="tab:red")
+        axes.set_ylim(x[0].item(), x[-1].item())
+        axes.set_title(title, fontsize=SIZE + 1)
+        _axes(axes, "t", "$x_t$" if i == 0 else "")
+        axes.grid(False)
+    _save(figure, path)
+
+
+def orders(path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+    """Error of samplers against what they cost, both logarithmic, so that a slope is an order.
+
+    Args:
+        path: the PNG file to write.
+        panels: title -> sampler -> [(evaluations of the network, error)], rising in cost. The same sampler has the
+            same colour in every panel; grey lines have the slopes 1, 2 and 3.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, 0.52 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    every = [pair for curve in panels.values() for pairs in curve.values() for pair in pairs]
+    cost, error = (np.array(values, dtype=float) for values in zip(*every, strict=True))
+    left, top, bottom = cost.min(), error.max(), error[error > 0].min()
+    labels = list(dict.fromkeys(label for curve in panels.values() for label in curve))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for i, (axes, (title, curve)) in enumerate(zip(grid, panels.items(), strict=True)):
+        ends = np.array([left, cost.max()])
+        for order in (1, 2, 3):
+            line = top * (ends / left) ** -order
+            axes.loglog(ends, line, color="0.75", linewidth=0.8, zorder=0)
+            at = min(ends[1], left * (top / bottom) ** (1 / order)) ** 0.9 * left**0.1
+            axes.text(at, top * (at / left) ** -order, f" {order}", color="0.5", fontsize=SIZE, va="bottom")
+        for label, pairs in curve.items():
+            j = labels.index(label)
+            marker = "osD^vP*X"[j % 8]
+            axes.loglog(
+                *zip(*pairs, strict=True), f"{marker}-", color=f"C{j}", label=label, markersize=4, linewidth=1.4
+            )
+        axes.set_xlim(left / 1.15, cost.max() * 1.15)
+        axes.set_ylim(bottom / 2, 3 * top)
+        axes.set_title(title, fontsize=SIZE + 1)
+        _axes(axes, "evaluations of the network", "root mean square error" if i == 0 else "")
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
+def spacings(path: str | Path, rows: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Where walks stop: each row's times as marks, over t on the left and over lambda on the right.
+
+    Args:
+        path: the PNG file to write.
+        rows: label -> times, and lambda at these times; infinite ones (t = 0) are left out.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, (0.9 + 0.34 * len(rows))), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, (times, lambda_) in enumerate(rows.values()):
+        left.plot(np.asarray(times), np.full(len(times), i), "|", color=f"C{i}", markersize=13, markeredgewidth=1.6)
+        shown = np.asarray(lambda_, dtype=float)
+        shown = shown[np.isfinite(shown)]
+        right.plot(shown, np.full(len(shown), i), "|", color=f"C{i}", markersize=13, markeredgewidth=1.6)
+    left.set_yticks(range(len(rows)), list(rows))
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.invert_xaxis()  # a walk goes from left to right
+    _axes(left, "t", "")
+    _axes(right, r"$\lambda_t$, half the log-SNR", "")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    _save(figure, path)
+
+
+def schedules(path: str | Path, named: Mapping[str, NoiseSchedule]) -> None:
+    """Noise schedules side by side: how signal and noise change places, log-SNR, betas, and a table of what they are.
+
+    Args:
+        path: the PNG file to write.
+        named: name -> schedule, one colour each. Where they differ in T, the horizontal axis is t / T.
+    """
+    line = 0.24  # inches of a row of the table
+    graphs, table = 2.5, line * (len(named) + 1)
+    figure = Figure(figsize=(WIDTH / DPI, graphs + table), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=[graphs, table])
+    share, snr, beta = panels = [figure.add_subplot(grid[0, i]) for i in range(3)]
+    same_T = len({schedule.T for schedule in named.values()}) == 1
+    styles = [{"color": f"C{i}", "linewidth": max(2.6 - 0.45 * i, 0.8)} for i in range(len(named))]
+    for style, schedule in zip(styles, named.values(), strict=True):
+        t = np.arange(schedule.T + 1) / (1 if same_T else schedule.T)
+        marker = "." if schedule.T < 20 else ""
+        share.plot(t, schedule.alpha_bar.sqrt(), marker=marker, **style)
+        share.plot(t, (1 - schedule.alpha_bar).sqrt(), marker=marker, linestyle="--", **style)
+        log_snr = 2 * schedule.lambda_
+        snr.plot(t, log_snr.where(log_snr.isfinite(), math.nan), marker=marker, **style)
+        beta.plot(t[1:], schedule.beta[1:], marker=marker, **style)
+        clipped = (schedule.beta == schedule.beta.max()) & (schedule.clipped > 0)
+        beta.plot(t[clipped], schedule.beta[clipped], "o", markerfacecolor="white", markersize=5, color=style["color"])
+    share.set_title(r"$\sqrt{\bar\alpha_t}$ (signal) and $\sqrt{1 - \bar\alpha_t}$ (noise, dashed)", fontsize=SIZE)
+    snr.set_title("log-SNR", fontsize=SIZE)
+    beta.set_title(
+        r"$\beta_t$" + (" (rings: clipped)" if any(s.clipped for s in named.values()) else ""), fontsize=SIZE
+    )
+    beta.set_yscale("log")
+    for axes in panels:
+        _axes(axes, "t" if same_T else "t / T", "")
+        axes.tick_params(labelsize=SIZE - 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=same_T))
+
+    paper = figure.add_subplot(grid[1, :])
+    paper.set_axis_off()
+    paper.set(xlim=(0, 1), ylim=(len(named) + 0.5, -0.5))
+    cells = schedule_table(named)
+    widths = np.array([max(1.1 * _text_width(cell) for cell in column) for column in zip(*cells, strict=True)])
+    widths *= (SIZE - 1) / SIZE / (WIDTH - 24)
+    ends = 0.045 + widths.cumsum() + np.arange(len(widths)) * (0.955 - widths.sum()) / (len(widths) - 1)
+    for row, words in enumerate(cells):
+        for column, (x, cell) in enumerate(zip([0.045, *ends[1:]], words, strict=True)):
+            weight = "bold" if row == 0 else "normal"
+            paper.text(x, row, cell, ha="right" if column else "left", va="center", fontsize=SIZE - 1, weight=weight)
+        if row:
+            paper.plot([0, 0.035], [row, row], **styles[row - 1])
+    _save(figure, path)
+
+
+SCHEDULE_COLUMNS = (
+    "schedule", "T", "min beta", "max beta", "clipped", "log-SNR at 1", "log-SNR at T", "signal left in x_T",
+    "1/sqrt(alpha_bar_T)",
+)  # fmt: skip
+
+
+def schedule_table(named: Mapping[str, NoiseSchedule]) -> list[tuple[str, ...]]:
+    """What `ddpm.schedules.report` says of each schedule, in words: the columns' names, then one row a schedule."""
+    rows = [SCHEDULE_COLUMNS]
+    for name, schedule in named.items():
+        r = report(schedule)
+        last = r["1 / sqrt(alpha_bar_T)"]
+        rows.append(
+            (
+                name,
+                f"{r['T']:,}",
+                f"{r['beta_min']:.3g}",
+                f"{r['beta_max']:.3g}",
+                f"{r['betas clipped']}",
+                f"{r['log-SNR at 1']:.1f}",
+                f"{r['log-SNR at T']:.1f}",
+                f"{100 * r['sqrt(alpha_bar_T)']:.2g}%",
+                f"{last:,.0f}" if last >= 100 else f"{last:.3g}",
+            )
+        )
+    return rows
+
+
+def png(draw: Callable[..., None], *arguments: object, **options: object) -> bytes:
+    """What one of these functions draws, as a PNG in memory: `IPython.display.Image(png(loss, train, held_out))`.
+
+    Colours are reduced to a palette of 128, which makes a notebook a third of the size; greys stay as they are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        draw(path, *arguments, **options)
+        picture = Image.open(path)
+        picture = picture if picture.mode == "L" else picture.quantize(128, dither=Image.Dither.NONE)
+        file = io.BytesIO()
+        picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """The looks that all graphs share."""
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _arrays(history: History) -> tuple[np.ndarray, np.ndarray]:

@@ -31,14 +31,15 @@ class SampleNoise:
     Args:
         seed: the seed of sampling.
         indices: the number of each sample, one a row.
+        stream: what is drawn; two streams are independent.
     """
 
-    def __init__(self, seed: int, indices: range | list[int]):
-        self.seed, self.indices = seed, list(indices)
+    def __init__(self, seed: int, indices: range | list[int], stream: str = "sample"):
+        self.seed, self.indices, self.stream = seed, list(indices), stream
 
     def __call__(self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """Noise (B, *shape), float32; `draw` is 0 for x_T and counts the sampler's steps from 1."""
-        rows = [torch.randn(shape, generator=generator(self.seed, "sample", n, draw)) for n in self.indices]
+        rows = [torch.randn(shape, generator=generator(self.seed, self.stream, n, draw)) for n in self.indices]
         return torch.stack(rows).to(device)
 
     def x_T(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:

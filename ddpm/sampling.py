@@ -1,5 +1,6 @@
 """Samples of a trained network: batch by batch, and the way from noise to image."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import Sampler
+from ddpm.samplers import DDIM, Sampler, interpolate
 
 
 class Source:
@@ -55,6 +56,31 @@ class Source:
     def drawn(self, n: int, batch: int = 256) -> Tensor:
         """The first n samples, (n, C, H, W)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
+
+    def between(self, x: Tensor, y: Tensor | None, k: int) -> Tensor:
+        """k images on the way from one image to another: both encoded to their x_T, then interpolated and decoded.
+
+        Nothing is clipped, so that the ends come out close to what went in. Where the network has classes, an image is
+        of the class of the end that it is nearer to.
+
+        Args:
+            x: the two images, (2, C, H, W), in [-1, 1].
+            y: their classes, (2,), for a network with classes.
+        Returns:
+            (k, C, H, W), on the CPU.
+        Raises:
+            ValueError: a sampler without an inverse: anything but DDIM with eta = 0.
+        """
+        if not isinstance(self.sampler, DDIM):
+            raise ValueError(f"{type(self.sampler).__name__} has no inverse; between takes sampler=ddim, sampler.eta=0")
+        unclipped = copy.copy(self.diffusion)
+        unclipped.clip_x_0 = False
+        y = None if getattr(self.model, "num_classes", None) is None else y.to(self.device)
+        denoise = unclipped.denoiser(self.model, y)
+        x_T = self.sampler.encode(unclipped.schedule, denoise, x.to(self.device))
+        ends = torch.linspace(0, 1, k, device=self.device).round().long()
+        denoise = unclipped.denoiser(self.model, None if y is None else y[ends])
+        return self.sampler(unclipped.schedule, denoise, interpolate(*x_T, k)).cpu()
 
     def way(self, n: int, pictures: int) -> list[tuple[int, Tensor]]:
         """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""

@@ -3,11 +3,16 @@
 The paper's index is the array's index: every constant has T + 1 entries, t runs over 1..T, and t = 0 is data.
 """
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 
 import torch
 from torch import Tensor
+
+Time = int | float | Tensor
+"""A moment of the process: integer, or real in [0, T]; one for all, or one for each sample, (B,)."""
 
 
 class NoiseSchedule:
@@ -45,7 +50,54 @@ class NoiseSchedule:
         self.beta_tilde = torch.zeros_like(self.beta)
         self.beta_tilde[1:] = (1 - self.alpha_bar[:-1]) / (1 - self.alpha_bar[1:]) * self.beta[1:]
         self.lambda_ = 0.5 * (self.alpha_bar.log() - (1 - self.alpha_bar).log())
+        self.clipped = 0  # betas that were clipped by whoever made the schedule
         self._copies = {self.beta.device: self}
+
+    def lambda_at(self, t: Time) -> Tensor:
+        r"""lambda at integer or real t in [0, T], monotone, and exact at integers.
+
+        Between two integers lambda is interpolated linearly. Where one end is infinite its exponential is:
+        e^{-2 lambda} is proportional to t in (0, 1) and, if beta_T = 1, e^{2 lambda} to T - t in (T - 1, T).
+
+        Args:
+            t: a number, or (B,).
+        Returns:
+            () or (B,), float64, on t's device.
+        """
+        lambda_ = self.following(t).lambda_
+        if not is_real(t):
+            return lambda_[t]
+        t = torch.as_tensor(t, dtype=torch.float64, device=lambda_.device)
+        k = t.floor().long().clamp(0, self.T - 1)
+        low, high, f = lambda_.take(k), lambda_.take(k + 1), t - k
+        from_data, to_noise = low == math.inf, high == -math.inf
+        ends = torch.lerp(low.where(~from_data, high), high.where(~to_noise, low), f).where(~(from_data & to_noise), 0)
+        inside = ends - 0.5 * f.log().where(from_data, 0) + 0.5 * (1 - f).log().where(to_noise, 0)
+        return torch.where(f == 0, low, torch.where(f == 1, high, inside))
+
+    def alpha_bar_at(self, t: Time) -> Tensor:
+        """alpha_bar at integer or real t in [0, T], through `lambda_at`: () or (B,), float64, exact at integers."""
+        alpha_bar = self.following(t).alpha_bar
+        if not is_real(t):
+            return alpha_bar[t]
+        t = torch.as_tensor(t, dtype=torch.float64, device=alpha_bar.device)
+        nearest = t.round()
+        return torch.where(t == nearest, alpha_bar.take(nearest.long()), torch.sigmoid(2 * self.lambda_at(t)))
+
+    def t_at(self, lambda_: float | Tensor) -> Tensor:
+        """The real t in [0, T] that has this lambda: the inverse of `lambda_at`, float64, of the same shape.
+
+        Values beyond lambda_T give T. ValueError where beta_T = 1: lambda_T is then -infinity.
+        """
+        if self.alpha_bar[-1] == 0:
+            raise ValueError("beta_T = 1 puts lambda_T at -infinity: times cannot be chosen by log-SNR")
+        lambda_ = torch.as_tensor(lambda_, dtype=torch.float64, device=self.lambda_.device)
+        table = self.lambda_[1:]
+        k = torch.searchsorted(-table, -lambda_.contiguous(), right=True).clamp(1, max(self.T - 1, 1))
+        if self.T == 1:
+            return torch.exp(2 * (table[0] - lambda_)).clamp(max=1)
+        between = k + (lambda_ - table[k - 1]) / (table[k] - table[k - 1])
+        return torch.where(lambda_ > table[0], torch.exp(2 * (table[0] - lambda_)), between).clamp(0, self.T)
 
     @property
     def T(self) -> int:
@@ -61,8 +113,17 @@ class NoiseSchedule:
             self._copies[device] = copy
         return self._copies[device]
 
+    def following(self, t: Time) -> "NoiseSchedule":
+        """The same constants where t is; a number t is anywhere."""
+        return self.to(t.device) if isinstance(t, Tensor) else self
+
     def __repr__(self) -> str:
         return f"NoiseSchedule(T={self.T}, alpha_bar_T={self.alpha_bar[-1].item():.3g})"
+
+
+def is_real(t: Time) -> bool:
+    """Whether a time is real, not an integer to index tables with."""
+    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
 
 
 def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:
@@ -73,7 +134,7 @@ def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:
         t: an int, integers (B,), or `...` for values that were read off their tables already.
         x: the tensor (B, *) that the result multiplies.
     Returns:
-        (B, 1, ..., 1), or (1, ..., 1) for an int.
+        (B, 1, ..., 1), or (1, ..., 1) for a number.
     """
     return values.to(x.device)[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -90,7 +151,8 @@ def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, rescale: b
         ValueError: a beta outside (0, 1); where T is too small for the rescaled betas, the smallest legal T is named.
     Source: DDPM (arXiv 2006.11239), section 4.
     """
-    return _quoted_for_1000(T, rescale, beta_1, beta_T, lambda: torch.linspace(beta_1, beta_T, T, dtype=torch.float64))
+    ends = {"beta_1": beta_1, "beta_T": beta_T}
+    return _quoted_for_1000(T, rescale, ends, lambda: torch.linspace(beta_1, beta_T, T, dtype=torch.float64))
 
 
 def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> NoiseSchedule:
@@ -112,21 +174,156 @@ def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> NoiseSch
     _check_T(T)
     if s < 0:
         raise ValueError(f"s = {s:g}: the offset of the cosine schedule must be >= 0")
-    if not 0 < beta_max < 1:
-        raise ValueError(f"beta_max = {beta_max:g} must lie in (0, 1)")
     t = torch.arange(T + 1, dtype=torch.float64)
     f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
-    alpha_bar = f / f[0]
-    return NoiseSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max))
+    return _of_alpha_bar(f / f[0], beta_max)
 
 
-def _quoted_for_1000(T, rescale, beta_1, beta_T, betas) -> NoiseSchedule:
+def sigmoid(
+    T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 0.999
+) -> NoiseSchedule:
+    r"""alpha_bar falling as a sigmoid.
+
+    .. math:: \bar\alpha_t = \frac{\sigma(e / \tau) - \sigma((t/T\,(e - b) + b) / \tau)}
+        {\sigma(e / \tau) - \sigma(b / \tau)} \qquad \text{[Chen (Algorithm 1)]}
+
+    from b = start to e = end, and beta clipped to at most beta_max.
+
+    Args:
+        T: number of steps, at least 1.
+        start, end: the part of the sigmoid that is used, start < end.
+        tau: its temperature, > 0; a lower one spends more steps at very low and very high noise.
+        beta_max: upper bound of beta, in (0, 1).
+    Raises:
+        ValueError: an argument out of range.
+    Source: On the Importance of Noise Scheduling for Diffusion Models (arXiv 2301.10972), algorithm 1.
+    """
     _check_T(T)
-    for name, beta in {"beta_1": beta_1, "beta_T": beta_T}.items():
+    if not start < end:
+        raise ValueError(f"start = {start:g} must be below end = {end:g}")
+    if not tau > 0:
+        raise ValueError(f"tau = {tau:g} must be > 0")
+    t = torch.arange(T + 1, dtype=torch.float64)
+    b, e = torch.tensor([start, end], dtype=torch.float64).div(tau).sigmoid()
+    return _of_alpha_bar((e - ((t / T * (end - start) + start) / tau).sigmoid()) / (e - b), beta_max)
+
+
+def scaled_linear(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012, rescale: bool = True) -> NoiseSchedule:
+    """sqrt(beta) rising linearly; that of latent diffusion. Arguments and errors as in `linear`.
+
+    Source: Latent Diffusion Models (arXiv 2112.10752), published configurations.
+    """
+    ends = {"beta_1": beta_1, "beta_T": beta_T}
+    return _quoted_for_1000(
+        T, rescale, ends, lambda: torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2
+    )
+
+
+def constant(T: int = 1000, beta: float = 0.01, rescale: bool = True) -> NoiseSchedule:
+    """The same beta at every step. Arguments and errors as in `linear`.
+
+    Source: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (arXiv 1503.03585); DDPM, section 4.
+    """
+    return _quoted_for_1000(T, rescale, {"beta": beta}, lambda: torch.full((T,), beta, dtype=torch.float64))
+
+
+def respace(schedule: NoiseSchedule, times: Sequence[int]) -> NoiseSchedule:
+    r"""The schedule of a sub-sequence of the steps: alpha_bar stays what it was at every time that is kept.
+
+    .. math:: \beta_{S_i} = 1 - \frac{\bar\alpha_{S_i}}{\bar\alpha_{S_{i-1}}} \qquad \text{[iDDPM (19)]}
+
+    Args:
+        times: the kept times S_1 < S_2 < ..., each in 1..T. The network still has to be given S_i, not i.
+    Raises:
+        ValueError: times that repeat, fall, or lie outside 1..T.
+    Source: Improved DDPM (arXiv 2102.09672), section 4.
+    """
+    kept = list(times)
+    legal = all(isinstance(t, int) and 1 <= t <= schedule.T for t in kept)
+    if not kept or not legal or any(a >= b for a, b in itertools.pairwise(kept)):
+        raise ValueError(f"times = {kept}: integers in 1..{schedule.T}, each larger than the one before")
+    alpha_bar = schedule.alpha_bar[[0, *kept]]
+    return NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
+
+
+def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    r"""A schedule's sqrt(alpha_bar), shifted to end at exactly 0 and scaled to begin where it did; beta_T becomes 1.
+
+    .. math:: \sqrt{\bar\alpha'_t} = \sqrt{\bar\alpha_1}\,
+        \frac{\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
+        \qquad \text{[Lin (Algorithm 1)]}
+
+    Args:
+        schedule: of T >= 2 steps.
+    Raises:
+        ValueError: T = 1.
+    Source: Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891), algorithm 1.
+    """
+    if schedule.T < 2:
+        raise ValueError(f"T = {schedule.T}: a zero terminal SNR needs at least two steps")
+    a = schedule.alpha_bar.sqrt()
+    a = a[1] * (a - a[-1]) / (a[1] - a[-1])
+    a[0] = 1
+    return NoiseSchedule(1 - (a[1:] / a[:-1]) ** 2)
+
+
+def report(schedule: NoiseSchedule) -> dict[str, float | int]:
+    """What a schedule is, in figures.
+
+    Returns:
+        T; the smallest and the largest beta, and how many were clipped to it; the log-SNR at t = 1 and T;
+        sqrt(alpha_bar_T), the share of the signal that is left in x_T; 1 / sqrt(alpha_bar_T), what an error of eps is
+        multiplied by in x_0 at T.
+    """
+    beta, root = schedule.beta[1:], schedule.alpha_bar[-1].sqrt().item()
+    return {
+        "T": schedule.T,
+        "beta_min": beta.min().item(),
+        "beta_max": beta.max().item(),
+        "betas clipped": schedule.clipped,
+        "log-SNR at 1": 2 * schedule.lambda_[1].item(),
+        "log-SNR at T": 2 * schedule.lambda_[-1].item(),
+        "sqrt(alpha_bar_T)": root,
+        "1 / sqrt(alpha_bar_T)": 1 / root if root else math.inf,
+    }
+
+
+SIGNAL_LEFT, EPS_AMPLIFIED = 0.1, 1000.0
+
+
+def concerns(schedule: NoiseSchedule, target: str) -> list[str]:
+    """What is known to hurt in a choice of schedule and target, one sentence each."""
+    root = schedule.alpha_bar[-1].sqrt().item()
+    found = []
+    if root > SIGNAL_LEFT:
+        found.append(
+            f"x_T still carries {root:.0%} of the signal (sqrt(alpha_bar_T) = {root:.3g}), but sampling starts from "
+            f"pure noise: with T = {schedule.T}, take betas rescaled by 1000 / T (rescale=true) or a zero terminal SNR"
+        )
+    if target == "eps" and root < 1 / EPS_AMPLIFIED:
+        found.append(
+            f"target eps: at T an error of eps is multiplied by 1 / sqrt(alpha_bar_T) = "
+            f"{1 / root if root else math.inf:,.0f} in x_0, and only clipping hides it; targets v and x_0 are safe"
+        )
+    return found
+
+
+def _of_alpha_bar(alpha_bar: Tensor, beta_max: float) -> NoiseSchedule:
+    if not 0 < beta_max < 1:
+        raise ValueError(f"beta_max = {beta_max:g} must lie in (0, 1)")
+    beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    schedule = NoiseSchedule(beta.clamp(max=beta_max))
+    schedule.clipped = int((beta > beta_max).sum())
+    return schedule
+
+
+def _quoted_for_1000(T: int, rescale: bool, ends: dict[str, float], betas: Callable[[], Tensor]) -> NoiseSchedule:
+    _check_T(T)
+    for name, beta in ends.items():
         if not 0 < beta < 1:
             raise ValueError(f"{name} = {beta:g} must lie in (0, 1)")
     scale = 1000 / T if rescale else 1.0
-    largest = max(beta_1, beta_T)
+    largest = max(ends.values())
     smallest_T = math.floor(1000 * largest) + 1
     if rescale and smallest_T > T:
         raise ValueError(

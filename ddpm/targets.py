@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddpm.schedules import NoiseSchedule, at
+from ddpm.schedules import NoiseSchedule, Time, at
 
 TARGETS = ("eps", "x_0", "v")
 
@@ -24,58 +24,58 @@ class Prediction:
     frac: float | Tensor = 0.0
 
 
-def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
     r"""The data that is left when the noise is taken out of x_t.
 
     .. math:: x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon}{\sqrt{\bar\alpha_t}} \qquad \text{[DDPM (15)]}
     """
-    alpha_bar = schedule.alpha_bar
-    return (x_t - at((1 - alpha_bar).sqrt(), t, x_t) * eps) / at(alpha_bar.sqrt(), t, x_t)
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return (x_t - at((1 - alpha_bar_t).sqrt(), ..., x_t) * eps) / at(alpha_bar_t.sqrt(), ..., x_t)
 
 
-def eps_from_x_0(schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, x_0: Tensor) -> Tensor:
-    r"""The noise that is left when the data is taken out of x_t: DDPM (15) solved for eps; t >= 1."""
-    alpha_bar = schedule.alpha_bar
-    return (x_t - at(alpha_bar.sqrt(), t, x_t) * x_0) / at((1 - alpha_bar).sqrt(), t, x_t)
+def eps_from_x_0(schedule: NoiseSchedule, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
+    r"""The noise that is left when the data is taken out of x_t: DDPM (15) solved for eps; t > 0."""
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return (x_t - at(alpha_bar_t.sqrt(), ..., x_t) * x_0) / at((1 - alpha_bar_t).sqrt(), ..., x_t)
 
 
-def velocity(schedule: NoiseSchedule, pred: Prediction, t: int | Tensor) -> Tensor:
+def velocity(schedule: NoiseSchedule, pred: Prediction, t: Time) -> Tensor:
     r"""v, the derivative of x_t with respect to the angle whose cosine is sqrt(alpha_bar_t).
 
     .. math:: v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0 \qquad \text{[PD (App. D)]}
 
     Source: Progressive Distillation (Salimans & Ho, arXiv 2202.00512), appendix D.
     """
-    alpha_bar = schedule.alpha_bar
-    return at(alpha_bar.sqrt(), t, pred.eps) * pred.eps - at((1 - alpha_bar).sqrt(), t, pred.x_0) * pred.x_0
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return at(alpha_bar_t.sqrt(), ..., pred.eps) * pred.eps - at((1 - alpha_bar_t).sqrt(), ..., pred.x_0) * pred.x_0
 
 
-def x_0_from_v(schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, v: Tensor) -> Tensor:
+def x_0_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tensor:
     r"""The data in x_t, given v.
 
     .. math:: x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v \qquad \text{[PD (x from v)]}
     """
-    alpha_bar = schedule.alpha_bar
-    return at(alpha_bar.sqrt(), t, x_t) * x_t - at((1 - alpha_bar).sqrt(), t, x_t) * v
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return at(alpha_bar_t.sqrt(), ..., x_t) * x_t - at((1 - alpha_bar_t).sqrt(), ..., x_t) * v
 
 
-def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor, v: Tensor) -> Tensor:
+def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tensor:
     r"""The noise in x_t, given v.
 
     .. math:: \epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v \qquad \text{[PD (eps from v)]}
     """
-    alpha_bar = schedule.alpha_bar
-    return at((1 - alpha_bar).sqrt(), t, x_t) * x_t + at(alpha_bar.sqrt(), t, x_t) * v
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return at((1 - alpha_bar_t).sqrt(), ..., x_t) * x_t + at(alpha_bar_t.sqrt(), ..., x_t) * v
 
 
 def to_prediction(
-    schedule: NoiseSchedule, target: str, output: Tensor, x_t: Tensor, t: int | Tensor, frac: float | Tensor = 0.0
+    schedule: NoiseSchedule, target: str, output: Tensor, x_t: Tensor, t: Time, frac: float | Tensor = 0.0
 ) -> Prediction:
     """The network's output, which is eps, x_0 or v as `target` says, in every coordinate.
 
     Args:
         output, x_t: (B, *).
-        t: int or integers (B,) in 1..T.
+        t: a number or (B,), integer or real, in (0, T].
     """
     if target == "eps":
         return Prediction(output, x_0_from_eps(schedule, x_t, t, output), frac)
@@ -84,6 +84,6 @@ def to_prediction(
     return Prediction(eps_from_v(schedule, x_t, t, output), x_0_from_v(schedule, x_t, t, output), frac)
 
 
-def from_prediction(schedule: NoiseSchedule, target: str, pred: Prediction, t: int | Tensor) -> Tensor:
+def from_prediction(schedule: NoiseSchedule, target: str, pred: Prediction, t: Time) -> Tensor:
     """The value of `target` in a prediction; for the true (eps, x_0) what the network is trained towards, (B, *)."""
     return {"eps": lambda: pred.eps, "x_0": lambda: pred.x_0, "v": lambda: velocity(schedule, pred, t)}[target]()

@@ -15,10 +15,12 @@ from ddpm import checkpoint, plots
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
+from ddpm.losses import offset
 from ddpm.randomness import generator
 from ddpm.runs import Metrics, Run, Stopwatch
 from ddpm.samplers import DDIM
 from ddpm.sampling import Source
+from ddpm.times import TIME_SAMPLINGS, TimeSampler
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR_SCHEDULES = ("constant", "cosine", "linear")
@@ -48,6 +50,8 @@ class Trainer:
         lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
         clip: bound of the gradient's norm; null for none.
+        time_sampling: how t is drawn, "uniform", "stratified" or "loss_aware", see `ddpm.times.TimeSampler`.
+        offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
         ema_decay, ema_warmup: of the averaged weights, see `ddpm.ema.EMA`.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
@@ -69,6 +73,8 @@ class Trainer:
         warmup: int = 0,
         warmup_epochs: float | None = None,
         clip: float | None = 1.0,
+        time_sampling: str = "uniform",
+        offset_noise: float = 0.0,
         ema_decay: float = 0.9999,
         ema_warmup: float = 9.0,
         log_every: int = 20,
@@ -108,11 +114,16 @@ class Trainer:
             raise ValueError(f"precision = {precision!r} is not known; allowed: auto, {', '.join(PRECISIONS)}")
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule = {lr_schedule!r} is not known; allowed: {', '.join(LR_SCHEDULES)}")
+        if time_sampling not in TIME_SAMPLINGS:
+            raise ValueError(f"time_sampling = {time_sampling!r} is not known; allowed: {', '.join(TIME_SAMPLINGS)}")
+        if not 0 <= offset_noise < math.inf:
+            raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
         if not 0 <= ema_decay < 1 or not 0 <= ema_warmup < math.inf:
             raise ValueError(f"ema_decay = {ema_decay:g} must lie in [0, 1) and ema_warmup = {ema_warmup:g} be >= 0")
         self.steps, self.epochs, self.seconds = steps, epochs, seconds
         self.batch_size, self.accumulate, self.precision = batch_size, accumulate, precision
         self.lr_schedule, self.warmup, self.warmup_epochs, self.clip = lr_schedule, warmup, warmup_epochs, clip
+        self.time_sampling, self.offset_noise = time_sampling, offset_noise
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
 
@@ -149,18 +160,21 @@ class Trainer:
         autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         ema = EMA(model, self.ema_decay, self.ema_warmup)
+        times = TimeSampler(self.time_sampling, diffusion.schedule.T, device)
         if resume:
             checkpoint.load_into(model, resume / "model.safetensors")
             checkpoint.load_into(ema.model, resume / "ema.safetensors")
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})
             scaler.load_state_dict(state["scaler"])
             ema.updates = state["ema_updates"]
+            times.load_state_dict(state.get("times", {}))
 
         step, clock = state["step"], Stopwatch(state["seconds"])
         budget = self._budget(len(data.train))
         warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
         fraction = self._fraction(budget, step, clock.seconds)
         checkpoint.drop_after(run.checkpoints, step)
+        parameters = list(model.parameters())
         base_lrs = [group["lr"] for group in optimizer.param_groups]
         metrics = Metrics(run.path, step)
         previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
@@ -183,6 +197,7 @@ class Trainer:
                     "ema_updates": ema.updates,
                     "optimizer": optimizer.state_dict()["state"],
                     "scaler": scaler.state_dict(),
+                    "times": times.state_dict(),
                 },
             )
             checkpoint.rotate(run.checkpoints, self.keep)
@@ -202,13 +217,15 @@ class Trainer:
                 model.train()
                 optimizer.zero_grad()
                 loss = torch.zeros((), device=device)
-                for x_0, y, t, eps in self.micro_batches(data, diffusion.schedule.T, seed, step, device):
+                for x_0, y, t, weight, eps in self.micro_batches(data, times, seed, step, device):
                     with autocast:
-                        part = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps).mean() / self.accumulate
+                        losses = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps)
+                    part = (losses if weight is None else weight * losses).mean() / self.accumulate
+                    times.update(t, losses.detach())
                     scaler.scale(part).backward()
                     loss += part.detach()
                 scaler.unscale_(optimizer)
-                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), self.clip or math.inf)
+                grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
                 scaler.step(optimizer)
                 scaler.update()
                 ema.update(model)
@@ -233,17 +250,19 @@ class Trainer:
         return ended, ema
 
     def micro_batches(
-        self, data: ImageData, T: int, seed: int, step: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """(x_0, y, t, eps) of a step: drawn for its whole batch by (seed, step), then cut into micro-batches."""
+        self, data: ImageData, times: TimeSampler, seed: int, step: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]]:
+        """(x_0, y, t, weight of the loss, eps): drawn for a step's whole batch by (seed, step), then cut up."""
         order = data.order(seed, step, self.batch_size)
         x_0, y = data.batch(order, device, generator(seed, "flip", step, device=device))
         random = generator(seed, "t and eps", step, device=device)
-        t = torch.randint(1, T + 1, (len(x_0),), device=device, generator=random)
+        t, weight = times.draw(len(x_0), random)
         eps = torch.randn(x_0.shape, device=device, generator=random)
+        if self.offset_noise:
+            eps = offset(eps, torch.randn(x_0.shape[:2], device=device, generator=random), self.offset_noise)
         torch.manual_seed(generator(seed, "dropout", step).initial_seed())  # dropout takes no generator
         for part in torch.arange(len(x_0), device=device).chunk(self.accumulate):
-            yield x_0[part], None if y is None else y[part], t[part], eps[part]
+            yield x_0[part], _part(y, part), t[part], _part(weight, part), eps[part]
 
     @torch.no_grad()
     def held_out_loss(
@@ -308,6 +327,10 @@ def _must_be_finite(step: int, loss: Tensor, grad_norm: Tensor, precision: str) 
     """Raise FloatingPointError for a broken step; with fp16 an infinite gradient is the loss scaler's to answer."""
     if not loss.isfinite() or (precision != "fp16" and not grad_norm.isfinite()):
         raise FloatingPointError(f"step {step}: loss {loss.item()}, gradient norm {grad_norm.item()}")
+
+
+def _part(values: Tensor | None, part: Tensor) -> Tensor | None:
+    return None if values is None else values[part]
 
 
 def resolve(precision: str, device: torch.device) -> str:

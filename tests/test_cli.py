@@ -139,7 +139,7 @@ def test_a_run_leaves_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names >= {
         "config.yaml", "status.json", "metrics.jsonl", "evaluation.json", "checkpoints", "tensorboard", "samples.png",
-        "denoising.gif", "forward.png", "preview.png", "loss.png",
+        "denoising.gif", "forward.png", "preview.png", "loss.png", "schedule.png",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")]
     for name in names:
@@ -926,3 +926,60 @@ def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pi
     monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
     result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2")
     assert_refused(result, change)
+
+
+@pytest.mark.parametrize("channels", ["1", "2"])
+def test_a_learned_variance_needs_a_network_with_twice_the_channels(channels, call, tmp_path, without_pictures):
+    learned = ["diffusion.variance=learned", "diffusion.loss=hybrid", f"model.out_channels={channels}"]
+    result = call(cli.train, *words(*learned, "diffusion.target=eps"), f"runs={tmp_path}")
+    if channels == "2":
+        assert result.code == 0 and "warning: target eps" not in result.out  # T = 10: 204, and no reason to warn
+    else:
+        assert_refused(result, "model.out_channels = 1", "diffusion.variance=learned", "takes model.out_channels=2")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_doubtful_schedule_is_warned_of_when_training_begins(call, tmp_path, without_pictures):
+    doubtful = words("schedule=linear", "schedule.rescale=false", "schedule.T=50", "trainer.steps=1")
+    result = call(cli.train, *doubtful, f"runs={tmp_path}")
+    assert result.code == 0 and "warning: x_T still carries 78% of the signal" in result.out
+
+
+# ---------------------------------------------------------------------------------------------- schedule
+
+
+def test_schedules_are_drawn_beside_each_other_with_the_same_T(typed, tmp_path):
+    out = tmp_path / "a.png"
+    given = ["schedule=linear", "schedule.T=100", "schedule.rescale=false", "compare=[linear,zero_terminal_snr,cosine]"]
+    result = typed(cli.schedule, *given, f"out={out}", "target=eps")
+    assert result.code == 0 and result.err == ""
+    header, *rows, low, end, clipped, wrote = result.out.splitlines()
+    assert header.split()[:2] == ["schedule", "T"]
+    assert [row.split("  ")[0] for row in rows] == ["linear", "linear (default)", "zero_terminal_snr", "cosine"]
+    assert [row.split()[-8] for row in rows] == ["100"] * 4 and rows[0].endswith(" 1.66")
+    assert low.startswith("warning: linear: x_T still carries 60% of the signal")
+    assert end.startswith("warning: zero_terminal_snr: target eps")
+    assert clipped.startswith("warning: cosine: target eps")
+    assert wrote == f"wrote {out}" and Image.open(out).size[0] > 800
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("compare=[nope]", ["schedule/nope", "sigmoid"]),
+        ("compare=linear", ["compare=linear must be a list of names"]),
+        ("compare=[betas]", ["schedule.beta must be given"]),
+        ("compare=[linear]", ["compare, linear: T = 5 is too small", "21"]),
+        ("target=w", ["target=w is not known; allowed: eps, x_0, v"]),
+        ("out=a.gif", ["out=a.gif must be the name of a .png file"]),
+        ("out=/no/such/a.png", ["/no/such does not exist"]),
+        ("schedule.T=0", ["T = 0"]),
+        ("schedule.s=-1", ["s = -1"]),
+        ("schedule.s=nan", ["schedule.s = nan must be a finite number"]),
+    ],
+)
+def test_wrong_input_for_a_figure_of_schedules_draws_nothing(given, told, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = [] if given.startswith("schedule.T") else ["schedule.T=5"]
+    assert_refused(call(cli.schedule, *base, given), *told)
+    assert not list(tmp_path.iterdir())

@@ -12,10 +12,18 @@ from omegaconf import OmegaConf
 
 from ddpm import config, trainer
 from ddpm.config import InvalidInput, allowed_targets, build, compose, conf_dir, read_config, resolve_device, resolved
+from ddpm.schedules import linear
 
 REPOSITORY = Path(__file__).parents[1]
 GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "experiment")
 BOUND = {"diffusion": {"schedule"}, "optimizer": {"params"}, "judge": {"image_size", "in_channels", "num_classes"}}
+
+
+def keys_of(path: Path) -> dict[str, object]:
+    """The keys of a group; those that its defaults list brings, from other groups, as None."""
+    keys = yaml.safe_load(path.read_text())
+    nested = [name for entry in keys.pop("defaults", []) if isinstance(entry, dict) for name in entry]
+    return {name.partition("@")[2]: None for name in nested} | keys
 
 
 def target(name: str) -> object:
@@ -44,7 +52,7 @@ def test_conf_is_found_beside_the_package_and_in_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_is_missing(path):
-    keys = yaml.safe_load(path.read_text())
+    keys = keys_of(path)
     assert isinstance(keys.get("_target_"), str), f"{path} has no _target_"
     arguments = set(inspect.signature(target(keys.pop("_target_"))).parameters)
     group = path.parent.name
@@ -57,16 +65,37 @@ def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_
 
 @pytest.mark.parametrize("path", [p for p in GROUPS if p.parent.name in ("trainer", "diffusion", "schedule", "model")])
 def test_a_group_says_the_same_as_the_defaults_in_python(path):
-    keys = yaml.safe_load(path.read_text())
+    keys = keys_of(path)
     defaults = inspect.signature(target(keys.pop("_target_"))).parameters
     differing = {
         k
         for k, v in keys.items()
         if not isinstance(v, str) or "${" not in v
-        if defaults[k].default is not inspect.Parameter.empty
-        and v != (list(defaults[k].default) if isinstance(defaults[k].default, tuple) else defaults[k].default)
+        if defaults[k].default is not inspect.Parameter.empty and v != in_yaml(defaults[k])
     }
     assert not differing
+
+
+def in_yaml(parameter: inspect.Parameter) -> object:
+    """A default as it is written there: a tuple as a list, and {} for the None that stands for an empty dictionary."""
+    if "dict" in str(parameter.annotation) and parameter.default is None:
+        return {}
+    return list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GROUPS if path.parent.name == "schedule"))
+def test_every_schedule_composes_and_builds(name):
+    given = {
+        "betas": ["schedule.beta=[0.1,0.2,0.3]"],
+        "zero_terminal_snr": ["schedule@schedule.schedule=cosine", "schedule.schedule.T=3"],
+        "cosine": ["schedule.T=3"],
+        "sigmoid": ["schedule.T=3"],
+    }.get(name, ["schedule.T=3", "schedule.rescale=false"])
+    schedule = build(compose("train", [f"schedule={name}", *given]).schedule, "schedule")
+    assert schedule.T == 3 and (schedule.alpha_bar[-1] == 0) == (name == "zero_terminal_snr")
+    if name == "zero_terminal_snr":
+        cosine = build(compose("train", ["schedule=cosine", "schedule.T=3"]).schedule, "schedule")
+        assert schedule.alpha_bar[1].item() == pytest.approx(cosine.alpha_bar[1].item(), rel=1e-15)
 
 
 def test_the_groups_mirror_the_code():
@@ -291,6 +320,7 @@ def test_trust_adds_an_exact_name_and_no_more():
     [
         ({"_target_": "ddpm.schedules.cosine", "T": 0, "s": 0.008, "beta_max": 0.999}, "T = 0"),
         ({"_target_": "ddpm.schedules.cosine", "bogus": 1}, "bogus"),
+        ({"_target_": "ddpm.diffusion.GaussianDiffusion", "loss_options": [5]}, "must map names to numbers"),
         ({"_target_": "torch.optim.SGD", "lr": -1}, "learning rate"),
         ({"_target_": "torch.optim.Adam", "betas": [0.9]}, "unpack|range|betas"),
         ({"_target_": "models.unet.UNet", "image_size": 8, "attention_resolutions": [8], "groups": 0}, "groups"),
@@ -298,7 +328,8 @@ def test_trust_adds_an_exact_name_and_no_more():
     ],
 )  # fmt: skip
 def test_what_a_constructor_refuses_is_invalid_input_in_one_line(node, words):
-    arguments = {"params": [torch.zeros(1)]} if "optim" in node["_target_"] else {}
+    arguments = {"optim": {"params": [torch.zeros(1)]}, "diffusion": {"schedule": linear()}}
+    arguments = next((a for name, a in arguments.items() if name in node["_target_"]), {})
     with pytest.raises(InvalidInput, match=words) as raised:
         build(node, "the part", **arguments)
     assert str(raised.value).startswith("the part: ") and "\n" not in str(raised.value)

@@ -1,11 +1,15 @@
 """ddpm/diffusion.py: what the network is asked, what is made of its answer, and what is drawn."""
 
+import re
+
 import pytest
 import torch
 
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.forward import q_sample
-from ddpm.schedules import linear
+from ddpm.losses import L_vlb
+from ddpm.reverse import variance
+from ddpm.schedules import cosine, linear, zero_terminal_snr
 from ddpm.targets import TARGETS, Prediction, from_prediction, velocity
 
 t = torch.tensor([1, 30, 400, 1000])
@@ -136,11 +140,23 @@ def test_the_variance_by_name(schedule, pair):
             assert diffusion.denoiser(Recorder(pair[1]))(pair[0], t).frac == frac
 
 
-def test_an_int_and_a_tensor_of_t_agree(schedule, pair):
+@pytest.mark.parametrize("time", [300, 300.7])
+def test_a_number_and_a_tensor_of_t_agree(schedule, pair, time):
     x_t, output = pair
     denoise = GaussianDiffusion(schedule, "v").denoiser(Recorder(output))
-    whole = denoise(x_t, torch.full((4,), 300))
-    assert torch.equal(denoise(x_t, 300).eps, whole.eps) and torch.equal(denoise(x_t, 300).x_0, whole.x_0)
+    whole = denoise(x_t, torch.full((4,), time, dtype=torch.float64 if time == 300.7 else torch.int64))
+    assert torch.equal(denoise(x_t, time).eps, whole.eps) and torch.equal(denoise(x_t, time).x_0, whole.x_0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_true_output_becomes_the_true_pair_at_real_times(schedule, pair, target):
+    (x_0, eps), times = pair, torch.tensor([0.25, 30.5, 400.75, 999.5], dtype=torch.float64)
+    truth = from_prediction(schedule, target, Prediction(eps, x_0), times)
+    model = Recorder(truth)
+    pred = GaussianDiffusion(schedule, target).denoiser(model)(q_sample(schedule, x_0, times, eps), times)
+    assert torch.equal(model.calls[0][1], times)
+    torch.testing.assert_close(pred.x_0, x_0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -156,7 +172,7 @@ def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
         diffusion = GaussianDiffusion(schedule, target)
         assert diffusion.loss(lambda x_t, t: x_t, x).device.type == device
         assert diffusion.loss(lambda x_t, t: x_t, x, t=t.to(device), eps=x).device.type == device
-        for step in (5, t, t.to(device)):
+        for step in (5, 5.5, t, t.to(device), t.to(device) - 0.5):
             assert diffusion.denoiser(lambda x_t, t: x_t)(x, step).eps.device.type == device
 
 
@@ -164,9 +180,123 @@ def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
     ("options", "message"),
     [
         ({"target": "noise"}, "target = 'noise' is not known; allowed: eps, x_0, v"),
-        ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta"),
+        ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta, learned"),
+        ({"loss": "mse"}, "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, p2, vlb, hybrid"),
+        ({"variance": "learned"}, "not trained by loss = 'simple'; allowed with it: hybrid, vlb"),
+        ({"variance": "learned", "loss": "min_snr"}, "not trained by loss = 'min_snr'; allowed with it: hybrid, vlb"),
+        ({"loss_options": {"gamma": 5}}, "has 'gamma'; loss = 'simple' has the options: none"),
+        ({"loss": "snr", "loss_options": {"k": 1}}, "has 'k'; loss = 'snr' has the options: none"),
+        ({"loss": "min_snr", "loss_options": {"k": 1}}, "has 'k'; loss = 'min_snr' has the options: gamma"),
+        ({"loss": "p2", "loss_options": {"weight": 1}}, "has 'weight'; loss = 'p2' has the options: k, gamma"),
+        ({"loss": "hybrid", "loss_options": {"t": 1}}, "has 't'; loss = 'hybrid' has the options: weight"),
+        ({"loss": "p2", "loss_options": {"k": 0}}, "loss_options.k = 0 must be a number > 0"),
+        ({"loss": "p2", "loss_options": {"k": True}}, "loss_options.k = True must be a number > 0"),
+        ({"loss": "p2", "loss_options": {"gamma": "5"}}, "loss_options.gamma = '5' must be a number > 0"),
+        ({"loss": "p2", "loss_options": {"gamma": float("nan")}}, "loss_options.gamma = nan must be a number > 0"),
+        ({"loss": "p2", "loss_options": [5]}, "loss_options = [5] must map names to numbers"),
+        ({"dynamic_threshold": 0.0}, "dynamic_threshold = 0.0 must lie in (0, 1], with clip_x_0 = true"),
+        ({"dynamic_threshold": 1.5}, "dynamic_threshold = 1.5 must lie in (0, 1]"),
+        ({"dynamic_threshold": 0.9, "clip_x_0": False}, "dynamic_threshold = 0.9 must lie in (0, 1], with clip_x_0"),
     ],
 )
-def test_unknown_names_are_refused_with_those_that_are_known(schedule, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_that_are_refused(schedule, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         GaussianDiffusion(schedule, **options)
+
+
+def test_eps_is_refused_where_x_T_is_pure_noise():
+    schedule = zero_terminal_snr(linear(100))
+    with pytest.raises(ValueError, match="'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v"):
+        GaussianDiffusion(schedule, "eps")
+    x_T = torch.randn(3, 1, 2, 2)
+    for target in ("v", "x_0"):
+        pred = GaussianDiffusion(schedule, target, clip_x_0=False).denoiser(lambda x, t: 0.5 * x)(x_T, 100)
+        torch.testing.assert_close(pred.x_0, {"v": -0.5, "x_0": 0.5}[target] * x_T)
+        torch.testing.assert_close(pred.eps, x_T)
+
+
+# --- learned variance
+
+
+LEARNED = {"variance": "learned", "loss": "hybrid"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_second_half_of_the_output_lies_between_beta_tilde_and_beta(schedule, pair, target, clip):
+    """-1 says beta_tilde, 1 says beta, also at strides and real times; the first half is the target."""
+    x_t, output = pair
+    o = torch.tensor([-1.0, 0.0, 0.5, 1.0]).double()[:, None, None, None].expand(4, 2, 3, 3)
+    plain = GaussianDiffusion(schedule, target, clip_x_0=clip).denoiser(Recorder(output))
+    learned = GaussianDiffusion(schedule, target, clip_x_0=clip, **LEARNED).denoiser(
+        Recorder(torch.cat([output, o], 1))
+    )
+    for start, s in [(400, 399), (400, 350), (1000, 20), (700.5, 3.25)]:
+        pred = learned(x_t, start)
+        assert torch.equal(pred.eps, plain(x_t, start).eps) and torch.equal(pred.x_0, plain(x_t, start).x_0)
+        bar_t, bar_s = schedule.alpha_bar_at(start).item(), schedule.alpha_bar_at(s).item()
+        beta = 1 - bar_t / bar_s
+        beta_tilde = (1 - bar_s) / (1 - bar_t) * beta
+        sigma2 = variance(schedule, pred, x_t, start, s)
+        assert sigma2.shape == x_t.shape
+        for i, frac in enumerate((0, 0.5, 0.75, 1)):
+            expected = torch.full((2, 3, 3), beta**frac * beta_tilde ** (1 - frac), dtype=torch.float64)
+            torch.testing.assert_close(sigma2[i], expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "options", "takes"), [(2, LEARNED, 4), (4, {}, 2), (3, LEARNED, 4), (1, {}, 2)])
+def test_outputs_of_other_channels_are_refused(schedule, pair, channels, options, takes):
+    diffusion, model = GaussianDiffusion(schedule, **options), Recorder(torch.zeros(4, channels, 3, 3))
+    message = f"output has {channels} channels, but .* with 2 channels of x takes {takes}; set model.out_channels"
+    with pytest.raises(ValueError, match=message):
+        diffusion.loss(model, pair[0])
+    with pytest.raises(ValueError, match=message):
+        diffusion.denoiser(model)(pair[0], 5)
+
+
+# --- clipping
+
+
+def test_dynamic_thresholding_by_hand(schedule):
+    """k = ceil(0.5 * 5) = 3: where an image's third smallest |x_0| is above 1, clip to it and divide by it."""
+    output = torch.tensor([[0.5, -1.5, 2, 3, -4], [0.1, 0.2, -0.9, 5, -6], [1, -1, 1, 0, 0], [-8, 8, -8, 8, 8]])
+    expected = torch.tensor([[0.25, -0.75, 1, 1, -1], [0.1, 0.2, -0.9, 1, -1], [1, -1, 1, 0, 0], [-1, 1, -1, 1, 1]])
+    output, expected = output.double()[:, None], expected.double()[:, None]
+    x_t = torch.randn(4, 1, 5, dtype=torch.float64)
+    pred = GaussianDiffusion(schedule, "x_0", dynamic_threshold=0.5).denoiser(Recorder(output))(x_t, t)
+    torch.testing.assert_close(pred.x_0, expected, rtol=1e-15, atol=0)
+    torch.testing.assert_close(q_sample(schedule, pred.x_0, t, pred.eps), x_t, rtol=1e-12, atol=1e-12)
+    largest = GaussianDiffusion(schedule, "x_0", dynamic_threshold=1).denoiser(Recorder(output))(x_t, t).x_0
+    size = output.abs().amax((1, 2), keepdim=True).clamp(min=1)
+    torch.testing.assert_close(largest, output / size, rtol=1e-15, atol=0)
+
+
+def test_without_clipping_the_output_is_left_alone(schedule, pair):
+    x_t, output = pair
+    pred = GaussianDiffusion(schedule, "x_0", clip_x_0=False).denoiser(Recorder(5 * output))(x_t, t)
+    assert torch.equal(pred.x_0, 5 * output)
+
+
+# --- other losses
+
+
+def test_the_vlb_is_T_times_its_terms_for_a_fixed_variance_too(pair):
+    schedule, (x_0, eps), output = linear(1200), pair, torch.randn(4, 2, 3, 3, dtype=torch.float64)
+    for target in TARGETS:
+        for name, frac in (("beta", 1.0), ("beta_tilde", 0.0)):
+            diffusion = GaussianDiffusion(schedule, target, variance=name, clip_x_0=False, loss="vlb")
+            x_t = q_sample(schedule, x_0, t, eps)
+            pred = diffusion.denoiser(Recorder(output))(x_t, t)
+            expected = 1200 * L_vlb(schedule, Prediction(pred.eps, pred.x_0, frac), x_0, x_t, t)
+            torch.testing.assert_close(diffusion.loss(Recorder(output), x_0, t=t, eps=eps), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["simple", "x_0", "snr", "min_snr", "p2", "vlb", "hybrid"])
+@pytest.mark.parametrize("make", [linear, cosine])
+def test_every_loss_of_a_true_answer_is_smaller_than_that_of_a_wrong_one(make, loss, pair):
+    (x_0, eps), schedule = pair, make(1000)
+    for target in TARGETS:
+        diffusion = GaussianDiffusion(schedule, target, loss=loss)
+        true = from_prediction(schedule, target, Prediction(eps, x_0), t)
+        right, wrong = (diffusion.loss(Recorder(true + by), x_0, t=t, eps=eps) for by in (0.0, 0.5))
+        assert right.shape == (4,) and (right < wrong).all()

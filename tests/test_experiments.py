@@ -133,7 +133,7 @@ def test_every_experiment_has_one_budget_that_decides_and_a_sampler_that_can_wal
     assert (
         sum(config.trainer[key] is not None for key in ("steps", "epochs")) + (config.trainer.seconds is not None) >= 1
     )
-    assert build(config.sampler, "sampler").times(config.schedule.T)[-1] == 0
+    assert build(config.sampler, "sampler").times(build(config.schedule, "schedule"))[-1] == 0
     build(config.trainer, "trainer")
 
 

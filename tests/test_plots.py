@@ -1,6 +1,7 @@
 """ddpm/plots.py: readable PNG files of a sane size, whose images are where they belong and not resampled."""
 
 import importlib
+import io
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm import plots
+from ddpm.schedules import NoiseSchedule, cosine, linear, sigmoid, zero_terminal_snr
 
 
 def constant(n: int, value: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> torch.Tensor:
@@ -105,7 +107,7 @@ def test_rows_of_unequal_shapes_are_refused(tmp_path, parts):
         plots.preview(tmp_path / "a.png", [(1, x, x) for x in parts])
 
 
-BLUE, RED = np.array([31, 119, 180]), np.array([214, 39, 40])
+BLUE, ORANGE, RED = np.array([31, 119, 180]), np.array([255, 127, 14]), np.array([214, 39, 40])
 
 
 def drawn(picture: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +166,153 @@ def test_moving_average():
     assert np.isnan(mean[98]) and mean[100] == pytest.approx(np.nanmean(values[95:106]))
 
 
+def test_labelled_table_has_labels_on_both_sides(tmp_path):
+    path = tmp_path / "table.png"
+    rows = [("first", torch.cat([constant(1, 50), constant(1, 90)])), ("second", constant(2, 150))]
+    plots.labelled_table(path, rows, ["left", "right"])
+    picture = read(path)
+    (y_1, x_1), (y_2, x_2), (y_3, x_3) = (box(picture, value)[:2] for value in (50, 90, 150))
+    assert y_1 == y_2 < y_3 and x_1 == x_3 < x_2
+    assert (picture[:y_1] < 128).any() and (picture[:, :x_1] < 128).any()
+    with pytest.raises(ValueError, match="rows of \\[2, 2\\] images, but 1 labels"):
+        plots.labelled_table(path, rows, ["left"])
+
+
+def test_curves(tmp_path):
+    path = tmp_path / "curves.png"
+    x = torch.arange(1, 101)
+    plots.curves(path, x, {"rising": {"a": x, "b": x / 2}, "level": {"b": [1.0] * 100}}, log=["t", "rising"])
+    picture = read(path)
+    y, x = drawn(picture, BLUE)
+    assert x.max() < 440 and y[x.argmin()] > y[x.argmax()]  # the first panel alone, rising
+    y, x = drawn(picture, ORANGE)
+    assert x.max() > 500 and np.ptp(y[x > 500]) < 30  # the same colour in the second panel, level
+    plots.curves(path, [1, 2], {"with a zero": {"a": [0.0, 1.0]}}, log=["with a zero"])
+    read(path)
+
+
+def test_density(tmp_path):
+    path, x = tmp_path / "density.png", torch.linspace(-3, 3, 61)
+    log_prob = torch.stack([-(x**2) / (0.1 + t / 10) for t in range(11)])
+    walks = torch.stack([torch.full((11,), -2.0), torch.full((11,), 2.0)], dim=1)
+    plots.density(path, range(11), x, log_prob, {"one": (range(11), walks), "other": (range(10, -1, -1), walks)})
+    picture = read(path)
+    y, _ = drawn(picture, RED)
+    assert len(np.unique(y)) <= 12 and np.ptp(y) > 100  # two level lines
+    shade = picture[150:180].astype(int).sum(2).mean(0)  # across the middle: bluer than paper
+    assert shade.min() < 600
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_orders_are_slopes(tmp_path, order):
+    """A method of order p lies parallel to the grey line of slope p."""
+    path, cost = tmp_path / "orders.png", [10, 100, 1000]
+    plots.orders(path, {"title": {"a": [(n, 0.1 * float(n) ** -order) for n in cost], "b": [(10, 1.0), (1000, 1e-7)]}})
+    y, x = drawn(read(path), BLUE)
+    in_axes = y < 370
+    (x_0, x_1), (y_0, y_1) = np.quantile(x[in_axes], [0, 1]), np.quantile(y[in_axes], [0, 1])
+    decade_x, decade_y = axes_of_orders(path)
+    assert (y_1 - y_0) / decade_y / ((x_1 - x_0) / decade_x) == pytest.approx(order, rel=0.1)
+
+
+def axes_of_orders(path) -> tuple[float, float]:
+    """Pixels of a decade in both directions: between the ends of b, two decades of cost and seven of error apart."""
+    y, x = drawn(read(path), ORANGE)
+    in_axes = y < 370
+    return np.ptp(x[in_axes]) / 2, np.ptp(y[in_axes]) / 7
+
+
+def test_spacings(tmp_path):
+    path = tmp_path / "spacings.png"
+    plots.spacings(path, {"few": ([10, 5, 0], [-4, 0, float("inf")]), "many": (range(10, -1, -1), range(-5, 6))})
+    picture = read(path)
+    _, x = drawn(picture, BLUE)
+    assert len(np.unique(x[x < 430])) == pytest.approx(6, abs=4) and len(np.unique(x[x > 430])) <= 8
+    _, x = drawn(picture, ORANGE)
+    assert len(np.unique(x)) > 22
+
+
+def test_png_is_the_same_picture_in_fewer_colours(tmp_path):
+    path, curve = tmp_path / "loss.png", [(i, 1 / (i + 1)) for i in range(50)]
+    plots.loss(path, curve, [])
+    small = plots.png(plots.loss, curve, [])
+    picture = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    assert abs(picture - read(path)).max() < 30 and len(small) < path.stat().st_size
+    grey = plots.png(plots.labelled_rows, [("row", constant(2, 99))])
+    plots.labelled_rows(tmp_path / "loss.png", [("row", constant(2, 99))])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(grey))), read(path))
+
+
 def test_pyplot_and_its_global_state_stay_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails from here on
     importlib.reload(plots)
     plots.loss(tmp_path / "loss.png", [(1, 1.0)], [])
     plots.labelled_rows(tmp_path / "rows.png", [("row", constant(2, 99))])
+
+
+@pytest.mark.parametrize(("times", "n"), [(range(1, 1001), 30), ([250, 500, 1000], 2), ([1], 1)])
+def test_bits_per_dim_shows_every_number_that_it_is_given(times, n, tmp_path):
+    def drawn(terms: torch.Tensor, L_T: float = 0.1) -> np.ndarray:
+        plots.bits_per_dim(tmp_path / "bits.png", times, terms, torch.full((n,), L_T))
+        return read(tmp_path / "bits.png")
+
+    terms = torch.tensor([1 / t for t in times]).expand(n, -1)
+    picture = drawn(terms)
+    assert np.array_equal(picture, drawn(terms))
+    assert not np.array_equal(picture, drawn(terms, 0.7))
+    for column in {0, len(times) - 1}:
+        other = terms.clone()
+        other[:, column] += 0.5
+        assert not np.array_equal(picture, drawn(other))
+    drawn(terms - 1)  # not all above 0: the left axis is linear
+
+
+C = [BLUE, np.array([255, 127, 14]), np.array([44, 160, 44]), RED, np.array([148, 103, 189])]  # of matplotlib's cycle
+FIVE = {
+    "cosine": cosine(100),
+    "linear": linear(100),
+    "sigmoid": sigmoid(100),
+    "zero_terminal_snr": zero_terminal_snr(linear(100)),
+    "linear (literal)": linear(100, rescale=False),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_schedules_have_a_colour_each_in_every_panel_and_the_table(n, tmp_path):
+    plots.schedules(tmp_path / "a.png", dict(list(FIVE.items())[:n]))
+    picture = read(tmp_path / "a.png").astype(int)
+    lines = 250 + np.arange(5) * 24  # of the panels and, roughly, of the table
+    for i, colour in enumerate(C):
+        y, x = np.nonzero((abs(picture - colour) <= 40).all(2))
+        in_panels, in_table = y < lines[0], (y > lines[0]) & (x < 80)
+        parts = [(in_panels & (a <= x) & (x < b)).sum() for a, b in ((0, 300), (300, 600), (600, 880))]
+        if i < n:
+            assert min(parts) > 30 and in_table.sum() > 20
+        else:
+            assert not in_table.any()
+
+
+def test_a_figure_of_schedules_shows_what_they_are(tmp_path):
+    def drawn(named: dict[str, NoiseSchedule]) -> np.ndarray:
+        plots.schedules(tmp_path / "a.png", named)
+        return read(tmp_path / "a.png")
+
+    picture, clipped = drawn({"a": cosine(100)}), cosine(100)
+    assert np.array_equal(picture, drawn({"a": cosine(100)}))
+    clipped.clipped = 0  # the ring at the end of beta, the word of it, and a figure of the table
+    y, x = np.nonzero((picture != drawn({"a": clipped})).any(2))
+    assert (y < 60).any() and (x[y < 60] > 600).all() and (y > 250).any()
+    assert not np.array_equal(picture, drawn({"b": cosine(100)}))
+    drawn({"short": NoiseSchedule([0.1, 1.0]), "long": linear(1000)})  # over t / T
+    drawn({"one": NoiseSchedule([1.0])})
+
+
+def test_the_table_of_schedules():
+    header, *rows = plots.schedule_table({"cosine": cosine(1000), "ended": zero_terminal_snr(linear(100))})
+    assert header == plots.SCHEDULE_COLUMNS
+    assert rows == [
+        ("cosine", "1,000", "4.13e-05", "0.999", "1", "10.1", "-19.8", "0.0049%", "20,291"),
+        ("ended", "100", "0.001", "1", "0", "6.9", "-inf", "0%", "inf"),
+    ]
+    literal = plots.schedule_table({"literal": linear(100, rescale=False)})[1]
+    assert literal[-2:] == ("60%", "1.66")

@@ -31,8 +31,8 @@ def test_the_mean_of_a_stride(schedule):
     """The second form holds for t -> s too, with alpha_bar_t / alpha_bar_s for alpha_t."""
     x_t, eps = torch.randn(2, 1000, 5, dtype=torch.float64)
     pred = Prediction(eps, x_0_from_eps(schedule, x_t, t, eps))
-    for s in (t // 2, t // 10, (t - 20).clamp(min=0)):
-        bar_t, bar_s = schedule.alpha_bar[t, None], schedule.alpha_bar[s, None]
+    for s in (t // 2, t // 10, (t - 20).clamp(min=0), 0.3 * t, t - 0.75):
+        bar_t, bar_s = (schedule.alpha_bar_at(time)[:, None] for time in (t, s))
         expected = (bar_s / bar_t).sqrt() * (x_t - (1 - bar_t / bar_s) / (1 - bar_t).sqrt() * eps)
         torch.testing.assert_close(mu_theta(schedule, pred, x_t, t, s), expected, rtol=2e-12, atol=1e-12)
 
@@ -62,7 +62,7 @@ def pred(frac) -> Prediction:
 def test_variance_between_beta_tilde_and_beta(make):
     schedule = make(1000)
     x_t = torch.zeros(1000, 1, dtype=torch.float64)
-    beta, beta_tilde = schedule.beta[1:], schedule.beta_tilde[1:]
+    beta, beta_tilde = schedule.beta[1:], schedule.beta_tilde[[2, *range(2, 1001)]]  # beta_tilde_2 for the 0 at t = 1
     close = {"rtol": 2e-12 if make is linear else 1e-11, "atol": 0}
     assert VARIANCES == {"beta_tilde": 0.0, "beta": 1.0}
     torch.testing.assert_close(variance(schedule, pred(0.0), x_t, t)[:, 0], beta_tilde, **close)
@@ -74,12 +74,17 @@ def test_variance_between_beta_tilde_and_beta(make):
 
 def test_variance_of_a_stride(schedule):
     x_t = torch.zeros(1, dtype=torch.float64)
-    for start, s in [(1000, 980), (500, 1), (60, 0)]:
-        bar_t, bar_s = schedule.alpha_bar[[start, s]].tolist()
+    for start, s in [(1000, 980), (500, 1), (60, 0), (1, 0), (700.5, 3.25), (1.5, 0.5), (0.5, 0)]:
+        bar_t, bar_s = schedule.alpha_bar_at(start).item(), schedule.alpha_bar_at(s).item()
         beta = 1 - bar_t / bar_s
+        beta_tilde = (1 - bar_s) / (1 - bar_t) * beta if s else schedule.beta_tilde[2].item()
         for frac in (0.0, 0.3, 1.0):
-            expected = beta**frac * ((1 - bar_s) / (1 - bar_t) * beta) ** (1 - frac)
+            expected = beta**frac * beta_tilde ** (1 - frac)
             assert variance(schedule, pred(frac), x_t, start, s).item() == pytest.approx(expected, rel=1e-13)
+
+
+def test_the_variance_of_the_only_step_is_its_beta():
+    assert variance(NoiseSchedule([0.25]), pred(0.3), torch.zeros(1, dtype=torch.float64), 1).item() == 0.25
 
 
 def test_one_frac_for_each_pixel(schedule):
@@ -107,9 +112,12 @@ def test_beta_tilde_is_exact_for_a_single_point_and_beta_for_unit_variance_data(
 
 
 def test_both_follow_x_to_its_device(schedule, device):
-    x, steps = torch.zeros(2, 3, device=device), torch.tensor([5, 9], device=device)
-    assert mu_theta(schedule, Prediction(x, x), x, steps).device.type == device
-    assert variance(schedule, Prediction(x, x, 0.5), x, steps).shape == (2, 1)
+    x = torch.zeros(2, 3, device=device)
+    for steps in (torch.tensor([5, 9], device=device), torch.tensor([5, 9]), torch.tensor([5.5, 9.0])):
+        for s in (None, 0, 3, steps // 2):
+            assert mu_theta(schedule, Prediction(x, x), x, steps, s).device.type == device
+            sigma2 = variance(schedule, Prediction(x, x, 0.5), x, steps, s)
+            assert sigma2.shape == (2, 1) and sigma2.device.type == device
 
 
 def test_an_int_and_a_tensor_of_t_agree(schedule):

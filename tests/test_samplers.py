@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from conftest import GaussianOracle, MixtureOracle, propagate
 
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, Ancestral, Sampler
+from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Sampler, UniPC
 from ddpm.schedules import cosine, linear
 from ddpm.targets import Prediction
 
@@ -70,10 +69,11 @@ def test_ancestral_moments_on_gaussian_data(schedule, frac, variance):
 def test_with_the_true_reverse_variance_every_marginal_is_exact(make, steps):
     """Var[x_s | x_t] = beta_tilde + c^2 Var[x_0 | x_t]: then x_s ~ q(x_s) for every s, with strides of any length."""
     schedule, sampler = make(1000), Ancestral(steps)
-    stride = dict(itertools.pairwise(sampler.times(1000)))
+    stride = dict(itertools.pairwise(sampler.times(schedule)))
 
     class TrueVariance(GaussianOracle):
         def denoise(self, x_t, t):
+            t = int(t[0])
             pred, bar_t, bar_s = super().denoise(x_t, t), *schedule.alpha_bar[[t, stride[t]]].tolist()
             beta = 1 - bar_t / bar_s
             beta_tilde = (1 - bar_s) / (1 - bar_t) * beta
@@ -86,7 +86,7 @@ def test_with_the_true_reverse_variance_every_marginal_is_exact(make, steps):
     moments = propagate(sampler, oracle, *oracle.marginal(1000))
     for s, mean, variance in moments[:-1]:
         assert (mean, variance) == pytest.approx(oracle.marginal(s), rel=1e-9)
-    last = sampler.times(1000)[-2]
+    last = sampler.times(schedule)[-2]
     assert moments[-1][1:] == pytest.approx((0.7, 0.25 - oracle.x_0_variance(last)), rel=1e-9)  # E[x_0 | x_t] is drawn
 
 
@@ -183,25 +183,15 @@ def test_eta_outside_0_to_1_is_refused(eta):
         DDIM(10, eta)
 
 
-# --- The times
-
-
-def test_times_are_even_strictly_decreasing_and_end_at_0():
-    """round(linspace(T, 0, steps + 1)) in exact arithmetic, halves to even: the same on every machine."""
-    for T in [*range(1, 41), 100, 1000]:
-        for steps in range(1, T + 1) if T <= 100 else [1, 3, 7, 16, 50, 333, 512, 600, 976, 999, 1000]:
-            times = DDIM(steps).times(T)
-            assert times == [round(Fraction(T * (steps - i), steps)) for i in range(steps + 1)], (T, steps)
-            assert len(times) == steps + 1 and times[0] == T and times[-1] == 0
-            assert all(t > s for t, s in itertools.pairwise(times))
-    assert Ancestral().times(4) == [4, 3, 2, 1, 0]
+# --- The numbers of steps
 
 
 def test_default_numbers_of_steps():
     assert DDIM().steps == 50 and DDIM().eta == 0 and Ancestral().steps is None
+    assert DPMSolverPP().steps == 20 and DPMSolverPP().order == 2 and Heun().churn == 0 and LMS().order == 4
 
 
-@pytest.mark.parametrize("sampler", [Ancestral, DDIM])
+@pytest.mark.parametrize("sampler", [Ancestral, DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
 def test_wrong_numbers_of_steps_are_refused(sampler):
     for steps in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match=f"steps = {steps}: .* integer >= 1"):
@@ -231,6 +221,7 @@ class Spy(SampleNoise):
         (Ancestral(7), 100, [100, 86, 71, 57, 43, 29, 14, 0]),
         (DDIM(7, 0.5), 100, [100, 86, 71, 57, 43, 29, 14, 0]),
         (Ancestral(), 4, [4, 3, 2, 1, 0]),
+        (DPMSolverPP(7, 1, "sde"), 100, [100, 86, 71, 57, 43, 29, 14, 0]),
     ],
 )
 def test_the_loop_step_by_step(sampler, T, times):
@@ -260,7 +251,9 @@ def test_the_loop_step_by_step(sampler, T, times):
     assert torch.equal(x_0, calls[-1][4].x_0)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(1), DDIM(1), DDIM(1, 1.0)])
+@pytest.mark.parametrize(
+    "sampler", [Ancestral(1), DDIM(1), DDIM(1, 1.0), DPMSolverPP(1, 1), Heun(1), LMS(1, 1), UniPC(1, 1)]
+)
 def test_one_step_is_the_denoiser_at_T(sampler, oracle):
     x_T = torch.randn(3, 2)
     x_0 = sampler(oracle.schedule, oracle.denoise, x_T, generator=Spy(0, []))
@@ -268,10 +261,10 @@ def test_one_step_is_the_denoiser_at_T(sampler, oracle):
 
 
 def test_the_step_to_0_is_the_denoiser_itself(schedule):
-    """So the loop, which returns pred.x_0 there, leaves the method unchanged."""
+    """So the loop, which returns pred.x_0 there, leaves the method unchanged. (Ancestral: its mean, for no noise.)"""
     x_t, eps, x_0, noise = torch.randn(4, 5, dtype=torch.float64)
-    for sampler in (Ancestral(), DDIM(), DDIM(eta=1.0)):
-        x_s = sampler.step(schedule, None, x_t, 20, 0, Prediction(eps, x_0), [], noise)
+    for sampler, z in ((Ancestral(), 0 * noise), (DDIM(), noise), (DDIM(eta=1.0), noise)):
+        x_s = sampler.step(schedule, None, x_t, 20, 0, Prediction(eps, x_0), [], z)
         torch.testing.assert_close(x_s, x_0, rtol=1e-14, atol=0)
 
 
@@ -327,7 +320,19 @@ def test_sampling_builds_no_graph():
 # --- Keyed noise
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(20), DDIM(20, 0.7)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Ancestral(20),
+        DDIM(20, 0.7),
+        DPMSolverPP(10),
+        DPMSolverPP(10, kind="sde"),
+        DPMSolverPP(10, kind="singlestep", grid="continuous"),
+        Heun(10, churn=5.0, grid="continuous"),
+        LMS(10),
+        UniPC(10),
+    ],
+)
 def test_the_batch_size_never_changes_a_sample(sampler, oracle):
     def samples(indices):
         noise = SampleNoise(5, indices)
@@ -347,8 +352,20 @@ def test_keyed_noise_for_another_number_of_samples_is_refused(oracle):
         Ancestral(20)(oracle.schedule, oracle.denoise, torch.randn(8, 2), generator=SampleNoise(0, [0]))
 
 
-def test_sampling_follows_x_T_to_its_device_and_dtype(schedule, device):
-    for sampler, noise in itertools.product([Ancestral(3), DDIM(3), DDIM(3, 1.0)], [None, SampleNoise(0, [0, 1])]):
+@pytest.mark.parametrize("grid", ["integer", "continuous"])
+def test_sampling_follows_x_T_to_its_device_and_dtype(schedule, device, grid):
+    samplers = [
+        Ancestral(3, grid=grid),
+        DDIM(3, grid=grid),
+        DDIM(3, 1.0, grid=grid),
+        DPMSolverPP(4, 3, grid=grid),
+        DPMSolverPP(3, kind="singlestep", grid=grid),
+        DPMSolverPP(3, kind="sde", grid=grid),
+        Heun(3, churn=1.0 if grid == "continuous" else 0.0, grid=grid),
+        LMS(4, grid=grid),
+        UniPC(4, 3, grid=grid),
+    ]
+    for sampler, noise in itertools.product(samplers, [None, SampleNoise(0, [0, 1])]):
         x = torch.zeros(2, 3, device=device, dtype=torch.float64)
         shapes = []
         x_0 = sampler(
@@ -358,4 +375,4 @@ def test_sampling_follows_x_T_to_its_device_and_dtype(schedule, device):
             generator=noise,
             callback=lambda i, t, s, x_t, pred, shapes=shapes: shapes.append((x_t.device.type, x_t.dtype)),
         )
-        assert x_0.device.type == device and shapes == [(device, torch.float64)] * 3
+        assert x_0.device.type == device and shapes == [(device, torch.float64)] * sampler.steps

@@ -104,3 +104,50 @@ def test_a_network_with_classes_is_given_them_by_number(model):
     drawn = source(classes).draw(range(5))
     assert drawn.shape == (5, *SHAPE) and all(y == [0, 1, 2, 0, 1] for y in given)
     torch.testing.assert_close(source(classes).draw([4, 2]), drawn[[4, 2]], rtol=0, atol=2e-5)
+
+
+class Exact(nn.Module):
+    """E[eps | x_t] of data N(0.3, 0.25): a perfect network; `num_classes` makes it note the classes it is given."""
+
+    def __init__(self, schedule: object, num_classes: int | None = None):
+        super().__init__()
+        self.schedule, self.num_classes, self.seen = schedule, num_classes, []
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        self.seen.append(y)
+        alpha_bar = self.schedule.alpha_bar[t].float()[:, None, None, None]
+        return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * 0.3) / (alpha_bar * 0.25 + 1 - alpha_bar)
+
+
+def between(sampler: object, y: torch.Tensor | None = None, num_classes: int | None = None) -> tuple:
+    schedule = cosine(1000)
+    network = Exact(schedule, num_classes)
+    x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(3)) * 0.5 + 0.3
+    way = Source(GaussianDiffusion(schedule), network, sampler, SHAPE, 0, CPU).between(x, y, 5)
+    return x, way, network
+
+
+def test_the_way_between_two_images_begins_and_ends_with_them():
+    """Unclipped: some of these pixels lie beyond [-1, 1]."""
+    x, way, network = between(DDIM(200))
+    assert way.shape == (5, *SHAPE) and x.abs().max() > 1.2 and set(network.seen) == {None}
+    errors = {steps: (between(DDIM(steps))[1][[0, -1]] - x).abs().max().item() for steps in (50, 100, 200)}
+    assert errors[200] < 0.03 and 1.5 < errors[50] / errors[100] < 2.5 and 1.5 < errors[100] / errors[200] < 2.5
+
+
+def test_what_lies_between_is_as_likely_as_the_ends():
+    """On the arc a latent keeps its norm, so an image in the middle keeps its spread; on a line it would lose it."""
+    x, way, _ = between(DDIM(100))
+    spread = way.flatten(1).std(1)
+    assert spread[2] > 0.85 * x.flatten(1).std(1).mean() and not torch.allclose(way[2], way[[0, -1]].mean(0), atol=0.05)
+
+
+def test_each_image_on_the_way_has_the_class_of_the_nearer_end():
+    *_, network = between(DDIM(4), torch.tensor([7, 2]), num_classes=10)
+    assert [y.tolist() for y in network.seen[-2:]] == [[7, 7, 7, 2, 2]] * 2 and network.seen[0].tolist() == [7, 2]
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(5), DDIM(5, eta=0.5)])
+def test_a_sampler_without_an_inverse_cannot_go_between(sampler):
+    with pytest.raises(ValueError, match="eta"):
+        between(sampler)

@@ -7,7 +7,19 @@ import re
 import pytest
 import torch
 
-from ddpm.schedules import NoiseSchedule, at, cosine, linear
+from ddpm.schedules import (
+    NoiseSchedule,
+    at,
+    concerns,
+    constant,
+    cosine,
+    linear,
+    report,
+    respace,
+    scaled_linear,
+    sigmoid,
+    zero_terminal_snr,
+)
 
 SCHEDULES = {  # alpha_bar_T to three digits, 1 / sqrt(alpha_bar_T)
     "linear 1000": (lambda: linear(1000), "4.04e-05", pytest.approx(157, abs=0.5)),
@@ -16,6 +28,9 @@ SCHEDULES = {  # alpha_bar_T to three digits, 1 / sqrt(alpha_bar_T)
     "linear 100": (lambda: linear(100), "2.04e-05", pytest.approx(221.5, abs=0.1)),
     "cosine 1000": (lambda: cosine(1000), "2.43e-09", pytest.approx(20291, abs=0.5)),
     "cosine 100": (lambda: cosine(100), "2.43e-07", pytest.approx(2029, abs=0.5)),
+    "sigmoid 1000": (lambda: sigmoid(1000), "3e-07", pytest.approx(1825, abs=0.5)),
+    "scaled linear 1000": (lambda: scaled_linear(1000), "0.00466", pytest.approx(14.6, abs=0.05)),
+    "constant 100": (lambda: constant(100), "2.66e-05", pytest.approx(0.9**-50, rel=1e-12)),
 }
 
 
@@ -134,11 +149,42 @@ def test_linear_ends_out_of_range(ends, message):
         linear(10, *ends, rescale=False)
 
 
-@pytest.mark.parametrize("make", [linear, cosine])
+@pytest.mark.parametrize("make", [linear, cosine, sigmoid, scaled_linear, constant])
 @pytest.mark.parametrize("T", [0, -1, 2.5, True])
 def test_T_must_be_a_positive_integer(make, T):
     with pytest.raises(ValueError, match=rf"T = {T}: the number of steps must be an integer >= 1"):
         make(T)
+
+
+# --- scaled linear, constant
+
+
+def test_the_roots_of_scaled_linear_betas_rise_evenly():
+    beta = scaled_linear(1000).beta[1:]
+    assert beta[[0, -1]].tolist() == pytest.approx([0.00085, 0.012], rel=1e-14)
+    assert beta.sqrt().diff().tolist() == pytest.approx([(0.012**0.5 - 0.00085**0.5) / 999] * 999, rel=1e-9)
+    assert scaled_linear(250).beta.tolist() == pytest.approx((4 * scaled_linear(250, rescale=False).beta).tolist())
+
+
+def test_constant_betas_are_all_alike():
+    assert constant(50, 0.3, rescale=False).beta.tolist() == [0.0, *[0.3] * 50]
+    assert constant(250, 0.01).beta[1:].tolist() == pytest.approx([0.04] * 250, rel=1e-15)
+    assert constant(7, 0.3, rescale=False).alpha_bar.tolist() == pytest.approx([0.7**t for t in range(8)], rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: scaled_linear(11), "the smallest legal T is 13"),
+        (lambda: constant(5), "the smallest legal T is 11"),
+        (lambda: scaled_linear(100, beta_1=-0.1), "beta_1 = -0.1 must lie in (0, 1)"),
+        (lambda: scaled_linear(100, beta_T=1.5), "beta_T = 1.5 must lie in (0, 1)"),
+        (lambda: constant(100, beta=0.0), "beta = 0 must lie in (0, 1)"),
+    ],
+)
+def test_betas_of_the_others_out_of_range(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
 
 
 # --- cosine
@@ -173,6 +219,202 @@ def test_cosine_clips_exactly_one_beta(T):
 def test_cosine_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         cosine(10, **options)
+
+
+# --- sigmoid
+
+
+@pytest.mark.equation("Chen (Algorithm 1)")
+@pytest.mark.parametrize(("T", "start", "end", "tau"), [(1000, -3, 3, 1.0), (100, -3, 3, 1.0), (50, 0, 3, 0.3)])
+def test_sigmoid_alpha_bar(T, start, end, tau):
+    def logistic(x: float) -> float:
+        return 1 / (1 + math.exp(-x / tau))
+
+    alpha_bar = sigmoid(T, start, end, tau).alpha_bar
+    for t in range(T):  # all but the clipped last one
+        gone = (logistic(start + (end - start) * t / T) - logistic(start)) / (logistic(end) - logistic(start))
+        assert alpha_bar[t].item() == pytest.approx(1 - gone, rel=1e-9, abs=1e-13)
+
+
+def test_sigmoid_clips_exactly_one_beta_and_counts_it():
+    for T in (10, 100, 1000):
+        beta = sigmoid(T).beta
+        assert beta[-1] == 0.999 and (beta[:-1] < 0.999).all() and sigmoid(T).clipped == 1
+    assert sigmoid(100, beta_max=0.2).clipped == (sigmoid(100, beta_max=0.2).beta == 0.2).sum() > 1
+
+
+def test_a_lower_temperature_spends_more_steps_at_both_ends():
+    middle = [((s.alpha_bar > 0.1) & (s.alpha_bar < 0.9)).sum() for s in (sigmoid(100, tau=tau) for tau in (0.5, 1, 2))]
+    assert middle == sorted(middle) and middle[0] < middle[1] - 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 3.0}, "start = 3 must be below end = 3"),
+        ({"tau": 0.0}, "tau = 0 must be > 0"),
+        ({"beta_max": 1.5}, "beta_max = 1.5 must lie in (0, 1)"),
+    ],
+)
+def test_sigmoid_arguments_out_of_range(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sigmoid(10, **options)
+
+
+# --- respaced, and ended in pure noise
+
+
+@pytest.mark.equation("iDDPM (19)")
+@pytest.mark.parametrize("make", [linear, cosine, sigmoid, scaled_linear])
+@pytest.mark.parametrize("times", [[1000], [1, 1000], range(1, 1001), [7, 8, 500, 993], range(20, 1001, 20)])
+def test_a_respaced_schedule_is_the_original_at_the_times_that_are_kept(make, times):
+    schedule = make(1000)
+    kept = respace(schedule, times)
+    assert len(times) == kept.T
+    rounding = {"rtol": 1e-12, "atol": 2e-16}  # a beta within rounding of 1 holds no more of its alpha
+    torch.testing.assert_close(kept.alpha_bar[1:], schedule.alpha_bar[list(times)], **rounding)
+
+
+@pytest.mark.parametrize("times", [[], [0, 5], [5, 5], [7, 5], [3, 11], [2.0, 5], [torch.tensor(3)]])
+def test_times_to_keep_that_are_refused(times):
+    with pytest.raises(ValueError, match=r"integers in 1\.\.10, each larger than the one before"):
+        respace(linear(10, rescale=False), times)
+
+
+@pytest.mark.equation("Lin (Algorithm 1)")
+@pytest.mark.parametrize("make", [linear, cosine, sigmoid, scaled_linear, lambda: NoiseSchedule([0.3, 0.2])])
+def test_a_zero_terminal_snr(make):
+    before = make()
+    after = zero_terminal_snr(before)
+    assert after.T == before.T and after.alpha_bar[-1] == 0 and after.beta[-1] == 1 and after.lambda_[-1] == -math.inf
+    assert after.alpha_bar[1].item() == pytest.approx(before.alpha_bar[1].item(), rel=1e-15)
+    a = before.alpha_bar.sqrt().tolist()
+    for t in range(1, before.T + 1):
+        expected = a[1] * (a[t] - a[-1]) / (a[1] - a[-1])
+        assert after.alpha_bar[t].sqrt().item() == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    again = zero_terminal_snr(after)  # nothing is left to do
+    torch.testing.assert_close(again.alpha_bar, after.alpha_bar, rtol=1e-9, atol=0)
+
+
+def test_a_zero_terminal_snr_needs_two_steps():
+    with pytest.raises(ValueError, match="T = 1: a zero terminal SNR needs at least two steps"):
+        zero_terminal_snr(NoiseSchedule([0.3]))
+
+
+# --- real times
+
+
+REAL = {
+    "linear": lambda: linear(1000),
+    "cosine": lambda: cosine(1000),
+    "ends in pure noise": lambda: zero_terminal_snr(linear(100)),
+    "T = 2": lambda: NoiseSchedule([0.3, 0.6]),
+    "T = 1": lambda: NoiseSchedule([0.3]),
+    "T = 1 and pure noise": lambda: NoiseSchedule([1.0]),
+}
+
+
+@pytest.fixture(params=REAL)
+def real(request) -> NoiseSchedule:
+    return REAL[request.param]()
+
+
+def test_real_times_are_exact_at_integers(real):
+    whole = torch.arange(real.T + 1)
+    for function, table in ((real.lambda_at, real.lambda_), (real.alpha_bar_at, real.alpha_bar)):
+        assert torch.equal(function(whole), table) and torch.equal(function(whole.double()), table)
+        assert torch.equal(function(whole.float()), table)
+        assert [function(t).item() for t in range(real.T + 1)] == [function(float(t)).item() for t in whole]
+        assert function(real.T).shape == function(float(real.T)).shape == ()
+
+
+def test_lambda_and_alpha_bar_fall_strictly_over_real_times(real):
+    t = torch.linspace(0, real.T, 20 * real.T + 1, dtype=torch.float64)
+    lambda_, alpha_bar = real.lambda_at(t), real.alpha_bar_at(t)
+    assert (lambda_[1:] < lambda_[:-1]).all() and (alpha_bar.diff() < 0).all()
+    torch.testing.assert_close(alpha_bar[1:], torch.sigmoid(2 * lambda_[1:]), rtol=1e-9, atol=1e-300)
+
+
+def test_between_integers_lambda_is_interpolated_linearly(schedule):
+    for t in (1.25, 500.5, 998.875):
+        k, f = int(t), t - int(t)
+        expected = (1 - f) * schedule.lambda_[k] + f * schedule.lambda_[k + 1]
+        assert schedule.lambda_at(t).item() == pytest.approx(expected.item(), rel=1e-13)
+    both = schedule.lambda_at(torch.tensor([1.25, 7.0, 0.0]))
+    assert both.dtype == torch.float64 and both.tolist() == [schedule.lambda_at(t).item() for t in (1.25, 7, 0)]
+
+
+def test_beside_an_infinite_lambda_its_exponential_is_interpolated():
+    """e^{-2 lambda} from 0 at t = 0; e^{2 lambda} to 0 at T where x_T is pure noise; both at once if T = 1."""
+    schedule = zero_terminal_snr(linear(100))
+    first, last = (2 * schedule.lambda_[[1, 99]]).exp().tolist()
+    for f in (1e-9, 0.1, 0.5, 0.9):
+        assert (-2 * schedule.lambda_at(f)).exp().item() == pytest.approx(f / first, rel=1e-12)
+        assert (2 * schedule.lambda_at(99 + f)).exp().item() == pytest.approx((1 - f) * last, rel=1e-12)
+        assert NoiseSchedule([1.0]).alpha_bar_at(f).item() == pytest.approx(1 - f, rel=1e-12)
+
+
+def test_t_at_is_the_inverse_of_lambda_at(real):
+    if real.alpha_bar[-1] == 0:
+        with pytest.raises(ValueError, match="beta_T = 1 puts lambda_T at -infinity"):
+            real.t_at(0.0)
+        return
+    t = torch.linspace(0, real.T, 7 * real.T + 1, dtype=torch.float64)
+    torch.testing.assert_close(real.t_at(real.lambda_at(t)), t, rtol=1e-9, atol=0)
+    grid = t[1:].reshape(-1, 7)  # any shape; a number gives a number
+    torch.testing.assert_close(real.t_at(real.lambda_at(t[1:]).reshape(-1, 7)), grid, rtol=1e-9, atol=0)
+    assert real.t_at(real.lambda_[-1].item()).item() == pytest.approx(real.T)
+    assert real.t_at(-math.inf) == real.t_at(real.lambda_[-1] - 5) == real.T and real.t_at(math.inf) == 0
+
+
+def test_real_times_follow_the_device_of_t(real, device):
+    for t in (torch.zeros(3, device=device), torch.zeros(3, dtype=torch.long, device=device)):
+        assert real.lambda_at(t).device.type == real.alpha_bar_at(t).device.type == device
+
+
+# --- what a schedule is, and what is known to hurt
+
+
+def test_the_report_of_a_schedule():
+    assert report(NoiseSchedule([0.5, 0.2])) == {
+        "T": 2,
+        "beta_min": 0.2,
+        "beta_max": 0.5,
+        "betas clipped": 0,
+        "log-SNR at 1": pytest.approx(0, abs=1e-15),
+        "log-SNR at T": pytest.approx(math.log(0.4 / 0.6)),
+        "sqrt(alpha_bar_T)": pytest.approx(0.4**0.5),
+        "1 / sqrt(alpha_bar_T)": pytest.approx(0.4**-0.5),
+    }
+    said = report(cosine(1000))
+    assert said["betas clipped"] == 1 and said["beta_max"] == 0.999
+    assert round(said["1 / sqrt(alpha_bar_T)"]) == 20291
+    ended = report(zero_terminal_snr(linear(1000)))
+    assert (ended["log-SNR at T"], ended["sqrt(alpha_bar_T)"], ended["1 / sqrt(alpha_bar_T)"]) == (
+        -math.inf,
+        0,
+        math.inf,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "target", "told"),
+    [
+        (lambda: linear(100, rescale=False), "v", ["still carries 60% of the signal (sqrt(alpha_bar_T) = 0.603)"]),
+        (lambda: linear(200, rescale=False), "eps", ["with T = 200, take betas rescaled by 1000 / T (rescale=true)"]),
+        (lambda: cosine(1000), "eps", ["an error of eps is multiplied by 1 / sqrt(alpha_bar_T) = 20,291 in x_0"]),
+        (lambda: sigmoid(1000), "eps", ["= 1,825 in x_0"]),
+        (lambda: zero_terminal_snr(linear(1000)), "eps", ["= inf in x_0"]),
+        (lambda: cosine(1000), "v", []),
+        (lambda: zero_terminal_snr(linear(1000)), "x_0", []),
+        (lambda: linear(1000), "eps", []),
+        (lambda: linear(100), "eps", []),
+        (lambda: scaled_linear(1000), "eps", []),
+    ],
+)
+def test_which_choices_are_warned_of(make, target, told):
+    found = concerns(make(), target)
+    assert len(found) == len(told) and all(words in line for words, line in zip(told, found, strict=True))
 
 
 # --- at, to

@@ -69,6 +69,21 @@ def test_eps_and_x_0_of_a_prediction_compose_x_t(case):
         assert torch.equal(from_prediction(schedule, target, pred, t), true) or target == "v"
 
 
+@pytest.mark.parametrize("make", [linear, cosine])
+def test_a_prediction_at_real_times(make):
+    """Between integers as at them: the true target, in any coordinate, gives back the pair that made x_t."""
+    schedule, real = make(T), t.double() - 0.375
+    x_0, eps = torch.randn(2, T, 5, dtype=torch.float64)
+    x_t, stretch = q_sample(schedule, x_0, real, eps), schedule.alpha_bar_at(real)[:, None] ** -0.5
+    for target in TARGETS:
+        true = from_prediction(schedule, target, Prediction(eps, x_0), real)
+        pred = to_prediction(schedule, target, true, x_t, real)
+        assert ((pred.x_0 - x_0).abs() <= 1e-14 * stretch).all()
+        torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-12)
+        one = to_prediction(schedule, target, true[700], x_t[700], real[700].item())
+        assert torch.equal(one.eps, pred.eps[700]) and torch.equal(one.x_0, pred.x_0[700])
+
+
 @pytest.mark.equation("PD (App. D)")
 def test_v_is_the_derivative_of_x_t_by_its_angle(case):
     """x_t = cos(phi) x_0 + sin(phi) eps with cos(phi) = sqrt(alpha_bar_t); autograd differentiates it."""

@@ -18,6 +18,7 @@ from ddpm.ema import EMA
 from ddpm.runs import Run, read_metrics
 from ddpm.samplers import DDIM, Sampler
 from ddpm.schedules import cosine
+from ddpm.times import TIME_SAMPLINGS, TimeSampler
 from ddpm.trainer import Interrupted, Previews, Trainer, resolve, signals
 from models.unet import UNet
 
@@ -128,11 +129,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIG
     """Let a signal arrive in the middle of a step, once."""
     original, pending = Trainer.micro_batches, [step]
 
-    def micro_batches(self, data, T, seed, step, device):
+    def micro_batches(self, data, times, seed, step, device):
         if step in pending:
             pending.clear()
             signal.raise_signal(signum)
-        yield from original(self, data, T, seed, step, device)
+        yield from original(self, data, times, seed, step, device)
 
     monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
 
@@ -172,9 +173,14 @@ class Clock:
         {"precision": "bf16"},
         {"precision": "fp16", "dropout": 0.3},
         {"optimizer": "SGD", "lr_schedule": "linear", "warmup": 4, "batch_size": 50},
+        {"time_sampling": "loss_aware", "batch_size": 160},
+        {"time_sampling": "loss_aware", "batch_size": 160, "accumulate": 2, "precision": "fp16", "offset_noise": 0.1},
     ],
-    ids=["a U-Net", "accumulation, dropout and flips", "bf16", "fp16", "SGD across epochs"],
-)
+    ids=[
+        "a U-Net", "accumulation, dropout and flips", "bf16", "fp16", "SGD across epochs", "loss-aware times",
+        "loss-aware times, accumulation, fp16 and offset noise",
+    ],
+)  # fmt: skip
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(changed, digits, tmp_path, monkeypatch):
     changed = dict(changed)
     make, dropout, flip = changed.pop("network", network), changed.pop("dropout", 0.0), changed.pop("flip", False)
@@ -194,6 +200,16 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(changed, digits, tmp_
     assert resumed.metrics() == undisturbed.metrics() and len(resumed.metrics("train")) == 6
     assert resumed.steps() == undisturbed.steps() == [3, 6]
     assert_same(resumed.saved(6, "ema"), undisturbed.saved(6, "ema"))
+    before, after, whole = (
+        checkpoint.load_state(fit.run.checkpoints / step)["times"]
+        for fit, step in ((undisturbed, "3"), (resumed, "6"), (undisturbed, "6"))
+    )
+    if changed.get("time_sampling") == "loss_aware":
+        assert before["count"][1:].min() >= 10  # from there on the losses do steer
+        assert torch.equal(after["count"], whole["count"]) and after["count"].sum() == 6 * 160
+        assert torch.equal(after["losses"][1:], whole["losses"][1:])
+    else:
+        assert before == after == whole == {}
 
 
 def test_a_stop_between_two_checkpoints_writes_one_and_changes_nothing(data, tmp_path, monkeypatch):
@@ -236,18 +252,31 @@ def test_what_happens_outside_the_loop_does_not_matter(data, tmp_path):
     assert_same(plain.state, busy.state)
 
 
+def sampler_of_times(kind: str) -> TimeSampler:
+    """With a history that makes late times likely, where it counts."""
+    times = TimeSampler(kind, T)
+    for _ in range(10):
+        times.update(torch.arange(1, T + 1), torch.arange(1.0, T + 1))
+    return times
+
+
+@pytest.mark.parametrize("kind", TIME_SAMPLINGS)
 @pytest.mark.parametrize("flip", [False, True])
-def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, digits):
-    data = some(digits, flip=flip)
+def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, kind, digits):
+    data, times = some(digits, flip=flip), sampler_of_times(kind)
 
     def drawn(seed: int, step: int, accumulate: int = 1) -> list[torch.Tensor]:
         trainer = Trainer(**options(accumulate=accumulate))
-        parts = list(trainer.micro_batches(data, T, seed, step, CPU))
-        assert len(parts) == accumulate and {len(x) for part in parts for x in part} == {16 // accumulate}
-        return [torch.cat(column) for column in zip(*parts, strict=True)]
+        parts = list(trainer.micro_batches(data, times, seed, step, CPU))
+        assert len(parts) == accumulate
+        assert {len(x) for part in parts for x in part if x is not None} == {16 // accumulate}
+        assert all((part[3] is None) == (kind != "loss_aware") for part in parts)
+        return [torch.cat(column) for column in zip(*parts, strict=True) if column[0] is not None]
 
     reference = drawn(3, 7)
-    x_0, y, t, eps = reference
+    x_0, y, t, *weight, eps = reference
+    if weight:
+        torch.testing.assert_close(weight[0], 10.5 / t.float())
     assert x_0.shape == eps.shape == (16, 1, 8, 8) and y.shape == t.shape == (16,)
     assert x_0.min() >= -1 and x_0.max() <= 1 and t.min() >= 1 and t.max() <= T
     torch.manual_seed(123)
@@ -259,7 +288,8 @@ def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, digits):
 
 def test_t_covers_its_range_evenly_and_eps_is_standard_normal(data):
     trainer = Trainer(**options(batch_size=2000))
-    *_, t, eps = next(iter(trainer.micro_batches(data, T, 0, 1, CPU)))
+    _, _, t, weight, eps = next(iter(trainer.micro_batches(data, TimeSampler("uniform", T), 0, 1, CPU)))
+    assert weight is None
     assert torch.bincount(t, minlength=T + 1)[1:].sub(100).abs().max() < 45 and t.min() == 1 and t.max() == T
     assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01
 
@@ -275,6 +305,35 @@ def test_accumulation_is_one_batch_but_for_rounding(data, tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
     start = network().state_dict()
     assert any((one.state[k] - start[k]).abs().max() > 1e-4 for k in start)  # it moved at all
+
+
+def test_offset_noise_shifts_whole_channels_and_nothing_else(data):
+    def drawn(strength: float) -> list[torch.Tensor]:
+        trainer = Trainer(**options(batch_size=1000, offset_noise=strength))
+        return next(iter(trainer.micro_batches(data, TimeSampler("uniform", T), 0, 1, CPU)))
+
+    plain, shifted = drawn(0.0), drawn(0.3)
+    assert all(torch.equal(plain[i], shifted[i]) for i in (0, 1, 2))
+    shift = shifted[4] - plain[4]
+    torch.testing.assert_close(shift, shift.mean((2, 3), keepdim=True).expand_as(shift), rtol=0, atol=1e-6)
+    assert shift[:, 0, 0, 0].std().item() == pytest.approx(0.3, rel=4.5 / 2000**0.5)
+
+
+def test_the_weights_of_times_scale_the_loss_and_its_history_does_not_know_them(data, tmp_path, monkeypatch):
+    """Weight 2 at half the rate is weight 1, to the bit; what is remembered are the losses themselves."""
+    draw, seen = TimeSampler.draw, []
+
+    def fit(name: str, weight: float, lr: float) -> Fit:
+        monkeypatch.setattr(TimeSampler, "draw", lambda self, B, g: (draw(self, B, g)[0], torch.full((B,), weight)))
+        monkeypatch.setattr(TimeSampler, "update", lambda self, t, loss: seen.append(loss))
+        return Fit(tmp_path / name, data, optimizer="SGD", lr=lr, clip=None, accumulate=2)
+
+    one, two = fit("one", 1.0, 0.1), fit("two", 2.0, 0.05)
+    assert_same({k: v for k, v in one.state.items() if "." in k}, {k: v for k, v in two.state.items() if "." in k})
+    losses = [[line["loss"] for line in fit.metrics("train")] for fit in (one, two)]
+    assert losses[1] == pytest.approx([2 * loss for loss in losses[0]], rel=1e-6)
+    assert len(seen) == 24 and all(torch.equal(*pair) for pair in zip(seen[:12], seen[12:], strict=True))
+    assert not any(loss.requires_grad for loss in seen)
 
 
 # ---------------------------------------------------------------------------------------------- how long
@@ -506,6 +565,20 @@ def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(data, tmp_path
     assert all(v.isfinite().all() for v in checkpoint.load_weights(last / "model.safetensors").values())
 
 
+def test_a_broken_loss_is_told_as_such_by_loss_aware_times_too(data, tmp_path):
+    """And not as a failure to draw the next times from it."""
+    with pytest.raises(FloatingPointError, match="step 6: loss nan"):
+        Fit(
+            tmp_path,
+            data,
+            model=Breaks(4),
+            time_sampling="loss_aware",
+            batch_size=160,
+            log_every=100,
+            checkpoint_every=6,
+        )
+
+
 def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path, monkeypatch):
     """Loss scaling begins too high on purpose: the step is left out, the scale is halved."""
     scaler = torch.amp.GradScaler
@@ -544,6 +617,9 @@ def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path
         ({"previews": -1}, "previews = -1 must be an integer >= 0"),
         ({"precision": "fp8"}, "precision = 'fp8' is not known; allowed: auto, fp32, bf16, fp16"),
         ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear"),
+        ({"time_sampling": "even"}, "'even' is not known; allowed: uniform, stratified, loss_aware"),
+        ({"offset_noise": -0.1}, "offset_noise = -0.1 must be >= 0"),
+        ({"offset_noise": math.nan}, "offset_noise = nan must be >= 0"),
         ({"ema_decay": 1.0}, r"ema_decay = 1 must lie in \[0, 1\)"),
         ({"ema_warmup": -1.0}, "ema_warmup = -1 be >= 0"),
         ({"ema_warmup": math.nan}, "ema_warmup = nan"),

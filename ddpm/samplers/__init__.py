@@ -1,7 +1,22 @@
 """Samplers: one loop, then one paper a file, one step each."""
 
 from ddpm.samplers.ancestral import Ancestral
-from ddpm.samplers.base import Sampler
-from ddpm.samplers.ddim import DDIM
+from ddpm.samplers.base import Sampler, integrate
+from ddpm.samplers.ddim import DDIM, interpolate
+from ddpm.samplers.dpm_solver import DPMSolverPP
+from ddpm.samplers.edm import Euler, Heun
+from ddpm.samplers.lms import LMS
+from ddpm.samplers.unipc import UniPC
 
-__all__ = ["DDIM", "Ancestral", "Sampler"]
+__all__ = [
+    "DDIM",
+    "LMS",
+    "Ancestral",
+    "DPMSolverPP",
+    "Euler",
+    "Heun",
+    "Sampler",
+    "UniPC",
+    "integrate",
+    "interpolate",
+]

@@ -16,7 +16,7 @@ class Ancestral(Sampler):
         \qquad \text{[DDPM (Algorithm 2)]}
 
     With fewer steps than T the same step spans a stride, with the posterior of q(x_s | x_t, x_0). The variance is the
-    diffusion's (`pred.frac`), between beta_tilde and beta.
+    diffusion's (`pred.frac`), between beta_tilde and beta. Arguments as in `Sampler`.
     """
 
     stochastic = True
@@ -26,12 +26,14 @@ class Ancestral(Sampler):
         schedule: NoiseSchedule,
         denoise: Denoise,
         x_t: Tensor,
-        t: int,
-        s: int,
+        t: int | float,
+        s: int | float,
         pred: Prediction,
-        past: list[tuple[int, Prediction]],
+        past: list[tuple[int | float, Prediction]],
         noise: Tensor,
     ) -> Tensor:
-        """As `Sampler.step`."""
+        """As `Sampler.step`; a step to s = 0 would add no noise."""
+        if s == 0:
+            return mu_theta(schedule, pred, x_t, t, s)
         sigma_t = variance(schedule, pred, x_t, t, s).sqrt()
         return mu_theta(schedule, pred, x_t, t, s) + sigma_t * noise

@@ -1,8 +1,10 @@
-"""The only sampling loop."""
+"""The only sampling loop, and the times that it visits."""
 
+import functools
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,32 +14,98 @@ from ddpm.randomness import SampleNoise
 from ddpm.schedules import NoiseSchedule
 from ddpm.targets import Prediction
 
-Callback = Callable[[int, int, int, Tensor, Prediction], None]
+Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
+
+SPACINGS = ("uniform", "trailing", "quadratic", "log_snr", "karras")
+GRIDS = ("integer", "continuous")
+RHO = 7.0  # of EDM (5): how much more finely low noise is resolved than high noise
 
 
 class Sampler(ABC):
-    """Walks from x_T to x_0 over pairs (t, s), s < t, that end at 0; a method defines `step` and nothing else.
+    r"""Walks from x_T to x_0 over pairs (t, s), s < t, that end at 0; a method defines `step`.
+
+    With N steps the times t_0 = T > t_1 > ... > t_N = 0 are, for i < N,
+
+    - "uniform": T (N - i) / N.
+    - "trailing": T, T - T / N, T - 2 T / N, ... of Lin et al. (arXiv 2305.08891, table 2). That is "uniform" by another
+      name: here t = T is the last step of the process and t = 0 is data, so even times from T to 0 never miss T.
+    - "quadratic": T ((N - i) / N)^2, DDIM (arXiv 2010.02502, appendix D.2): more steps where there is little noise.
+    - "log_snr": even in lambda, from lambda_T to lambda_1.
+    - "karras": in the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar), from sigma_max at T to sigma_min at t = 1,
+
+    .. math:: \sigma_i = \left(\sigma_{\max}^{1/\rho} + \frac{i}{N - 1}
+        \left(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\right)\right)^\rho, \quad \rho = 7 \qquad \text{[EDM (5)]}
+
+    No network is trained on 0 < t < 1, so a time there becomes 1. On the integer grid times are rounded, halves to
+    even. Times that fall together are taken once: `times` lists those that remain, `evaluations` counts what they cost.
 
     Args:
-        steps: number of steps, 1 <= steps <= T; None for every one of the T.
+        steps: number N of steps, 1 <= steps, and <= T on the integer grid; None for T.
+        spacing: one of the above.
+        grid: "integer" visits only the times of training; "continuous" visits real ones, through
+            `NoiseSchedule.t_at` and `lambda_at`.
+        times: the times themselves, falling, from at most T down to 0 (0 is added if it is left out). They are used as
+            they are, and `steps` and `spacing` are then without effect.
     Raises:
-        ValueError: steps out of range, once T is known.
+        ValueError: an argument out of range; on use, more steps than T on the integer grid, or a spacing in log-SNR for
+            a schedule with beta_T = 1.
     """
 
-    stochastic = False  # whether `step` consumes noise
+    stochastic = False  # whether `step` or `perturb` consumes noise
     history = 0  # how many earlier predictions `step` consumes
 
-    def __init__(self, steps: int | None = None):
+    def __init__(
+        self,
+        steps: int | None = None,
+        spacing: str = "uniform",
+        grid: str = "integer",
+        times: Sequence[int | float] | None = None,
+    ):
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer >= 1")
-        self.steps = steps
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing = {spacing!r} is not known; allowed: {', '.join(SPACINGS)}")
+        if grid not in GRIDS:
+            raise ValueError(f"grid = {grid!r} is not known; allowed: {', '.join(GRIDS)}")
+        self.spacing, self.grid = spacing, grid
+        self.given = None if times is None else _given(times, grid)
+        self.steps = steps if self.given is None else len(self.given) - 1
 
-    def times(self, T: int) -> list[int]:
-        """The steps + 1 times from T down to 0, evenly spaced and rounded; the steps need not divide T."""
-        steps = T if self.steps is None else self.steps
-        if steps > T:
-            raise ValueError(f"steps = {steps} is more than the schedule's T = {T}; allowed: 1..{T}")
-        return [round(T * (steps - i) / steps) for i in range(steps + 1)]
+    def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
+        """The times of the walk, strictly falling from T (or the first that was given) to 0.
+
+        Returns:
+            Integers on the integer grid, floats on the continuous one.
+        Raises:
+            ValueError: times that do not exist on this schedule.
+        """
+        T, steps = schedule.T, self.steps
+        if self.given is not None:
+            if self.given[0] > T:
+                raise ValueError(f"times = {self.given} start at {self.given[0]}, above the schedule's T = {T}")
+            return self.given
+        steps = T if steps is None else steps
+        if self.grid == "integer" and steps > T:
+            raise ValueError(
+                f"steps = {steps} is more than the schedule's T = {T}; allowed: 1..{T}, or any with grid=continuous"
+            )
+        real = [max(t, 1) for t in _spaced(schedule, self.spacing, steps)] + [0]
+        return list(dict.fromkeys(map(round, real) if self.grid == "integer" else map(float, real)))
+
+    def evaluations(self, schedule: NoiseSchedule) -> int:
+        """How often the network is evaluated for one batch."""
+        pairs = itertools.pairwise(self.times(schedule))
+        return sum(self.calls(schedule, t, s) if s > 0 else 1 for t, s in pairs)
+
+    def calls(self, schedule: NoiseSchedule, t: int | float, s: int | float) -> int:
+        """Evaluations of the network for the step from t to s > 0, that at (x_t, t) included."""
+        return 1
+
+    def perturb(
+        self, schedule: NoiseSchedule, x_t: Tensor, t: int | float, noise: Tensor, steps: int
+    ) -> tuple[Tensor, int | float]:
+        """(x_t, t) to take a step from instead, for methods that add noise first; `steps` is the length of the walk."""
+        return x_t, t
 
     @abstractmethod
     def step(
@@ -45,10 +113,10 @@ class Sampler(ABC):
         schedule: NoiseSchedule,
         denoise: Denoise,
         x_t: Tensor,
-        t: int,
-        s: int,
+        t: int | float,
+        s: int | float,
         pred: Prediction,
-        past: list[tuple[int, Prediction]],
+        past: list[tuple[int | float, Prediction]],
         noise: Tensor | None,
     ) -> Tensor:
         """x_s from x_t, for 0 < s < t.
@@ -64,7 +132,6 @@ class Sampler(ABC):
             (B, *).
         """
 
-    @torch.no_grad()
     def __call__(
         self,
         schedule: NoiseSchedule,
@@ -74,7 +141,7 @@ class Sampler(ABC):
         generator: torch.Generator | SampleNoise | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Draw samples.
+        """Draw samples: `integrate` over this sampler's own `times`.
 
         Args:
             schedule: the constants.
@@ -86,17 +153,120 @@ class Sampler(ABC):
         Returns:
             x_0, (B, *).
         """
-        schedule, x_t, past = schedule.to(x_T.device), x_T, []
-        times = self.times(schedule.T)
-        for i, (t, s) in enumerate(itertools.pairwise(times)):
-            pred = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
-            if callback is not None:
-                callback(i, t, s, x_t, pred)
-            if s == 0:
-                return pred.x_0  # the mean of the last step, for every method: no noise is added to a result
-            noise = _noise(generator, i, x_t) if self.stochastic else None
-            x_t = self.step(schedule, denoise, x_t, t, s, pred, past, noise)
-            past = [*past, (t, pred)][-self.history :] if self.history else past
+        return integrate(self, schedule, denoise, x_T, self.times(schedule), generator=generator, callback=callback)
+
+
+@torch.no_grad()
+def integrate(
+    sampler: Sampler,
+    schedule: NoiseSchedule,
+    denoise: Denoise,
+    x_t: Tensor,
+    times: Sequence[int | float],
+    *,
+    generator: torch.Generator | SampleNoise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Walk along any times: the loop of every sampler.
+
+    A walk that ends at 0 ends with D(x_t, t), the mean of the last step, for every method: no noise is added to a
+    result, and no solver's order survives that step. To measure an order, end at s > 0.
+
+    Args:
+        x_t: where to start, at times[0], (B, *).
+        times: t_0, t_1, ..., strictly falling; rising ones take `DDIM` from data to noise.
+        schedule, denoise, generator, callback: as in `Sampler.__call__`.
+    Returns:
+        x at the last time, (B, *).
+    """
+    schedule, past = schedule.to(x_t.device), []
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
+        noise = _noise(generator, i, x_t) if sampler.stochastic and s > 0 else None
+        if noise is not None:
+            x_t, t = sampler.perturb(schedule, x_t, t, noise, len(times) - 1)
+        pred = evaluate(denoise, x_t, t)
+        if callback is not None:
+            callback(i, t, s, x_t, pred)
+        if s == 0:
+            return pred.x_0
+        x_t = sampler.step(schedule, denoise, x_t, t, s, pred, past, noise)
+        past = [*past, (t, pred)][-sampler.history :] if sampler.history else past
+    return x_t
+
+
+def evaluate(denoise: Denoise, x_t: Tensor, t: int | float) -> Prediction:
+    """denoise(x_t, t) with t for each sample, (B,): int64, or float64 for real t."""
+    dtype = torch.float64 if isinstance(t, float) else torch.int64
+    return denoise(x_t, torch.full((len(x_t),), t, dtype=dtype, device=x_t.device))
+
+
+def alpha_bars(schedule: NoiseSchedule, *times: int | float) -> list[float]:
+    """alpha_bar at each time as a number, read on the CPU so that no device has to wait."""
+    return [_alpha_bar(schedule.to("cpu"), t) for t in times]
+
+
+@functools.lru_cache(maxsize=4096)
+def _alpha_bar(schedule: NoiseSchedule, t: int | float) -> float:
+    return schedule.alpha_bar_at(t).item()
+
+
+def with_signal(
+    schedule: NoiseSchedule, past: list[tuple[int | float, Prediction]]
+) -> list[tuple[int | float, Prediction]]:
+    """The past without predictions at alpha_bar_t = 0: their lambda is -infinity, and nothing can be extrapolated."""
+    return [(t, pred) for t, pred in past if alpha_bars(schedule, t)[0] > 0]
+
+
+def check_order(order: int, allowed: Sequence[int], steps: int | None) -> None:
+    """Refuse an order that a method does not have, or that so few steps never reach."""
+    if isinstance(order, bool) or order not in allowed:
+        raise ValueError(f"order = {order!r} is not known here; allowed: {', '.join(map(str, allowed))}")
+    if steps is not None and steps < order:
+        raise ValueError(
+            f"order = {order} needs at least {order} steps, but steps = {steps}; allowed with so few: order <= {steps}"
+        )
+
+
+def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
+    """The N real times before 0."""
+    T = schedule.T
+    if spacing in ("uniform", "trailing"):
+        return [T * (N - i) / N for i in range(N)]
+    if spacing == "quadratic":
+        return [T * (N - i) ** 2 / N**2 for i in range(N)]
+    schedule = schedule.to("cpu")
+    if schedule.alpha_bar[-1] == 0:
+        raise ValueError(
+            f"spacing = {spacing} needs a finite log-SNR at T, but beta_T = 1 here; allowed: "
+            f"{', '.join(s for s in SPACINGS if s not in ('log_snr', 'karras'))}"
+        )
+    lambda_T, lambda_1 = schedule.lambda_[-1], schedule.lambda_[1]
+    i = torch.arange(N, dtype=torch.float64)
+    if spacing == "log_snr":
+        lambda_i = lambda_T + i / max(N - 1, 1) * (lambda_1 - lambda_T)
+    else:
+        sigma_max, sigma_min = torch.exp(-lambda_T), torch.exp(-lambda_1)
+        root = sigma_max ** (1 / RHO) + i / max(N - 1, 1) * (sigma_min ** (1 / RHO) - sigma_max ** (1 / RHO))
+        lambda_i = -RHO * root.log()
+    inner = schedule.t_at(lambda_i).tolist()[1:-1]
+    return [T, *inner, 1][:N]
+
+
+def _given(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
+    """Times that a user typed, checked; 0 is added if it is missing."""
+    listed = list(times) if isinstance(times, Sequence) and not isinstance(times, str) else [times]
+    kinds = int if grid == "integer" else int | float
+    for t in listed:
+        if isinstance(t, bool) or not isinstance(t, kinds) or not 0 <= t < math.inf:
+            need = "integers >= 0 (real times need grid=continuous)" if grid == "integer" else "numbers >= 0"
+            raise ValueError(f"times = {times!r} holds {t!r}; allowed: {need}")
+    if not any(listed):
+        raise ValueError(f"times = {times!r}: at least one time above 0 is needed")
+    for t, s in itertools.pairwise(listed):
+        if s >= t:
+            raise ValueError(f"times = {times!r} must fall strictly, but {s} follows {t}")
+    listed = listed if listed[-1] == 0 else [*listed, 0]
+    return listed if grid == "integer" else [float(t) for t in listed]
 
 
 def _noise(generator: torch.Generator | SampleNoise | None, i: int, x_t: Tensor) -> Tensor:

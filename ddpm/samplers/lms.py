@@ -1,0 +1,78 @@
+"""Linear multistep in the noise level, an Adams-Bashforth method: the LMS sampler of k-diffusion (Crowson)."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+from torch import Tensor
+
+from ddpm.diffusion import Denoise
+from ddpm.forward import q_sample
+from ddpm.samplers.base import Sampler, alpha_bars, check_order, with_signal
+from ddpm.samplers.edm import sigma_of
+from ddpm.schedules import NoiseSchedule
+from ddpm.targets import Prediction
+
+
+class LMS(Sampler):
+    r"""Integrates the polynomial in sigma through the last predictions of eps, one evaluation a step.
+
+    With x_t = sqrt(alpha_bar_t) (x_0 + sigma eps), predictions j = 0 (at t), 1, 2, ... (the steps before) and k their
+    number,
+
+    .. math:: x_s = \sqrt{\bar\alpha_s} \left(\frac{x_t}{\sqrt{\bar\alpha_t}} + \sum_{j<k} c_j \epsilon_j\right), \quad
+        c_j = \int_{\sigma_t}^{\sigma_s} \prod_{m \ne j} \frac{\sigma - \sigma_m}{\sigma_j - \sigma_m} \mathrm d\sigma
+        \qquad \text{[k-diffusion (LMS)]}
+
+    Where history is missing the order is that which it allows; order 1 is DDIM.
+
+    Args:
+        steps, spacing, grid, times: as in `Sampler`.
+        order: 1 to 4, at most the number of steps.
+    Raises:
+        ValueError: another order, or one that so few steps never reach.
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter III.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = 50,
+        order: int = 4,
+        spacing: str = "uniform",
+        grid: str = "integer",
+        times: Sequence[int | float] | None = None,
+    ):
+        super().__init__(steps, spacing, grid, times)
+        check_order(order, (1, 2, 3, 4), self.steps)
+        self.order, self.history = order, order - 1
+
+    def step(
+        self,
+        schedule: NoiseSchedule,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: int | float,
+        s: int | float,
+        pred: Prediction,
+        past: list[tuple[int | float, Prediction]],
+        noise: Tensor | None,
+    ) -> Tensor:
+        """As `Sampler.step`; the c_j add up to sigma_s - sigma_t, so that Euler's step can be taken out of the sum."""
+        x_s = q_sample(schedule, pred.x_0, s, pred.eps)
+        past = with_signal(schedule, past)[::-1]  # newest first
+        if not past:
+            return x_s
+        c = adams_bashforth([sigma_of(schedule, u) for u in (t, *(u for u, _ in past))], sigma_of(schedule, s))
+        change = sum(c_j * (pred_j.eps - pred.eps) for c_j, (_, pred_j) in zip(c[1:], past, strict=True))
+        return x_s + sqrt(alpha_bars(schedule, s)[0]) * change
+
+
+def adams_bashforth(nodes: list[float], end: float) -> list[float]:
+    """The integrals from nodes[0] to `end` of the Lagrange polynomials of 1 to 4 nodes, exact by Gauss' quadrature."""
+    points, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3
+    sigma, half = (nodes[0] + end) / 2 + (end - nodes[0]) / 2 * points, (end - nodes[0]) / 2
+    lagrange = [
+        np.prod([(sigma - other) / (node - other) for m, other in enumerate(nodes) if m != j], axis=0, initial=1.0)
+        for j, node in enumerate(nodes)
+    ]
+    return [float(half * np.sum(weights * basis)) for basis in lagrange]
