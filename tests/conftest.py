@@ -1,5 +1,6 @@
 """Shared by the tests: data whose exact denoiser, flow and moments are known in closed form, and fixed seeds."""
 
+import os
 import random
 
 import numpy as np
@@ -12,7 +13,7 @@ from ddpm.randomness import SampleNoise
 from ddpm.samplers import Sampler, integrate
 from ddpm.schedules import NoiseSchedule, linear
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)
