@@ -776,6 +776,7 @@ def test_figures_of_the_number_of_steps_and_of_the_process(call, finished, tmp_p
         "one": ["steps_strip=3"],
         "process": ["process=8", "sampler.steps=10"],
         "short process": ["process=3", "sampler.steps=10"],
+        "between": ["between=[0,3]"],
     }.items():
         out = tmp_path / f"{name}.png"
         assert call(cli.sample, f"run={finished}", "n=4", "sampler.steps=2", *changes, f"out={out}").code == 0
@@ -783,6 +784,7 @@ def test_figures_of_the_number_of_steps_and_of_the_process(call, finished, tmp_p
     assert sizes["strip"][1] > sizes["short strip"][1] > sizes["one"][1]
     pixels = np.asarray(Image.open(tmp_path / "process.png").convert("L"))
     assert pixels.std() > 20 and sizes["process"] != sizes["short process"]
+    assert sizes["between"][0] > 5 * sizes["between"][1], "eight pictures and both images, in one row"
 
 
 WRONG_SAMPLE = {
@@ -815,6 +817,12 @@ WRONG_SAMPLE = {
     "steps_strip=[1] process=3 out={empty}/x.png": ["one at a time"],
     "process=1 out={empty}/x.png": ["process=1", ">= 2"],
     "process=3 out={empty}/x/": [".png"],
+    "between=[1] out={empty}/x.png": ["between=[1]", "held-out images"],
+    "between=[0,100000] out={empty}/x.png": ["100000", "held-out images"],
+    "between=[0,1] out={empty}/x.gif": [".png"],
+    "between=[0,1] sampler.eta=1 out={empty}/x.png": ["eta = 1"],
+    "sampler=heun sampler.times=[5,9]": ["must fall strictly"],
+    "sampler=dpmpp_3m sampler.steps=2": ["order = 3 needs at least 3 steps"],
 }
 
 
