@@ -348,7 +348,11 @@ def _must_match(model: Any, data: Any) -> None:
 
 
 def _must_have_room(model: Any, diffusion: Any, channels: int) -> None:
-    """Refuse a network with other output channels than the target, and a learned variance, need."""
+    """Refuse a network with other output channels than the target, and a learned variance, need; or no loss for it."""
+    try:
+        diffusion.must_be_trainable()
+    except ValueError as error:
+        raise InvalidInput(f"diffusion: {error}") from error
     needed = channels * (2 if diffusion.variance == "learned" else 1)
     if getattr(model, "out_channels", needed) != needed:
         raise InvalidInput(
@@ -488,7 +492,9 @@ def _sample(config: DictConfig) -> None:
         raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
 
     cost = f"{type(source.sampler).__name__}, {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
-    _say(f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}")
+    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}"
+    if not (figures or folder):
+        _say(drawn)
     if strip is not None:
         _steps_strip(config, source, strip, out)
     elif between is not None:
@@ -507,6 +513,8 @@ def _sample(config: DictConfig) -> None:
 
         parts = list(_with_bar(source.batches(list(range(config.n)), config.batch), config.n))
         images.save_samples(out, torch.cat([x for _, x in parts]))
+    if figures or folder:  # whose settings are checked where they are drawn
+        _say(drawn)
     _say(f"wrote {out}")
 
 

@@ -32,8 +32,8 @@ class GaussianDiffusion:
             of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little of the bound for the variance.
         loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001).
     Raises:
-        ValueError: an unknown name, with those that are known; a learned variance that the loss would not train;
-            target eps where alpha_bar_T = 0, for x_T then holds no x_0 to solve for.
+        ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
+            x_0 to solve for.
     Source: DDPM (arXiv 2006.11239); Improved DDPM (arXiv 2102.09672), section 3.1; dynamic thresholding: Imagen (arXiv
         2205.11487), section 2.3.
     """
@@ -52,8 +52,6 @@ class GaussianDiffusion:
         for name, value in {"target": target, "variance": variance, "loss": loss}.items():
             if value not in allowed[name]:
                 raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed[name])}")
-        if variance == "learned" and loss not in ("vlb", "hybrid"):
-            raise ValueError(f"variance = 'learned' is not trained by loss = {loss!r}; allowed with it: hybrid, vlb")
         if target == "eps" and schedule.alpha_bar[-1] == 0:
             raise ValueError("target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v")
         if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
@@ -81,6 +79,13 @@ class GaussianDiffusion:
             return output, VARIANCES[self.variance]
         output, o = output.chunk(2, dim=1)
         return output, (o + 1) / 2
+
+    def must_be_trainable(self) -> None:
+        """Raise ValueError where the loss would not train a learned variance; sampling needs no loss."""
+        if self.variance == "learned" and self.loss_name not in ("vlb", "hybrid"):
+            raise ValueError(
+                f"variance = 'learned' is not trained by loss = {self.loss_name!r}; allowed with it: hybrid, vlb"
+            )
 
     def denoiser(self, model: Callable[..., Tensor], y: Tensor | None = None) -> Denoise:
         """Bind a network, and classes if it takes any, to what a sampler consumes.
@@ -130,11 +135,14 @@ class GaussianDiffusion:
             generator: on x_0's device, for what is drawn.
         Returns:
             (B,).
+        Raises:
+            ValueError: as `must_be_trainable`.
         """
         if t is None:
             t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
         if eps is None:
             eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        self.must_be_trainable()
         schedule = self.schedule.to(x_0.device)
         x_t = q_sample(schedule, x_0, t, eps)
         output, frac = self.output(model, x_t, t, y)

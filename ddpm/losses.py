@@ -187,8 +187,14 @@ def L_vlb(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t
     if schedule.T == 1:
         return L_0(schedule, pred, x_0, x_t, t)
     first = t == 1
-    inner = L_t_1(schedule, pred, x_0, x_t, t.clamp(min=2))
-    return torch.where(first, L_0(schedule, pred, x_0, x_t, t.clamp(max=1)), inner)
+
+    def held(x: Tensor) -> Tensor:
+        """x where t = 1 and 0 elsewhere: a bin far in the tail has no gradient, and masking its loss hides no NaN."""
+        return x.where(first.reshape(-1, *[1] * (x.ndim - 1)), 0)
+
+    frac = held(pred.frac) if isinstance(pred.frac, Tensor) else pred.frac
+    last = L_0(schedule, Prediction(held(pred.eps), held(pred.x_0), frac), held(x_0), held(x_t), t.clamp(max=1))
+    return torch.where(first, last, L_t_1(schedule, pred, x_0, x_t, t.clamp(min=2)))
 
 
 def L_hybrid(

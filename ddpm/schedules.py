@@ -114,8 +114,12 @@ class NoiseSchedule:
         return self._copies[device]
 
     def following(self, t: Time) -> "NoiseSchedule":
-        """The same constants where t is; a number t is anywhere."""
-        return self.to(t.device) if isinstance(t, Tensor) else self
+        """The same constants where t is; a number t is anywhere, and ValueError outside 0..T."""
+        if isinstance(t, Tensor):
+            return self.to(t.device)
+        if not 0 <= t <= self.T:
+            raise ValueError(f"t = {t} lies outside 0..{self.T}")
+        return self
 
     def __repr__(self) -> str:
         return f"NoiseSchedule(T={self.T}, alpha_bar_T={self.alpha_bar[-1].item():.3g})"

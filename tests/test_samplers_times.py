@@ -206,3 +206,9 @@ def test_integrate_is_the_loop_of_every_sampler(oracle):
     first = integrate(DDIM(), oracle.schedule, oracle.denoise, x_T, [1000, 600, 300])
     both = integrate(DDIM(), oracle.schedule, oracle.denoise, first, [300, 40, 0])
     assert torch.equal(both, DDIM(times=[1000, 600, 300, 40])(oracle.schedule, oracle.denoise, x_T))
+
+
+def test_an_order_needs_as_many_steps_even_where_the_schedule_decides_how_many():
+    assert len(DPMSolverPP(None, 3).times(cosine(3))) == 4
+    with pytest.raises(ValueError, match="order = 3 needs at least 3 steps, but on T = 2 only 2 are left"):
+        DPMSolverPP(None, 3).times(cosine(2))

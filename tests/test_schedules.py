@@ -447,3 +447,11 @@ def test_a_copy_on_another_device_is_made_once():
     for name in ("beta", "alpha", "alpha_bar", "beta_tilde", "lambda_"):
         assert getattr(copy, name).device.type == "meta" and getattr(schedule, name).device.type == "cpu"
     assert at(schedule.beta, 3, torch.zeros(2, 1, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("t", [-1, 11, -0.5, 10.5])
+def test_a_number_outside_the_process_is_refused(t):
+    schedule = linear(10, rescale=False)
+    for function in (schedule.alpha_bar_at, schedule.lambda_at):
+        with pytest.raises(ValueError, match=r"lies outside 0\.\.10"):
+            function(t)

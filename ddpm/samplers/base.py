@@ -52,6 +52,7 @@ class Sampler(ABC):
     """
 
     stochastic = False  # whether `step` or `perturb` consumes noise
+    order = 1  # of the method: so many steps are needed
     history = 0  # how many earlier predictions `step` consumes
 
     def __init__(
@@ -90,7 +91,12 @@ class Sampler(ABC):
                 f"steps = {steps} is more than the schedule's T = {T}; allowed: 1..{T}, or any with grid=continuous"
             )
         real = [max(t, 1) for t in _spaced(schedule, self.spacing, steps)] + [0]
-        return list(dict.fromkeys(map(round, real) if self.grid == "integer" else map(float, real)))
+        times = list(dict.fromkeys(map(round, real) if self.grid == "integer" else map(float, real)))
+        if len(times) - 1 < self.order:
+            raise ValueError(
+                f"order = {self.order} needs at least {self.order} steps, but on T = {T} only {len(times) - 1} are left"
+            )
+        return times
 
     def evaluations(self, schedule: NoiseSchedule) -> int:
         """How often the network is evaluated for one batch."""
