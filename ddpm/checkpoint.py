@@ -2,57 +2,92 @@
 
 A checkpoint is a folder `checkpoints/STEP` with model.safetensors, ema.safetensors, state.pt (optimizer and counters,
 loaded with weights_only=True) and manifest.json (format, step, held-out loss, sha256 of each file).
+
+A version reads the checkpoints of every format up to its own FORMAT; those of a newer one it refuses.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
-import re
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm.images import replacing
+from ddpm.files import flush, read_json, replacing
 
 FORMAT = 1
+LARGEST_MANIFEST = 64 * 1024  # bytes
 
 
-def save(folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict, held_out: float | None) -> Path:
-    """Write folder/step: under a temporary name, flushed to disk, then renamed.
+def save(
+    folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[str, Any], held_out: float | None
+) -> Path:
+    """Write folder/step: under a temporary name, flushed to disk, read back, then renamed.
 
     Args:
         folder: the run's `checkpoints` folder.
         state: what else resuming needs; tensors, numbers, strings and containers of them.
         held_out: the EMA weights' loss on the held-out part, if it was measured.
     Returns: the checkpoint's folder.
+    Raises: OSError if it cannot be written, or reads otherwise than it was written. Nothing is left of it then, and all
+        that was there before stands.
     """
     final, temporary = folder / str(step), folder / f".{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    makers = {
+        "model.safetensors": lambda: _weights(model),
+        "ema.safetensors": lambda: _weights(ema),
+        "state.pt": lambda: _plain_data(state),
+    }
     try:
-        for name, network in {"model": model, "ema": ema}.items():
-            save_weights(network, temporary / f"{name}.safetensors")
-        with open(temporary / "state.pt", "wb") as file:  # given a path, torch hides a full disk's error
-            torch.save(state, file)
-        checksums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        checksums = {}
+        for name, make in makers.items():
+            content = make()
+            checksums[name] = hashlib.sha256(content).hexdigest()  # of what is meant, not of what was written
+            (temporary / name).write_bytes(content)
         measured = held_out if held_out is not None and math.isfinite(held_out) else None
         manifest = {"format": FORMAT, "step": step, "held_out": measured, "sha256": checksums}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in temporary.iterdir():
-            _fsync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _fsync(folder)
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
+        if damage := verify(temporary):
+            raise OSError(f"checkpoint {final} reads otherwise than it was written: {damage}")
+        _put(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Rename; what has the name already makes room, and comes back if the renaming fails."""
+    aside = final.with_name(f".{final.name}.before")
+    if final.exists():
+        os.rename(final, aside)
+    try:
+        os.rename(temporary, final)
+    except BaseException:
+        if aside.exists():
+            os.rename(aside, final)
+        raise
+    flush(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; killed half-way, this leaves a hidden rest and no damaged checkpoint."""
+    hidden = path.with_name(f".{path.name}.removed")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def rotate(folder: Path, keep: int) -> None:
@@ -63,7 +98,7 @@ def rotate(folder: Path, keep: int) -> None:
     kept = {*steps[-keep:], best(folder)}
     for step in steps:
         if step not in kept:
-            shutil.rmtree(folder / str(step))
+            _remove(folder / str(step))
 
 
 def best(folder: Path) -> int | None:
@@ -80,31 +115,45 @@ def drop_after(folder: Path, step: int) -> None:
     """
     later = [folder / str(n) for n in _steps(folder) if n > step]
     for path in later:
-        if (damage := verify(path)) and "newer than" in damage:
-            raise ValueError(f"checkpoint {path} was written by a newer version ({damage}); use that, or move it away")
+        _must_be_known(path, verify(path))
     for path in later:
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match their checksums, or None; damaged ones are named and passed over."""
+    """The newest checkpoint whose files match their checksums, or None; damaged ones are named and passed over.
+
+    Raises: ValueError if one of a newer format would be passed over.
+    """
     for step in reversed(_steps(folder)):
         path = folder / str(step)
-        if (damage := verify(path)) is None:
+        damage = verify(path)
+        if damage is None:
             return path
+        _must_be_known(path, damage)
         print(f"checkpoint {path} is damaged ({damage}); going back to the one before")
     return None
+
+
+NEWER = "newer than"
+
+
+def _must_be_known(path: Path, damage: str | None) -> None:
+    if damage and NEWER in damage:
+        raise ValueError(f"checkpoint {path} was written by a newer version ({damage}); use that, or move it away")
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is whole."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         if manifest["format"] > FORMAT:
-            return f"its format {manifest['format']} is newer than {FORMAT}, the newest that this version knows"
+            return f"its format {manifest['format']} is {NEWER} {FORMAT}, the newest that this version knows"
         if missing := {"model.safetensors", "ema.safetensors", "state.pt"} - manifest["sha256"].keys():
             return f"its manifest does not name {', '.join(sorted(missing))}"
         for name, checksum in manifest["sha256"].items():
+            if name != Path(name).name:
+                return f"its manifest names {name!r}, which is no file of a checkpoint"
             if sha256(path / name) != checksum:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -115,25 +164,51 @@ def verify(path: Path) -> str | None:
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's parameters and buffers as safetensors; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        try:
-            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            raise (OSError(int(number[1]), str(error)) if number else error) from error
+    with replacing(path, durable=True) as temporary:
+        temporary.write_bytes(_weights(network))
+
+
+def _weights(network: nn.Module) -> bytes:
+    """Parameters and buffers in the format of safetensors."""
+    return safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})
+
+
+def _plain_data(state: dict[str, Any]) -> memoryview:
+    """The state in the format of torch.save."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of one .safetensors file; ValueError if it is none."""
     try:
-        return load_file(path, device=str(device))
+        return safetensors.torch.load_file(path, device=str(device))
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
-def load_state(path: Path) -> dict:
-    """What `save` was given as state; tensors on the CPU. Refuses anything but plain data."""
-    return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save` was given as state; tensors on the CPU.
+
+    Raises: ValueError for a file that holds anything but plain data, which is not executed.
+    """
+    state = load_plain(path / "state.pt")
+    numbers = [state.get(key) for key in ("step", "seconds")] if isinstance(state, dict) else [None]
+    if not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError(f"{path / 'state.pt'} is not the state of a run: it lacks its step and seconds")
+    return state
+
+
+def load_plain(path: Path) -> Any:
+    """Tensors, numbers, strings and containers of them, written by torch.save; ValueError for anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose message advises to execute it
+        raise ValueError(f"{path} holds other than plain data, such as code, and was not loaded") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is no whole file of torch.save: {words[0]}") from error
 
 
 def load_into(network: nn.Module, path: Path) -> None:
@@ -160,7 +235,7 @@ def load_into(network: nn.Module, path: Path) -> None:
 def _held_out(path: Path) -> float | None:
     """The held-out loss in a checkpoint's manifest; None if it was not measured or cannot be read."""
     try:
-        held_out = json.loads((path / "manifest.json").read_text())["held_out"]
+        held_out = read_json(path / "manifest.json", LARGEST_MANIFEST)["held_out"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return held_out if isinstance(held_out, int | float) and math.isfinite(held_out) else None
@@ -175,11 +250,3 @@ def sha256(path: Path) -> str:
     """The checksum of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -132,7 +132,7 @@ def _train(config: DictConfig) -> None:
     import torch
 
     import ddpm
-    from ddpm import checkpoint, images
+    from ddpm import checkpoint, files
     from ddpm.randomness import generator
     from ddpm.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunIsHeld, now, science_hash
     from ddpm.schedules import concerns
@@ -194,7 +194,7 @@ def _train(config: DictConfig) -> None:
             if resume is not None:
                 _say(f"going on from {resume}")
             try:
-                with images.replacing(run.path / "config.yaml") as temporary:
+                with files.replacing(run.path / "config.yaml", durable=True) as temporary:
                     OmegaConf.save(OmegaConf.create(settings), temporary)
                 run.begin()
                 ended, ema = trainer.fit(

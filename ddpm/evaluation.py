@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ddpm import checkpoint
 from ddpm.data import ImageData
 from ddpm.diffusion import Denoise
-from ddpm.images import replacing, to_float, to_uint8
+from ddpm.files import replacing
+from ddpm.images import to_float, to_uint8
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.metrics.frechet import RelativeFrechet, relative_frechet
 from ddpm.metrics.judge import accuracy, in_batches, train_judge

@@ -1,9 +1,7 @@
 """Images between the network's floats, bytes and files: the only place where the scale [-1, 1] <-> 0..255 exists."""
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
+
+from ddpm.files import replacing
 
 BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
 TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise
@@ -65,21 +65,6 @@ def grid(
     board[:n, pad:, pad:] = repeat(tiles, "n h w c -> n (h i) (w j) c", i=scale, j=scale)
     picture = rearrange(board, "(rows columns) h w c -> (rows h) (columns w) c", rows=rows)
     return np.pad(picture, ((0, pad), (0, pad), (0, 0)), constant_values=background)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; put what was written there in its place only once it is whole."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def save_png(path: str | Path, array: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from ddpm import checkpoint
-from ddpm.images import replacing
+from ddpm.files import read_json, replacing
 
 FORMAT = 1
 RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
@@ -51,22 +51,41 @@ class Run:
         return self.path.name
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; a RUNNING run that nobody holds is INTERRUPTED; {} if it never began."""
+        """What status.json says; a RUNNING run that nobody holds is INTERRUPTED; {} if it never began.
+
+        Raises: ValueError if a newer version wrote it.
+        """
+        status = self._stored()
+        if status.get("state") == RUNNING and not self._held():
+            status |= {"state": INTERRUPTED, "reason": "the process ended without a word"}
+        return status
+
+    def _stored(self) -> dict[str, Any]:
+        """status.json as it is; {} if there is none, or it cannot be read: the checkpoints know all that matters."""
+        path = self.path / "status.json"
         try:
-            status = json.loads((self.path / "status.json").read_text())
+            status = read_json(path)
         except FileNotFoundError:
             return {}
-        if status["state"] == RUNNING and not self._held():
-            status |= {"state": INTERRUPTED, "reason": "the process ended without a word"}
+        except ValueError as error:
+            print(f"{error}; the checkpoints tell how far the run is")
+            return {}
+        if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+            print(f"{path} is not the status of a run; the checkpoints tell how far it is")
+            return {}
+        found = status.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise ValueError(
+                f"run {self.path} was written by a newer version: its format {found} is newer than {FORMAT}, the "
+                "newest that this version knows"
+            )
         return status
 
     def write_status(self, state: str, **fields: Any) -> None:
         """Write status.json: these fields over those that it has."""
-        path = self.path / "status.json"
         status = dict.fromkeys(("state", "reason", "traceback", "step", "seconds", "started", "ended"))
-        status |= json.loads(path.read_text()) if path.exists() else {}
-        status |= {"state": state, "hash": self.hash, "format": FORMAT, **fields}
-        with replacing(path) as temporary:
+        status |= self._stored() | {"state": state, "hash": self.hash, "format": FORMAT, **fields}
+        with replacing(self.path / "status.json", durable=True) as temporary:
             temporary.write_text(json.dumps(status, indent=1))
 
     def begin(self) -> None:
@@ -125,7 +144,7 @@ class Metrics:
 
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
-        with replacing(self.path) as temporary:
+        with replacing(self.path, durable=True) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.file = open(self.path, "a")  # noqa: SIM115
@@ -139,16 +158,27 @@ class Metrics:
             if value is not None:
                 self.board.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Wait until all lines are on disk: before a checkpoint, whose steps they belong to."""
+        os.fsync(self.file.fileno())
+
     def close(self) -> None:
         self.file.close()
         self.board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off is left out."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of metrics.jsonl; a last line that was cut off is left out, as are damaged ones, with a message."""
+    path, found = folder / "metrics.jsonl", []
+    content = path.read_text(errors="replace") if path.exists() else ""
+    whole = [line for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    for number, line in enumerate(whole, 1):
+        try:
+            values = json.loads(line)
+            found.append({"step": int(values["step"]), "split": str(values["split"])} | values)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            print(f"{path}, line {number} cannot be read and is left out")
+    return found
 
 
 def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:

@@ -8,8 +8,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ddpm import checkpoint
@@ -60,7 +60,7 @@ def test_memory_layout_and_dtype_survive(tmp_path):
 # ---------------------------------------------------------------------------------------------- whole or not at all
 
 
-@pytest.mark.parametrize("failing", ["save_file", "torch.save", "os.rename", "_fsync"])
+@pytest.mark.parametrize("failing", ["safetensors.torch.save", "torch.save", "verify", "flush", "os.rename"])
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 def test_what_goes_wrong_while_saving_leaves_the_old_one_and_nothing_else(failing, error, tmp_path, monkeypatch):
     save(tmp_path, 1)
@@ -70,38 +70,87 @@ def test_what_goes_wrong_while_saving_leaves_the_old_one_and_nothing_else(failin
         raise error
 
     module, _, name = failing.rpartition(".")
-    monkeypatch.setattr({"torch": torch, "os": os, "": checkpoint}[module], name, fail)
+    places = {"torch": torch, "os": os, "safetensors.torch": safetensors.torch, "": checkpoint}
+    monkeypatch.setattr(places[module], name, fail)
     for step in (1, 2):
         with pytest.raises(type(error)):
             save(tmp_path, step, value=9.0)
     monkeypatch.undo()
-    if failing == "os.rename":  # the last instant: the old one of the same step makes room first
-        assert set(names(tmp_path)) <= {"1"}
-    else:
-        assert names(tmp_path) == ["1"]
-        assert {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()} == before
+    assert names(tmp_path) == ["1"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()} == before
 
 
-@pytest.mark.parametrize("how", ["safetensors", "torch"])
-def test_a_full_disk_is_told_as_such(how, tmp_path, monkeypatch):
-    """Neither library raises an OSError: one wraps its number in words; the other, given a path, says nothing of it."""
-    real = torch.save
+def test_the_old_one_of_the_same_step_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    before, rename = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}, os.rename
 
-    def no_weights(*arguments: object, **options: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def only_aside(source: Path, target: Path) -> None:
+        if source.name.startswith(f".1.{os.getpid()}"):
+            raise OSError(errno.EIO, "broken")
+        rename(source, target)
 
-    def no_state(state: dict, file: object) -> None:
-        if isinstance(file, str | Path):
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 800704 vs 800656")
-        with open("/dev/full", "wb") as full:
-            real(state | {"large": torch.zeros(100_000)}, full)
+    monkeypatch.setattr(os, "rename", only_aside)
+    with pytest.raises(OSError, match="broken"):
+        save(tmp_path, 1, value=9.0)
+    assert names(tmp_path) == ["1"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()} == before
 
-    if how == "torch" and not Path("/dev/full").exists():
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.pt"])
+@pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: bytes(content[:-1]) + b"!"])
+def test_a_disk_that_writes_something_else_is_noticed_before_the_old_one_goes(name, harm, tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    write = Path.write_bytes
+
+    def wrong(path: Path, content: bytes) -> int:
+        return write(path, harm(content) if path.name == name else content)
+
+    monkeypatch.setattr(Path, "write_bytes", wrong)
+    with pytest.raises(OSError, match=f"reads otherwise than it was written: {name} does not match its checksum"):
+        save(tmp_path, 2)
+    assert names(tmp_path) == ["1"] and checkpoint.verify(tmp_path / "1") is None
+
+
+def test_killed_while_an_old_one_is_deleted_no_damaged_one_is_left(tmp_path, monkeypatch):
+    """The names that count disappear at once, whatever is left of the files."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: None)
+    checkpoint.rotate(tmp_path, keep=1)
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["1", "3"]  # the best is the first
+    monkeypatch.undo()
+    checkpoint.rotate(tmp_path, keep=1)
+    assert names(tmp_path) == ["1", "3"]
+
+
+def test_what_is_on_disk_was_flushed_before_it_got_its_name(tmp_path, monkeypatch):
+    """The files, then the names in their folder, then the rename, then the name of the folder."""
+    done: list[str] = []
+    flush, rename = checkpoint.flush, os.rename
+    monkeypatch.setattr(checkpoint, "flush", lambda path: (done.append(path.name), flush(path)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("rename"), rename(a, b)))
+    save(tmp_path / "checkpoints", 7)
+    temporary = f".7.{os.getpid()}"
+    assert sorted(done[:4]) == ["ema.safetensors", "manifest.json", "model.safetensors", "state.pt"]
+    assert done[4:] == [temporary, "rename", "checkpoints"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "state.pt", "manifest.json"])
+def test_a_full_disk_is_told_as_such(name, tmp_path, monkeypatch):
+    """Each file in turn is written to a device that is always full."""
+    if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    monkeypatch.setattr(*((checkpoint, "save_file", no_weights) if how == "safetensors" else (torch, "save", no_state)))
+    save(tmp_path, 1)
+    mkdir = Path.mkdir
+
+    def with_a_full_file(path: Path, **options: object) -> None:
+        mkdir(path, **options)
+        (path / name).symlink_to("/dev/full")
+
+    monkeypatch.setattr(Path, "mkdir", with_a_full_file)
     with pytest.raises(OSError) as raised:
-        save(tmp_path)
-    assert raised.value.errno == errno.ENOSPC and names(tmp_path) == []
+        save(tmp_path, 2)
+    assert raised.value.errno == errno.ENOSPC and names(tmp_path) == ["1"]
 
 
 def test_saving_again_replaces(tmp_path):
@@ -147,15 +196,22 @@ DAMAGES = {
     "one bit": (flip_a_bit, "ema.safetensors does not match its checksum"),
     "a file is missing": (lambda path: (path / "state.pt").unlink(), "FileNotFoundError"),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "FileNotFoundError"),
-    "empty manifest": (manifest(""), "JSONDecodeError"),
-    "binary manifest": (manifest(b"\xff\x00\xfe"), "UnicodeDecodeError"),
+    "empty manifest": (manifest(""), "manifest.json cannot be read"),
+    "binary manifest": (manifest(b"\xff\x00\xfe"), "manifest.json cannot be read"),
     "a manifest of something else": (manifest("{}"), "KeyError"),
     "a manifest that is a list": (manifest("[1]"), "TypeError"),
     "a manifest that is null": (manifest("null"), "TypeError"),
     "checksums that are a list": (manifest('{"format": 1, "sha256": ["state.pt"]}'), "Error"),
     "a format in words": (manifest('{"format": "new", "sha256": {}}'), "TypeError"),
     "a manifest that names no file": (manifest('{"format": 1, "step": 2, "sha256": {}}'), "safetensors"),
-    "newer format": (manifest('{"format": 99, "sha256": {}}'), "its format 99 is newer than 1"),
+    "a name that leads elsewhere": (
+        manifest(
+            '{"format": 1, "sha256": {"../../secret": 0, "model.safetensors": 0, "ema.safetensors": 0, "state.pt": 0}}'
+        ),
+        "its manifest names '../../secret', which is no file of a checkpoint",
+    ),
+    "an endless manifest": (manifest("[" * 100_000), "it has more than 65,536 bytes"),
+    "a deep manifest": (manifest("[" * 60_000), "maximum recursion depth"),
 }
 
 
@@ -180,6 +236,17 @@ def test_a_manifest_that_cannot_be_read_stops_neither_rotation_nor_the_search_fo
     assert checkpoint.best(tmp_path) == 1
     checkpoint.rotate(tmp_path, keep=1)
     assert checkpoint.last_whole(tmp_path).name == "4" and (tmp_path / "1").is_dir() and not (tmp_path / "2").exists()
+
+
+def test_a_newer_format_is_an_error_and_nothing_is_passed_over_or_deleted(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    manifest('{"format": 99, "sha256": {}}')(tmp_path / "2")
+    assert "its format 99 is newer than 1" in checkpoint.verify(tmp_path / "2")
+    for refused in (lambda: checkpoint.last_whole(tmp_path), lambda: checkpoint.drop_after(tmp_path, 1)):
+        with pytest.raises(ValueError, match=r"2 was written by a newer version .*format 99 is newer than 1"):
+            refused()
+    assert names(tmp_path) == ["1", "2"]
 
 
 def test_without_a_whole_checkpoint_there_is_none(tmp_path):
@@ -235,9 +302,25 @@ class Malicious:
 def test_code_in_state_is_refused_and_not_run(write, tmp_path):
     path, trap = save(tmp_path), tmp_path / "trap"
     write({"step": 1, "optimizer": Malicious(str(trap))}, path / "state.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"state\.pt holds other than plain data"):
         checkpoint.load_state(path)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [None, [1], {"step": 1}, {"step": "1", "seconds": 0.0}])
+def test_plain_data_that_are_no_state_are_refused(content, tmp_path):
+    path = save(tmp_path)
+    torch.save(content, path / "state.pt")
+    with pytest.raises(ValueError, match="is not the state of a run"):
+        checkpoint.load_state(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_state_that_is_cut_off_is_refused(part, tmp_path):
+    path = save(tmp_path) / "state.pt"
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"state\.pt is no whole file"):
+        checkpoint.load_state(path.parent)
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path):

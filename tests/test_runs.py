@@ -192,6 +192,27 @@ def test_writing_status_keeps_what_it_does_not_name(tmp_path):
     assert os.listdir(tmp_path) == ["status.json"]
 
 
+@pytest.mark.parametrize("content", ["", '{"state": "DO', "[]", "null", '{"state": 3}', "[" * 10**6])
+def test_a_status_that_cannot_be_read_is_told_and_written_anew(content, tmp_path, capsys):
+    run = Run(tmp_path)
+    (tmp_path / "status.json").write_text(content)
+    assert run.status() == {}
+    assert "status.json" in (said := capsys.readouterr().out) and "the checkpoints tell how far" in said
+    run.write_status(DONE, step=3)
+    assert run.status()["step"] == 3
+
+
+def test_a_status_of_a_newer_format_is_an_error_and_stays(tmp_path):
+    run = Run(tmp_path)
+    run.write_status(DONE, step=3)
+    newer = (tmp_path / "status.json").read_text().replace('"format": 1', '"format": 2')
+    (tmp_path / "status.json").write_text(newer)
+    for refused in (run.status, lambda: run.write_status(RUNNING)):
+        with pytest.raises(ValueError, match="written by a newer version: its format 2 is newer than 1"):
+            refused()
+    assert (tmp_path / "status.json").read_text() == newer
+
+
 def test_running_with_a_free_lock_is_interrupted_and_with_a_held_one_running(tmp_path):
     run = Run(tmp_path / "run")
     with run.locked():
@@ -280,6 +301,14 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_replaced(tmp_path):
     written(tmp_path, 3, 5)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("bad", ['{"step": 2, "spl', "\0\0\0", "[1, 2]", "{}", '{"step": "x", "split": "train"}'])
+def test_a_damaged_line_is_told_and_left_out(bad, tmp_path, capsys):
+    lines = [json.dumps({"step": n, "split": "train", "loss": 0.5}) for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], bad, lines[2]]) + "\n")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
+    assert "metrics.jsonl, line 2 cannot be read" in capsys.readouterr().out
 
 
 def test_without_a_file_there_are_no_metrics(tmp_path):

@@ -1,0 +1,73 @@
+"""ddpm/files.py: the old file or the new one, and JSON within bounds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ddpm import files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["a.png"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_new_file_takes_the_place_of_the_old_one_at_once(durable, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    with files.replacing(path, durable) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        written = temporary.stat().st_ino
+    assert path.stat().st_ino == written  # renamed, not copied
+    assert names(tmp_path) == ["a.png"] and path.read_text() == "new"
+
+
+def test_what_is_durable_is_flushed_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
+    done: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(files, "flush", lambda path: done.append(path.name))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
+    for durable in (False, True):
+        with files.replacing(tmp_path / "a.txt", durable) as temporary:
+            temporary.write_text("x")
+    assert done == ["replace", f".a.{os.getpid()}.txt", "replace", tmp_path.name]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"),
+        files.replacing(tmp_path / "nowhere/a"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": ', "Expecting value"),
+        (b"\xff\xfe{}", "codec can't decode"),
+        (b"[" * 100_000, "recursion"),
+        (b" " * 100 + b"{}", None),
+        (b" " * 200_001, "more than 200,000 bytes"),
+    ],
+)
+def test_json_is_read_within_bounds(content, words, tmp_path):
+    path = tmp_path / "status.json"
+    path.write_bytes(content)
+    if words is None:
+        assert files.read_json(path, 200_000) == {}
+        return
+    with pytest.raises(ValueError, match=rf"status\.json cannot be read: .*{words}"):
+        files.read_json(path, 200_000)
