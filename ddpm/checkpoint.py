@@ -90,6 +90,21 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def keep(path: Path, folder: Path) -> Path:
+    """A second name, folder/STEP, for a checkpoint's files, so that rotation does not delete them; a copy if need be."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without links
+            shutil.copy2(source, target)
+
+    kept = folder / path.name
+    if not kept.exists():
+        shutil.copytree(path, kept, copy_function=link)
+    return kept
+
+
 def rotate(folder: Path, keep: int) -> None:
     """Delete all checkpoints but the last `keep` and the best one, and what killed processes left half-written."""
     for left in folder.glob(".*"):

@@ -257,17 +257,28 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     merged = OmegaConf.merge(
         base,
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
+        _place(base, config, parent.path),
         OmegaConf.from_dotlist(words),
         {"trust": _trusted(config)},
     )
     return merged, path
 
 
+def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]:
+    """Where a child goes: to its parent, or, if that does not lie where it says, where the command line says."""
+    stored = Path(str(base.get("runs"))) / str(base.get("study"))
+    at_home = os.path.abspath(stored) == os.path.abspath(parent.parent)
+    return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
+
+
 def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Path) -> None:
     """Refuse to extend a run by a budget that it has used up already."""
     from ddpm import checkpoint
 
-    state = checkpoint.load_state(parent)
+    try:
+        state = checkpoint.load_state(parent)
+    except ValueError as error:
+        raise InvalidInput(f"extend={config.extend}: {error}") from error
     if trainer.is_used_up(len(data.train), state["step"], state["seconds"]):
         given = ", ".join(
             f"trainer.{key}={config.trainer[key]}" for key in ("steps", "epochs", "seconds") if config.trainer[key]
@@ -278,11 +289,21 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
         )
 
 
+IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
+
+
 def _folder_of_runs(config: DictConfig) -> Path:
-    """<runs>/<study>; refuses one that could not be made."""
-    if not config.runs or not config.study:
+    """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
+    if not config.runs or not config.study or "\0" in str(config.runs):
         raise InvalidInput(f"runs={config.runs} study={config.study}: both must be names of folders")
-    folder = Path(str(config.runs)) / str(config.study)
+    study = str(config.study)
+    parts = study.removesuffix("/").split("/")
+    if not study.isprintable() or set(study) & set(IN_NO_NAME) or {"", ".."} & set(parts):
+        raise InvalidInput(
+            f"study={study!r} must be a name, or several separated by /, none of them empty or .., without control "
+            f"characters and without {' '.join(IN_NO_NAME)}"
+        )
+    folder = Path(str(config.runs)) / study
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InvalidInput(f"runs={config.runs}: {there} is not a folder that can be written to")
@@ -576,7 +597,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
         "sampler": OmegaConf.to_container(config.sampler),
     }
     note = out / "samples.json"
-    if note.exists() and json.loads(note.read_text()) != settings:
+    if note.exists() and _noted(note) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
     if not note.exists() and any(out.glob("[0-9]*.png")):
         raise InvalidInput(f"out={config.out} holds pictures that were not written here; choose another folder")
@@ -587,6 +608,15 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     for numbers, x in _with_bar(source.batches(missing, config.batch), len(missing)):
         for number, picture in zip(numbers, images.to_numpy(x), strict=True):
             images.save_png(out / f"{number:06}.png", picture)
+
+
+def _noted(note: Path) -> Any:
+    from ddpm.files import read_json
+
+    try:
+        return read_json(note)
+    except ValueError as error:
+        raise InvalidInput(f"{error}; choose another folder") from error
 
 
 def _must_be_writable(out: str | None) -> None:

@@ -1,14 +1,17 @@
 """Configurations: composed by Hydra, checked, and built. Joins ddpm/ and models/ through the names in `_target_`."""
 
 import importlib.util
+import io
 import math
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,6 +20,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
 CADENCE = ("log_every", "checkpoint_every", "keep", "previews")  # of the trainer; changes no result
+LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
+DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
 
 
 class InvalidInput(Exception):
@@ -35,14 +40,21 @@ def conf_dir() -> Path:
 
 
 @cache
-def allowed_targets() -> frozenset[str]:
-    """The exact names that a configuration may build: those in conf/ and the optimizers."""
-    names = set(OPTIMIZERS)
+def targets() -> dict[str, frozenset[str]]:
+    """Group of conf/ -> the exact names that a configuration of it may build; of `optimizer`, torch's besides."""
+    names: dict[str, set[str]] = {"optimizer": set(OPTIMIZERS)}
     for path in conf_dir().rglob("*.yaml"):
         config = OmegaConf.load(path)
         if isinstance(config, DictConfig) and "_target_" in config:
-            names.add(OmegaConf.to_container(config, resolve=False)["_target_"])
-    return frozenset(names)
+            group = path.relative_to(conf_dir()).parts[0]
+            names.setdefault(group, set()).add(OmegaConf.to_container(config, resolve=False)["_target_"])
+    return {group: frozenset(found) for group, found in names.items()}
+
+
+@cache
+def allowed_targets() -> frozenset[str]:
+    """The exact names that a configuration may build: those in conf/ and the optimizers."""
+    return frozenset().union(*targets().values())
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -106,26 +118,31 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
 def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> None:
     """Look every `_target_` of plain data up in a closed set of names, before anything is resolved or imported.
 
-    Raises: InvalidInput for a name outside the set, or any other of Hydra's keys that steer instantiation.
+    Where `name` is a group of conf/, names of other groups are not allowed in it: a schedule, say, reads no disk.
+
+    Raises: InvalidInput for a name outside the set, or any other key that steers Hydra's instantiation.
     """
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "_target_" and not (isinstance(value, str) and value in allowed):
-                raise InvalidInput(f"{name}: _target_ {value!r} is not allowed; allowed: {', '.join(sorted(allowed))}")
-            if key in ("_partial_", "_args_", "_convert_", "_recursive_"):
-                raise InvalidInput(f"{name}: the key {key} is not allowed")
-            check_targets(value, name, allowed)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            check_targets(value, name, allowed)
+    own = targets().get(name)
+    allowed = allowed if own is None else allowed - (allowed_targets() - own)
+    for key, value in _pairs(node):
+        if key == "_target_" and not (isinstance(value, str) and value in allowed):
+            raise InvalidInput(f"{name}: _target_ {value!r} is not allowed; allowed: {', '.join(sorted(allowed))}")
+        if key != "_target_" and re.fullmatch(r"_\w*_", str(key)):
+            raise InvalidInput(f"{name}: the key {key} is not allowed")
+        check_targets(value, name, allowed)
 
 
 def _must_be_resolved(node: Any, name: str) -> None:
     """Refuse text that would be resolved once more, to who knows what: an escaped interpolation."""
     if isinstance(node, str) and "${" in node:
         raise InvalidInput(f"{name}: {node!r} is an interpolation within an interpolation, which is not allowed")
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for _, value in _pairs(node):
         _must_be_resolved(value, name)
+
+
+def _pairs(node: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys and values of a dictionary, numbers and values of a list, nothing of anything else."""
+    return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -175,18 +192,53 @@ def must_be_finite(node: Any, name: str) -> None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """A run's config.yaml.
+    """A run's config.yaml, which may be anybody's: it says values and nothing else, within bounds.
 
-    Raises: InvalidInput if it is no configuration, or not one of a run.
+    Raises: InvalidInput if it is no configuration, or not one of a run, or says more than those that we write:
+        interpolations, tags, aliases, numbers beyond 64 bits.
     """
     try:
-        config = OmegaConf.load(path)
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+        text = content.decode()
+        _must_be_plain(text)
+        config = OmegaConf.load(io.StringIO(text))
+        _must_fit_64_bits(OmegaConf.to_container(config))
     except Exception as error:  # the YAML parser has no common base class
         raise InvalidInput(f"{path} cannot be read as a configuration: {_one_line(error)}") from error
     missing = [key for key in (*SCIENCE, "data") if not isinstance(config, DictConfig) or key not in config]
     if missing:
         raise InvalidInput(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}")
     return config
+
+
+def _must_be_plain(text: str) -> None:
+    """Look through YAML before anything is made of it: an alias multiplies, a tag constructs, a ${...} reads."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        value = event.value if isinstance(event, yaml.ScalarEvent) else ""
+        found = {
+            "an alias or an anchor": getattr(event, "anchor", None) is not None,
+            "a tag": getattr(event, "tag", None) is not None,
+            "an interpolation": "${" in value,
+            "a merge key": value == "<<",
+            f"a value of more than {LONGEST:,} characters": len(value) > LONGEST,
+            f"more than {DEEPEST} levels": depth > DEEPEST,
+            f"more than {MOST:,} values": count > MOST,
+        }
+        if said := [what for what, there in found.items() if there]:
+            raise ValueError(f"line {event.start_mark.line + 1} has {said[0]}, and a run's configuration has none")
+
+
+def _must_fit_64_bits(node: Any, key: str = "") -> None:
+    """Refuse a whole number beyond 64 bits: no setting has a use for it, and torch none either."""
+    if isinstance(node, int) and abs(node) >= 2**63:
+        raise ValueError(f"{key} is a whole number of more than 64 bits")
+    for name, value in _pairs(node):
+        _must_fit_64_bits(value, f"{key}.{name}" if key else str(name))
 
 
 def with_known_keys(name: str, message: str, overrides: list[str]) -> str:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -30,7 +30,7 @@ class EMA:
             raise ValueError(f"ema warmup = {warmup:g} must be >= 0")
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._parameters = list(self.model.parameters())
+        self._parameters: list[Tensor] = list(self.model.parameters())
 
     def decay_at(self, n: int) -> float:
         """d_n of the n-th update, n = 1, 2, ..."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddpm import checkpoint
 from ddpm.data import ImageData
 from ddpm.diffusion import Denoise
-from ddpm.files import replacing
+from ddpm.files import read_json, replacing
 from ddpm.images import to_float, to_uint8
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.metrics.frechet import RelativeFrechet, relative_frechet
@@ -163,11 +163,28 @@ def write_terms(path: Path, bound: Bound) -> None:
 
 
 def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
-    """Put a result into the run's evaluation.json, beside those of other protocols."""
+    """Put a result into the run's evaluation.json, beside those of other protocols.
+
+    A file that holds no such results gives way to the new one, and is kept as evaluation.damaged.json.
+    """
     path = folder / "evaluation.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        text = json.dumps(_recorded(path) | {protocol: values}, indent=1)
+    except (ValueError, RecursionError) as error:
+        aside = path.with_name("evaluation.damaged.json")
+        path.replace(aside)
+        print(f"{error}; it is kept as {aside}")
+        text = json.dumps({protocol: values}, indent=1)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(known | {protocol: values}, indent=1))
+        temporary.write_text(text)
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Protocol -> result, of evaluation.json; ValueError if it holds anything else."""
+    known = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(values, dict) for values in known.values()):
+        raise ValueError(f"{path} holds other than results")
+    return known
 
 
 def must_be_measurable(data: ImageData, metrics: list[str], n: int) -> None:

@@ -49,6 +49,8 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         largest: bytes that it may have.
     Raises: FileNotFoundError; ValueError that names a file which holds no JSON, or is beyond reason in size or depth.
     """
+    if path.exists() and not path.is_file():  # a pipe, say, whose writer never comes
+        raise ValueError(f"{path} cannot be read: it is no file")
     with open(path, "rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:

@@ -133,4 +133,5 @@ class PointsOracle:
         point = self.joint(x_t, t).softmax(1) @ self.points
         x_0 = point + a * self.c2 / var * (x - a * point)
         eps = (1 - alpha_bar).sqrt() / var * (x - a * point)
-        return Prediction(*(part.reshape(x_t.shape).to(x_t.dtype) for part in (eps, x_0)), self.frac)
+        eps, x_0 = (part.reshape(x_t.shape).to(x_t.dtype) for part in (eps, x_0))
+        return Prediction(eps, x_0, self.frac)

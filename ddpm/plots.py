@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,7 +290,9 @@ def schedules(path: str | Path, named: Mapping[str, NoiseSchedule]) -> None:
     grid = figure.add_gridspec(2, 3, height_ratios=[graphs, table])
     share, snr, beta = panels = [figure.add_subplot(grid[0, i]) for i in range(3)]
     same_T = len({schedule.T for schedule in named.values()}) == 1
-    styles = [{"color": f"C{i}", "linewidth": max(2.6 - 0.45 * i, 0.8)} for i in range(len(named))]
+    styles: list[dict[str, Any]] = [
+        {"color": f"C{i}", "linewidth": max(2.6 - 0.45 * i, 0.8)} for i in range(len(named))
+    ]
     for style, schedule in zip(styles, named.values(), strict=True):
         t = np.arange(schedule.T + 1) / (1 if same_T else schedule.T)
         marker = "." if schedule.T < 20 else ""
@@ -335,7 +338,7 @@ SCHEDULE_COLUMNS = (
 
 def schedule_table(named: Mapping[str, NoiseSchedule]) -> list[tuple[str, ...]]:
     """What `ddpm.schedules.report` says of each schedule, in words: the columns' names, then one row a schedule."""
-    rows = [SCHEDULE_COLUMNS]
+    rows: list[tuple[str, ...]] = [SCHEDULE_COLUMNS]
     for name, schedule in named.items():
         r = report(schedule)
         last = r["1 / sqrt(alpha_bar_T)"]
@@ -363,7 +366,7 @@ def png(draw: Callable[..., None], *arguments: object, **options: object) -> byt
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         draw(path, *arguments, **options)
-        picture = Image.open(path)
+        picture: Image.Image = Image.open(path)
         picture = picture if picture.mode == "L" else picture.quantize(128, dither=Image.Dither.NONE)
         file = io.BytesIO()
         picture.save(file, format="PNG", optimize=True)
@@ -438,7 +441,7 @@ def _tiles(
 
     figure = Figure(figsize=(total_wide / DPI, total_tall / DPI), dpi=DPI)
 
-    def text(x: float, y: float, label: str, **style: object) -> None:
+    def text(x: float, y: float, label: str, **style: Any) -> None:
         figure.text(x / total_wide, 1 - y / total_tall, label, **{"fontsize": SIZE, **style})
 
     for b, ((name, _), picture) in enumerate(zip(blocks, pictures, strict=True)):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, Sampler, interpolate
+from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 
 
 class Source:
@@ -34,7 +34,7 @@ class Source:
         self.diffusion, self.model, self.sampler = diffusion, model.to(device).eval(), sampler
         self.shape, self.seed, self.device = shape, seed, device
 
-    def draw(self, numbers: range | list[int], callback: object = None) -> Tensor:
+    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The samples of these numbers, (n, C, H, W), on the CPU."""
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
@@ -75,16 +75,16 @@ class Source:
             raise ValueError(f"{type(self.sampler).__name__} has no inverse; between takes sampler=ddim, sampler.eta=0")
         unclipped = copy.copy(self.diffusion)
         unclipped.clip_x_0 = False
-        y = None if getattr(self.model, "num_classes", None) is None else y.to(self.device)
+        y = None if y is None or getattr(self.model, "num_classes", None) is None else y.to(self.device)
         denoise = unclipped.denoiser(self.model, y)
         x_T = self.sampler.encode(unclipped.schedule, denoise, x.to(self.device))
         ends = torch.linspace(0, 1, k, device=self.device).round().long()
         denoise = unclipped.denoiser(self.model, None if y is None else y[ends])
-        return self.sampler(unclipped.schedule, denoise, interpolate(*x_T, k)).cpu()
+        return self.sampler(unclipped.schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
 
-    def way(self, n: int, pictures: int) -> list[tuple[int, Tensor]]:
+    def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
         """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
-        seen: list[tuple[int, Tensor]] = []
+        seen: list[tuple[int | float, Tensor]] = []
         x_0 = self.draw(range(n), lambda i, t, s, x_t, pred: seen.append((t, x_t.cpu())))
         seen.append((0, x_0))
         chosen = torch.linspace(0, len(seen) - 1, min(pictures, len(seen))).round().long().tolist()

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from types import EllipsisType
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class NoiseSchedule:
             () or (B,), float64, on t's device.
         """
         lambda_ = self.following(t).lambda_
-        if not is_real(t):
+        if is_integer(t):
             return lambda_[t]
         t = torch.as_tensor(t, dtype=torch.float64, device=lambda_.device)
         k = t.floor().long().clamp(0, self.T - 1)
@@ -78,7 +79,7 @@ class NoiseSchedule:
     def alpha_bar_at(self, t: Time) -> Tensor:
         """alpha_bar at integer or real t in [0, T], through `lambda_at`: () or (B,), float64, exact at integers."""
         alpha_bar = self.following(t).alpha_bar
-        if not is_real(t):
+        if is_integer(t):
             return alpha_bar[t]
         t = torch.as_tensor(t, dtype=torch.float64, device=alpha_bar.device)
         nearest = t.round()
@@ -125,9 +126,9 @@ class NoiseSchedule:
         return f"NoiseSchedule(T={self.T}, alpha_bar_T={self.alpha_bar[-1].item():.3g})"
 
 
-def is_real(t: Time) -> bool:
-    """Whether a time is real, not an integer to index tables with."""
-    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
+def is_integer(t: Time) -> TypeGuard[int | Tensor]:
+    """Whether a time is an integer to index tables with, not real."""
+    return not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float))
 
 
 def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:

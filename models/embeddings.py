@@ -19,6 +19,8 @@ class SinusoidalEmbedding(nn.Module):
     Source: DDPM (arXiv 2006.11239), appendix B; Attention Is All You Need (arXiv 1706.03762), section 3.5.
     """
 
+    omega: Tensor
+
     def __init__(self, dim: int, flip_sin_to_cos: bool = False, freq_shift: float = 1):
         super().__init__()
         half = dim // 2

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 ATTENTION_KINDS, PADDINGS = ("full", "linear"), (0, 1)
 
 
-def one_of(name: str, value: object, allowed: tuple) -> None:
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError, with the allowed values, unless `value` is one of them."""
     if value not in allowed:
         raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(map(str, allowed))}")

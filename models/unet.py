@@ -21,6 +21,16 @@ from models.layers import (
 )
 
 
+class Stage(nn.Module):
+    """One resolution: residual blocks, each followed by attention or nothing, and the way to the next if any."""
+
+    resample: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residual, self.attention, self.resample = nn.ModuleList(), nn.ModuleList(), None
+
+
 class UNet(nn.Module):
     """Residual blocks on a ladder of resolutions, with skips from every encoder block and every downsampling.
 
@@ -114,14 +124,12 @@ class UNet(nn.Module):
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
-            stage = nn.Module()
-            stage.residual, stage.attention = nn.ModuleList(), nn.ModuleList()
+            stage = Stage()
             for _ in range(blocks[level]):
                 stage.residual.append(residual(c, width))
                 stage.attention.append(attend(width, resolution))
                 c = width
                 skips.append(c)
-            stage.resample = None
             if level < levels - 1:
                 stage.resample = Downsample(c, downsample_padding)
                 skips.append(c)
@@ -133,8 +141,7 @@ class UNet(nn.Module):
 
         self.up = nn.ModuleList()
         for level in reversed(range(levels)):
-            stage = nn.Module()
-            stage.residual, stage.attention = nn.ModuleList(), nn.ModuleList()
+            stage = Stage()
             for _ in range(blocks[level] + 1):
                 stage.residual.append(residual(c + skips.pop(), widths[level]))
                 stage.attention.append(attend(widths[level], resolutions[level]))
@@ -168,12 +175,13 @@ class UNet(nn.Module):
                 f"num_classes = {self.num_classes}, y is {'missing' if y is None else 'given'}"
             )
         emb = self.time_embedding(t + self.time_offset)
-        if y is not None:
+        if self.class_embedding is not None:
             emb = emb + self.class_embedding(y)
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]
         for stage in self.down:
+            assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
                 h = attention(residual(h, emb))
                 skips.append(h)
@@ -184,6 +192,7 @@ class UNet(nn.Module):
         h = self.middle_2(self.middle_attention(self.middle_1(h, emb)), emb)
 
         for stage in self.up:
+            assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
                 h = attention(residual(torch.cat([h, skips.pop()], dim=1), emb))
             if stage.resample is not None:

@@ -1,11 +1,14 @@
-"""Shared by the tests: data whose exact denoiser, flow and moments are known in closed form, and fixed seeds."""
+"""Shared by the tests: data whose exact denoiser, flow and moments are known in closed form, seeds, no network."""
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from offline import sitecustomize
 from torch import Tensor
 
 from ddpm.oracle import GaussianOracle, MixtureOracle
@@ -13,7 +16,12 @@ from ddpm.randomness import SampleNoise
 from ddpm.samplers import Sampler, integrate
 from ddpm.schedules import NoiseSchedule, linear
 
+OFFLINE = str(Path(sitecustomize.__file__).parent)  # for the processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get("PYTHONPATH")]))
+
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+settings.register_profile("the same everywhere", deadline=None, derandomize=True, database=None)
+settings.load_profile("the same everywhere")
 
 
 @pytest.fixture(autouse=True)

@@ -556,7 +556,7 @@ def test_a_stored_configuration_cannot_build_what_it_points_to(call, copied, tmp
     settings.evil = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(trap)]}}
     settings.model.freq_shift = "${evil}"
     OmegaConf.save(settings, copied / "config.yaml")
-    assert_refused(call(cli.sample, f"run={copied}", "n=1", "sampler.steps=2"), "model")
+    assert_refused(call(cli.sample, f"run={copied}", "n=1", "sampler.steps=2"), "an interpolation")
     assert not trap.exists()
 
 

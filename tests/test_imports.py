@@ -1,9 +1,13 @@
 """Who may import whom. The mathematics is readable alone because nothing here can creep in."""
 
 import ast
+import configparser
+import json
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -27,6 +31,9 @@ PACKAGES = {  # where nobody may import it, but these
     "hydra": (("ddpm", "models", "experiments"), {"ddpm.config", "ddpm.cli"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
 }
+BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
+NOT_IMPORTED = {"pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run
+LINTERS = {"ruff", "mypy"}  # need not run at the lower bounds
 
 
 def modules(*folders: str) -> dict[str, Path]:
@@ -135,3 +142,65 @@ for name in sys.argv[1:]:
 )
 def test_what_counts_as_an_import(source, expected):
     assert imports(source, "ddpm.reverse") == expected
+
+
+# ---------------------------------------------------------------------------------------------------- what is installed
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def requirements(*extras: str) -> dict[str, str]:
+    """Distribution -> lower bound, of setup.cfg: what an installation requires, or what these extras add."""
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    lists = [setup["options.extras_require"][name] for name in extras] or [setup["options"]["install_requires"]]
+    lines = [line.partition(">=") for text in lists for line in text.split()]
+    return {normal(name): bound.partition(",")[0] for name, _, bound in lines}
+
+
+def pins(path: str) -> dict[str, str]:
+    """Distribution -> exact version, of a file for pip."""
+    lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines()
+    return {normal(line.partition("==")[0]): line.partition("==")[2] for line in lines if not line.startswith("#")}
+
+
+def distributions(imported: set[str]) -> set[str]:
+    """What must be installed for these imports; a name that nobody provides stands for itself."""
+    known = packages_distributions()
+    names = {BEHIND.get(name, name).split(".")[0] for name in imported} | {name.split(".")[0] for name in imported}
+    names -= sys.stdlib_module_names | {"ddpm", "models"} | {path.stem for path in (REPOSITORY / "tests").iterdir()}
+    return {normal(distribution) for name in names for distribution in known.get(name, [name])}
+
+
+def test_what_the_package_imports_is_required_and_nothing_else():
+    """A configuration imports by `_target_`."""
+    imported = set().union(*edges("ddpm", "models", "experiments").values())
+    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+        imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
+    assert distributions(imported) == requirements().keys()
+
+
+def test_what_the_notebooks_import_is_in_their_extra():
+    imported = set()
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        imported = imported.union(*(imports("".join(c["source"])) for c in cells if c["cell_type"] == "code"))
+    assert distributions(imported) <= requirements().keys() | requirements("notebooks").keys()
+
+
+def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
+    needed = distributions(set().union(*edges("tests").values())) - requirements().keys()
+    assert needed == requirements("test", "notebooks").keys() - NOT_IMPORTED
+
+
+def test_every_requirement_has_an_exact_version_that_the_tests_passed_with():
+    assert requirements().keys() | requirements("test", "notebooks").keys() <= pins("constraints.txt").keys()
+
+
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():
+    lowest, tested = requirements() | requirements("test"), pins(".ci/oldest.txt")
+    assert {name: tested.get(name) for name in lowest if name not in LINTERS} == {
+        name: bound for name, bound in lowest.items() if name not in LINTERS
+    }

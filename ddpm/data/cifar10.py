@@ -1,9 +1,11 @@
 """CIFAR-10 from its binary archive: records of one label and 3,072 pixels, no pickle."""
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ FILES = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_b
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD = 1 + 3 * 32 * 32  # bytes: a label, then the red, green and blue plane
 MOST_RECORDS = 10_000  # that a published file has
+LARGEST = 1 << 28  # bytes of the unpacked archive; the published one has 184,380,000
 
 
 class CIFAR10(ImageData):
@@ -82,35 +85,51 @@ def _locate(root: Path, download: bool) -> Path:
 
 
 def read_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The named files of the extracted folder; FileNotFoundError if one is missing."""
+    """The named files of the extracted folder; FileNotFoundError if one is missing, ValueError for one too large."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; remove the folder to use the archive instead")
+    for name in names:
+        _check_size((folder / name).stat().st_size, folder / name)
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The named files of the archive, in one pass and without writing any.
 
-    Only regular files of exactly the published names are read, and only up to the published size, so an archive can
-    neither place files nor fill the memory.
+    Only regular files of exactly the published names are read, and only up to the published size, and of the whole only
+    `LARGEST` bytes, so an archive can neither place files nor fill the memory.
 
     Raises: ValueError naming the archive if it is damaged, or lacks a file.
     """
     files = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 if folder == FOLDER and name in names and member.isreg():
-                    _check_size(member.size, path / name)
+                    _check_size(member.size, Path(name))
                     files[name] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, LookupError, RecursionError) as error:
         raise ValueError(f"{path} is a damaged archive: {error}") from error
     missing = [name for name in names if name not in files]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}")
     return files
+
+
+class _Bounded:
+    """A file that ends in an error: tarfile itself reads headers of whatever size they announce."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, LARGEST
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError(f"it unpacks to more than {LARGEST:,} bytes")
+        return content
 
 
 def _check_size(size: int, where: Path) -> None:

@@ -40,6 +40,12 @@ def check_options(image_size: int | Sequence[int] | None, channels: int | None, 
         raise ValueError(f"validation={validation!r}: the held-out fraction lies in 0 <= validation < 1")
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that could not be part of a file's name: such files are named after their data."""
+    if not isinstance(name, str) or not name.isprintable() or set("/\\") & set(name):
+        raise ValueError(f"name={name!r}: the data's name becomes part of files' names; set a name without / and \\")
+
+
 def check_labels(labels: Tensor, count: int, where: object) -> None:
     """Raise ValueError naming `where` and the first of `labels` (N,) that is outside 0..count-1."""
     wrong = ((labels < 0) | (labels >= count)).nonzero()
@@ -78,7 +84,7 @@ class ImageData:
     number alone, never on the run's seed, so that all runs on the same data are judged on the same images.
 
     Args:
-        name: what the data are called; part of their identity.
+        name: what the data are called, printable and without slashes; part of their identity.
         split: which published part was read: "train", "test", or "all" where there is only one.
         images: uint8 (N, C, H, W), N >= 1, C is 1 or 3.
         labels: whole numbers (N,) in 0..num_classes-1, or None.
@@ -104,6 +110,7 @@ class ImageData:
         validation: float = 0.1,
         flip: bool = False,
     ):
+        check_name(name)
         check_options(image_size, channels, validation)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
             raise ValueError(f"{name}: images are uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")

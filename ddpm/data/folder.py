@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ddpm.data.dataset import ImageData, check_choice, check_options, fit
+from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, fit
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 NAMED = 5  # broken images that are named; the rest are counted
@@ -48,6 +48,7 @@ class Folder(ImageData):
     ):
         check_choice("split", split, ("auto", "train", "test"))
         check_options(image_size, channels, validation)
+        check_name(name or "")
         root = Path(root).expanduser()
         try:
             half, folder = _choose_half(root, split)
@@ -120,13 +121,18 @@ def decode_all(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = list(pool.map(partial(_attempt, image_size=image_size, channels=channels), paths))
     whole = [n for n, result in enumerate(results) if isinstance(result, Tensor)]
-    broken = [f"{p.relative_to(folder)} ({r})" for p, r in zip(paths, results, strict=True) if isinstance(r, str)]
+    broken = [_shown(f"{p.relative_to(folder)} ({r})") for p, r in zip(paths, results, strict=True) if type(r) is str]
     named = ", ".join(broken[:NAMED]) + ", ..." * (len(broken) > NAMED)
     if not whole:
         raise ValueError(f"{folder}: none of its {len(paths):,} images can be read: {named}")
     if broken:
         print(f"{folder}: skipped {len(broken):,} of {len(paths):,} images, which cannot be read: {named}")
     return torch.cat([results[n] for n in whole]), torch.tensor(whole)
+
+
+def _shown(text: str) -> str:
+    """Text for a terminal: what a file is called must not steer it."""
+    return text if text.isprintable() else repr(text)
 
 
 def _attempt(path: Path, image_size: int | Sequence[int], channels: int) -> Tensor | str:
@@ -136,7 +142,7 @@ def _attempt(path: Path, image_size: int | Sequence[int], channels: int) -> Tens
     except UnidentifiedImageError:
         return "not a PNG or JPEG"
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-        return str(error) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
 
 
 def decode(path: Path, image_size: int | Sequence[int], channels: int) -> Tensor:

@@ -17,7 +17,7 @@ from ddpm.data.dataset import ImageData, check_choice, check_labels, check_optio
 from ddpm.data.download import download as fetch
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files of each half
-LARGEST = 1 << 31  # bytes that a header may announce: more is a damaged file
+LARGEST = 1 << 28  # bytes that a header may announce, five times those of the largest published file
 
 
 class Source(NamedTuple):

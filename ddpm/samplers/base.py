@@ -5,6 +5,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class Sampler(ABC):
         s: int | float,
         pred: Prediction,
         past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
+        noise: Any,
     ) -> Tensor:
         """x_s from x_t, for 0 < s < t.
 

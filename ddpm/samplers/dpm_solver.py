@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import log, sqrt
+from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class DPMSolverPP(Sampler):
         s: int | float,
         pred: Prediction,
         past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
+        noise: Any,
     ) -> Tensor:
         """As `Sampler.step`."""
         alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)

@@ -98,7 +98,7 @@ class UniPC(Sampler):
         h, e = h_of(schedule, t, s), exp_minus_h(schedule, t, s)
         B = h if self.variant == "bh1" else 1 - e
         r = np.array([h_of(schedule, t, u) / h for u, _ in points])
-        a = [0.5]
+        a = np.array([0.5])
         if len(points) > 1:
             integrals = [1 - e]
             for k in range(1, len(points) + 1):

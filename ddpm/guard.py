@@ -1,0 +1,109 @@
+"""Numbers that are not finite: the step is skipped and counted, and too many in a row end the run with an autopsy."""
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm import checkpoint
+from ddpm.files import replacing
+
+SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscaled
+
+
+class Guard:
+    """Takes the optimizer's steps, but for those whose loss or gradient is not finite, and counts what it skips.
+
+    Where the optimizer can skip a step by itself (the fused ones) nothing waits for the device until `look`. The EMA
+    goes over all steps: a skipped one leaves the weights as they were.
+
+    Args:
+        limit: so many steps in a row are skipped; one more ends the run. With fp16 an overflowing gradient is part of
+            the search for a loss scale and is not one of the row, until the scale has collapsed below 1.
+        device: where the losses are.
+    """
+
+    def __init__(self, limit: int, device: torch.device):
+        self.limit = limit
+        self.counts = torch.zeros(3, dtype=torch.long, device=device)  # skipped, in a row now, longest row not seen
+        self.recent: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=limit + 1)
+
+    def step(
+        self,
+        step: int,
+        loss: Tensor,
+        grad_norm: Tensor,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        """Let the optimizer take a step, whose gradients are unscaled, unless its numbers are broken."""
+        finite = loss.isfinite() & grad_norm.isfinite()
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as the scaler asks
+            optimizer.found_inf = (~finite).float()
+            optimizer.step()
+        elif finite:
+            optimizer.step()
+        broken = ~(loss.isfinite() if scaler.is_enabled() else finite)
+        skipped, row, longest = self.counts.unbind()
+        row = torch.where(broken, row + 1, 0)
+        self.counts = torch.stack([skipped + ~finite, row, torch.maximum(row, longest)])
+        self.recent.append((step, loss, grad_norm))
+
+    def look(self, scaler: torch.amp.GradScaler) -> int:
+        """How many steps were skipped so far.
+
+        Raises: FloatingPointError if too many of them were in a row, or fp16's loss scale has collapsed.
+        """
+        skipped, _, longest = self.counts.tolist()
+        self.counts[2] = self.counts[1]
+        step, loss, grad_norm = self.recent[-1]
+        if longest > self.limit:
+            raise FloatingPointError(
+                f"loss or gradient not finite in {longest} steps in a row, up to step {step} (loss {loss.item():g}, "
+                f"gradient norm {grad_norm.item():g}; trainer.max_skipped = {self.limit})"
+            )
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"the loss scale of fp16 has collapsed to {scaler.get_scale():g} at step {step}: gradients overflow at "
+                "every scale; use trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
+            )
+        return skipped
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`; one of an older version may be empty."""
+        if "counts" in state:
+            self.counts.copy_(state["counts"])
+
+
+def write_autopsy(folder: Path, report: dict[str, Any], last: Path | None) -> None:
+    """Write folder/report.json, and keep the last whole checkpoint beside it, where no rotation deletes it.
+
+    Args:
+        report: plain data; numbers that are not finite become the words "nan", "inf" and "-inf".
+        last: the checkpoint's folder.
+    """
+    folder.mkdir(exist_ok=True)
+    if last is not None:
+        checkpoint.keep(last, folder / "checkpoint")
+    with replacing(folder / "report.json", durable=True) as temporary:
+        temporary.write_text(json.dumps(_in_words(report), indent=1))
+
+
+def _in_words(node: Any) -> Any:
+    """Plain data with words for what JSON has no numbers for."""
+    if isinstance(node, dict):
+        return {key: _in_words(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_in_words(value) for value in node]
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node

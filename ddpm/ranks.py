@@ -1,0 +1,89 @@
+"""Several processes that train one network, each on its share of every batch, as torchrun starts them."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """This process among those that train together; alone unless torchrun started it.
+
+    All ranks draw the same global batch and take their share of it, so that the run is that of one process but for
+    rounding. Rank 0 leads: it alone holds the run and writes.
+
+    Args:
+        rank, size: this process, 0..size-1.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, rows: Tensor | None) -> Tensor | None:
+        """The rows of this rank, of rows that `size` divides."""
+        return rows if rows is None or self.size == 1 else rows.chunk(self.size)[self.rank]
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in the order of which they took their shares."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def average_(self, tensors: list[Tensor]) -> None:
+        """Put the mean over ranks in the place of each tensor, all in one message."""
+        if self.size == 1:
+            return
+        flat = torch.cat([x.reshape(-1) for x in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for x, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view_as(x))
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over ranks: what all of them go by."""
+        if self.size == 1:
+            return list(values)
+        agreed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return agreed.tolist()
+
+    def told(self, value: Any) -> Any:
+        """What the leader says."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+
+def started() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(device: torch.device) -> tuple[Ranks, torch.device]:
+    """This process's place among those that torchrun started, and its device: of several GPUs, the one of its number.
+
+    Raises: ValueError if there are fewer GPUs than processes on this machine.
+    """
+    if not started():
+        return Ranks(), device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started process {device.index} here, but PyTorch sees {torch.cuda.device_count()} CUDA "
+                "devices; start one process a device, or use device=cpu"
+            )
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size()), device
