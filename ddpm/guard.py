@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ddpm import checkpoint
 from ddpm.files import replacing
@@ -15,11 +16,26 @@ from ddpm.files import replacing
 SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscaled
 
 
+class Seen:
+    """What a step was computed from, kept for an autopsy: tensors on their device, which nothing waits for.
+
+    Args:
+        step: its number.
+    """
+
+    def __init__(self, step: int):
+        self.step, self.parts = step, list[tuple[Tensor, Tensor]]()
+
+    def note(self, t: Tensor, losses: Tensor) -> None:
+        """Times (B,) and losses (B,) of a micro-batch."""
+        self.parts.append((t, losses))
+
+
 class Guard:
     """Takes the optimizer's steps, but for those whose loss or gradient is not finite, and counts what it skips.
 
-    Where the optimizer can skip a step by itself (the fused ones) nothing waits for the device until `look`. The EMA
-    goes over all steps: a skipped one leaves the weights as they were.
+    Where the optimizer can skip a step by itself (the fused ones) nothing waits for the device until somebody asks. The
+    EMA goes over all steps: a skipped one leaves the weights as they were.
 
     Args:
         limit: so many steps in a row are skipped; one more ends the run. With fp16 an overflowing gradient is part of
@@ -29,15 +45,15 @@ class Guard:
 
     def __init__(self, limit: int, device: torch.device):
         self.limit = limit
-        self.counts = torch.zeros(3, dtype=torch.long, device=device)  # skipped, in a row now, longest row not seen
-        self.recent: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=limit + 1)
+        self.counts = torch.zeros(3, dtype=torch.long, device=device)  # skipped, in a row now, longest row not told of
+        self.recent: deque[tuple[Seen, Tensor, Tensor]] = deque(maxlen=2 * limit + 1)  # who asks each limit + 1 steps
 
     def step(
         self,
-        step: int,
+        seen: Seen,
         loss: Tensor,
         grad_norm: Tensor,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
         """Let the optimizer take a step, whose gradients are unscaled, unless its numbers are broken."""
@@ -46,7 +62,7 @@ class Guard:
             scaler.step(optimizer)
             scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):  # as the scaler asks
-            optimizer.found_inf = (~finite).float()
+            setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010  # torch declares no such attribute
             optimizer.step()
         elif finite:
             optimizer.step()
@@ -54,34 +70,48 @@ class Guard:
         skipped, row, longest = self.counts.unbind()
         row = torch.where(broken, row + 1, 0)
         self.counts = torch.stack([skipped + ~finite, row, torch.maximum(row, longest)])
-        self.recent.append((step, loss, grad_norm))
+        self.recent.append((seen, loss, grad_norm))
 
-    def look(self, scaler: torch.amp.GradScaler) -> int:
-        """How many steps were skipped so far.
+    @property
+    def skipped(self) -> int:
+        """Steps skipped so far."""
+        return int(self.counts[0])
 
-        Raises: FloatingPointError if too many of them were in a row, or fp16's loss scale has collapsed.
-        """
-        skipped, _, longest = self.counts.tolist()
+    def must_be_sound(self, scaler: torch.amp.GradScaler) -> None:
+        """Raise FloatingPointError if too many steps were skipped in a row, or fp16's loss scale has collapsed."""
+        longest = int(self.counts[2])
         self.counts[2] = self.counts[1]
-        step, loss, grad_norm = self.recent[-1]
+        seen, loss, grad_norm = self.recent[-1]
         if longest > self.limit:
             raise FloatingPointError(
-                f"loss or gradient not finite in {longest} steps in a row, up to step {step} (loss {loss.item():g}, "
-                f"gradient norm {grad_norm.item():g}; trainer.max_skipped = {self.limit})"
+                f"loss or gradient not finite in {longest} steps in a row, up to step {seen.step} (loss "
+                f"{loss.item():g}, gradient norm {grad_norm.item():g}; trainer.max_skipped = {self.limit})"
             )
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise FloatingPointError(
-                f"the loss scale of fp16 has collapsed to {scaler.get_scale():g} at step {step}: gradients overflow at "
-                "every scale; use trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
+                f"the loss scale of fp16 has collapsed to {scaler.get_scale():g} at step {seen.step}: gradients "
+                "overflow at every scale; use trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
             )
-        return skipped
+
+    def report(self) -> list[dict[str, Any]]:
+        """The last steps as plain data: step, loss, gradient norm, and of each image its t and its loss."""
+        return [
+            {
+                "step": seen.step,
+                "loss": loss.item(),
+                "grad_norm": grad_norm.item(),
+                "t": torch.cat([t for t, _ in seen.parts]).tolist(),
+                "losses": torch.cat([losses for _, losses in seen.parts]).tolist(),
+            }
+            for seen, loss, grad_norm in self.recent
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`; one of an older version may be empty."""
+        """Go on from `state_dict`; an empty one, of a version without a guard, leaves all at 0."""
         if "counts" in state:
             self.counts.copy_(state["counts"])
 

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddpm.randomness import generator
+
 
 class Ranks:
     """This process among those that train together; alone unless torchrun started it.
@@ -25,9 +27,14 @@ class Ranks:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def share(self, rows: Tensor | None) -> Tensor | None:
+    def share(self, rows: Tensor) -> Tensor:
         """The rows of this rank, of rows that `size` divides."""
-        return rows if rows is None or self.size == 1 else rows.chunk(self.size)[self.rank]
+        return rows if self.size == 1 else rows.chunk(self.size)[self.rank]
+
+    def seed_dropout(self, seed: int, step: int) -> None:
+        """Key what dropout draws, which takes no generator, by the step; another rank drops others."""
+        stream = "dropout" if self.leads else f"dropout of rank {self.rank}"
+        torch.manual_seed(generator(seed, stream, step).initial_seed())
 
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, in the order of which they took their shares."""
@@ -55,7 +62,7 @@ class Ranks:
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
         return agreed.tolist()
 
-    def told(self, value: Any) -> Any:
+    def told(self, value: Any = None) -> Any:
         """What the leader says."""
         if self.size == 1:
             return value

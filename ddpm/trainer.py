@@ -4,8 +4,10 @@ import contextlib
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,11 @@ from ddpm import checkpoint, plots
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
+from ddpm.files import replacing
+from ddpm.guard import Guard, Seen, write_autopsy
 from ddpm.losses import offset
 from ddpm.randomness import generator
+from ddpm.ranks import Ranks
 from ddpm.runs import Metrics, Run, Stopwatch
 from ddpm.samplers import DDIM
 from ddpm.sampling import Source
@@ -34,6 +39,21 @@ class Interrupted(Exception):
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+class Batch(NamedTuple):
+    """What a loss is computed from: rows of a step's batch."""
+
+    x_0: Tensor  # (B, C, H, W)
+    y: Tensor | None  # classes (B,), where the data have labels
+    t: Tensor  # (B,)
+    weight: Tensor | None  # of the losses (B,), where t is not drawn uniformly
+    eps: Tensor  # (B, C, H, W)
+
+    def of(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same with other rows."""
+        y, weight = (None if values is None else rows(values) for values in (self.y, self.weight))
+        return Batch(rows(self.x_0), y, rows(self.t), weight, rows(self.eps))
 
 
 class Trainer:
@@ -56,6 +76,8 @@ class Trainer:
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep: how many of the last checkpoints are kept, besides the best.
+        max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than so many in a row end
+            the run.
         previews: how often in the run the same noise is turned into images.
     Raises:
         ValueError: an argument out of range.
@@ -81,11 +103,12 @@ class Trainer:
         checkpoint_every: int = 1000,
         keep: int = 2,
         previews: int = 6,
+        max_skipped: int = 10,
     ):
         budget = {"steps": steps, "epochs": epochs, "seconds": seconds}
         if all(value is None for value in budget.values()):
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
-        at_least = {
+        at_least: dict[str, tuple[int, int]] = {
             "batch_size": (batch_size, 1),
             "accumulate": (accumulate, 1),
             "warmup": (warmup, 0),
@@ -93,11 +116,12 @@ class Trainer:
             "checkpoint_every": (checkpoint_every, 1),
             "keep": (keep, 1),
             "previews": (previews, 0),
+            "max_skipped": (max_skipped, 0),
             "steps": (steps if steps is not None else 1, 1),
         }
-        for name, (value, least) in at_least.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
+        for name, (count, least) in at_least.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"{name} = {count!r} must be an integer >= {least}")
         for name, value in {"epochs": epochs, "seconds": seconds, "clip": clip, "warmup_epochs": warmup_epochs}.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < math.inf):
@@ -126,6 +150,7 @@ class Trainer:
         self.time_sampling, self.offset_noise = time_sampling, offset_noise
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
+        self.max_skipped = max_skipped
 
     def fit(
         self,
@@ -138,6 +163,7 @@ class Trainer:
         seed: int,
         device: torch.device,
         resume: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> tuple[str, EMA]:
         """Train, from the start or from a checkpoint, until the budget is used.
 
@@ -146,21 +172,25 @@ class Trainer:
             optimizer: over the model's parameters.
             seed: all randomness is keyed by it, and by the step.
             resume: a checkpoint, of this run or of the one that it extends.
+            ranks: the processes that share every batch; None for this one alone. The first of them writes.
         Returns:
             what ended the run ("steps", "epochs" or "seconds"), and the averaged weights.
         Raises:
-            Interrupted: by SIGINT or SIGTERM, after a checkpoint was written.
-            FloatingPointError: the loss or the gradient is not finite.
+            Interrupted: by a signal, after a checkpoint was written.
+            FloatingPointError: too many steps in a row whose loss or gradient is not finite, or fp16's loss scale has
+                collapsed; the evidence is in the run's folder `autopsy`.
         """
-        model.to(device, memory_format=torch.channels_last)
+        ranks = ranks or Ranks()
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it untyped
         data.to(device)
-        state = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
+        state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
         recorded = state.get("precision") if self.precision == "auto" else None
         precision = recorded or resolve(self.precision, device)
         autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         ema = EMA(model, self.ema_decay, self.ema_warmup)
         times = TimeSampler(self.time_sampling, diffusion.schedule.T, device)
+        guard = Guard(self.max_skipped, device)
         if resume:
             checkpoint.load_into(model, resume / "model.safetensors")
             checkpoint.load_into(ema.model, resume / "ema.safetensors")
@@ -168,46 +198,41 @@ class Trainer:
             scaler.load_state_dict(state["scaler"])
             ema.updates = state["ema_updates"]
             times.load_state_dict(state.get("times", {}))
+            guard.load_state_dict(state.get("guard", {}))
 
-        step, clock = state["step"], Stopwatch(state["seconds"])
+        step: int = state["step"]
+        clock = Stopwatch(state["seconds"])
         budget = self._budget(len(data.train))
         warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
         fraction = self._fraction(budget, step, clock.seconds)
-        checkpoint.drop_after(run.checkpoints, step)
         parameters = list(model.parameters())
         base_lrs = [group["lr"] for group in optimizer.param_groups]
-        metrics = Metrics(run.path, step)
         previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
-        run.write_status("RUNNING", precision=precision, device=str(device))
+        diary = None
+        if ranks.leads:
+            checkpoint.drop_after(run.checkpoints, step)
+            diary = Diary(run, step, clock.seconds, self.batch_size, guard.skipped)
+            run.write_status("RUNNING", precision=precision, device=str(device))
 
-        def save() -> None:
+        def save(diary: Diary) -> None:
             with autocast:
                 held_out = self.held_out_loss(ema.model, diffusion, data, device)
-            metrics.write(step, "held_out", images=step * self.batch_size, seconds=clock.seconds, loss=held_out)
-            checkpoint.save(
-                run.checkpoints,
-                step,
-                model,
-                ema.model,
-                held_out=held_out,
-                state={
-                    "step": step,
-                    "seconds": clock.seconds,
-                    "precision": precision,
-                    "ema_updates": ema.updates,
-                    "optimizer": optimizer.state_dict()["state"],
-                    "scaler": scaler.state_dict(),
-                    "times": times.state_dict(),
-                },
-            )
+            diary.measured(step, clock.seconds, held_out)
+            state = {
+                "step": step,
+                "seconds": clock.seconds,
+                "precision": precision,
+                "ema_updates": ema.updates,
+                "optimizer": optimizer.state_dict()["state"],
+                "scaler": scaler.state_dict(),
+                "times": times.state_dict(),
+                "guard": guard.state_dict(),
+            }
+            checkpoint.save(run.checkpoints, step, model, ema.model, state, held_out)
             checkpoint.rotate(run.checkpoints, self.keep)
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
 
-        with (
-            signals() as received,
-            contextlib.closing(metrics),
-            ProgressBar(step, clock.seconds, self.batch_size) as bar,
-        ):
+        with signals() as received, diary or contextlib.nullcontext():
             ended = self._ended(budget, step, clock.seconds)
             while ended is None:
                 step += 1
@@ -216,43 +241,63 @@ class Trainer:
 
                 model.train()
                 optimizer.zero_grad()
-                loss = torch.zeros((), device=device)
-                for x_0, y, t, weight, eps in self.micro_batches(data, times, seed, step, device):
+                ranks.seed_dropout(seed, step)
+                loss, seen = torch.zeros((), device=device), Seen(step)
+                for batch in self.micro_batches(data, times, seed, step, device):
+                    x_0, y, t, weight, eps = batch.of(ranks.share)
                     with autocast:
                         losses = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps)
                     part = (losses if weight is None else weight * losses).mean() / self.accumulate
-                    times.update(t, losses.detach())
                     scaler.scale(part).backward()
                     loss += part.detach()
+                    losses = ranks.gathered(losses.detach())
+                    times.update(batch.t, losses)
+                    seen.note(batch.t, losses)
+                ranks.average_([loss, *(p.grad for p in parameters if p.grad is not None)])
                 scaler.unscale_(optimizer)
                 grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-                scaler.step(optimizer)
-                scaler.update()
+                guard.step(seen, loss, grad_norm, optimizer, scaler)
                 ema.update(model)
 
-                seconds = clock.seconds
+                seconds, signum = ranks.largest(clock.seconds, max(received, default=0))
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
                 logging = step % self.log_every == 0 or ended is not None
-                if logging:
-                    log = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"]}
-                    metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **log)
-                    bar.show(step, log["loss"], seconds, fraction)
-                if previews.due(fraction):
+                saving = step % self.checkpoint_every == 0 or ended is not None or signum > 0
+                if diary and logging:
+                    lr = optimizer.param_groups[0]["lr"]
+                    diary.trained(step, seconds, fraction, loss.item(), grad_norm.item(), lr, guard.skipped)
+                if logging or saving or step % (self.max_skipped + 1) == 0:
+                    self._look(guard, scaler, data, seed, run if diary else None)
+                if diary and previews.due(fraction):
                     previews.take(step, model, ema.model)
-                saving = step % self.checkpoint_every == 0 or ended is not None or bool(received)
-                if logging or saving:
-                    _must_be_finite(step, loss, grad_norm, precision)
-                if saving:
-                    save()
-                if received and saving:  # a signal since then is answered after the next step
-                    raise Interrupted(received[0])
-        run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
+                if diary and saving:
+                    save(diary)
+                if signum:
+                    raise Interrupted(int(signum))
+            (signum,) = ranks.largest(max(received, default=0))  # while the last pictures were drawn, say
+            if signum:
+                raise Interrupted(int(signum))
+        if diary:
+            run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
         return ended, ema
+
+    def _look(self, guard: Guard, scaler: torch.amp.GradScaler, data: ImageData, seed: int, run: Run | None) -> None:
+        """Raise FloatingPointError if the numbers are not sound, after an autopsy where this rank has the run."""
+        try:
+            guard.must_be_sound(scaler)
+        except FloatingPointError as error:
+            if run is not None:
+                steps = guard.report()
+                for told in steps:
+                    told["images"] = data.order(seed, told["step"], self.batch_size).tolist()
+                last = checkpoint.last_whole(run.checkpoints)
+                write_autopsy(run.path / "autopsy", {"reason": str(error), "seed": seed, "steps": steps}, last)
+            raise
 
     def micro_batches(
         self, data: ImageData, times: TimeSampler, seed: int, step: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]]:
-        """(x_0, y, t, weight of the loss, eps): drawn for a step's whole batch by (seed, step), then cut up."""
+    ) -> Iterator["Batch"]:
+        """A step's whole batch, drawn by (seed, step), then cut up."""
         order = data.order(seed, step, self.batch_size)
         x_0, y = data.batch(order, device, generator(seed, "flip", step, device=device))
         random = generator(seed, "t and eps", step, device=device)
@@ -260,9 +305,9 @@ class Trainer:
         eps = torch.randn(x_0.shape, device=device, generator=random)
         if self.offset_noise:
             eps = offset(eps, torch.randn(x_0.shape[:2], device=device, generator=random), self.offset_noise)
-        torch.manual_seed(generator(seed, "dropout", step).initial_seed())  # dropout takes no generator
+        whole = Batch(x_0, y, t, weight, eps)
         for part in torch.arange(len(x_0), device=device).chunk(self.accumulate):
-            yield x_0[part], _part(y, part), t[part], _part(weight, part), eps[part]
+            yield whole.of(itemgetter(part))
 
     @torch.no_grad()
     def held_out_loss(
@@ -309,7 +354,10 @@ class Trainer:
 
     def _fraction(self, budget: dict[str, int], step: int, seconds: float) -> float:
         """The share of the budget that is used, 0..1."""
-        return min(1.0, max(step / n for n in budget.values()) if budget else seconds / self.seconds)
+        if budget:
+            return min(1.0, max(step / n for n in budget.values()))
+        assert self.seconds is not None  # for there is a budget
+        return min(1.0, seconds / self.seconds)
 
     def is_used_up(self, images: int, step: int, seconds: float) -> bool:
         """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
@@ -321,16 +369,6 @@ class Trainer:
             if step >= n:
                 return name
         return "seconds" if self.seconds is not None and seconds >= self.seconds else None
-
-
-def _must_be_finite(step: int, loss: Tensor, grad_norm: Tensor, precision: str) -> None:
-    """Raise FloatingPointError for a broken step; with fp16 an infinite gradient is the loss scaler's to answer."""
-    if not loss.isfinite() or (precision != "fp16" and not grad_norm.isfinite()):
-        raise FloatingPointError(f"step {step}: loss {loss.item()}, gradient norm {grad_norm.item()}")
-
-
-def _part(values: Tensor | None, part: Tensor) -> Tensor | None:
-    return None if values is None else values[part]
 
 
 def resolve(precision: str, device: torch.device) -> str:
@@ -365,9 +403,21 @@ class Previews:
         self.folder, self.diffusion, self.shape, self.seed, self.device = folder, diffusion, shape, seed, device
         self.sampler = DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
         self.previews, self.number = previews, int(fraction * previews)
-        kept = folder / "previews.pt"
-        rows: list[tuple[int, Tensor, Tensor]] = torch.load(kept, weights_only=True) if kept.exists() else []
-        self.rows = [row for row in rows if row[0] <= step]
+        self.rows = [row for row in self._kept() if row[0] <= step]
+
+    def _kept(self) -> list[tuple[int, Tensor, Tensor]]:
+        """The rows of the processes before; none, with a message, if they cannot be read: that is worth no stop."""
+        path = self.folder / "previews.pt"
+        if not path.exists():
+            return []
+        try:
+            rows = checkpoint.load_plain(path)
+            if not all(isinstance(step, int) and raw.shape == ema.shape for step, raw, ema in rows):
+                raise ValueError(f"{path} holds other than previews")
+        except (ValueError, TypeError, AttributeError) as error:
+            print(f"{path} cannot be read ({error}); the strip of previews begins anew")
+            return []
+        return list(rows)
 
     def due(self, fraction: float) -> bool:
         """Whether another 1 / previews of the budget has been used since the last call."""
@@ -376,15 +426,54 @@ class Previews:
 
     def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
         """Sample from both networks and draw preview.png."""
-        images = [
+        of_raw, of_ema = (
             Source(self.diffusion, network, self.sampler, self.shape, self.seed, self.device).draw(
                 range(PREVIEW_IMAGES)
             )
             for network in (raw, ema)
-        ]
-        self.rows.append((step, *images))
-        torch.save(self.rows, self.folder / "previews.pt")
+        )
+        self.rows.append((step, of_raw, of_ema))
+        with replacing(self.folder / "previews.pt") as temporary:
+            torch.save(self.rows, temporary)
         plots.preview(self.folder / "preview.png", self.rows)
+
+
+class Diary:
+    """What is told of the steps: metrics.jsonl, TensorBoard and a line of progress.
+
+    Args:
+        run: where it is kept.
+        step, seconds: where the run stands.
+        skipped: steps that were skipped so far.
+    """
+
+    def __init__(self, run: Run, step: int, seconds: float, batch_size: int, skipped: int):
+        self.metrics, self.bar = Metrics(run.path, step), ProgressBar(step, seconds, batch_size)
+        self.batch_size, self.skipped = batch_size, skipped
+
+    def __enter__(self) -> "Diary":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.__exit__(*error)
+        self.metrics.close()
+
+    def trained(
+        self, step: int, seconds: float, fraction: float, loss: float, grad_norm: float, lr: float, skipped: int
+    ) -> None:
+        """A step of training, and how many were skipped up to it."""
+        told = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped}
+        self.metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **told)
+        self.bar.show(step, loss, seconds, fraction)
+        if skipped > self.skipped:
+            self.bar.say(f"step {step:,}: {skipped} steps skipped so far, whose loss or gradient was not finite")
+        self.skipped = skipped
+
+    def measured(self, step: int, seconds: float, loss: float | None) -> None:
+        """The loss on held-out images; from here on all lines are on disk, before a checkpoint says that they are."""
+        self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=seconds, loss=loss)
+        self.metrics.flush()
 
 
 class ProgressBar:
@@ -411,15 +500,21 @@ class ProgressBar:
             self.printed = seconds
             print(f"{fraction:4.0%}  {line}", file=sys.stderr, flush=True)
 
+    def say(self, message: str) -> None:
+        """A line of its own above the bar."""
+        self.bar.write(message, file=sys.stderr)
+
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of the first; the second has its usual effect.
+    """Collects SIGINT, SIGTERM, and a SIGUSR2 that somebody waits for, instead of dying of the first.
 
-    Outside the main thread, where Python cannot catch them, nothing is collected.
+    The second has its usual effect. A cluster's launcher gives notice by SIGUSR2 (submitit does, and starts the job
+    anew); where it set no handler, that signal is left alone. Outside the main thread, where Python cannot catch any,
+    nothing is collected.
     """
     received: list[int] = []
 
@@ -428,12 +523,14 @@ def signals() -> Iterator[list[int]]:
         signal.signal(signum, before[signum])
         print(f"\n{signal.Signals(signum).name}: writing a checkpoint; once more to stop at once", file=sys.stderr)
 
-    before = {}
+    before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, note)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
+            number = getattr(signal, name, None)  # Windows has no SIGUSR2
+            if number is not None and (name != "SIGUSR2" or callable(signal.getsignal(number))):
+                before[number] = signal.signal(number, note)
     try:
         yield received
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

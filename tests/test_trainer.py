@@ -1,9 +1,12 @@
 """ddpm/trainer.py: the loop repeats itself to the bit, stops where it should, and learns."""
 
 import itertools
+import json
 import math
+import shutil
 import signal
 import threading
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -537,46 +540,123 @@ def test_a_network_without_classes_gets_none(data, tmp_path):
 
 
 class Breaks(nn.Module):
-    """Turns into NaN in its n-th training step."""
+    """Says NaN, or another number, in some training steps; counted from 1."""
 
-    def __init__(self, n: int):
+    def __init__(self, steps: Container[int], says: float = math.nan):
         super().__init__()
-        self.inner, self.left = network(), n
+        self.inner, self.step, self.steps, self.says = network(), 0, steps, says
 
     def forward(self, x_t, t):
-        self.left -= self.training
-        return self.inner(x_t, t) * (math.nan if self.left <= 0 and self.training else 1.0)
+        self.step += self.training
+        return self.inner(x_t, t) * (self.says if self.step in self.steps and self.training else 1.0)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
-    with pytest.raises(FloatingPointError, match="step 4: loss nan"):
-        Fit(tmp_path, data, model=Breaks(4))
+def from_step(n: int) -> range:
+    return range(n, 1000)
+
+
+def test_losses_that_are_not_finite_end_the_run(data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"in 1 steps in a row, up to step 4 \(loss nan.*max_skipped = 0"):
+        Fit(tmp_path, data, model=Breaks(from_step(4)), max_skipped=0)
     lines = read_metrics(tmp_path)
-    assert lines[-1]["step"] == 4 and lines[-1]["loss"] is None
+    assert lines[-1]["step"] == 4 and lines[-1]["loss"] is None and lines[-1]["skipped"] == 1
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(data, tmp_path):
-    """Else the same command would go on from broken weights for ever."""
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize("says", [math.nan, math.inf, 1e30])
+def test_a_step_whose_numbers_are_broken_changes_nothing_but_the_average(says, optimizer, data, tmp_path):
+    """The square of 1e30 is infinite; the fused optimizers skip by themselves, SGD is not asked."""
+    model = Breaks({2, 4}, says)
+    before: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(module: nn.Module, arguments: tuple) -> None:
+        before.setdefault(module.step + 1, {k: v.clone() for k, v in module.state_dict().items()})
+
+    handle = model.register_forward_pre_hook(keep)
+    fit = Fit(tmp_path, data, model=model, optimizer=optimizer, steps=5, checkpoint_every=5, log_every=1)
+    handle.remove()
+    for broken in (2, 4):
+        assert_same(before[broken], before[broken + 1])
+    assert not torch.equal(before[3]["inner.conv_in.weight"], before[4]["inner.conv_in.weight"])
+    assert all(value.isfinite().all() for value in fit.state.values())
+    assert [line["skipped"] for line in fit.metrics("train")] == [0, 1, 1, 2, 2]
+    if optimizer == "AdamW":
+        assert {v.item() for k, v in fit.state.items() if k.endswith(".step")} == {3}
+    assert fit.ema.updates == 5
+
+
+def test_skipped_steps_are_told_and_no_autopsy_is_made(data, tmp_path, capsys):
+    Fit(tmp_path, data, model=Breaks({2, 3, 5}), max_skipped=2)
+    told = capsys.readouterr().err
+    assert "step 3: 2 steps skipped so far, whose loss or gradient was not finite" in told
+    assert "step 4:" not in told and "step 5: 3 steps" in told and not (tmp_path / "autopsy").exists()
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_row_that_is_too_long_is_found_between_two_lines_of_metrics_too(log_every, data, tmp_path):
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row"):
+        Fit(tmp_path, data, model=Breaks({4, 5, 6}), max_skipped=2, log_every=log_every, steps=50, checkpoint_every=50)
+
+
+def test_the_autopsy_says_what_the_last_steps_were_computed_from(data, tmp_path):
     with pytest.raises(FloatingPointError):
-        Fit(tmp_path, data, model=Breaks(3), log_every=100, checkpoint_every=2, steps=8, keep=8)
+        Fit(tmp_path, data, model=Breaks(from_step(9)), max_skipped=1, steps=50, accumulate=2, keep=1, seed=3)
+    report = json.loads((tmp_path / "autopsy" / "report.json").read_text())
+    assert report["reason"].startswith("loss or gradient not finite in 2 steps in a row, up to step 6")
+    assert report["seed"] == 3
+    assert [told["step"] for told in report["steps"]] == [4, 5, 6]
+    trainer, times = Trainer(**options(accumulate=2)), TimeSampler("uniform", T)
+    for told in report["steps"]:
+        assert told["images"] == data.order(3, told["step"], 16).tolist()
+        batches = trainer.micro_batches(data, times, 3, told["step"], CPU)
+        assert told["t"] == torch.cat([batch.t for batch in batches]).tolist()
+        broken = told["step"] >= 5
+        assert all((loss == "nan") == broken for loss in (*told["losses"], told["loss"], told["grad_norm"]))
+        assert len(told["losses"]) == 16
+    kept = tmp_path / "autopsy" / "checkpoint" / "3"
+    assert checkpoint.verify(kept) is None
+    checkpoint.rotate(tmp_path / "checkpoints", 1), shutil.rmtree(tmp_path / "checkpoints")
+    assert checkpoint.verify(kept) is None, "and nothing that happens to the others deletes it"
+
+
+def test_checkpoints_are_sound_even_if_they_are_written_while_steps_are_skipped(data, tmp_path):
+    with pytest.raises(FloatingPointError):
+        Fit(tmp_path, data, model=Breaks(from_step(3)), max_skipped=5, checkpoint_every=2, steps=50, keep=8)
     last = checkpoint.last_whole(tmp_path / "checkpoints")
-    assert last.name == "2"
-    assert all(v.isfinite().all() for v in checkpoint.load_weights(last / "model.safetensors").values())
+    assert int(last.name) >= 4
+    for name in ("model", "ema"):
+        assert all(v.isfinite().all() for v in checkpoint.load_weights(last / f"{name}.safetensors").values())
 
 
-def test_a_broken_loss_is_told_as_such_by_loss_aware_times_too(data, tmp_path):
-    """And not as a failure to draw the next times from it."""
-    with pytest.raises(FloatingPointError, match="step 6: loss nan"):
-        Fit(
-            tmp_path,
-            data,
-            model=Breaks(4),
-            time_sampling="loss_aware",
-            batch_size=160,
-            log_every=100,
-            checkpoint_every=6,
-        )
+def test_a_run_that_goes_on_knows_the_row_that_it_is_in(data, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        Fit(tmp_path, data, model=Breaks({2, 3}), max_skipped=3)
+    model = Breaks({1, 2})  # of this process: steps 4 and 5
+    with pytest.raises(FloatingPointError, match="in 4 steps in a row, up to step 5"):
+        Fit(tmp_path, data, model=model, max_skipped=3, resume=checkpoint.last_whole(tmp_path / "checkpoints"))
+
+
+def test_a_broken_loss_does_not_break_loss_aware_times(data, tmp_path):
+    fit = Fit(tmp_path, data, model=Breaks({4}), time_sampling="loss_aware", batch_size=160, log_every=100)
+    assert fit.ended == "steps" and fit.metrics("train")[-1]["skipped"] == 1
+
+
+@pytest.mark.parametrize("steps", [4, 50])
+def test_a_loss_scale_that_collapses_is_named(steps, data, tmp_path, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=4.0, enabled=enabled)
+    )
+    model = Breaks(())
+    for parameter in model.parameters():
+        parameter.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(
+        FloatingPointError, match=r"loss scale of fp16 has collapsed to 0\.[25]+ at step .*bf16 or fp32"
+    ):
+        Fit(tmp_path, data, model=model, precision="fp16", steps=steps, max_skipped=100)
+    assert (tmp_path / "autopsy" / "report.json").is_file()
 
 
 def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path, monkeypatch):
@@ -614,6 +694,7 @@ def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path
         ({"log_every": 0}, "log_every = 0 must be an integer >= 1"),
         ({"checkpoint_every": 0}, "checkpoint_every = 0 must be an integer >= 1"),
         ({"keep": 0}, "keep = 0 must be an integer >= 1"),
+        ({"max_skipped": -1}, "max_skipped = -1 must be an integer >= 0"),
         ({"previews": -1}, "previews = -1 must be an integer >= 0"),
         ({"precision": "fp8"}, "precision = 'fp8' is not known; allowed: auto, fp32, bf16, fp16"),
         ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear"),
@@ -739,6 +820,21 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_notice_by_sigusr2_is_taken_only_where_somebody_waits_for_it(data, tmp_path, monkeypatch):
+    """As submitit does on a cluster, to start the job anew; without it the signal has its usual effect, which kills."""
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    with signals():
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: pytest.fail("before the checkpoint was written"))
+    try:
+        stop_at(monkeypatch, 2, signal.SIGUSR2)
+        with pytest.raises(Interrupted, match="SIGUSR2"):
+            Fit(tmp_path, data)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert checkpoint.last_whole(tmp_path / "checkpoints").name == "2"
 
 
 def test_outside_the_main_thread_there_are_no_signals_to_collect(data, tmp_path):
