@@ -12,7 +12,11 @@ import json
 import math
 import os
 import pickle
+import pickletools
+import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ddpm.files import flush, read_json, replacing
+from ddpm.files import flush, read_json, regular_size, replacing, shown
 
 FORMAT = 1
+PARTS = ("model.safetensors", "ema.safetensors", "state.pt")
+LARGEST = 16 * 2**30  # bytes of a part: the optimizer's numbers for a network of two thousand million parameters
 LARGEST_MANIFEST = 64 * 1024  # bytes
+LARGEST_PICKLE = 4 * 2**20  # bytes of what says which tensors a state has, without their numbers
+MOST = 10**6  # values in a state
+REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # weights of one are read as any other
+PLAIN = re.compile(  # the names in the pickle of a state: a tensor, its numbers, its hooks, of which there are none
+    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict"
+    r"|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+)
 
 
 def save(
@@ -43,7 +56,7 @@ def save(
     final, temporary = folder / str(step), folder / f".{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    makers = {
+    makers: dict[str, Callable[[], bytes | memoryview]] = {
         "model.safetensors": lambda: _weights(model),
         "ema.safetensors": lambda: _weights(ema),
         "state.pt": lambda: _plain_data(state),
@@ -85,42 +98,46 @@ def _put(temporary: Path, final: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Delete a checkpoint; killed half-way, this leaves a hidden rest and no damaged checkpoint."""
+    if path.is_symlink():  # to a folder that is somebody else's
+        path.unlink()
+        return
     hidden = path.with_name(f".{path.name}.removed")
     os.rename(path, hidden)
     shutil.rmtree(hidden)
 
 
 def keep(path: Path, folder: Path) -> Path:
-    """A second name, folder/STEP, for a checkpoint's files, so that rotation does not delete them; a copy if need be."""
+    """A second name, folder/STEP, for a checkpoint's files, so that rotation deletes none of them; or a copy.
 
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:  # a file system without links
-            shutil.copy2(source, target)
-
+    What else is in its folder, a link to half the disk, say, stays behind.
+    """
     kept = folder / path.name
     if not kept.exists():
-        shutil.copytree(path, kept, copy_function=link)
+        kept.mkdir(parents=True)
+        for name in (*PARTS, "manifest.json"):
+            try:
+                os.link(path / name, kept / name)
+            except OSError:  # a file system without links
+                shutil.copy2(path / name, kept / name)
     return kept
 
 
 def rotate(folder: Path, keep: int) -> None:
     """Delete all checkpoints but the last `keep` and the best one, and what killed processes left half-written."""
-    for left in folder.glob(".*"):
-        shutil.rmtree(left)
-    steps = _steps(folder)
-    kept = {*steps[-keep:], best(folder)}
-    for step in steps:
+    for left in folder.glob(".[0-9]*.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    found = steps(folder)
+    kept = {*found[-keep:], best(folder)}
+    for step in found:
         if step not in kept:
             _remove(folder / str(step))
 
 
 def best(folder: Path) -> int | None:
     """The step with the lowest held-out loss; the last step if none was measured; None without checkpoints."""
-    losses = {step: _held_out(folder / str(step)) for step in _steps(folder)}
+    losses = {step: _held_out(folder / str(step)) for step in steps(folder)}
     measured = {step: loss for step, loss in losses.items() if loss is not None}
-    return min(measured, key=measured.get) if measured else max(losses, default=None)
+    return min(measured, key=lambda step: measured[step]) if measured else max(losses, default=None)
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -128,7 +145,7 @@ def drop_after(folder: Path, step: int) -> None:
 
     Raises: ValueError, before any is deleted, if one is not damaged but of a newer format.
     """
-    later = [folder / str(n) for n in _steps(folder) if n > step]
+    later = [folder / str(n) for n in steps(folder) if n > step]
     for path in later:
         _must_be_known(path, verify(path))
     for path in later:
@@ -140,7 +157,7 @@ def last_whole(folder: Path) -> Path | None:
 
     Raises: ValueError if one of a newer format would be passed over.
     """
-    for step in reversed(_steps(folder)):
+    for step in reversed(steps(folder)):
         path = folder / str(step)
         damage = verify(path)
         if damage is None:
@@ -164,12 +181,14 @@ def verify(path: Path) -> str | None:
         manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         if manifest["format"] > FORMAT:
             return f"its format {manifest['format']} is {NEWER} {FORMAT}, the newest that this version knows"
-        if missing := {"model.safetensors", "ema.safetensors", "state.pt"} - manifest["sha256"].keys():
+        named = manifest["sha256"].keys()
+        if missing := set(PARTS) - named:
             return f"its manifest does not name {', '.join(sorted(missing))}"
-        for name, checksum in manifest["sha256"].items():
-            if name != Path(name).name:
-                return f"its manifest names {name!r}, which is no file of a checkpoint"
-            if sha256(path / name) != checksum:
+        if unknown := sorted(named - set(PARTS)):
+            return f"its manifest names {shown(repr(unknown[0]))}, which is no file of a checkpoint"
+        for name in PARTS:
+            regular_size(path / name, LARGEST)
+            if sha256(path / name) != manifest["sha256"][name]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -197,10 +216,11 @@ def _plain_data(state: dict[str, Any]) -> memoryview:
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of one .safetensors file; ValueError if it is none."""
+    regular_size(path, LARGEST)
     try:
         return safetensors.torch.load_file(path, device=str(device))
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is no whole safetensors file: {shown(str(error))}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -209,27 +229,78 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises: ValueError for a file that holds anything but plain data, which is not executed.
     """
     state = load_plain(path / "state.pt")
-    numbers = [state.get(key) for key in ("step", "seconds")] if isinstance(state, dict) else [None]
-    if not all(isinstance(n, int | float) for n in numbers):
+    step, seconds = [state.get(key) for key in ("step", "seconds")] if isinstance(state, dict) else [None, None]
+    counted = type(step) is int and 0 <= step < 2**63
+    if not counted or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise ValueError(f"{path / 'state.pt'} is not the state of a run: it lacks its step and seconds")
     return state
 
 
 def load_plain(path: Path) -> Any:
     """Tensors, numbers, strings and containers of them, written by torch.save; ValueError for anything else."""
+    size = regular_size(path, LARGEST)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        plain = torch.load(_looked_through(path, size), map_location="cpu", weights_only=True)
+        _must_hold_what_it_shows(plain, size)
     except pickle.UnpicklingError as error:  # whose message advises to execute it
         raise ValueError(f"{path} holds other than plain data, such as code, and was not loaded") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # zipfile, pickletools and torch.load raise nearly anything on damaged files
         words = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is no whole file of torch.save: {words[0]}") from error
+        raise ValueError(f"{path} is no whole file of torch.save: {shown(words[0])}") from error
+    return plain
+
+
+def _looked_through(path: Path, size: int) -> io.BytesIO:
+    """An archive of torch.save, copied member by member, so that torch.load reads exactly what was looked at here.
+
+    It unpacks members of any size, and of the functions that it lets a pickle call some take any memory: bytearray.
+
+    Raises: UnpicklingError for a name that tensors do without; ValueError for an archive that is compressed.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as looked_through:
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > size:
+            raise ValueError("it is compressed, which torch.save never does")
+        if len({member.filename.lower() for member in members}) < len(members):  # to torch, a and A are the same
+            raise ValueError("it has two members of one name")
+        for member in members:
+            content = archive.read(member)
+            if member.filename.lower().endswith(".pkl"):
+                _must_be_plain(content)
+            looked_through.writestr(member.filename, content)
+    copy.seek(0)
+    return copy
+
+
+def _must_be_plain(pickled: bytes) -> None:
+    """Refuse a pickle that names anything but the parts of tensors, before any of it is loaded."""
+    if len(pickled) > LARGEST_PICKLE:
+        raise ValueError(f"its pickle has more than {LARGEST_PICKLE:,} bytes")
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("INST", "STACK_GLOBAL") or (opcode.name == "GLOBAL" and not PLAIN.fullmatch(str(argument))):
+            raise pickle.UnpicklingError(opcode.name)
+
+
+def _must_hold_what_it_shows(plain: Any, size: int) -> None:
+    """Refuse what is small until it is walked through or copied: lists of one list, one number as a large tensor."""
+    left, values, of_tensors = [plain], 1, 0
+    while left:
+        node = left.pop()
+        inside = [*node.keys(), *node.values()] if isinstance(node, dict) else node
+        inside = inside if isinstance(inside, list | tuple) else []
+        values += len(inside)
+        of_tensors += node.nbytes if isinstance(node, Tensor) else 0
+        if values > MOST or of_tensors > size:
+            raise ValueError("it shows more than it holds")
+        left += inside
 
 
 def load_into(network: nn.Module, path: Path) -> None:
     """Put the weights of a .safetensors file into a network.
 
-    Raises: ValueError that lists the names and shapes that do not fit.
+    Raises: ValueError that lists the names, shapes and types that do not fit.
     """
     theirs, mine = load_weights(path), network.state_dict()
     missing, unknown = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
@@ -238,10 +309,17 @@ def load_into(network: nn.Module, path: Path) -> None:
         for k in sorted(mine.keys() & theirs.keys())
         if mine[k].shape != theirs[k].shape
     ]
-    wrong = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    types = [
+        f"{k} {theirs[k].dtype}, the network's is {mine[k].dtype}"
+        for k in sorted(mine.keys() & theirs.keys())
+        if theirs[k].dtype != mine[k].dtype and not {theirs[k].dtype, mine[k].dtype} <= REAL
+    ]
+    wrong = {"missing": missing, "unknown": unknown, "of another shape": shapes, "of another type": types}
     if any(wrong.values()):
         told = "; ".join(
-            f"{len(v)} {k}: {', '.join(v[:3])}{', ...' if len(v) > 3 else ''}" for k, v in wrong.items() if v
+            f"{len(v)} {k}: {', '.join(shown(name) for name in v[:3])}{', ...' if len(v) > 3 else ''}"
+            for k, v in wrong.items()
+            if v
         )
         raise ValueError(f"{path} does not fit the network: {told}")
     network.load_state_dict(theirs)
@@ -256,9 +334,10 @@ def _held_out(path: Path) -> float | None:
     return held_out if isinstance(held_out, int | float) and math.isfinite(held_out) else None
 
 
-def _steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, in order."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, in order: those of its folders that are named as `save` names them."""
+    names = [path.name for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def sha256(path: Path) -> str:

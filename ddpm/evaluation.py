@@ -75,9 +75,8 @@ def measure_frechet(
     say(f"the judge names {accuracy(classifier, held_out_x, held_out_y):.2%} of the held-out images correctly")
 
     noise = SampleNoise(0, range(n)).x_T(data.shape)
-    features = [
-        in_batches(classifier.features, to_float(to_uint8(x))) for x in (samples, train_x, held_out_x[:n], noise)
-    ]
+    penultimate: Any = classifier.features  # a method, which torch's stubs take for a tensor or a module
+    features = [in_batches(penultimate, to_float(to_uint8(x))) for x in (samples, train_x, held_out_x[:n], noise)]
     found = relative_frechet(*features)
     record = {"value": found.samples, "real_vs_real": found.held_out, "noise": found.noise, "relative": found.relative}
     return f"frechet_classifier-{key}_{n}_train", found, record
@@ -244,6 +243,8 @@ def _in_words(values: dict[str, Any]) -> str:
 
 
 def _parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) of the training part and of the held-out part, on the CPU."""
+    """(x, y) of the training part and of the held-out part of labelled data, on the CPU."""
     with torch.no_grad():
-        return data.batch(data.train), data.batch(data.held_out)
+        (train_x, train_y), (held_out_x, held_out_y) = data.batch(data.train), data.batch(data.held_out)
+    assert train_y is not None and held_out_y is not None  # without labels the data are not measurable
+    return (train_x, train_y), (held_out_x, held_out_y)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,32 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def regular_size(path: Path, largest: int) -> int:
+    """The bytes of a regular file, looked at before it is opened: a pipe waits for a writer, a device has no end.
+
+    Args:
+        largest: bytes that it may have; of a sparse file, which takes no room, they can be any number.
+    Raises: FileNotFoundError; ValueError for anything else than a regular file, or a larger one.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a link to itself, say
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} cannot be read: it is no file")
+    if found.st_size > largest:
+        raise ValueError(f"{path} cannot be read: it has more than {largest:,} bytes")
+    return found.st_size
+
+
+def shown(text: str, longest: int = 200) -> str:
+    """Text for a terminal: what a file says must neither steer nor flood it."""
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return text if text.isprintable() else repr(text)
+
+
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     """What a JSON file holds.
 
@@ -49,12 +76,9 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         largest: bytes that it may have.
     Raises: FileNotFoundError; ValueError that names a file which holds no JSON, or is beyond reason in size or depth.
     """
-    if path.exists() and not path.is_file():  # a pipe, say, whose writer never comes
-        raise ValueError(f"{path} cannot be read: it is no file")
+    size = regular_size(path, largest)
     with open(path, "rb") as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise ValueError(f"{path} cannot be read: it has more than {largest:,} bytes")
+        content = file.read(size)
     try:
         return json.loads(content.decode())
     except (ValueError, RecursionError) as error:

@@ -16,9 +16,11 @@ from typing import Any
 import filelock
 
 from ddpm import checkpoint
-from ddpm.files import read_json, replacing
+from ddpm.files import read_json, regular_size, replacing, shown
 
 FORMAT = 1
+LARGEST_METRICS = 128 * 2**20  # bytes of metrics.jsonl, for nearly a million lines
+NAMED = 5  # damaged lines that are named; the rest are counted
 RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
 
 
@@ -26,7 +28,7 @@ class RunIsHeld(Exception):
     """Another process trains this run."""
 
 
-def science_hash(science: dict) -> str:
+def science_hash(science: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that name everything a result depends on."""
     text = json.dumps(science, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -70,7 +72,7 @@ class Run:
         except ValueError as error:
             print(f"{error}; the checkpoints tell how far the run is")
             return {}
-        if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+        if not _is_status(status):
             print(f"{path} is not the status of a run; the checkpoints tell how far it is")
             return {}
         found = status.get("format")
@@ -108,7 +110,10 @@ class Run:
         Raises: RunIsHeld with the holder's host and process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / "run.lock")
+        path = self.path / "run.lock"
+        if path.is_symlink():  # which old versions of filelock follow, and empty the file that is there
+            path.unlink()
+        lock = filelock.FileLock(path)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -122,6 +127,8 @@ class Run:
             lock.release()
 
     def _held(self) -> bool:
+        if (self.path / "run.lock").is_symlink():  # no lock of ours, see `locked`
+            return False
         lock = filelock.FileLock(self.path / "run.lock")
         try:
             lock.acquire(timeout=0)
@@ -168,17 +175,58 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off is left out, as are damaged ones, with a message."""
-    path, found = folder / "metrics.jsonl", []
-    content = path.read_text(errors="replace") if path.exists() else ""
-    whole = [line for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of metrics.jsonl; a last line that was cut off is left out, as are damaged ones, with a message.
+
+    Raises: ValueError if it is no file, or beyond reason in size.
+    """
+    path, found, damaged = folder / "metrics.jsonl", [], []
+    try:
+        size = regular_size(path, LARGEST_METRICS)
+    except FileNotFoundError:
+        return []
+    with open(path, "rb") as file:
+        *whole, _ = file.read(size).split(b"\n")
     for number, line in enumerate(whole, 1):
         try:
             values = json.loads(line)
-            found.append({"step": int(values["step"]), "split": str(values["split"])} | values)
-        except (ValueError, LookupError, TypeError, RecursionError):
-            print(f"{path}, line {number} cannot be read and is left out")
+        except (ValueError, RecursionError):
+            values = None
+        if _is_of_metrics(values):
+            found.append(values)
+        else:
+            damaged.append(number)
+    for number in damaged[:NAMED]:
+        print(f"{path}, line {number} cannot be read and is left out")
+    if len(damaged) > NAMED:
+        print(f"{path}: so are {len(damaged) - NAMED:,} more of its {len(whole):,} lines")
     return found
+
+
+def _is_of_metrics(values: Any) -> bool:
+    """Whether these are a step, the name of a part of the data, and numbers or null, a loss among them."""
+    if not isinstance(values, dict) or not {"step", "split", "loss"} <= values.keys():
+        return False
+    if not _is_count(values["step"]) or not isinstance(values["split"], str):
+        return False
+    numbers = [value for key, value in values.items() if key != "split" and value is not None]
+    return all(_is_number(value) for value in numbers)
+
+
+def _is_status(status: Any) -> bool:
+    """Whether this is a state in a word, and a step and seconds where a run has any."""
+    if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+        return False
+    step, seconds = status.get("step"), status.get("seconds")
+    return (step is None or _is_count(step)) and (seconds is None or _is_number(seconds))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    """A number that no float is too small for."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
@@ -197,13 +245,13 @@ def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
         found = checkpoint.last_whole(run.checkpoints)
     else:
         step = checkpoint.best(run.checkpoints) if which == "best" else which
-        found = run.checkpoints / str(step)
-        damage = checkpoint.verify(found) if str(step).isdecimal() else "there is none of that name"
-        if step is not None and damage:
-            steps = sorted((p.name for p in run.checkpoints.glob("[0-9]*")), key=int)
-            there = ", ".join(steps) or "none"
-            raise FileNotFoundError(f"run={path}: checkpoint {which} cannot be read ({damage}); there: {there}")
-        found = found if step is not None else None
+        there = [str(n) for n in checkpoint.steps(run.checkpoints)]
+        found = run.checkpoints / str(step) if step is not None else None
+        damage = found and (checkpoint.verify(found) if str(step) in there else "there is none of that name")
+        if damage:
+            told = ", ".join(there) or "none"
+            asked = shown(str(which))
+            raise FileNotFoundError(f"run={path}: checkpoint {asked} cannot be read ({damage}); there: {told}")
     if found is None:
         raise FileNotFoundError(f"run={path}: no whole checkpoint in {run.checkpoints}; train it further first")
     return run, found

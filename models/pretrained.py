@@ -15,12 +15,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.embeddings import SinusoidalEmbedding
 from models.layers import Attention
 from models.unet import UNet
 
@@ -49,32 +51,34 @@ SAME = {"image_size": "sample_size", "groups": "norm_num_groups", "head_channels
 FORMERLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # old published -> published
 
 
-# --- What a config may say: key -> (what it means when it is missing, the test of a value, the test in words)
+# --- What a config may say
+
+Rule = tuple[Any, Callable[[Any], bool], str]  # of a key: what it means when missing, a value's test, the test in words
 
 
-def _only(*values: object) -> tuple:
+def _only(*values: object) -> Rule:
     """One of these values; the first is the default. JSON's true is not 1 here."""
     return values[0], lambda v: (type(v), v) in [(type(a), a) for a in values], " or ".join(map(json.dumps, values))
 
 
-def _count(default: object, top: int = LARGEST, null: bool = False) -> tuple:
+def _count(default: object, top: int = LARGEST, null: bool = False) -> Rule:
     """An integer in 1..top, or null where that has a meaning."""
     words = f"an integer in 1..{top}" + (" or null" if null else "")
     return default, lambda v: (null and v is None) or (type(v) is int and 1 <= v <= top), words
 
 
-def _number(default: float, low: float, high: float) -> tuple:
+def _number(default: float, low: float, high: float) -> Rule:
     """A number, the upper bound excluded."""
     return default, lambda v: type(v) in (int, float) and low <= v < high, f"a number in [{low}, {high})"
 
 
-def _list(default: list, test: Callable[[object], bool], words: str) -> tuple:
+def _list(default: list[str] | list[int], test: Callable[[Any], bool], words: str) -> Rule:
     """One entry a level."""
     return default, lambda v: isinstance(v, list) and 1 <= len(v) <= LEVELS and all(map(test, v)), words
 
 
 _, is_count, COUNT = _count(None)
-KEYS = {
+KEYS: dict[str, Rule] = {
     "_class_name": _only("UNet2DModel"),
     "sample_size": (
         None,
@@ -161,7 +165,7 @@ def _present(folder: Path, name: str) -> None:
     raise ValueError(f"{folder} has no {name}{hint}")
 
 
-def _arguments(path: Path) -> dict:
+def _arguments(path: Path) -> dict[str, Any]:
     """The arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
     given = _read_config(path)
     config = {key: default for key, (default, *_) in KEYS.items()} | given
@@ -202,7 +206,7 @@ def _arguments(path: Path) -> dict:
     }
 
 
-def _contradictions(config: dict) -> list[str]:
+def _contradictions(config: dict[str, Any]) -> list[str]:
     """What is wrong with values that are legal one by one."""
     widths, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
     groups, embedding = config["norm_num_groups"], 4 * widths[0]
@@ -227,7 +231,7 @@ def _contradictions(config: dict) -> list[str]:
     return wrong
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a file of bounded size; ValueError if it is none."""
     with open(path, "rb") as file:
         text = file.read(CONFIG_BYTES + 1)
@@ -311,6 +315,7 @@ def save_unet(model: UNet, folder: str | Path) -> None:
     config = json.dumps(_describe(model), indent=2, sort_keys=True) + "\n"
     weights = {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
     first, embedding = "time_embedding.linear_1.weight", model.time_embedding[0]
+    assert isinstance(embedding, SinusoidalEmbedding)
     weights[first] = _counted_from_0(
         weights[first], embedding.omega.cpu(), model.time_offset, embedding.flip_sin_to_cos
     )
@@ -319,11 +324,12 @@ def save_unet(model: UNet, folder: str | Path) -> None:
     _replace(folder, {WEIGHTS: save(weights, metadata={"format": "pt"}), CONFIG: config.encode()})
 
 
-def _describe(model: UNet) -> dict:
+def _describe(model: UNet) -> dict[str, Any]:
     """The config.json of a network; ValueError if there is none."""
-    widths = [stage.residual[0].conv_1.out_channels for stage in model.down]
-    blocks = [len(stage.residual) for stage in model.down]
-    attended = [isinstance(stage.attention[0], Attention) for stage in model.down]
+    stages: list[Any] = [*model.down]  # each a `models.unet.Stage`: torch's containers do not know what they hold
+    widths = [stage.residual[0].conv_1.out_channels for stage in stages]
+    blocks = [len(stage.residual) for stage in stages]
+    attended = [isinstance(stage.attention[0], Attention) for stage in stages]
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     head_widths = {m.norm.num_channels // m.heads for m in attentions}
     one_head = all(m.heads == 1 for m in attentions)
@@ -354,7 +360,7 @@ def _describe(model: UNet) -> dict:
         "block_out_channels": widths,
         "layers_per_block": blocks[0],
         "mid_block_scale_factor": 1,
-        "downsample_padding": model.down[0].resample.padding if len(widths) > 1 else 1,
+        "downsample_padding": stages[0].resample.padding if len(widths) > 1 else 1,
         "dropout": model.middle_1.dropout.p,
         "act_fn": "silu",
         "attention_head_dim": None if one_head else min(head_widths),

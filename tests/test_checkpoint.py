@@ -278,6 +278,27 @@ def test_rotation_keeps_the_last_and_the_best(keep, losses, kept, tmp_path):
     assert not any("NaN" in path.read_text() or "Inf" in path.read_text() for path in tmp_path.glob("*/manifest.json"))
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_one_that_is_kept_outlives_rotation(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda a, b: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    for step in (1, 2):
+        save(tmp_path / "checkpoints", step, held_out=None)
+    kept = checkpoint.keep(tmp_path / "checkpoints" / "1", tmp_path / "aside")
+    assert kept == checkpoint.keep(tmp_path / "checkpoints" / "1", tmp_path / "aside") == tmp_path / "aside" / "1"
+    checkpoint.rotate(tmp_path / "checkpoints", keep=1)
+    assert names(tmp_path / "checkpoints") == ["2"] and checkpoint.verify(kept) is None
+
+
+def test_hidden_files_that_others_leave_stop_no_rotation(tmp_path):
+    """As macOS's .DS_Store."""
+    save(tmp_path, 1)
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / ".notes").mkdir()
+    checkpoint.rotate(tmp_path, keep=1)
+    assert names(tmp_path) == [".DS_Store", ".notes", "1"]
+
+
 def test_steps_are_numbers_and_not_words(tmp_path):
     for step in (9, 10, 100):
         save(tmp_path, step, held_out=None)
@@ -302,7 +323,7 @@ class Malicious:
 def test_code_in_state_is_refused_and_not_run(write, tmp_path):
     path, trap = save(tmp_path), tmp_path / "trap"
     write({"step": 1, "optimizer": Malicious(str(trap))}, path / "state.pt")
-    with pytest.raises(ValueError, match=r"state\.pt holds other than plain data"):
+    with pytest.raises(ValueError, match=r"state\.pt (holds other than plain data|is no whole file of torch\.save)"):
         checkpoint.load_state(path)
     assert not trap.exists()
 

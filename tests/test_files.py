@@ -1,4 +1,4 @@
-"""ddpm/files.py: the old file or the new one, and JSON within bounds."""
+"""ddpm/files.py: the old file or the new one, regular ones only, and JSON within bounds."""
 
 import os
 from pathlib import Path
@@ -71,3 +71,28 @@ def test_json_is_read_within_bounds(content, words, tmp_path):
         return
     with pytest.raises(ValueError, match=rf"status\.json cannot be read: .*{words}"):
         files.read_json(path, 200_000)
+
+
+def test_the_size_of_a_regular_file_or_of_what_a_link_leads_to(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(7))
+    (tmp_path / "link").symlink_to("a")
+    assert files.regular_size(tmp_path / "a", 7) == files.regular_size(tmp_path / "link", 7) == 7
+    with pytest.raises(ValueError, match="a cannot be read: it has more than 6 bytes"):
+        files.regular_size(tmp_path / "a", 6)
+    with pytest.raises(FileNotFoundError):
+        files.regular_size(tmp_path / "b", 7)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
+def test_what_is_no_regular_file_is_not_opened(make, tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ValueError, match="a cannot be read: it is no file"):
+        files.regular_size(tmp_path / "a", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("two words, é", "two words, é"), ("a\x1b[2J", r"'a\x1b[2J'"), ("x" * 201, "x" * 200 + "..."), ("", "")],
+)
+def test_text_for_a_terminal(text, shown):
+    assert files.shown(text) == shown

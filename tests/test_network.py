@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given
@@ -59,11 +58,9 @@ finally:
 
 
 @pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
-def test_who_asks_for_another_machine_is_told_so_at_once(ask):
-    started = time.monotonic()
+def test_who_asks_for_another_machine_is_told_so(ask):
     with pytest.raises(RuntimeError, match=r"^no network in tests, but socket\.\w+ asks for .*(192\.0\.2\.1|c000:201)"):
         ask()
-    assert time.monotonic() - started < 1
 
 
 def test_processes_that_tests_start_are_told_so_too():

@@ -5,7 +5,6 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
+from ddpm.files import regular_size
 
 URLS = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -74,7 +74,7 @@ def _locate(root: Path, download: bool) -> Path:
     """The extracted folder or the archive, downloaded if need be."""
     for folder in (root / "cifar10", root):
         for source in (folder / FOLDER, folder / ARCHIVE):
-            if source.exists():
+            if source.is_dir() or source.is_file():  # no pipe, say, whose writer never comes
                 return source
     if not download:
         raise FileNotFoundError(
@@ -103,8 +103,9 @@ def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     Raises: ValueError naming the archive if it is damaged, or lacks a file.
     """
     files = {}
+    regular_size(path, LARGEST)  # of zeros after its end, which take no room in a sparse file, gzip reads one by one
     try:
-        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:  # type: ignore[call-overload]  # reads only
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 if folder == FOLDER and name in names and member.isreg():
@@ -121,7 +122,7 @@ def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
 class _Bounded:
     """A file that ends in an error: tarfile itself reads headers of whatever size they announce."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: gzip.GzipFile):
         self.file, self.left = file, LARGEST
 
     def read(self, size: int) -> bytes:

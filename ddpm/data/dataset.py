@@ -140,7 +140,8 @@ class ImageData:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.images.shape[1:])
+        _, channels, height, width = self.images.shape
+        return channels, height, width
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -219,7 +220,7 @@ class ImageData:
     def _sha256(self) -> str:
         """Checksum of the images' shape and bytes and of the labels."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.labels is not None)).encode())
-        digest.update(self.images.cpu().contiguous().numpy())
+        digest.update(self.images.cpu().contiguous().numpy().data)
         if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().astype("<i8"))
+            digest.update(self.labels.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()

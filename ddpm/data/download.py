@@ -42,9 +42,10 @@ def download(
 
     Raises: ConnectionError if no mirror can be reached; ValueError if the last one that can gives another file.
     """
-    if (md5 is None) == (sha256 is None):
+    given = [(name, checksum) for name, checksum in (("md5", md5), ("sha256", sha256)) if checksum is not None]
+    if len(given) != 1:
         raise ValueError("give md5 or sha256, and not both")
-    algorithm, expected = ("md5", md5) if md5 is not None else ("sha256", sha256)
+    algorithm, expected = given[0]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -13,8 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, fit
+from ddpm.files import regular_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST = 1 << 28  # bytes of an image, more than all its pixels have: PIL looks through a JPEG's zeros one by one
 NAMED = 5  # broken images that are named; the rest are counted
 
 
@@ -120,14 +122,14 @@ def decode_all(
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = list(pool.map(partial(_attempt, image_size=image_size, channels=channels), paths))
-    whole = [n for n, result in enumerate(results) if isinstance(result, Tensor)]
+    whole = {n: result for n, result in enumerate(results) if isinstance(result, Tensor)}
     broken = [_shown(f"{p.relative_to(folder)} ({r})") for p, r in zip(paths, results, strict=True) if type(r) is str]
     named = ", ".join(broken[:NAMED]) + ", ..." * (len(broken) > NAMED)
     if not whole:
         raise ValueError(f"{folder}: none of its {len(paths):,} images can be read: {named}")
     if broken:
         print(f"{folder}: skipped {len(broken):,} of {len(paths):,} images, which cannot be read: {named}")
-    return torch.cat([results[n] for n in whole]), torch.tensor(whole)
+    return torch.cat(list(whole.values())), torch.tensor(list(whole))
 
 
 def _shown(text: str) -> str:
@@ -147,8 +149,9 @@ def _attempt(path: Path, image_size: int | Sequence[int], channels: int) -> Tens
 
 def decode(path: Path, image_size: int | Sequence[int], channels: int) -> Tensor:
     """One PNG or JPEG file as uint8 (1, channels, H, W); raises what PIL raises."""
-    with Image.open(path, formats=("PNG", "JPEG")) as image:
-        image = ImageOps.exif_transpose(image)
+    regular_size(path, LARGEST)
+    with Image.open(path, formats=("PNG", "JPEG")) as file:
+        image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit gray, which PIL's convert would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
+from ddpm.files import regular_size
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files of each half
 LARGEST = 1 << 28  # bytes that a header may announce, five times those of the largest published file
@@ -127,9 +128,9 @@ def find_half(folders: Sequence[Path], half: str) -> tuple[Path, Path] | None:
     """The images' and the labels' file in the first folder that has both, rather unpacked than .gz; or None."""
     for folder in folders:
         candidates = ([folder / stem, folder / f"{stem}.gz"] for stem in file_stems(half))
-        pair = tuple(next((path for path in paths if path.is_file()), None) for paths in candidates)
-        if all(pair):
-            return pair
+        images, labels = (next((path for path in paths if path.is_file()), None) for paths in candidates)
+        if images and labels:
+            return images, labels
     return None
 
 
@@ -145,7 +146,9 @@ def _obtain(name: str, folders: Sequence[Path], half: str, download: bool) -> tu
         file = f"{stem}.gz"
         if not (folders[0] / stem).is_file() and not (folders[0] / file).is_file():
             fetch([url + file for url in SOURCES[name].urls], folders[0] / file, md5=SOURCES[name].md5[file])
-    return find_half(folders, half)
+    found = find_half(folders, half)
+    assert found is not None  # each file was there or has been fetched
+    return found
 
 
 def read_half(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
@@ -169,6 +172,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     Raises: ValueError naming the file, what it holds and what was expected.
     """
     magic = bytes([0, 0, 8, dims])
+    regular_size(path, LARGEST)  # of zeros after its end, which take no room in a sparse file, gzip reads one by one
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             header = file.read(4 + 4 * dims)
