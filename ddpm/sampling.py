@@ -11,6 +11,32 @@ from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 
 
+class Range:
+    """How far samples leave [-1, 1], which a picture does not show: there they are clipped."""
+
+    def __init__(self) -> None:
+        self.samples = self.values = self.outside = self.not_finite = 0
+        self.largest = 1.0
+
+    def note(self, x: Tensor) -> None:
+        """Count samples (n, C, H, W)."""
+        finite = x.flatten(1).isfinite().all(1)
+        size = x[finite].abs()
+        self.samples, self.not_finite = self.samples + len(x), self.not_finite + int((~finite).sum())
+        self.values, self.outside = self.values + size.numel(), self.outside + int((size > 1 + 1e-6).sum())
+        self.largest = max(self.largest, size.max().item() if size.numel() else 1.0)
+
+    def __str__(self) -> str:
+        """What is to be said of it; empty if all is within."""
+        told = []
+        if self.not_finite:
+            told.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
+        if self.outside:
+            share = self.outside / self.values
+            told.append(f"{share:.2%} of all values lie outside [-1, 1], up to {self.largest:.3g}; shown clipped")
+        return "; ".join(told)
+
+
 class Source:
     """All that decides a sample but its number.
 
@@ -33,6 +59,7 @@ class Source:
     ):
         self.diffusion, self.model, self.sampler = diffusion, model.to(device).eval(), sampler
         self.shape, self.seed, self.device = shape, seed, device
+        self.range = Range()
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The samples of these numbers, (n, C, H, W), on the CPU."""
@@ -41,11 +68,15 @@ class Source:
         classes = getattr(self.model, "num_classes", None)
         y = None if classes is None else torch.tensor(list(numbers), device=self.device) % classes
         denoise = self.diffusion.denoiser(self.model, y)
-        return self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
+        x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
+        self.range.note(x_0)
+        return x_0
 
     def using(self, sampler: Sampler) -> "Source":
         """The same with another sampler."""
-        return Source(self.diffusion, self.model, sampler, self.shape, self.seed, self.device)
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
 
     def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers and samples, `batch` at a time."""

@@ -1,6 +1,7 @@
 """ddpm/sampling.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.images import to_numpy
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.sampling import Source
+from ddpm.sampling import Range, Source
 from ddpm.schedules import cosine
 from models.unet import UNet
 
@@ -151,3 +152,42 @@ def test_each_image_on_the_way_has_the_class_of_the_nearer_end():
 def test_a_sampler_without_an_inverse_cannot_go_between(sampler):
     with pytest.raises(ValueError, match="eta"):
         between(sampler)
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.tensor([[-1.0, 1.0], [0.5, 0.0]]), ""),
+        (
+            torch.tensor([[-1.5, 1.0], [0.5, 1.25]]),
+            "50.00% of all values lie outside [-1, 1], up to 1.5; shown clipped",
+        ),
+        (torch.tensor([[math.nan, 1.0], [0.5, math.inf]]), "2 of 2 samples hold numbers that are not finite"),
+        (
+            torch.tensor([[math.nan, 9.0], [0.5, 3.0]]),
+            "1 of 2 samples hold numbers that are not finite; 50.00% of all values lie outside [-1, 1], up to 3; shown "
+            "clipped",
+        ),
+    ],
+)
+def test_values_that_a_picture_cannot_show_are_counted(x, told):
+    whole, parts = Range(), Range()
+    whole.note(x)
+    for row in x:
+        parts.note(row[None])
+    assert str(whole) == str(parts) == told
+
+
+def test_a_source_counts_all_that_it_draws():
+    class Loud(torch.nn.Module):
+        def forward(self, x_t, t):
+            return 3 * torch.ones_like(x_t)
+
+    unclipped = GaussianDiffusion(cosine(20), target="x_0", clip_x_0=False)
+    loud = Source(unclipped, Loud(), DDIM(5), SHAPE, 0, CPU)
+    loud.drawn(3, batch=2)
+    loud.using(DDIM(2)).drawn(1)
+    assert loud.range.samples == 4 and str(loud.range).startswith("100.00% of all values")
+    clipped = Source(GaussianDiffusion(cosine(20), target="x_0"), Loud(), DDIM(5), SHAPE, 0, CPU)
+    clipped.drawn(3)
+    assert str(clipped.range) == "" and clipped.range.samples == 3

@@ -1,0 +1,167 @@
+"""ddpm/ranks.py: several processes train as one, and go on after they were killed."""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import checkpoint
+from ddpm.ranks import Ranks, join
+from ddpm.runs import Run, read_metrics
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = [
+    "model.channels=8", "model.groups=4", "model.dropout=0.0", "trainer.steps=12", "trainer.seconds=null",
+    "trainer.batch_size=32", "trainer.warmup=2", "trainer.log_every=1", "trainer.checkpoint_every=4", "data.flip=true",
+    "trainer.accumulate=2", "trainer.previews=2", "sampler.steps=2", "recognition=false", "device=cpu", "schedule.T=20",
+    "optimizer.eps=0.01",  # with a smaller one the sign of a gradient near 0 decides a whole step, and rounding that
+]  # fmt: skip
+
+
+def start(size: int, command: list[str], **pipes: object) -> list[subprocess.Popen]:
+    """Processes with what torchrun tells each of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    told |= {"GLOO_SOCKET_IFNAME": "lo"}
+    environments = [
+        os.environ | {k: str(v) for k, v in (told | {"RANK": rank, "LOCAL_RANK": rank}).items()} for rank in range(size)
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
+    return [subprocess.Popen(command, env=e | {"PYTHONPATH": str(REPOSITORY)}, **pipes) for e in environments]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """(exit code, output, errors) of each."""
+    try:
+        told = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *out) for process, out in zip(processes, told, strict=True)]
+
+
+def train(size: int, *words: str) -> list[subprocess.Popen]:
+    keys = {word.partition("=")[0] for word in words}
+    kept = [word for word in TINY if word.partition("=")[0] not in keys]
+    return start(size, [sys.executable, str(REPOSITORY / "experiments" / "train.py"), *words, *kept])
+
+
+def run_in(folder: Path) -> Run:
+    (path,) = (path for path in folder.glob("default/*") if path.is_dir())
+    return Run(path)
+
+
+def test_one_process_is_alone():
+    ranks, device = join(torch.device("cpu"))
+    x = torch.arange(6.0)
+    assert ranks.leads and ranks.size == 1 and device == torch.device("cpu")
+    assert ranks.share(x) is x and ranks.gathered(x) is x and ranks.told(5) == 5 and ranks.largest(1, 2.5) == [1, 2.5]
+    ranks.average_([x])
+    assert torch.equal(x, torch.arange(6.0))
+
+
+def test_no_two_ranks_drop_the_same():
+    drawn = []
+    for rank in (0, 1, 1):
+        Ranks(rank, 2).seed_dropout(0, 7)
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[1], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+
+
+TALK = """
+import json, torch
+from ddpm.ranks import join
+ranks, device = join(torch.device("cpu"))
+rows, mean = torch.arange(12.0).reshape(6, 2), [torch.full((2, 2), float(ranks.rank)), torch.ones(3) * ranks.rank]
+ranks.average_(mean)
+print(json.dumps({
+    "rank": [ranks.rank, ranks.size, ranks.leads],
+    "share": ranks.share(rows).tolist(),
+    "whole": torch.equal(ranks.gathered(ranks.share(rows)), rows),
+    "mean": [x.tolist() for x in mean],
+    "largest": ranks.largest(ranks.rank, 1.5, -ranks.rank),
+    "told": ranks.told({"a": ["b"]} if ranks.leads else None),
+}))
+"""
+
+
+def test_ranks_share_gather_average_and_agree():
+    results = ended(start(3, [sys.executable, "-c", TALK]))
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    told = [json.loads(out.splitlines()[-1]) for _, out, _ in results]
+    assert [t["rank"] for t in told] == [[0, 3, True], [1, 3, False], [2, 3, False]]
+    assert [t["share"] for t in told] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
+    assert all(t["whole"] and t["told"] == {"a": ["b"]} and t["largest"] == [2, 1.5, 0] for t in told)
+    assert all(t["mean"] == [[[1, 1], [1, 1]], [1, 1, 1]] for t in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [[], ["trainer.time_sampling=loss_aware", "trainer.batch_size=128"]], ids=str)
+def test_two_processes_give_the_run_of_one_within_rounding(changed, tmp_path):
+    for size in (1, 2):
+        results = ended(train(size, *changed, f"runs={tmp_path / str(size)}"))
+        assert [code for code, _, _ in results] == [0] * size, results
+        assert "done: 12 steps" in results[0][1] and not any(out for _, out, _ in results[1:]), results
+    one, two = (run_in(tmp_path / name) for name in "12")
+    assert one.hash == two.hash and [run.status()["state"] for run in (one, two)] == ["DONE", "DONE"]
+    for name in ("model", "ema"):
+        a, b = (checkpoint.load_weights(run.checkpoints / "12" / f"{name}.safetensors") for run in (one, two))
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-4 * a[key].abs().max().item() + 1e-7)
+    a, b = (read_metrics(run.path) for run in (one, two))
+    assert [(line["step"], line["split"]) for line in a] == [(line["step"], line["split"]) for line in b]
+    assert [line["loss"] for line in a] == pytest.approx([line["loss"] for line in b], rel=1e-4)
+    assert {path.name for path in one.path.iterdir()} == {path.name for path in two.path.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_that_were_stopped_end_like_two_that_were_not(kill, tmp_path):
+    """To the bit, and with dropout, whose masks are keyed by the rank."""
+    words = ["trainer.steps=40", "model.dropout=0.2", "trainer.precision=bf16"]
+    assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'whole'}"))] == [0, 0]
+    processes = train(2, *words, f"runs={tmp_path / 'parts'}")
+    wait_for(lambda: len(list(tmp_path.glob("parts/*/*/checkpoints/[0-9]*"))) >= 2, processes)
+    for process in processes:
+        process.send_signal(kill)
+    codes = [code for code, _, _ in ended(processes)]
+    assert codes == ([-9, -9] if kill == signal.SIGKILL else [143, 143])
+    whole, parts = run_in(tmp_path / "whole"), run_in(tmp_path / "parts")
+    assert parts.status()["state"] == "INTERRUPTED" and parts.status()["step"] < 40
+    assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'parts'}"))] == [0, 0]
+    differences = runpy.run_path(str(REPOSITORY / "experiments" / "stress.py"))["differences"]
+    allowed = ["metrics.jsonl"] if kill == signal.SIGTERM else []  # the held-out loss where it stopped is one line more
+    assert set(differences(whole, parts)) <= set(allowed)
+
+
+def wait_for(condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
+    while not condition():
+        assert all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer.batch_size=9", "trainer.accumulate=3"], "9 in 3 micro-batches is not divisible by the 2 processes"),
+        (["trainer.batch_size=0"], "batch_size = 0 must be an integer >= 1"),
+        (["-m"], "a sweep cannot run under torchrun"),
+    ],
+    ids=str,
+)
+def test_what_two_processes_refuse_is_told_once(words, told, tmp_path):
+    results = ended(train(2, *words, f"runs={tmp_path / 'runs'}"))
+    assert [code for code, _, _ in results] == [2, 2], results
+    assert [err.count("\n") for _, _, err in results] == [1, 0] and told in results[0][2], results
+    assert not (tmp_path / "runs").exists()
