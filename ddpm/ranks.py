@@ -1,5 +1,6 @@
 """Several processes that train one network, each on its share of every batch, as torchrun starts them."""
 
+import atexit
 import os
 from typing import Any
 
@@ -93,4 +94,5 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # else who is last may find the others gone, and abort
     return Ranks(dist.get_rank(), dist.get_world_size()), device

@@ -1141,8 +1141,8 @@ PICTURES = {
     "50,000 x 50,000": (lambda: png(50_000, 50_000), "exceeds limit"),
     "2^31 - 1 x 1": (lambda: png(2**31 - 1, 1), "exceeds limit"),
     "2^31 - 1 x 2^31 - 1": (lambda: png(2**31 - 1, 2**31 - 1), "exceeds limit"),
-    "zTXt": (lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + PACKED)), "too large"),
-    "iTXt": (lambda: png(8, 8, chunk(b"iTXt", b"a\0\1\0\0\0" + PACKED)), "too large"),
+    "zTXt": (lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + PACKED)), "arge"),  # "too large" or "Too Large"
+    "iTXt": (lambda: png(8, 8, chunk(b"iTXt", b"a\0\1\0\0\0" + PACKED)), "arge"),
     "many texts": (lambda: png(8, 8, *[chunk(b"zTXt", b"a\0\0" + MEGABYTE)] * 70), "Too much memory"),
     "a chunk of 2 GB": (lambda: png(8, 8, struct.pack(">I", 2**31 - 1) + b"tEXt"), ""),
     "no pixels": (lambda: png(0, 0), ""),
