@@ -21,6 +21,7 @@ from ddpm.files import read_json, regular_size, replacing, shown
 FORMAT = 1
 LARGEST_METRICS = 128 * 2**20  # bytes of metrics.jsonl, for nearly a million lines
 NAMED = 5  # damaged lines that are named; the rest are counted
+PATIENCE = 1.0  # seconds; who only looks at a run has its lock for a moment, and must not keep it from starting
 RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
 
 
@@ -115,7 +116,7 @@ class Run:
             path.unlink()
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE, poll_interval=0.01)
         except filelock.Timeout:
             status = self.status()
             raise RunIsHeld(
@@ -131,7 +132,7 @@ class Run:
             return False
         lock = filelock.FileLock(self.path / "run.lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE / 10, poll_interval=0.01)
         except (filelock.Timeout, OSError):
             return True
         lock.release()

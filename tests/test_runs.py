@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import filelock
@@ -237,6 +238,30 @@ def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
             pytest.fail("two at once")
     with Run(run.path).locked():
         pass
+
+
+def test_who_looks_at_a_run_does_not_keep_it_from_starting(tmp_path):
+    """To see whether somebody holds the lock is to hold it for a moment."""
+    run = Run(tmp_path)
+    with run.locked():
+        run.write_status("RUNNING")
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            Run(tmp_path).status()
+
+    watchers = [threading.Thread(target=look) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        for _ in range(50):
+            with Run(tmp_path).locked():
+                pass
+    finally:
+        ended.set()
+        for watcher in watchers:
+            watcher.join()
 
 
 def test_the_lock_is_freed_by_an_error_and_by_the_death_of_its_process(tmp_path):
