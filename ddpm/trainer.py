@@ -29,8 +29,10 @@ from ddpm.times import TIME_SAMPLINGS, TimeSampler
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR_SCHEDULES = ("constant", "cosine", "linear")
+LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
 HELD_OUT_IMAGES = 512  # at most so many are measured at each checkpoint
 PREVIEW_IMAGES, PREVIEW_STEPS = 8, 20  # of DDIM: a preview is cheap
+PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and a long run's picture would grow
 
 
 class Interrupted(Exception):
@@ -120,12 +122,17 @@ class Trainer:
             "steps": (steps if steps is not None else 1, 1),
         }
         for name, (count, least) in at_least.items():
+            most = LARGEST_BATCH if name == "batch_size" else MOST
             if isinstance(count, bool) or not isinstance(count, int) or count < least:
                 raise ValueError(f"{name} = {count!r} must be an integer >= {least}")
+            if count > most:
+                raise ValueError(f"{name} = {count} must be at most {most:,}")
         for name, value in {"epochs": epochs, "seconds": seconds, "clip": clip, "warmup_epochs": warmup_epochs}.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < math.inf):
                 raise ValueError(f"{name} = {value!r} must be a number > 0, or null")
+            if value is not None and value > MOST and name != "clip":
+                raise ValueError(f"{name} = {value!r} must be at most {MOST:,}, or null")
         if warmup and warmup_epochs:
             raise ValueError(f"warmup = {warmup} and warmup_epochs = {warmup_epochs:g} exclude each other")
         if batch_size % accumulate:
@@ -204,7 +211,8 @@ class Trainer:
         clock = Stopwatch(state["seconds"])
         budget = self._budget(len(data.train))
         warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
-        fraction = self._fraction(budget, step, clock.seconds)
+        (seconds,) = ranks.largest(clock.seconds)  # a rank that reads another time would learn at another rate
+        fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
         parameters = list(model.parameters())
         base_lrs = [group["lr"] for group in optimizer.param_groups]
         previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
@@ -233,7 +241,6 @@ class Trainer:
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
 
         with signals() as received, diary or contextlib.nullcontext():
-            ended = self._ended(budget, step, clock.seconds)
             while ended is None:
                 step += 1
                 for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -359,6 +366,10 @@ class Trainer:
         assert self.seconds is not None  # for there is a budget
         return min(1.0, seconds / self.seconds)
 
+    def last_step(self, images: int) -> int | None:
+        """The step that ends training on so many images, unless time does before; None where only time can."""
+        return min(self._budget(images).values(), default=None)
+
     def is_used_up(self, images: int, step: int, seconds: float) -> bool:
         """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
         return self._ended(self._budget(images), step, seconds) is not None
@@ -435,7 +446,8 @@ class Previews:
         self.rows.append((step, of_raw, of_ema))
         with replacing(self.folder / "previews.pt") as temporary:
             torch.save(self.rows, temporary)
-        plots.preview(self.folder / "preview.png", self.rows)
+        shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
+        plots.preview(self.folder / "preview.png", [self.rows[i] for i in shown])
 
 
 class Diary:
