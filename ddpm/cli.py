@@ -8,11 +8,13 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -24,12 +26,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm import ranks
 from ddpm.config import (
     InvalidInput,
     build,
     compose,
     conf_dir,
     must_be_finite,
+    must_be_storable,
     plain,
     read_config,
     resolve_device,
@@ -46,8 +50,14 @@ class RunFailed(Exception):
 
 
 def train() -> None:
-    """`ddpm-train`: train a network and draw what it learned."""
-    _main("train", _train)
+    """`ddpm-train`: train a network and draw what it learned; with --check only say what that would take."""
+    if CHECK not in sys.argv[1:]:
+        _main("train", _train)
+        return
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != CHECK]
+    with tempfile.TemporaryDirectory() as scratch:  # for what Hydra writes of a sweep
+        sys.argv.append(f"hydra.sweep.dir='{scratch}'")
+        _main("train", _check, failing=2)
 
 
 def sample() -> None:
@@ -65,8 +75,12 @@ def schedule() -> None:
     _main("schedule_report", _schedule)
 
 
-def _main(name: str, job: Job) -> None:
-    """Check that every job composes, hand over to Hydra, and turn what became of the jobs into an exit code."""
+def _main(name: str, job: Job, failing: int = 1) -> None:
+    """Check that every job composes, hand over to Hydra, and turn what became of the jobs into an exit code.
+
+    Args:
+        failing: the exit code where a job of a sweep failed; 2 if jobs only look whether their input is right.
+    """
     try:
         _check_composition(name, sys.argv[1:])
     except InvalidInput as error:
@@ -89,28 +103,35 @@ def _main(name: str, job: Job) -> None:
             reason = f"{_overrides()}: {error}" if _multirun() else str(error)
         else:
             return
-        _say(f"FAILED {reason}")
+        if failing == 2:
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+        else:
+            _say(f"FAILED {reason}")
         if os.getpid() != launcher:  # a launcher with processes of its own: let Hydra carry the failure back
             raise RunFailed(reason)
         failed.append(reason)
 
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
-    if len(failed) > 1:
+    if len(failed) > 1 and failing != 2:
         _say(f"{len(failed)} runs failed:\n" + "\n".join(f"  {reason}" for reason in failed))
     if failed:
-        sys.exit(1)
+        sys.exit(failing)
 
 
 def _check_composition(name: str, argv: list[str]) -> None:
     """Compose every job that Hydra would start, before it starts the first.
 
-    Raises: InvalidInput for a group, choice, key or value that does not compose.
+    Raises: InvalidInput for an option that is not known, and a group, choice, key or value that does not compose.
     """
-    known = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]  # whose usage is a screen long
+    known = parser.parse_args(argv)
     if known.help or known.hydra_help or known.shell_completion or known.info:
         return
     jobs = [known.overrides]
     if known.multirun:
+        if ranks.started():
+            raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
         try:
             parsed = OverridesParser.create().parse_overrides(known.overrides)
             if any("glob(" in o for o in known.overrides):
@@ -125,18 +146,66 @@ def _check_composition(name: str, argv: list[str]) -> None:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
 
 
+def _refuse_option(message: str) -> NoReturn:
+    raise InvalidInput(f"{message}; settings are given as key=value, and --help lists the options")
+
+
 # ------------------------------------------------------------------------------------------------------------- train
+
+CHECK = "--check"
+
+
+class Plan(NamedTuple):
+    """A training run that has been found right, and of which nothing is begun."""
+
+    run: Any
+    config: DictConfig
+    settings: dict[str, Any]  # the configuration, resolved: what the run directory keeps
+    data: Any
+    model: Any
+    diffusion: Any
+    sampler: Any
+    optimizer: Any
+    trainer: Any
+    device: Any
+    parent: Path | None  # the checkpoint of the run that is extended
+    moments: float  # bytes that the optimizer keeps for each byte of weights
 
 
 def _train(config: DictConfig) -> None:
+    from ddpm.runs import DONE
+
+    device = resolve_device(config.device)
+    try:
+        team, device = ranks.join(device)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    plan = _plan(config, device, team.size)
+    if not team.leads:
+        _follow(plan, team)
+        return
+    status = _status(plan.run)
+    if status.get("state") == DONE:
+        team.told(None)
+        _say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
+        return
+    _lead(plan, team)
+
+
+def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = True) -> Plan:
+    """Read and build all that a run needs, and refuse what would break it later.
+
+    Args:
+        marking: mark a run of a sweep that is refused as FAILED with the reason, unless it is done or being trained.
+    Raises: InvalidInput.
+    """
     import torch
 
     import ddpm
-    from ddpm import checkpoint, files
+    from ddpm import checkpoint
+    from ddpm.files import regular_size
     from ddpm.randomness import generator
-    from ddpm.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunIsHeld, now, science_hash
-    from ddpm.schedules import concerns
-    from ddpm.trainer import Interrupted
+    from ddpm.runs import DONE, FAILED, RUNNING, Run, now, science_hash
 
     trust = _trusted(config)
     parents, parent = {}, None
@@ -145,13 +214,19 @@ def _train(config: DictConfig) -> None:
         parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
     settings = resolved(config)
     must_be_finite(settings, "")
+    must_be_storable(settings)
     _must_be_whole(config, "seed")
+    if not isinstance(config.recognition, bool):
+        raise InvalidInput(f"recognition={config.recognition} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
-    device = resolve_device(config.device)
     initial = None
     if config.init is not None:
         initial = _weights_file(Path(str(config.init)))
+        try:
+            regular_size(initial, checkpoint.LARGEST)
+        except ValueError as error:
+            raise InvalidInput(f"init={config.init}: {error}") from error
         parents["init"] = checkpoint.sha256(initial)
     data = build(config.data, "data", trust)
     facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
@@ -166,55 +241,268 @@ def _train(config: DictConfig) -> None:
         _must_walk(sampler, diffusion)
         _must_have_room(model, diffusion, data.shape[0])
         optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
+        moments = _must_step(config.optimizer, trust, device)
         trainer = build(config.trainer, "trainer", trust)
+        _must_divide(trainer, processes)
+        _must_fit(model, moments, data, trainer, device)
         if initial is not None:
             _load(model, initial)
         if parent is not None:
             _load(model, parent / "model.safetensors")
             _must_leave_a_budget(config, trainer, data, parent)
     except InvalidInput as error:
-        if _multirun() and run.status().get("state") not in (DONE, RUNNING):
+        if marking and _multirun() and _status(run).get("state") not in (DONE, RUNNING):
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_status(FAILED, reason=str(error), ended=now())
         raise
+    return Plan(run, config, settings, data, model, diffusion, sampler, optimizer, trainer, device, parent, moments)
 
-    status = run.status()
+
+def _check(config: DictConfig) -> None:
+    """Say what training would do, and what it would need of what is there; begin nothing.
+
+    Raises: InvalidInput for all that would be refused, and where memory or disk do not suffice.
+    """
+    from ddpm import preflight, ranks
+    from ddpm.runs import DONE, RUNNING
+
+    if ranks.started():
+        raise InvalidInput(f"{CHECK} looks at one process: start it without torchrun")
+    device = resolve_device(config.device)
+    download = isinstance(config.data, DictConfig) and config.data.get("download") is True
+    if download:
+        config = config.copy()
+        config.data.download = False
+    try:
+        plan = _plan(config, device, marking=False)
+    except InvalidInput as error:
+        if not download:
+            raise
+        does = f"start the run, which downloads it: {CHECK} does not"
+        raise InvalidInput(str(error).replace("set download=true", does)) from error
+    data, model, trainer = plan.data, plan.model, plan.trainer
+    status = _status(plan.run)
+    if status.get("state") == RUNNING:
+        raise InvalidInput(f"{plan.run.path} is being trained by process {status.get('pid')} on {status.get('host')}")
+    channels, height, width = data.shape
+    last = trainer.last_step(len(data.train))
+    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} images"]
+    budget += [] if trainer.seconds is None else [f"{trainer.seconds:,g} s"]
+    lines = {
+        "run": f"{plan.run.path}: {_state(plan, status)}",
+        "data": f"{data.name}, {len(data.train):,} images to train on and {len(data.held_out):,} held out, "
+        f"{channels}x{height}x{width}",
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "budget": " or ".join(budget),
+    }
+    if status.get("state") != DONE:
+        needed, there = _must_fit(model, plan.moments, data, trainer, device, _activations(plan))
+        room, free, parts = _disk(plan)
+        if room > free:
+            raise InvalidInput(_no_room(plan))
+        lines["memory"] = f"{preflight.in_words(sum(needed))} of {_known(there)} on {device}: {needed}"
+        lines["disk"] = f"{preflight.in_words(room)} of {preflight.in_words(free)} at {plan.run.path.parent}: {parts}"
+    _say("\n".join(([_overrides()] if _multirun() else []) + [f"{key:8}{line}" for key, line in lines.items()]))
+
+
+def _state(plan: Plan, status: dict[str, Any]) -> str:
+    """What the same command without --check would find of a run, and do."""
+    from ddpm import checkpoint
+    from ddpm.runs import DONE
+
     if status.get("state") == DONE:
-        _say(f"{run.path} is done already ({status['step']:,} steps); nothing to do")
-        return
+        return f"done ({status['step']:,} steps); nothing to do"
+    try:
+        resume = checkpoint.last_whole(plan.run.checkpoints) or plan.parent
+    except ValueError as error:  # a newer version's
+        raise InvalidInput(str(error)) from error
+    before = f"{status['state']} before, " if status else "new, "
+    return before + (f"would go on from {resume}" if resume is not None else "would begin at step 1")
+
+
+def _activations(plan: Plan) -> int:
+    """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
+    import torch
+
+    from ddpm import preflight
+    from ddpm.trainer import PRECISIONS, classes_for, resolve
+
+    data, device, precision = plan.data, plan.device, resolve(plan.trainer.precision, plan.device)
+    model = plan.model.to(device, memory_format=torch.channels_last).train()
+
+    def loss(n: int) -> torch.Tensor:
+        x_0, y = data.batch(data.train[:1].expand(n), device)
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            return plan.diffusion.loss(model, x_0, classes_for(model, y)).mean()
+
+    try:
+        return preflight.activations(loss, model.parameters(), plan.trainer.batch_size // plan.trainer.accumulate)
+    except RuntimeError as error:  # torch's for memory that there is not
+        raise InvalidInput(f"a loss of one or two images cannot be computed on {device}: {error}") from error
+
+
+def _must_fit(
+    model: Any, moments: float, data: Any, trainer: Any, device: Any, activations: int = 0
+) -> tuple[Any, int | None]:
+    """Refuse a training step that is larger than the memory; (what it needs, the bytes that there are).
+
+    Without activations, whose count takes a moment, this is what it needs at least.
+    """
+    from ddpm import preflight
+
+    needed = preflight.memory(model, moments, data.images, trainer.batch_size, trainer.accumulate, activations)
+    there = preflight.available(device)
+    if there is not None:
+        there += sum(x.nbytes for x in (*model.parameters(), data.images) if x.device.type == device.type)
+    if there is not None and sum(needed) > there:
+        raise InvalidInput(
+            f"a training step needs {preflight.in_words(sum(needed))} of memory on {device} ({needed}), but "
+            f"{preflight.in_words(there)} are available; raise trainer.accumulate, or lower trainer.batch_size or "
+            "model.channels"
+        )
+    return needed, there
+
+
+def _disk(plan: Plan) -> tuple[int, int, str]:
+    """Bytes that the run is going to write, those that are free there, and what is written, in words."""
+    from ddpm import preflight
+
+    trainer, path = plan.trainer, plan.run.path
+    one = preflight.checkpoint(plan.model, plan.moments)
+    count = preflight.checkpoints(trainer.last_step(len(plan.data.train)), trainer.checkpoint_every, trainer.keep)
+    parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
+    return preflight.disk(one, count, path), preflight.free(path), parts
+
+
+def _no_room(plan: Plan) -> str:
+    """What is said where the disk is too small for a run."""
+    from ddpm import preflight
+
+    room, free, parts = _disk(plan)
+    return (
+        f"the run needs {preflight.in_words(room)} of disk ({parts}), but {preflight.in_words(free)} are free at "
+        f"{plan.run.path.parent}; lower trainer.keep or model.channels, or set runs= to a folder on another disk"
+    )
+
+
+def _known(size: int | None) -> str:
+    from ddpm import preflight
+
+    return "an unknown amount" if size is None else preflight.in_words(size)
+
+
+def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
+    """Refuse an optimizer that can take no step on the device; returns what it keeps, see `preflight.moments_of`."""
+    import torch
+
+    from ddpm import preflight
+
+    weight = torch.nn.Parameter(torch.ones(2, device=device))
+    weight.grad = torch.tensor([0.0, 1.0], device=device)
+    trial = build(config, "optimizer", trust, params=[weight])
+    try:
+        trial.step()
+    except (RuntimeError, ValueError, AssertionError, TypeError, ArithmeticError) as error:
+        raise InvalidInput(f"optimizer: it takes no step on {device}: {' '.join(str(error).split())}") from error
+    if not weight.isfinite().all():
+        raise InvalidInput(
+            f"optimizer: from weights of 1 with gradients of 0 and 1 its first step makes {weight.tolist()}; choose "
+            "another eps, lr or momentum"
+        )
+    return preflight.moments_of(trial)
+
+
+def _lead(plan: Plan, team: Any) -> None:
+    """Train as the process that holds the run and writes, alone or before others."""
+    from ddpm import checkpoint, files
+    from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
+    from ddpm.schedules import concerns
+    from ddpm.trainer import Interrupted
+
+    run, config = plan.run, plan.config
     try:
         with run.locked():
-            resume = checkpoint.last_whole(run.checkpoints) or parent
+            try:
+                resume = checkpoint.last_whole(run.checkpoints) or plan.parent
+            except ValueError as error:  # a newer version's, which must not be deleted
+                team.told(None)
+                raise InvalidInput(str(error)) from error
             _say(
-                f"run {run.path}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-                f"{len(data.train):,} training images, {device}"
+                f"run {run.path}: {sum(p.numel() for p in plan.model.parameters()):,} parameters, "
+                f"{len(plan.data.train):,} training images, {plan.device}"
+                + (f", {team.size} processes" if team.size > 1 else "")
             )
-            for concern in concerns(diffusion.schedule, diffusion.target):
+            for concern in concerns(plan.diffusion.schedule, plan.diffusion.target):
                 _say(f"warning: {concern}")
+            room, free, _ = _disk(plan)
+            if room > free:
+                _say(f"warning: {_no_room(plan)}")
             if resume is not None:
                 _say(f"going on from {resume}")
             try:
                 with files.replacing(run.path / "config.yaml", durable=True) as temporary:
-                    OmegaConf.save(OmegaConf.create(settings), temporary)
+                    OmegaConf.save(OmegaConf.create(plan.settings), temporary)
                 run.begin()
-                ended, ema = trainer.fit(
-                    run, model, diffusion, data, optimizer, seed=config.seed, device=device, resume=resume
-                )
-                _draw_results(run, config, data, diffusion, ema.model, sampler, device)
+                team.told((run.path, resume))
+                ended, ema = _fit(plan, team, resume)
+                _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
                 _say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
+                if error.signum not in (signal.SIGINT, signal.SIGTERM):
+                    signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
                 sys.exit(128 + error.signum)
             except Exception as error:
                 _record_failure(run, error)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
             _next_steps(run, ended)
     except RunIsHeld as error:
+        team.told(None)
         raise RunFailed(str(error)) from error
     except KeyboardInterrupt:
         run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
         _say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
+
+
+def _follow(plan: Plan, team: Any) -> None:
+    """Train beside the leading process, which holds the run and writes all that is written."""
+    from ddpm.runs import Run
+    from ddpm.trainer import Interrupted
+
+    told = team.told()
+    if told is None:
+        return
+    path, resume = told
+    try:
+        _fit(plan._replace(run=Run(path)), team, resume)
+    except Interrupted as error:
+        sys.exit(128 + error.signum)
+
+
+def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
+    return plan.trainer.fit(
+        plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
+        seed=plan.config.seed, device=plan.device, resume=resume, ranks=team,
+    )  # fmt: skip
+
+
+def _status(run: Any) -> dict[str, Any]:
+    try:
+        return run.status()
+    except ValueError as error:  # a newer version's
+        raise InvalidInput(str(error)) from error
+
+
+def _must_divide(trainer: Any, processes: int) -> None:
+    """Refuse micro-batches that so many processes cannot share evenly."""
+    micro = trainer.batch_size // trainer.accumulate
+    if micro % processes:
+        raise InvalidInput(
+            f"trainer.batch_size = {trainer.batch_size} in {trainer.accumulate} micro-batches is not divisible by the "
+            f"{processes} processes that torchrun started; the next that is: "
+            f"{-(-micro // processes) * processes * trainer.accumulate}"
+        )
 
 
 def _record_failure(run: Any, error: Exception) -> None:
@@ -261,6 +549,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         OmegaConf.from_dotlist(words),
         {"trust": _trusted(config)},
     )
+    assert isinstance(merged, DictConfig)  # as the first of them is
     return merged, path
 
 
@@ -294,6 +583,9 @@ IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another 
 
 def _folder_of_runs(config: DictConfig) -> Path:
     """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
+    for key in ("runs", "study"):
+        if config[key] is not None and type(config[key]) not in (str, int):
+            raise InvalidInput(f"{key}={config[key]} must be text: the name of a folder")
     if not config.runs or not config.study or "\0" in str(config.runs):
         raise InvalidInput(f"runs={config.runs} study={config.study}: both must be names of folders")
     study = str(config.study)
@@ -424,6 +716,7 @@ def _draw_results(
     eps = SampleNoise(config.seed, [0]).x_T(data.shape)
     x_t = q_sample(diffusion.schedule, x_0.expand(5, *data.shape), torch.tensor(times), eps)
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
+    _warn_of_range(source)
 
     if judged:
         protocol, found, values = evaluation.measure_recognition(samples, data)
@@ -536,7 +829,13 @@ def _sample(config: DictConfig) -> None:
         images.save_samples(out, torch.cat([x for _, x in parts]))
     if figures or folder:  # whose settings are checked where they are drawn
         _say(drawn)
+    _warn_of_range(source)
     _say(f"wrote {out}")
+
+
+def _warn_of_range(source: Any) -> None:
+    if concern := str(source.range):
+        _say(f"warning: {concern}")
 
 
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
@@ -545,7 +844,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
-        settings = OmegaConf.merge(config.sampler, {"steps": steps, "times": None})
+        settings = resolved(config.sampler) | {"steps": steps, "times": None}
         sampler = build(settings, f"steps_strip, {steps}", _trusted(config))
         _must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
@@ -579,14 +878,16 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
 
 def _data(config: DictConfig, trained: DictConfig) -> Any:
     """The data of a run, from where the run found them or from `data.root`."""
-    if config.data.root is not None:
-        trained = OmegaConf.merge(trained, {"data": {"root": config.data.root}})
-    return build(trained.data, "data", _trusted(config))
+    data = plain(trained.data)
+    if config.data.root is not None and isinstance(data, dict):
+        data["root"] = config.data.root
+    return build(data, "data", _trusted(config))
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
     """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
     from ddpm import images
+    from ddpm.files import replacing
 
     out.mkdir(exist_ok=True)
     settings = {
@@ -601,7 +902,8 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
     if not note.exists() and any(out.glob("[0-9]*.png")):
         raise InvalidInput(f"out={config.out} holds pictures that were not written here; choose another folder")
-    note.write_text(json.dumps(settings, indent=1))
+    with replacing(note) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1))
     missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
     if len(missing) < config.n:
         _say(f"{config.n - len(missing)} of {config.n} samples are there already")
@@ -685,7 +987,9 @@ def _measure_samples(config: DictConfig, source: Any, data: Any, run: Any, metri
     def measure() -> None:
         _say(f"{n} samples, {source.sampler.evaluations(schedule) * n:,} evaluations of the network, counted by image")
         samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), config.batch), n)])
+        _warn_of_range(source)
         settings = _protocol(n, config, config.weights, source.sampler, schedule, git_commit())
+        found: Any  # of a metric's own kind
         for metric in metrics:
             try:
                 if metric == "recognition":
@@ -848,5 +1152,6 @@ def _say(message: str) -> None:
 
 def _refuse(error: Exception) -> None:
     """Invalid input: one line, exit code 2."""
-    print(f"error: {error}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

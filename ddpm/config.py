@@ -4,8 +4,8 @@ import importlib.util
 import io
 import math
 import re
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ddpm import preflight, schema
+
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
-CADENCE = ("log_every", "checkpoint_every", "keep", "previews")  # of the trainer; changes no result
+CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
+
+
+REFUSALS = (  # what a constructor raises for its arguments, torch's for numbers beyond memory or 64 bits among it
+    ValueError, TypeError, LookupError, OSError, ArithmeticError, MemoryError, RuntimeError,
+    OmegaConfBaseException, HydraException,
+)  # fmt: skip
 
 
 class InvalidInput(Exception):
@@ -32,6 +40,7 @@ class InvalidInput(Exception):
 def conf_dir() -> Path:
     """The folder of configurations: inside the installed package, or beside it in a checkout."""
     spec = importlib.util.find_spec("ddpm")
+    assert spec is not None and spec.origin is not None  # this file is part of it
     package = Path(spec.origin).parent
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "train.yaml").is_file():
@@ -47,7 +56,7 @@ def targets() -> dict[str, frozenset[str]]:
         config = OmegaConf.load(path)
         if isinstance(config, DictConfig) and "_target_" in config:
             group = path.relative_to(conf_dir()).parts[0]
-            names.setdefault(group, set()).add(OmegaConf.to_container(config, resolve=False)["_target_"])
+            names.setdefault(group, set()).add(plain(config)["_target_"])
     return {group: frozenset(found) for group, found in names.items()}
 
 
@@ -68,7 +77,7 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
             return hydra.compose(name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InvalidInput(_one_line(error)) from error
-    except ValueError as error:  # model=null, say
+    except (ValueError, RecursionError) as error:  # model=null, say, or brackets without end
         raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
     finally:
         GlobalHydra.instance().hydra = running
@@ -80,9 +89,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises: InvalidInput if a mandatory value is missing or an interpolation leads nowhere.
     """
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InvalidInput(_one_line(error)) from error
+    return values
 
 
 def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | None = None, **arguments: Any) -> Any:
@@ -101,18 +111,40 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
         raise InvalidInput(f"{name}: nothing to build; a configuration with a _target_ is needed")
     check_targets(OmegaConf.to_container(config, resolve=False), name, allowed)
     try:
-        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InvalidInput(_one_line(error)) from error
     check_targets(settings, name, allowed)  # an interpolation may lead anywhere
     _must_be_resolved(settings, name)
     try:
-        return hydra.utils.instantiate(settings, _convert_="all", **arguments)
-    except (HydraException, OmegaConfBaseException) as error:
+        schema.check(settings, list(arguments))
+    except (ValueError, ImportError, AttributeError) as error:
+        raise InvalidInput(f"{name}: {_one_line(error)}") from error
+    try:
+        return _built(partial(hydra.utils.instantiate, settings, _convert_="all", **arguments))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError | TypeError | LookupError | OSError | OmegaConfBaseException | HydraException):
+        if isinstance(cause, REFUSALS):
             raise InvalidInput(f"{name}: {_one_line(cause)}") from error
         raise
+
+
+def _built(make: Callable[[], Any]) -> Any:
+    """What `make` makes; of a large network the weights are counted before memory is taken for them.
+
+    Raises: ValueError if there is no room for them.
+    """
+    random = torch.get_rng_state()
+    try:
+        with preflight.few_weights():
+            return make()
+    except HydraException as error:
+        if not isinstance(error.__cause__, preflight.ManyWeights):
+            raise
+    with torch.device("meta"):
+        preflight.must_have_room_for_weights(make())
+    torch.set_rng_state(random)
+    return make()
 
 
 def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> None:
@@ -181,14 +213,30 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
 
 
 def must_be_finite(node: Any, name: str) -> None:
-    """Refuse nan and infinity anywhere in plain data: no setting has a use for them.
+    """Refuse nan, infinity and whole numbers beyond 64 bits anywhere in plain data: no setting has a use for them.
 
     Raises: InvalidInput that names the key.
     """
     if isinstance(node, float) and not math.isfinite(node):
         raise InvalidInput(f"{name} = {node} must be a finite number")
+    if isinstance(node, int) and abs(node) >= 2**63:
+        raise InvalidInput(f"{name} is a whole number of more than 64 bits")
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         must_be_finite(value, f"{name}.{key}" if name else str(key))
+
+
+def must_be_storable(settings: dict[str, Any]) -> None:
+    """Refuse a configuration that a run would store, and that nobody could read from there: see `read_config`.
+
+    Raises: InvalidInput.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.create(settings))
+    try:
+        if len(text.encode()) > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+        _must_be_plain(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InvalidInput(f"this configuration cannot be stored: {_one_line(error)}") from error
 
 
 def read_config(path: Path) -> DictConfig:
@@ -204,11 +252,12 @@ def read_config(path: Path) -> DictConfig:
             raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
         text = content.decode()
         _must_be_plain(text)
-        config = OmegaConf.load(io.StringIO(text))
-        _must_fit_64_bits(OmegaConf.to_container(config))
+        loaded = OmegaConf.load(io.StringIO(text))
+        _must_fit_64_bits(OmegaConf.to_container(loaded))
     except Exception as error:  # the YAML parser has no common base class
         raise InvalidInput(f"{path} cannot be read as a configuration: {_one_line(error)}") from error
-    missing = [key for key in (*SCIENCE, "data") if not isinstance(config, DictConfig) or key not in config]
+    config = loaded if isinstance(loaded, DictConfig) else DictConfig({})  # a list has no keys
+    missing = [key for key in (*SCIENCE, "data") if key not in config]
     if missing:
         raise InvalidInput(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}")
     return config

@@ -12,6 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
 Time = int | float | Tensor
 """A moment of the process: integer, or real in [0, T]; one for all, or one for each sample, (B,)."""
 
@@ -339,5 +340,5 @@ def _quoted_for_1000(T: int, rescale: bool, ends: dict[str, float], betas: Calla
 
 
 def _check_T(T: int) -> None:
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-        raise ValueError(f"T = {T!r}: the number of steps must be an integer >= 1")
+    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MOST:
+        raise ValueError(f"T = {T!r}: the number of steps must be an integer >= 1, and at most {MOST:,}")

@@ -20,6 +20,9 @@ from models.layers import (
     zeroed,
 )
 
+MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
+LEAST_EPS = 1e-12  # float32 has nothing left of less beside a variance, and divides a constant group by 0
+
 
 class Stage(nn.Module):
     """One resolution: residual blocks, each followed by attention or nothing, and the way to the next if any."""
@@ -69,7 +72,7 @@ class UNet(nn.Module):
         blocks: int | Sequence[int] = 2,
         attention_resolutions: Sequence[int] = (16,),
         attention: str = "full",
-        heads: int = 1,
+        heads: int | None = 1,
         head_channels: int | None = None,
         middle_attention: bool = True,
         dropout: float = 0.1,
@@ -100,6 +103,7 @@ class UNet(nn.Module):
             dropout,
             num_classes,
             patch,
+            norm_eps,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
@@ -213,6 +217,7 @@ def _check(
     dropout: float,
     num_classes: int | None,
     patch: int,
+    norm_eps: float,
 ) -> None:
     """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
@@ -223,14 +228,19 @@ def _check(
     positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
     positive |= {} if num_classes is None else {"num_classes": num_classes}
     for name, value in positive.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be an integer >= 1")
+        most = MOST_BLOCKS if name.startswith("blocks") else MOST
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{name} = {value!r} must be an integer >= 1, and at most {most:,}")
+    if channels * max(channel_mults) > MOST:
+        raise ValueError(f"channel_mults of {max(channel_mults)} times channels = {channels} is more than {MOST:,}")
     if len(blocks) != levels:
         raise ValueError(f"blocks has {len(blocks)} entries, but channel_mults has {levels} levels")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
-    if len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W)")
+    if not LEAST_EPS <= norm_eps <= 1:
+        raise ValueError(f"norm_eps = {norm_eps:g} must lie in [{LEAST_EPS:g}, 1]")
+    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):
+        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W), and at most {MOST:,}")
     unit = patch * 2 ** (levels - 1)
     for n in size:
         if n % unit:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import ddpm.trainer
-from ddpm import checkpoint, cli, config
+from ddpm import checkpoint, cli, config, preflight
 from ddpm.runs import Run, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
@@ -991,3 +991,144 @@ def test_wrong_input_for_a_figure_of_schedules_draws_nothing(given, told, call, 
     base = [] if given.startswith("schedule.T") else ["schedule.T=5"]
     assert_refused(call(cli.schedule, *base, given), *told)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- --check
+
+
+def test_a_check_says_what_a_run_would_be_and_begins_nothing(call, tmp_path, monkeypatch, without_pictures):
+    monkeypatch.chdir(tmp_path)
+    result = call(cli.train, "--check", *TINY, "runs=runs")
+    lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+    assert result.code == 0 and result.err == "" and list(tmp_path.iterdir()) == []
+    assert list(lines) == ["run", "data", "model", "budget", "memory", "disk"]
+    assert lines["run"].endswith(": new, would begin at step 1") and "digits, 1,761 images" in lines["data"]
+    assert lines["budget"] == "4 steps of 8 images" and "activations" in lines["memory"] and "UNet" in lines["model"]
+    assert "2 checkpoints of" in lines["disk"]
+
+    assert call(cli.train, *TINY, "runs=runs").code == 0
+    assert str(Path("runs") / "default" / run_of(Path("runs")).name) in lines["run"]  # as it had said
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert "done (4 steps); nothing to do" in call(cli.train, *TINY, "runs=runs", "--check").out
+    run = run_of(Path("runs"))
+    longer = call(cli.train, "--check", f"extend={run}", "trainer.steps=9")
+    assert f"new, would go on from {run / 'checkpoints' / '4'}" in longer.out, longer
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "FAILED"}))
+    again = call(cli.train, *TINY, "runs=runs", "--check")
+    assert f"FAILED before, would go on from {Path('runs') / 'default' / run.name / 'checkpoints' / '4'}" in again.out
+
+
+def test_a_check_of_a_run_that_is_held_says_by_whom(call, tmp_path, without_pictures):
+    call(cli.train, *TINY, f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    with Run(run).locked():
+        held = status(run) | {"state": "RUNNING", "host": "elsewhere", "pid": 4711}
+        (run / "status.json").write_text(json.dumps(held))
+        assert_refused(
+            call(cli.train, "--check", *TINY, f"runs={tmp_path}"), "being trained by process 4711", "elsewhere"
+        )
+
+
+@pytest.mark.parametrize(
+    ("available", "free", "told"),
+    [
+        (1000, 10**12, ["a training step needs", "of memory on cpu", "are available", "model.channels"]),
+        (1_500_000, 10**12, ["activations", "1.66 MB are available", "trainer.accumulate", "trainer.batch_size"]),
+        (10**12, 10**6, ["needs 20.", "of disk", "1 MB are free", "trainer.keep"]),
+    ],
+)  # fmt: skip
+def test_a_check_refuses_what_does_not_fit(available, free, told, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "available", lambda device: available)
+    monkeypatch.setattr(preflight, "free", lambda folder: free)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(call(cli.train, "--check", *words("trainer.batch_size=128"), "runs=runs"), *told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_smaller_micro_batch_takes_less_and_then_it_fits(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "available", lambda device: 2_000_000)
+    assert_refused(call(cli.train, "--check", *words("trainer.batch_size=128")), "trainer.accumulate")
+    assert call(cli.train, "--check", *words("trainer.batch_size=128"), "trainer.accumulate=16").code == 0
+
+
+def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_path, monkeypatch, without_pictures):
+    monkeypatch.setattr(preflight, "free", lambda folder: 10**6)
+    result = call(cli.train, *TINY, f"runs={tmp_path}")
+    warned = [line for line in result.out.splitlines() if line.startswith("warning: the run needs")]
+    assert result.code == 0 and len(warned) == 1 and "1 MB are free" in warned[0]
+    monkeypatch.setattr(preflight, "available", lambda device: 1000)
+    monkeypatch.setattr(cli, "_activations", None)  # which takes a moment, and only --check has
+    assert_refused(call(cli.train, *words("seed=1"), f"runs={tmp_path / 'other'}"), "a training step needs")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_check_of_a_sweep_looks_at_every_job_and_writes_nothing(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = typed(cli.train, "-m", "--check", *words("model.groups=4,3", "seed=0,1"), "runs=runs")
+    assert result.code == 2 and list(tmp_path.iterdir()) == []
+    refused = result.err.splitlines()
+    assert len(refused) == 2 and all(line.startswith("error: ") and "groups = 3" in line for line in refused)
+    assert result.out.count("new, would begin at step 1") == 2 and "FAILED" not in result.out
+    assert "model.groups=4 seed=1" in result.out
+    result = typed(cli.train, "--multirun", "--check", *words("seed=0,1"), "runs=runs")
+    assert result.code == 0 and result.err == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_check_downloads_nothing(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["data=mnist", "data.root=nowhere", "data.download=true", "data.image_size=8"]
+    assert_refused(call(cli.train, "--check", *words(*given)), "mnist", "start the run, which downloads it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [cli.sample, cli.evaluate, cli.schedule])
+def test_only_training_can_be_checked(command, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(typed(command, "--check", "run=x"), "--check", "key=value")
+    assert_refused(typed(cli.train, "--chek"), "--chek", "--help")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_in_a_real_process(tmp_path):
+    runs = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "experiments" / "train.py"), "--check", *TINY, f"runs={runs}"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "") and "new, would begin" in done.stdout, done
+    assert list(tmp_path.iterdir()) == []
+
+
+OPTIMIZERS = {
+    "+optimizer.capturable=true optimizer.fused=null": ["it takes no step on cpu", "capturable"],
+    "+optimizer.differentiable=true": ["optimizer: "],
+    "+optimizer.foreach=true": ["fused", "foreach"],
+    "optimizer.eps=0": ["first step makes", "nan", "eps"],
+    "optimizer.lr=1e300": ["first step makes", "lr"],
+    "optimizer.lr=abc": ["lr = 'abc' must be a number"],
+    "optimizer.betas=[2,3]": ["beta"],
+    "optimizer.fused=5": ["fused = 5 must be true or false or null"],
+    "+optimizer.params=[1]": ["params is no argument", "lr"],
+}
+
+
+@pytest.mark.parametrize("group", ["data=digits", "data=folder data.channels=1 data.root={pictures}"])
+def test_images_beyond_memory_are_refused(group, call, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "pictures" / "0.png")
+    given = [*group.format(pictures=tmp_path / "pictures").split(), "data.image_size=10000000"]
+    assert_refused(
+        call(cli.train, *words(*given), f"runs={tmp_path / 'runs'}"),
+        "data: image_size=10000000",
+        "while they are read",
+        "available",
+    )
+
+
+@pytest.mark.parametrize("given", OPTIMIZERS)
+def test_an_optimizer_that_takes_no_step_is_refused(given, call, tmp_path):
+    assert_refused(call(cli.train, *words(*given.split()), f"runs={tmp_path / 'runs'}"), *OPTIMIZERS[given])
+    assert not (tmp_path / "runs").exists()

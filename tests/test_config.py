@@ -320,7 +320,7 @@ def test_trust_adds_an_exact_name_and_no_more():
     [
         ({"_target_": "ddpm.schedules.cosine", "T": 0, "s": 0.008, "beta_max": 0.999}, "T = 0"),
         ({"_target_": "ddpm.schedules.cosine", "bogus": 1}, "bogus"),
-        ({"_target_": "ddpm.diffusion.GaussianDiffusion", "loss_options": [5]}, "must map names to numbers"),
+        ({"_target_": "ddpm.diffusion.GaussianDiffusion", "loss_options": [5]}, "must be a mapping of names to"),
         ({"_target_": "torch.optim.SGD", "lr": -1}, "learning rate"),
         ({"_target_": "torch.optim.Adam", "betas": [0.9]}, "unpack|range|betas"),
         ({"_target_": "models.unet.UNet", "image_size": 8, "attention_resolutions": [8], "groups": 0}, "groups"),

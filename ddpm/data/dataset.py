@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm.images import to_float
+from ddpm.preflight import available, in_words
 from ddpm.randomness import generator as keyed
 
 EPOCHS_KEPT = 3  # permutations that `order` remembers: a batch rarely touches more than two epochs
@@ -40,6 +41,17 @@ def check_options(image_size: int | Sequence[int] | None, channels: int | None, 
         raise ValueError(f"validation={validation!r}: the held-out fraction lies in 0 <= validation < 1")
 
 
+def check_room(count: int, image_size: int | Sequence[int], channels: int) -> None:
+    """Raise ValueError if so many images would not fit into memory, where they lie twice while they are stacked."""
+    height, width = height_width(image_size)
+    needed, there = count * channels * height * width, available(torch.device("cpu"))
+    if there is not None and 2 * needed > there:
+        raise ValueError(
+            f"image_size={image_size!r}: {count:,} images of {channels}x{height}x{width} take {in_words(needed)}, and "
+            f"twice that while they are read, but {in_words(there)} of memory are available"
+        )
+
+
 def check_name(name: str) -> None:
     """Raise ValueError for a name that could not be part of a file's name: such files are named after their data."""
     if not isinstance(name, str) or not name.isprintable() or set("/\\") & set(name):
@@ -66,10 +78,13 @@ def fit(images: Tensor, image_size: int | Sequence[int], channels: int) -> Tenso
         channels: 1 or 3.
 
     Returns: uint8 (N, channels, H', W'); `images` itself where nothing is to be done.
+
+    Raises: ValueError if memory has no room for them.
     """
     height, width = height_width(image_size)
     if images.shape[1:] == (channels, height, width):
         return images
+    check_room(len(images), image_size, channels)
     pixels = rearrange(images, "n c h w -> n h w c").numpy()
     pictures = (Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in pixels)
     mode = "L" if channels == 1 else "RGB"

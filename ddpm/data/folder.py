@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, fit
+from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
 from ddpm.files import regular_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -117,8 +117,9 @@ def decode_all(
 
     Returns: uint8 (N, channels, H, W), and the places (N,) in `paths` that they come from.
 
-    Raises: ValueError if every image is broken.
+    Raises: ValueError if every image is broken, or memory has no room for them.
     """
+    check_room(len(paths), image_size, channels)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = list(pool.map(partial(_attempt, image_size=image_size, channels=channels), paths))

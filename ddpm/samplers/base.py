@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.diffusion import Denoise
 from ddpm.randomness import SampleNoise
-from ddpm.schedules import NoiseSchedule
+from ddpm.schedules import MOST, NoiseSchedule
 from ddpm.targets import Prediction
 
 Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
@@ -63,8 +63,8 @@ class Sampler(ABC):
         grid: str = "integer",
         times: Sequence[int | float] | None = None,
     ):
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer >= 1")
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST):
+            raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer >= 1, up to {MOST:,}")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing = {spacing!r} is not known; allowed: {', '.join(SPACINGS)}")
         if grid not in GRIDS:

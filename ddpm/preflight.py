@@ -1,0 +1,203 @@
+"""What a run is going to need, counted before it begins: memory of a training step, disk of its checkpoints."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+FEW = 2**28  # bytes of weights that any machine has; what may be more is counted before it is allocated
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+PICTURES = 20 * 10**6  # bytes of a run's pictures, metrics and curves
+
+
+class ManyWeights(Exception):
+    """More than `few_weights` lets through."""
+
+
+@contextmanager
+def few_weights(limit: int = FEW) -> Iterator[None]:
+    """Within it, making a network of more than `limit` bytes of weights raises ManyWeights on the way."""
+    total = 0
+
+    def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+        nonlocal total
+        total += weight.nbytes
+        if total > limit:
+            raise ManyWeights
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def must_have_room_for_weights(network: nn.Module) -> None:
+    """Raise ValueError if the weights of a network, which may be on "meta", are more than this machine's memory."""
+    needed, there = _bytes(network.parameters()), available(torch.device("cpu"))
+    if there is not None and needed > there:
+        count = sum(p.numel() for p in network.parameters())
+        raise ValueError(
+            f"the weights of {count:,} parameters take {in_words(needed)}, but {in_words(there)} of memory are "
+            "available; make it smaller, by its channels, say"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+class Memory(NamedTuple):
+    """Bytes that a training step holds at the same time, at its fullest: the end of the forward pass.
+
+    What kernels use besides while they run is not in it.
+    """
+
+    weights: int
+    gradients: int
+    moments: int  # of the optimizer
+    average: int  # the EMA weights
+    data: int  # all images, as bytes
+    batch: int  # x_0 and eps of the batch, and of a micro-batch
+    activations: int  # of a micro-batch: what the backward pass reads
+
+    def __str__(self) -> str:
+        return ", ".join(f"{in_words(value)} {name}" for name, value in self._asdict().items() if value)
+
+
+def memory(
+    model: nn.Module, moments: float, images: Tensor, batch_size: int, accumulate: int, activations: int = 0
+) -> Memory:
+    """The memory of a training step.
+
+    Args:
+        moments: what the optimizer keeps, as `moments_of` counts it.
+        images: the data, uint8 (N, C, H, W).
+        batch_size, accumulate: as the trainer's.
+        activations: bytes of a micro-batch; without them the result is what any such network needs at least.
+    """
+    weights = _bytes(model.parameters())
+    batch = 2 * (batch_size + batch_size // accumulate) * math.prod(images.shape[1:]) * 4
+    average = weights + _bytes(model.buffers())
+    return Memory(weights, weights, round(moments * weights), average, images.nbytes, batch, activations)
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> float:
+    """Bytes of the state of an optimizer that has taken a step, for each byte of its parameters: 2 for Adam, say."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [x for p in parameters for x in optimizer.state[p].values() if isinstance(x, Tensor) and x.shape == p.shape]
+    return _bytes(kept) / _bytes(parameters)
+
+
+def activations(loss: Callable[[int], Tensor], parameters: Iterable[Tensor], n: int) -> int:
+    """Bytes that autograd keeps of a loss for its backward pass, with n images: counted for 1 and 2, and extended.
+
+    What is kept once, such as weights in another precision, is told from what is kept of every image by the difference.
+
+    Args:
+        loss: of so many images, on the device and in the precision of training.
+        parameters: those of the network, which are not counted.
+    """
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    one, two = _kept(loss, 1, own), _kept(loss, 2, own)
+    return one + (n - 1) * (two - one)
+
+
+def _kept(loss: Callable[[int], Tensor], n: int, own: set[int]) -> int:
+    """Bytes of the distinct storages among the tensors that autograd saves."""
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = loss(n)  # noqa: F841  # its graph holds what is counted
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes of memory that a process can still get on a device, or None where the system does not say."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return available_on_linux()
+
+
+def available_on_linux(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the kernel calls available, or what the limits of this process's control groups leave, if that is less.
+
+    Cached files count as free in both: the kernel gives them up.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        (found,) = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        groups = [(controllers, path) for _, controllers, path in (line.split(":", 2) for line in lines)]
+    except (OSError, ValueError):
+        return None
+    left = [found]
+    for controllers, path in groups:
+        if controllers == "":  # version 2
+            folder, limit, used, prefix = cgroups / path.strip("/"), "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            folder = cgroups / "memory" / path.strip("/")
+            limit, used, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        for group in (folder, *folder.parents):
+            try:
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                numbers = [int((group / name).read_text()) for name in (limit, used)]
+                cached = sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("inactive", "active"))
+                left.append(numbers[0] - numbers[1] + cached)
+            except (OSError, ValueError, LookupError):  # no such group, or "max": no limit
+                continue
+    return max(0, min(left))
+
+
+# -------------------------------------------------------------------------------------------------------------- disk
+
+
+def checkpoint(model: nn.Module, moments: float) -> int:
+    """Bytes of a checkpoint: weights, EMA weights and the optimizer's state."""
+    return 2 * _bytes(model.state_dict().values()) + round(moments * _bytes(model.parameters()))
+
+
+def checkpoints(steps: int | None, every: int, keep: int) -> int:
+    """How many are on disk at the same time: the last ones, the best, and that being written; fewer in a short run.
+
+    Args:
+        steps: of the run; None if time alone ends it.
+        every: steps between two checkpoints.
+        keep: how many of the last are kept.
+    """
+    return keep + 2 if steps is None else min(keep + 2, -(-steps // every))
+
+
+def disk(one: int, count: int, folder: Path) -> int:
+    """Bytes that a run is still going to write to its folder: `count` checkpoints of `one` bytes, and pictures."""
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return max(one * count + PICTURES - held, one)
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or is going to be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def in_words(size: int) -> str:
+    """Bytes for people: 1.2 GB."""
+    power = 0
+    while size >= 999.5 * 1000**power and power < len(UNITS) - 1:
+        power += 1
+    return f"{size / 1000**power:.3g} {UNITS[power]}"
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors)

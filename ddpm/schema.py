@@ -1,0 +1,136 @@
+"""The constructor is the schema: what its annotations admit, a configuration may say."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from pkgutil import resolve_name
+from typing import Any, Union, get_args, get_origin
+
+from ddpm.files import shown
+
+PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+MANY = {int: "integers", float: "numbers", str: "texts", bool: "true or false"}
+LARGEST = 2**63  # of whole numbers: torch counts in 64 bits
+
+
+def check(settings: Mapping[str, Any], given: Sequence[str] = ()) -> None:
+    """Look at the arguments of `_target_`, and of every node within them that has one, before anything is called.
+
+    Args:
+        settings: plain data with `_target_`.
+        given: arguments that are passed besides, and that no configuration may say.
+    Raises:
+        ValueError: a name that is no argument, an argument that is missing, or a value of another type than annotated.
+        ImportError, AttributeError: there is no such `_target_`.
+    """
+    target = settings["_target_"]
+    make = resolve_name(target)
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # of what is not written in Python
+        return
+    variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    hints = _hints(make)
+    for key, value in settings.items():
+        if key == "_target_":
+            continue
+        if key in given or (key not in named and not variadic):
+            known = ", ".join(k for k in named if k not in given)
+            raise ValueError(f"{shown(str(key))} is no argument of {target}; it has: {known}")
+        if key in hints and not _admits(hints[key], value):
+            raise ValueError(f"{key} = {shown(repr(value))} must be {_words(hints[key])}")
+        _check_within(value)
+    for key, parameter in named.items():
+        if parameter.default is parameter.empty and key not in settings and key not in given:
+            raise ValueError(f"{key} must be given to {target}")
+
+
+def _check_within(node: Any) -> None:
+    if isinstance(node, dict) and "_target_" in node:
+        check(node)
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            _check_within(value)
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, or of a class's constructor; none if they name what is not there."""
+    try:
+        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _admits(hint: Any, value: Any) -> bool:
+    """Whether a value of plain data is of an annotated type; a list stands for a tuple, a whole number for a real one.
+
+    What annotations can say and no configuration does, such as protocols, is admitted.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, dict) and "_target_" in value:
+        return _admits_what_is_built(hint, value["_target_"])
+    if origin in (Union, types.UnionType):
+        return any(_admits(one, value) for one in inner)
+    if hint in PLAIN:
+        number = isinstance(value, int) and not isinstance(value, bool)
+        return abs(value) < LARGEST if number and hint in (int, float) else type(value) is hint
+    kind = origin or hint
+    if kind in (list, tuple, Sequence):
+        if kind is tuple and inner and inner[1:] != (...,):
+            return isinstance(value, list) and len(value) == len(inner) and all(map(_admits, inner, value))
+        return isinstance(value, list) and all(_admits(inner[0], one) for one in value if inner)
+    if kind is dict:
+        pairs = value.items() if isinstance(value, dict) and inner else ()
+        return isinstance(value, dict) and all(_admits(inner[0], k) and _admits(inner[1], v) for k, v in pairs)
+    if inspect.isclass(kind) and issubclass(kind, PurePath):
+        return isinstance(value, str)
+    return hint in (Any, object) or not inspect.isclass(hint)  # of any other class there is no plain value
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type has plain values only, so that nothing that is built can be one."""
+    inner = get_args(hint)
+    return hint in PLAIN or (bool(inner) and all(map(_is_plain, inner)))
+
+
+def _admits_what_is_built(hint: Any, target: str) -> bool:
+    """Whether what a `_target_` makes, as far as its annotations tell, is of an annotated type."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_admits_what_is_built(one, target) for one in get_args(hint))
+    if _is_plain(hint) or hint in (Any, object):
+        return hint in (Any, object)
+    make = resolve_name(target)
+    made = make if inspect.isclass(make) else _hints(make).get("return")
+    return not inspect.isclass(hint) or not inspect.isclass(made) or issubclass(made, hint)
+
+
+def _words(hint: Any, many: bool = False) -> str:
+    """A type, said to people."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        said = [one for one in inner if _can_be_said(one)]
+        said = said if set(said) - {type(None)} else list(inner)
+        said = [one for one in said if one is not int or float not in said]
+        *words, last = dict.fromkeys(_words(one, many) for one in said)
+        return f"{', '.join(words)} or {last}" if words else last
+    if hint in PLAIN:
+        return MANY.get(hint, "null") if many else PLAIN[hint]
+    kind, lists = origin or hint, "lists" if many else "a list"
+    if kind in (list, Sequence):
+        return f"{lists} of {_words(inner[0], many=True)}" if inner else lists
+    if kind is tuple:
+        count = "" if inner[1:] in ((), (...,)) else f"{len(inner)} "
+        return f"{lists} of {count}{_words(inner[0], many=True)}" if inner else lists
+    if kind is dict:
+        return f"a mapping of names to {_words(inner[1], many=True) if inner else 'values'}"
+    if inspect.isclass(kind) and issubclass(kind, PurePath):
+        return PLAIN[str]
+    return f"what builds a {getattr(hint, '__name__', hint)}"
+
+
+def _can_be_said(hint: Any) -> bool:
+    """Whether there is plain data of a type."""
+    return not inspect.isclass(hint) or hint in (*PLAIN, list, tuple, dict)

@@ -1,0 +1,420 @@
+"""Configurations are checked before work begins: whatever is typed, a run takes a step or is refused in one line."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from test_experiments import EXPERIMENTS, WRITERS
+
+from ddpm import checkpoint, cli, config, plots, trainer
+from ddpm.sampling import Source
+
+REPOSITORY = Path(__file__).parents[1]
+CONF = REPOSITORY / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "judge"))
+
+# ---------------------------------------------------------------------------------------------- what is typed
+
+SMALL = {  # of each experiment: no more pixels and widths than its levels and heads need
+    "butterflies": ["data.image_size=16"],
+    "cars": ["data.image_size=16", "model.head_channels=8"],
+    "cifar10_ddpm": ["data.image_size=16"],
+    "devanagari": [],
+    "digits": [],
+    "fashion": [],
+    "mnist": [],
+}
+TINY = [
+    "model.channels=8", "model.groups=4", "model.blocks=1", "schedule.T=4", "sampler.steps=4", "trainer.steps=1",
+    "trainer.epochs=null", "trainer.seconds=null", "trainer.batch_size=2", "trainer.previews=0",
+    "recognition=false", "device=cpu",
+]  # fmt: skip
+SCHEDULES = {
+    "cosine": ["schedule.T=4"],
+    "linear": ["schedule.T=4", "schedule.rescale=false"],
+    "scaled_linear": ["schedule.T=4", "schedule.rescale=false"],
+    "sigmoid": ["schedule.T=4"],
+    "constant": ["schedule.T=4", "schedule.rescale=false"],
+    "betas": ["schedule.beta=[0.1,0.2,0.3,0.4]"],
+    "zero_terminal_snr": ["schedule.schedule.T=4", "schedule.schedule.rescale=false", "diffusion.target=v"],
+}
+DATA = {  # the keys that an experiment may have set for another kind of data
+    "digits": ["data.image_size=8", "data.channels=1"],
+    "folder": ["data.image_size=8", "data.channels=3"],
+    "cifar10": ["data.image_size=8", "data.channels=1"],
+    "mnist": ["data.image_size=8", "data.channels=1"],
+    "fashion_mnist": ["data.image_size=8", "data.channels=3"],
+    "kmnist": ["data.image_size=8", "data.channels=1"],
+}
+NARROW = ["model.channel_mults=[1]", "model.blocks=1", "model.attention_resolutions=[]", "model.patch=1"]
+
+KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or some together, are refused
+    "model.image_size": ["8", "[8,8]", "[8,16]", "7", "1"],
+    "model.in_channels": ["1", "3", "2"],
+    "model.out_channels": ["null", "1", "2", "3", "6"],
+    "model.channels": ["4", "8", "6", "2", "1"],
+    "model.channel_mults": ["[1]", "[1,1]", "[1,2]", "[1,2,1]", "[1,1,1,1,1,1,1]"],
+    "model.blocks": ["1", "2", "[1]", "[1,2]", "[1,1,1]"],
+    "model.attention_resolutions": ["[]", "[8]", "[4]", "[4,8]", "[16]", "[8,8]"],
+    "model.attention": ["full", "linear"],
+    "model.heads": ["1", "2", "4", "3", "null"],
+    "model.head_channels": ["null", "2", "4", "8", "3"],
+    "model.middle_attention": ["true", "false"],
+    "model.dropout": ["0", "0.5", "0.999", "1", "1.0"],
+    "model.groups": ["1", "2", "4", "8", "3"],
+    "model.num_classes": ["null", "10", "3", "1000", "1"],
+    "model.patch": ["1", "2", "4", "3"],
+    "model.norm_eps": ["1e-6", "1e-12", "1", "1e-30", "0"],
+    "model.downsample_padding": ["0", "1", "2"],
+    "model.flip_sin_to_cos": ["true", "false"],
+    "model.freq_shift": ["0", "1", "0.5", "-1", "4"],
+    "model.time_offset": ["0", "-1", "1", "1000"],
+    "schedule.T": ["1", "2", "4", "10", "1000"],
+    "schedule.s": ["0", "0.008", "1", "1e300"],
+    "schedule.beta_max": ["0.999", "0.5", "0.999999999", "1", "1e-300"],
+    "schedule.beta_1": ["1e-4", "0.5", "1e-16", "1e-300", "0.9999999999999999", "1"],
+    "schedule.beta_T": ["0.02", "0.5", "1e-16", "1e-300", "0.9999999999999999", "1"],
+    "schedule.rescale": ["true", "false"],
+    "schedule.start": ["-3", "0", "-1e300", "3"],
+    "schedule.end": ["3", "0", "1e300", "-3"],
+    "schedule.tau": ["1", "0.1", "1e-300", "1e300", "0"],
+    "schedule.beta": ["0.01", "0.5", "[0.5]", "[0.1,1]", "[1]", "[1,0.1]", "[1e-300]", "0.9999999999999999"],
+    "schedule.schedule": ["{_target_:ddpm.schedules.cosine,T:3}", "{_target_:ddpm.schedules.linear}", "linear"],
+    "diffusion.target": ["eps", "x_0", "v"],
+    "diffusion.variance": ["beta", "beta_tilde", "learned"],
+    "diffusion.clip_x_0": ["true", "false"],
+    "diffusion.dynamic_threshold": ["null", "0.995", "1", "1e-300", "0"],
+    "diffusion.loss": ["simple", "x_0", "snr", "min_snr", "p2", "vlb", "hybrid"],
+    "diffusion.loss_options": ["{}", "null", "{gamma:2}", "{k:1,gamma:0.5}", "{weight:0.01}", "{gamma:-1}"],
+    "sampler.steps": ["null", "1", "2", "3", "4", "5"],
+    "sampler.spacing": ["uniform", "trailing", "quadratic", "log_snr", "karras"],
+    "sampler.grid": ["integer", "continuous"],
+    "sampler.times": ["null", "[4,2]", "[4,3,2,1]", "[3,1,0]", "[0.5]", "[5]", "[2,2]", "[1]", "[1e-300]", "4"],
+    "sampler.eta": ["0", "1", "0.5", "1.1"],
+    "sampler.order": ["1", "2", "3", "4", "5"],
+    "sampler.kind": ["multistep", "singlestep", "sde"],
+    "sampler.churn": ["0", "1", "1e300"],
+    "sampler.S_min": ["0", "0.1", "1e300"],
+    "sampler.S_max": ["null", "1", "50", "1e-300"],
+    "sampler.S_noise": ["1", "1.007", "1e-300", "0"],
+    "sampler.variant": ["bh1", "bh2"],
+    "sampler.corrector": ["true", "false"],
+    "data.image_size": ["8", "16", "[8,8]", "[8,16]", "1", "[8]", "100000", "[1,10000000000]"],
+    "data.channels": ["1", "3", "2"],
+    "data.split": ["auto", "train", "test", "all"],
+    "data.validation": ["0", "0.5", "0.999", "1e-300", "1"],
+    "data.flip": ["true", "false"],
+    "data.root": ["nowhere", ".", "/dev/null"],
+    "data.name": ["null", "mnist", "kmnist", "a/b", "abc"],
+    "data.download": ["false"],
+    "optimizer.lr": ["1e-3", "0", "1", "1e-300"],
+    "optimizer.betas": ["[0.9,0.999]", "[0,0]", "[0.5,0.9999999999999999]", "[0.9,1]"],
+    "optimizer.eps": ["1e-8", "0", "1e-300", "1"],
+    "optimizer.weight_decay": ["0", "0.01", "1", "-0.1"],
+    "optimizer.fused": ["true", "false", "null"],
+    "trainer.steps": ["1", "2", "1000000", "null"],
+    "trainer.epochs": ["null", "0.001", "1", "1e12", "1e300"],
+    "trainer.seconds": ["null", "1e-9", "1", "1e12", "1e300"],
+    "trainer.batch_size": ["1", "2", "3", "8", "17"],
+    "trainer.accumulate": ["1", "2", "3"],
+    "trainer.precision": ["auto", "fp32", "bf16", "fp16"],
+    "trainer.lr_schedule": ["constant", "cosine", "linear"],
+    "trainer.warmup": ["0", "1", "1000000000000"],
+    "trainer.warmup_epochs": ["null", "1", "1e-300", "1e12", "1e300"],
+    "trainer.clip": ["null", "1", "1e-300", "1e300"],
+    "trainer.time_sampling": ["uniform", "stratified", "loss_aware"],
+    "trainer.offset_noise": ["0", "0.1"],
+    "trainer.ema_decay": ["0.9999", "0", "0.9999999999999999", "1"],
+    "trainer.ema_warmup": ["0", "9", "1e-300", "1e300"],
+    "trainer.log_every": ["1", "20", "1000000000000"],
+    "trainer.checkpoint_every": ["1", "1000", "1000000000000"],
+    "trainer.keep": ["1", "2", "1000000000000"],
+    "trainer.previews": ["0", "1"],
+    "trainer.max_skipped": ["0", "10", "1000000000000"],
+    "seed": ["0", "1", "-1", "9223372036854775807"],
+    "device": ["cpu", "cuda:99", "tpu", "meta"],
+    "study": ["default", "a/b", "..", "a b", "''"],
+    "init": ["null", "nowhere"],
+    "extend": ["null", "nowhere"],
+    "recognition": ["true", "false"],
+    "trust": ["[]", "[os.system]", "[nowhere.Net]"],
+}
+WRONG = [
+    "abc", "''", "null", "true", "false", "nan", "inf", "-inf", "-1", "0", "-0.5", "1.5", "1e30", "-1e300", "10000000",
+    "-10000000", "99999999999999999999999999", "-9223372036854775808", "1e400", "[]", "[1,2]", "[abc]", "[[1]]",
+    "[null]", "[true]", "[-1]", "[10000000]", "[nan]", "{}", "{a:1}", "{a:{b:{c:1}}}", "{1:2}", "[{a:1}]", "x" * 5000,
+    "ü", "'a\nb'", "'\x1b[2J'", "${seed}", "${nowhere}", "'\\${seed}'", "{_target_:os.system}",
+    "{_target_:ddpm.schedules.cosine}", "{_target_:torch.optim.Adam}", "???", "[" * 60 + "1" + "]" * 60,
+]  # fmt: skip
+ODD = [  # no key of conf/ with a value
+    "bogus=1", "+bogus=1", "+bogus={a:[1,2]}", "model.bogus=1", "+model.bogus=1", "+schedule.bogus=1", "+diffusion.a=1",
+    "+sampler.bogus=null", "+data.bogus=1", "+trainer.bogus=1", "+optimizer.bogus=1", "+optimizer.params=[1]",
+    "+diffusion.schedule=1", "+optimizer.amsgrad=true", "+optimizer.maximize=true", "+optimizer.capturable=true",
+    "+optimizer.differentiable=true", "+optimizer.foreach=true", "+optimizer.amsgrad=5", "+optimizer.betas=[1]",
+    "+model._partial_=true", "+model._args_=[1]", "+model._recursive_=false", "model._target_=models.unet.UNet",
+    "model._target_=torch.optim.Adam", "model._target_=models.unet", "model._target_=null", "model._target_=[a]",
+    "optimizer._target_=torch.optim.SGD", "optimizer._target_=torch.optim.RMSprop", "schedule._target_=os.system",
+    "trainer._target_=ddpm.trainer", "model=nope", "schedule=nope", "diffusion=nope", "sampler=nope", "optimizer=nope",
+    "trainer=nope", "data=nope", "experiment=nope", "nope=nope", "+nope=nope", "model=null", "schedule=null",
+    "~model", "~schedule", "~diffusion", "~sampler", "~optimizer", "~trainer", "~data", "~experiment", "~nope",
+    "model={}", "schedule=[]", "trainer=5", "=5", "model.channels", "model..channels=8", ".=1", "model.channels=[1",
+    "model.channels=1,2", "schedule=linear,cosine", "trainer.steps=range(1,3)", "seed=choice(1,2)", "@=1", "a@b=c", "",
+    "schedule@schedule.schedule=cosine", "hydra=1", "+a.b.c=1", "seed.x=1", "model.channels.x=1",
+]  # fmt: skip
+
+
+@cache
+def conf(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def test_every_key_of_every_group_is_drawn():
+    keys = {f"{group}.{key}" for group in GROUPS for name in choices(group) for key in conf(group, name)}
+    keys |= set(yaml.safe_load((CONF / "train.yaml").read_text())) | {"schedule.schedule"}
+    keys -= {"defaults", "hydra", "runs", *(f"{group}.{key}" for group in GROUPS for key in ("_target_", "defaults"))}
+    assert keys == KEYS.keys()
+    assert set(EXPERIMENTS) == SMALL.keys() and set(choices("schedule")) == SCHEDULES.keys()
+    assert set(choices("data")) == DATA.keys()
+
+
+def changes() -> st.SearchStrategy[list[str]]:
+    """Words to type after those of an experiment."""
+    keys, others = st.sampled_from(sorted(KEYS)), st.sampled_from(sorted(KEYS.keys() - {"model.channels"}))
+    legal = keys.flatmap(lambda key: st.sampled_from(KEYS[key]).map(lambda value: [f"{key}={value}"]))
+    wrong = st.builds(
+        lambda plus, key, value: [f"{plus}{key}={value}"], st.sampled_from(["", "", "", "+", "++"]), keys,
+        st.sampled_from(WRONG) | st.integers().map(str) | st.floats(width=16).map(str) | st.text("a.-_/ 1", max_size=5),
+    )  # fmt: skip
+    deleted = others.map(lambda key: [f"~{key}"])  # the default of the network's width is no small one
+    odd = st.sampled_from(ODD).map(lambda word: [word])
+    choice = st.one_of(
+        st.sampled_from(sorted(SCHEDULES)).map(lambda name: [f"schedule={name}", *SCHEDULES[name]]),
+        st.sampled_from(choices("sampler")).map(lambda name: [f"sampler={name}"]),
+        st.sampled_from(choices("optimizer")).map(lambda name: [f"optimizer={name}"]),
+        st.sampled_from(sorted(DATA)).map(lambda name: [f"data={name}", *NARROW, *DATA[name]]),
+    )
+    some = st.builds(
+        lambda one, words: one + words,
+        st.just([]) | st.just([]) | choice.map(lambda one: [one]),
+        st.lists(legal, max_size=3),
+    )
+    one_wrong = st.builds(lambda words, word: [*words, word], some, wrong | deleted | odd)
+    return st.one_of(some, one_wrong).map(lambda parts: [word for part in parts for word in part])
+
+
+@st.composite
+def commands(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """An experiment's name, and what is typed besides."""
+    return draw(st.sampled_from(EXPERIMENTS)), draw(changes())
+
+
+def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[str]:
+    """All the words, none of which says the same as a later one."""
+    chosen = next((word.partition("=")[2] for word in changed if word.startswith("data=")), None)
+    root = data.get(chosen or experiment)
+    typed = [f"experiment={experiment}", *SMALL[experiment], *TINY]
+    typed += [f"data.root={root}"] if root else []
+    typed += ["data.download=false"] if root and root.name in ("idx", "cifar") else []
+    schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
+    if schedule is None:
+        plain = experiment in ("digits", "mnist")  # whose schedule is the cosine
+        typed += SCHEDULES["cosine" if plain else "linear"]
+    elif schedule in ("betas", "zero_terminal_snr"):
+        typed.remove("schedule.T=4")
+    if "experiment=nope" in changed:
+        typed = [word for word in typed if not word.startswith("experiment=")]
+    later = {word.partition("=")[0].lstrip("+~") for word in changed}
+    kept = [word for n, word in enumerate(typed) if word.partition("=")[0] not in later and word not in typed[:n]]
+    return [*kept, *changed]
+
+
+# ---------------------------------------------------------------------------------------------- in this process
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    """Tiny data for each experiment, and for each choice of the group."""
+    base = tmp_path_factory.mktemp("data")
+    pictures = WRITERS["cars"](base / "pictures")
+    idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
+    of_experiments = {"butterflies": pictures, "cars": pictures, "devanagari": pictures, "cifar10_ddpm": cifar}
+    return (
+        of_experiments
+        | {"folder": pictures, "cifar10": cifar}
+        | dict.fromkeys(("mnist", "fashion", "fashion_mnist", "kmnist"), idx)
+    )
+
+
+COMPOSE = config.compose
+NAMES = {*GROUPS, "experiment"}
+
+
+@cache
+def composed(name: str, groups: tuple[str, ...]) -> DictConfig | config.InvalidInput:
+    try:
+        return COMPOSE(name, list(groups))
+    except config.InvalidInput as error:
+        return error
+
+
+def compose(name: str, overrides: list[str]) -> DictConfig:
+    """`config.compose`, which takes longer than a step: what is chosen of the groups is composed once."""
+    groups = tuple(word for word in overrides if "@" in word or word.lstrip("+~").partition("=")[0] in NAMES)
+    base = composed(name, groups)
+    if isinstance(base, config.InvalidInput):
+        raise base
+    base = base.copy()
+    try:
+        parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in groups])
+        if any(override.is_sweep_override() or override.is_hydra_override() for override in parsed):
+            return COMPOSE(name, overrides)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, base)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise config.InvalidInput(config._one_line(error)) from error
+    except (ValueError, RecursionError):
+        return COMPOSE(name, overrides)
+    return base
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder for runs, seen from another."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def train() -> Iterator[Callable[[list[str]], Result]]:
+    """`ddpm-train WORDS`, of two steps at most, without figures, checkpoints and waiting for the disk."""
+    patch = pytest.MonkeyPatch()
+    composing: list[DictConfig] = []
+
+    def once(name: str, overrides: list[str]) -> DictConfig:
+        composing[:] = [compose(name, overrides)]
+        task = {"hydra": {"mode": "RUN", "overrides": {"task": list(overrides)}}}
+        patch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
+        return composing[0]
+
+    def draw(run: Any, config: Any, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any) -> None:
+        assert Source(diffusion, model, sampler, data.shape, config.seed, device).drawn(2).shape[1:] == data.shape
+
+    ended = trainer.Trainer._ended
+    patch.setattr(cli, "compose", once)
+    patch.setattr(config, "compose", compose)
+    patch.setattr(cli.hydra, "main", lambda **where: lambda job: lambda: job(composing[0]))
+    patch.setattr(cli, "_draw_results", draw)
+    patch.setattr(cli, "_next_steps", lambda run, ended: None)
+    patch.setattr(
+        trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
+    )
+    patch.setattr(trainer, "HELD_OUT_IMAGES", 4)
+    patch.setattr(plots, "preview", lambda path, rows: None)
+    patch.setattr("ddpm.runs.git_commit", lambda: None)
+    patch.setattr(checkpoint, "save", lambda *arguments: None)
+    patch.setattr(os, "fsync", lambda descriptor: None)
+
+    def train(words: list[str]) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        patch.setattr(sys, "argv", ["train", *words])
+        code = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.train()
+            except SystemExit as end:
+                code = end.code or 0
+        return Result(code, out.getvalue(), err.getvalue())
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for such small networks several are slower, by far where others compute
+    yield train
+    torch.set_num_threads(threads)
+    patch.undo()
+
+
+DIVERGED = re.compile(r"FloatingPointError: (loss or gradient not finite|the loss scale of fp16)")
+
+
+def judge(result: Result, left: list[Path]) -> str:
+    """The kind of end that a command came to, if it is one of the three that are allowed."""
+    told = [line for line in (result.err + result.out).splitlines() if line]
+    assert "Traceback" not in result.err + result.out
+    if result.code == 2:
+        lines = result.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and lines[0].isprintable(), result
+        assert not left, f"refused, and yet there is {left}"
+        return "refused"
+    if result.code == 1:
+        assert sum(bool(DIVERGED.search(line)) for line in told) == 1, result
+        return "diverged"
+    assert result.code == 0, result
+    return "trained"
+
+
+def end_of(run: Callable[[list[str]], Result], data: dict[str, Path], here: Path, words: list[str]) -> str:
+    """The kind of end of a command that is typed in an empty folder, which is emptied again."""
+    try:
+        return judge(run([*words, f"runs={here / 'runs'}"]), [*here.iterdir(), *Path.cwd().iterdir()])
+    finally:
+        for path in (*here.iterdir(), *Path.cwd().iterdir()):
+            shutil.rmtree(path)
+
+
+UNLIKE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the folder is emptied after each example
+
+
+@settings(max_examples=200, suppress_health_check=UNLIKE)
+@given(example=commands())
+def test_a_run_takes_a_step_or_is_refused(example, train, data, here):
+    event(end_of(train, data, here, command(*example, data)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(2))  # each with examples of its own, for a process of its own
+@settings(max_examples=1500, suppress_health_check=UNLIKE)
+@given(example=commands())
+def test_many_runs_take_a_step_or_are_refused(part, example, train, data, here):
+    event(end_of(train, data, here, command(*example, data)))
+
+
+@pytest.mark.slow
+@settings(max_examples=20, suppress_health_check=UNLIKE)
+@given(example=commands())
+def test_real_processes_take_a_step_or_refuse(example, data, here):
+    def run(words: list[str]) -> Result:
+        script = [sys.executable, str(REPOSITORY / "experiments" / "train.py")]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*script, *words, "trainer.steps=1"], capture_output=True, text=True, env=alone)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    event(end_of(run, data, here, command(*example, data)))
