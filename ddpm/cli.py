@@ -519,6 +519,8 @@ def _record_failure(run: Any, error: Exception) -> None:
     last = checkpoint.last_whole(run.checkpoints)
     kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
     advice = "free some space, then the same command goes on from there" if full else "the same command tries again"
+    if isinstance(error, FloatingPointError):
+        advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
 
 

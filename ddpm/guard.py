@@ -116,18 +116,19 @@ class Guard:
             self.counts.copy_(state["counts"])
 
 
-def write_autopsy(folder: Path, report: dict[str, Any], last: Path | None) -> None:
-    """Write folder/report.json, and keep the last whole checkpoint beside it, where no rotation deletes it.
+def write_autopsy(folder: Path, reason: str, seed: int, steps: list[dict[str, Any]], last: Path | None) -> None:
+    """Write folder/report.json, a line a step, and keep the last whole checkpoint beside it, where nothing deletes it.
 
     Args:
-        report: plain data; numbers that are not finite become the words "nan", "inf" and "-inf".
+        steps: plain data; numbers that are not finite become the words "nan", "inf" and "-inf".
         last: the checkpoint's folder.
     """
     folder.mkdir(exist_ok=True)
     if last is not None:
         checkpoint.keep(last, folder / "checkpoint")
+    lines = ",\n".join(json.dumps(_in_words(step)) for step in steps)
     with replacing(folder / "report.json", durable=True) as temporary:
-        temporary.write_text(json.dumps(_in_words(report), indent=1))
+        temporary.write_text(f'{{"reason": {json.dumps(reason)}, "seed": {seed}, "steps": [\n{lines}\n]}}\n')
 
 
 def _in_words(node: Any) -> Any:

@@ -298,7 +298,7 @@ class Trainer:
                 for told in steps:
                     told["images"] = data.order(seed, told["step"], self.batch_size).tolist()
                 last = checkpoint.last_whole(run.checkpoints)
-                write_autopsy(run.path / "autopsy", {"reason": str(error), "seed": seed, "steps": steps}, last)
+                write_autopsy(run.path / "autopsy", str(error), seed, steps, last)
             raise
 
     def micro_batches(
