@@ -99,10 +99,17 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
             if not _multirun():
                 _refuse(InvalidInput(str(error).splitlines()[0]))
             reason = f"{_overrides()}: {error}"
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # which is what was typed
+                raise
+            if not _multirun():
+                _refuse(InvalidInput(f"{error.strerror}: {error.filename}"))
+            reason = f"{_overrides()}: {error}"
         except RunFailed as error:
             reason = f"{_overrides()}: {error}" if _multirun() else str(error)
         else:
             return
+        reason = _in_one_line(reason)
         if failing == 2:
             print(f"error: {reason}", file=sys.stderr, flush=True)
         else:
@@ -1155,5 +1162,10 @@ def _say(message: str) -> None:
 def _refuse(error: Exception) -> None:
     """Invalid input: one line, exit code 2."""
     if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
+
+
+def _in_one_line(text: str) -> str:
+    """Text for a terminal: what was typed, and is told again, neither breaks the line nor steers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

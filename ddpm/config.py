@@ -186,7 +186,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError, OverflowError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidInput(f"device={name} is not known; allowed: auto, cpu, cuda, cuda:N")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -161,8 +162,8 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
 WRONG = [
     "abc", "''", "null", "true", "false", "nan", "inf", "-inf", "-1", "0", "-0.5", "1.5", "1e30", "-1e300", "10000000",
     "-10000000", "99999999999999999999999999", "-9223372036854775808", "1e400", "[]", "[1,2]", "[abc]", "[[1]]",
-    "[null]", "[true]", "[-1]", "[10000000]", "[nan]", "{}", "{a:1}", "{a:{b:{c:1}}}", "{1:2}", "[{a:1}]", "x" * 5000,
-    "ü", "'a\nb'", "'\x1b[2J'", "${seed}", "${nowhere}", "'\\${seed}'", "{_target_:os.system}",
+    "[null]", "[true]", "[-1]", "[10000000]", "[nan]", "{}", "{a:1}", "{a:{b:{c:1}}}", "{1:2}", "[{a:1}]", "x" * 300,
+    "x" * 5000, "ü", "'a\nb'", "'\x1b[2J'", "${seed}", "${nowhere}", "'\\${seed}'", "{_target_:os.system}",
     "{_target_:ddpm.schedules.cosine}", "{_target_:torch.optim.Adam}", "???", "[" * 60 + "1" + "]" * 60,
 ]  # fmt: skip
 ODD = [  # no key of conf/ with a value
@@ -198,6 +199,18 @@ def test_every_key_of_every_group_is_drawn():
     assert keys == KEYS.keys()
     assert set(EXPERIMENTS) == SMALL.keys() and set(choices("schedule")) == SCHEDULES.keys()
     assert set(choices("data")) == DATA.keys()
+
+
+def chosen_for(key: str) -> list[str]:
+    """Words that choose of a group what has this key."""
+    group, _, name = key.partition(".")
+    having = [choice for choice in choices(group) if name in conf(group, choice)] if group in GROUPS else []
+    if key == "schedule.schedule":
+        having = ["zero_terminal_snr"]
+    if not having or group in ("model", "diffusion", "trainer"):
+        return []
+    narrow = NARROW if group == "data" else []
+    return [f"{group}={having[0]}", *narrow, *{"schedule": SCHEDULES, "data": DATA}.get(group, {}).get(having[0], [])]
 
 
 def changes() -> st.SearchStrategy[list[str]]:
@@ -388,6 +401,19 @@ def end_of(run: Callable[[list[str]], Result], data: dict[str, Path], here: Path
     finally:
         for path in (*here.iterdir(), *Path.cwd().iterdir()):
             shutil.rmtree(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [*GROUPS, ""])
+def test_every_key_with_every_wrong_value(group, train, data, here):
+    """What is drawn by chance is but a part of these."""
+    of_group = [key for key in sorted(KEYS) if key.rpartition(".")[0] == group]
+    for key, value in itertools.product(of_group, WRONG):
+        command_line = command("digits", [*chosen_for(key), f"{key}={value}"], data)
+        try:
+            end_of(train, data, here, command_line)
+        except Exception as error:
+            raise AssertionError(f"{key}={value}: {type(error).__name__}: {error}") from error
 
 
 UNLIKE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the folder is emptied after each example
