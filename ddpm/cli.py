@@ -587,11 +587,14 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
         )
 
 
+LONGEST_NAME = 255  # bytes, in every usual file system
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
 
 
 def _folder_of_runs(config: DictConfig) -> Path:
     """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
+    from ddpm.files import shown
+
     for key in ("runs", "study"):
         if config[key] is not None and type(config[key]) not in (str, int):
             raise InvalidInput(f"{key}={config[key]} must be text: the name of a folder")
@@ -605,6 +608,11 @@ def _folder_of_runs(config: DictConfig) -> Path:
             f"characters and without {' '.join(IN_NO_NAME)}"
         )
     folder = Path(str(config.runs)) / study
+    for part in folder.parts:
+        if len(part.encode()) > LONGEST_NAME:
+            raise InvalidInput(
+                f"runs= and study=: {shown(part)} is longer than the {LONGEST_NAME} bytes of a folder's name"
+            )
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InvalidInput(f"runs={config.runs}: {there} is not a folder that can be written to")
