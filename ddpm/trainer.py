@@ -222,10 +222,13 @@ class Trainer:
             diary = Diary(run, step, clock.seconds, self.batch_size, guard.skipped)
             run.write_status("RUNNING", precision=precision, device=str(device))
 
-        def save(diary: Diary) -> None:
-            with autocast:
-                held_out = self.held_out_loss(ema.model, diffusion, data, device)
-            diary.measured(step, clock.seconds, held_out)
+        def save(diary: Diary, measuring: bool) -> None:
+            held_out = None
+            if measuring:
+                with autocast:
+                    held_out = self.held_out_loss(ema.model, diffusion, data, device)
+                diary.measured(step, clock.seconds, held_out)
+            diary.flush()
             state = {
                 "step": step,
                 "seconds": clock.seconds,
@@ -269,7 +272,8 @@ class Trainer:
                 seconds, signum = ranks.largest(clock.seconds, max(received, default=0))
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
                 logging = step % self.log_every == 0 or ended is not None
-                saving = step % self.checkpoint_every == 0 or ended is not None or signum > 0
+                due = step % self.checkpoint_every == 0 or ended is not None
+                saving = due or signum > 0  # at a signal unmeasured: soon, and without a line that no other run has
                 if diary and logging:
                     lr = optimizer.param_groups[0]["lr"]
                     diary.trained(step, seconds, fraction, loss.item(), grad_norm.item(), lr, guard.skipped)
@@ -278,7 +282,7 @@ class Trainer:
                 if diary and previews.due(fraction):
                     previews.take(step, model, ema.model)
                 if diary and saving:
-                    save(diary)
+                    save(diary, due)
                 if signum:
                     raise Interrupted(int(signum))
             (signum,) = ranks.largest(max(received, default=0))  # while the last pictures were drawn, say
@@ -483,8 +487,11 @@ class Diary:
         self.skipped = skipped
 
     def measured(self, step: int, seconds: float, loss: float | None) -> None:
-        """The loss on held-out images; from here on all lines are on disk, before a checkpoint says that they are."""
+        """The loss on held-out images."""
         self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=seconds, loss=loss)
+
+    def flush(self) -> None:
+        """All lines are on disk, before a checkpoint says that they are."""
         self.metrics.flush()
 
 

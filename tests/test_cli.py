@@ -1132,3 +1132,22 @@ def test_images_beyond_memory_are_refused(group, call, tmp_path):
 def test_an_optimizer_that_takes_no_step_is_refused(given, call, tmp_path):
     assert_refused(call(cli.train, *words(*given.split()), f"runs={tmp_path / 'runs'}"), *OPTIMIZERS[given])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("device=99999999999999999999999999", ["device=", "auto, cpu, cuda"]),
+        ("seed='a\nb\x1b[2J'", [r"seed=a\nb\x1b[2J must be an integer"]),
+        (f"study={'x' * 300}", ["at most 255 bytes"]),
+        (f"extend={'x' * 300}", ["File name too long: xxx"]),
+        (f"init={'x' * 300}", ["File name too long: xxx"]),
+        ("seed=9223372036854775808", ["seed is a whole number of more than 64 bits"]),
+        ("recognition=abc", ["recognition=abc must be true or false"]),
+        ("runs=[a]", ["runs=['a'] must be text"]),
+    ],
+)
+def test_what_was_typed_is_told_again_in_one_line(given, told, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(call(cli.train, *words(given)), *told)
+    assert list(tmp_path.iterdir()) == []

@@ -225,7 +225,7 @@ def test_a_stop_between_two_checkpoints_writes_one_and_changes_nothing(data, tmp
     parts = Fit(tmp_path / "parts", data, model=network(seed=1), resume=resume)
     assert_same(parts.state, whole.state)
     assert parts.metrics("train") == whole.metrics("train")
-    assert [m for m in parts.metrics("held_out") if m["step"] != 2] == whole.metrics("held_out")
+    assert parts.metrics("held_out") == whole.metrics("held_out")
 
 
 def test_a_signal_in_the_last_step_loses_nothing(data, tmp_path, monkeypatch):
