@@ -93,6 +93,10 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
             )
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # Threads that outlive Python abort it, so that the group must go before. But this module, which optimizers
+        # import, keeps in its functions' defaults whatever group there is: it must meet none.
+        import torch.distributed.nn  # noqa: F401
+
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)  # else who is last may find the others gone, and abort
+        atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size()), device

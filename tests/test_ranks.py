@@ -105,6 +105,26 @@ def test_ranks_share_gather_average_and_agree():
     assert all(t["mean"] == [[[1, 1], [1, 1]], [1, 1, 1]] for t in told)
 
 
+PART = """
+import atexit, os, torch
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+atexit.register(lambda: print(threads() - before))  # called after what join registers
+from ddpm.ranks import join
+ranks, device = join(torch.device("cpu"))
+p = torch.nn.Parameter(torch.ones(3))
+(p * ranks.rank).sum().backward()
+ranks.average_([p.grad])
+torch.optim.AdamW([p]).step()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
+def test_no_thread_of_the_group_outlives_it():
+    """One that does may need Python when that has gone, and aborts the process."""
+    assert [(code, out.split()) for code, out, _ in ended(start(2, [sys.executable, "-c", PART]))] == [(0, ["0"])] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", [[], ["trainer.time_sampling=loss_aware", "trainer.batch_size=128"]], ids=str)
 def test_two_processes_give_the_run_of_one_within_rounding(changed, tmp_path):
