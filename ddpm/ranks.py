@@ -1,6 +1,7 @@
 """Several processes that train one network, each on its share of every batch, as torchrun starts them."""
 
 import atexit
+import importlib
 import os
 from typing import Any
 
@@ -95,8 +96,7 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
     if not dist.is_initialized():
         # Threads that outlive Python abort it, so that the group must go before. But this module, which optimizers
         # import, keeps in its functions' defaults whatever group there is: it must meet none.
-        import torch.distributed.nn  # noqa: F401
-
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size()), device
