@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, noth
 """
 
 import errno
+import functools
 import inspect
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +28,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import ranks
 from ddpm.config import (
     InvalidInput,
     build,
+    build_data,
     compose,
     conf_dir,
     must_be_finite,
@@ -137,13 +139,11 @@ def _check_composition(name: str, argv: list[str]) -> None:
         return
     jobs = [known.overrides]
     if known.multirun:
-        if ranks.started():
-            raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
         try:
             parsed = OverridesParser.create().parse_overrides(known.overrides)
-            if any("glob(" in o for o in known.overrides):
-                return  # only Hydra itself can expand it
-            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            only_hydra_expands = any("glob(" in o for o in known.overrides)
+            batches = [] if only_hydra_expands else BasicSweeper.split_arguments(parsed, None)
+            jobs = [job for batch in batches for job in batch]
         except HydraException as error:
             raise InvalidInput("; ".join(str(error).split("\n"))) from error
     for overrides in jobs:
@@ -151,6 +151,11 @@ def _check_composition(name: str, argv: list[str]) -> None:
             compose(name, [o for o in overrides if not o.startswith("hydra")])
         except InvalidInput as error:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
+    if known.multirun:
+        from ddpm import ranks  # only now: with it comes torch, and what does not compose is told at once
+
+        if ranks.started():
+            raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
 
 
 def _refuse_option(message: str) -> NoReturn:
@@ -180,6 +185,7 @@ class Plan(NamedTuple):
 
 
 def _train(config: DictConfig) -> None:
+    from ddpm import ranks
     from ddpm.runs import DONE
 
     device = resolve_device(config.device)
@@ -223,8 +229,9 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
     must_be_finite(settings, "")
     must_be_storable(settings)
     _must_be_whole(config, "seed")
-    if not isinstance(config.recognition, bool):
-        raise InvalidInput(f"recognition={config.recognition} must be true or false")
+    for key in ("recognition", "compile"):
+        if not isinstance(config[key], bool):
+            raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
     initial = None
@@ -235,7 +242,7 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents["init"] = checkpoint.sha256(initial)
-    data = build(config.data, "data", trust)
+    data = build_data(config.data, trust)
     facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
     run = Run(_folder_of_runs(config) / science_hash(facts))
 
@@ -247,10 +254,10 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
         sampler = build(config.sampler, "sampler", trust)
         _must_walk(sampler, diffusion)
         _must_have_room(model, diffusion, data.shape[0])
-        optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
-        moments = _must_step(config.optimizer, trust, device)
         trainer = build(config.trainer, "trainer", trust)
         _must_divide(trainer, processes)
+        optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
+        moments = _must_step(config.optimizer, trust, device)
         _must_fit(model, moments, data, trainer, device)
         if initial is not None:
             _load(model, initial)
@@ -329,23 +336,44 @@ def _state(plan: Plan, status: dict[str, Any]) -> str:
 
 def _activations(plan: Plan) -> int:
     """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
+    from ddpm import preflight
+
+    micro = plan.trainer.batch_size // plan.trainer.accumulate
+    try:
+        return preflight.activations(functools.partial(_loss, plan), plan.model.parameters(), micro)
+    except RuntimeError as error:  # torch's for memory that there is not
+        raise InvalidInput(f"a loss of one or two images cannot be computed on {plan.device}: {error}") from error
+
+
+def _loss(plan: Plan, n: int) -> Any:
+    """The mean loss of n images, all the same, computed as training does."""
     import torch
 
-    from ddpm import preflight
-    from ddpm.trainer import PRECISIONS, classes_for, resolve
+    from ddpm.precision import computing, resolve
+    from ddpm.trainer import classes_for
 
-    data, device, precision = plan.data, plan.device, resolve(plan.trainer.precision, plan.device)
+    data, device = plan.data, plan.device
+    precision = resolve(plan.trainer.precision, device, sum(p.numel() for p in plan.model.parameters()))
     model = plan.model.to(device, memory_format=torch.channels_last).train()
+    x_0, y = data.batch(data.train[:1].expand(n), device)
+    with computing(device, precision):
+        return plan.diffusion.loss(model, x_0, classes_for(model, y)).mean()
 
-    def loss(n: int) -> torch.Tensor:
-        x_0, y = data.batch(data.train[:1].expand(n), device)
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            return plan.diffusion.loss(model, x_0, classes_for(model, y)).mean()
 
+def _compile(plan: Plan, processes: int) -> None:
+    """Compile the network and try it on a batch; where that fails, say why and leave the network as it was."""
+    started, model = time.perf_counter(), plan.model
+    model.compile()
     try:
-        return preflight.activations(loss, model.parameters(), plan.trainer.batch_size // plan.trainer.accumulate)
-    except RuntimeError as error:  # torch's for memory that there is not
-        raise InvalidInput(f"a loss of one or two images cannot be computed on {device}: {error}") from error
+        _loss(plan, plan.trainer.batch_size // plan.trainer.accumulate // processes).backward()
+    except Exception as error:  # whatever a compiler stumbles over, and torch has many classes for it
+        model._compiled_call_impl = None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        _say(f"warning: the network cannot be compiled here, and is trained as it is: {reason[0]}")
+    else:
+        _say(f"compiled in {time.perf_counter() - started:.0f} s")
+    for p in model.parameters():
+        p.grad = None
 
 
 def _must_fit(
@@ -488,6 +516,8 @@ def _follow(plan: Plan, team: Any) -> None:
 
 
 def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
+    if plan.config.compile:
+        _compile(plan, team.size)
     return plan.trainer.fit(
         plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
         seed=plan.config.seed, device=plan.device, resume=resume, ranks=team,
@@ -707,6 +737,7 @@ def _draw_results(
 
     from ddpm import evaluation, images, plots
     from ddpm.forward import q_sample
+    from ddpm.precision import as_trained
     from ddpm.randomness import SampleNoise
     from ddpm.runs import git_commit, read_metrics
     from ddpm.sampling import Source
@@ -720,7 +751,8 @@ def _draw_results(
         ),
     )
     plots.schedules(run.path / "schedule.png", {_schedule_name(config.schedule): diffusion.schedule})
-    source = Source(diffusion, model, sampler, data.shape, config.seed, device)
+    precision = as_trained(run.status()["precision"], device)
+    source = Source(diffusion, model, sampler, data.shape, config.seed, device, precision)
     judged = config.recognition and data.labels is not None and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64)
     images.save_samples(run.path / "samples.png", samples[:64])
@@ -784,9 +816,12 @@ next:
 
 def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.precision import PRECISIONS, as_trained
     from ddpm.runs import open_run
     from ddpm.sampling import Source
 
+    if config.precision not in ("auto", *PRECISIONS):
+        raise InvalidInput(f"precision={config.precision} is not known; allowed: auto, {', '.join(PRECISIONS)}")
     if config.weights not in ("ema", "raw"):
         raise InvalidInput(f"weights={config.weights} is not known; allowed: ema, raw")
     _must_be_whole(config, "batch", least=1)
@@ -801,8 +836,10 @@ def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
     sampler = build(config.sampler, "sampler", trust)
     _load(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
-    shape = (model.in_channels, *model.image_size)
-    return Source(diffusion, model, sampler, shape, config.seed, device), run, trained, int(folder.name)
+    shape, precision = (model.in_channels, *model.image_size), config.precision
+    if precision == "auto":
+        precision = as_trained(_status(run).get("precision", "fp32"), device)
+    return Source(diffusion, model, sampler, shape, config.seed, device, precision), run, trained, int(folder.name)
 
 
 def _sample(config: DictConfig) -> None:
@@ -898,7 +935,7 @@ def _data(config: DictConfig, trained: DictConfig) -> Any:
     data = plain(trained.data)
     if config.data.root is not None and isinstance(data, dict):
         data["root"] = config.data.root
-    return build(data, "data", _trusted(config))
+    return build_data(data, _trusted(config))
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:

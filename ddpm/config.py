@@ -7,21 +7,24 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from ddpm import preflight, schema
+from ddpm import schema
+
+if TYPE_CHECKING:
+    import torch
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
 CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
+MEMORY = ("checkpointing",)  # of the model; neither does it
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
 
@@ -129,11 +132,37 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
         raise
 
 
+_kept: dict[str, Any] = {}  # configuration, its data: at most one, for memory is precious
+
+
+def build_data(config: DictConfig | dict[str, Any], trust: list[str]) -> Any:
+    """Build data as `build` does, or give those of the call before where configuration and files are the same.
+
+    So of several runs in one process only the first waits for its data. They lie on the device where it left them.
+    Only sources of conf/ are kept: another's, which `trust` admits, may read what nobody knows of.
+
+    Raises: InvalidInput.
+    """
+    settings: Any = resolved(config) if isinstance(config, DictConfig) else config
+    key = repr(settings)
+    if key in _kept and not _kept[key].origin.changed():
+        return _kept[key]
+    _kept.clear()  # before others are read
+    data = build(config, "data", trust)
+    if settings["_target_"] in targets()["data"] and data.origin is not None:
+        _kept[key] = data
+    return data
+
+
 def _built(make: Callable[[], Any]) -> Any:
     """What `make` makes; of a large network the weights are counted before memory is taken for them.
 
     Raises: ValueError if there is no room for them.
     """
+    import torch
+
+    from ddpm import preflight
+
     random = torch.get_rng_state()
     try:
         with preflight.few_weights():
@@ -177,11 +206,13 @@ def _pairs(node: Any) -> Iterable[tuple[Any, Any]]:
     return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """The device of a name: "auto" is a GPU if there is one, else the CPU.
 
     Raises: InvalidInput for a name that is not known, or a GPU that is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -207,7 +238,9 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         numerics: `ddpm.NUMERICS`.
     """
     chosen = {key: config[key] for key in SCIENCE}
-    chosen["trainer"] = {k: v for k, v in config["trainer"].items() if k not in CADENCE}
+    for group, keys in (("trainer", CADENCE), ("model", MEMORY)):
+        if isinstance(config[group], dict):  # else it is refused when it is built
+            chosen[group] = {k: v for k, v in config[group].items() if k not in keys}
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
 

@@ -1,9 +1,10 @@
-"""Files that are whole or not there: written beside their place, flushed, renamed; read within bounds."""
+"""Files that are whole or not there: written beside their place, flushed, renamed; read within bounds, known again."""
 
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,36 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+class Origin:
+    """The files that something is going to be read from, to be asked later whether they are still the same.
+
+    Args:
+        files: names them, or where they would be; asked each time, for a folder has others then.
+    Raises: what `files` raises.
+    """
+
+    def __init__(self, files: Callable[[], Iterable[Path]]):
+        self.files, self.stamp = files, _stamp(files())
+
+    def changed(self) -> bool:
+        """Whether a file has come, gone, or been written since."""
+        try:
+            return _stamp(self.files()) != self.stamp
+        except (OSError, ValueError):  # the folder is gone, say
+            return True
+
+
+def _stamp(paths: Iterable[Path]) -> str:
+    """Checksum of the names of files, and of what the system says of them: which they are, their size, their times."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            found = path.stat()
+        except OSError:
+            digest.update(f"{path}\0".encode(errors="surrogateescape"))
+            continue
+        told = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(f"{path}\0{told}".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -2,14 +2,17 @@
 
 import math
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 FEW = 2**28  # bytes of weights that any machine has; what may be more is counted before it is allocated
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -53,7 +56,7 @@ def must_have_room_for_weights(network: nn.Module) -> None:
 
 
 class Memory(NamedTuple):
-    """Bytes that a training step holds at the same time, at its fullest: the end of the forward pass.
+    """Bytes that a training step holds at the same time, at its fullest: when the backward pass begins.
 
     What kernels use besides while they run is not in it.
     """
@@ -64,7 +67,7 @@ class Memory(NamedTuple):
     average: int  # the EMA weights
     data: int  # all images, as bytes
     batch: int  # x_0 and eps of the batch, and of a micro-batch
-    activations: int  # of a micro-batch: what the backward pass reads
+    activations: int  # of a micro-batch: what the backward pass reads, kept for it or computed again
 
     def __str__(self) -> str:
         return ", ".join(f"{in_words(value)} {name}" for name, value in self._asdict().items() if value)
@@ -98,18 +101,20 @@ def activations(loss: Callable[[int], Tensor], parameters: Iterable[Tensor], n: 
     """Bytes that autograd keeps of a loss for its backward pass, with n images: counted for 1 and 2, and extended.
 
     What is kept once, such as weights in another precision, is told from what is kept of every image by the difference.
+    With `torch.utils.checkpoint` less is kept, and the largest part that is computed again at once comes on top.
 
     Args:
         loss: of so many images, on the device and in the precision of training.
         parameters: those of the network, which are not counted.
     """
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    one, two = _kept(loss, 1, own), _kept(loss, 2, own)
+    weights = list(parameters)
+    one, two = _kept(loss, 1, weights), _kept(loss, 2, weights)
     return one + (n - 1) * (two - one)
 
 
-def _kept(loss: Callable[[int], Tensor], n: int, own: set[int]) -> int:
-    """Bytes of the distinct storages among the tensors that autograd saves."""
+def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
+    """Bytes of the distinct storages among the tensors that autograd saves, or computes again at the same time."""
+    own = {p.untyped_storage().data_ptr() for p in weights}
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
     def pack(x: Tensor) -> Tensor:
@@ -117,8 +122,35 @@ def _kept(loss: Callable[[int], Tensor], n: int, own: set[int]) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = loss(n)  # noqa: F841  # its graph holds what is counted
-    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+        result = loss(n)
+    seed = torch.ones_like(result)
+    with _ComputedAgain(own | storages.keys()) as again:
+        torch.autograd.grad(result, [p for p in weights if p.requires_grad], seed, allow_unused=True)
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in own) + again.most
+
+
+class _ComputedAgain(TorchDispatchMode):
+    """Counts what a backward pass computes of the forward pass once more: that alone has gradients enabled.
+
+    Args:
+        known: addresses of storages that are counted already.
+    """
+
+    def __init__(self, known: set[int]):
+        super().__init__()
+        self.known, self.most = known, 0  # `most`: bytes that were there at the same time
+        self.there: dict[int, int] = {}  # address of a storage -> its bytes
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)):
+                address = storage.data_ptr()
+                if address not in self.known and address not in self.there:
+                    self.there[address] = storage.nbytes()
+                    weakref.finalize(storage, self.there.pop, address)
+            self.most = max(self.most, sum(self.there.values()))
+        return result
 
 
 def available(device: torch.device) -> int | None:

@@ -10,13 +10,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from ddpm import checkpoint
 from ddpm.files import read_json, regular_size, replacing, shown
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FORMAT = 1
 LARGEST_METRICS = 128 * 2**20  # bytes of metrics.jsonl, for nearly a million lines
@@ -148,14 +152,18 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = folder / "metrics.jsonl"
+        self.path, self.step = folder / "metrics.jsonl", step
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
         with replacing(self.path, durable=True) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.file = open(self.path, "a")  # noqa: SIM115
+
+    @cached_property
+    def board(self) -> "SummaryWriter":
+        """TensorBoard's file, made for the first line: its import takes longer than many first steps."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
 
     def write(self, step: int, split: str, **values: float | None) -> None:
         """One line; numbers that are not finite become null."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.precision import computing
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 
@@ -46,6 +47,7 @@ class Source:
         seed: sample number i is a function of (seed, i), whatever is drawn beside it; where the network has K classes,
             its class is i modulo K.
         device: where the model is.
+        precision: in which it computes, one of `ddpm.precision.PRECISIONS`.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Source:
         shape: tuple[int, ...],
         seed: int,
         device: torch.device,
+        precision: str = "fp32",
     ):
-        self.diffusion, self.model, self.sampler = diffusion, model.to(device).eval(), sampler
+        self.precision = precision
+        self.diffusion, self.sampler = diffusion, sampler
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.shape, self.seed, self.device = shape, seed, device
         self.range = Range()
 
@@ -68,7 +73,8 @@ class Source:
         classes = getattr(self.model, "num_classes", None)
         y = None if classes is None else torch.tensor(list(numbers), device=self.device) % classes
         denoise = self.diffusion.denoiser(self.model, y)
-        x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
+        with computing(self.device, self.precision):
+            x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
         return x_0
 
@@ -108,10 +114,11 @@ class Source:
         unclipped.clip_x_0 = False
         y = None if y is None or getattr(self.model, "num_classes", None) is None else y.to(self.device)
         denoise = unclipped.denoiser(self.model, y)
-        x_T = self.sampler.encode(unclipped.schedule, denoise, x.to(self.device))
-        ends = torch.linspace(0, 1, k, device=self.device).round().long()
-        denoise = unclipped.denoiser(self.model, None if y is None else y[ends])
-        return self.sampler(unclipped.schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
+        with computing(self.device, self.precision):
+            x_T = self.sampler.encode(unclipped.schedule, denoise, x.to(self.device))
+            ends = torch.linspace(0, 1, k, device=self.device).round().long()
+            denoise = unclipped.denoiser(self.model, None if y is None else y[ends])
+            return self.sampler(unclipped.schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
         """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""

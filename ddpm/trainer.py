@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm import checkpoint, plots
+from ddpm import checkpoint
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.files import replacing
 from ddpm.guard import Guard, Seen, write_autopsy
 from ddpm.losses import offset
+from ddpm.precision import PRECISIONS, computing, resolve
 from ddpm.randomness import generator
 from ddpm.ranks import Ranks
 from ddpm.runs import Metrics, Run, Stopwatch
@@ -27,7 +28,6 @@ from ddpm.samplers import DDIM
 from ddpm.sampling import Source
 from ddpm.times import TIME_SAMPLINGS, TimeSampler
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR_SCHEDULES = ("constant", "cosine", "linear")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
 HELD_OUT_IMAGES = 512  # at most so many are measured at each checkpoint
@@ -68,7 +68,8 @@ class Trainer:
         batch_size: images in a step, over all micro-batches.
         accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for
             rounding.
-        precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 on a GPU that has it, else fp32.
+        precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 where the device computes in it, on a CPU
+            for networks of a million parameters or more; else fp32.
         lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
         clip: bound of the gradient's norm; null for none.
@@ -192,8 +193,8 @@ class Trainer:
         data.to(device)
         state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
         recorded = state.get("precision") if self.precision == "auto" else None
-        precision = recorded or resolve(self.precision, device)
-        autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+        precision = recorded or resolve(self.precision, device, sum(p.numel() for p in model.parameters()))
+        autocast = computing(device, precision)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         ema = EMA(model, self.ema_decay, self.ema_warmup)
         times = TimeSampler(self.time_sampling, diffusion.schedule.T, device)
@@ -215,7 +216,7 @@ class Trainer:
         fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
         parameters = list(model.parameters())
         base_lrs = [group["lr"] for group in optimizer.param_groups]
-        previews = Previews(run.path, diffusion, data.shape, seed, device, self.previews, step, fraction)
+        previews = Previews(run.path, diffusion, data.shape, seed, device, precision, self.previews, step, fraction)
         diary = None
         if ranks.leads:
             checkpoint.drop_after(run.checkpoints, step)
@@ -386,13 +387,6 @@ class Trainer:
         return "seconds" if self.seconds is not None and seconds >= self.seconds else None
 
 
-def resolve(precision: str, device: torch.device) -> str:
-    """The precision that "auto" stands for: bf16 on a GPU that computes in it, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-
-
 def classes_for(model: nn.Module, y: Tensor | None) -> Tensor | None:
     """The classes of a batch, for a network that takes any."""
     return y if getattr(model, "num_classes", None) is not None else None
@@ -411,11 +405,13 @@ class Previews:
         shape: tuple[int, ...],
         seed: int,
         device: torch.device,
+        precision: str,
         previews: int,
         step: int,
         fraction: float,
     ):
-        self.folder, self.diffusion, self.shape, self.seed, self.device = folder, diffusion, shape, seed, device
+        self.folder, self.diffusion, self.shape = folder, diffusion, shape
+        self.seed, self.device, self.precision = seed, device, precision
         self.sampler = DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
         self.previews, self.number = previews, int(fraction * previews)
         self.rows = [row for row in self._kept() if row[0] <= step]
@@ -441,12 +437,15 @@ class Previews:
 
     def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
         """Sample from both networks and draw preview.png."""
-        of_raw, of_ema = (
-            Source(self.diffusion, network, self.sampler, self.shape, self.seed, self.device).draw(
-                range(PREVIEW_IMAGES)
+        from ddpm import plots  # and matplotlib with it, which the first step does not wait for
+
+        with torch.compiler.set_stance("force_eager"):  # eight pictures are not worth compiling the other mode
+            of_raw, of_ema = (
+                Source(self.diffusion, net, self.sampler, self.shape, self.seed, self.device, self.precision).draw(
+                    range(PREVIEW_IMAGES)
+                )
+                for net in (raw, ema)
             )
-            for network in (raw, ema)
-        )
         self.rows.append((step, of_raw, of_ema))
         with replacing(self.folder / "previews.pt") as temporary:
             torch.save(self.rows, temporary)

@@ -1,8 +1,12 @@
 """The layers that the U-Net is made of. Shapes are (B, C, H, W), or (B, E) for the embedding of the time."""
 
+from typing import TypeVar
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models import kernels
 
 ATTENTION_KINDS, PADDINGS = ("full", "linear"), (0, 1)
 
@@ -13,7 +17,10 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(map(str, allowed))}")
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def zeroed(layer: Layer) -> Layer:
     """The layer with its parameters set to zero, so that a residual branch starts as the identity."""
     for p in layer.parameters():
         nn.init.zeros_(p)
@@ -30,6 +37,17 @@ def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
             f"{', '.join(map(str, near))}"
         )
     return nn.GroupNorm(groups, channels, eps)
+
+
+def normed(norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
+    """Group norm, and SiLU of it if asked for; (B, C, H, W) -> (B, C, H, W)."""
+    return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu)
+
+
+def convolved(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution with padding 1, plus shift (B, C') if given; (B, C, H, W) -> (B, C', H, W)."""
+    assert conv.bias is not None
+    return kernels.convolution(x, conv.weight, conv.bias, shift)
 
 
 class ResidualBlock(nn.Module):
@@ -53,10 +71,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, H, W), emb (B, E) -> (B, C', H, W)."""
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.embedding(F.silu(emb))[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W)."""
+        h = convolved(self.conv_1, normed(self.norm_1, x, silu=True), self.embedding(emb))
+        h = convolved(self.conv_2, self.dropout(normed(self.norm_2, h, silu=True)))
         return self.shortcut(x) + h
 
 
@@ -94,14 +111,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         height = x.shape[2]
-        h = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = (rearrange(to(h), "b n (e d) -> b e n d", e=self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        h = rearrange(normed(self.norm, x), "b c h w -> b (h w) c")
+        q, k, v = self.to_q(h), self.to_k(h), self.to_v(h)
         if self.kind == "full":
-            h = F.scaled_dot_product_attention(q, k, v)
+            h = kernels.attention(q, k, v, self.heads)
         else:
-            h = q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v)
-        h = self.to_out(rearrange(h, "b e n d -> b n (e d)"))
-        return x + rearrange(h, "b (h w) c -> b c h w", h=height)
+            q, k, v = (rearrange(z, "b n (e d) -> b e n d", e=self.heads) for z in (q, k, v))
+            h = rearrange(q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v), "b e n d -> b n (e d)")
+        return x + rearrange(self.to_out(h), "b (h w) c -> b c h w", h=height)
 
 
 class Downsample(nn.Module):
@@ -131,4 +148,4 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return convolved(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))

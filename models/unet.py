@@ -1,11 +1,13 @@
 """The U-Net of Ho et al. (arXiv 2006.11239, appendix B)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from models.embeddings import TimeEmbedding
 from models.layers import (
@@ -16,6 +18,7 @@ from models.layers import (
     ResidualBlock,
     Upsample,
     group_norm,
+    normed,
     one_of,
     zeroed,
 )
@@ -58,6 +61,8 @@ class UNet(nn.Module):
             start at half the image's size.
         norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details in which published weights differ.
         time_offset: added to t; -1 for weights that were trained with t counted from 0.
+        checkpointing: in training, forget what is inside of residual blocks, attention and upsampling, and compute it
+            once more in the backward pass: less memory, more time, the same output and gradients.
     Raises:
         ValueError: a size, width or resolution that does not fit, with the nearest legal values.
     """
@@ -84,6 +89,7 @@ class UNet(nn.Module):
         flip_sin_to_cos: bool = False,
         freq_shift: float = 1,
         time_offset: int = 0,
+        checkpointing: bool = False,
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -107,7 +113,7 @@ class UNet(nn.Module):
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
-        self.freq_shift, self.time_offset = freq_shift, time_offset
+        self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
@@ -181,29 +187,42 @@ class UNet(nn.Module):
         emb = self.time_embedding(t + self.time_offset)
         if self.class_embedding is not None:
             emb = emb + self.class_embedding(y)
+        emb = F.silu(emb)
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]
         for stage in self.down:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = attention(residual(h, emb))
+                h = self._run(partial(_block, residual, attention), emb, h)
                 skips.append(h)
             if stage.resample is not None:
                 h = stage.resample(h)
                 skips.append(h)
 
-        h = self.middle_2(self.middle_attention(self.middle_1(h, emb)), emb)
+        h = self._run(partial(_block, self.middle_1, self.middle_attention), emb, h)
+        h = self._run(self.middle_2, h, emb)
 
         for stage in self.up:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = attention(residual(torch.cat([h, skips.pop()], dim=1), emb))
+                h = self._run(partial(_block, residual, attention), emb, h, skips.pop())
             if stage.resample is not None:
-                h = stage.resample(h)
+                h = self._run(stage.resample, h)
 
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
+
+    def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+
+def _block(residual: nn.Module, attention: nn.Module, emb: Tensor, *h: Tensor) -> Tensor:
+    """A residual block over the channels of all h, and what follows it; (B, E) and (B, C_i, H, W) -> (B, C', H, W)."""
+    return attention(residual(h[0] if len(h) == 1 else torch.cat(h, dim=1), emb))
 
 
 def _check(

@@ -101,6 +101,16 @@ def weights(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor
     return checkpoint.load_weights(run / "checkpoints" / str(step) / f"{name}.safetensors")
 
 
+def losses(run: Path) -> list[tuple]:
+    return [(line["step"], line["split"], line["loss"]) for line in read_metrics(run)]
+
+
+def save_pictures(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for n in range(count):
+        Image.new("L", (8, 8), 20 * n).save(folder / f"{n}.png")
+
+
 def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
@@ -659,6 +669,45 @@ def test_checkpoints_of_a_newer_version_are_not_deleted(call, tmp_path, without_
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
 
 
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
+    source, typed, tmp_path, without_pictures, monkeypatch
+):
+    """To the bit, and under the same names."""
+    sweep = words("seed=0,1", "data.flip=true", "data.validation=0.5", f"data={source}", "data.image_size=8")
+    if source == "folder":
+        save_pictures(tmp_path / "pictures", 10)
+        sweep += [f"data.root={tmp_path / 'pictures'}", "data.channels=1"]
+    ends = []
+    for where in ("together", "apart"):
+        if where == "apart":
+            monkeypatch.setattr(cli, "build_data", lambda node, trust: config.build(node, "data", trust))
+        result = typed(cli.train, "-m", *sweep, f"runs={tmp_path / where}")
+        assert result.code == 0, result
+        runs = {path.parent.name: path.parent for path in (tmp_path / where).glob("default/*/config.yaml")}
+        ends.append({name: (weights(run, 4), losses(run)) for name, run in runs.items()})
+    together, apart = ends
+    assert len(together) == 2 and together.keys() == apart.keys()
+    for name, (w, told) in together.items():
+        assert same(w, apart[name][0]) and told == apart[name][1]
+
+
+def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tmp_path, without_pictures, monkeypatch):
+    save_pictures(tmp_path / "pictures", 6)
+    fit, counts = ddpm.trainer.Trainer.fit, []
+
+    def adds(self, run, model, diffusion, data, *arguments, **options):
+        counts.append(len(data))
+        (tmp_path / "pictures" / "0.png").unlink(missing_ok=True)
+        return fit(self, run, model, diffusion, data, *arguments, **options)
+
+    monkeypatch.setattr(ddpm.trainer.Trainer, "fit", adds)
+    where = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", "data.channels=1"]
+    sweep = words("seed=0,1,2", "trainer.steps=1", "data.validation=0.5", *where)
+    assert typed(cli.train, "-m", *sweep, f"runs={tmp_path / 'runs'}").code == 0
+    assert counts == [6, 5, 5]
+
+
 def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(
     typed, tmp_path, without_pictures, monkeypatch
 ):
@@ -1052,6 +1101,20 @@ def test_a_smaller_micro_batch_takes_less_and_then_it_fits(call, tmp_path, monke
     monkeypatch.setattr(preflight, "available", lambda device: 2_000_000)
     assert_refused(call(cli.train, "--check", *words("trainer.batch_size=128")), "trainer.accumulate")
     assert call(cli.train, "--check", *words("trainer.batch_size=128"), "trainer.accumulate=16").code == 0
+
+
+def test_checkpointing_takes_less_and_makes_the_same_run(call, tmp_path, monkeypatch, without_pictures):
+    asked, counted = words("trainer.batch_size=32", "model.dropout=0.1"), []
+    monkeypatch.setattr(preflight, "memory", lambda *arguments: (counted.append(arguments[-1]), (0,))[1])
+    for saving in (False, True):
+        call(cli.train, "--check", *asked, f"model.checkpointing={saving}", f"runs={tmp_path / 'none'}")
+        assert call(cli.train, *asked, f"model.checkpointing={saving}", f"runs={tmp_path / str(saving)}").code == 0
+    plain, less = (run_of(tmp_path / str(saving)) for saving in (False, True))
+    assert plain.name == less.name and same(weights(plain, 4), weights(less, 4)) and losses(plain) == losses(less)
+    assert OmegaConf.load(less / "config.yaml").model.checkpointing
+    assert "nothing to do" in call(cli.train, *asked, "model.checkpointing=true", f"runs={tmp_path / 'False'}").out
+    kept = [activations for activations in counted if activations]  # which --check alone counts
+    assert len(kept) == 2 and kept[1] < 0.7 * kept[0]
 
 
 def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_path, monkeypatch, without_pictures):

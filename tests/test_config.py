@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ddpm import config, trainer
 from ddpm.config import InvalidInput, allowed_targets, build, compose, conf_dir, read_config, resolve_device, resolved
+from ddpm.data import Folder
 from ddpm.schedules import linear
 
 REPOSITORY = Path(__file__).parents[1]
@@ -335,6 +339,65 @@ def test_what_a_constructor_refuses_is_invalid_input_in_one_line(node, words):
     assert str(raised.value).startswith("the part: ") and "\n" not in str(raised.value)
 
 
+# ---------------------------------------------------------------------------------------------- data of several runs
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of three."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("L", (8, 8), 80 * n).save(folder / f"{n}.png")
+    return folder
+
+
+def data_of(folder: Path, *words: str) -> object:
+    return config.build_data(compose("train", ["data=folder", f"data.root={folder}", *words]).data, [])
+
+
+def test_data_of_the_same_configuration_are_read_once(pictures):
+    first = data_of(pictures)
+    assert data_of(pictures, "seed=1") is first
+    assert data_of(pictures, "data.image_size=16") is not first
+
+
+def test_data_are_read_again_when_a_file_changed(pictures):
+    before = data_of(pictures)
+    Image.new("L", (8, 8), 200).save(pictures / "0.png")
+    after = data_of(pictures)
+    assert after.identity() != before.identity() and after.images.max() == 200
+    (pictures / "1.png").unlink()
+    assert len(data_of(pictures)) == 2
+    shutil.rmtree(pictures)
+    with pytest.raises(InvalidInput, match="no folder"):
+        data_of(pictures)
+    assert config._kept == {}
+
+
+def test_of_data_the_last_are_kept_alone(pictures, monkeypatch):
+    held = weakref.ref(data_of(pictures))
+    assert held() is not None and len(config._kept) == 1
+    build, alive = config.build, []
+    monkeypatch.setattr(config, "build", lambda *arguments: (alive.append(held()), build(*arguments))[1])
+    data_of(pictures, "data.flip=true")
+    assert alive == [None] and len(config._kept) == 1  # it went before the others came
+
+
+class Foreign(Folder):
+    """May read what `Folder` knows nothing of."""
+
+
+def test_foreign_data_are_not_kept(pictures):
+    name = f"{__name__}.Foreign"
+    node = {"_target_": name, "root": str(pictures)}
+    assert config.build_data(node, [name]) is not config.build_data(node, [name])
+    with pytest.raises(InvalidInput, match="is not allowed"):
+        config.build_data(node, [])
+    with pytest.raises(InvalidInput, match="data: nothing to build"):
+        config.build_data(None, [])
+
+
 # ---------------------------------------------------------------------------------------------- device, science, files
 
 
@@ -361,6 +424,7 @@ def test_a_device_that_is_there_or_not(monkeypatch):
 def test_cadence_is_named_as_the_trainer_names_it():
     arguments = inspect.signature(trainer.Trainer).parameters
     assert set(config.CADENCE) <= set(arguments)
+    assert set(config.MEMORY) <= set(compose("train", []).model)
     assert set(config.SCIENCE) <= set(compose("train", []))
 
 
@@ -370,6 +434,7 @@ def test_science_holds_everything_but_where_and_how_often():
     assert facts.keys() == {*config.SCIENCE, "data", "parents", "numerics"}
     assert facts["data"] == {"name": "digits", "validation": 0.2, "flip": False}
     assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE)
+    assert facts["model"].keys() == settings["model"].keys() - set(config.MEMORY)
     assert settings["trainer"].keys() >= set(config.CADENCE)  # it copies
     assert (facts["parents"], facts["numerics"]) == ({"init": "abc"}, 3)
 

@@ -7,9 +7,10 @@ import io
 import re
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from threading import Thread
 
@@ -20,7 +21,7 @@ import yaml
 from PIL import Image
 
 import ddpm.data
-from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, idx
+from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, digits, idx
 from ddpm.data.dataset import fit
 from ddpm.data.download import download
 from ddpm.randomness import generator
@@ -244,6 +245,16 @@ def test_digits() -> None:
             Digits(split=split)
 
 
+def test_digits_without_the_file_of_scikit_learn_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Digits()
+
+    def moved(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(digits, "distribution", moved)
+    assert Digits().identity() == read.identity() and Digits().classes == read.classes
+
+
 # ---------------------------------------------------------------------------------------------- IDX files
 
 
@@ -290,6 +301,17 @@ def test_idx_auto_prefers_train_and_says_when_it_falls_back(tmp_path: Path, caps
     train = write_half(tmp_path, "train", seed=4)
     assert torch.equal(IDX("mnist", tmp_path).images, train) and not capsys.readouterr().out
     assert IDX("mnist", tmp_path).identity() != d.identity()
+
+
+def test_idx_knows_when_its_files_changed(tmp_path: Path) -> None:
+    write_half(tmp_path / "mnist", "t10k")
+    auto, test = IDX("mnist", tmp_path), IDX("mnist", tmp_path, split="test")
+    write_half(tmp_path / "kmnist", "train")
+    assert not auto.origin.changed() and not test.origin.changed()
+    write_half(tmp_path, "train")  # which auto would choose now
+    assert auto.origin.changed() and not test.origin.changed()
+    write_half(tmp_path / "mnist", "t10k", seed=1)
+    assert test.origin.changed()
 
 
 def test_idx_identity_does_not_know_the_path(tmp_path: Path) -> None:
@@ -594,6 +616,21 @@ def test_cifar10_reads_the_extracted_folder_first(tmp_path: Path) -> None:
         CIFAR10(tmp_path)
 
 
+def test_cifar10_knows_when_its_files_changed(tmp_path: Path) -> None:
+    (tmp_path / cifar10.ARCHIVE).write_bytes(tar_bytes(cifar_files(3)))
+    archive = CIFAR10(tmp_path)
+    assert not archive.origin.changed()
+    folder = tmp_path / cifar10.FOLDER
+    folder.mkdir()
+    assert archive.origin.changed()
+    for name, content in cifar_files(2).items():
+        (folder / name).write_bytes(content)
+    train, test = CIFAR10(tmp_path), CIFAR10(tmp_path, split="test")
+    assert not train.origin.changed() and not test.origin.changed()
+    (folder / "data_batch_3.bin").touch()
+    assert train.origin.changed() and not test.origin.changed()
+
+
 def test_cifar10_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-bin/ or cifar-10-binary.tar.gz in .*download"):
         CIFAR10(tmp_path, download=False)
@@ -724,6 +761,31 @@ def test_folder_splits(tmp_path: Path) -> None:
         Folder(tmp_path / "Train", split="test")
     with pytest.raises(ValueError, match="split='half': choose one of auto, train, test"):
         Folder(tmp_path, split="half")
+
+
+def test_folder_knows_when_its_files_changed(tmp_path: Path) -> None:
+    root = tmp_path / "link"
+    for half in ("train", "test"):
+        save(tmp_path / "there" / half / "a" / "0.png")
+    (tmp_path / "there" / "test" / "empty").mkdir()
+    root.symlink_to("there")
+    train, test = Folder(root, validation=0), Folder(root, split="test", validation=0)
+    save(root / "train" / "a" / "1.png")
+    assert train.origin.changed() and not test.origin.changed()
+    changes: list[Callable[[], object]] = [
+        lambda: save(root / "test" / "empty" / "0.png"),
+        lambda: save(root / "test" / "a" / "0.png", 99),
+        lambda: (root / "test" / "a" / "0.png").rename(root / "test" / "a" / "1.png"),
+        lambda: save(root / "test" / "0.png"),
+        lambda: (root / "test" / "a" / "1.png").unlink(),
+        lambda: ((tmp_path / "there").rename(tmp_path / "moved"), root.unlink(), root.symlink_to("moved")),
+        lambda: (root / "train").rename(root / "trained"),  # so that it has no halves any more
+    ]
+    for change in changes:
+        now = Folder(root, split="test", validation=0)
+        assert not now.origin.changed()
+        change()
+        assert now.origin.changed()
 
 
 def test_folder_that_is_missing_empty_or_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

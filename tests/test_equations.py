@@ -1,4 +1,4 @@
-r"""The index of equations: what a docstring of ddpm/ quotes has a numeric test, and every such test a docstring.
+r"""The index of equations: what a docstring quotes has a numeric test, and every such test a docstring.
 
 A docstring quotes as `[DDPM (7)]`; its test is marked `@pytest.mark.equation("DDPM (7)")`. README shows the table that
 `python tests/test_equations.py` prints between `<!-- equations -->` and `<!-- /equations -->`.
@@ -40,7 +40,8 @@ def marked_tests(source: str) -> list[tuple[str, str]]:
 def index() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """tag -> where it is quoted, tag -> where it is tested; in markdown, with paths from the root."""
     quoted, tested = defaultdict(list), defaultdict(list)
-    for folder, collect, places in (("ddpm", docstring_tags, quoted), ("tests", marked_tests, tested)):
+    folders = [("ddpm", docstring_tags, quoted), ("models", docstring_tags, quoted), ("tests", marked_tests, tested)]
+    for folder, collect, places in folders:
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             name = path.relative_to(REPOSITORY).as_posix()
             for tag, where in collect(path.read_text(encoding="utf-8")):

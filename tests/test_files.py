@@ -96,3 +96,32 @@ def test_what_is_no_regular_file_is_not_opened(make, tmp_path):
 )
 def test_text_for_a_terminal(text, shown):
     assert files.shown(text) == shown
+
+
+def test_an_origin_knows_when_a_file_changed(tmp_path):
+    path, missing = tmp_path / "a", tmp_path / "b"
+    path.write_text("one")
+    origin = files.Origin(lambda: [path, missing])
+    assert not origin.changed() and not origin.changed()
+    missing.touch()
+    assert origin.changed()
+    missing.unlink()
+    assert not origin.changed()
+    before = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size, as if it were as old
+    assert origin.changed()
+    path.unlink()
+    assert origin.changed()
+
+
+def test_an_origin_whose_files_cannot_be_listed_any_more_has_changed(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    origin = files.Origin(lambda: sorted(folder.iterdir()))
+    (folder / "new").touch()
+    assert origin.changed()
+    (folder / "new").unlink()
+    assert not origin.changed()
+    folder.rmdir()
+    assert origin.changed()

@@ -89,6 +89,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.flip_sin_to_cos": ["true", "false"],
     "model.freq_shift": ["0", "1", "0.5", "-1", "4"],
     "model.time_offset": ["0", "-1", "1", "1000"],
+    "model.checkpointing": ["true", "false"],
     "schedule.T": ["1", "2", "4", "10", "1000"],
     "schedule.s": ["0", "0.008", "1", "1e300"],
     "schedule.beta_max": ["0.999", "0.5", "0.999999999", "1", "1e-300"],

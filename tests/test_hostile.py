@@ -293,14 +293,14 @@ def test_no_code_in_kept_previews(trick, run, trap, capsys):
     """They are pictures of the past, and worth no stop."""
     (run / "previews.pt").write_bytes(PICKLES[trick](trap))
     diffusion = GaussianDiffusion(linear(1000))
-    previews = Previews(run, diffusion, (1, 8, 8), 0, torch.device("cpu"), 2, 1, 0.5)
+    previews = Previews(run, diffusion, (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
     assert previews.rows == [] and "previews.pt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, None, [(1,)], ["abc"], [("1", 2, 3)]], ids=str)
 def test_previews_of_another_form_are_dropped(content, run, capsys):
     (run / "previews.pt").write_bytes(saved(content))
-    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), 2, 1, 0.5)
+    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
     assert previews.rows == [] and "previews.pt" in capsys.readouterr().out
 
 
@@ -982,7 +982,7 @@ def test_zeros_without_an_end(name, content, tmp_path, frugal):
 @pytest.mark.parametrize("make", ODD)
 def test_previews_of_pipes_and_devices(make, run, capsys):
     make(run / "previews.pt")
-    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), 2, 1, 0.5)
+    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
     assert previews.rows == []
 
 

@@ -129,6 +129,19 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.parametrize(
+    ("code", "late"),
+    [
+        ("import ddpm.cli", {"torch", "PIL"}),  # --help and what does not compose are told in a moment
+        ("import ddpm.trainer, ddpm.data; ddpm.data.Digits()", {"matplotlib", "tensorboard", "sklearn", "scipy"}),
+    ],
+)
+def test_what_a_start_does_not_need_is_not_waited_for(code, late):
+    code = f"import sys; {code}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert late & set(run.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("import torch.nn as nn, hydra.utils", {"torch.nn", "hydra.utils"}),

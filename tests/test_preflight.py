@@ -4,12 +4,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ddpm import checkpoint, preflight
 from ddpm.config import InvalidInput, build, compose
@@ -73,6 +75,38 @@ def test_what_is_kept_once_is_not_multiplied():
         return (torch.ones(n, 10) * weight).sum() + (weight[:1] * table).sum()
 
     assert activations(loss, [weight], 5) == 4 * (5 * 10 + 1000)
+
+
+def test_what_is_computed_again_counts_once_and_what_is_forgotten_does_not():
+    weight = nn.Parameter(torch.ones(10))
+
+    def three(x: Tensor) -> Tensor:
+        return x.tanh().tanh().tanh()
+
+    def loss(n: int, forgetting: bool) -> Tensor:
+        x = torch.ones(n, 10) * weight
+        for _ in range(5):
+            x = torch_checkpoint(three, x, use_reentrant=False) if forgetting else three(x)
+        return x.sum()
+
+    for n in (1, 2, 7):
+        assert activations(partial(loss, forgetting=False), [weight], n) == 4 * n * 10 * (1 + 15)  # that of the product
+        assert activations(partial(loss, forgetting=True), [weight], n) == 4 * n * 10 * (1 + 5 + 3)
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_network_with_checkpointing_needs_less(precision):
+    counted = []
+    for checkpointing in (False, True):
+        network = UNet(16, 1, None, 8, (1, 2), 2, (8,), groups=4, checkpointing=checkpointing)
+
+        def loss(n: int, network: UNet = network) -> Tensor:
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                return network(torch.zeros(n, 1, 16, 16), torch.ones(n)).square().mean()
+
+        counted.append(activations(loss, network.parameters(), 50))
+    assert counted[1] < 0.5 * counted[0]
 
 
 def saved_by(loss: Tensor) -> int:

@@ -113,6 +113,8 @@ def test_science_changes_the_hash(changes):
         {"recognition": True},
         {"trust": ["my.Net"]},
         {"data.root": "/there"},
+        {"model.checkpointing": True},
+        {"model.checkpointing": False},  # which older configurations do not have
         *({f"trainer.{key}": 77} for key in ("log_every", "checkpoint_every", "keep", "previews")),
     ],
 )

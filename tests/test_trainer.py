@@ -505,7 +505,7 @@ def test_half_precision_learns_about_the_same(precision, data, tmp_path):
 
 
 def test_precision_is_recorded_and_kept(data, tmp_path):
-    assert resolve("auto", CPU) == "fp32" and resolve("bf16", CPU) == "bf16"
+    assert resolve("auto", CPU, 10) == "fp32" and resolve("bf16", CPU, 10) == "bf16"
     first = Fit(tmp_path / "a", data, steps=3, precision="bf16")
     kept = Fit(tmp_path / "b", data, precision="auto", resume=first.run.checkpoints / "3")
     assert kept.run.status()["precision"] == "bf16"

@@ -314,3 +314,50 @@ def test_classes_must_be_given_exactly_when_the_network_has_them():
         small(num_classes=3)(x, t)
     with pytest.raises(ValueError, match="num_classes = None, y is given"):
         small()(x, t, y)
+
+
+# --- Checkpointing
+
+
+@pytest.mark.parametrize("attention", ["full", "linear"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_neither_the_output_nor_a_gradient_nor_what_is_drawn_after(attention, precision):
+    options = {"attention_resolutions": [4], "attention": attention, "dropout": 0.1, "num_classes": 3, "blocks": 2}
+    plain, saving = small(**options), small(**options, checkpointing=True)
+    saving.load_state_dict(randomised(plain).state_dict())
+    x, t, y, ends = torch.randn(5, 1, 8, 8), torch.arange(1, 6), torch.tensor([0, 1, 2, 0, 1]), []
+    for net in (plain, saving):
+        net.train().to(memory_format=torch.channels_last)
+        images = x.clone().requires_grad_()
+        torch.manual_seed(7)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            out = net(images, t, y)
+            loss = out.float().square().mean()
+        loss.backward()
+        ends.append([out, images.grad, *(p.grad for p in net.parameters()), torch.rand(3)])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def saved_bytes(net: UNet) -> int:
+    """Of all that autograd keeps of a forward pass."""
+    storages = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = net(torch.zeros(8, 1, 8, 8), torch.ones(8))  # noqa: F841  # its graph holds what is counted
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks_alone_and_only_in_training():
+    options = {"attention_resolutions": [4, 8], "blocks": 2}
+    plain, saving = small(**options), small(**options, checkpointing=True)
+    assert saved_bytes(saving.train()) < saved_bytes(plain.train()) / 3
+    assert saved_bytes(saving.eval()) == saved_bytes(plain.eval())  # likelihoods take derivatives of these
+    assert saving.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        assert saved_bytes(saving.train()) == 0

@@ -4,6 +4,7 @@ import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
-from ddpm.files import regular_size
+from ddpm.files import Origin, regular_size
 
 URLS = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -54,6 +55,7 @@ class CIFAR10(ImageData):
         check_choice("split", split, ("auto", *FILES))
         check_options(image_size, channels, validation)
         half = "train" if split == "auto" else split
+        self.origin = Origin(partial(_candidates, Path(root).expanduser(), half))
         source = _locate(Path(root).expanduser(), download)
         files = read_folder(source, FILES[half]) if source.is_dir() else read_archive(source, FILES[half])
         images, labels = zip(*(parse_records(files[name], source / name) for name in FILES[half]), strict=True)
@@ -70,12 +72,21 @@ class CIFAR10(ImageData):
         )
 
 
+def _sources(root: Path) -> list[Path]:
+    """Where the extracted folder or the archive may lie, in the order in which they are looked for."""
+    return [folder / name for folder in (root / "cifar10", root) for name in (FOLDER, ARCHIVE)]
+
+
+def _candidates(root: Path, half: str) -> list[Path]:
+    """All the files that a half may be read from."""
+    return [path for source in _sources(root) for path in (source, *(source / name for name in FILES[half]))]
+
+
 def _locate(root: Path, download: bool) -> Path:
     """The extracted folder or the archive, downloaded if need be."""
-    for folder in (root / "cifar10", root):
-        for source in (folder / FOLDER, folder / ARCHIVE):
-            if source.is_dir() or source.is_file():  # no pipe, say, whose writer never comes
-                return source
+    for source in _sources(root):
+        if source.is_dir() or source.is_file():  # no pipe, say, whose writer never comes
+            return source
     if not download:
         raise FileNotFoundError(
             f"cifar10: no {FOLDER}/ or {ARCHIVE} in {root / 'cifar10'} or {root}; "

@@ -10,6 +10,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddpm.files import Origin
 from ddpm.images import to_float
 from ddpm.preflight import available, in_words
 from ddpm.randomness import generator as keyed
@@ -111,6 +112,8 @@ class ImageData:
 
     Raises: ValueError for arguments outside these ranges.
     """
+
+    origin: Origin | None = None  # of a source that knows all that it reads: its data are reused while that stays so
 
     def __init__(
         self,

@@ -1,12 +1,15 @@
 """The 1,797 handwritten digits, 8x8, that scikit-learn carries: real data without a network."""
 
 from collections.abc import Sequence
+from importlib.metadata import distribution
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 
 from ddpm.data.dataset import ImageData, check_options
+from ddpm.files import Origin
 
 
 class Digits(ImageData):
@@ -28,18 +31,32 @@ class Digits(ImageData):
         if split != "auto":
             raise ValueError(f"split={split!r}: digits has no published split; use auto, which is all 1,797 images")
         check_options(image_size, channels, validation)
-        from sklearn.datasets import load_digits  # takes a second to import, so only where it is used
-
-        digits = load_digits()
-        levels = torch.from_numpy(np.round(digits.images * 255 / 16).astype(np.uint8))  # (1797, 8, 8), from 0..16
+        self.origin = Origin(tuple)  # nothing that changes while a process runs
+        table = _table()
+        levels = torch.from_numpy(np.round(table[:, :-1] * 255.0 / 16).astype(np.uint8))  # (1797, 64), from 0..16
         super().__init__(
             "digits",
             "all",
-            rearrange(levels, "n h w -> n 1 h w"),
-            torch.from_numpy(digits.target),
-            [str(digit) for digit in digits.target_names],
+            rearrange(levels, "n (h w) -> n 1 h w", h=8),
+            torch.from_numpy(table[:, -1].copy()),
+            [str(digit) for digit in range(10)],
             image_size=image_size,
             channels=channels,
             validation=validation,
             flip=flip,
         )
+
+
+def _table() -> NDArray[np.int64]:
+    """A digit a row (1797, 65): its 64 gray levels in 0..16, and its label.
+
+    It is read from scikit-learn's own file, where that still lies in its place: to import it takes most of a second.
+    """
+    try:
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        return np.loadtxt(str(file), dtype=np.int64, delimiter=",")
+    except (OSError, ImportError):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return np.column_stack([digits.data, digits.target]).astype(np.int64)

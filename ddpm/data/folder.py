@@ -1,7 +1,7 @@
 """Any folder of PNG or JPEG files, with a subfolder a class or without."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
-from ddpm.files import regular_size
+from ddpm.files import Origin, regular_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 1 << 28  # bytes of an image, more than all its pixels have: PIL looks through a JPEG's zeros one by one
@@ -54,6 +54,7 @@ class Folder(ImageData):
         root = Path(root).expanduser()
         try:
             half, folder = _choose_half(root, split)
+            self.origin = Origin(partial(_looked_at, root, split))
             paths, labels, classes = list_images(folder)
         except PermissionError as error:
             raise PermissionError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
@@ -92,6 +93,15 @@ def _choose_half(root: Path, split: str) -> tuple[str, Path]:
     if split != "auto":
         raise ValueError(f"split={split!r}: {root} has no subfolders train and test, so only auto is possible")
     return "all", root
+
+
+def _looked_at(root: Path, split: str) -> Iterator[Path]:
+    """What a split is read from: the images, and whatever else lies in its folder and its subfolders."""
+    yield root.resolve()  # whose name the data have
+    for path in _visible(_choose_half(root, split)[1]):
+        yield path
+        if path.is_dir():
+            yield from _visible(path)
 
 
 def list_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:

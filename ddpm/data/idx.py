@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
-from ddpm.files import regular_size
+from ddpm.files import Origin, regular_size
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files of each half
 LARGEST = 1 << 28  # bytes that a header may announce, five times those of the largest published file
@@ -99,6 +100,7 @@ class IDX(ImageData):
         check_options(image_size, channels, validation)
         folders = [Path(root).expanduser() / name, Path(root).expanduser()]
         halves = list(PREFIX) if split == "auto" else [split]
+        self.origin = Origin(partial(_candidates, folders, halves))
         found = {half: pair for half in halves if (pair := find_half(folders, half))}
         half = next(iter(found), halves[0])
         if not found:
@@ -122,6 +124,12 @@ class IDX(ImageData):
 def file_stems(half: str) -> tuple[str, str]:
     """Names, without .gz, of the images' and the labels' file of "train" or "test"."""
     return f"{PREFIX[half]}-images-idx3-ubyte", f"{PREFIX[half]}-labels-idx1-ubyte"
+
+
+def _candidates(folders: Sequence[Path], halves: Sequence[str]) -> list[Path]:
+    """All the places of files that `find_half` may choose."""
+    stems = [stem for half in halves for stem in file_stems(half)]
+    return [folder / f"{stem}{ending}" for folder in folders for stem in stems for ending in ("", ".gz")]
 
 
 def find_half(folders: Sequence[Path], half: str) -> tuple[Path, Path] | None:

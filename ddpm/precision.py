@@ -1,0 +1,40 @@
+"""In which numbers a network computes; its weights, the losses and the mathematics around it stay in float32."""
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WORTH_BF16 = 10**6  # parameters
+
+
+def computing(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which networks compute in a precision: PyTorch's autocast, without effect for "fp32"."""
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # PyTorch tells under no public name
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def resolve(precision: str, device: torch.device, parameters: int) -> str:
+    """The precision that "auto" stands for: bf16 where the device computes in it, else fp32.
+
+    On a CPU small networks stay in fp32, for they lose more time by conversions than they gain.
+
+    Args:
+        parameters: how many the network has.
+    """
+    if precision != "auto":
+        return precision
+    small = device.type == "cpu" and parameters < WORTH_BF16
+    return "bf16" if computes_in_bf16(device) and not small else "fp32"
+
+
+def as_trained(precision: str, device: torch.device) -> str:
+    """The precision to draw samples in from a network that was trained in one: the same, where the device has it."""
+    if precision == "fp16" and device.type != "cuda":
+        precision = "bf16"
+    return precision if precision != "bf16" or computes_in_bf16(device) else "fp32"

@@ -1,0 +1,379 @@
+r"""Faster loops for a CPU: group norm with SiLU, 3x3 convolutions by Winograd's algorithm, attention with narrow heads.
+
+They are C++ (kernels.cpp), compiled once in a few seconds by the compiler at hand and kept in the user's cache. Where
+there is none, or DDPM_KERNELS=0 is set, PyTorch's own operations are used, and so they are for all tensors that are not
+float32 or bfloat16 on a CPU, channels-last. Results differ by rounding. Gradients of gradients need DDPM_KERNELS=0.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w"]
+SUFFIXES = {torch.float32: "float", torch.bfloat16: "bf16"}
+NARROW = (4, 8)  # widths of heads for which attention is compiled
+# Channels in and out: with fewer, the transforms cost more than Winograd's algorithm saves.
+WIDE_ENOUGH = {torch.float32: 256, torch.bfloat16: 128}
+CHUNK = 2**24  # bytes of transformed tiles at a time, which should stay in the last cache
+
+
+# --- The compiled library
+
+
+class Unavailable(Exception):
+    """Why there are no compiled kernels."""
+
+
+def available() -> bool:
+    """Whether there are compiled kernels; they are compiled now if they were not before."""
+    return isinstance(_found(), ctypes.CDLL)
+
+
+def why_not() -> str:
+    """The reason why there are none; empty if there are."""
+    found = _found()
+    return "" if isinstance(found, ctypes.CDLL) else found
+
+
+@functools.cache
+def _found() -> ctypes.CDLL | str:
+    """The compiled kernels, or why there are none."""
+    try:
+        return _library()
+    except Unavailable as error:
+        return str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the compiled kernels cannot be made or loaded: {error}"
+
+
+def _library() -> ctypes.CDLL:
+    """The kernels from the cache or from the compiler."""
+    if os.environ.get("DDPM_KERNELS") == "0":
+        raise Unavailable("DDPM_KERNELS=0")
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise Unavailable("no C++ compiler (c++, or what CXX names)")
+    if not torch.backends.openmp.is_available():
+        raise Unavailable("PyTorch was built without OpenMP")
+    told = (SOURCE.read_text(), FLAGS, compiler, torch.__version__, platform.machine(), _processor())
+    path = _cache() / f"kernels-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        _compile(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _processor() -> str:
+    """What this machine's compiler may make use of."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _cache() -> Path:
+    """A folder of the user's own, made if it is missing."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for folder in (Path(home) / "ddpm-ablations", Path(tempfile.gettempdir()) / f"ddpm-ablations-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    raise Unavailable("no folder of the user's own to keep them in")
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile to a name of this process's own, then take the place: several may do so at once."""
+    print("compiling models/kernels.cpp, once for this machine ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial, shared = Path(folder) / "kernels.o", Path(folder) / path.name
+        # linked without OpenMP's own library: the one that PyTorch has loaded serves, with PyTorch's threads
+        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(partial)], ["-shared", str(partial), "-o", str(shared)]):
+            done = subprocess.run([compiler, *command], capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode:
+                raise Unavailable(f"{compiler} failed: {' '.join(done.stderr.split())[:200]}")
+        ctypes.CDLL(str(shared))
+        os.replace(shared, path)
+
+
+def _call(name: str, x: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Call a kernel in the version for x's numbers; integers are int64 there, floats float32."""
+    kinds: list[Any] = [
+        a.data_ptr() if isinstance(a, Tensor) else ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a or 0)
+        for a in arguments
+    ]
+    values = [ctypes.c_void_p(a) if isinstance(a, int) else a for a in kinds]
+    getattr(_found(), f"{name}_{SUFFIXES[x.dtype]}")(*values)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether PyTorch's own operations are to be used for what x takes part in."""
+    return (
+        x.device.type != "cpu"
+        or x.dtype not in SUFFIXES
+        or not x.numel()
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None  # a transform by torch.func
+        or not available()
+    )
+
+
+Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+
+
+def _once(backward: Backward) -> Backward:
+    """A backward pass through which autograd cannot look again; torch's own `once_differentiable` may let it do so."""
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "compiled kernels have no gradients of gradients (create_graph=True); set DDPM_KERNELS=0"
+            )
+        return backward(ctx, gradient)
+
+    return guarded
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """As the kernels read images. One of 1x1 pixels is in every order."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- Group norm and SiLU
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    r"""Group norm, then SiLU if it is asked for, with float32 statistics whatever the numbers are.
+
+    .. math:: h = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \text{eps}}}\, \gamma_c + \beta_c, \quad
+        y = h \cdot \operatorname{sigmoid}(h)
+
+    Args:
+        x: (B, C, H, W); weight, bias: gamma and beta, (C,).
+    Returns: (B, C, H, W), of x's type.
+    Source: Group Normalization (arXiv 1803.08494); SiLU (arXiv 1702.03118).
+    """
+    if _plain(x) or not _is_channels_last(x) or weight.dtype != torch.float32:
+        h = F.group_norm(x, groups, weight, bias, eps)
+        return F.silu(h) if silu else h
+    return _GroupNorm.apply(x, weight, bias, groups, float(eps), silu)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+        B, C, H, W = x.shape
+        y, (mean, rstd) = torch.empty_like(x), torch.empty(2, B, groups)
+        _call("norm_forward", x, x, weight, bias, y, mean, rstd, B, H * W, C, groups, eps, silu)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.groups, ctx.silu = groups, silu
+        return y
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        B, C, H, W = x.shape
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, B, C)
+        _call(
+            "norm_backward", x, x, dy, weight, bias, mean, rstd, dx, dweight, dbias, B, H * W, C, ctx.groups, ctx.silu
+        )
+        return dx, dweight.sum(0), dbias.sum(0), None, None, None
+
+
+# --- Convolution
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
+    r"""A 3x3 convolution with padding 1, to which numbers for each image and channel may be added.
+
+    By Winograd's algorithm F(2x2, 3x3): tiles of 4x4 pixels d give 2x2 pixels with 16 products instead of 36,
+
+    .. math:: Y = A^T \left[ (G g G^T) \odot (B^T d B) \right] A \qquad \text{[Lavin (2x2, 3x3)]}
+
+    .. math:: B^T = \begin{pmatrix} 1 & 0 & -1 & 0 \\ 0 & 1 & 1 & 0 \\ 0 & -1 & 1 & 0 \\ 0 & 1 & 0 & -1 \end{pmatrix},
+        \quad G = \begin{pmatrix} 1 & 0 & 0 \\ 1/2 & 1/2 & 1/2 \\ 1/2 & -1/2 & 1/2 \\ 0 & 0 & 1 \end{pmatrix},
+        \quad A^T = \begin{pmatrix} 1 & 1 & 1 & 0 \\ 0 & 1 & -1 & -1 \end{pmatrix},
+
+    and the 16 products, summed over channels, are 16 matrix products over all tiles. In bfloat16 its rounding error is
+    twice that of the sum term by term, in float32 about the same.
+
+    Args:
+        x: (B, C, H, W); weight: (C', C, 3, 3); bias: (C',); shift: (B, C').
+    Returns: (B, C', H, W).
+    Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), section 4.1.
+    """
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    C_out, C_in = weight.shape[:2]
+    if (
+        _plain(x)
+        or not _is_channels_last(x)
+        or weight.dtype != torch.float32
+        or min(C_in, C_out) < WIDE_ENOUGH.get(kind, math.inf)
+    ):
+        y = F.conv2d(x, weight, bias, padding=1)
+        return y if shift is None else y + shift[:, :, None, None]
+    of = _Middle if x.shape[2:] == (1, 1) else _Winograd
+    return of.apply(x.to(kind), weight, bias[None] if shift is None else shift + bias, shift is None)
+
+
+class _Middle(torch.autograd.Function):
+    """On a map of one pixel, all but the middle of a kernel meets padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, shared: bool) -> Tensor:
+        middle = weight[:, :, 1, 1].to(x.dtype)
+        ctx.save_for_backward(x, middle)
+        ctx.shared = shared
+        return F.linear(x[:, :, 0, 0], middle).add_(shift)[:, :, None, None]
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, middle), dy = ctx.saved_tensors, dy[:, :, 0, 0]
+        dweight = torch.empty(*middle.shape, 3, 3, memory_format=torch.channels_last).zero_()
+        dweight[:, :, 1, 1] = dy.T @ x[:, :, 0, 0]
+        dshift = dy.sum(0, keepdim=True, dtype=torch.float32) if ctx.shared else dy.float()
+        return (dy @ middle)[:, :, None, None], dweight, dshift, None
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, shared: bool) -> Tensor:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        C_out, C_in = weight.shape[:2]
+        U = torch.empty(16, C_out, C_in, dtype=x.dtype)
+        _call("weight_in", x, weight, U, C_out, C_in)
+        ctx.save_for_backward(x, U)
+        ctx.shared = shared
+        return _correlate(x, U.mT, shift.float().contiguous(), False)
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, U = ctx.saved_tensors
+        dx = dweight = dshift = None
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        if ctx.needs_input_grad[0]:
+            dx = _correlate(dy, U, None, True)  # with the kernels turned by 180 degrees
+        if ctx.needs_input_grad[1]:
+            dweight = _weight_gradient(x, dy, U)
+        if ctx.needs_input_grad[2]:
+            dshift = dy.sum((0, 2, 3) if ctx.shared else (2, 3), dtype=torch.float32).reshape(-1, dy.shape[1])
+        return dx, dweight, dshift, None
+
+
+def _chunks(x: Tensor, channels: int) -> Iterator[slice]:
+    """Images at a time, so that their tiles with so many channels take `CHUNK` bytes."""
+    images = max(1, CHUNK // (4 * x.shape[2] * x.shape[3] * channels * x.element_size()))
+    return (slice(start, start + images) for start in range(0, len(x), images))
+
+
+_kept = threading.local()
+
+
+def _scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A tensor whose memory the next of the same name takes over: new memory costs more than what is done in it."""
+    kept: Tensor | None = getattr(_kept, name, None)
+    size = math.prod(shape) * dtype.itemsize
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size, dtype=torch.uint8)
+        setattr(_kept, name, kept)
+    return kept[:size].view(dtype).view(shape)
+
+
+def _tiles(x: Tensor, turned: bool) -> Tensor:
+    """B^T d B of every tile: (B, C, H, W) -> (16, tiles, C), in scratch memory."""
+    B, C, H, W = x.shape
+    V = _scratch("V", x.dtype, 16, B * ((H + 1) // 2) * ((W + 1) // 2), C)
+    _call("tiles_in", x, x, V, B, H, W, C, turned)
+    return V
+
+
+def _correlate(x: Tensor, U: Tensor, shift: Tensor | None, turned: bool) -> Tensor:
+    """x with transformed kernels U (16, C, C'), which are taken turned by 180 degrees if asked for."""
+    (B, C, H, W), C_out = x.shape, U.shape[2]
+    y = torch.empty(B, C_out, H, W, dtype=x.dtype, memory_format=torch.channels_last)
+    stride = 0 if shift is None or len(shift) == 1 else C_out
+    for rows in _chunks(x, C + C_out):
+        V, part = _tiles(x[rows], turned), y[rows]
+        M = torch.bmm(V, U, out=_scratch("M", x.dtype, 16, V.shape[1], C_out))
+        added = shift if shift is None or not stride else shift[rows]
+        _call("tiles_out", x, M, added, stride, part, len(part), H, W, C_out, turned)
+    return y
+
+
+def _weight_gradient(x: Tensor, dy: Tensor, U: Tensor) -> Tensor:
+    """G^T [sum over tiles of (A dy A^T) (B^T d B)] G, (C', C, 3, 3)."""
+    (_, C_out, C_in), (_, _, H, W) = U.shape, x.shape
+    dU: Tensor | None = None
+    for rows in _chunks(x, C_in + C_out):
+        V, part = _tiles(x[rows], False), dy[rows]
+        dM = _scratch("M", x.dtype, 16, V.shape[1], C_out)
+        _call("tiles_back", x, part, dM, len(part), H, W, C_out)
+        one = torch.bmm(dM.mT, V)
+        dU = one if dU is None else dU.float().add_(one)
+    assert dU is not None
+    dweight = torch.empty(C_out, C_in, 3, 3, memory_format=torch.channels_last)
+    _call("weight_back", dU, dU, dweight, C_out, C_in)
+    return dweight
+
+
+# --- Attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    r"""softmax(q k^T / sqrt(d)) v of each head, whose scores are never all in memory at once.
+
+    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere.
+
+    Args:
+        q, k, v: (B, n, heads * d).
+    Returns: (B, n, heads * d).
+    """
+    C = q.shape[2]
+    alike = q.dtype == k.dtype == v.dtype and all(x.is_contiguous() for x in (q, k, v))
+    if _plain(q) or C // heads not in NARROW or not alike:
+        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _Attention.apply(q, k, v, heads)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        B, n, C = q.shape
+        out, lse = torch.empty_like(q), torch.empty(B, heads, n)
+        _call("attend", q, q, k, v, out, lse, B, n, heads, C // heads)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.heads = heads
+        return out
+
+    @staticmethod
+    @_once
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        (B, n, C), heads = q.shape, ctx.heads
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        _call("attend_back", q, q, k, v, out, lse, dout.contiguous(), dq, dk, dv, B, n, heads, C // heads)
+        return dq, dk, dv, None

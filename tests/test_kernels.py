@@ -1,0 +1,216 @@
+"""models/kernels.py: the compiled loops give what the formulas give, and PyTorch's own operations without them."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import kernels
+from models.unet import UNet
+
+REPOSITORY = Path(__file__).parents[1]
+ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 1e-2}  # of the largest value
+compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_not()}")
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Noise, which as images is channels-last."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+
+def with_gradients(function, inputs: list[Tensor], d_out: Tensor) -> list[Tensor]:
+    """What a function gives, and its gradients by all inputs."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, d_out.to(out.dtype))]
+
+
+def assert_alike(function, formula, inputs: list[Tensor], d_out: Tensor, tolerance: float) -> None:
+    """The function agrees with a formula in float64, and so do all gradients, within a share of the largest value."""
+    found = with_gradients(function, inputs, d_out)
+    exact = with_gradients(formula, [x.double() for x in inputs], d_out.double())
+    for a, b in zip(found, exact, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().clamp(min=0.1).item())
+
+
+@compiled
+@both
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    "shape, groups", [((3, 64, 8, 8), 32), ((1, 96, 7, 5), 8), ((2, 30, 5, 5), 3), ((2, 512, 1, 1), 32)]
+)
+def test_group_norm(shape, groups, silu, dtype):
+    x, (weight, bias) = randn(*shape, dtype=dtype) * 2 + 3, (randn(shape[1]) + 2, randn(shape[1] + 1)[1:])
+
+    def formula(x, weight, bias):
+        h = F.group_norm(x, groups, weight, bias, 1e-6)
+        return h * torch.sigmoid(h) if silu else h
+
+    def function(x, weight, bias):
+        return kernels.group_norm(x, groups, weight, bias, 1e-6, silu)
+
+    assert_alike(function, formula, [x, weight, bias], randn(*shape, dtype=dtype), ROUNDING[dtype])
+
+
+@compiled
+def test_group_norm_of_large_values_that_hardly_differ():
+    """E x^2 - (E x)^2 would have nothing left here."""
+    x = 1000 + randn(2, 32, 8, 8)
+    found = kernels.group_norm(x, 4, torch.ones(32), torch.zeros(32), 1e-6, False)
+    torch.testing.assert_close(found.double(), F.group_norm(x.double(), 4, eps=1e-6), rtol=0, atol=1e-4)
+
+
+@pytest.mark.equation("Lavin (2x2, 3x3)")
+@compiled
+@both
+@pytest.mark.parametrize(
+    "c_in, c_out, height, width", [(64, 32, 8, 8), (40, 48, 7, 5), (33, 70, 2, 2), (64, 32, 1, 1), (32, 96, 9, 14)]
+)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_convolution_by_winograds_algorithm(c_in, c_out, height, width, shifted, dtype, monkeypatch):
+    """Also cut into chunks of images, with edges that are no whole tile, and channels that are no whole lanes."""
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    monkeypatch.setattr(kernels, "CHUNK", 2 * 4 * height * width * (c_in + c_out) * dtype.itemsize)
+    inputs = [randn(5, c_in, height, width, dtype=dtype), randn(c_out, c_in, 3, 3), randn(c_out)]
+    inputs += [randn(5, c_out)] if shifted else []
+
+    def function(x, weight, bias, shift=None):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return kernels.convolution(x, weight, bias, shift)
+
+    def formula(x, weight, bias, shift=None):
+        y = F.conv2d(x, weight, bias, padding=1)
+        return y if shift is None else y + shift[:, :, None, None]
+
+    assert_alike(function, formula, inputs, randn(5, c_out, height, width, dtype=dtype), ROUNDING[dtype])
+
+
+@compiled
+@both
+@pytest.mark.parametrize("n, heads, width", [(49, 4, 8), (16, 2, 4), (196, 3, 8), (5, 3, 4), (1, 2, 8)])
+def test_attention(n, heads, width, dtype):
+    q, k, v, d_out = (randn(2, n, heads * width + i, dtype=dtype)[..., i:].contiguous() for i in range(4))
+
+    def formula(q, k, v):
+        q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return ((q @ k.mT / width**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    assert_alike(lambda q, k, v: kernels.attention(q, k, v, heads), formula, [q, k, v], d_out, ROUNDING[dtype])
+
+
+@compiled
+def test_attention_to_scores_that_would_overflow():
+    q, k, v = 100 * randn(1, 20, 8), 100 * randn(1, 20, 9)[..., 1:], randn(1, 20, 10)[..., 2:]
+    found = kernels.attention(q, k.contiguous(), v.contiguous(), 1)
+    torch.testing.assert_close(found, (q @ k.mT / 8**0.5).softmax(-1) @ v)
+
+
+@compiled
+@both
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_hidden(bad, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    x = randn(2, 32, 4, 4, dtype=dtype)
+    x[1, 3, 2, 2] = bad
+    normal = kernels.group_norm(x, 8, torch.ones(32), torch.zeros(32), 1e-6, True)
+    assert normal[0].isfinite().all() and not normal[1, :4].isfinite().all()
+    y = kernels.convolution(x, randn(32, 32, 3, 3), torch.zeros(32))
+    assert y[0].isfinite().all() and not y[1, :, 1:4, 1:4].isfinite().any()
+    rows = x[:, :8].flatten(2).mT.contiguous()
+    assert not kernels.attention(rows, rows, rows, 1)[1].isfinite().all(1).any()
+
+
+def networks() -> tuple[UNet, UNet, list[Tensor]]:
+    """A network with every path, twice, in training mode, and (x, t, y)."""
+    torch.manual_seed(0)
+    model = UNet(
+        12, 3, channels=32, channel_mults=[1, 8, 8], blocks=1, attention_resolutions=[6], head_channels=8, dropout=0.0,
+        groups=8, num_classes=4,
+    )  # fmt: skip
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.5 / max(p[0].numel(), 1) ** 0.5) if not p.any() else None
+    model = model.to(memory_format=torch.channels_last)
+    return model, copy.deepcopy(model), [randn(3, 3, 12, 12), torch.tensor([1, 500, 1000]), torch.tensor([0, 3, 1])]
+
+
+@compiled
+def test_a_step_of_a_network_is_that_of_pytorchs_own_operations(monkeypatch):
+    """Output and all gradients, within 1e-5 of the largest value of each."""
+    fast, plain, (x, t, y) = networks()
+    calls = []
+    call = kernels._call
+    monkeypatch.setattr(kernels, "_call", lambda name, *rest: (calls.append(name), call(name, *rest)))
+    found = fast(x, t, y)
+    found.square().mean().backward()
+    assert {"norm_backward", "weight_back", "tiles_back", "attend_back"} <= set(calls)
+    calls.clear()
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    expected = plain(x, t, y)
+    expected.square().mean().backward()
+    assert not calls
+    pairs = [(found, expected), *((a.grad, b.grad) for a, b in zip(fast.parameters(), plain.parameters(), strict=True))]
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item() + 1e-9)
+
+
+@compiled
+def test_threads_do_not_change_a_bit():
+    threads, results = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        h = kernels.group_norm(randn(4, 64, 6, 6), 8, torch.ones(64), torch.zeros(64), 1e-6, True)
+        results.append(kernels.attention(*(h.flatten(2).mT.contiguous() for _ in range(3)), 8))
+    torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_numbers_and_layouts_take_pytorchs_own_operations(dtype):
+    x, weight = randn(2, 32, 4, 4, dtype=dtype), randn(32, 32, 3, 3, dtype=dtype)
+    assert torch.equal(kernels.convolution(x, weight, weight.new_zeros(32)), F.conv2d(x, weight, padding=1))
+    rows, one, zero = torch.randn(2, 32, 4, 4), torch.ones(32), torch.zeros(32)
+    found = kernels.group_norm(rows, 4, one, zero, 1e-6, True)
+    assert torch.equal(found, F.silu(F.group_norm(rows, 4, one, zero, 1e-6)))
+
+
+@compiled
+def test_gradients_of_gradients_are_refused():
+    x = randn(2, 32, 4, 4).requires_grad_()
+    y = kernels.group_norm(x, 4, torch.ones(32), torch.zeros(32), 1e-6, True)
+    with pytest.raises(RuntimeError, match="DDPM_KERNELS=0"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "environment, reason",
+    [({"DDPM_KERNELS": "0"}, "DDPM_KERNELS=0"), ({"CXX": "no-such-compiler"}, "no C++"), ({"CXX": "false"}, "failed")],
+    ids=str,
+)
+def test_without_a_compiler_all_goes_on_with_pytorchs_own_operations(environment, reason, tmp_path):
+    code = (
+        "import torch\nfrom models import kernels\nfrom models.unet import UNet\n"
+        "model = UNet(8, 1, channels=32, channel_mults=[1], attention_resolutions=[8], dropout=0.0)\n"
+        "model(torch.randn(2, 1, 8, 8).to(memory_format=torch.channels_last), torch.tensor([1, 2])).sum().backward()\n"
+        "print(kernels.why_not())"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)} | environment
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert reason in told.stdout and not list(tmp_path.rglob("*.so"))
+
+
+@compiled
+def test_they_are_compiled_once_for_all_processes(tmp_path):
+    code = "from models import kernels\nassert kernels.available(), kernels.why_not()"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code]
+    told = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr for _ in "12"]
+    assert "compiling" in told[0] and not told[1] and len(list(tmp_path.rglob("*"))) == 2
