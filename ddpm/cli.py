@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -838,7 +839,9 @@ def _source(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     _load(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
     shape, precision = (model.in_channels, *model.image_size), config.precision
     if precision == "auto":
-        precision = as_trained(_status(run).get("precision", "fp32"), device)
+        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
+            precision = run.status().get("precision")
+        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
     return Source(diffusion, model, sampler, shape, config.seed, device, precision), run, trained, int(folder.name)
 
 

@@ -12,6 +12,7 @@ FLOP. What another run found with the same machine, torch and threads stays in t
 """
 
 import argparse
+import contextlib
 import functools
 import gc
 import importlib
@@ -29,6 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,6 +45,7 @@ from ddpm.files import read_json, replacing, shown
 from ddpm.precision import computing, resolve
 from ddpm.samplers import DDIM
 from ddpm.schedules import linear
+from models import kernels
 from models.pretrained import _describe, save_unet
 from models.unet import UNet
 
@@ -84,14 +87,29 @@ class Setting(NamedTuple):
     contender: str
     precision: str  # "auto" for what a user gets
     compiled: bool = False
+    without: str = ""  # which of WITHOUT
 
 
+def plain_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """`models.kernels.group_norm` by PyTorch's own operations."""
+    h = F.group_norm(x, groups, weight, bias, eps)
+    return F.silu(h) if silu else h
+
+
+# of models.kernels, what is not compiled where it is measured what that gains: attribute and value
+WITHOUT: dict[str, tuple[str, Any]] = {
+    "kernels": ("available", lambda: False),
+    "norm": ("group_norm", plain_norm),
+    "winograd": ("WIDE_ENOUGH", {}),
+    "attention": ("NARROW", ()),
+}
 OTHER = "denoising-diffusion-pytorch"
 SETTINGS = {
     "ours": Setting("ours", "auto"),
     "ours fp32": Setting("ours", "fp32"),
     "ours bf16": Setting("ours", "bf16"),
     "ours compiled": Setting("ours", "bf16", compiled=True),
+    **{f"ours without {means}": Setting("ours", "auto", without=means) for means in WITHOUT},
     "peer default": Setting("peer", "fp32"),
     "peer bf16": Setting("tuned peer", "bf16"),
     "peer fp32 channels_last": Setting("tuned peer", "fp32"),
@@ -100,6 +118,7 @@ SETTINGS = {
     OTHER: Setting("other", "fp32"),
 }
 OURS = {name: f"ours {name}" for name in ("fp32", "bf16", "compiled")}  # "ours" itself is always there
+OURS |= {f"no_{means}": f"ours without {means}" for means in WITHOUT}
 PEERS = {"default": "peer default", "bf16": "peer bf16", "fp32": "peer fp32 channels_last",
          "compiled_fp32": "peer compiled fp32", "compiled_bf16": "peer compiled bf16", "other": OTHER}  # fmt: skip
 TUNED = ["bf16", "fp32", "compiled_fp32", "compiled_bf16"]  # among which the best peer is sought
@@ -287,11 +306,16 @@ class Way:
         """The network; compiled at first use, where that can be timed and may fail."""
         return torch.compile(self.contender.model) if self.setting.compiled else self.contender.model
 
+    def without(self) -> contextlib.AbstractContextManager[object]:
+        """Some of the compiled loops are not used for a while."""
+        means = self.setting.without
+        return mock.patch.object(kernels, *WITHOUT[means]) if means else contextlib.nullcontext()
+
     def step(self) -> None:
         """A training step."""
         contender = self.contender
         contender.optimizer.zero_grad()
-        with self.autocast:
+        with self.autocast, self.without():
             loss = contender.loss(self.forward)
         loss.backward()
         nn.utils.clip_grad_norm_(contender.parameters, 1.0)
@@ -300,7 +324,7 @@ class Way:
 
     def sample(self, steps: int) -> None:
         """A batch of images."""
-        with self.autocast:
+        with self.autocast, self.without():
             self.contender.sample(self.forward, steps)
 
 
@@ -674,7 +698,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", default=",".join(CONFIGS), help="default: %(default)s")
     parser.add_argument("--what", default=",".join(WHAT[:-1]), help=f"of {','.join(WHAT)}; default: %(default)s")
-    parser.add_argument("--ours", default=",".join(OURS), help='beside "ours" itself, or none; default: %(default)s')
+    parser.add_argument(
+        "--ours", default="fp32,bf16,compiled", help=f'beside "ours" itself, of {",".join(OURS)}, or none'
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="or best (all tuned), none; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="on a CPU at most 3 of sampling")
     parser.add_argument("--batch", type=int, help="default: each configuration's own")

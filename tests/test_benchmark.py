@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import kernels
+
 SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmark.py"
 COUNTS = {"devanagari": 77_357_825, "cifar10": 35_746_307, "class_mnist": 1_708_289, "butterflies": 18_536_323,
           "cars": 26_623_363}  # fmt: skip
@@ -143,6 +145,26 @@ def test_growth_is_an_exponent_and_a_small_picture(tiny, tmp_path, monkeypatch):
     assert 2_000 < (tmp_path / "growth.png").stat().st_size < 100_000
 
 
+@pytest.mark.parametrize("means", ["kernels", "norm", "winograd", "attention"])
+def test_what_is_measured_without_a_means_differs_by_rounding(means, benchmark, monkeypatch):
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    called, call = [], kernels._call
+    monkeypatch.setattr(kernels, "_call", lambda name, *rest: (called.append(name), call(name, *rest)))
+    contender = benchmark["Ours"](TINY, 2, CPU)
+    losses = []
+    for setting in ("ours", f"ours without {means}"):
+        called.clear()
+        way = benchmark["Way"](contender, benchmark["SETTINGS"][setting], CPU)
+        torch.manual_seed(0)
+        with way.without():
+            losses.append(contender.loss(way.forward).item())
+        if kernels.available():
+            parts = {"norm": "norm_forward", "winograd": "tiles_in", "attention": "attend"}
+            missing = set(parts.values()) - set(called)
+            assert missing == ({parts[means]} if means in parts else set(parts.values())) or setting == "ours"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ the whole of it
 
 
@@ -203,7 +225,7 @@ def test_a_file_that_another_machine_or_program_wrote_is_left_alone(tiny, tmp_pa
         (["--configs", "cifar"], "--configs has 'cifar', which is not known; allowed: devanagari, cifar10"),
         (["--what", "speed"], "allowed: training, sampling, memory, limits, growth"),
         (["--peers", "default,fastest"], "--peers has 'fastest'"),
-        (["--ours", "fp16"], "allowed: fp32, bf16, compiled, none"),
+        (["--ours", "fp16"], "allowed: fp32, bf16, compiled, no_kernels, no_norm, no_winograd, no_attention, none"),
         (["--batch", "0"], "--batch = 0 must be an integer in 1..1000000"),
     ],
 )
@@ -218,7 +240,10 @@ def test_groups_of_settings(benchmark):
     chosen = benchmark["arguments"](["--ours", "none", "--peers", "best"]).labels
     assert chosen == ["ours", "peer bf16", "peer fp32 channels_last", "peer compiled fp32", "peer compiled bf16"]
     assert benchmark["arguments"](["--ours", "none", "--peers", "none"]).labels == ["ours"]
-    assert benchmark["arguments"]([]).labels == list(benchmark["SETTINGS"])
+    means = [f"ours without {means}" for means in benchmark["WITHOUT"]]
+    words = ["--ours", "no_kernels,no_norm,no_winograd,no_attention", "--peers", "none"]
+    assert benchmark["arguments"](words).labels == ["ours", *means]
+    assert benchmark["arguments"]([]).labels == [label for label in benchmark["SETTINGS"] if label not in means]
 
 
 def test_the_table(benchmark):

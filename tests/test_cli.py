@@ -848,6 +848,7 @@ WRONG_SAMPLE = {
     "batch=0": ["batch=0", ">= 1"],
     "seed=abc": ["seed"],
     "weights=best": ["weights=best", "ema, raw"],
+    "precision=bf8": ["precision=bf8", "auto, fp32, bf16, fp16"],
     "sampler=nope": ["nope", "ancestral", "ddim"],
     "sampler.steps=11": ["steps = 11", "1..10"],
     "sampler.eta=2": ["eta = 2"],
@@ -1115,6 +1116,35 @@ def test_checkpointing_takes_less_and_makes_the_same_run(call, tmp_path, monkeyp
     assert "nothing to do" in call(cli.train, *asked, "model.checkpointing=true", f"runs={tmp_path / 'False'}").out
     kept = [activations for activations in counted if activations]  # which --check alone counts
     assert len(kept) == 2 and kept[1] < 0.7 * kept[0]
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(call, tmp_path, monkeypatch, without_pictures):
+    def stumble(*arguments: object, **keys: object) -> None:
+        raise RuntimeError("no compiler of any kind\nand a long story")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: setattr(model, "_compiled_call_impl", stumble))
+    plain, tried = (
+        call(cli.train, *words(), f"compile={compile}", f"runs={tmp_path / str(compile)}") for compile in (False, True)
+    )
+    assert plain.code == tried.code == 0
+    assert (
+        "warning: the network cannot be compiled here, and is trained as it is: no compiler of any kind\n" in tried.out
+    )
+    one, other = (run_of(tmp_path / str(compile)) for compile in (False, True))
+    assert one.name == other.name and same(weights(one, 4), weights(other, 4)) and losses(one) == losses(other)
+    assert_refused(call(cli.train, *words(), "compile=perhaps", f"runs={tmp_path}"), "compile=perhaps", "true or false")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler for a CPU")
+def test_a_compiled_network_learns_the_same_but_for_rounding(call, tmp_path, without_pictures):
+    for compile in (False, True):
+        told = call(cli.train, *words("trainer.previews=1"), f"compile={compile}", f"runs={tmp_path / str(compile)}")
+        assert told.code == 0 and ("compiled in" in told.out) == compile
+    one, other = (run_of(tmp_path / str(compile)) for compile in (False, True))
+    assert one.name == other.name
+    a, b = ([loss for *_, loss in losses(run)] for run in (one, other))
+    assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_path, monkeypatch, without_pictures):

@@ -163,6 +163,31 @@ def test_a_step_of_a_network_is_that_of_pytorchs_own_operations(monkeypatch):
 
 
 @compiled
+def test_half_precision_learns_along_the_same_curve(monkeypatch):
+    """With every convolution by Winograd's algorithm; the two curves are as near as those of two seeds are not."""
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    x, t = randn(16, 1, 8, 8).clamp(-1, 1), torch.arange(16)
+
+    def curve(dtype: torch.dtype, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        model = UNet(8, 1, channels=32, channel_mults=[1, 2], blocks=1, attention_resolutions=[4], head_channels=8,
+                     groups=8, dropout=0.0).to(memory_format=torch.channels_last)  # fmt: skip
+        optimizer, losses = torch.optim.Adam(model.parameters(), lr=2e-3), []
+        for _ in range(60):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = (model(x, t).float() - x.flip(-1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    full, half, other = curve(torch.float32, 0), curve(torch.bfloat16, 0), curve(torch.float32, 1)
+    assert full[-10:].mean() < 0.5 * full[0]
+    assert (full - half).abs().mean() < 0.5 * (full - other).abs().mean()
+
+
+@compiled
 def test_threads_do_not_change_a_bit():
     threads, results = torch.get_num_threads(), []
     for number in (1, 2):
