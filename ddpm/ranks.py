@@ -3,6 +3,7 @@
 import atexit
 import importlib
 import os
+import time
 from typing import Any
 
 import torch
@@ -98,5 +99,11 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
         # import, keeps in its functions' defaults whatever group there is: it must meet none.
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size()), device
+
+
+def _leave() -> None:
+    """Free the group's threads, after they have dropped what they held last: they need Python for that."""
+    time.sleep(0.5)
+    dist.destroy_process_group()
