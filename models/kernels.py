@@ -66,6 +66,8 @@ def _library() -> ctypes.CDLL:
     """The kernels from the cache or from the compiler."""
     if os.environ.get("DDPM_KERNELS") == "0":
         raise Unavailable("DDPM_KERNELS=0")
+    if os.name != "posix":
+        raise Unavailable("they are compiled on Linux and macOS only")
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         raise Unavailable("no C++ compiler (c++, or what CXX names)")
@@ -73,8 +75,15 @@ def _library() -> ctypes.CDLL:
         raise Unavailable("PyTorch was built without OpenMP")
     told = (SOURCE.read_text(), FLAGS, compiler, torch.__version__, platform.machine(), _processor())
     path = _cache() / f"kernels-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    failed = path.with_suffix(".failed")
+    if failed.exists():
+        raise Unavailable(f"{failed.read_text()[:300]}; delete {failed} to try again")
     if not path.exists():
-        _compile(compiler, path)
+        try:
+            _compile(compiler, path)
+        except Unavailable as error:
+            failed.write_text(str(error))
+            raise
     return ctypes.CDLL(str(path))
 
 
