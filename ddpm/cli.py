@@ -231,7 +231,7 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
     must_be_storable(settings)
     _must_be_whole(config, "seed")
     for key in ("recognition", "compile"):
-        if not isinstance(config[key], bool):
+        if not isinstance(config.get(key, False), bool):  # runs of earlier versions have no `compile`
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
@@ -517,7 +517,7 @@ def _follow(plan: Plan, team: Any) -> None:
 
 
 def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
-    if plan.config.compile:
+    if plan.config.get("compile"):
         _compile(plan, team.size)
     return plan.trainer.fit(
         plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
@@ -587,7 +587,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
         _place(base, config, parent.path),
         OmegaConf.from_dotlist(words),
-        {"trust": _trusted(config)},
+        {"trust": _trusted(config), "compile": config.get("compile", False)},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
     return merged, path

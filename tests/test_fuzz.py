@@ -158,6 +158,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "init": ["null", "nowhere"],
     "extend": ["null", "nowhere"],
     "recognition": ["true", "false"],
+    "compile": ["false"],  # compiling takes a minute, and a test of its own
     "trust": ["[]", "[os.system]", "[nowhere.Net]"],
 }
 WRONG = [
@@ -355,6 +356,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.setattr(trainer, "HELD_OUT_IMAGES", 4)
     patch.setattr(plots, "preview", lambda path, rows: None)
     patch.setattr("ddpm.runs.git_commit", lambda: None)
+    patch.setattr(torch.nn.Module, "compile", lambda model: None)  # which takes a minute
     patch.setattr(checkpoint, "save", lambda *arguments: None)
     patch.setattr(os, "fsync", lambda descriptor: None)
 
