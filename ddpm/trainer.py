@@ -439,7 +439,9 @@ class Previews:
         """Sample from both networks and draw preview.png."""
         from ddpm import plots  # and matplotlib with it, which the first step does not wait for
 
-        with torch.compiler.set_stance("force_eager"):  # eight pictures are not worth compiling the other mode
+        compiled = getattr(raw, "_compiled_call_impl", None) is not None
+        # eight pictures are not worth compiling the other mode
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             of_raw, of_ema = (
                 Source(self.diffusion, net, self.sampler, self.shape, self.seed, self.device, self.precision).draw(
                     range(PREVIEW_IMAGES)
