@@ -420,12 +420,12 @@ def on_paper(make: Callable[[], nn.Module], network: Network, batch: int) -> dic
     """The parameters of a network, and what a step and an image of it cost."""
     with torch.device("meta"):
         model, (x_t, y), t = make(), images(network, batch), torch.ones(batch)
-        given = [x_t.to("meta"), t] + ([y.to("meta")] if y is not None and isinstance(model, UNet) else [])
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "gflop_step": flops(model, *given) / 1e9,
-            "gflop_image_forward": flops(model, *(v[:1] for v in given), backward=False) / 1e9,
-        }
+    given = [x_t.to("meta"), t] + ([y.to("meta")] if y is not None and isinstance(model, UNet) else [])
+    return {  # outside: what is imported at first use makes tensors of its own, and needs their values
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflop_step": flops(model, *given) / 1e9,
+        "gflop_image_forward": flops(model, *(v[:1] for v in given), backward=False) / 1e9,
+    }
 
 
 def timings(network: Network, batch: int, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -125,11 +125,13 @@ def _compile(compiler: str, path: Path) -> None:
 
 def _call(name: str, x: Tensor, *arguments: Tensor | int | float | None) -> None:
     """Call a kernel in the version for x's numbers; integers are int64 there, floats float32."""
-    kinds: list[Any] = [
-        a.data_ptr() if isinstance(a, Tensor) else ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a or 0)
-        for a in arguments
-    ]
-    values = [ctypes.c_void_p(a) if isinstance(a, int) else a for a in kinds]
+
+    def as_c(a: Tensor | int | float | None) -> Any:
+        if a is None or isinstance(a, Tensor):
+            return ctypes.c_void_p(None if a is None else a.data_ptr())
+        return ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a)
+
+    values = [as_c(a) for a in arguments]
     getattr(_found(), f"{name}_{SUFFIXES[x.dtype]}")(*values)
 
 
@@ -167,6 +169,11 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _is_row(x: Tensor, *shape: int) -> bool:
+    """Whether the kernels may read so many float32 numbers: they look at addresses alone."""
+    return x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+
+
 # --- Group norm and SiLU
 
 
@@ -181,7 +188,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     Returns: (B, C, H, W), of x's type.
     Source: Group Normalization (arXiv 1803.08494); SiLU (arXiv 1702.03118).
     """
-    if _plain(x) or not _is_channels_last(x) or weight.dtype != torch.float32:
+    C = x.shape[1]
+    if _plain(x) or not _is_channels_last(x) or C % groups or not _is_row(weight, C) or not _is_row(bias, C):
         h = F.group_norm(x, groups, weight, bias, eps)
         return F.silu(h) if silu else h
     return _GroupNorm.apply(x, weight, bias, groups, float(eps), silu)
@@ -237,7 +245,11 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = 
     if (
         _plain(x)
         or not _is_channels_last(x)
+        or weight.shape[1:] != (x.shape[1], 3, 3)
         or weight.dtype != torch.float32
+        or weight.device.type != "cpu"
+        or not _is_row(bias, C_out)
+        or (shift is not None and shift.shape != (len(x), C_out))
         or min(C_in, C_out) < WIDE_ENOUGH.get(kind, math.inf)
     ):
         y = F.conv2d(x, weight, bias, padding=1)
@@ -361,7 +373,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     Returns: (B, n, heads * d).
     """
     C = q.shape[2]
-    alike = q.dtype == k.dtype == v.dtype and all(x.is_contiguous() for x in (q, k, v))
+    alike = all((x.shape, x.dtype, x.device) == (q.shape, q.dtype, q.device) and x.is_contiguous() for x in (q, k, v))
     if _plain(q) or C // heads not in NARROW or not alike:
         q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -207,6 +207,25 @@ def test_other_numbers_and_layouts_take_pytorchs_own_operations(dtype):
     assert torch.equal(found, F.silu(F.group_norm(rows, 4, one, zero, 1e-6)))
 
 
+def test_what_does_not_fit_is_refused_and_never_read(monkeypatch):
+    """The kernels know addresses alone; PyTorch's own operations compute it, or say what is wrong."""
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    monkeypatch.setattr(kernels, "_call", lambda *arguments: pytest.fail("a kernel was called"))
+    x, row = randn(2, 32, 4, 4), torch.ones(32)
+    with pytest.raises(RuntimeError, match="weight"):
+        kernels.group_norm(x, 4, row[:16], row, 1e-6, True)
+    with pytest.raises(RuntimeError, match="divisible"):
+        kernels.group_norm(x, 5, row, row, 1e-6, True)
+    for weight, bias in ((randn(8, 16, 3, 3), row[:8]), (randn(8, 32, 3, 3), row)):
+        with pytest.raises(RuntimeError, match=r"channels|bias"):
+            kernels.convolution(x, weight, bias)
+    with pytest.raises(RuntimeError, match="must match"):
+        kernels.convolution(x, randn(32, 32, 3, 3), row, torch.ones(3, 32))
+    assert kernels.attention(randn(2, 4, 8), *(randn(2, 5, 8) for _ in "kv"), 1).shape == (2, 4, 8)
+    strided = torch.ones(64)[::2]
+    assert torch.equal(kernels.group_norm(x, 4, strided, strided, 1e-6, False), F.group_norm(x, 4, row, row, 1e-6))
+
+
 @compiled
 def test_gradients_of_gradients_are_refused():
     x = randn(2, 32, 4, 4).requires_grad_()
