@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,6 +88,7 @@ class Setting(NamedTuple):
     precision: str  # "auto" for what a user gets
     compiled: bool = False
     without: str = ""  # which of WITHOUT
+    checkpointing: bool = False
 
 
 def plain_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
@@ -109,6 +110,7 @@ SETTINGS = {
     "ours fp32": Setting("ours", "fp32"),
     "ours bf16": Setting("ours", "bf16"),
     "ours compiled": Setting("ours", "bf16", compiled=True),
+    "ours checkpointing": Setting("ours", "auto", checkpointing=True),
     **{f"ours without {means}": Setting("ours", "auto", without=means) for means in WITHOUT},
     "peer default": Setting("peer", "fp32"),
     "peer bf16": Setting("tuned peer", "bf16"),
@@ -117,12 +119,12 @@ SETTINGS = {
     "peer compiled bf16": Setting("tuned peer", "bf16", compiled=True),
     OTHER: Setting("other", "fp32"),
 }
-OURS = {name: f"ours {name}" for name in ("fp32", "bf16", "compiled")}  # "ours" itself is always there
+OURS = {name: f"ours {name}" for name in ("fp32", "bf16", "compiled", "checkpointing")}  # "ours" itself is always there
 OURS |= {f"no_{means}": f"ours without {means}" for means in WITHOUT}
 PEERS = {"default": "peer default", "bf16": "peer bf16", "fp32": "peer fp32 channels_last",
          "compiled_fp32": "peer compiled fp32", "compiled_bf16": "peer compiled bf16", "other": OTHER}  # fmt: skip
 TUNED = ["bf16", "fp32", "compiled_fp32", "compiled_bf16"]  # among which the best peer is sought
-IN_MEMORY = ("ours", "ours bf16", "peer default", "peer bf16")  # each needs a process of its own
+IN_MEMORY = ("ours", "ours bf16", "ours checkpointing", "peer default", "peer bf16")  # each needs a process of its own
 
 TOLERANCE = 1e-4  # between the outputs of the two networks
 AT_LEAST = 0.3  # seconds that a turn of training lasts: of a small network so many steps are timed at once
@@ -306,16 +308,22 @@ class Way:
         """The network; compiled at first use, where that can be timed and may fail."""
         return torch.compile(self.contender.model) if self.setting.compiled else self.contender.model
 
-    def without(self) -> contextlib.AbstractContextManager[object]:
-        """Some of the compiled loops are not used for a while."""
-        means = self.setting.without
-        return mock.patch.object(kernels, *WITHOUT[means]) if means else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def as_set(self) -> Iterator[None]:
+        """For a while some of the compiled loops are not used, or the network checkpoints."""
+        means, model = self.setting.without, self.contender.model
+        with contextlib.ExitStack() as changes:
+            if means:
+                changes.enter_context(mock.patch.object(kernels, *WITHOUT[means]))
+            if self.setting.checkpointing:
+                changes.enter_context(mock.patch.object(model, "checkpointing", True))
+            yield
 
     def step(self) -> None:
         """A training step."""
         contender = self.contender
         contender.optimizer.zero_grad()
-        with self.autocast, self.without():
+        with self.autocast, self.as_set():
             loss = contender.loss(self.forward)
         loss.backward()
         nn.utils.clip_grad_norm_(contender.parameters, 1.0)
@@ -324,7 +332,7 @@ class Way:
 
     def sample(self, steps: int) -> None:
         """A batch of images."""
-        with self.autocast, self.without():
+        with self.autocast, self.as_set():
             self.contender.sample(self.forward, steps)
 
 

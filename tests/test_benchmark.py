@@ -156,13 +156,21 @@ def test_what_is_measured_without_a_means_differs_by_rounding(means, benchmark, 
         called.clear()
         way = benchmark["Way"](contender, benchmark["SETTINGS"][setting], CPU)
         torch.manual_seed(0)
-        with way.without():
+        with way.as_set():
             losses.append(contender.loss(way.forward).item())
         if kernels.available():
             parts = {"norm": "norm_forward", "winograd": "tiles_in", "attention": "attend"}
             missing = set(parts.values()) - set(called)
             assert missing == ({parts[means]} if means in parts else set(parts.values())) or setting == "ours"
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_checkpointing_is_on_for_a_step_alone(benchmark):
+    contender = benchmark["Ours"](TINY, 2, CPU)
+    way = benchmark["Way"](contender, benchmark["SETTINGS"]["ours checkpointing"], CPU)
+    with way.as_set():
+        assert contender.model.checkpointing
+    assert not contender.model.checkpointing
 
 
 # ------------------------------------------------------------------------------------------------------ the whole of it
@@ -225,7 +233,10 @@ def test_a_file_that_another_machine_or_program_wrote_is_left_alone(tiny, tmp_pa
         (["--configs", "cifar"], "--configs has 'cifar', which is not known; allowed: devanagari, cifar10"),
         (["--what", "speed"], "allowed: training, sampling, memory, limits, growth"),
         (["--peers", "default,fastest"], "--peers has 'fastest'"),
-        (["--ours", "fp16"], "allowed: fp32, bf16, compiled, no_kernels, no_norm, no_winograd, no_attention, none"),
+        (
+            ["--ours", "fp16"],
+            "allowed: fp32, bf16, compiled, checkpointing, no_kernels, no_norm, no_winograd, no_attention, none",
+        ),
         (["--batch", "0"], "--batch = 0 must be an integer in 1..1000000"),
     ],
 )
@@ -243,7 +254,8 @@ def test_groups_of_settings(benchmark):
     means = [f"ours without {means}" for means in benchmark["WITHOUT"]]
     words = ["--ours", "no_kernels,no_norm,no_winograd,no_attention", "--peers", "none"]
     assert benchmark["arguments"](words).labels == ["ours", *means]
-    assert benchmark["arguments"]([]).labels == [label for label in benchmark["SETTINGS"] if label not in means]
+    apart = [*means, "ours checkpointing"]
+    assert benchmark["arguments"]([]).labels == [label for label in benchmark["SETTINGS"] if label not in apart]
 
 
 def test_the_table(benchmark):
