@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
 CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
+AUGMENTATION = "ddpm.data.augment.Augment"
+WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 MEMORY = ("checkpointing",)  # of the model; neither does it
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
@@ -242,7 +244,20 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         if isinstance(config[group], dict):  # else it is refused when it is built
             chosen[group] = {k: v for k, v in config[group].items() if k not in keys}
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
+    chosen |= _augmentation(config.get("augment"))
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
+
+
+def _augmentation(settings: Any) -> dict[str, Any]:
+    """What a result depends on of the augmentation; nothing of none, which runs of earlier versions do not mention."""
+    if not isinstance(settings, dict) or settings.get("_target_") != AUGMENTATION:
+        return {} if settings is None else {"augment": settings}
+    used = {k: v for k, v in settings.items() if v and k != "_target_"}  # a strength of 0 is none
+    if not used.get("elastic"):
+        used.pop("elastic_nodes", None)
+    if not used.keys() & set(WARPS):
+        used.pop("padding", None)
+    return {"augment": used} if used else {}
 
 
 def must_be_finite(node: Any, name: str) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ddpm import checkpoint
 from ddpm.data import ImageData
+from ddpm.data.augment import Augment
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.files import replacing
@@ -170,6 +171,7 @@ class Trainer:
         *,
         seed: int,
         device: torch.device,
+        augment: Augment | None = None,
         resume: Path | None = None,
         ranks: Ranks | None = None,
     ) -> tuple[str, EMA]:
@@ -179,6 +181,7 @@ class Trainer:
             run: the run directory, locked by the caller.
             optimizer: over the model's parameters.
             seed: all randomness is keyed by it, and by the step.
+            augment: changes the images that are trained on, and none that are held out; None for as they are.
             resume: a checkpoint, of this run or of the one that it extends.
             ranks: the processes that share every batch; None for this one alone. The first of them writes.
         Returns:
@@ -254,7 +257,7 @@ class Trainer:
                 optimizer.zero_grad()
                 ranks.seed_dropout(seed, step)
                 loss, seen = torch.zeros((), device=device), Seen(step)
-                for batch in self.micro_batches(data, times, seed, step, device):
+                for batch in self.micro_batches(data, times, seed, step, device, augment):
                     x_0, y, t, weight, eps = batch.of(ranks.share)
                     with autocast:
                         losses = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps)
@@ -307,11 +310,19 @@ class Trainer:
             raise
 
     def micro_batches(
-        self, data: ImageData, times: TimeSampler, seed: int, step: int, device: torch.device
+        self,
+        data: ImageData,
+        times: TimeSampler,
+        seed: int,
+        step: int,
+        device: torch.device,
+        augment: Augment | None = None,
     ) -> Iterator["Batch"]:
         """A step's whole batch, drawn by (seed, step), then cut up."""
         order = data.order(seed, step, self.batch_size)
         x_0, y = data.batch(order, device, generator(seed, "flip", step, device=device))
+        if augment is not None:
+            x_0 = augment(x_0, generator(seed, "augment", step, device=device))
         random = generator(seed, "t and eps", step, device=device)
         t, weight = times.draw(len(x_0), random)
         eps = torch.randn(x_0.shape, device=device, generator=random)

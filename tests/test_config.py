@@ -67,7 +67,10 @@ def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_
     assert BOUND.get(group, set()) <= arguments
 
 
-@pytest.mark.parametrize("path", [p for p in GROUPS if p.parent.name in ("trainer", "diffusion", "schedule", "model")])
+OF_DEFAULTS = [p for p in GROUPS if p.parent.name in ("trainer", "diffusion", "schedule", "model") or p.stem == "none"]
+
+
+@pytest.mark.parametrize("path", OF_DEFAULTS)
 def test_a_group_says_the_same_as_the_defaults_in_python(path):
     keys = keys_of(path)
     defaults = inspect.signature(target(keys.pop("_target_"))).parameters
@@ -109,6 +112,7 @@ def test_the_groups_mirror_the_code():
         "diffusion",
         "sampler",
         "data",
+        "augment",
         "optimizer",
         "trainer",
     }

@@ -809,7 +809,7 @@ def test_folder_that_is_missing_empty_or_unreadable(tmp_path: Path, monkeypatch:
 # ---------------------------------------------------------------------------------------------- configs
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "folder"])
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "dhcd", "folder"])
 def test_config_keys_are_the_constructors_arguments(name: str) -> None:
     config = yaml.safe_load((REPOSITORY / "conf" / "data" / f"{name}.yaml").read_text())
     package, _, target = config.pop("_target_").rpartition(".")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from test_devanagari import make_font
 
 from ddpm import checkpoint
 from ddpm.config import build, compose, resolved
@@ -34,7 +35,8 @@ def parameters(name: str) -> int:
 
 
 def test_these_are_the_experiments():
-    assert EXPERIMENTS == ["butterflies", "cars", "cifar10_ddpm", "devanagari", "digits", "fashion", "mnist"]
+    of_characters = ["devanagari", "devanagari_small"]
+    assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, "digits", "fashion", "mnist"] == EXPERIMENTS
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -170,10 +172,18 @@ def write_cifar(folder: Path, n: int = 4) -> Path:
     return folder
 
 
+def write_font(folder: Path) -> Path:
+    """A font that draws all Devanagari characters."""
+    folder.mkdir(parents=True)
+    make_font(folder / "squares.ttf")
+    return folder
+
+
 WRITERS = {
     "fashion": lambda folder: write_idx(folder / "fashion_mnist").parent,
     "mnist": write_idx,
     "cifar10_ddpm": write_cifar,
+    "devanagari_small": write_font,
     **dict.fromkeys(FOLDERS, write_pictures),
 }
 SMALLER = {  # only what makes a step slow: width, and the size of a batch
@@ -191,6 +201,7 @@ def test_every_experiment_takes_a_step(name, tmp_path):
     if name in WRITERS:
         changes.append(f"data.root={WRITERS[name](tmp_path / 'data')}")
         changes += ["data.download=false"] if "download" in config.data else []
+        changes += [f"data.fonts={tmp_path / 'data'}", "data.count=100"] if "fonts" in config.data else []
     config = OmegaConf.merge(config, OmegaConf.from_dotlist(changes))
 
     torch.manual_seed(0)

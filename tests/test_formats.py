@@ -67,6 +67,15 @@ def test_an_old_run_is_extended(old, task, tmp_path, monkeypatch):
     assert before == {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("changed", [(), ("augment.rotation=8",)])
+def test_an_old_run_is_extended_without_augmentation_or_with_what_is_typed(changed, old, task, tmp_path):
+    """Where its configuration has no such key."""
+    words = [f"extend={old}", "trainer.steps=9", f"runs={tmp_path}", "device=cpu", *changed]
+    task(*words)
+    plan = cli._plan(compose("train", words), torch.device("cpu"))
+    assert plan.augment.active == bool(changed) and plan.augment.rotation == 8 * len(changed)
+
+
 def test_an_old_run_that_was_interrupted_goes_on(old, task, monkeypatch):
     monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
     Run(old).write_status("INTERRUPTED")

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from test_dhcd import extract, files
 from test_experiments import EXPERIMENTS, WRITERS
 
 from ddpm import checkpoint, cli, config, plots, trainer
@@ -31,7 +32,8 @@ from ddpm.sampling import Source
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "judge"))
+OTHERS = ("experiment", "judge", "protocol")  # no groups of training
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHERS)
 
 # ---------------------------------------------------------------------------------------------- what is typed
 
@@ -40,6 +42,7 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "cars": ["data.image_size=16", "model.head_channels=8"],
     "cifar10_ddpm": ["data.image_size=16"],
     "devanagari": [],
+    "devanagari_small": ["data.count=20"],
     "digits": [],
     "fashion": [],
     "mnist": [],
@@ -65,6 +68,9 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "mnist": ["data.image_size=8", "data.channels=1"],
     "fashion_mnist": ["data.image_size=8", "data.channels=3"],
     "kmnist": ["data.image_size=8", "data.channels=1"],
+    "devanagari": ["data.image_size=8", "data.channels=1", "data.count=20"],
+    "dhcd": ["data.image_size=8", "data.channels=3"],
+    "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
 }
 NARROW = ["model.channel_mults=[1]", "model.blocks=1", "model.attention_resolutions=[]", "model.patch=1"]
 
@@ -128,6 +134,22 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.root": ["nowhere", ".", "/dev/null"],
     "data.name": ["null", "mnist", "kmnist", "a/b", "abc"],
     "data.download": ["false"],
+    "data.count": ["1", "20", "0", "1000000000000"],
+    "data.seed": ["0", "1", "-1"],
+    "data.fonts": ["nowhere", "."],
+    "data.config": ["null", "a"],
+    "data.column": ["auto", "image", "null"],
+    "data.label": ["auto", "null", "label"],
+    "data.revision": ["null", "main"],
+    "augment.rotation": ["0", "8", "180", "181"],
+    "augment.scale": ["0", "0.1", "1", "1e-300"],
+    "augment.translation": ["0", "0.06", "0.5"],
+    "augment.elastic": ["0", "1", "100", "1e-300"],
+    "augment.elastic_nodes": ["1", "4", "32", "33"],
+    "augment.brightness": ["0", "0.1", "1"],
+    "augment.contrast": ["0", "0.1", "1"],
+    "augment.vertical_flip": ["true", "false"],
+    "augment.padding": ["border", "reflection", "zeros"],
     "optimizer.lr": ["1e-3", "0", "1", "1e-300"],
     "optimizer.betas": ["[0.9,0.999]", "[0,0]", "[0.5,0.9999999999999999]", "[0.9,1]"],
     "optimizer.eps": ["1e-8", "0", "1e-300", "1"],
@@ -178,6 +200,8 @@ ODD = [  # no key of conf/ with a value
     "optimizer._target_=torch.optim.SGD", "optimizer._target_=torch.optim.RMSprop", "schedule._target_=os.system",
     "trainer._target_=ddpm.trainer", "model=nope", "schedule=nope", "diffusion=nope", "sampler=nope", "optimizer=nope",
     "trainer=nope", "data=nope", "experiment=nope", "nope=nope", "+nope=nope", "model=null", "schedule=null",
+    "augment=nope", "augment=null", "augment={}", "~augment", "+augment.bogus=1", "+augment._target_=os.system",
+    "augment._target_=ddpm.data.Digits",
     "~model", "~schedule", "~diffusion", "~sampler", "~optimizer", "~trainer", "~data", "~experiment", "~nope",
     "model={}", "schedule=[]", "trainer=5", "=5", "model.channels", "model..channels=8", ".=1", "model.channels=[1",
     "model.channels=1,2", "schedule=linear,cosine", "trainer.steps=range(1,3)", "seed=choice(1,2)", "@=1", "a@b=c", "",
@@ -229,6 +253,7 @@ def changes() -> st.SearchStrategy[list[str]]:
         st.sampled_from(sorted(SCHEDULES)).map(lambda name: [f"schedule={name}", *SCHEDULES[name]]),
         st.sampled_from(choices("sampler")).map(lambda name: [f"sampler={name}"]),
         st.sampled_from(choices("optimizer")).map(lambda name: [f"optimizer={name}"]),
+        st.sampled_from(choices("augment")).map(lambda name: [f"augment={name}"]),
         st.sampled_from(sorted(DATA)).map(lambda name: [f"data={name}", *NARROW, *DATA[name]]),
     )
     some = st.builds(
@@ -249,10 +274,11 @@ def commands(draw: st.DrawFn) -> tuple[str, list[str]]:
 def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[str]:
     """All the words, none of which says the same as a later one."""
     chosen = next((word.partition("=")[2] for word in changed if word.startswith("data=")), None)
-    root = data.get(chosen or experiment)
+    root = data.get(experiment if chosen is None else f"data={chosen}", data.get(chosen))
     typed = [f"experiment={experiment}", *SMALL[experiment], *TINY]
     typed += [f"data.root={root}"] if root else []
-    typed += ["data.download=false"] if root and root.name in ("idx", "cifar") else []
+    typed += ["data.download=false"] if root and root.name in ("idx", "cifar", "dhcd") else []
+    typed += [f"data.fonts={root}"] if root and root.name == "fonts" else []
     schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
     if schedule is None:
         plain = experiment in ("digits", "mnist")  # whose schedule is the cosine
@@ -281,10 +307,11 @@ def data(tmp_path_factory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("data")
     pictures = WRITERS["cars"](base / "pictures")
     idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
+    fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
     of_experiments = {"butterflies": pictures, "cars": pictures, "devanagari": pictures, "cifar10_ddpm": cifar}
     return (
         of_experiments
-        | {"folder": pictures, "cifar10": cifar}
+        | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
         | dict.fromkeys(("mnist", "fashion", "fashion_mnist", "kmnist"), idx)
     )
 

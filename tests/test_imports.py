@@ -29,6 +29,8 @@ ALLOWED = {  # what each mathematical module may import of ddpm; the arrows go o
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (("ddpm", "models", "experiments"), {"ddpm.config", "ddpm.cli"}),
+    "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
+    "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
@@ -132,7 +134,10 @@ for name in sys.argv[1:]:
     ("code", "late"),
     [
         ("import ddpm.cli", {"torch", "PIL"}),  # --help and what does not compose are told in a moment
-        ("import ddpm.trainer, ddpm.data; ddpm.data.Digits()", {"matplotlib", "tensorboard", "sklearn", "scipy"}),
+        (
+            "import ddpm.trainer, ddpm.data; ddpm.data.Digits()",
+            {"matplotlib", "tensorboard", "sklearn", "scipy", "datasets"},
+        ),
     ],
 )
 def test_what_a_start_does_not_need_is_not_waited_for(code, late):
@@ -192,7 +197,7 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     imported = set().union(*edges("ddpm", "models", "experiments").values())
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
         imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
-    assert distributions(imported) == requirements().keys()
+    assert distributions(imported) == requirements().keys() | requirements("hub", "fid").keys()
 
 
 def test_what_the_notebooks_import_is_in_their_extra():
@@ -209,7 +214,9 @@ def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
 
 
 def test_every_requirement_has_an_exact_version_that_the_tests_passed_with():
-    assert requirements().keys() | requirements("test", "notebooks").keys() <= pins("constraints.txt").keys()
+    assert (
+        requirements().keys() | requirements("test", "notebooks", "hub", "fid").keys() <= pins("constraints.txt").keys()
+    )
 
 
 def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():

@@ -16,6 +16,7 @@ from torch import nn
 from ddpm import checkpoint
 from ddpm import trainer as trainer_module
 from ddpm.data import Digits, ImageData
+from ddpm.data.augment import Augment
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.runs import Run, read_metrics
@@ -86,6 +87,7 @@ class Fit:
         *,
         seed: int = 0,
         model: nn.Module | None = None,
+        augment: Augment | None = None,
         resume: Path | None = None,
         optimizer: str = "AdamW",
         lr: float = 2e-3,
@@ -99,8 +101,9 @@ class Fit:
         fused = {} if optimizer == "SGD" else {"fused": True}  # as in conf/optimizer
         self.optimizer = getattr(torch.optim, optimizer)(self.model.parameters(), lr, **fused)
         self.ended, ema = self.trainer.fit(
-            self.run, self.model, self.diffusion, data, self.optimizer, seed=seed, device=CPU, resume=resume
-        )
+            self.run, self.model, self.diffusion, data, self.optimizer,
+            seed=seed, device=CPU, augment=augment, resume=resume,
+        )  # fmt: skip
         self.ema: EMA = ema
 
     @property
@@ -132,11 +135,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIG
     """Let a signal arrive in the middle of a step, once."""
     original, pending = Trainer.micro_batches, [step]
 
-    def micro_batches(self, data, times, seed, step, device):
+    def micro_batches(self, data, times, seed, step, *others):
         if step in pending:
             pending.clear()
             signal.raise_signal(signum)
-        yield from original(self, data, times, seed, step, device)
+        yield from original(self, data, times, seed, step, *others)
 
     monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
 

@@ -2,8 +2,11 @@
 
 from ddpm.data.cifar10 import CIFAR10
 from ddpm.data.dataset import ImageData
+from ddpm.data.devanagari import Devanagari
+from ddpm.data.dhcd import DHCD
 from ddpm.data.digits import Digits
 from ddpm.data.folder import Folder
+from ddpm.data.hub import Hub
 from ddpm.data.idx import IDX
 
-__all__ = ["CIFAR10", "IDX", "Digits", "Folder", "ImageData"]
+__all__ = ["CIFAR10", "DHCD", "IDX", "Devanagari", "Digits", "Folder", "Hub", "ImageData"]

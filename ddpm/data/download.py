@@ -1,9 +1,12 @@
 """One file from the network: resumed where it broke off, checked, and put in place at once or not at all."""
 
 import hashlib
+import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import date
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +15,10 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
+from ddpm.files import regular_size, replacing
+
 CHUNK = 1 << 20
+LARGEST_RECORD = 1 << 16  # bytes: a line of sha256sum, with a name as long as it may be
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -22,6 +28,8 @@ def download(
     *,
     md5: str | None = None,
     sha256: str | None = None,
+    record: Path | None = None,
+    inspect: Callable[[Path], object] | None = None,
     limit: int = 1 << 30,
     timeout: float = 30.0,
 ) -> Path:
@@ -35,6 +43,10 @@ def download(
         urls: one address or several of the same file.
         path: where the file goes; its folder is made.
         md5, sha256: exactly one of them, in hexadecimal.
+        record: in their place, for a file without a published checksum: where its sha256 is written down, as sha256sum
+            does, when it comes for the first time. Later ones must match it. The addresses may give different files, so
+            only the first one goes on where it broke off.
+        inspect: raises ValueError for what cannot be the file, before it is recorded; goes with `record`.
         limit: the most bytes to accept.
         timeout: seconds without an answer before a mirror is given up.
 
@@ -42,18 +54,24 @@ def download(
 
     Raises: ConnectionError if no mirror can be reached; ValueError if the last one that can gives another file.
     """
-    given = [(name, checksum) for name, checksum in (("md5", md5), ("sha256", sha256)) if checksum is not None]
-    if len(given) != 1:
-        raise ValueError("give md5 or sha256, and not both")
-    algorithm, expected = given[0]
     path = Path(path)
+    checks: list[Callable[[Path, str], None]] = [
+        partial(_check, algorithm=algorithm, expected=checksum)
+        for algorithm, checksum in (("md5", md5), ("sha256", sha256))
+        if checksum is not None
+    ]
+    if record is not None:
+        checks.append(partial(_check_recorded, name=path.name, record=record, inspect=inspect))
+    if len(checks) != 1:
+        raise ValueError("give md5 or sha256 or record, and only one of them")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     lock = path.with_name(path.name + ".lock")
     try:
         with FileLock(lock):
             if not path.exists():
-                _from_mirrors([urls] if isinstance(urls, str) else urls, part, algorithm, expected, limit, timeout)
+                mirrors = [urls] if isinstance(urls, str) else urls
+                _from_mirrors(mirrors, part, checks[0], limit, timeout, same=record is None)
                 part.replace(path)
     finally:
         with suppress(OSError):
@@ -61,13 +79,15 @@ def download(
     return path
 
 
-def _from_mirrors(urls: Sequence[str], part: Path, algorithm: str, expected: str, limit: int, timeout: float) -> None:
-    """Fill `part` with the right file; raise if no mirror gives it."""
+def _from_mirrors(
+    urls: Sequence[str], part: Path, check: Callable[[Path, str], None], limit: int, timeout: float, same: bool
+) -> None:
+    """Fill `part` with the right file; raise if no mirror gives it. If they are not the `same`, none ends another's."""
     failures, wrong_file = [], None
     for url in urls:
         try:
-            _fetch(url, part, limit, timeout)
-            _check(part, url, algorithm, expected)
+            _fetch(url, part, limit, timeout, resume=same or url == urls[0])
+            check(part, url)
             return
         except NETWORK_ERRORS as error:
             failures.append(f"{url}: {error}")
@@ -81,9 +101,9 @@ def _from_mirrors(urls: Sequence[str], part: Path, algorithm: str, expected: str
     raise ConnectionError(f"cannot download {path.name} ({reasons}); try again, or put the file at {path} by hand")
 
 
-def _fetch(url: str, part: Path, limit: int, timeout: float) -> None:
-    """Write the rest of `url` to `part`, or all of it where the server knows no Range."""
-    have = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, part: Path, limit: int, timeout: float, resume: bool) -> None:
+    """Write the rest of `url` to `part`, or all of it if not to `resume` or where the server knows no Range."""
+    have = part.stat().st_size if resume and part.exists() else 0
     print(f"downloading {url}" + (f", from byte {have:,} on" if have else ""), flush=True)
     headers = {"User-Agent": "ddpm"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -111,9 +131,56 @@ def _copy(response: HTTPResponse, file: BinaryIO, limit: int) -> None:
         raise ConnectionError(f"the connection ended after {received:,} of {int(announced):,} bytes")
 
 
+def _checksum(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def _check(part: Path, url: str, algorithm: str, expected: str) -> None:
     """Raise ValueError unless `part` has the expected checksum."""
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
+    found = _checksum(part, algorithm)
     if found != expected.lower():
         raise ValueError(f"{url}: wrong checksum, {algorithm} {found} instead of {expected}; the file was not kept")
+
+
+def _check_recorded(part: Path, url: str, name: str, record: Path, inspect: Callable[[Path], object] | None) -> None:
+    """Raise ValueError unless `part` has the recorded checksum and passes `inspect`; the first one is recorded."""
+    found = _checksum(part, "sha256")
+    try:
+        known = matches_record(found, record, url)
+        if inspect is not None:
+            inspect(part)
+    except ValueError as error:
+        raise ValueError(f"{error}; the file that {url} gave was not kept") from error
+    if not known:
+        with replacing(record) as temporary:
+            temporary.write_text(f"{found}  {name}\n")
+        print(f"{url}: its checksum is recorded now, for there is no published one: {found} in {record}", flush=True)
+
+
+def matches_record(sha256: str, record: Path, what: object) -> bool:
+    """Whether a checksum is the recorded one, which a line says; False if none is recorded.
+
+    Args:
+        sha256: of a file, in hexadecimal.
+        record: as `download` writes it.
+        what: names the file.
+
+    Raises: ValueError if another is recorded, or `record` holds none.
+    """
+    try:
+        size = regular_size(record, LARGEST_RECORD)
+    except FileNotFoundError:
+        return False
+    with record.open("rb") as file:
+        known = re.match(rb"([0-9a-f]{64})\s", file.read(size))
+    if known is None:
+        raise ValueError(f"{record} does not start with a sha256 of 64 digits; remove it to have one recorded anew")
+    day = date.fromtimestamp(record.stat().st_mtime)
+    if (expected := known[1].decode()) != sha256:
+        raise ValueError(
+            f"{what}: wrong checksum, sha256 {sha256} instead of {expected}, which {record} has since {day}; "
+            "remove that record to accept the file, or the file to download it again"
+        )
+    print(f"{what} matches the checksum recorded on {day}", flush=True)
+    return True

@@ -1,9 +1,10 @@
 """Any folder of PNG or JPEG files, with a subfolder a class or without."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ class Folder(ImageData):
             paths, labels, classes = list_images(folder)
         except PermissionError as error:
             raise PermissionError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
-        images, whole = decode_all(paths, folder, image_size, channels)
+        names = [str(path.relative_to(folder)) for path in paths]
+        images, whole = decode_all(names, paths.__getitem__, folder, image_size, channels)
         super().__init__(
             name or root.resolve().name,
             half,
@@ -121,25 +123,36 @@ def list_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
 
 
 def decode_all(
-    paths: Sequence[Path], folder: Path, image_size: int | Sequence[int], channels: int
+    names: Sequence[str],
+    load: Callable[[int], Path | bytes],
+    where: object,
+    image_size: int | Sequence[int],
+    channels: int,
 ) -> tuple[Tensor, Tensor]:
     """Decode images, naming and leaving out the broken ones.
 
-    Returns: uint8 (N, channels, H, W), and the places (N,) in `paths` that they come from.
+    Args:
+        names: of the images, for messages.
+        load: gives the file at a place in `names`, or what it holds; several threads call it.
+        where: what messages call all of them.
+        image_size, channels: as in `ImageData`.
+
+    Returns: uint8 (N, channels, H, W), and the places (N,) in `names` that they come from.
 
     Raises: ValueError if every image is broken, or memory has no room for them.
     """
-    check_room(len(paths), image_size, channels)
+    check_room(len(names), image_size, channels)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        results = list(pool.map(partial(_attempt, image_size=image_size, channels=channels), paths))
+        attempt = partial(_attempt, load=load, image_size=image_size, channels=channels)
+        results = list(pool.map(attempt, range(len(names))))
     whole = {n: result for n, result in enumerate(results) if isinstance(result, Tensor)}
-    broken = [_shown(f"{p.relative_to(folder)} ({r})") for p, r in zip(paths, results, strict=True) if type(r) is str]
+    broken = [_shown(f"{name} ({r})") for name, r in zip(names, results, strict=True) if type(r) is str]
     named = ", ".join(broken[:NAMED]) + ", ..." * (len(broken) > NAMED)
     if not whole:
-        raise ValueError(f"{folder}: none of its {len(paths):,} images can be read: {named}")
+        raise ValueError(f"{where}: none of its {len(names):,} images can be read: {named}")
     if broken:
-        print(f"{folder}: skipped {len(broken):,} of {len(paths):,} images, which cannot be read: {named}")
+        print(f"{where}: skipped {len(broken):,} of {len(names):,} images, which cannot be read: {named}")
     return torch.cat(list(whole.values())), torch.tensor(list(whole))
 
 
@@ -148,20 +161,25 @@ def _shown(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _attempt(path: Path, image_size: int | Sequence[int], channels: int) -> Tensor | str:
+def _attempt(
+    place: int, load: Callable[[int], Path | bytes], image_size: int | Sequence[int], channels: int
+) -> Tensor | str:
     """The decoded image, or the reason why there is none."""
     try:
-        return decode(path, image_size, channels)
+        return decode(load(place), image_size, channels)
     except UnidentifiedImageError:
         return "not a PNG or JPEG"
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def decode(path: Path, image_size: int | Sequence[int], channels: int) -> Tensor:
-    """One PNG or JPEG file as uint8 (1, channels, H, W); raises what PIL raises."""
-    regular_size(path, LARGEST)
-    with Image.open(path, formats=("PNG", "JPEG")) as file:
+def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> Tensor:
+    """One PNG or JPEG file, or what it holds, as uint8 (1, channels, H, W); raises what PIL raises."""
+    if isinstance(source, Path):
+        regular_size(source, LARGEST)
+    elif len(source) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=("PNG", "JPEG")) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16-bit gray, which PIL's convert would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
