@@ -10,7 +10,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from ddpm.forward import q_posterior
+from ddpm.forward import q_posterior, q_sample
 from ddpm.reverse import mu_theta, variance
 from ddpm.schedules import NoiseSchedule, Time, at
 from ddpm.targets import Prediction
@@ -87,6 +87,29 @@ def weighted(
     alpha_bar_t = schedule.alpha_bar_at(t)
     snr = alpha_bar_t / (1 - alpha_bar_t)
     return WEIGHTINGS[weighting](snr, **options).to(x_0.dtype) * L_simple(pred.x_0, x_0)
+
+
+def errors_at_snr(
+    schedule: NoiseSchedule, denoise: Callable[[Tensor, Time], Prediction], x_0: Tensor, log_snr: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Mean squared errors of x_0 and of eps at given noise, which every schedule reaches at a t of its own.
+
+    .. math:: \| \epsilon - \epsilon_\theta \|^2 = \text{SNR}(t)\, \| x_0 - x_{0,\theta} \|^2, \quad
+        \log \text{SNR}(t) = 2 \lambda_t
+
+    Args:
+        denoise: the network, asked for real t.
+        x_0: (B, *).
+        log_snr: (B,), from that at t = T (at T - 1 where beta_T = 1) to infinity.
+        eps: standard normal noise, (B, *).
+    Returns:
+        The errors of x_0 and of eps, each (B,).
+    """
+    schedule = schedule.to(x_0.device)
+    finite = NoiseSchedule(schedule.beta[1:-1]) if schedule.alpha_bar[-1] == 0 else schedule
+    t = finite.t_at(log_snr.to(x_0.device) / 2)
+    pred = denoise(q_sample(schedule, x_0, t, eps), t)
+    return L_simple(pred.x_0, x_0), L_simple(pred.eps, eps)
 
 
 def normal_kl(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor) -> Tensor:

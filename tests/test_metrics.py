@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from ddpm.images import to_float
 from ddpm.metrics.frechet import RelativeFrechet, frechet_distance, moments, relative_frechet
 from ddpm.metrics.judge import accuracy, in_batches, random_shift, train_judge
-from ddpm.metrics.recognition import Recogniser, nearest, recognition
+from ddpm.metrics.recognition import Recogniser, recognition
 from models.classifier import Classifier
 
 
@@ -155,11 +155,15 @@ def test_recognition_refuses_broken_samples(digits):
         recognition(samples[:, :, 1:], x, y, held_out_x)
 
 
-def test_nearest_is_the_same_in_any_chunks():
-    x, reference = torch.rand(2, 7, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    distances = (x[:, None] - reference[None]).square().sum((2, 3, 4)).sqrt() / 2  # pixels in [0, 1]
-    torch.testing.assert_close(nearest(x, reference, chunk=3), distances.amin(1).double(), atol=0.01, rtol=0)
-    torch.testing.assert_close(nearest(x, reference, chunk=3), nearest(x, reference))
+def test_distances_are_those_of_pixels_in_files():
+    x, train_x, held_out_x = torch.rand(3, 7, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
+
+    def distance(images: torch.Tensor) -> float:
+        one, all_of_them = (((i.clamp(-1, 1) + 1) * 127.5).round().double() for i in (images, train_x))
+        return (one[:, None] - all_of_them[None]).square().sum((2, 3, 4)).sqrt().amin(1).mean().item()
+
+    found = recognition(x, train_x, torch.arange(7) % 2, held_out_x)
+    assert found.distance_ratio == pytest.approx(distance(x) / distance(held_out_x), rel=1e-12)
 
 
 # --- the judge

@@ -5,17 +5,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm.metrics.checks import finite_features
+from ddpm.randomness import generator
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of features (n, D), n >= 2, in float64."""
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"moments need features (n, D) of at least 2 samples, not {tuple(features.shape)}")
-    if broken := (~features.isfinite().all(1)).sum():
-        raise ValueError(f"{broken} of {len(features)} samples have features that are not finite")
-    features = features.double()
+
+def moments(features: Tensor, singular: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of features (n, D), in float64.
+
+    Args:
+        features: (n, D), n > D.
+        singular: whether n <= D will do, n >= 2: the covariance then has no full rank, and Frechet distances are far
+            too large (see `finite_sample_bias`).
+    Raises: ValueError for too few samples, another shape, or features that are not finite.
+    """
+    (features,) = finite_features(features=features)
+    n, d = features.shape
+    if n <= d and not singular:
+        raise ValueError(f"{n} samples are too few for the covariance of {d} features: at least {d + 1}")
     mean = features.mean(0)
     centred = features - mean
-    return mean, centred.mT @ centred / (len(features) - 1)
+    return mean, centred.mT @ centred / (n - 1)
 
 
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
@@ -69,7 +78,7 @@ def relative_frechet(samples: Tensor, real: Tensor, held_out: Tensor, noise: Ten
     .. math:: (F - F_{real}) / (F_{noise} - F_{real})
 
     F is the Frechet distance to the reference. It depends on the number of samples: take as many held-out images and
-    noise images as samples.
+    noise images as samples. Then there may be fewer of them than features: all three are biased alike.
 
     Args:
         samples: features (n, D) of the samples.
@@ -77,6 +86,37 @@ def relative_frechet(samples: Tensor, real: Tensor, held_out: Tensor, noise: Ten
         held_out: features of real images that are not in the reference.
         noise: features of noise.
     """
-    reference = moments(real)
-    distances = (frechet_distance(*moments(features), *reference) for features in (samples, held_out, noise))
+    reference = moments(real, singular=True)
+    distances = (
+        frechet_distance(*moments(features, singular=True), *reference) for features in (samples, held_out, noise)
+    )
     return RelativeFrechet(*distances)
+
+
+def finite_sample_bias(
+    features: Tensor, reference: Tensor, sizes: list[int], seed: int = 0, subsets: int = 5, singular: bool = False
+) -> list[tuple[int, float]]:
+    """The Frechet distance of n real images to the reference, for several n: how much of it is due to n alone.
+
+    Args:
+        features: (N, D) of real images that are not in the reference.
+        reference: (M, D) of the reference, such as the training part.
+        sizes: numbers n of images, each in 2..N.
+        seed: of the subsets.
+        subsets: of each size, drawn at random and disjoint; fewer where N holds fewer.
+        singular: whether fewer images than features will do, as in `moments`.
+
+    Returns: (n, mean distance over the subsets of that size), in the order of the sizes.
+    Raises: ValueError for a size outside 2..N, or features that `moments` refuses.
+    Source: Chong and Forsyth 2020, arXiv 1911.07023, on the bias.
+    """
+    features, reference = finite_features(features=features, reference=reference)
+    if wrong := [n for n in sizes if not 2 <= n <= len(features)]:
+        raise ValueError(f"size {wrong[0]}: subsets of {len(features)} images have sizes in 2..{len(features)}")
+    of_reference, curve = moments(reference, singular), []
+    for n in sizes:
+        order = torch.randperm(len(features), generator=generator(seed, "subsets", n)).to(features.device)
+        chosen = [part for part in order.split(n) if len(part) == n][:subsets]
+        distances = [frechet_distance(*moments(features[part], singular), *of_reference) for part in chosen]
+        curve.append((n, sum(distances) / len(distances)))
+    return curve

@@ -1,5 +1,6 @@
 """Training of the judge: the classifier whose opinion of samples, and whose features, the other measures use."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,11 @@ def train_judge(
                 optimizer.step()
                 cycle.step()
     return classifier.eval()
+
+
+def passes(n: int) -> int:
+    """Epochs that a judge needs of n images: few images want many, and three of many are enough."""
+    return max(3, math.ceil(54_000 / n))
 
 
 def random_shift(x: Tensor, shift: int, rng: torch.Generator) -> Tensor:

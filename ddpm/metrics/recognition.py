@@ -1,6 +1,7 @@
 """Cheap figures for the end of a run: are the samples recognised, all classes among them, and not copies?"""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -8,6 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ddpm import images
+from ddpm.metrics.neighbours import nearest
+
+MOST_LISTED = 10  # classes whose shares are all told
 
 
 class Recogniser:
@@ -38,28 +42,87 @@ class Recogniser:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What `recognition` found; every share is in 0..1."""
+    """What a recogniser found; every share is in 0..1."""
 
     threshold: float
     recognised: float  # share of the samples with a probability of at least the threshold
     held_out_recognised: float  # the same of held-out images
     classes: list[int]
     class_shares: list[float]  # of each class among the recognised samples; zeros if there are none
-    distance_ratio: float  # mean distance to the nearest training image: samples' over held-out images'
+    class_entropy: float  # of those shares, in bits; log2 K if all K classes are equally frequent
+    class_accuracy: list[float | None] | None = None  # share of each class's samples named so; None: none was asked for
+    accuracy: float = math.nan  # of all the samples, where classes were asked for
+    distance_ratio: float | None = None  # mean distance to the nearest training image: samples' over held-out images'
 
     def __str__(self) -> str:
-        shares = "  ".join(f"{name}: {share:.1%}" for name, share in zip(self.classes, self.class_shares, strict=True))
-        return (
+        shares = [f"{name}: {share:.1%}" for name, share in zip(self.classes, self.class_shares, strict=True)]
+        most, K = math.log2(len(self.classes)), len(self.classes)
+        listed = f" {'  '.join(shares)};" if K <= MOST_LISTED else ""
+        lines = [
             f"recognised with probability >= {self.threshold:g}: {self.recognised:.1%} of the samples, "
-            f"{self.held_out_recognised:.1%} of held-out images\n"
-            f"classes of the recognised samples: {shares}\n"
-            f"nearest training image: samples are {self.distance_ratio:.3f} times as far from it as held-out images "
-            "(well below 1 would be memorising)"
-        )
+            f"{self.held_out_recognised:.1%} of held-out images",
+            f"classes of the recognised samples:{listed} {min(self.class_shares):.1%} to {max(self.class_shares):.1%} "
+            f"each, entropy {self.class_entropy:.2f} of {most:.2f} bits",
+        ]
+        if self.class_accuracy is not None:
+            known = [
+                (right, name)
+                for right, name in zip(self.class_accuracy, self.classes, strict=True)
+                if right is not None
+            ]
+            right, name = min(known)
+            lines.append(f"of the class that was asked for: {self.accuracy:.1%}; the worst, {name}: {right:.1%}")
+        if self.distance_ratio is not None:
+            lines.append(
+                f"nearest training image: samples are {self.distance_ratio:.3f} times as far from it as held-out "
+                "images (well below 1 would be memorising)"
+            )
+        return "\n".join(lines)
+
+
+def recognised(
+    probability: Tensor,
+    held_out_probability: Tensor,
+    classes: list[int],
+    asked: Tensor | None = None,
+    threshold: float = 0.9,
+) -> Recognition:
+    """What a recogniser's probabilities say of samples, beside those of held-out images.
+
+    Args:
+        probability: (n, K), of the samples.
+        held_out_probability: (m, K).
+        classes: the K classes.
+        asked: the class (n,) that each sample was drawn of, where the network has classes.
+        threshold: the probability from which on an image counts as recognised.
+    """
+    (p, label), (held_out_p, _) = probability.max(1), held_out_probability.max(1)
+    counts = torch.bincount(label[p >= threshold], minlength=len(classes)).double()
+    shares = counts / counts.sum().clamp(min=1)
+    of_class, right = None, torch.tensor(math.nan)
+    if asked is not None:
+        named = torch.tensor(classes)[label] == asked
+        right = named.double().mean()
+        of_class = [named[asked == k].double().mean().item() if (asked == k).any() else None for k in classes]
+    return Recognition(
+        threshold=threshold,
+        recognised=(p >= threshold).double().mean().item(),
+        held_out_recognised=(held_out_p >= threshold).double().mean().item(),
+        classes=classes,
+        class_shares=shares.tolist(),
+        class_entropy=-torch.xlogy(shares, shares).sum().item() / math.log(2),
+        class_accuracy=of_class,
+        accuracy=right.item(),
+    )
 
 
 def recognition(
-    samples: Tensor, train_x: Tensor, train_y: Tensor, held_out_x: Tensor, threshold: float = 0.9
+    samples: Tensor,
+    train_x: Tensor,
+    train_y: Tensor,
+    held_out_x: Tensor,
+    threshold: float = 0.9,
+    asked: Tensor | None = None,
 ) -> Recognition:
     """Compare samples with held-out images, both as a logistic regression and as their nearest neighbours see them.
 
@@ -68,7 +131,7 @@ def recognition(
         train_x: the training part (N, C, H, W) in [-1, 1].
         train_y: its classes (N,), two or more.
         held_out_x: images (m, C, H, W) in [-1, 1] that nothing was trained on.
-        threshold: the probability from which on an image counts as recognised.
+        threshold, asked: as in `recognised`.
     Raises: ValueError if samples hold NaN or infinity, or a part is empty or of another shape.
     """
     if len({x.shape[1:] for x in (samples, train_x, held_out_x)}) != 1 or not len(samples) or not len(held_out_x):
@@ -77,23 +140,11 @@ def recognition(
     if broken := (~samples.isfinite().flatten(1).all(1)).sum():
         raise ValueError(f"{broken} of {len(samples)} samples hold NaN or infinity: nothing to recognise")
     recogniser = Recogniser().fit(train_x, train_y)
-    probability, label = recogniser.probabilities(samples).max(1)
-    held_out_probability, _ = recogniser.probabilities(held_out_x).max(1)
-    counts = torch.bincount(label[probability >= threshold], minlength=len(recogniser.classes)).double()
-    return Recognition(
-        threshold=threshold,
-        recognised=(probability >= threshold).double().mean().item(),
-        held_out_recognised=(held_out_probability >= threshold).double().mean().item(),
-        classes=recogniser.classes,
-        class_shares=(counts / counts.sum().clamp(min=1)).tolist(),
-        distance_ratio=(nearest(samples, train_x).mean() / nearest(held_out_x, train_x).mean()).item(),
-    )
-
-
-def nearest(x: Tensor, reference: Tensor, chunk: int = 256) -> Tensor:
-    """Euclidean distance (n,) from x (n, C, H, W) to the nearest of reference (N, C, H, W), in pixels of [0, 1]."""
-    reference = _pixels(reference)
-    return torch.cat([torch.cdist(part, reference).amin(1) for part in _pixels(x).split(chunk)])
+    probability, of_held_out = (recogniser.probabilities(x) for x in (samples, held_out_x))
+    found = recognised(probability, of_held_out, recogniser.classes, asked, threshold)
+    pixels = _pixels(train_x)
+    distance, held_out_distance = (nearest(_pixels(x), pixels)[0].mean() for x in (samples, held_out_x))
+    return replace(found, distance_ratio=(distance / held_out_distance).item())
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -1,0 +1,169 @@
+"""What samples and images are compared by: their features, under a name that says whose they are."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ddpm.files import regular_size, shown
+from ddpm.images import to_float, to_uint8
+from ddpm.metrics.judge import in_batches
+
+INCEPTION = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+LARGEST = 1 << 28  # bytes of a file of weights; the published one has 95,628,359
+EXTRA = "it needs torch-fidelity, and a torchvision of torch's own build: pip install 'ddpm-ablations[fid]'"
+
+
+class Features(ABC):
+    """Maps images to features, which name the protocol of a measure.
+
+    Attributes:
+        name: part of protocols' names; another extractor has another.
+        size: D, the number of features.
+    """
+
+    name: str
+    size: int
+
+    def __call__(self, x: Tensor, batch_size: int = 500) -> Tensor:
+        """Features (n, D), on the CPU, of images (n, C, H, W) in [-1, 1], which are quantised as in files.
+
+        Raises: ValueError that counts images which hold NaN or infinity.
+        """
+        if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
+            raise ValueError(f"{broken} of {len(x)} samples hold NaN or infinity")
+        return in_batches(lambda part: self._of(to_uint8(part)).cpu(), x, batch_size)
+
+    @abstractmethod
+    def _of(self, images: Tensor) -> Tensor:
+        """Features (B, D) of bytes (B, C, H, W)."""
+
+
+class Pixels(Features):
+    """The pixels themselves, in [0, 1]: for small images.
+
+    Args:
+        shape: (C, H, W).
+    """
+
+    def __init__(self, shape: tuple[int, int, int]):
+        self.name, self.size = "pixels", shape[0] * shape[1] * shape[2]
+
+    def _of(self, images: Tensor) -> Tensor:
+        return rearrange(images, "n c h w -> n (c h w)").float() / 255
+
+
+class PCA(Features):
+    """The pixels' largest principal components, of images that are given.
+
+    Args:
+        x: those images (N, C, H, W) in [-1, 1].
+        components: D; at most C H W, and less than N.
+        name: of the images, in the protocol's name.
+    Raises: ValueError for another number of components.
+    """
+
+    def __init__(self, x: Tensor, components: int, name: str):
+        self.pixels = Pixels((x.shape[1], x.shape[2], x.shape[3]))
+        most = min(self.pixels.size, len(x) - 1)
+        if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= most:
+            raise ValueError(f"pca = {components!r}: components of {len(x)} images are an integer from 1 to {most}")
+        self.name, self.size = f"pca{components}-{name}", components
+        rows = self.pixels(x).double()
+        self.mean = rows.mean(0)
+        _, vectors = torch.linalg.eigh((rows - self.mean).mT @ (rows - self.mean))  # rising eigenvalues
+        self.directions = vectors[:, -components:].flip(1)  # (C H W, D)
+
+    def _of(self, images: Tensor) -> Tensor:
+        return (self.pixels._of(images).cpu().double() - self.mean) @ self.directions
+
+
+class Judge(Features):
+    """The penultimate layer of a classifier.
+
+    Args:
+        classifier: trained, in evaluation mode; maps images (B, C, H, W) in [-1, 1] to logits, and has `features`.
+        name: says which.
+    """
+
+    def __init__(self, classifier: nn.Module, name: str):
+        self.classifier, self.name = classifier, f"classifier-{name}"
+        parameter = next(classifier.parameters())
+        self.device, self.layer = parameter.device, classifier.get_submodule("classify")
+        self.size = next(m for m in self.layer.modules() if isinstance(m, nn.Linear)).in_features
+
+    def _of(self, images: Tensor) -> Tensor:
+        penultimate: Any = self.classifier.features  # a method, which torch's stubs take for a tensor or a module
+        return penultimate(to_float(images.to(self.device)))
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probability of every class (n, K), on the CPU, by features (n, D)."""
+        return in_batches(lambda part: self.layer(part.to(self.device)).softmax(1).cpu(), features)
+
+
+class Inception(Features):
+    """The 2,048 features of Inception-v3 as FID is published with (Heusel et al., arXiv 1706.08500), by torch-fidelity.
+
+    Images of any size; grey ones are repeated to three channels, all scaled to 299x299 inside, as TensorFlow does.
+
+    Args:
+        weights: a file; None for the standard one, from torch's cache or downloaded into it and checked.
+        device: where it computes.
+    Raises:
+        ImportError: torch-fidelity is not installed.
+        ConnectionError: the weights can be neither found nor downloaded.
+        ValueError: a file that holds no such weights.
+    """
+
+    size = 2048
+
+    def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu"):
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+            raise ImportError(f"{EXTRA} ({error})") from error
+        from ddpm import checkpoint
+
+        path = _inception_weights() if weights is None else Path(weights).expanduser()
+        regular_size(path, LARGEST)
+        checksum = checkpoint.sha256(path)
+        if checksum != INCEPTION_SHA256:
+            if weights is None:
+                raise ValueError(f"{path} is damaged: its sha256 is {checksum[:8]}...; remove it to download it again")
+            checkpoint.load_plain(path)  # before another loads it, who would run what it says
+        try:
+            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not hold the weights of Inception-v3: {shown(str(error))}") from error
+        self.name = f"inception-{checksum[:8]}"
+        self.device, self.network = torch.device(device), network.to(device)
+
+    def _of(self, images: Tensor) -> Tensor:
+        if images.shape[1] == 1:
+            images = repeat(images, "n 1 h w -> n c h w", c=3)
+        return self.network(images.to(self.device))[0]
+
+    def __call__(self, x: Tensor, batch_size: int = 50) -> Tensor:
+        return super().__call__(x, batch_size)
+
+
+def _inception_weights() -> Path:
+    """The standard weights in torch's cache, downloaded if need be."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION, str(path), hash_prefix=INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"the weights of Inception-v3 cannot be downloaded ({error}); put {path.name} into {path.parent} by "
+                "hand, or set inception.weights=FILE; features=classifier needs no download"
+            ) from error
+    return path
