@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import (
+    AUGMENTATION,
     InvalidInput,
     build,
     build_data,
@@ -175,6 +176,7 @@ class Plan(NamedTuple):
     config: DictConfig
     settings: dict[str, Any]  # the configuration, resolved: what the run directory keeps
     data: Any
+    augment: Any
     model: Any
     diffusion: Any
     sampler: Any
@@ -251,6 +253,7 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         model = build(config.model, "model", trust)
         _must_match(model, data)
+        augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
         diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
         sampler = build(config.sampler, "sampler", trust)
         _must_walk(sampler, diffusion)
@@ -270,7 +273,9 @@ def _plan(config: DictConfig, device: Any, processes: int = 1, marking: bool = T
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_status(FAILED, reason=str(error), ended=now())
         raise
-    return Plan(run, config, settings, data, model, diffusion, sampler, optimizer, trainer, device, parent, moments)
+    return Plan(
+        run, config, settings, data, augment, model, diffusion, sampler, optimizer, trainer, device, parent, moments
+    )
 
 
 def _check(config: DictConfig) -> None:
@@ -521,7 +526,7 @@ def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
         _compile(plan, team.size)
     return plan.trainer.fit(
         plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
-        seed=plan.config.seed, device=plan.device, resume=resume, ranks=team,
+        seed=plan.config.seed, device=plan.device, augment=plan.augment, resume=resume, ranks=team,
     )  # fmt: skip
 
 
@@ -583,6 +588,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
         raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
     merged = OmegaConf.merge(
+        {} if "augment" in base else {"augment": {"_target_": AUGMENTATION}},  # which runs of earlier versions lack
         base,
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
         _place(base, config, parent.path),
@@ -736,7 +742,7 @@ def _draw_results(
     """The pictures at the end of a run, and its figures."""
     import torch
 
-    from ddpm import evaluation, images, plots
+    from ddpm import evaluation, images, plots, quality
     from ddpm.forward import q_sample
     from ddpm.precision import as_trained
     from ddpm.randomness import SampleNoise
@@ -769,11 +775,13 @@ def _draw_results(
     _warn_of_range(source)
 
     if judged:
-        protocol, found, values = evaluation.measure_recognition(samples, data)
-        settings = _protocol(512, config, "ema", sampler, diffusion.schedule, git_commit())
-        evaluation.record(run.path, protocol, values | settings)
+        drawn = quality.Drawn(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
+        found = quality.by_regression(drawn, data)
+        settings = _protocol(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
+        values = settings | quality.together([found], [config.seed])
+        evaluation.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
         walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
-        _say(f"{len(samples)} samples, {walk}, EMA weights:\n{found}")
+        _say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
 
 
 def _protocol(
@@ -998,124 +1006,439 @@ def _must_be_writable(out: str | None) -> None:
         raise InvalidInput(f"out={out}: {target} is not writable")
 
 
-OF_SAMPLES, OF_IMAGES = ("recognition", "frechet"), ("bits_per_dim", "log_likelihood")  # what a metric looks at
+OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
+OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
+FEATURES = ("classifier", "inception", "pca", "pixels")
+ENOUGH_FOR_PCA = 10_000  # training images
+FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
+
+
+class Measure(NamedTuple):
+    """A measure whose input has been found right, and of which nothing is begun."""
+
+    plan: str  # what it will do, in words
+    evaluations: int  # of the network, counted by image
+    carry_out: Callable[[], None]
 
 
 def _evaluate(config: DictConfig) -> None:
     resolved(config)
     metrics = plain(config.metric)
     metrics = metrics if isinstance(metrics, list) else [metrics]
-    allowed = (*OF_SAMPLES, *OF_IMAGES)
+    allowed = (*OF_SAMPLES, *OF_IMAGES, "cost", "steps")
     if not metrics or not set(map(str, metrics)) <= set(allowed):
         raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
     if config.n is not None:
         _must_be_whole(config, "n", least=1)
-    source, run, trained, _ = _source(config)
+    _must_be_whole(config, "seeds", least=1)
+    source, run, trained, step = _source(config)
     data = _data(config, trained)
-    of_samples, of_images = ([m for m in metrics if m in group] for group in (OF_SAMPLES, OF_IMAGES))
-    measures = [_measure_images(config, source, data, run, metric) for metric in of_images]
-    if of_samples:
-        measures.insert(0, _measure_samples(config, source, data, run, of_samples))
+    subject = _Subject(config, source, run, trained, step, data)
+    of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
+    measures = [_measure_samples(subject, of_samples)] if of_samples else []
+    measures += [_measure_images(subject, metric) for metric in metrics if metric in OF_IMAGES]
+    measures += [_measure_steps(subject)] if "steps" in metrics else []
+    measures += [_measure_cost(subject)] if "cost" in metrics else []
+    _say_plan(subject, measures)
     for measure in measures:  # only now that all of them have found their input right
-        measure()
+        measure.carry_out()
 
 
-def _measure_samples(config: DictConfig, source: Any, data: Any, run: Any, metrics: list[str]) -> Callable[[], None]:
-    """Check the input of measures of samples; returns what draws the samples and measures them."""
-    import torch
+class _Subject:
+    """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
 
-    from ddpm import evaluation
-    from ddpm.randomness import generator
-    from ddpm.runs import git_commit
+    def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
+        self.config, self.source, self.run, self.trained, self.step, self.data = (
+            config,
+            source,
+            run,
+            trained,
+            step,
+            data,
+        )
+        self.cache = run.path.parent.parent / "judges"
 
-    schedule = source.diffusion.schedule
-    _must_walk(source.sampler, source.diffusion)
-    n = config.n or (min(512, len(data.held_out)) if "frechet" in metrics else 512)
-    torch.manual_seed(generator(0, "judge").initial_seed())
-    channels, height, width = data.shape
-    judge = build(
-        config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=max(1, data.num_classes)
+    def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
+        """The part of a record that says how its samples were drawn."""
+        from ddpm.runs import git_commit
+
+        schedule = self.source.diffusion.schedule
+        told = _protocol(n, self.config, self.config.weights, sampler or self.source.sampler, schedule, git_commit())
+        return told | {"checkpoint": self.step}
+
+    def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
+        from ddpm import evaluation
+
+        evaluation.record(self.run.path, protocol, values)
+        _say(f"{protocol}:\n{words}")
+
+    @functools.cached_property
+    def judge(self) -> Any:
+        """The classifier, not yet trained."""
+        import torch
+
+        from ddpm.randomness import generator
+
+        torch.manual_seed(generator(0, "judge").initial_seed())
+        channels, height, width = self.data.shape
+        classes = max(1, self.data.num_classes)
+        judge = build(self.config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=classes)
+        if self.data.labels is None:
+            raise InvalidInput(
+                f"{self.data.name} has no labels, and features=classifier needs them; features=inception, pca and "
+                "pixels do not"
+            )
+        return judge
+
+    @functools.cached_property
+    def features(self) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
+        """How many features there are, and what makes their extractor, with a classifier's accuracy."""
+        from ddpm import quality
+        from ddpm.metrics import features
+
+        config, data, device = self.config, self.data, self.source.device
+        if config.features not in FEATURES:
+            raise InvalidInput(f"features={config.features} is not known; allowed: {', '.join(FEATURES)}")
+        if config.features == "classifier":
+            judge = self.judge
+            size = features.Judge(judge, "").size
+            return size, lambda: quality.judge_of(data, judge, self.cache, device, _say)
+        try:
+            if config.features == "inception":
+                made: Any = features.Inception(config.inception.weights, device)
+            elif config.features == "pixels":
+                made = features.Pixels(data.shape)
+            else:
+                some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
+                made = features.PCA(data.batch(some)[0], config.pca, str(data.identity()["sha256"])[:6])
+        except (ValueError, ImportError, OSError) as error:
+            raise InvalidInput(f"features={config.features}: {error}") from error
+        return made.size, lambda: (made, None)
+
+    @functools.cached_property
+    def real(self) -> tuple[Any, float | None]:
+        """The real images as the extractor sees them, and a classifier's accuracy."""
+        from ddpm import quality
+
+        extractor, accuracy = self.features[1]()
+        cheap = self.config.features in ("pca", "pixels")
+        return quality.Real(self.data, extractor, None if cheap else self.cache / "features"), accuracy
+
+
+def _say_plan(subject: _Subject, measures: list[Measure]) -> None:
+    """What is going to be done, and how long the network will take for it, by the time of one batch."""
+    from ddpm import cost
+
+    config, source = subject.config, subject.source
+    batch, evaluations = min(config.batch, 256), sum(measure.evaluations for measure in measures)
+    took = cost.evaluation_seconds(source, batch) / batch
+    lines = [f"  {measure.plan}" for measure in measures]
+    lines.append(
+        f"  the network: {evaluations:,} evaluations, counted by image; at least {_duration(evaluations * took)} on "
+        f"{source.device} ({1 / took:,.0f} images/s)"
     )
+    _say("\n".join(["plan:", *lines]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02} min"
+
+
+def _measure_samples(subject: _Subject, metrics: list[str]) -> Measure:
+    """Check the input of measures of samples; returns what draws the samples and measures them."""
+    from ddpm import evaluation
+
+    config, source, data = subject.config, subject.source, subject.data
+    _must_walk(source.sampler, source.diffusion)
     try:
-        evaluation.must_be_measurable(data, metrics, n)
+        evaluation.must_hold_out(data, metrics[0], 1)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+    n = _number(subject, "frechet" in metrics)
+    logistic = "recognition" in metrics and _by_regression(subject)
+    by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
+    if by_features:
+        _ = subject.features  # refuses those that cannot be
+    if "recognition" in by_features and config.features != "classifier":
+        raise InvalidInput(f"recogniser=classifier needs features=classifier, not {config.features}")
+    least = max(4 * ("precision_recall" in metrics), 6 * ("density_coverage" in metrics), 3 * ("kernel" in metrics))
+    if n < least:
+        raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
+    cost = config.seeds * n * source.sampler.evaluations(source.diffusion.schedule)
+    seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}" if config.seeds > 1 else f"seed {config.seed}"
+    plan = (
+        f"{', '.join(metrics)}: {n:,} samples, {seeds}, {type(source.sampler).__name__} with "
+        f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
+        + (f"; features of them and of {len(data):,} images by {config.features}" if by_features else "")
+    )
+    return Measure(plan, cost, lambda: _carry_out_samples(subject, by_features, logistic, n))
 
-    def measure() -> None:
-        _say(f"{n} samples, {source.sampler.evaluations(schedule) * n:,} evaluations of the network, counted by image")
-        samples = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), config.batch), n)])
-        _warn_of_range(source)
-        settings = _protocol(n, config, config.weights, source.sampler, schedule, git_commit())
-        found: Any  # of a metric's own kind
-        for metric in metrics:
-            try:
-                if metric == "recognition":
-                    protocol, found, values = evaluation.measure_recognition(samples, data)
+
+def _number(subject: _Subject, of_covariance: bool) -> int:
+    """How many samples are measured: what was asked for; or 512, or as many as are held out, if those suffice."""
+    few = min(512, len(subject.data.held_out))
+    if not of_covariance:
+        return subject.config.n or few
+    size, _ = subject.features
+    n: int = subject.config.n or max(few, size + 1)
+    if n <= size:
+        raise InvalidInput(
+            f"n = {n} samples are too few for the covariance of {size} features, which frechet needs: n is at least "
+            f"{size + 1}, or take features=pca with fewer components (pca=...), or metric=kernel"
+        )
+    return n
+
+
+def _by_regression(subject: _Subject) -> bool:
+    """Whether a logistic regression is to recognise samples; refuses data without labels."""
+    recogniser, (_, height, width) = subject.config.recogniser, subject.data.shape
+    if recogniser not in ("auto", "classifier", "logistic"):
+        raise InvalidInput(f"recogniser={recogniser} is not known; allowed: auto, classifier, logistic")
+    if subject.data.labels is None:
+        raise InvalidInput(f"{subject.data.name} has no labels, and recognition needs them")
+    return recogniser == "logistic" or (recogniser == "auto" and height * width <= FEW_PIXELS)
+
+
+def _carry_out_samples(subject: _Subject, metrics: list[str], logistic: bool, n: int) -> None:
+    """Draw the samples of every seed, measure them, and write what was found."""
+    from ddpm import plots, quality
+
+    config, data = subject.config, subject.data
+    seeds = [config.seed + k for k in range(config.seeds)]
+    real: Any  # as the extractor sees them
+    real, accuracy = subject.real if metrics else (None, None)
+    found: dict[str, list[quality.Found]] = {}
+    pictures: Any = None
+    try:
+        for seed in seeds:
+            drawn = _drawn(subject, n, seed, real)
+            if logistic:
+                found.setdefault(f"recognition_logistic_{n}_train", []).append(quality.by_regression(drawn, data))
+            for metric in metrics:
+                if metric == "memorisation":
+                    results, nearest = quality.copies(drawn, real)
+                    pictures = pictures or (drawn.x, nearest)
                 else:
-                    cache = run.path.parent.parent / "judges"
-                    protocol, found, values = evaluation.measure_frechet(samples, data, judge, cache, _say)
-            except ValueError as error:
-                raise InvalidInput(f"metric={metric}: {error}") from error
-            evaluation.record(run.path, protocol, values | settings)
-            _say(f"{protocol}:\n{found}")
+                    results = quality.MEASURES[metric](drawn, real)
+                for name, result in results.items():
+                    found.setdefault(real.protocol(name, n), []).append(result)
+        for protocol, each in found.items():
+            values = subject.settings(n) | quality.together(each, seeds)
+            if accuracy is not None and "_classifier-" in protocol:
+                values["judge_accuracy"] = accuracy
+            subject.record(protocol, values, quality.in_words(each, values))
+    except ValueError as error:
+        raise InvalidInput(f"metric={','.join(map(str, metrics))}: {error}") from error
+    if pictures is not None:
+        _draw_copies(subject, *pictures)
+    if "frechet" in metrics and config.frechet.bias:
+        curve = quality.bias_curve(real)
+        path = subject.run.path / "frechet_bias.png"
+        plots.bias(path, curve, n, found[real.protocol("frechet", n)][0].value)
+        _say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
 
-    return measure
+
+def _drawn(subject: _Subject, n: int, seed: int, real: Any, sampler: Any = None) -> Any:
+    """n samples of a seed, with their features where there is an extractor."""
+    import torch
+
+    from ddpm import quality
+
+    source = subject.source.with_seed(seed)
+    source = source if sampler is None else source.using(sampler)
+    x = torch.cat([x for _, x in _with_bar(source.batches(list(range(n)), subject.config.batch), n)])
+    _warn_of_range(source)
+    features = x.new_zeros(n, 0) if real is None else real.features(x)
+    return quality.Drawn(x, features, source.classes(range(n)))
 
 
-def _measure_images(config: DictConfig, source: Any, data: Any, run: Any, metric: str) -> Callable[[], None]:
+def _draw_copies(subject: _Subject, x: Any, found: Any) -> None:
+    """The samples that are nearest to training images, with those, by features and by pixels."""
+    from ddpm import plots
+
+    data, path, groups = subject.data, subject.run.path / "memorisation.png", {}
+    for name, result in found.items():
+        closest = result.relative.argsort()[:10]
+        real, _ = data.batch(data.train[result.index[closest].cpu()])
+        groups[f"by {name}"] = (x[closest], real.cpu(), result.relative[closest].tolist())
+    plots.copies(path, groups)
+    _say(f"wrote {path}: the samples that are closest to a training image, above it")
+
+
+def _measure_images(subject: _Subject, metric: str) -> Measure:
     """Check the input of a measure of held-out images; returns what measures them."""
-    from ddpm import evaluation, plots
+    from ddpm import evaluation
     from ddpm.likelihood import flow_times
-    from ddpm.runs import git_commit
 
-    diffusion, options = source.diffusion, config[metric]
+    config, source, data = subject.config, subject.source, subject.data
+    schedule, options = source.diffusion.schedule, config.get(metric)
     n = config.n or min(512, len(data.held_out))
     _must_match(source.model, data)
+    times: list[int] = []
     try:
         evaluation.must_hold_out(data, metric, n)
         if metric == "bits_per_dim":
-            times = evaluation.bound_times(diffusion.schedule.T, options.steps)
+            times = evaluation.bound_times(schedule.T, options.steps)
             cost = len(times) * n
+        elif metric == "loss_by_snr":
+            cost = len(evaluation.snr_bins(schedule)) * n
         else:
-            flow_times(diffusion.schedule, options.steps, options.start)
+            flow_times(schedule, options.steps, options.start)
             _must_be_whole(options, "probes", least=1)
             cost = 4 * options.steps * n
     except (ValueError, InvalidInput) as error:
         raise InvalidInput(f"{metric}: {error}") from error
+    derivatives = f", {options.probes * cost:,} derivatives of the network" if metric == "log_likelihood" else ""
+    plan = f"{metric}: {n:,} held-out images, {cost:,} evaluations{derivatives}"
+    return Measure(plan, cost, lambda: _carry_out_images(subject, metric, n, cost, times))
 
-    def measure() -> None:
-        derivatives = f", with {options.probes * cost:,} of its derivatives" if metric == "log_likelihood" else ""
-        _say(f"{n} held-out images, {cost:,} evaluations of the network, counted by image{derivatives}")
-        with _bar(cost) as bar:
-            try:
-                if metric == "bits_per_dim":
-                    protocol, found, values, bound = evaluation.measure_bits_per_dim(
-                        source, data, n, times, config.batch, bar.update
-                    )
-                else:
-                    flow = (options.steps, options.probes, options.start)
-                    protocol, found, values = evaluation.measure_log_likelihood(
-                        source, data, n, *flow, config.batch, bar.update
-                    )
-            except ValueError as error:
-                raise InvalidInput(f"metric={metric}: {error}") from error
-        settings = {
-            "seeds": [config.seed],
-            "weights": config.weights,
-            "variance": diffusion.variance,
-            "clip_x_0": diffusion.clip_x_0,
-            "sampler": None,
-            "steps": cost // n,
-            "commit": git_commit(),
-        }
-        evaluation.record(run.path, protocol, values | settings)
-        _say(f"{protocol}:\n{found}")
-        if metric == "bits_per_dim":
-            evaluation.write_terms(run.path / "bits_per_dim.csv", bound)
-            plots.bits_per_dim(run.path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
-            _say(f"wrote {run.path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t")
 
-    return measure
+def _carry_out_images(subject: _Subject, metric: str, n: int, cost: int, times: list[int]) -> None:
+    from ddpm import evaluation, plots
+
+    config, source, data, path = subject.config, subject.source, subject.data, subject.run.path
+    options, drawn = config.get(metric), ""
+    with _bar(cost) as bar:
+        try:
+            if metric == "bits_per_dim":
+                protocol, found, values, bound = evaluation.measure_bits_per_dim(
+                    source, data, n, times, config.batch, bar.update
+                )
+                evaluation.write_terms(path / "bits_per_dim.csv", bound)
+                plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
+                drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
+            elif metric == "loss_by_snr":
+                protocol, found, values, curve = evaluation.measure_loss_by_snr(
+                    source, data, n, config.batch, bar.update
+                )
+                evaluation.write_loss_by_snr(path / "loss_by_snr.csv", curve)
+                plots.loss_by_snr(path / "loss_by_snr.png", {path.name: curve})
+                drawn = f"wrote {path / 'loss_by_snr.png'} and loss_by_snr.csv: the errors in each bin"
+            else:
+                flow = (options.steps, options.probes, options.start)
+                protocol, found, values = evaluation.measure_log_likelihood(
+                    source, data, n, *flow, config.batch, bar.update
+                )
+        except ValueError as error:
+            raise InvalidInput(f"metric={metric}: {error}") from error
+    told = subject.settings(n) | {
+        "variance": source.diffusion.variance,
+        "clip_x_0": source.diffusion.clip_x_0,
+        "sampler": None,
+        "sampler_settings": None,
+        "steps": cost // n,
+        "evaluations": cost // n,
+    }
+    if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
+        told |= {"seeds": [], "clip_x_0": False}
+    subject.record(protocol, told | values, found)
+    if drawn:
+        _say(drawn)
+
+
+def _samplers(subject: _Subject, key: str, names: Any, steps: Any, spacings: Any) -> list[tuple[dict[str, Any], Any]]:
+    """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
+    config, found = subject.config, []
+    for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
+        if not isinstance(values, list) or not values:
+            raise InvalidInput(f"{key}.{option}={values} must be a list, such as {key}.{option}={EXAMPLES[option]}")
+    for name in names:
+        settings = plain(compose("evaluate", [f"sampler={name}"]).sampler)
+        for spacing in spacings:
+            for count in steps:
+                told = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
+                built = settings | {"steps": count, "spacing": told["spacing"], "times": None}
+                sampler = build(built, f"{key}, {name}", _trusted(config))
+                _must_walk(sampler, subject.source.diffusion)
+                found.append((told, sampler))
+    return found
+
+
+EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
+
+
+def _measure_steps(subject: _Subject) -> Measure:
+    """Check a grid of samplers, steps and spacings; returns what measures each combination that is not there yet."""
+    from ddpm import evaluation
+
+    options, schedule = subject.config.steps, subject.source.diffusion.schedule
+    grid = _samplers(subject, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
+    try:
+        evaluation.must_hold_out(subject.data, "steps", 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    n = _number(subject, of_covariance=True)
+    cost = n * sum(sampler.evaluations(schedule) for _, sampler in grid)
+    plan = f"steps: {n:,} samples in each of {len(grid)} ways, less those that are there already"
+    return Measure(plan, cost, lambda: _carry_out_steps(subject, grid, n))
+
+
+def _carry_out_steps(subject: _Subject, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
+    """The Frechet distance of every combination, each written as soon as it is known."""
+    from ddpm import evaluation, plots, quality
+
+    config, path, schedule = subject.config, subject.run.path, subject.source.diffusion.schedule
+    real, _ = subject.real
+    protocol = real.protocol("steps_frechet", n)
+    settings = subject.settings(n) | {"sampler": None, "sampler_settings": None, "steps": None, "evaluations": None}
+    fixed = ("n", "seeds", "weights", "checkpoint")
+    try:
+        before = evaluation.recorded(path / "evaluation.json").get(protocol, {})
+    except ValueError:  # which `record` is going to tell of
+        before = {}
+    cells = list(before.get("cells", [])) if all(before.get(key) == settings[key] for key in fixed) else []
+    for told, sampler in grid:
+        if any(told.items() <= cell.items() for cell in cells):
+            continue
+        try:
+            found = quality.frechet(_drawn(subject, n, config.seed, real, sampler), real)["frechet"]
+        except ValueError as error:
+            raise InvalidInput(f"metric=steps: {error}") from error
+        cells.append(
+            told
+            | {"evaluations": sampler.evaluations(schedule), "value": found.value, "relative": found.more["relative"]}
+        )
+        values = {"value": min(cell["value"] for cell in cells), "real_vs_real": found.real_vs_real, "cells": cells}
+        evaluation.record(path, protocol, settings | values)
+        _say(f"{told['sampler']}, {told['steps']} steps, {told['spacing']}: {found.words}")
+    record = evaluation.recorded(path / "evaluation.json")[protocol]
+    plots.steps_quality(path / "steps.png", record["cells"], record["real_vs_real"])
+    _say(f"{protocol}: {len(cells)} combinations\nwrote {path / 'steps.png'}")
+
+
+def _measure_cost(subject: _Subject) -> Measure:
+    """Check what training and sampling are to be timed with; returns what times them."""
+    import torch
+
+    from ddpm import cost
+
+    config, trained, trust = subject.config, subject.trained, _trusted(subject.config)
+    _must_match(subject.source.model, subject.data)
+    names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
+    samplers = {
+        f"{told['sampler']} {told['steps']}": sampler
+        for told, sampler in _samplers(subject, "cost", names, steps, [None])
+    }
+    trainer = build(trained.trainer, "trainer", trust)
+    augment = None if trained.get("augment") is None else build(trained.augment, "augment", trust)
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return build(trained.optimizer, "optimizer", trust, params=list(parameters))
+
+    def carry_out() -> None:
+        try:
+            protocol, words, values = cost.measure_cost(
+                subject.source, subject.data, trainer, optimizer, samplers, config.batch, augment=augment
+            )
+        except ValueError as error:
+            raise InvalidInput(f"metric=cost: {error}") from error
+        settings = subject.settings(config.batch) | {"sampler": next(iter(samplers)), "sampler_settings": None}
+        subject.record(protocol, settings | values, words)
+
+    plan = f"cost: training steps of {trainer.batch_size} images, and one evaluation of {config.batch}, timed"
+    return Measure(plan, 4 * config.batch, carry_out)
 
 
 # ----------------------------------------------------------------------------------------------------------- schedule

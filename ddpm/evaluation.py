@@ -1,7 +1,7 @@
-"""Measures of one network, of its samples or of held-out images, under names that say what was measured."""
+"""Measures of one network by held-out images, under names that say what was measured, and where results are kept."""
 
+import copy
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -9,77 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm import checkpoint
 from ddpm.data import ImageData
 from ddpm.diffusion import Denoise
 from ddpm.files import read_json, replacing
-from ddpm.images import to_float, to_uint8
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
-from ddpm.metrics.frechet import RelativeFrechet, relative_frechet
-from ddpm.metrics.judge import accuracy, in_batches, train_judge
-from ddpm.metrics.recognition import Recognition, recognition
+from ddpm.losses import errors_at_snr
 from ddpm.randomness import SampleNoise
 from ddpm.sampling import Source
+from ddpm.schedules import NoiseSchedule
 
-
-def measure_recognition(samples: Tensor, data: ImageData) -> tuple[str, Recognition, dict[str, Any]]:
-    """Protocol name, result and record of `ddpm.metrics.recognition`, against the training and the held-out part.
-
-    Args:
-        samples: (n, C, H, W) in [-1, 1].
-        data: labelled.
-    Raises: ValueError for data without labels or without a held-out part.
-    """
-    must_be_measurable(data, ["recognition"], len(samples))
-    (train_x, train_y), (held_out_x, _) = _parts(data)
-    found = recognition(samples.float(), train_x, train_y, held_out_x)
-    record = {
-        "value": found.recognised,
-        "real_vs_real": found.held_out_recognised,
-        "class_shares": found.class_shares,
-        "distance_ratio": found.distance_ratio,
-    }
-    return f"recognition_logistic_{len(samples)}_train", found, record
-
-
-def measure_frechet(
-    samples: Tensor, data: ImageData, classifier: nn.Module, cache: Path, say: Callable[[str], None] = print
-) -> tuple[str, RelativeFrechet, dict[str, Any]]:
-    """Protocol name, result and record of the Frechet distance in the features of a classifier trained on the data.
-
-    The classifier is trained once per data set and kept.
-
-    Args:
-        samples: (n, C, H, W) in [-1, 1]; quantised to bytes before they are judged, as files would be.
-        data: labelled.
-        classifier: maps images to logits and has `features`; untrained.
-        cache: folder of trained classifiers.
-        say: told what the classifier is worth.
-    Raises: ValueError for data without labels or with fewer held-out images than samples.
-    """
-    n = len(samples)
-    must_be_measurable(data, ["frechet"], n)
-    (train_x, train_y), (held_out_x, held_out_y) = _parts(data)
-    facts = [data.identity(), len(data.held_out), str(classifier)]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
-    path = cache / f"{data.name}-{key}.safetensors"
-    if path.exists():
-        checkpoint.load_into(classifier, path)
-        classifier.eval()
-    else:
-        say(f"training the judge of {data.name}, once: it will be kept as {path}")
-        train_judge(classifier, train_x, train_y)
-        checkpoint.save_weights(classifier, path)
-    say(f"the judge names {accuracy(classifier, held_out_x, held_out_y):.2%} of the held-out images correctly")
-
-    noise = SampleNoise(0, range(n)).x_T(data.shape)
-    penultimate: Any = classifier.features  # a method, which torch's stubs take for a tensor or a module
-    features = [in_batches(penultimate, to_float(to_uint8(x))) for x in (samples, train_x, held_out_x[:n], noise)]
-    found = relative_frechet(*features)
-    record = {"value": found.samples, "real_vs_real": found.held_out, "noise": found.noise, "relative": found.relative}
-    return f"frechet_classifier-{key}_{n}_train", found, record
+LOG_SNR_BINS = range(-10, 10)
+"""The lower edges of the bins of log-SNR, each 1 wide: the same for every schedule."""
+LOG_SNR_MIDDLE = range(-5, 5)
+"""The bins that a loss is averaged over to one number: schedules in use reach all of these."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+LossBySNR = tuple[list[float], list[float | None], list[float | None]]
+"""The centres of all bins, and the errors of x_0 and of eps in them; None in bins that were not measured."""
 
 
 def measure_bits_per_dim(
@@ -144,6 +91,87 @@ def measure_log_likelihood(
     return protocol, f"{_in_words(values)}, of dequantised bytes, by the probability flow from t = {start:g}", values
 
 
+def snr_bins(schedule: NoiseSchedule) -> list[int]:
+    """The lower edges of the bins of log-SNR that lie wholly between t = 1 and T, or T - 1 where beta_T = 1.
+
+    `measure_loss_by_snr` costs one evaluation of the network for each, an image.
+
+    Raises: ValueError where no bin of `LOG_SNR_MIDDLE` does.
+    """
+    log_snr = [2 * value for value in schedule.lambda_[1:].tolist() if value > -math.inf]
+    bins = [low for low in LOG_SNR_BINS if log_snr and log_snr[-1] <= low and low + 1 <= log_snr[0]]
+    if not set(bins) & set(LOG_SNR_MIDDLE):
+        reach = f"from {log_snr[-1]:.3g} to {log_snr[0]:.3g}" if log_snr else "-inf alone"
+        raise ValueError(
+            f"the schedule's log-SNR is {reach}: that holds no whole bin of width 1 between {LOG_SNR_MIDDLE.start} and "
+            f"{LOG_SNR_MIDDLE.stop} to measure the loss in"
+        )
+    return bins
+
+
+@torch.no_grad()
+def measure_loss_by_snr(
+    source: Source, data: ImageData, n: int, batch: int, callback: Callable[[int], None] | None = None
+) -> tuple[str, str, dict[str, Any], LossBySNR]:
+    """Protocol name, result in words, record and curves of the held-out loss by log-SNR, of eps and of x_0.
+
+    Unlike the training loss it is comparable between schedules and targets. Each image is seen once in each bin, at a
+    place and with noise that depend on nothing but its number, n and the bin, so that all runs on the same data are
+    paired. Predictions are not clipped, as in training. The record's value is the error of eps, averaged over the part
+    of log-SNR -5 to 5 that was measured, which is named beside it: twice what one unit of log-SNR adds to the
+    variational bound in continuous time, in nats a dimension.
+
+    Args:
+        source: the network; its seed has no effect.
+        data, n, batch, callback: as in `measure_bits_per_dim`.
+    Raises: ValueError where so many images are not held out, as `snr_bins`, or where an error is not finite.
+    Source: the bound after Variational Diffusion Models (arXiv 2107.00630), section 5.
+    """
+    must_hold_out(data, "loss_by_snr", n)
+    source = copy.copy(source)
+    source.diffusion = copy.copy(source.diffusion)
+    source.diffusion.clip_x_0 = False
+    schedule, parts, done = source.diffusion.schedule, [], 0
+    bins = snr_bins(schedule)
+    for numbers, x_0, denoise in _held_out(source, data, n, batch):
+        noise, i = SampleNoise(0, numbers, "loss_by_snr"), torch.arange(done, done + len(numbers), dtype=torch.float64)
+        errors = []
+        for low in bins:
+            log_snr = low + (i + low * n) * GOLDEN % 1  # the images together fill the bin evenly
+            eps = noise(low, data.shape, x_0.device)
+            errors.append(torch.stack(errors_at_snr(schedule, denoise, x_0, log_snr, eps)))
+            if callback is not None:
+                callback(len(x_0))
+        parts.append(torch.stack(errors, dim=2).double().cpu())
+        done += len(numbers)
+    x_0_error, eps_error = torch.cat(parts, dim=1)  # each (n, bins)
+    lost = int((~(x_0_error + eps_error).isfinite()).any(1).sum())
+    if lost:
+        raise ValueError(f"{lost} of {n} images have errors that are not finite")
+    middle = [j for j, low in enumerate(bins) if low in LOG_SNR_MIDDLE]
+    over = [bins[middle[0]], bins[middle[-1]] + 1]
+    x_0_curve, eps_curve = (dict(zip(bins, e.mean(0).tolist(), strict=True)) for e in (x_0_error, eps_error))
+    curve = (
+        [low + 0.5 for low in LOG_SNR_BINS],
+        [x_0_curve.get(low) for low in LOG_SNR_BINS],
+        [eps_curve.get(low) for low in LOG_SNR_BINS],
+    )
+    values = _interval(eps_error[:, middle].mean(1)) | {"value_log_snr": over}
+    values |= dict(zip(("log_snr", "x_0", "eps"), curve, strict=True))
+    interval = "" if values["low"] is None else f" (95% over images: {values['low']:.4f} to {values['high']:.4f})"
+    found = (
+        f"{values['value']:.4f} mean squared error of eps{interval}, over log-SNR {over[0]} to {over[1]}\n"
+        f"measured in {len(bins)} bins of log-SNR, {bins[0]} to {bins[-1] + 1}"
+    )
+    return f"loss_by_snr_w1_{n}_held_out", found, values, curve
+
+
+def write_loss_by_snr(path: Path, curve: LossBySNR) -> None:
+    """A CSV file: for each bin of log-SNR its centre and the errors of x_0 and of eps, empty if not measured."""
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([("log_snr", "x_0_mse", "eps_mse"), *zip(*curve, strict=True)])
+
+
 def bound_times(T: int, steps: int | None) -> list[int]:
     """The times of a bound of so many terms, rising to T, evenly spaced and rounded; ValueError unless in 1..T."""
     if steps is None:
@@ -168,7 +196,7 @@ def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
     """
     path = folder / "evaluation.json"
     try:
-        text = json.dumps(_recorded(path) | {protocol: values}, indent=1)
+        text = json.dumps(recorded(path) | {protocol: values}, indent=1)
     except (ValueError, RecursionError) as error:
         aside = path.with_name("evaluation.damaged.json")
         path.replace(aside)
@@ -178,28 +206,12 @@ def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
         temporary.write_text(text)
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def recorded(path: Path) -> dict[str, Any]:
     """Protocol -> result, of evaluation.json; ValueError if it holds anything else."""
     known = read_json(path) if path.exists() else {}
     if not isinstance(known, dict) or not all(isinstance(values, dict) for values in known.values()):
         raise ValueError(f"{path} holds other than results")
     return known
-
-
-def must_be_measurable(data: ImageData, metrics: list[str], n: int) -> None:
-    """Refuse data that a metric cannot be measured against, before anything is drawn.
-
-    Raises: ValueError for data without labels or held-out part, or with fewer held-out images than Frechet needs.
-    """
-    if data.labels is None:
-        raise ValueError(f"{data.name} has no labels, and this measure needs them")
-    if len(data.held_out) == 0:
-        raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
-    if "frechet" in metrics and n > len(data.held_out):
-        raise ValueError(
-            f"n = {n} samples need as many held-out images to compare with, and {data.name} holds out "
-            f"{len(data.held_out)} (of {len(data)}): n is at most that for frechet"
-        )
 
 
 def must_hold_out(data: ImageData, metric: str, n: int) -> None:
@@ -240,11 +252,3 @@ def _interval(bits: Tensor) -> dict[str, Any]:
 def _in_words(values: dict[str, Any]) -> str:
     interval = "" if values["low"] is None else f" (95% over images: {values['low']:.4f} to {values['high']:.4f})"
     return f"{values['value']:.4f} bits/dim{interval}"
-
-
-def _parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) of the training part and of the held-out part of labelled data, on the CPU."""
-    with torch.no_grad():
-        (train_x, train_y), (held_out_x, held_out_y) = data.batch(data.train), data.batch(data.held_out)
-    assert train_y is not None and held_out_y is not None  # without labels the data are not measurable
-    return (train_x, train_y), (held_out_x, held_out_y)

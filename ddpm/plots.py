@@ -145,6 +145,33 @@ def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Ten
     _save(figure, path)
 
 
+def loss_by_snr(
+    path: str | Path,
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float | None], Sequence[float | None]]],
+) -> None:
+    """Held-out errors of eps (left) and x_0 (right) at each log-SNR, of one run or of several beside each other.
+
+    Args:
+        path: the PNG file to write.
+        runs: label -> log-SNR, error of x_0 and error of eps there, as `evaluation.measure_loss_by_snr` returns them;
+            None where a run was not measured.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (label, (log_snr, x_0, eps)) in enumerate(runs.items()):
+        style = ("-", "--", "-.", ":")[i % 4]  # where curves lie on one another both are seen
+        for axes, errors in ((left, eps), (right, x_0)):
+            values = np.array(errors, dtype=float)  # None becomes NaN, a gap
+            axes.semilogy(log_snr, values, f"o{style}", color=f"C{i}", label=label, markersize=3, linewidth=1.6)
+    for axes, name in ((left, r"$\epsilon$"), (right, "$x_0$")):
+        _axes(axes, "log-SNR (from noise to data)", f"mean squared error of {name}, held out")
+    if len(runs) > 1:
+        handles, names = left.get_legend_handles_labels()
+        columns = min(len(names), 4)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
 def labelled_table(path: str | Path, rows: Sequence[tuple[str, Tensor]], columns: Sequence[str]) -> None:
     """Images (n, C, H, W) in rows with labels on the left, and a label on top of each of the n columns."""
     if any(len(x) != len(columns) for _, x in rows):
@@ -249,6 +276,66 @@ def orders(path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[in
         _axes(axes, "evaluations of the network", "root mean square error" if i == 0 else "")
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
+def copies(path: str | Path, groups: Mapping[str, tuple[Tensor, Tensor, Sequence[float]]]) -> None:
+    """Samples in a row, and beneath each the training image that it is nearest to.
+
+    Args:
+        path: the PNG file to write.
+        groups: by what they are near -> samples (n, C, H, W), training images (n, C, H, W), and n distances over the
+            median distance of held-out images.
+    """
+    rows, labels = [], []
+    for name, (samples, real, distance) in groups.items():
+        ends = f"{distance[0]:.2f} to {distance[-1]:.2f} times"
+        rows += [samples, real]
+        labels += [f"samples closest {name}\n{ends} a held-out image's distance", "their nearest training images"]
+    _tiles(path, [("", rows)], rows=labels)
+
+
+def bias(path: str | Path, curve: Sequence[tuple[int, float]], n: int, value: float) -> None:
+    """The Frechet distance of real images over their number, which is bias alone, and that of samples beside it.
+
+    Args:
+        path: the PNG file to write.
+        curve: (number of held-out images, distance), rising in number.
+        n, value: the number of the samples, and their distance.
+    """
+    figure = Figure(figsize=(0.6 * WIDTH / DPI, 0.42 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.loglog(*zip(*curve, strict=True), "o-", color="tab:blue", markersize=4, label="held-out images")
+    axes.loglog([n], [value], "D", color="tab:red", markersize=6, label="samples")
+    _logarithmic(axes)
+    _axes(axes, "number of images", "Frechet distance to the training part")
+    axes.legend(frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
+def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float) -> None:
+    """Quality against the cost of sampling: a curve for each sampler and spacing.
+
+    Args:
+        path: the PNG file to write.
+        cells: each with sampler, spacing, evaluations and value.
+        real_vs_real: the value of held-out images.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    several = len({cell["spacing"] for cell in cells}) > 1
+    for cell in cells:
+        label = f"{cell['sampler']}, {cell['spacing']}" if several else str(cell["sampler"])
+        curves.setdefault(label, []).append((cell["evaluations"], cell["value"]))
+    figure = Figure(figsize=(0.7 * WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (label, pairs) in enumerate(curves.items()):
+        axes.loglog(
+            *zip(*sorted(pairs), strict=True), f"{'osD^vP*X'[i % 8]}-", label=label, markersize=5, linewidth=1.5
+        )
+    axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
+    _logarithmic(axes)
+    _axes(axes, "evaluations of the network, an image", "Frechet distance")
+    axes.legend(frameon=False, fontsize=SIZE)
     _save(figure, path)
 
 
@@ -381,6 +468,14 @@ def _axes(axes: Axes, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _logarithmic(axes: Axes) -> None:
+    """Numbers as they are read at 1, 2 and 5 of every decade, not as powers."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter("{x:g}")
+
+
 def _arrays(history: History) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses (n,), NaN where a loss is not finite."""
     steps = np.array([step for step, _ in history], dtype=float)
@@ -434,7 +529,7 @@ def _tiles(
     line = round(1.5 * SIZE * DPI / 72)
     heading = line if any(name for name, _ in blocks) else 0
     lines = max((label.count("\n") + 1 for label in columns), default=0)
-    left = 12 + math.ceil(max((_text_width(label) + 8 for label in rows), default=0))
+    left = 12 + math.ceil(max((_text_width(line) + 8 for label in rows for line in label.split("\n")), default=0))
     top = 12 + (line if title else 0) + heading + lines * line
     space = 18  # between two blocks and at the right
     total_wide, total_tall = left + len(blocks) * (wide + space), top + tall + 12

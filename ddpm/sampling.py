@@ -70,18 +70,28 @@ class Source:
         """The samples of these numbers, (n, C, H, W), on the CPU."""
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
-        classes = getattr(self.model, "num_classes", None)
-        y = None if classes is None else torch.tensor(list(numbers), device=self.device) % classes
-        denoise = self.diffusion.denoiser(self.model, y)
+        y = self.classes(numbers)
+        denoise = self.diffusion.denoiser(self.model, None if y is None else y.to(self.device))
         with computing(self.device, self.precision):
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
         return x_0
 
+    def classes(self, numbers: range | list[int]) -> Tensor | None:
+        """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
+        classes = getattr(self.model, "num_classes", None)
+        return None if classes is None else torch.tensor(list(numbers)) % classes
+
     def using(self, sampler: Sampler) -> "Source":
         """The same with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
+        return other
+
+    def with_seed(self, seed: int) -> "Source":
+        """The same with another seed; what leaves [-1, 1] is counted anew."""
+        other = copy.copy(self)
+        other.seed, other.range = seed, Range()
         return other
 
     def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:

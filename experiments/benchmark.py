@@ -14,16 +14,13 @@ FLOP. What another run found with the same machine, torch and threads stays in t
 import argparse
 import contextlib
 import functools
-import gc
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -37,8 +34,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.cost import flops, machine, peak, seconds
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.ema import EMA
 from ddpm.files import read_json, replacing, shown
@@ -344,21 +341,6 @@ def users_precision(model: nn.Module, device: torch.device) -> str:
 # ------------------------------------------------------------------------------------------------------------- time
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(run: Callable[[], object], device: torch.device, repeat: int = 1) -> float:
-    """Of one run, out of so many in a row."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeat):
-        run()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeat
-
-
 def summary(values: list[float]) -> dict[str, float]:
     """The median and the ends of the range."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
@@ -409,19 +391,6 @@ def compared(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
     medians = {what["median"]: name for name, what in timed.items() if name.startswith("peer")}
     return {"settings": settings, "ratios": ratios, "best_peer": medians[min(medians)] if medians else None}
-
-
-def flops(model: nn.Module, *inputs: Tensor, backward: bool = True) -> int:
-    """Of a forward pass and, unless told otherwise, a backward pass; a multiply-add is two.
-
-    Give it the meta device: nothing is computed there, the plain path runs, and attention is two products of matrices,
-    which are counted; the CPU's own attention is not.
-    """
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        output = model(*inputs)
-        if backward:
-            output.sum().backward()
-    return counter.get_total_flops()
 
 
 def on_paper(make: Callable[[], nn.Module], network: Network, batch: int) -> dict[str, Any]:
@@ -505,46 +474,18 @@ def alone(label: str, network: Network, batch: int, device_type: str, threads: i
     return max(0, peak(device) - before)
 
 
-def peak(device: torch.device, anew: bool = False) -> int:
-    """The most bytes that this process, or torch on a GPU, has had; anew: from here on.
-
-    Not ru_maxrss, which a process inherits from the one that started it.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        if anew:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform != "linux":
-        raise RuntimeError("the memory of a process is read from /proc/self, which only Linux has")
-    if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 # --------------------------------------------------------------------------------------------------- machine, limits
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers belong to."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    versions: dict[str, str | None] = {}
+def versions() -> dict[str, str | None]:
+    """Of the peers that are installed."""
+    found: dict[str, str | None] = {}
     for package in ("diffusers", OTHER):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {os.cpu_count()} cores",
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **versions,
-    }
+            found[package] = None
+    return found
 
 
 def limits(device: torch.device) -> dict[str, float]:
@@ -792,7 +733,7 @@ def main(words: list[str] | None = None) -> int:
             return 0
         torch.set_num_threads(given.threads or torch.get_num_threads())
         device = torch.device(given.device)
-        told = read(given.out / JSON, machine(device))
+        told = read(given.out / JSON, machine(device) | versions())
         given.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,324 @@
+"""What a network costs: parameters, floating point operations, time and memory, on the machine at hand."""
+
+import contextlib
+import copy
+import ctypes
+import functools
+import gc
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm import preflight
+from ddpm.data import ImageData
+from ddpm.data.augment import Augment
+from ddpm.ema import EMA
+from ddpm.guard import Guard, Seen
+from ddpm.precision import computing, resolve
+from ddpm.randomness import SampleNoise
+from ddpm.samplers import Sampler
+from ddpm.sampling import Source
+from ddpm.times import TimeSampler
+from ddpm.trainer import Trainer, classes_for
+
+Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+# ------------------------------------------------------------------------------------------------------- instruments
+
+
+def flops(model: nn.Module, *inputs: Tensor, backward: bool = True) -> int:
+    """Of a forward pass and, unless told otherwise, a backward pass; a multiply-add is two.
+
+    Give it the meta device: nothing is computed there, the plain path runs, and attention is two products of matrices,
+    which are counted; the CPU's own attention is not.
+    """
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        output = model(*inputs)
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device, repeat: int = 1) -> float:
+    """Of one run, out of so many in a row."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeat
+
+
+def peak(device: torch.device, anew: bool = False) -> int:
+    """The most bytes that this process, or torch on a GPU, has had; anew: from here on.
+
+    Not ru_maxrss, which a process inherits from the one that started it.
+    """
+    if anew:
+        gc.collect()
+    if device.type == "cuda":
+        if anew:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux":
+        raise RuntimeError("the memory of a process is read from /proc/self, which only Linux has")
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers belong to."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {os.cpu_count()} cores",
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- a trained run
+
+
+def measure_cost(
+    source: Source,
+    data: ImageData,
+    trainer: Trainer,
+    optimizer: Optimizer,
+    samplers: dict[str, Sampler],
+    batch: int,
+    repeat: int = 3,
+    *,
+    augment: Augment | None = None,
+) -> tuple[str, str, dict[str, Any]]:
+    """Protocol name, result in words and record of what training and sampling cost on the source's device.
+
+    Times are medians after a run that is not timed. Training is timed by whole steps, in the trainer's precision.
+    Sampling is one evaluation of the network for a batch, clipped as the source clips, times the evaluations of each
+    sampler: what a sampler computes between them is not in it, and is little unless the network is tiny.
+
+    Memory is what training holds at its fullest, the data included: measured as torch counts it on a GPU, and as the
+    process's growth on a CPU with Linux; elsewhere estimated as `preflight.memory` does, without what kernels use.
+
+    Args:
+        source: the network, whose weights stay as they are, its device and the precision of sampling.
+        data: to train on; stay where they are.
+        trainer: batch, micro-batches, precision, clipping and averaging of the steps.
+        optimizer: makes one of parameters.
+        samplers: name -> sampler, at least one; the record's value, seconds an image, is the first one's.
+        batch: images that are sampled at a time.
+        repeat: how many steps, and evaluations, are timed.
+        augment: as in training.
+    Raises:
+        ValueError: no sampler, a sampler that does not suit the schedule, or too little memory, with what to lower.
+    """
+    if not samplers:
+        raise ValueError("samplers is empty: the cost of sampling is that of at least one sampler")
+    device, schedule = source.device, source.diffusion.schedule
+    evaluations = {name: sampler.evaluations(schedule) for name, sampler in samplers.items()}
+    images, micro = trainer.batch_size, trainer.batch_size // trainer.accumulate
+    parameters, forward = sum(p.numel() for p in source.model.parameters()), gflop_forward(source)
+    with _enough_memory(f"training takes {micro} images at a time: raise accumulate, or lower batch_size"):
+        data = copy.copy(data).to(device)
+        step, size, how = _train(functools.partial(_Training, source, data, trainer, optimizer, augment), repeat)
+    with _enough_memory(f"sampling takes {batch} images at a time: lower batch"):
+        evaluation = _median(_evaluate(source, batch), device, repeat)
+    values: dict[str, Any] = {
+        "value": evaluation * next(iter(evaluations.values())) / batch,
+        "low": None,
+        "high": None,
+        "n": batch,
+        "seeds": [],
+        "real_vs_real": None,
+        "parameters": parameters,
+        "gflop_image_forward": forward,
+        "gflop_image_sampling": {name: n * forward for name, n in evaluations.items()},
+        "evaluations": evaluations,
+        "training_images_per_s": images / step,
+        "peak_memory_bytes": size,
+        "peak_memory": how,
+        "sampling_images_per_s": {name: batch / (n * evaluation) for name, n in evaluations.items()},
+        "precision": source.precision,
+        "training_precision": resolve(trainer.precision, device, parameters),
+        "sampling_batch": batch,
+        "training_batch": images,
+        "accumulate": trainer.accumulate,
+        "machine": machine(device),
+    }
+    return f"cost_{device.type}_{source.precision}_b{batch}", _in_words(values), values
+
+
+def gflop_forward(source: Source) -> float:
+    """GFLOP of the network for one image, counted on the meta device."""
+    model = copy.deepcopy(source.model).to("meta")
+    x_t, t = torch.empty(1, *source.shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
+    y = classes_for(model, torch.zeros(1, dtype=torch.long, device="meta"))
+    return flops(model, x_t, t, *([] if y is None else [y]), backward=False) / 1e9
+
+
+class _Training:
+    """A copy of a network, its optimizer and its average, trained as `ddpm.trainer.Trainer.fit` does."""
+
+    def __init__(
+        self, source: Source, data: ImageData, trainer: Trainer, optimizer: Optimizer, augment: Augment | None
+    ):
+        self.diffusion, self.trainer, self.augment = source.diffusion, trainer, augment
+        self.data, self.seed, self.device, self.steps = data, source.seed, source.device, 0
+        self.model = copy.deepcopy(source.model).requires_grad_(True).train()  # averaged weights have no gradient
+        self.parameters = list(self.model.parameters())
+        self.make, self.optimizer = optimizer, optimizer(self.parameters)
+        precision = resolve(trainer.precision, source.device, sum(p.numel() for p in self.parameters))
+        self.autocast = computing(source.device, precision)
+        self.scaler = torch.amp.GradScaler(source.device.type, enabled=precision == "fp16")
+        self.ema = EMA(self.model, trainer.ema_decay, trainer.ema_warmup)
+        self.times = TimeSampler(trainer.time_sampling, source.diffusion.schedule.T, source.device)
+        self.guard = Guard(trainer.max_skipped, source.device)
+
+    def step(self) -> None:
+        """The next training step."""
+        self.steps += 1
+        self.optimizer.zero_grad()
+        loss, seen = torch.zeros((), device=self.device), Seen(self.steps)
+        drawn = self.data, self.times, self.seed, self.steps, self.device, self.augment
+        for batch in self.trainer.micro_batches(*drawn):
+            x_0, y, t, weight, eps = batch
+            with self.autocast:
+                losses = self.diffusion.loss(self.model, x_0, classes_for(self.model, y), t=t, eps=eps)
+            part = (losses if weight is None else weight * losses).mean() / self.trainer.accumulate
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+            self.times.update(t, losses.detach())
+            seen.note(t, losses.detach())
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.trainer.clip or math.inf)
+        self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
+        self.ema.update(self.model)
+
+    def needs(self) -> preflight.Memory:
+        """The memory of a step, estimated; computes losses of one and two images."""
+        weight = nn.Parameter(torch.ones(2, device=self.device))
+        weight.grad = torch.ones_like(weight)
+        trial = self.make([weight])
+        trial.step()
+        n, accumulate = self.trainer.batch_size, self.trainer.accumulate
+        activations = preflight.activations(self._loss, self.parameters, n // accumulate)
+        moments = preflight.moments_of(trial)
+        return preflight.memory(self.model, moments, self.data.images, n, accumulate, activations)
+
+    def _loss(self, n: int) -> Tensor:
+        """The mean loss of n images, all the same."""
+        x_0, y = self.data.batch(self.data.train[:1].expand(n), self.device)
+        with self.autocast:
+            return self.diffusion.loss(self.model, x_0, classes_for(self.model, y)).mean()
+
+
+def _train(make: Callable[[], _Training], repeat: int) -> tuple[float, int, str]:
+    """Seconds of a training step, bytes that it holds, and whether those are "measured" or "estimated".
+
+    The estimate comes first: a step beyond the memory of a CPU's machine would end the process. What is loaded at first
+    use is then there, and not measured.
+    """
+    training = make()
+    device, needed = training.device, training.needs()
+    there = preflight.available(device)
+    if there is not None and sum(needed) - needed.data - needed.weights - needed.average > there:
+        raise MemoryError(f"a step needs {preflight.in_words(sum(needed))} ({needed}) on {device}")
+    del training
+    _give_back()
+    try:
+        before = peak(device, anew=True)
+    except (RuntimeError, OSError):  # no Linux, or one that does not tell
+        return _median(make().step, device, repeat), sum(needed), "estimated"
+    step = _median(make().step, device, repeat)
+    return step, max(0, peak(device) - before) + needed.data, "measured"
+
+
+def _evaluate(source: Source, batch: int) -> Callable[[], object]:
+    """What evaluates the network once for a batch of samples."""
+    x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
+    t = torch.full((batch,), source.diffusion.schedule.T, device=source.device)
+    classes = getattr(source.model, "num_classes", None)
+    y = None if classes is None else torch.arange(batch, device=source.device) % classes
+    denoise = source.diffusion.denoiser(source.model, y)
+
+    def evaluate() -> None:
+        with torch.no_grad(), computing(source.device, source.precision):
+            denoise(x_T, t)
+
+    return evaluate
+
+
+def evaluation_seconds(source: Source, batch: int) -> float:
+    """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
+    return _median(_evaluate(source, batch), source.device, 1)
+
+
+def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:
+    """Seconds of a run, after one that is not timed."""
+    run()
+    return statistics.median(seconds(run, device) for _ in range(repeat))
+
+
+def _give_back() -> None:
+    """Let the system have what was freed: the C library keeps it, and what grows into it would look like nothing."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _enough_memory(advice: str) -> Iterator[None]:
+    """Within it, a lack of memory raises a ValueError with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in told:
+            raise
+        raise ValueError(f"out of memory: {told}; {advice}") from error
+
+
+def _in_words(values: dict[str, Any]) -> str:
+    """The record as a small table."""
+    about, batch = values["machine"], f"batch {values['training_batch']:,}"
+    batch += f" in {values['accumulate']:,} parts" if values["accumulate"] > 1 else ""
+    rows = [
+        ("machine", f"{about['name']}; {about['device']}, {about['threads']} threads, torch {about['torch']}"),
+        ("parameters", f"{values['parameters']:,}"),
+        ("forward pass", f"{_short(values['gflop_image_forward'])} GFLOP an image"),
+        ("training", f"{_short(values['training_images_per_s'])} images/s ({batch}, {values['training_precision']})"),
+        ("its memory", f"{preflight.in_words(values['peak_memory_bytes'])}, {values['peak_memory']}"),
+    ]
+    for name, speed in values["sampling_images_per_s"].items():
+        gflop, n = values["gflop_image_sampling"][name], values["evaluations"][name]
+        cost = f"{n:,} evaluations, {_short(gflop)} GFLOP an image"
+        rows.append((name, f"{_short(speed)} images/s (batch {values['n']:,}, {values['precision']}): {cost}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {told}" for name, told in rows)
+
+
+def _short(x: float) -> str:
+    """Three digits."""
+    return f"{float(f'{x:.3g}'):,g}"

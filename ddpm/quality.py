@@ -1,0 +1,335 @@
+"""How good samples are, beside real images: every measure by one name, which says by what and against what.
+
+A measure takes what was drawn with one seed, and the real images, and finds one value or several. What several seeds
+find becomes a mean and its interval.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddpm import checkpoint
+from ddpm.data import ImageData
+from ddpm.files import regular_size, replacing, shown
+from ddpm.metrics.features import Features, Judge, Pixels
+from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, moments
+from ddpm.metrics.judge import accuracy, passes, train_judge
+from ddpm.metrics.kernel import kernel_distance
+from ddpm.metrics.memorisation import Memorisation, memorisation
+from ddpm.metrics.neighbours import density_coverage, precision_recall
+from ddpm.metrics.recognition import Recognition, recognised, recognition
+from ddpm.randomness import SampleNoise
+
+LARGEST_FEATURES = 1 << 32  # bytes of those that are kept
+MOST_IN_KERNEL = 10_000  # training images that the kernel distance is measured to: its mean does not depend on them
+PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
+ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
+
+
+class Found(NamedTuple):
+    """What a measure found of the samples of one seed."""
+
+    value: float
+    real_vs_real: float | None  # the same measure of held-out images
+    words: str
+    low: float | None = None  # of its own 95 % interval, where it has one
+    high: float | None = None
+    more: Mapping[str, Any] = MappingProxyType({})  # numbers, or lists of them
+
+
+class Drawn(NamedTuple):
+    """Samples of one seed."""
+
+    x: Tensor  # (n, C, H, W) in [-1, 1]
+    features: Tensor  # (n, D)
+    y: Tensor | None  # the classes (n,) that were asked for
+
+
+class Real:
+    """Real images as one extractor sees them: the training part, and the held-out part.
+
+    Args:
+        data: with a held-out part.
+        features: the extractor.
+        cache: a folder, where features of all the images are kept under the checksum of the data; None for none.
+    Raises: ValueError for data without a held-out part.
+    """
+
+    def __init__(self, data: ImageData, features: Features, cache: Path | None = None):
+        if len(data.held_out) == 0:
+            raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
+        self.data, self.features = data, features
+        every = self._kept(cache) if cache is not None else self._computed()
+        self.train, self.held_out = every[data.train.cpu()], every[data.held_out.cpu()]  # (N, D), (M, D)
+
+    def _computed(self) -> Tensor:
+        parts = torch.arange(len(self.data)).split(2048)
+        return torch.cat([self.features(self.data.batch(part)[0].cpu()) for part in parts])
+
+    def _kept(self, cache: Path) -> Tensor:
+        """Features (N + M, D) of all the images, read or computed."""
+        path = cache / f"{str(self.data.identity()['sha256'])[:12]}-{self.features.name}.safetensors"
+        if path.exists():
+            try:
+                regular_size(path, LARGEST_FEATURES)
+                with safe_open(path, "pt") as file:
+                    kept: Tensor = file.get_tensor("features")
+                if kept.shape == (len(self.data), self.features.size) and kept.isfinite().all():
+                    return kept
+                print(f"{path} holds other than {tuple(self.features_shape)} finite numbers; they are computed anew")
+            except (SafetensorError, ValueError, OSError) as error:
+                print(f"{path} cannot be read ({shown(str(error))}); the features are computed anew")
+        every = self._computed().contiguous()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file({"features": every}, temporary)
+        return every
+
+    def protocol(self, measure: str, n: int) -> str:
+        """The name of what a measure finds of n samples."""
+        return f"{measure}_{self.features.name}_{n}_train"
+
+    def like(self, n: int) -> Tensor:
+        """As many rows of the held-out part as there are samples, or all of them."""
+        return self.held_out[:n]
+
+    def some(self, n: int) -> Tensor:
+        """At most n rows of the training part, evenly spaced."""
+        return self.train[torch.linspace(0, len(self.train) - 1, min(n, len(self.train)), dtype=torch.float64).long()]
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Of the training part."""
+        return moments(self.train)
+
+    def noise(self, n: int) -> Tensor:
+        """Features (n, D) of noise."""
+        return self.features(SampleNoise(0, range(n)).x_T(self.data.shape))
+
+
+# ----------------------------------------------------------------------------------------------------------- measures
+
+
+def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
+    """The Frechet distance to the training part, and where it stands between held-out images and noise.
+
+    Of n samples it is compared with that of as many held-out images, or of all of them if they are fewer: it depends on
+    their number, so `relative` then is that of as many samples.
+
+    Raises: ValueError for fewer samples than features, whose covariance is singular.
+    """
+    held_out = real.like(len(drawn.features))
+    m = len(held_out)
+    value = frechet_distance(*moments(drawn.features), *real.moments)
+    of_held_out, of_noise, of_as_many = (
+        frechet_distance(*moments(features, singular=True), *real.moments)
+        for features in (held_out, real.noise(m), drawn.features[:m])
+    )
+    relative = (of_as_many - of_held_out) / (of_noise - of_held_out)
+    words = (
+        f"Frechet distance {value:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f}): "
+        f"{relative:.2%} of the way from held-out images to noise"
+    )
+    if m < len(drawn.features):
+        words += f"; {m} images are held out, and their distance is larger for being fewer"
+    more = {"noise": of_noise, "relative": relative, "real_n": m}
+    return {"frechet": Found(value, of_held_out, words, more=more)}
+
+
+def kernel(drawn: Drawn, real: Real) -> dict[str, Found]:
+    """The kernel distance (KID) to the training part."""
+    reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
+    found, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
+    words = f"{found}; held-out images {of_held_out.value:.4g}"
+    return {"kernel": Found(found.value, of_held_out.value, words, found.low, found.high, {"real_n": len(held_out)})}
+
+
+def precision(drawn: Drawn, real: Real) -> dict[str, Found]:
+    """Improved precision and recall, against as many training images as there are samples."""
+    return _pair(("precision", "recall"), precision_recall, PRECISION_K, drawn, real)
+
+
+def density(drawn: Drawn, real: Real) -> dict[str, Found]:
+    """Density and coverage, against as many training images as there are samples."""
+    return _pair(("density", "coverage"), density_coverage, DENSITY_K, drawn, real)
+
+
+def _pair(
+    names: tuple[str, str], measure: Callable[..., tuple[float, float]], k: int, drawn: Drawn, real: Real
+) -> dict[str, Found]:
+    """Two values of nearest neighbours, and those of held-out images."""
+    held_out = real.like(len(drawn.features))
+    values = measure(drawn.features, real.some(len(drawn.features)), k)
+    of_held_out = measure(held_out, real.some(len(held_out)), k)
+    return {
+        f"{name}-k{k}": Found(value, other, f"{name} {value:.3f} (held-out images {other:.3f})")
+        for name, value, other in zip(names, values, of_held_out, strict=True)
+    }
+
+
+def by_classifier(drawn: Drawn, real: Real) -> dict[str, Found]:
+    """How many samples the classifier recognises, and as what.
+
+    Raises: ValueError for other features than a classifier's.
+    """
+    if not isinstance(real.features, Judge):
+        raise ValueError(f"recognition needs features=classifier, not {real.features.name}")
+    of_samples, of_held_out = (real.features.probabilities(f) for f in (drawn.features, real.held_out))
+    found = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
+    return {"recognition": _recognition(found)}
+
+
+def by_regression(drawn: Drawn, data: ImageData) -> Found:
+    """The same by a logistic regression on pixels, for small images, with their distance to the training images."""
+    (train_x, train_y), (held_out_x, _) = parts(data)
+    return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y))
+
+
+def _recognition(found: Recognition) -> Found:
+    more = {
+        "class_shares": found.class_shares,
+        "class_entropy": found.class_entropy,
+        "distance_ratio": found.distance_ratio,
+        "class_accuracy": found.class_accuracy,
+        "accuracy": None if found.class_accuracy is None else found.accuracy,
+    }
+    return Found(
+        found.recognised,
+        found.held_out_recognised,
+        str(found),
+        more={name: value for name, value in more.items() if value is not None},
+    )
+
+
+def copies(drawn: Drawn, real: Real) -> tuple[dict[str, Found], dict[str, Memorisation]]:
+    """Distances to the nearest training image, in features and in pixels; and what was found in each of the two."""
+    data, pixels = real.data, Pixels(real.data.shape)
+    held_out = real.like(max(len(drawn.x), ENOUGH_HELD_OUT))
+    train_x, held_out_x = (data.batch(numbers)[0] for numbers in (data.train, data.held_out[: len(held_out)]))
+    in_features = memorisation(drawn.features, real.train, held_out)
+    in_pixels = memorisation(pixels(drawn.x), pixels(train_x), pixels(held_out_x))
+    more = {
+        "share_closer": in_features.share_closer,
+        "pixel_ratio": in_pixels.ratio,
+        "pixel_share_closer": in_pixels.share_closer,
+        "smallest": in_features.relative.min().item(),
+    }
+    found = {real.features.name: in_features, "pixels": in_pixels}
+    words = "\n".join(f"by {name}: {result}" for name, result in found.items())
+    return {"memorisation": Found(in_features.ratio, 1.0, words, more=more)}, found
+
+
+MEASURES: dict[str, Callable[[Drawn, Real], dict[str, Found]]] = {
+    "recognition": by_classifier,
+    "frechet": frechet,
+    "kernel": kernel,
+    "precision_recall": precision,
+    "density_coverage": density,
+    "memorisation": lambda drawn, real: copies(drawn, real)[0],
+}
+
+
+def bias_curve(real: Real) -> list[tuple[int, float]]:
+    """(n, Frechet distance) of n held-out images to the training part, for some n up to all of them.
+
+    Raises: ValueError where no more images are held out than there are features.
+    """
+    most, least = len(real.held_out), real.features.size + 1
+    if most < least:
+        raise ValueError(f"{most} held-out images are too few for the covariance of {least - 1} features")
+    sizes = sorted({round(least * (most / least) ** (i / 7)) for i in range(8)})
+    return finite_sample_bias(real.held_out, real.train, sizes)
+
+
+# ---------------------------------------------------------------------------------------------------------- together
+
+
+def together(found: Sequence[Found], seeds: Sequence[int]) -> dict[str, Any]:
+    """The record of what a measure found with several seeds: means, and the 95 % interval of the value over seeds.
+
+    With one seed the interval is the measure's own, if it has one. With several it is Student's, n - 1 degrees of
+    freedom.
+    """
+    first, values = found[0], [each.value for each in found]
+    low, high = first.low, first.high
+    record: dict[str, Any] = {"value": sum(values) / len(values)}
+    if len(values) > 1:
+        from scipy.stats import t  # takes a second to import
+
+        spread = math.sqrt(sum((v - record["value"]) ** 2 for v in values) / (len(values) - 1))
+        half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+        low, high = record["value"] - half, record["value"] + half
+        record["values"] = values
+    more = {name: _mean([each.more[name] for each in found]) for name in first.more}
+    return record | {"low": low, "high": high, "real_vs_real": first.real_vs_real, "seeds": list(seeds)} | more
+
+
+def in_words(found: Sequence[Found], record: dict[str, Any]) -> str:
+    """What was found with the first seed, and what all of them say together."""
+    if len(found) == 1:
+        return found[0].words
+    interval = f"(95% over {len(found)} seeds: {record['low']:.4g} to {record['high']:.4g})"
+    return f"{record['value']:.4g} {interval}; with the first one:\n{found[0].words}"
+
+
+def _mean(values: list[Any]) -> Any:
+    """Of numbers, or of lists of them place by place; None where a number is missing."""
+    if isinstance(values[0], list):
+        return [_mean(list(column)) for column in zip(*values, strict=True)]
+    if None in values:
+        return None
+    return values[0] if len(values) == 1 else sum(values) / len(values)
+
+
+# -------------------------------------------------------------------------------------------------------- extractors
+
+
+def judge_of(
+    data: ImageData, classifier: nn.Module, cache: Path, device: torch.device | str, say: Callable[[str], None] = print
+) -> tuple[Judge, float]:
+    """A classifier trained on the training part, once per data set and kept, and its accuracy on the held-out part.
+
+    Args:
+        classifier: maps images to logits and has `features`; untrained.
+        cache: folder of trained classifiers.
+        device: where it will compute.
+        say: told what the classifier is worth.
+    Raises: ValueError for data without labels.
+    """
+    path = cache / f"{data.name}-{judge_key(data, classifier)}.safetensors"
+    (train_x, train_y), (held_out_x, held_out_y) = parts(data)
+    if path.exists():
+        checkpoint.load_into(classifier, path)
+    else:
+        say(f"training the judge of {data.name}, once: it will be kept as {path}")
+        train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
+        checkpoint.save_weights(classifier, path)
+    classifier.to(device).eval()
+    right = accuracy(classifier, held_out_x.to(device), held_out_y.to(device))
+    say(f"the judge names {right:.2%} of the held-out images correctly")
+    return Judge(classifier, checkpoint.sha256(path)[:6]), right
+
+
+def judge_key(data: ImageData, classifier: nn.Module) -> str:
+    """What the judge of some data is known by before it is trained: six digits."""
+    facts = [data.identity(), len(data.held_out), str(classifier), passes(len(data.train))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(x, y) of the training part and of the held-out part of labelled data, on the CPU."""
+    with torch.no_grad():
+        (train_x, train_y), (held_out_x, held_out_y) = data.batch(data.train), data.batch(data.held_out)
+    if train_y is None or held_out_y is None:
+        raise ValueError(f"{data.name} has no labels, and this measure needs them")
+    return (train_x, train_y), (held_out_x, held_out_y)
