@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options, check_room, height_width
 from ddpm.data.splines import field
-from ddpm.files import replacing
+from ddpm.files import Origin, regular_size, replacing
 from ddpm.randomness import generator
 
 
@@ -47,6 +48,7 @@ CHARACTERS = tuple(
 CLASSES = tuple(character.folder for character in CHARACTERS)
 
 DRAWING = 1  # raised by every change that draws other images: part of the name of what is kept
+LARGEST_HEADER = 1 << 16  # bytes of a file of kept images, beside them
 BLOCK = 1000  # images whose variations are drawn together: so the first n are the same whatever `count` is
 MARGIN = 1 / 16  # of the side that stays black all round, 2 pixels of 32 as in the data set
 STROKE = (-0.015, 0.03)  # what is added to half a stroke's width; a letter is 1.1 units long
@@ -94,7 +96,9 @@ class Devanagari(ImageData):
         if side < 8:
             raise ValueError(f"image_size={image_size!r}: characters are drawn at 8 pixels and more")
         check_room(count, side, channels)
-        found = _fonts(None if fonts is None else Path(fonts).expanduser())
+        folder = None if fonts is None else Path(fonts).expanduser()
+        found = _fonts(folder)
+        self.origin = Origin(partial(_fonts, folder))
         facts = [DRAWING, half, count, seed, side, [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         kept = Path(root).expanduser() / "devanagari" / f"{half}-{key}.safetensors"
@@ -102,9 +106,7 @@ class Devanagari(ImageData):
         if images is None:
             print(f"drawing {count:,} characters from {len(found)} fonts, once: they are kept as {kept}", flush=True)
             images = draw(found, count, side, seed, half)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(kept) as temporary:
-                save_file({"images": images}, temporary)
+            _keep(images, kept)
         super().__init__(
             "devanagari",
             half,
@@ -132,14 +134,25 @@ def _fonts(folder: Path | None) -> list[Path]:
     return found
 
 
+def _keep(images: Tensor, path: Path) -> None:
+    """Write images; where that is not possible, say so and go on."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file({"images": images}, temporary)
+    except (OSError, SafetensorError) as error:
+        print(f"the characters cannot be kept as {path}: {error}")
+
+
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The images that were kept, or None; what is damaged is said and drawn anew."""
     if not path.exists():
         return None
     try:
+        regular_size(path, 2 * math.prod(shape) + LARGEST_HEADER)
         with safe_open(path, "pt") as file:
             images: Tensor = file.get_tensor("images")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         print(f"{path} cannot be read ({error}); its images are drawn anew")
         return None
     if images.dtype == torch.uint8 and images.shape == shape:
