@@ -728,12 +728,12 @@ def _must_have_room(model: Any, diffusion: Any, channels: int) -> None:
         )
 
 
-def _must_walk(sampler: Any, diffusion: Any) -> None:
+def _must_walk(sampler: Any, diffusion: Any, key: str = "sampler") -> None:
     """Refuse a sampler that cannot walk along the schedule."""
     try:
         sampler.times(diffusion.schedule)
     except ValueError as error:
-        raise InvalidInput(f"sampler: {error}") from error
+        raise InvalidInput(f"{key}: {error}") from error
 
 
 def _draw_results(
@@ -760,7 +760,7 @@ def _draw_results(
     plots.schedules(run.path / "schedule.png", {_schedule_name(config.schedule): diffusion.schedule})
     precision = as_trained(run.status()["precision"], device)
     source = Source(diffusion, model, sampler, data.shape, config.seed, device, precision)
-    judged = config.recognition and data.labels is not None and len(data.held_out) > 0
+    judged = config.recognition and quality.has_classes(data) and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64)
     images.save_samples(run.path / "samples.png", samples[:64])
     frames = [images.grid(x_t, columns=8) for _, x_t in source.way(32, 40)]
@@ -787,17 +787,18 @@ def _draw_results(
 def _protocol(
     n: int, config: DictConfig, weights: str, sampler: Any, schedule: Any, commit: str | None
 ) -> dict[str, Any]:
-    """The part of a record in evaluation.json that says how its samples were drawn."""
+    """The part of a record in evaluation.json that says how its samples were drawn, if any were: with a sampler."""
+    walked = sampler is not None
     return {
         "low": None,
         "high": None,
         "n": n,
         "seeds": [config.seed],
         "weights": weights,
-        "sampler": type(sampler).__name__,
-        "sampler_settings": {k: v for k, v in plain(config.sampler).items() if k != "_target_"},
-        "steps": len(sampler.times(schedule)) - 1,
-        "evaluations": sampler.evaluations(schedule),
+        "sampler": type(sampler).__name__ if walked else None,
+        "sampler_settings": {k: v for k, v in plain(config.sampler).items() if k != "_target_"} if walked else None,
+        "steps": len(sampler.times(schedule)) - 1 if walked else None,
+        "evaluations": sampler.evaluations(schedule) if walked else None,
         "commit": commit,
     }
 
@@ -1009,6 +1010,8 @@ def _must_be_writable(out: str | None) -> None:
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 FEATURES = ("classifier", "inception", "pca", "pixels")
+RECOGNISERS = ("auto", "classifier", "logistic")
+LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
 ENOUGH_FOR_PCA = 10_000  # training images
 FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
 
@@ -1028,6 +1031,15 @@ def _evaluate(config: DictConfig) -> None:
     allowed = (*OF_SAMPLES, *OF_IMAGES, "cost", "steps")
     if not metrics or not set(map(str, metrics)) <= set(allowed):
         raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
+    metrics = list(dict.fromkeys(metrics))
+    for key in ("data", "inception", "frechet", "steps", "cost", *OF_IMAGES[:2]):
+        if not isinstance(config[key], DictConfig):
+            raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
+    for key, known in (("features", FEATURES), ("recogniser", RECOGNISERS)):
+        if config[key] not in known:
+            raise InvalidInput(f"{key}={config[key]} is not known; allowed: {', '.join(known)}")
+    if not isinstance(config.frechet.bias, bool):
+        raise InvalidInput(f"frechet.bias={config.frechet.bias} must be true or false")
     if config.n is not None:
         _must_be_whole(config, "n", least=1)
     _must_be_whole(config, "seeds", least=1)
@@ -1048,23 +1060,18 @@ class _Subject:
     """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
-        self.config, self.source, self.run, self.trained, self.step, self.data = (
-            config,
-            source,
-            run,
-            trained,
-            step,
-            data,
-        )
+        self.config, self.source, self.data = config, source, data
+        self.run, self.trained, self.step = run, trained, step
+        self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
-        """The part of a record that says how its samples were drawn."""
+        """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
         from ddpm.runs import git_commit
 
         schedule = self.source.diffusion.schedule
-        told = _protocol(n, self.config, self.config.weights, sampler or self.source.sampler, schedule, git_commit())
-        return told | {"checkpoint": self.step}
+        told = _protocol(n, self.config, self.config.weights, sampler, schedule, git_commit())
+        return told | {"checkpoint": self.step, "precision": self.source.precision}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
         from ddpm import evaluation
@@ -1097,20 +1104,19 @@ class _Subject:
         from ddpm.metrics import features
 
         config, data, device = self.config, self.data, self.source.device
-        if config.features not in FEATURES:
-            raise InvalidInput(f"features={config.features} is not known; allowed: {', '.join(FEATURES)}")
         if config.features == "classifier":
             judge = self.judge
             size = features.Judge(judge, "").size
             return size, lambda: quality.judge_of(data, judge, self.cache, device, _say)
         try:
             if config.features == "inception":
-                made: Any = features.Inception(config.inception.weights, device)
+                weights = config.inception.weights
+                made: Any = features.Inception(None if weights is None else str(weights), device)
             elif config.features == "pixels":
                 made = features.Pixels(data.shape)
             else:
                 some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
-                made = features.PCA(data.batch(some)[0], config.pca, str(data.identity()["sha256"])[:6])
+                made = features.PCA(data.batch(some)[0], config.pca, quality.data_key(data))
         except (ValueError, ImportError, OSError) as error:
             raise InvalidInput(f"features={config.features}: {error}") from error
         return made.size, lambda: (made, None)
@@ -1120,9 +1126,12 @@ class _Subject:
         """The real images as the extractor sees them, and a classifier's accuracy."""
         from ddpm import quality
 
-        extractor, accuracy = self.features[1]()
         cheap = self.config.features in ("pca", "pixels")
-        return quality.Real(self.data, extractor, None if cheap else self.cache / "features"), accuracy
+        try:
+            extractor, accuracy = self.features[1]()
+            return quality.Real(self.data, extractor, None if cheap else self.cache / "features"), accuracy
+        except (ValueError, OSError) as error:  # a judge that is damaged, a folder that cannot be written to
+            raise InvalidInput(f"features={self.config.features}: {error}") from error
 
 
 def _say_plan(subject: _Subject, measures: list[Measure]) -> None:
@@ -1130,14 +1139,23 @@ def _say_plan(subject: _Subject, measures: list[Measure]) -> None:
     from ddpm import cost
 
     config, source = subject.config, subject.source
-    batch, evaluations = min(config.batch, 256), sum(measure.evaluations for measure in measures)
+    batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
     took = cost.evaluation_seconds(source, batch) / batch
     lines = [f"  {measure.plan}" for measure in measures]
+    if config.features == "inception" and "features" in vars(subject):  # asked for: 300x300 pixels take their time
+        extractor, _ = subject.features[1]()
+        x, _ = subject.data.batch(subject.data.held_out[:8])
+        of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
+        lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
     lines.append(
         f"  the network: {evaluations:,} evaluations, counted by image; at least {_duration(evaluations * took)} on "
         f"{source.device} ({1 / took:,.0f} images/s)"
     )
     _say("\n".join(["plan:", *lines]))
+
+
+def _listed(seeds: list[int]) -> str:
+    return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def _duration(seconds: float) -> str:
@@ -1148,32 +1166,45 @@ def _duration(seconds: float) -> str:
 
 def _measure_samples(subject: _Subject, metrics: list[str]) -> Measure:
     """Check the input of measures of samples; returns what draws the samples and measures them."""
-    from ddpm import evaluation
-
     config, source, data = subject.config, subject.source, subject.data
     _must_walk(source.sampler, source.diffusion)
-    try:
-        evaluation.must_hold_out(data, metrics[0], 1)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
-    n = _number(subject, "frechet" in metrics)
     logistic = "recognition" in metrics and _by_regression(subject)
+    _must_compare(data, metrics)
+    n = _number(subject, "frechet" in metrics)
     by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
     if by_features:
         _ = subject.features  # refuses those that cannot be
     if "recognition" in by_features and config.features != "classifier":
         raise InvalidInput(f"recogniser=classifier needs features=classifier, not {config.features}")
-    least = max(4 * ("precision_recall" in metrics), 6 * ("density_coverage" in metrics), 3 * ("kernel" in metrics))
-    if n < least:
+    if n < (least := max(LEAST.get(metric, 1) for metric in metrics)):
         raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
+    if "frechet" in metrics and config.frechet.bias and len(data.held_out) <= (size := subject.features[0]):
+        raise InvalidInput(
+            f"frechet.bias=true: {len(data.held_out)} held-out images are too few for the covariance of {size} "
+            f"features: at least {size + 1}"
+        )
     cost = config.seeds * n * source.sampler.evaluations(source.diffusion.schedule)
-    seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}" if config.seeds > 1 else f"seed {config.seed}"
     plan = (
-        f"{', '.join(metrics)}: {n:,} samples, {seeds}, {type(source.sampler).__name__} with "
+        f"{', '.join(metrics)}: {n:,} samples, {_listed(subject.seeds)}, {type(source.sampler).__name__} with "
         f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
         + (f"; features of them and of {len(data):,} images by {config.features}" if by_features else "")
     )
     return Measure(plan, cost, lambda: _carry_out_samples(subject, by_features, logistic, n))
+
+
+def _must_compare(data: Any, metrics: list[str]) -> None:
+    """Refuse data of which too few images are held out, or are trained on, for measures of samples."""
+    from ddpm import evaluation
+
+    try:
+        evaluation.must_hold_out(data, metrics[0], 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    least = max(LEAST.get(metric, 1) for metric in metrics)
+    for part, numbers in (("held out", data.held_out), ("trained on", data.train)):
+        if len(numbers) < least:
+            few = f"of {data.name} {len(numbers)} images are {part}"
+            raise InvalidInput(f"{few}, but {', '.join(metrics)} need at least {least}")
 
 
 def _number(subject: _Subject, of_covariance: bool) -> int:
@@ -1182,6 +1213,11 @@ def _number(subject: _Subject, of_covariance: bool) -> int:
     if not of_covariance:
         return subject.config.n or few
     size, _ = subject.features
+    if len(subject.data.train) <= size:
+        raise InvalidInput(
+            f"{len(subject.data.train)} training images are too few for the covariance of {size} features, which "
+            "frechet needs: take features=pca with fewer components (pca=...), or metric=kernel"
+        )
     n: int = subject.config.n or max(few, size + 1)
     if n <= size:
         raise InvalidInput(
@@ -1192,27 +1228,28 @@ def _number(subject: _Subject, of_covariance: bool) -> int:
 
 
 def _by_regression(subject: _Subject) -> bool:
-    """Whether a logistic regression is to recognise samples; refuses data without labels."""
+    """Whether a logistic regression is to recognise samples; refuses data without labels, or of one class."""
+    from ddpm import quality
+
     recogniser, (_, height, width) = subject.config.recogniser, subject.data.shape
-    if recogniser not in ("auto", "classifier", "logistic"):
-        raise InvalidInput(f"recogniser={recogniser} is not known; allowed: auto, classifier, logistic")
     if subject.data.labels is None:
         raise InvalidInput(f"{subject.data.name} has no labels, and recognition needs them")
+    if not quality.has_classes(subject.data):
+        raise InvalidInput(f"{subject.data.name} has training images of one class only: there is nothing to recognise")
     return recogniser == "logistic" or (recogniser == "auto" and height * width <= FEW_PIXELS)
 
 
 def _carry_out_samples(subject: _Subject, metrics: list[str], logistic: bool, n: int) -> None:
     """Draw the samples of every seed, measure them, and write what was found."""
-    from ddpm import plots, quality
+    from ddpm import evaluation, plots, quality
 
     config, data = subject.config, subject.data
-    seeds = [config.seed + k for k in range(config.seeds)]
     real: Any  # as the extractor sees them
     real, accuracy = subject.real if metrics else (None, None)
     found: dict[str, list[quality.Found]] = {}
     pictures: Any = None
     try:
-        for seed in seeds:
+        for count, seed in enumerate(subject.seeds, 1):
             drawn = _drawn(subject, n, seed, real)
             if logistic:
                 found.setdefault(f"recognition_logistic_{n}_train", []).append(quality.by_regression(drawn, data))
@@ -1224,13 +1261,16 @@ def _carry_out_samples(subject: _Subject, metrics: list[str], logistic: bool, n:
                     results = quality.MEASURES[metric](drawn, real)
                 for name, result in results.items():
                     found.setdefault(real.protocol(name, n), []).append(result)
-        for protocol, each in found.items():
-            values = subject.settings(n) | quality.together(each, seeds)
-            if accuracy is not None and "_classifier-" in protocol:
-                values["judge_accuracy"] = accuracy
-            subject.record(protocol, values, quality.in_words(each, values))
+            for protocol, each in found.items():  # what is known so far stays, whatever comes
+                values = subject.settings(n, subject.source.sampler) | quality.together(each, subject.seeds[:count])
+                if accuracy is not None and "_classifier-" in protocol:
+                    values["judge_accuracy"] = accuracy
+                evaluation.record(subject.run.path, protocol, values)
+                if count == len(subject.seeds):
+                    _say(f"{protocol}:\n{quality.in_words(each, values)}")
     except ValueError as error:
-        raise InvalidInput(f"metric={','.join(map(str, metrics))}: {error}") from error
+        told = ["recognition"] * logistic + metrics
+        raise InvalidInput(f"metric={','.join(told)}: {error}") from error
     if pictures is not None:
         _draw_copies(subject, *pictures)
     if "frechet" in metrics and config.frechet.bias:
@@ -1326,8 +1366,6 @@ def _carry_out_images(subject: _Subject, metric: str, n: int, cost: int, times: 
     told = subject.settings(n) | {
         "variance": source.diffusion.variance,
         "clip_x_0": source.diffusion.clip_x_0,
-        "sampler": None,
-        "sampler_settings": None,
         "steps": cost // n,
         "evaluations": cost // n,
     }
@@ -1351,7 +1389,7 @@ def _samplers(subject: _Subject, key: str, names: Any, steps: Any, spacings: Any
                 told = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
                 built = settings | {"steps": count, "spacing": told["spacing"], "times": None}
                 sampler = build(built, f"{key}, {name}", _trusted(config))
-                _must_walk(sampler, subject.source.diffusion)
+                _must_walk(sampler, subject.source.diffusion, f"{key}, {name}")
                 found.append((told, sampler))
     return found
 
@@ -1361,17 +1399,15 @@ EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,
 
 def _measure_steps(subject: _Subject) -> Measure:
     """Check a grid of samplers, steps and spacings; returns what measures each combination that is not there yet."""
-    from ddpm import evaluation
-
     options, schedule = subject.config.steps, subject.source.diffusion.schedule
     grid = _samplers(subject, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
-    try:
-        evaluation.must_hold_out(subject.data, "steps", 1)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
+    _must_compare(subject.data, ["frechet"])
     n = _number(subject, of_covariance=True)
-    cost = n * sum(sampler.evaluations(schedule) for _, sampler in grid)
-    plan = f"steps: {n:,} samples in each of {len(grid)} ways, less those that are there already"
+    cost = len(subject.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
+    plan = (
+        f"steps: {n:,} samples, {_listed(subject.seeds)}, in each of {len(grid)} ways, less those that are there "
+        "already"
+    )
     return Measure(plan, cost, lambda: _carry_out_steps(subject, grid, n))
 
 
@@ -1379,33 +1415,48 @@ def _carry_out_steps(subject: _Subject, grid: list[tuple[dict[str, Any], Any]], 
     """The Frechet distance of every combination, each written as soon as it is known."""
     from ddpm import evaluation, plots, quality
 
-    config, path, schedule = subject.config, subject.run.path, subject.source.diffusion.schedule
+    path, schedule = subject.run.path, subject.source.diffusion.schedule
     real, _ = subject.real
-    protocol = real.protocol("steps_frechet", n)
-    settings = subject.settings(n) | {"sampler": None, "sampler_settings": None, "steps": None, "evaluations": None}
-    fixed = ("n", "seeds", "weights", "checkpoint")
-    try:
-        before = evaluation.recorded(path / "evaluation.json").get(protocol, {})
-    except ValueError:  # which `record` is going to tell of
-        before = {}
-    cells = list(before.get("cells", [])) if all(before.get(key) == settings[key] for key in fixed) else []
+    protocol, settings = real.protocol("steps_frechet", n), subject.settings(n) | {"seeds": subject.seeds}
+    cells = _cells(path / "evaluation.json", protocol, settings)
     for told, sampler in grid:
         if any(told.items() <= cell.items() for cell in cells):
             continue
         try:
-            found = quality.frechet(_drawn(subject, n, config.seed, real, sampler), real)["frechet"]
+            found = [
+                quality.frechet(_drawn(subject, n, seed, real, sampler), real)["frechet"] for seed in subject.seeds
+            ]
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
-        cells.append(
-            told
-            | {"evaluations": sampler.evaluations(schedule), "value": found.value, "relative": found.more["relative"]}
-        )
-        values = {"value": min(cell["value"] for cell in cells), "real_vs_real": found.real_vs_real, "cells": cells}
-        evaluation.record(path, protocol, settings | values)
-        _say(f"{told['sampler']}, {told['steps']} steps, {told['spacing']}: {found.words}")
-    record = evaluation.recorded(path / "evaluation.json")[protocol]
-    plots.steps_quality(path / "steps.png", record["cells"], record["real_vs_real"])
+        record = quality.together(found, subject.seeds)
+        kept = {key: record[key] for key in ("value", "low", "high", "relative")}
+        cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
+        best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
+        evaluation.record(path, protocol, settings | best)
+        name = f"{told['sampler']}, {told['steps']} steps, {told['spacing']}"
+        _say(f"{name}: {quality.in_words(found, record)}")
+    plots.steps_quality(
+        path / "steps.png", cells, evaluation.recorded(path / "evaluation.json")[protocol]["real_vs_real"]
+    )
     _say(f"{protocol}: {len(cells)} combinations\nwrote {path / 'steps.png'}")
+
+
+def _cells(path: Path, protocol: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The combinations that are there already, measured with the same settings; none where any is damaged."""
+    from ddpm import evaluation
+
+    try:
+        before = evaluation.recorded(path).get(protocol, {})
+    except ValueError:  # which `record` is going to tell of
+        return []
+    cells, numbers = before.get("cells"), [before.get("real_vs_real")]
+    if any(before.get(key) != settings[key] for key in ("n", "seeds", "weights", "checkpoint", "precision")):
+        return []
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        return []
+    numbers += [cell.get(key) for cell in cells for key in ("evaluations", "value")]
+    named = all(isinstance(cell.get(key), str) for cell in cells for key in ("sampler", "spacing"))
+    return cells if named and all(type(number) in (int, float) for number in numbers) else []
 
 
 def _measure_cost(subject: _Subject) -> Measure:
@@ -1434,7 +1485,9 @@ def _measure_cost(subject: _Subject) -> Measure:
             )
         except ValueError as error:
             raise InvalidInput(f"metric=cost: {error}") from error
-        settings = subject.settings(config.batch) | {"sampler": next(iter(samplers)), "sampler_settings": None}
+        first = next(iter(samplers))
+        steps = len(samplers[first].times(subject.source.diffusion.schedule)) - 1
+        settings = subject.settings(config.batch) | {"sampler": first, "steps": steps}
         subject.record(protocol, settings | values, words)
 
     plan = f"cost: training steps of {trainer.batch_size} images, and one evaluation of {config.batch}, timed"

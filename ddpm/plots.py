@@ -318,20 +318,23 @@ def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_
 
     Args:
         path: the PNG file to write.
-        cells: each with sampler, spacing, evaluations and value.
+        cells: each with sampler, spacing, evaluations and value, and low and high where there are several seeds.
         real_vs_real: the value of held-out images.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, list[tuple[int, float, float, float]]] = {}
     several = len({cell["spacing"] for cell in cells}) > 1
     for cell in cells:
         label = f"{cell['sampler']}, {cell['spacing']}" if several else str(cell["sampler"])
-        curves.setdefault(label, []).append((cell["evaluations"], cell["value"]))
+        low, high = (cell["value"] if cell.get(end) is None else cell[end] for end in ("low", "high"))
+        curves.setdefault(label, []).append((cell["evaluations"], cell["value"], low, high))
     figure = Figure(figsize=(0.7 * WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    for i, (label, pairs) in enumerate(curves.items()):
-        axes.loglog(
-            *zip(*sorted(pairs), strict=True), f"{'osD^vP*X'[i % 8]}-", label=label, markersize=5, linewidth=1.5
-        )
+    for i, (label, points) in enumerate(curves.items()):
+        x, y, low, high = np.array(sorted(points)).T
+        marker = "osD^vP*X"[i % 8]
+        axes.errorbar(x, y, [y - low, high - y], fmt=f"{marker}-", capsize=3, label=label, markersize=5, linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="clip")
     axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
     _logarithmic(axes)
     _axes(axes, "evaluations of the network, an image", "Frechet distance")

@@ -79,14 +79,15 @@ class Real:
     def _kept(self, cache: Path) -> Tensor:
         """Features (N + M, D) of all the images, read or computed."""
         path = cache / f"{str(self.data.identity()['sha256'])[:12]}-{self.features.name}.safetensors"
+        shape = (len(self.data), self.features.size)
         if path.exists():
             try:
                 regular_size(path, LARGEST_FEATURES)
                 with safe_open(path, "pt") as file:
                     kept: Tensor = file.get_tensor("features")
-                if kept.shape == (len(self.data), self.features.size) and kept.isfinite().all():
-                    return kept
-                print(f"{path} holds other than {tuple(self.features_shape)} finite numbers; they are computed anew")
+                if kept.shape != shape or not kept.isfinite().all():
+                    raise ValueError(f"it holds other than {shape} finite numbers")
+                return kept
             except (SafetensorError, ValueError, OSError) as error:
                 print(f"{path} cannot be read ({shown(str(error))}); the features are computed anew")
         every = self._computed().contiguous()
@@ -100,12 +101,12 @@ class Real:
         return f"{measure}_{self.features.name}_{n}_train"
 
     def like(self, n: int) -> Tensor:
-        """As many rows of the held-out part as there are samples, or all of them."""
-        return self.held_out[:n]
+        """As many rows of the held-out part as there are samples, evenly spaced, or all of them."""
+        return self.held_out[spread(len(self.held_out), n)]
 
     def some(self, n: int) -> Tensor:
         """At most n rows of the training part, evenly spaced."""
-        return self.train[torch.linspace(0, len(self.train) - 1, min(n, len(self.train)), dtype=torch.float64).long()]
+        return self.train[spread(len(self.train), n)]
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -117,6 +118,11 @@ class Real:
         return self.features(SampleNoise(0, range(n)).x_T(self.data.shape))
 
 
+def spread(count: int, n: int) -> Tensor:
+    """At most n places of so many, evenly spaced: images may lie in the order of their classes."""
+    return torch.linspace(0, count - 1, min(n, count), dtype=torch.float64).round().long()
+
+
 # ----------------------------------------------------------------------------------------------------------- measures
 
 
@@ -124,7 +130,7 @@ def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
     """The Frechet distance to the training part, and where it stands between held-out images and noise.
 
     Of n samples it is compared with that of as many held-out images, or of all of them if they are fewer: it depends on
-    their number, so `relative` then is that of as many samples.
+    their number, so `relative` then is that of as many samples. It is None where noise is no further than images are.
 
     Raises: ValueError for fewer samples than features, whose covariance is singular.
     """
@@ -135,11 +141,10 @@ def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
         frechet_distance(*moments(features, singular=True), *real.moments)
         for features in (held_out, real.noise(m), drawn.features[:m])
     )
-    relative = (of_as_many - of_held_out) / (of_noise - of_held_out)
-    words = (
-        f"Frechet distance {value:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f}): "
-        f"{relative:.2%} of the way from held-out images to noise"
-    )
+    relative = (of_as_many - of_held_out) / (of_noise - of_held_out) if of_noise > of_held_out else None
+    words = f"Frechet distance {value:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f})"
+    if relative is not None:
+        words += f": {relative:.2%} of the way from held-out images to noise"
     if m < len(drawn.features):
         words += f"; {m} images are held out, and their distance is larger for being fewer"
     more = {"noise": of_noise, "relative": relative, "real_n": m}
@@ -172,7 +177,9 @@ def _pair(
     values = measure(drawn.features, real.some(len(drawn.features)), k)
     of_held_out = measure(held_out, real.some(len(held_out)), k)
     return {
-        f"{name}-k{k}": Found(value, other, f"{name} {value:.3f} (held-out images {other:.3f})")
+        f"{name}-k{k}": Found(
+            value, other, f"{name} {value:.3f} (held-out images {other:.3f})", more={"real_n": len(held_out)}
+        )
         for name, value, other in zip(names, values, of_held_out, strict=True)
     }
 
@@ -196,10 +203,11 @@ def by_regression(drawn: Drawn, data: ImageData) -> Found:
 
 
 def _recognition(found: Recognition) -> Found:
+    ratio = found.distance_ratio
     more = {
         "class_shares": found.class_shares,
         "class_entropy": found.class_entropy,
-        "distance_ratio": found.distance_ratio,
+        "distance_ratio": ratio if ratio is not None and math.isfinite(ratio) else None,  # held-out copies: none
         "class_accuracy": found.class_accuracy,
         "accuracy": None if found.class_accuracy is None else found.accuracy,
     }
@@ -214,9 +222,9 @@ def _recognition(found: Recognition) -> Found:
 def copies(drawn: Drawn, real: Real) -> tuple[dict[str, Found], dict[str, Memorisation]]:
     """Distances to the nearest training image, in features and in pixels; and what was found in each of the two."""
     data, pixels = real.data, Pixels(real.data.shape)
-    held_out = real.like(max(len(drawn.x), ENOUGH_HELD_OUT))
-    train_x, held_out_x = (data.batch(numbers)[0] for numbers in (data.train, data.held_out[: len(held_out)]))
-    in_features = memorisation(drawn.features, real.train, held_out)
+    chosen = spread(len(data.held_out), max(len(drawn.x), ENOUGH_HELD_OUT))
+    train_x, held_out_x = (data.batch(numbers)[0] for numbers in (data.train, data.held_out[chosen]))
+    in_features = memorisation(drawn.features, real.train, real.held_out[chosen])
     in_pixels = memorisation(pixels(drawn.x), pixels(train_x), pixels(held_out_x))
     more = {
         "share_closer": in_features.share_closer,
@@ -288,7 +296,7 @@ def _mean(values: list[Any]) -> Any:
         return [_mean(list(column)) for column in zip(*values, strict=True)]
     if None in values:
         return None
-    return values[0] if len(values) == 1 else sum(values) / len(values)
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # a number of images stays whole
 
 
 # -------------------------------------------------------------------------------------------------------- extractors
@@ -322,8 +330,18 @@ def judge_of(
 
 def judge_key(data: ImageData, classifier: nn.Module) -> str:
     """What the judge of some data is known by before it is trained: six digits."""
-    facts = [data.identity(), len(data.held_out), str(classifier), passes(len(data.train))]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
+    return data_key(data, str(classifier), passes(len(data.train)))
+
+
+def data_key(data: ImageData, *facts: str | int) -> str:
+    """What else depends on the training part of some data is known by: six digits."""
+    told = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:6]
+
+
+def has_classes(data: ImageData) -> bool:
+    """Whether the training part is labelled, with two classes or more: one is nothing to tell apart."""
+    return data.labels is not None and len(data.labels.cpu()[data.train.cpu()].unique()) > 1
 
 
 def parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

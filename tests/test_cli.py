@@ -303,6 +303,16 @@ def test_classes_from_training_to_sampling(call, tmp_path):
     assert np.load(out).shape == (3, 8, 8, 1)
 
 
+def test_pictures_of_one_class_are_learned_and_nothing_is_recognised(call, tmp_path):
+    save_pictures(tmp_path / "pictures", 0)
+    save_pictures(tmp_path / "pictures" / "only", 8)
+    where = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", "data.channels=1"]
+    result = call(cli.train, *words(*where, "recognition=true", "trainer.steps=1"), f"runs={tmp_path / 'runs'}")
+    run = run_of(tmp_path / "runs")
+    assert result.code == 0 and status(run)["state"] == "DONE", result
+    assert (run / "samples.png").is_file() and not (run / "evaluation.json").exists()
+
+
 def test_a_network_with_classes_needs_labels(call, tmp_path, places):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -921,6 +931,7 @@ def test_evaluation_records_its_protocols_beside_those_that_are_there(call, copi
     for record in (recognised, frechet):
         keys = {"value", "low", "high", "n", "seeds", "real_vs_real", "weights", "sampler", "steps", "commit"}
         assert record.keys() >= keys and (record["n"], record["seeds"], record["steps"]) == (16, [0], 2)
+    assert "judge_accuracy" in frechet and "judge_accuracy" not in recognised
     assert list((copied.parent.parent / "judges").glob("digits-*.safetensors"))
     raw = call(cli.evaluate, *given, "weights=raw", "metric=recognition")
     assert raw.code == 0
@@ -929,16 +940,18 @@ def test_evaluation_records_its_protocols_beside_those_that_are_there(call, copi
 
 
 def test_the_judge_does_not_depend_on_the_run_that_meets_it_first(call, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm.evaluation.train_judge", lambda judge, *arguments: judge.eval())
+    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
     judges = []
     for name, draws in (("a", 0), ("b", 17)):
         run = Path(shutil.copytree(finished, tmp_path / name / "default" / finished.name))
         torch.manual_seed(draws)
         given = [f"run={run}", "n=8", "sampler.steps=2", "metric=frechet", "judge.channels=4", "judge.features=4"]
         assert call(cli.evaluate, *given).code == 0
-        (judge,) = (tmp_path / name / "judges").iterdir()
-        judges.append((judge.name, checkpoint.load_weights(judge)))
+        (judge,) = (tmp_path / name / "judges").glob("*.safetensors")
+        protocols = {p for p in json.loads((run / "evaluation.json").read_text()) if p.startswith("frechet")}
+        judges.append((judge.name, checkpoint.load_weights(judge), protocols))
     assert judges[0][0] == judges[1][0] and same(judges[0][1], judges[1][1])
+    assert judges[0][2] == judges[1][2] and len(judges[0][2]) == 1
 
 
 @pytest.mark.parametrize(
@@ -947,7 +960,7 @@ def test_the_judge_does_not_depend_on_the_run_that_meets_it_first(call, finished
         ("metric=fid", ["metric=fid", "recognition, frechet"]),
         ("metric=[]", ["metric"]),
         ("n=0", ["n=0"]),
-        ("n=40", ["40", "36"]),
+        ("n=40", ["n = 40", "64 features", "at least 65"]),
         ("run=/no/such/run", ["/no/such/run"]),
         ("judge.channels=0", ["channels"]),
         ("sampler.steps=11", ["1..10"]),
@@ -962,14 +975,18 @@ def test_wrong_input_when_evaluating_is_told_before_anything_is_drawn(given, tol
 
 
 def test_the_default_evaluation_works_on_the_default_data(call, copied, monkeypatch):
-    """It holds out fewer images than the number of samples that larger data sets are measured with."""
-    monkeypatch.setattr("ddpm.evaluation.train_judge", lambda judge, *arguments: judge.eval())
+    """It holds out fewer images than the number of samples that larger data sets are measured with, and than features.
+
+    Samples are then one more than features, and what is compared with fewer held-out images says so.
+    """
+    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    before = json.loads((copied / "evaluation.json").read_text())
     result = call(cli.evaluate, f"run={copied}", "sampler.steps=1", "judge.channels=4")
-    assert result.code == 0, result
-    assert {name.split("_")[0] for name in json.loads((copied / "evaluation.json").read_text())} == {
-        "recognition",
-        "frechet",
-    }
+    assert result.code == 0 and "36 images are held out" in result.out, result
+    found = {name: r for name, r in json.loads((copied / "evaluation.json").read_text()).items() if name not in before}
+    (recognised,) = (found.pop(name) for name in list(found) if name.startswith("recognition_logistic_"))
+    (frechet,) = found.values()
+    assert recognised["n"] == frechet["n"] == 65 and frechet["real_n"] == 36
 
 
 @pytest.mark.parametrize("change", ["no labels", "no held-out part"])

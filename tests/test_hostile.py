@@ -330,11 +330,44 @@ def test_init_reads_no_pickle_under_another_name(tmp_path, train, trap):
 
 @pytest.mark.parametrize("trick", SOME)
 def test_a_judge_that_is_a_pickle(trick, run, evaluate, trap, monkeypatch):
-    monkeypatch.setattr("ddpm.evaluation.train_judge", lambda judge, *arguments: judge.eval())
-    evaluate(run, metric=["frechet"])
-    (judge,) = (run.parent.parent / "judges").iterdir()
+    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    evaluate(run, metric=["kernel"], n=3)
+    (judge,) = (run.parent.parent / "judges").glob("*.safetensors")
     judge.write_bytes(PICKLES[trick](trap))
-    refused(lambda: evaluate(run, metric=["frechet"]), judge, "safetensors")
+    refused(lambda: evaluate(run, metric=["kernel"], n=3), judge, "safetensors")
+
+
+@pytest.mark.parametrize("trick", SOME)
+def test_kept_features_that_are_a_pickle_are_computed_anew(trick, run, evaluate, trap, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    evaluate(run, metric=["kernel"], n=3)
+    (kept,) = (run.parent.parent / "judges" / "features").iterdir()
+    before, records = kept.read_bytes(), (run / "evaluation.json").read_bytes()
+    kept.write_bytes(PICKLES[trick](trap))
+    capsys.readouterr()
+    evaluate(run, metric=["kernel"], n=3)
+    assert f"{kept} cannot be read" in capsys.readouterr().out
+    assert kept.read_bytes() == before and (run / "evaluation.json").read_bytes() == records
+
+
+CELL = {"sampler": "ddim", "spacing": "uniform", "steps": 1, "evaluations": 1, "value": 0.5}
+CELLS = {
+    "a number": 5,
+    "names": ["ddim"],
+    "without a value": [{**CELL, "value": None}],
+    "odd": [{**CELL, "sampler": []}],
+}
+
+
+@pytest.mark.parametrize("cells", CELLS)
+def test_a_table_of_steps_that_is_none_is_started_anew(cells, run, evaluate):
+    steps = {"samplers": ["ddim"], "steps": [1]}
+    given = {"metric": ["steps"], "steps": steps, "n": 4, "features": "pca", "pca": 2}
+    evaluate(run, **given)
+    (protocol, record), path = *json.loads((run / "evaluation.json").read_text()).items(), run / "evaluation.json"
+    path.write_text(json.dumps({protocol: record | {"cells": CELLS[cells]}}))
+    evaluate(run, **given)
+    assert json.loads(path.read_text())[protocol]["cells"] == record["cells"]
 
 
 @pytest.mark.parametrize("trick", SOME)

@@ -267,6 +267,82 @@ def test_bits_per_dim_shows_every_number_that_it_is_given(times, n, tmp_path):
     drawn(terms - 1)  # not all above 0: the left axis is linear
 
 
+def test_copies_have_their_originals_beneath_them(tmp_path):
+    path = tmp_path / "copies.png"
+    plots.copies(path, {"by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3])})
+    picture, wide = read(path), 3 * (8 * 20 + plots.GAP)
+    (y_1, x_1, *_), (y_2, x_2, *_) = (box(picture, value) for value in (50, 90))
+    assert y_1 < y_2 and x_1 == x_2 and picture.shape[1] > wide + 100  # labels on the left
+    both = {
+        "by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3]),
+        "by pixels": (constant(3, 130), constant(3, 170), [0.4, 0.5, 0.6]),
+    }
+    plots.copies(path, both)
+    rows = [box(read(path), value)[0] for value in (50, 90, 130, 170)]
+    assert rows == sorted(rows) and len(set(rows)) == 4
+    other = {"by a": both["by a"], "by pixels": (*both["by pixels"][:2], [0.4, 0.5, 0.7])}
+    before = read(path)
+    plots.copies(path, other)
+    assert not np.array_equal(before, read(path))  # the farthest distance is told
+    plots.copies(path, {"by a": (constant(1, 50), constant(1, 90), [0.1])})
+    read(path)
+
+
+def places(picture: np.ndarray, colour: np.ndarray, right: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels of a colour, outside a legend that lies at the upper right."""
+    height, width = picture.shape[:2]
+    there = (abs(picture.astype(int) - colour) <= 8).all(2)
+    there[: int(0.17 * height), int(right * width) :] = False
+    return np.nonzero(there)
+
+
+def test_the_bias_of_real_images_and_the_samples_beside_it(tmp_path):
+    path = tmp_path / "bias.png"
+    curve = [(n, 40 / n) for n in (10, 30, 100, 300)]
+    plots.bias(path, curve, 100, 2.0)
+    picture = read(path)
+    y, x = places(picture, BLUE, 0.5)
+    assert np.ptp(x) > 250 and y[x.argmin()] < y[x.argmax()] - 100  # falls
+    y_samples, x_samples = places(picture, RED, 0.5)
+    assert 0 < np.ptp(x_samples) < 20 and np.ptp(y_samples) < 20
+    there = abs(x - x_samples.mean()) < 3
+    assert y_samples.mean() < y[there].mean() - 50  # above the real images of the same number
+    plots.bias(path, [(20, 1.0)], 5000, 3.0)  # one size only, and many more samples
+    read(path)
+
+
+def test_quality_against_steps_has_a_curve_for_each_sampler_and_spacing(tmp_path):
+    path = tmp_path / "steps.png"
+
+    def cells(sampler: str, spacing: str, scale: float) -> list[dict[str, object]]:
+        return [
+            {"sampler": sampler, "spacing": spacing, "steps": n, "evaluations": n, "value": scale / n}
+            for n in (50, 5, 20)  # in no order
+        ]
+
+    plots.steps_quality(path, cells("ddim", "uniform", 40.0) + cells("heun", "uniform", 10.0), 0.3)
+    picture = read(path)
+    tops = []
+    for colour in (BLUE, ORANGE):
+        y, x = places(picture, colour, 0.6)
+        assert np.ptp(x) > 300 and y[x.argmin()] < y[x.argmax()] - 100
+        tops.append(y.min())
+    assert tops[0] < tops[1] - 50
+    columns = (abs(picture.astype(int) - BLUE) <= 8).all(2).sum(0)
+    assert (columns[:400] > 0).sum() > 200  # a line from left to right, and none back
+
+    def drawn(found: list[dict[str, object]], real: float = 0.3) -> np.ndarray:
+        plots.steps_quality(path, found, real)
+        return read(path)
+
+    one = drawn(cells("ddim", "uniform", 40.0))
+    assert not np.array_equal(one, drawn(cells("ddim", "uniform", 40.0), 0.5))
+    assert np.array_equal(one, drawn(cells("ddim", "karras", 40.0)))  # a single spacing is not told
+    two = drawn(cells("ddim", "uniform", 40.0) + cells("ddim", "karras", 10.0))
+    assert len(places(two, ORANGE, 0.6)[0]) > 100
+    drawn(cells("ddim", "uniform", 40.0)[:1])
+
+
 C = [BLUE, np.array([255, 127, 14]), np.array([44, 160, 44]), RED, np.array([148, 103, 189])]  # of matplotlib's cycle
 FIVE = {
     "cosine": cosine(100),

@@ -62,7 +62,7 @@ def train_judge(
 
 def passes(n: int) -> int:
     """Epochs that a judge needs of n images: few images want many, and three of many are enough."""
-    return max(3, math.ceil(54_000 / n))
+    return min(60, max(3, math.ceil(54_000 / n)))
 
 
 def random_shift(x: Tensor, shift: int, rng: torch.Generator) -> Tensor:

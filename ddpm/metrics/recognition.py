@@ -110,7 +110,7 @@ def recognised(
         held_out_recognised=(held_out_p >= threshold).double().mean().item(),
         classes=classes,
         class_shares=shares.tolist(),
-        class_entropy=-torch.xlogy(shares, shares).sum().item() / math.log(2),
+        class_entropy=abs(torch.xlogy(shares, shares).sum().item()) / math.log(2),
         class_accuracy=of_class,
         accuracy=right.item(),
     )
