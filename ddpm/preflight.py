@@ -114,7 +114,6 @@ def activations(loss: Callable[[int], Tensor], parameters: Iterable[Tensor], n: 
 
 def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
     """Bytes of the distinct storages among the tensors that autograd saves, or computes again at the same time."""
-    own = {p.untyped_storage().data_ptr() for p in weights}
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
     def pack(x: Tensor) -> Tensor:
@@ -123,6 +122,7 @@ def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = loss(n)
+    own = {p.untyped_storage().data_ptr() for p in weights}  # only now: the first loss may lay them out anew
     seed = torch.ones_like(result)
     with _ComputedAgain(own | storages.keys()) as again:
         torch.autograd.grad(result, [p for p in weights if p.requires_grad], seed, allow_unused=True)

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from test_trainer import CPU, Fit, T, assert_same, network, some, stop_at
 from torch import Tensor
 
-from ddpm import checkpoint, cli
+from ddpm import checkpoint
+from ddpm.commands import planning, training
 from ddpm.config import InvalidInput, compose, resolved, science
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment, inverse_of, warp
@@ -374,9 +375,9 @@ def test_the_command_trains_with_what_is_configured(task, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Trainer, "fit", fit)
     for name in ("_draw_results", "_next_steps"):
-        monkeypatch.setattr(cli, name, lambda *arguments: None)
+        monkeypatch.setattr(training, name, lambda *arguments: None)
     for number, words in enumerate((["augment=script"], [], ["~augment"])):
-        cli._train(compose("train", [*words, f"runs={tmp_path / str(number)}", "device=cpu"]))
+        training.train(compose("train", [*words, f"runs={tmp_path / str(number)}", "device=cpu"]))
     script, none, nothing = given
     assert (script.rotation, script.elastic, script.vertical_flip) == (8, 1, False)
     assert not none.active and nothing is None
@@ -387,7 +388,7 @@ def test_the_command_trains_with_what_is_configured(task, tmp_path, monkeypatch)
 )
 def test_wrong_values_are_refused_before_anything_begins(word, task, tmp_path):
     with pytest.raises(InvalidInput, match=rf"^augment: {word.split('=')[0].split('.')[1]} = .*") as raised:
-        cli._plan(compose("train", [word, f"runs={tmp_path}"]), CPU)
+        planning.planned(compose("train", [word, f"runs={tmp_path}"]), CPU)
     assert "\n" not in str(raised.value) and list(Path(tmp_path).iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""ddpm/cli.py: the commands, from the words that are typed to the files, the exit code and the line that is printed."""
+"""ddpm/cli.py and ddpm/commands/: from the words that are typed to the files, the exit code and what is printed."""
 
 import errno
 import json
@@ -22,6 +22,7 @@ from PIL import Image
 
 import ddpm.trainer
 from ddpm import checkpoint, cli, config, preflight
+from ddpm.commands import planning, training
 from ddpm.runs import Run, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def call(typed, monkeypatch) -> Call:
 @pytest.fixture
 def without_pictures(monkeypatch) -> None:
     """The pictures at the end take longer than such short runs."""
-    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+    monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
 
 
 def words(*changes: str) -> list[str]:
@@ -383,12 +384,12 @@ def test_an_error_while_drawing_is_a_failure_that_keeps_the_training(call, tmp_p
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("no picture")
 
-    monkeypatch.setattr(cli, "_draw_results", broken)
+    monkeypatch.setattr(training, "_draw_results", broken)
     result = call(cli.train, *TINY, f"runs={tmp_path}")
     run = run_of(tmp_path)
     assert result.code == 1 and "ZeroDivisionError: no picture" in result.out + result.err
     assert status(run)["state"] == "FAILED" and (run / "checkpoints" / "4").is_dir()
-    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+    monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
     assert call(cli.train, *TINY, f"runs={tmp_path}").code == 0 and status(run)["state"] == "DONE"
     assert len([line for line in read_metrics(run) if line["split"] == "train"]) == 4
 
@@ -397,7 +398,7 @@ def test_a_second_interrupt_stops_at_once(call, tmp_path, monkeypatch):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_draw_results", interrupted)
+    monkeypatch.setattr(training, "_draw_results", interrupted)
     result = call(cli.train, *TINY, f"runs={tmp_path}")
     assert (
         result.code == 130 and "the same command" in result.out and status(run_of(tmp_path))["state"] == "INTERRUPTED"
@@ -691,7 +692,7 @@ def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
     ends = []
     for where in ("together", "apart"):
         if where == "apart":
-            monkeypatch.setattr(cli, "build_data", lambda node, trust: config.build(node, "data", trust))
+            monkeypatch.setattr(planning, "build_data", lambda node, trust: config.build(node, "data", trust))
         result = typed(cli.train, "-m", *sweep, f"runs={tmp_path / where}")
         assert result.code == 0, result
         runs = {path.parent.name: path.parent for path in (tmp_path / where).glob("default/*/config.yaml")}
@@ -1170,7 +1171,7 @@ def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_pat
     warned = [line for line in result.out.splitlines() if line.startswith("warning: the run needs")]
     assert result.code == 0 and len(warned) == 1 and "1 MB are free" in warned[0]
     monkeypatch.setattr(preflight, "available", lambda device: 1000)
-    monkeypatch.setattr(cli, "_activations", None)  # which takes a moment, and only --check has
+    monkeypatch.setattr(preflight, "activations", None)  # which takes a moment, and only --check has
     assert_refused(call(cli.train, *words("seed=1"), f"runs={tmp_path / 'other'}"), "a training step needs")
     assert not (tmp_path / "other").exists()
 

@@ -19,7 +19,8 @@ from ddpm.data import Folder
 from ddpm.schedules import linear
 
 REPOSITORY = Path(__file__).parents[1]
-GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name != "experiment")
+WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group's
+GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name not in WHOLE)
 BOUND = {"diffusion": {"schedule"}, "optimizer": {"params"}, "judge": {"image_size", "in_channels", "num_classes"}}
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddpm import cli, config, evaluation, quality
+from ddpm.commands import evaluating, training
 from ddpm.metrics.features import PCA, Features, Judge
 from ddpm.sampling import Source
 
@@ -45,7 +46,7 @@ def train(runs: Path, *words: str) -> Path:
     changed = {word.partition("=")[0] for word in words}
     words = (*(word for word in TINY if word.partition("=")[0] not in changed), *words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_draw_results", lambda *arguments: None)  # which takes longer than such a run
+        patch.setattr(training, "_draw_results", lambda *arguments: None)  # which takes longer than such a run
         patch.setattr(sys, "argv", ["train", *words, f"runs={runs}"])
         cli.train()
     (run,) = (runs / "default").iterdir()
@@ -280,7 +281,7 @@ def test_several_seeds_give_a_mean_and_its_interval(run, typed, draws):
 def test_the_protocols_compose():
     full, quick = (config.compose("evaluate", ["run=x", *words]) for words in (["protocol=full"], []))
     assert (full.n, full.seeds, quick.n, quick.seeds) == (10000, 3, None, 1)
-    assert set(full.metric) == set(cli.OF_SAMPLES) and list(quick.metric) == ["recognition", "frechet"]
+    assert set(full.metric) == set(evaluating.OF_SAMPLES) and list(quick.metric) == ["recognition", "frechet"]
     changed = config.compose("evaluate", ["run=x", "protocol=full", "n=100", "metric=kernel"])
     assert (changed.n, changed.seeds, changed.metric) == (100, 3, "kernel")
 
@@ -435,7 +436,7 @@ def test_a_network_with_classes_is_asked_for_each_and_judged_by_them(tmp_path, t
 
 def test_small_images_are_recognised_by_regression_and_others_by_the_judge(run, typed, monkeypatch):
     assert typed(run, "metric=recognition", "n=8", *SMALL_JUDGE).code == 0
-    monkeypatch.setattr(cli, "FEW_PIXELS", 63)
+    monkeypatch.setattr(evaluating, "FEW_PIXELS", 63)
     assert typed(run, "metric=recognition", "n=8", *SMALL_JUDGE).code == 0
     logistic, judged = records(run)
     assert logistic == "recognition_logistic_8_train" and judged.startswith("recognition_classifier-")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddpm import cli, evaluation
+from ddpm.commands import training
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.evaluation import (
@@ -186,7 +187,7 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
         if words not in made:
             runs = tmp_path_factory.mktemp("runs")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(cli, "_draw_results", lambda *arguments: None)
+                patch.setattr(training, "_draw_results", lambda *arguments: None)
                 patch.setattr(sys, "argv", ["train", *TINY, *words, f"runs={runs}"])
                 cli.train()
             (made[words],) = (runs / "default").iterdir()

@@ -13,7 +13,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ddpm import checkpoint, cli, runs
+from ddpm import checkpoint, runs
+from ddpm.commands import planning, sampling, training
 from ddpm.config import compose, read_config
 from ddpm.runs import Run, read_metrics
 
@@ -44,7 +45,7 @@ def task(monkeypatch):
 def test_an_old_run_is_sampled_as_it_was(old, tmp_path):
     out = tmp_path / "samples.npy"
     words = [f"run={old}", "n=4", "sampler=ddim", "sampler.steps=5", "device=cpu", f"out={out}"]
-    cli._sample(compose("sample", words))
+    sampling.sample(compose("sample", words))
     drawn, then = np.load(out).astype(int), np.load(old / "samples.npy").astype(int)
     assert drawn.shape == then.shape and np.abs(drawn - then).max() <= 1  # another processor may round otherwise
 
@@ -52,16 +53,16 @@ def test_an_old_run_is_sampled_as_it_was(old, tmp_path):
 def test_an_old_run_has_its_name_still(old, task):
     """So the command that made it finds it done, and does not train it again."""
     task()
-    plan = cli._plan(read_config(old / "config.yaml"), torch.device("cpu"))
+    plan = planning.planned(read_config(old / "config.yaml"), torch.device("cpu"))
     assert plan.run.hash == old.name and Run(old).status()["state"] == "DONE"
 
 
 def test_an_old_run_is_extended(old, task, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+    monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     words = [f"extend={old}", "trainer.steps=9", f"runs={tmp_path}", "device=cpu"]
     task(*words)
-    cli._train(compose("train", words))
+    training.train(compose("train", words))
     (child,) = (path for path in (tmp_path / "default").iterdir() if path.name != old.name)
     assert Run(child).status()["state"] == "DONE" and [line["step"] for line in read_metrics(child)] == [9, 9]
     assert before == {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
@@ -72,15 +73,15 @@ def test_an_old_run_is_extended_without_augmentation_or_with_what_is_typed(chang
     """Where its configuration has no such key."""
     words = [f"extend={old}", "trainer.steps=9", f"runs={tmp_path}", "device=cpu", *changed]
     task(*words)
-    plan = cli._plan(compose("train", words), torch.device("cpu"))
+    plan = planning.planned(compose("train", words), torch.device("cpu"))
     assert plan.augment.active == bool(changed) and plan.augment.rotation == 8 * len(changed)
 
 
 def test_an_old_run_that_was_interrupted_goes_on(old, task, monkeypatch):
-    monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
+    monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
     Run(old).write_status("INTERRUPTED")
     task()
     config = read_config(old / "config.yaml")
     config.runs, config.device = str(old.parent.parent), "cpu"
-    cli._train(config)
+    training.train(config)
     assert Run(old).status()["state"] == "DONE" and Run(old).status()["step"] == 6

@@ -28,6 +28,7 @@ from test_dhcd import extract, files
 from test_experiments import EXPERIMENTS, WRITERS
 
 from ddpm import checkpoint, cli, config, plots, trainer
+from ddpm.commands import training
 from ddpm.sampling import Source
 
 REPOSITORY = Path(__file__).parents[1]
@@ -375,8 +376,8 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.setattr(cli, "compose", once)
     patch.setattr(config, "compose", compose)
     patch.setattr(cli.hydra, "main", lambda **where: lambda job: lambda: job(composing[0]))
-    patch.setattr(cli, "_draw_results", draw)
-    patch.setattr(cli, "_next_steps", lambda run, ended: None)
+    patch.setattr(training, "_draw_results", draw)
+    patch.setattr(training, "_next_steps", lambda run, ended: None)
     patch.setattr(
         trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
     )

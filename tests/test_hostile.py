@@ -28,7 +28,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ddpm import checkpoint, cli, config, evaluation
+from ddpm import checkpoint, config, evaluation
+from ddpm.commands import evaluating, planning, sampling, training
 from ddpm.config import InvalidInput, build, compose, read_config, resolved
 from ddpm.data import CIFAR10, IDX, Folder, ImageData, cifar10, idx
 from ddpm.diffusion import GaussianDiffusion
@@ -151,12 +152,12 @@ def composed() -> dict[str, DictConfig]:
 @pytest.fixture
 def sample(composed) -> Callable[..., None]:
     """`ddpm-sample run=RUN ...`, as it is called once composed."""
-    return lambda run, **more: cli._sample(OmegaConf.merge(composed["sample"], {"run": str(run), **more}))
+    return lambda run, **more: sampling.sample(OmegaConf.merge(composed["sample"], {"run": str(run), **more}))
 
 
 @pytest.fixture
 def evaluate(composed) -> Callable[..., None]:
-    return lambda run, **more: cli._evaluate(OmegaConf.merge(composed["evaluate"], {"run": str(run), **more}))
+    return lambda run, **more: evaluating.evaluate(OmegaConf.merge(composed["evaluate"], {"run": str(run), **more}))
 
 
 @pytest.fixture
@@ -166,8 +167,8 @@ def train(composed, monkeypatch) -> Callable[..., None]:
     def train(*words: str) -> None:
         hydra = {"mode": "RUN", "overrides": {"task": list(words)}}
         monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
-        monkeypatch.setattr(cli, "_draw_results", lambda *arguments: None)
-        cli._train(OmegaConf.merge(composed["train"], OmegaConf.from_dotlist(list(words))))
+        monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
+        training.train(OmegaConf.merge(composed["train"], OmegaConf.from_dotlist(list(words))))
 
     return train
 
@@ -592,9 +593,9 @@ def test_init_reads_weights_and_no_configuration(run, settings, train, trap, mon
     evil = {"_target_": "os.mkdir", "path": str(trap)}
     store(run, settings, model=evil, schedule=evil, optimizer=evil, trust=["os.mkdir"])
     loaded: list[Path] = []
-    monkeypatch.setattr(cli, "_load", lambda model, file: loaded.append(file))
+    monkeypatch.setattr(planning, "load_into", lambda model, file: loaded.append(file))
     monkeypatch.setattr("ddpm.trainer.Trainer.fit", lambda *arguments, **more: ("steps", None))
-    with pytest.raises(cli.RunFailed):  # no network came out of this
+    with pytest.raises(training.RunFailed):  # no network came out of this
         train(f"init={run}")
     assert loaded == [run / "checkpoints" / "1" / "ema.safetensors"]
 
@@ -751,19 +752,19 @@ STUDIES = [
 def test_studies_that_are_no_names(study, tmp_path):
     asked = OmegaConf.create({"runs": str(tmp_path / "runs"), "study": "x"})
     OmegaConf.update(asked, "study", study)
-    refused(lambda: cli._folder_of_runs(asked), "study=")
+    refused(lambda: planning._folder_of_runs(asked), "study=")
 
 
 @pytest.mark.parametrize("study", ["default", "a/b", "Größe 2, (v1.0)", "2024-01-01_12:00", "x=1", ".a", 5, "नाम"])
 def test_studies_that_are_names(study, tmp_path):
     asked = OmegaConf.create({"runs": str(tmp_path), "study": study})
-    assert cli._folder_of_runs(asked) == tmp_path / str(study)
+    assert planning._folder_of_runs(asked) == tmp_path / str(study)
 
 
 @pytest.mark.parametrize("runs", ["a\0b", "", None])
 def test_runs_that_are_no_folder(runs):
     with pytest.raises(InvalidInput, match="must be names of folders"):
-        cli._folder_of_runs(OmegaConf.create({"runs": runs, "study": "default"}))
+        planning._folder_of_runs(OmegaConf.create({"runs": runs, "study": "default"}))
 
 
 @pytest.mark.parametrize(

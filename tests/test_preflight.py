@@ -77,6 +77,16 @@ def test_what_is_kept_once_is_not_multiplied():
     assert activations(loss, [weight], 5) == 4 * (5 * 10 + 1000)
 
 
+def test_weights_that_the_first_loss_lays_out_anew_are_no_activations():
+    layer = nn.Conv2d(3, 5, 3, padding=1)
+
+    def loss(n: int) -> Tensor:
+        x = torch.zeros(n, 3, 4, 4).to(memory_format=torch.channels_last)
+        return layer.to(memory_format=torch.channels_last)(x).sum()
+
+    assert activations(loss, layer.parameters(), 6) == 4 * 6 * 3 * 4 * 4
+
+
 def test_what_is_computed_again_counts_once_and_what_is_forgotten_does_not():
     weight = nn.Parameter(torch.ones(10))
 

@@ -1,0 +1,134 @@
+"""What was asked for: the words that were typed, values that several commands check, and the run that they name."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ddpm.config import InvalidInput, build, build_data, plain, read_config, resolve_device
+
+
+def multirun() -> bool:
+    """Whether this job is one of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def overrides() -> list[str]:
+    """The words that were typed for this job, without those to Hydra itself."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def job_name() -> str:
+    """What tells this job from the others of its sweep."""
+    return " ".join(overrides()) or "defaults"
+
+
+def trusted(config: DictConfig) -> list[str]:
+    """The names that the command line, and nothing else, adds to the allowed targets."""
+    names = plain(config.trust)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"trust={names} must be a list of names, such as trust=[my_package.MyNet]")
+    return names
+
+
+def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> None:
+    """Refuse what is not a whole number, or below `least`."""
+    for key in keys:
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+            raise InvalidInput(f"{key}={value} must be an integer" + (f" >= {least}" if least is not None else ""))
+
+
+def must_be_writable(out: str | None) -> None:
+    """Refuse an `out` that could not be written in the end, before anything is drawn."""
+    if out is None:
+        return
+    if not isinstance(out, str) or not out:
+        raise InvalidInput(f"out={out} must be the name of a file or a folder/")
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")
+    if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ""):
+        raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: .npy, .png, .gif, or a folder/")
+    if path.is_dir() and path.suffix and not str(out).endswith("/"):
+        raise InvalidInput(f"out={out} is a folder; end it with / to write numbered pictures there")
+    if path.is_file() and (not path.suffix or str(out).endswith("/")):
+        raise InvalidInput(f"out={out} is a file, not a folder for numbered pictures")
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK):
+        raise InvalidInput(f"out={out}: {target} is not writable")
+
+
+def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
+    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.precision import PRECISIONS, as_trained
+    from ddpm.runs import open_run
+    from ddpm.sampling import Source
+
+    if config.precision not in ("auto", *PRECISIONS):
+        raise InvalidInput(f"precision={config.precision} is not known; allowed: auto, {', '.join(PRECISIONS)}")
+    if config.weights not in ("ema", "raw"):
+        raise InvalidInput(f"weights={config.weights} is not known; allowed: ema, raw")
+    must_be_whole(config, "batch", least=1)
+    must_be_whole(config, "seed")
+    device = resolve_device(config.device)
+    try:
+        run, folder = open_run(str(config.run), config.checkpoint)
+    except FileNotFoundError as error:
+        raise InvalidInput(str(error)) from error
+    trained, trust = read_config(run.path / "config.yaml"), trusted(config)
+    model = build(trained.model, "model", trust)
+    diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
+    sampler = build(config.sampler, "sampler", trust)
+    load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
+    shape, precision = (model.in_channels, *model.image_size), config.precision
+    if precision == "auto":
+        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
+            precision = run.status().get("precision")
+        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    return Source(diffusion, model, sampler, shape, config.seed, device, precision), run, trained, int(folder.name)
+
+
+def data_of(config: DictConfig, trained: DictConfig) -> Any:
+    """The data of a run, from where the run found them or from `data.root`."""
+    data = plain(trained.data)
+    if config.data.root is not None and isinstance(data, dict):
+        data["root"] = config.data.root
+    return build_data(data, trusted(config))
+
+
+def load_into(model: Any, file: Path) -> None:
+    """Give a network its weights; refuses a file that does not hold them."""
+    from ddpm import checkpoint
+
+    try:
+        checkpoint.load_into(model, file)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+def must_match(model: Any, data: Any) -> None:
+    """Refuse a network that does not take the data's images."""
+    takes = (getattr(model, "in_channels", None), *getattr(model, "image_size", ()))
+    if None not in takes and takes != data.shape:
+        raise InvalidInput(
+            f"the model takes images of (C, H, W) = {takes}, but the data are {data.shape}; set "
+            "model.image_size and model.in_channels, or data.image_size and data.channels"
+        )
+    if getattr(model, "num_classes", None) is not None:
+        if data.labels is None:
+            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have no labels")
+        if model.num_classes < data.num_classes:
+            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have {data.num_classes} classes")
+
+
+def must_walk(sampler: Any, diffusion: Any, key: str = "sampler") -> None:
+    """Refuse a sampler that cannot walk along the schedule."""
+    try:
+        sampler.times(diffusion.schedule)
+    except ValueError as error:
+        raise InvalidInput(f"{key}: {error}") from error

@@ -1,0 +1,93 @@
+"""`ddpm-train --check`: what training would do and need."""
+
+import functools
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.asked import job_name, multirun
+from ddpm.commands.planning import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
+from ddpm.commands.told import say
+from ddpm.config import InvalidInput, resolve_device
+
+CHECK = "--check"
+
+
+def check(config: DictConfig) -> None:
+    """Say what training would do, and what it would need of what is there; begin nothing.
+
+    Raises: InvalidInput for all that would be refused, and where memory or disk do not suffice.
+    """
+    from ddpm import preflight, ranks
+    from ddpm.runs import DONE, RUNNING
+
+    if ranks.started():
+        raise InvalidInput(f"{CHECK} looks at one process: start it without torchrun")
+    device = resolve_device(config.device)
+    download = isinstance(config.data, DictConfig) and config.data.get("download") is True
+    if download:
+        config = config.copy()
+        config.data.download = False
+    try:
+        plan = planned(config, device, marking=False)
+    except InvalidInput as error:
+        if not download:
+            raise
+        does = f"start the run, which downloads it: {CHECK} does not"
+        raise InvalidInput(str(error).replace("set download=true", does)) from error
+    data, model, trainer = plan.data, plan.model, plan.trainer
+    status = status_of(plan.run)
+    if status.get("state") == RUNNING:
+        raise InvalidInput(f"{plan.run.path} is being trained by process {status.get('pid')} on {status.get('host')}")
+    channels, height, width = data.shape
+    last = trainer.last_step(len(data.train))
+    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} images"]
+    budget += [] if trainer.seconds is None else [f"{trainer.seconds:,g} s"]
+    lines = {
+        "run": f"{plan.run.path}: {_state(plan, status)}",
+        "data": f"{data.name}, {len(data.train):,} images to train on and {len(data.held_out):,} held out, "
+        f"{channels}x{height}x{width}",
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "budget": " or ".join(budget),
+    }
+    if status.get("state") != DONE:
+        needed, there = must_fit(model, plan.moments, data, trainer, device, _activations(plan))
+        room, free, parts = disk(plan)
+        if room > free:
+            raise InvalidInput(no_room(plan))
+        lines["memory"] = f"{preflight.in_words(sum(needed))} of {_known(there)} on {device}: {needed}"
+        lines["disk"] = f"{preflight.in_words(room)} of {preflight.in_words(free)} at {plan.run.path.parent}: {parts}"
+    say("\n".join(([job_name()] if multirun() else []) + [f"{key:8}{line}" for key, line in lines.items()]))
+
+
+def _state(plan: Plan, status: dict[str, Any]) -> str:
+    """What the same command without --check would find of a run, and do."""
+    from ddpm import checkpoint
+    from ddpm.runs import DONE
+
+    if status.get("state") == DONE:
+        return f"done ({status['step']:,} steps); nothing to do"
+    try:
+        resume = checkpoint.last_whole(plan.run.checkpoints) or plan.parent
+    except ValueError as error:  # a newer version's
+        raise InvalidInput(str(error)) from error
+    before = f"{status['state']} before, " if status else "new, "
+    return before + (f"would go on from {resume}" if resume is not None else "would begin at step 1")
+
+
+def _activations(plan: Plan) -> int:
+    """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
+    from ddpm import preflight
+
+    micro = plan.trainer.batch_size // plan.trainer.accumulate
+    try:
+        return preflight.activations(functools.partial(trial_loss, plan), plan.model.parameters(), micro)
+    except RuntimeError as error:  # torch's for memory that there is not
+        raise InvalidInput(f"a loss of one or two images cannot be computed on {plan.device}: {error}") from error
+
+
+def _known(size: int | None) -> str:
+    """Bytes in words, where the system tells them."""
+    from ddpm import preflight
+
+    return "an unknown amount" if size is None else preflight.in_words(size)

@@ -1,0 +1,430 @@
+"""`ddpm-evaluate`: what a run's network learned, by its samples, by held-out images and by the clock."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.asked import data_of, must_be_whole, must_match, must_walk, source_of, trusted
+from ddpm.commands.subject import Measure, Subject
+from ddpm.commands.told import progress_bar, say, warn_of_range, with_bar
+from ddpm.config import InvalidInput, build, compose, plain, resolved
+
+OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
+OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
+FEATURES = ("classifier", "inception", "pca", "pixels")
+RECOGNISERS = ("auto", "classifier", "logistic")
+LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
+FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
+EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
+
+
+def evaluate(config: DictConfig) -> None:
+    """Check what every metric that is asked for needs, say the plan, then carry it out.
+
+    Raises: InvalidInput.
+    """
+    resolved(config)
+    metrics = plain(config.metric)
+    metrics = metrics if isinstance(metrics, list) else [metrics]
+    allowed = (*OF_SAMPLES, *OF_IMAGES, "cost", "steps")
+    if not metrics or not set(map(str, metrics)) <= set(allowed):
+        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
+    metrics = list(dict.fromkeys(metrics))
+    for key in ("data", "inception", "frechet", "steps", "cost", *OF_IMAGES[:2]):
+        if not isinstance(config[key], DictConfig):
+            raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
+    for key, known in (("features", FEATURES), ("recogniser", RECOGNISERS)):
+        if config[key] not in known:
+            raise InvalidInput(f"{key}={config[key]} is not known; allowed: {', '.join(known)}")
+    if not isinstance(config.frechet.bias, bool):
+        raise InvalidInput(f"frechet.bias={config.frechet.bias} must be true or false")
+    if config.n is not None:
+        must_be_whole(config, "n", least=1)
+    must_be_whole(config, "seeds", least=1)
+    source, run, trained, step = source_of(config)
+    data = data_of(config, trained)
+    subject = Subject(config, source, run, trained, step, data)
+    of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
+    measures = [_measure_samples(subject, of_samples)] if of_samples else []
+    measures += [_measure_images(subject, metric) for metric in metrics if metric in OF_IMAGES]
+    measures += [_measure_steps(subject)] if "steps" in metrics else []
+    measures += [_measure_cost(subject)] if "cost" in metrics else []
+    _say_plan(subject, measures)
+    for measure in measures:  # only now that all of them have found their input right
+        measure.carry_out()
+
+
+def _say_plan(subject: Subject, measures: list[Measure]) -> None:
+    """What is going to be done, and how long the network will take for it, by the time of one batch."""
+    from ddpm import cost
+
+    config, source = subject.config, subject.source
+    batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
+    took = cost.evaluation_seconds(source, batch) / batch
+    lines = [f"  {measure.plan}" for measure in measures]
+    if config.features == "inception" and "features" in vars(subject):  # asked for: 300x300 pixels take their time
+        extractor, _ = subject.features[1]()
+        x, _ = subject.data.batch(subject.data.held_out[:8])
+        of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
+        lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
+    lines.append(
+        f"  the network: {evaluations:,} evaluations, counted by image; at least {_duration(evaluations * took)} on "
+        f"{source.device} ({1 / took:,.0f} images/s)"
+    )
+    say("\n".join(["plan:", *lines]))
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
+    """Check the input of measures of samples; returns what draws the samples and measures them."""
+    config, source, data = subject.config, subject.source, subject.data
+    must_walk(source.sampler, source.diffusion)
+    logistic = "recognition" in metrics and _by_regression(subject)
+    _must_compare(data, metrics)
+    n = _number(subject, "frechet" in metrics)
+    by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
+    if by_features:
+        _ = subject.features  # refuses those that cannot be
+    if "recognition" in by_features and config.features != "classifier":
+        raise InvalidInput(f"recogniser=classifier needs features=classifier, not {config.features}")
+    if n < (least := max(LEAST.get(metric, 1) for metric in metrics)):
+        raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
+    if "frechet" in metrics and config.frechet.bias and len(data.held_out) <= (size := subject.features[0]):
+        raise InvalidInput(
+            f"frechet.bias=true: {len(data.held_out)} held-out images are too few for the covariance of {size} "
+            f"features: at least {size + 1}"
+        )
+    cost = config.seeds * n * source.sampler.evaluations(source.diffusion.schedule)
+    plan = (
+        f"{', '.join(metrics)}: {n:,} samples, {_listed(subject.seeds)}, {type(source.sampler).__name__} with "
+        f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
+        + (f"; features of them and of {len(data):,} images by {config.features}" if by_features else "")
+    )
+    return Measure(plan, cost, lambda: _carry_out_samples(subject, by_features, logistic, n))
+
+
+def _by_regression(subject: Subject) -> bool:
+    """Whether a logistic regression is to recognise samples; refuses data without labels, or of one class."""
+    from ddpm import quality
+
+    recogniser, (_, height, width) = subject.config.recogniser, subject.data.shape
+    if subject.data.labels is None:
+        raise InvalidInput(f"{subject.data.name} has no labels, and recognition needs them")
+    if not quality.has_classes(subject.data):
+        raise InvalidInput(f"{subject.data.name} has training images of one class only: there is nothing to recognise")
+    return recogniser == "logistic" or (recogniser == "auto" and height * width <= FEW_PIXELS)
+
+
+def _must_compare(data: Any, metrics: list[str]) -> None:
+    """Refuse data of which too few images are held out, or are trained on, for measures of samples."""
+    from ddpm import evaluation
+
+    try:
+        evaluation.must_hold_out(data, metrics[0], 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    least = max(LEAST.get(metric, 1) for metric in metrics)
+    for part, numbers in (("held out", data.held_out), ("trained on", data.train)):
+        if len(numbers) < least:
+            few = f"of {data.name} {len(numbers)} images are {part}"
+            raise InvalidInput(f"{few}, but {', '.join(metrics)} need at least {least}")
+
+
+def _number(subject: Subject, of_covariance: bool) -> int:
+    """How many samples are measured: what was asked for; or 512, or as many as are held out, if those suffice."""
+    few = min(512, len(subject.data.held_out))
+    if not of_covariance:
+        return subject.config.n or few
+    size, _ = subject.features
+    if len(subject.data.train) <= size:
+        raise InvalidInput(
+            f"{len(subject.data.train)} training images are too few for the covariance of {size} features, which "
+            "frechet needs: take features=pca with fewer components (pca=...), or metric=kernel"
+        )
+    n: int = subject.config.n or max(few, size + 1)
+    if n <= size:
+        raise InvalidInput(
+            f"n = {n} samples are too few for the covariance of {size} features, which frechet needs: n is at least "
+            f"{size + 1}, or take features=pca with fewer components (pca=...), or metric=kernel"
+        )
+    return n
+
+
+def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: int) -> None:
+    """Draw the samples of every seed, measure them, and write what was found."""
+    from ddpm import evaluation, plots, quality
+
+    config, data = subject.config, subject.data
+    real: Any  # as the extractor sees them
+    real, accuracy = subject.real if metrics else (None, None)
+    found: dict[str, list[quality.Found]] = {}
+    pictures: Any = None
+    try:
+        for count, seed in enumerate(subject.seeds, 1):
+            drawn = _drawn(subject, n, seed, real)
+            if logistic:
+                found.setdefault(f"recognition_logistic_{n}_train", []).append(quality.by_regression(drawn, data))
+            for metric in metrics:
+                if metric == "memorisation":
+                    results, nearest = quality.copies(drawn, real)
+                    pictures = pictures or (drawn.x, nearest)
+                else:
+                    results = quality.MEASURES[metric](drawn, real)
+                for name, result in results.items():
+                    found.setdefault(real.protocol(name, n), []).append(result)
+            for protocol, each in found.items():  # what is known so far stays, whatever comes
+                values = subject.settings(n, subject.source.sampler) | quality.together(each, subject.seeds[:count])
+                if accuracy is not None and "_classifier-" in protocol:
+                    values["judge_accuracy"] = accuracy
+                evaluation.record(subject.run.path, protocol, values)
+                if count == len(subject.seeds):
+                    say(f"{protocol}:\n{quality.in_words(each, values)}")
+    except ValueError as error:
+        told = ["recognition"] * logistic + metrics
+        raise InvalidInput(f"metric={','.join(told)}: {error}") from error
+    if pictures is not None:
+        _draw_copies(subject, *pictures)
+    if "frechet" in metrics and config.frechet.bias:
+        curve = quality.bias_curve(real)
+        path = subject.run.path / "frechet_bias.png"
+        plots.bias(path, curve, n, found[real.protocol("frechet", n)][0].value)
+        say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
+
+
+def _drawn(subject: Subject, n: int, seed: int, real: Any, sampler: Any = None) -> Any:
+    """n samples of a seed, with their features where there is an extractor."""
+    import torch
+
+    from ddpm import quality
+
+    source = subject.source.with_seed(seed)
+    source = source if sampler is None else source.using(sampler)
+    x = torch.cat([x for _, x in with_bar(source.batches(list(range(n)), subject.config.batch), n)])
+    warn_of_range(source)
+    features = x.new_zeros(n, 0) if real is None else real.features(x)
+    return quality.Drawn(x, features, source.classes(range(n)))
+
+
+def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
+    """The samples that are nearest to training images, with those, by features and by pixels."""
+    from ddpm import plots
+
+    data, path, groups = subject.data, subject.run.path / "memorisation.png", {}
+    for name, result in found.items():
+        closest = result.relative.argsort()[:10]
+        real, _ = data.batch(data.train[result.index[closest].cpu()])
+        groups[f"by {name}"] = (x[closest], real.cpu(), result.relative[closest].tolist())
+    plots.copies(path, groups)
+    say(f"wrote {path}: the samples that are closest to a training image, above it")
+
+
+# ------------------------------------------------------------------------------------------------------ held-out images
+
+
+def _measure_images(subject: Subject, metric: str) -> Measure:
+    """Check the input of a measure of held-out images; returns what measures them."""
+    from ddpm import evaluation
+    from ddpm.likelihood import flow_times
+
+    config, source, data = subject.config, subject.source, subject.data
+    schedule, options = source.diffusion.schedule, config.get(metric)
+    n = config.n or min(512, len(data.held_out))
+    must_match(source.model, data)
+    times: list[int] = []
+    try:
+        evaluation.must_hold_out(data, metric, n)
+        if metric == "bits_per_dim":
+            times = evaluation.bound_times(schedule.T, options.steps)
+            cost = len(times) * n
+        elif metric == "loss_by_snr":
+            cost = len(evaluation.snr_bins(schedule)) * n
+        else:
+            flow_times(schedule, options.steps, options.start)
+            must_be_whole(options, "probes", least=1)
+            cost = 4 * options.steps * n
+    except (ValueError, InvalidInput) as error:
+        raise InvalidInput(f"{metric}: {error}") from error
+    derivatives = f", {options.probes * cost:,} derivatives of the network" if metric == "log_likelihood" else ""
+    plan = f"{metric}: {n:,} held-out images, {cost:,} evaluations{derivatives}"
+    return Measure(plan, cost, lambda: _carry_out_images(subject, metric, n, cost, times))
+
+
+def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: list[int]) -> None:
+    """Measure held-out images, write what was found, and draw it."""
+    from ddpm import evaluation, plots
+
+    config, source, data, path = subject.config, subject.source, subject.data, subject.run.path
+    options, drawn = config.get(metric), ""
+    with progress_bar(cost) as bar:
+        try:
+            if metric == "bits_per_dim":
+                protocol, found, values, bound = evaluation.measure_bits_per_dim(
+                    source, data, n, times, config.batch, bar.update
+                )
+                evaluation.write_terms(path / "bits_per_dim.csv", bound)
+                plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
+                drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
+            elif metric == "loss_by_snr":
+                protocol, found, values, curve = evaluation.measure_loss_by_snr(
+                    source, data, n, config.batch, bar.update
+                )
+                evaluation.write_loss_by_snr(path / "loss_by_snr.csv", curve)
+                plots.loss_by_snr(path / "loss_by_snr.png", {path.name: curve})
+                drawn = f"wrote {path / 'loss_by_snr.png'} and loss_by_snr.csv: the errors in each bin"
+            else:
+                flow = (options.steps, options.probes, options.start)
+                protocol, found, values = evaluation.measure_log_likelihood(
+                    source, data, n, *flow, config.batch, bar.update
+                )
+        except ValueError as error:
+            raise InvalidInput(f"metric={metric}: {error}") from error
+    told = subject.settings(n) | {
+        "variance": source.diffusion.variance,
+        "clip_x_0": source.diffusion.clip_x_0,
+        "steps": cost // n,
+        "evaluations": cost // n,
+    }
+    if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
+        told |= {"seeds": [], "clip_x_0": False}
+    subject.record(protocol, told | values, found)
+    if drawn:
+        say(drawn)
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+def _measure_steps(subject: Subject) -> Measure:
+    """Check a grid of samplers, steps and spacings; returns what measures each combination that is not there yet."""
+    options, schedule = subject.config.steps, subject.source.diffusion.schedule
+    grid = _samplers(subject, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
+    _must_compare(subject.data, ["frechet"])
+    n = _number(subject, of_covariance=True)
+    cost = len(subject.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
+    plan = (
+        f"steps: {n:,} samples, {_listed(subject.seeds)}, in each of {len(grid)} ways, less those that are there "
+        "already"
+    )
+    return Measure(plan, cost, lambda: _carry_out_steps(subject, grid, n))
+
+
+def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
+    """The Frechet distance of every combination, each written as soon as it is known."""
+    from ddpm import evaluation, plots, quality
+
+    path, schedule = subject.run.path, subject.source.diffusion.schedule
+    real, _ = subject.real
+    protocol, settings = real.protocol("steps_frechet", n), subject.settings(n) | {"seeds": subject.seeds}
+    cells = _cells(path / "evaluation.json", protocol, settings)
+    for told, sampler in grid:
+        if any(told.items() <= cell.items() for cell in cells):
+            continue
+        try:
+            found = [
+                quality.frechet(_drawn(subject, n, seed, real, sampler), real)["frechet"] for seed in subject.seeds
+            ]
+        except ValueError as error:
+            raise InvalidInput(f"metric=steps: {error}") from error
+        record = quality.together(found, subject.seeds)
+        kept = {key: record[key] for key in ("value", "low", "high", "relative")}
+        cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
+        best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
+        evaluation.record(path, protocol, settings | best)
+        name = f"{told['sampler']}, {told['steps']} steps, {told['spacing']}"
+        say(f"{name}: {quality.in_words(found, record)}")
+    plots.steps_quality(
+        path / "steps.png", cells, evaluation.recorded(path / "evaluation.json")[protocol]["real_vs_real"]
+    )
+    say(f"{protocol}: {len(cells)} combinations\nwrote {path / 'steps.png'}")
+
+
+def _cells(path: Path, protocol: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The combinations that are there already, measured with the same settings; none where any is damaged."""
+    from ddpm import evaluation
+
+    try:
+        before = evaluation.recorded(path).get(protocol, {})
+    except ValueError:  # which `record` is going to tell of
+        return []
+    cells, numbers = before.get("cells"), [before.get("real_vs_real")]
+    if any(before.get(key) != settings[key] for key in ("n", "seeds", "weights", "checkpoint", "precision")):
+        return []
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        return []
+    numbers += [cell.get(key) for cell in cells for key in ("evaluations", "value")]
+    named = all(isinstance(cell.get(key), str) for cell in cells for key in ("sampler", "spacing"))
+    return cells if named and all(type(number) in (int, float) for number in numbers) else []
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+def _measure_cost(subject: Subject) -> Measure:
+    """Check what training and sampling are to be timed with; returns what times them."""
+    import torch
+
+    from ddpm import cost
+
+    config, trained, trust = subject.config, subject.trained, trusted(subject.config)
+    must_match(subject.source.model, subject.data)
+    names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
+    samplers = {
+        f"{told['sampler']} {told['steps']}": sampler
+        for told, sampler in _samplers(subject, "cost", names, steps, [None])
+    }
+    trainer = build(trained.trainer, "trainer", trust)
+    augment = None if trained.get("augment") is None else build(trained.augment, "augment", trust)
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return build(trained.optimizer, "optimizer", trust, params=list(parameters))
+
+    def carry_out() -> None:
+        try:
+            protocol, words, values = cost.measure_cost(
+                subject.source, subject.data, trainer, optimizer, samplers, config.batch, augment=augment
+            )
+        except ValueError as error:
+            raise InvalidInput(f"metric=cost: {error}") from error
+        first = next(iter(samplers))
+        steps = len(samplers[first].times(subject.source.diffusion.schedule)) - 1
+        settings = subject.settings(config.batch) | {"sampler": first, "steps": steps}
+        subject.record(protocol, settings | values, words)
+
+    plan = f"cost: training steps of {trainer.batch_size} images, and one evaluation of {config.batch}, timed"
+    return Measure(plan, 4 * config.batch, carry_out)
+
+
+def _samplers(subject: Subject, key: str, names: Any, steps: Any, spacings: Any) -> list[tuple[dict[str, Any], Any]]:
+    """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
+    config, found = subject.config, []
+    for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
+        if not isinstance(values, list) or not values:
+            raise InvalidInput(f"{key}.{option}={values} must be a list, such as {key}.{option}={EXAMPLES[option]}")
+    for name in names:
+        settings = plain(compose("evaluate", [f"sampler={name}"]).sampler)
+        for spacing in spacings:
+            for count in steps:
+                told = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
+                built = settings | {"steps": count, "spacing": told["spacing"], "times": None}
+                sampler = build(built, f"{key}, {name}", trusted(config))
+                must_walk(sampler, subject.source.diffusion, f"{key}, {name}")
+                found.append((told, sampler))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
+def _listed(seeds: list[int]) -> str:
+    """Seeds that follow one another."""
+    return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def _duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02} min"

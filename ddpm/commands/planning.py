@@ -1,0 +1,334 @@
+"""A training run that is asked for: read and built, and refused where it would break later."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.asked import load_into, multirun, must_be_whole, must_match, must_walk, overrides, trusted
+from ddpm.config import (
+    AUGMENTATION,
+    InvalidInput,
+    build,
+    build_data,
+    conf_dir,
+    must_be_finite,
+    must_be_storable,
+    read_config,
+    resolved,
+    science,
+)
+
+LONGEST_NAME = 255  # bytes, in every usual file system
+IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
+
+
+class Plan(NamedTuple):
+    """A training run that has been found right, and of which nothing is begun."""
+
+    run: Any
+    config: DictConfig
+    settings: dict[str, Any]  # the configuration, resolved: what the run directory keeps
+    data: Any
+    augment: Any
+    model: Any
+    diffusion: Any
+    sampler: Any
+    optimizer: Any
+    trainer: Any
+    device: Any
+    parent: Path | None  # the checkpoint of the run that is extended
+    moments: float  # bytes that the optimizer keeps for each byte of weights
+
+
+def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True) -> Plan:
+    """Read and build all that a run needs, and refuse what would break it later.
+
+    Args:
+        marking: mark a run of a sweep that is refused as FAILED with the reason, unless it is done or being trained.
+    Raises: InvalidInput.
+    """
+    import torch
+
+    import ddpm
+    from ddpm import checkpoint
+    from ddpm.files import regular_size
+    from ddpm.randomness import generator
+    from ddpm.runs import DONE, FAILED, RUNNING, Run, now, science_hash
+
+    trust = trusted(config)
+    parents, parent = {}, None
+    if config.extend is not None:
+        config, parent = _extended(config)
+        parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
+    settings = resolved(config)
+    must_be_finite(settings, "")
+    must_be_storable(settings)
+    must_be_whole(config, "seed")
+    for key in ("recognition", "compile"):
+        if not isinstance(config.get(key, False), bool):  # runs of earlier versions have no `compile`
+            raise InvalidInput(f"{key}={config[key]} must be true or false")
+    if config.data is not None and config.data.get("root", "") is None:
+        raise InvalidInput("data.root must be given: data.root=FOLDER")
+    initial = None
+    if config.init is not None:
+        initial = _weights_file(Path(str(config.init)))
+        try:
+            regular_size(initial, checkpoint.LARGEST)
+        except ValueError as error:
+            raise InvalidInput(f"init={config.init}: {error}") from error
+        parents["init"] = checkpoint.sha256(initial)
+    data = build_data(config.data, trust)
+    facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
+    run = Run(_folder_of_runs(config) / science_hash(facts))
+
+    try:
+        torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
+        model = build(config.model, "model", trust)
+        must_match(model, data)
+        augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
+        diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
+        sampler = build(config.sampler, "sampler", trust)
+        must_walk(sampler, diffusion)
+        _must_predict(model, diffusion, data.shape[0])
+        trainer = build(config.trainer, "trainer", trust)
+        _must_divide(trainer, processes)
+        optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
+        moments = _must_step(config.optimizer, trust, device)
+        must_fit(model, moments, data, trainer, device)
+        if initial is not None:
+            load_into(model, initial)
+        if parent is not None:
+            load_into(model, parent / "model.safetensors")
+            _must_leave_a_budget(config, trainer, data, parent)
+    except InvalidInput as error:
+        if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_status(FAILED, reason=str(error), ended=now())
+        raise
+    return Plan(
+        run, config, settings, data, augment, model, diffusion, sampler, optimizer, trainer, device, parent, moments
+    )
+
+
+def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
+    """The configuration of the run that `extend` names with the command line's values over it, and its checkpoint."""
+    from ddpm.runs import open_run
+
+    try:
+        parent, path = open_run(str(config.extend))
+    except FileNotFoundError as error:
+        raise InvalidInput(str(error).replace("run=", "extend=", 1)) from error
+    base = read_config(parent.path / "config.yaml")
+    words = overrides()
+    groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+    for word in words:
+        key = word.partition("=")[0]
+        if key in groups or key.startswith(("+", "~")):
+            raise InvalidInput(
+                f"{word}: a run that extends another has its configuration; only values may be changed, "
+                "such as trainer.steps=2000"
+            )
+    if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
+        raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
+    merged = OmegaConf.merge(
+        {} if "augment" in base else {"augment": {"_target_": AUGMENTATION}},  # which runs of earlier versions lack
+        base,
+        {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
+        _place(base, config, parent.path),
+        OmegaConf.from_dotlist(words),
+        {"trust": trusted(config), "compile": config.get("compile", False)},
+    )
+    assert isinstance(merged, DictConfig)  # as the first of them is
+    return merged, path
+
+
+def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]:
+    """Where a child goes: to its parent, or, if that does not lie where it says, where the command line says."""
+    stored = Path(str(base.get("runs"))) / str(base.get("study"))
+    at_home = os.path.abspath(stored) == os.path.abspath(parent.parent)
+    return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
+
+
+def _weights_file(path: Path) -> Path:
+    """The weights of a run directory (EMA, last checkpoint), or of a folder with {ema,model}.safetensors."""
+    from ddpm.runs import open_run
+
+    folder = path
+    if (path / "config.yaml").is_file():
+        try:
+            _, folder = open_run(path)
+        except FileNotFoundError as error:
+            raise InvalidInput(str(error).replace("run=", "init=", 1)) from error
+    for name in ("ema.safetensors", "model.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InvalidInput(
+        f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
+    )
+
+
+def _folder_of_runs(config: DictConfig) -> Path:
+    """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
+    from ddpm.files import shown
+
+    for key in ("runs", "study"):
+        if config[key] is not None and type(config[key]) not in (str, int):
+            raise InvalidInput(f"{key}={config[key]} must be text: the name of a folder")
+    if not config.runs or not config.study or "\0" in str(config.runs):
+        raise InvalidInput(f"runs={config.runs} study={config.study}: both must be names of folders")
+    study = str(config.study)
+    parts = study.removesuffix("/").split("/")
+    if not study.isprintable() or set(study) & set(IN_NO_NAME) or {"", ".."} & set(parts):
+        raise InvalidInput(
+            f"study={study!r} must be a name, or several separated by /, none of them empty or .., without control "
+            f"characters and without {' '.join(IN_NO_NAME)}"
+        )
+    folder = Path(str(config.runs)) / study
+    for part in folder.parts:
+        if len(part.encode()) > LONGEST_NAME:
+            raise InvalidInput(
+                f"runs= and study=: {shown(part)} is longer than the {LONGEST_NAME} bytes of a folder's name"
+            )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InvalidInput(f"runs={config.runs}: {there} is not a folder that can be written to")
+    return folder
+
+
+def status_of(run: Any) -> dict[str, Any]:
+    """What a run's status.json says, {} before there is one; refuses a newer version's."""
+    try:
+        return run.status()
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+# ----------------------------------------------------------------------------------------------- what training requires
+
+
+def _must_predict(model: Any, diffusion: Any, channels: int) -> None:
+    """Refuse a network with other output channels than the target, and a learned variance, need; or no loss for it."""
+    try:
+        diffusion.must_be_trainable()
+    except ValueError as error:
+        raise InvalidInput(f"diffusion: {error}") from error
+    needed = channels * (2 if diffusion.variance == "learned" else 1)
+    if getattr(model, "out_channels", needed) != needed:
+        raise InvalidInput(
+            f"model.out_channels = {model.out_channels}, but diffusion.variance={diffusion.variance} with {channels} "
+            f"channels of the data takes model.out_channels={needed}"
+        )
+
+
+def _must_divide(trainer: Any, processes: int) -> None:
+    """Refuse micro-batches that so many processes cannot share evenly."""
+    micro = trainer.batch_size // trainer.accumulate
+    if micro % processes:
+        raise InvalidInput(
+            f"trainer.batch_size = {trainer.batch_size} in {trainer.accumulate} micro-batches is not divisible by the "
+            f"{processes} processes that torchrun started; the next that is: "
+            f"{-(-micro // processes) * processes * trainer.accumulate}"
+        )
+
+
+def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
+    """Refuse an optimizer that can take no step on the device; returns what it keeps, see `preflight.moments_of`."""
+    import torch
+
+    from ddpm import preflight
+
+    weight = torch.nn.Parameter(torch.ones(2, device=device))
+    weight.grad = torch.tensor([0.0, 1.0], device=device)
+    trial = build(config, "optimizer", trust, params=[weight])
+    try:
+        trial.step()
+    except (RuntimeError, ValueError, AssertionError, TypeError, ArithmeticError) as error:
+        raise InvalidInput(f"optimizer: it takes no step on {device}: {' '.join(str(error).split())}") from error
+    if not weight.isfinite().all():
+        raise InvalidInput(
+            f"optimizer: from weights of 1 with gradients of 0 and 1 its first step makes {weight.tolist()}; choose "
+            "another eps, lr or momentum"
+        )
+    return preflight.moments_of(trial)
+
+
+def must_fit(
+    model: Any, moments: float, data: Any, trainer: Any, device: Any, activations: int = 0
+) -> tuple[Any, int | None]:
+    """Refuse a training step that is larger than the memory; (what it needs, the bytes that there are).
+
+    Without activations, whose count takes a moment, this is what it needs at least.
+    """
+    from ddpm import preflight
+
+    needed = preflight.memory(model, moments, data.images, trainer.batch_size, trainer.accumulate, activations)
+    there = preflight.available(device)
+    if there is not None:
+        there += sum(x.nbytes for x in (*model.parameters(), data.images) if x.device.type == device.type)
+    if there is not None and sum(needed) > there:
+        raise InvalidInput(
+            f"a training step needs {preflight.in_words(sum(needed))} of memory on {device} ({needed}), but "
+            f"{preflight.in_words(there)} are available; raise trainer.accumulate, or lower trainer.batch_size or "
+            "model.channels"
+        )
+    return needed, there
+
+
+def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Path) -> None:
+    """Refuse to extend a run by a budget that it has used up already."""
+    from ddpm import checkpoint
+
+    try:
+        state = checkpoint.load_state(parent)
+    except ValueError as error:
+        raise InvalidInput(f"extend={config.extend}: {error}") from error
+    if trainer.is_used_up(len(data.train), state["step"], state["seconds"]):
+        given = ", ".join(
+            f"trainer.{key}={config.trainer[key]}" for key in ("steps", "epochs", "seconds") if config.trainer[key]
+        )
+        raise InvalidInput(
+            f"{given} is not more than the {state['step']} steps and {state['seconds']:.0f} s that {config.extend} has "
+            "used already"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- what a plan costs
+
+
+def disk(plan: Plan) -> tuple[int, int, str]:
+    """Bytes that the run is going to write, those that are free there, and what is written, in words."""
+    from ddpm import preflight
+
+    trainer, path = plan.trainer, plan.run.path
+    one = preflight.checkpoint(plan.model, plan.moments)
+    count = preflight.checkpoints(trainer.last_step(len(plan.data.train)), trainer.checkpoint_every, trainer.keep)
+    parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
+    return preflight.disk(one, count, path), preflight.free(path), parts
+
+
+def no_room(plan: Plan) -> str:
+    """What is said where the disk is too small for a run."""
+    from ddpm import preflight
+
+    room, free, parts = disk(plan)
+    return (
+        f"the run needs {preflight.in_words(room)} of disk ({parts}), but {preflight.in_words(free)} are free at "
+        f"{plan.run.path.parent}; lower trainer.keep or model.channels, or set runs= to a folder on another disk"
+    )
+
+
+def trial_loss(plan: Plan, n: int) -> Any:
+    """The mean loss of n images, all the same, computed as training does."""
+    import torch
+
+    from ddpm.precision import computing, resolve
+    from ddpm.trainer import classes_for
+
+    data, device = plan.data, plan.device
+    precision = resolve(plan.trainer.precision, device, sum(p.numel() for p in plan.model.parameters()))
+    model = plan.model.to(device, memory_format=torch.channels_last).train()
+    x_0, y = data.batch(data.train[:1].expand(n), device)
+    with computing(device, precision):
+        return plan.diffusion.loss(model, x_0, classes_for(model, y)).mean()

@@ -1,0 +1,148 @@
+"""`ddpm-sample`: pictures, arrays and figures that a run's network draws."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.asked import data_of, must_be_whole, must_be_writable, must_walk, source_of, trusted
+from ddpm.commands.told import say, warn_of_range, with_bar
+from ddpm.config import InvalidInput, build, plain, resolved
+
+BETWEEN = 8  # pictures from one image to the other
+
+
+def sample(config: DictConfig) -> None:
+    """Draw samples, or one of the figures, into `out`.
+
+    Raises: InvalidInput.
+    """
+    from ddpm import images, plots
+
+    resolved(config)
+    must_be_whole(config, "n", least=1)
+    must_be_writable(config.out)
+    source, run, trained, step = source_of(config)
+    must_walk(source.sampler, source.diffusion)
+    out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
+    folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
+    strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
+    figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
+    if figures and (folder or out.suffix != ".png"):
+        raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
+    if len(figures) > 1:
+        raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
+
+    cost = f"{type(source.sampler).__name__}, {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
+    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}"
+    if not (figures or folder):
+        say(drawn)
+    if strip is not None:
+        _steps_strip(config, source, strip, out)
+    elif between is not None:
+        _between(config, source, trained, between, out)
+    elif process is not None:
+        if isinstance(process, bool) or not isinstance(process, int) or process < 2:
+            raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
+        way = source.way(min(config.n, 8), process)
+        plots.labelled_columns(out, [(f"$t = {t:.4g}$", x_t) for t, x_t in way])
+    elif folder:
+        _numbered(config, source, run, step, out)
+    elif out.suffix == ".gif":
+        images.save_gif(out, [images.grid(x_t) for _, x_t in source.way(config.n, 40)], seconds_per_frame=0.08)
+    else:
+        import torch
+
+        parts = list(with_bar(source.batches(list(range(config.n)), config.batch), config.n))
+        images.save_samples(out, torch.cat([x for _, x in parts]))
+    if figures or folder:  # whose settings are checked where they are drawn
+        say(drawn)
+    warn_of_range(source)
+    say(f"wrote {out}")
+
+
+def _label(source: Any, step: int, config: DictConfig) -> str:
+    """Part of a file's name, with the sampler's settings where they are not the default."""
+    sampler = type(source.sampler)
+    walk = f"{sampler.__name__.lower()}{len(source.sampler.times(source.diffusion.schedule)) - 1}"
+    for name, parameter in inspect.signature(sampler).parameters.items():
+        value = plain(config.sampler.get(name, parameter.default))
+        if name != "steps" and value != parameter.default:
+            walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[:40]}"
+    return f"step{step}_{config.weights}_{walk}_seed{config.seed}"
+
+
+def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
+    """The same noise at several numbers of steps, one row each."""
+    from ddpm import plots
+
+    samplers = []
+    for steps in strip if isinstance(strip, list) else [strip]:
+        settings = resolved(config.sampler) | {"steps": steps, "times": None}
+        sampler = build(settings, f"steps_strip, {steps}", trusted(config))
+        must_walk(sampler, source.diffusion)
+        samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
+    n = min(config.n, 12)
+    plots.labelled_rows(out, [(label, source.using(sampler).draw(range(n))) for label, sampler in samplers])
+
+
+def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
+    """The way between two held-out images, in one row with the images themselves at its ends."""
+    import torch
+
+    from ddpm import plots
+
+    data = data_of(config, trained)
+    pair = between if isinstance(between, list) else [between]
+    legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
+    if len(pair) != 2 or not all(legal):
+        raise InvalidInput(f"between={between}: two of the {len(data.held_out)} held-out images, such as between=[0,1]")
+    x, y = data.batch(data.held_out[pair])
+    try:
+        way = source.between(x, y, BETWEEN)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
+    images = [(f"image {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"image {pair[1]}", x[1:])]
+    plots.labelled_columns(out, images)
+
+
+def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
+    """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
+    from ddpm import images
+    from ddpm.files import replacing
+
+    out.mkdir(exist_ok=True)
+    settings = {
+        "run": str(run.path.resolve()),
+        "step": step,
+        "weights": config.weights,
+        "seed": config.seed,
+        "sampler": OmegaConf.to_container(config.sampler),
+    }
+    note = out / "samples.json"
+    if note.exists() and _noted(note) != settings:
+        raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
+    if not note.exists() and any(out.glob("[0-9]*.png")):
+        raise InvalidInput(f"out={config.out} holds pictures that were not written here; choose another folder")
+    with replacing(note) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1))
+    missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
+    if len(missing) < config.n:
+        say(f"{config.n - len(missing)} of {config.n} samples are there already")
+    for numbers, x in with_bar(source.batches(missing, config.batch), len(missing)):
+        for number, picture in zip(numbers, images.to_numpy(x), strict=True):
+            images.save_png(out / f"{number:06}.png", picture)
+
+
+def _noted(note: Path) -> Any:
+    """The settings that samples of a folder were drawn with."""
+    from ddpm.files import read_json
+
+    try:
+        return read_json(note)
+    except ValueError as error:
+        raise InvalidInput(f"{error}; choose another folder") from error

@@ -1,0 +1,99 @@
+"""What is evaluated: a run's network and data, and what its measures share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from ddpm.commands.told import how_drawn, say
+from ddpm.config import InvalidInput, build
+
+ENOUGH_FOR_PCA = 10_000  # training images
+
+
+class Measure(NamedTuple):
+    """A measure whose input has been found right, and of which nothing is begun."""
+
+    plan: str  # what it will do, in words
+    evaluations: int  # of the network, counted by image
+    carry_out: Callable[[], None]
+
+
+class Subject:
+    """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
+
+    def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
+        self.config, self.source, self.data = config, source, data
+        self.run, self.trained, self.step = run, trained, step
+        self.seeds = [config.seed + k for k in range(config.seeds)]
+        self.cache = run.path.parent.parent / "judges"
+
+    def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
+        """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
+        from ddpm.runs import git_commit
+
+        schedule = self.source.diffusion.schedule
+        told = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
+        return told | {"checkpoint": self.step, "precision": self.source.precision}
+
+    def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
+        """Write what was found into the run's evaluation.json, and say it."""
+        from ddpm import evaluation
+
+        evaluation.record(self.run.path, protocol, values)
+        say(f"{protocol}:\n{words}")
+
+    @functools.cached_property
+    def judge(self) -> Any:
+        """The classifier, not yet trained."""
+        import torch
+
+        from ddpm.randomness import generator
+
+        torch.manual_seed(generator(0, "judge").initial_seed())
+        channels, height, width = self.data.shape
+        classes = max(1, self.data.num_classes)
+        judge = build(self.config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=classes)
+        if self.data.labels is None:
+            raise InvalidInput(
+                f"{self.data.name} has no labels, and features=classifier needs them; features=inception, pca and "
+                "pixels do not"
+            )
+        return judge
+
+    @functools.cached_property
+    def features(self) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
+        """How many features there are, and what makes their extractor, with a classifier's accuracy."""
+        from ddpm import quality
+        from ddpm.metrics import features
+
+        config, data, device = self.config, self.data, self.source.device
+        if config.features == "classifier":
+            judge = self.judge
+            size = features.Judge(judge, "").size
+            return size, lambda: quality.judge_of(data, judge, self.cache, device, say)
+        try:
+            if config.features == "inception":
+                weights = config.inception.weights
+                made: Any = features.Inception(None if weights is None else str(weights), device)
+            elif config.features == "pixels":
+                made = features.Pixels(data.shape)
+            else:
+                some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
+                made = features.PCA(data.batch(some)[0], config.pca, quality.data_key(data))
+        except (ValueError, ImportError, OSError) as error:
+            raise InvalidInput(f"features={config.features}: {error}") from error
+        return made.size, lambda: (made, None)
+
+    @functools.cached_property
+    def real(self) -> tuple[Any, float | None]:
+        """The real images as the extractor sees them, and a classifier's accuracy."""
+        from ddpm import quality
+
+        cheap = self.config.features in ("pca", "pixels")
+        try:
+            extractor, accuracy = self.features[1]()
+            return quality.Real(self.data, extractor, None if cheap else self.cache / "features"), accuracy
+        except (ValueError, OSError) as error:  # a judge that is damaged, a folder that cannot be written to
+            raise InvalidInput(f"features={self.config.features}: {error}") from error

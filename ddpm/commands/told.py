@@ -1,0 +1,59 @@
+"""What commands tell: on the terminal, in figures and in evaluation.json."""
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.config import plain
+
+
+def say(message: str) -> None:
+    """Print a message at once, into a file or a pipe too."""
+    print(message, flush=True)
+
+
+def warn_of_range(source: Any) -> None:
+    """Say if samples that were drawn are not finite, or lie outside [-1, 1]."""
+    if concern := str(source.range):
+        say(f"warning: {concern}")
+
+
+def with_bar(batches: Any, n: int) -> Any:
+    """The batches, while a progress bar counts their samples."""
+    with progress_bar(n) as bar:
+        for numbers, x in batches:
+            yield numbers, x
+            bar.update(len(x))
+
+
+def progress_bar(total: int) -> Any:
+    """A progress bar that counts images, or evaluations of the network by image."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+
+
+def schedule_name(config: DictConfig) -> str:
+    """What a figure calls a schedule: the function that makes it."""
+    name = str(config._target_).rpartition(".")[2]
+    return "betas" if name == "NoiseSchedule" else name
+
+
+def how_drawn(
+    n: int, config: DictConfig, weights: str, sampler: Any, schedule: Any, commit: str | None
+) -> dict[str, Any]:
+    """The part of a record in evaluation.json that says how its samples were drawn, if any were: with a sampler."""
+    walked = sampler is not None
+    return {
+        "low": None,
+        "high": None,
+        "n": n,
+        "seeds": [config.seed],
+        "weights": weights,
+        "sampler": type(sampler).__name__ if walked else None,
+        "sampler_settings": {k: v for k, v in plain(config.sampler).items() if k != "_target_"} if walked else None,
+        "steps": len(sampler.times(schedule)) - 1 if walked else None,
+        "evaluations": sampler.evaluations(schedule) if walked else None,
+        "commit": commit,
+    }

@@ -1,0 +1,223 @@
+"""`ddpm-train`: a run, alone or as one of several processes, and what is drawn at its end."""
+
+import errno
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.planning import Plan, disk, no_room, planned, status_of, trial_loss
+from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
+from ddpm.config import InvalidInput, resolve_device
+
+
+class RunFailed(Exception):
+    """A run that began did not end well; the message says why and how to go on."""
+
+
+def train(config: DictConfig) -> None:
+    """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
+
+    Raises: InvalidInput before it begins, RunFailed afterwards.
+    """
+    from ddpm import ranks
+    from ddpm.runs import DONE
+
+    device = resolve_device(config.device)
+    try:
+        team, device = ranks.join(device)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    plan = planned(config, device, team.size)
+    if not team.leads:
+        _follow(plan, team)
+        return
+    status = status_of(plan.run)
+    if status.get("state") == DONE:
+        team.told(None)
+        say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
+        return
+    _lead(plan, team)
+
+
+def _lead(plan: Plan, team: Any) -> None:
+    """Train as the process that holds the run and writes, alone or before others."""
+    from ddpm import checkpoint, files
+    from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
+    from ddpm.schedules import concerns
+    from ddpm.trainer import Interrupted
+
+    run, config = plan.run, plan.config
+    try:
+        with run.locked():
+            try:
+                resume = checkpoint.last_whole(run.checkpoints) or plan.parent
+            except ValueError as error:  # a newer version's, which must not be deleted
+                team.told(None)
+                raise InvalidInput(str(error)) from error
+            say(
+                f"run {run.path}: {sum(p.numel() for p in plan.model.parameters()):,} parameters, "
+                f"{len(plan.data.train):,} training images, {plan.device}"
+                + (f", {team.size} processes" if team.size > 1 else "")
+            )
+            for concern in concerns(plan.diffusion.schedule, plan.diffusion.target):
+                say(f"warning: {concern}")
+            room, free, _ = disk(plan)
+            if room > free:
+                say(f"warning: {no_room(plan)}")
+            if resume is not None:
+                say(f"going on from {resume}")
+            try:
+                with files.replacing(run.path / "config.yaml", durable=True) as temporary:
+                    OmegaConf.save(OmegaConf.create(plan.settings), temporary)
+                run.begin()
+                team.told((run.path, resume))
+                ended, ema = _fit(plan, team, resume)
+                _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
+            except Interrupted as error:
+                run.write_status(INTERRUPTED, reason=str(error), ended=now())
+                say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
+                if error.signum not in (signal.SIGINT, signal.SIGTERM):
+                    signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
+                sys.exit(128 + error.signum)
+            except Exception as error:
+                _record_failure(run, error)
+            run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
+            _next_steps(run, ended)
+    except RunIsHeld as error:
+        team.told(None)
+        raise RunFailed(str(error)) from error
+    except KeyboardInterrupt:
+        run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
+        say("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+def _follow(plan: Plan, team: Any) -> None:
+    """Train beside the leading process, which holds the run and writes all that is written."""
+    from ddpm.runs import Run
+    from ddpm.trainer import Interrupted
+
+    told = team.told()
+    if told is None:
+        return
+    path, resume = told
+    try:
+        _fit(plan._replace(run=Run(path)), team, resume)
+    except Interrupted as error:
+        sys.exit(128 + error.signum)
+
+
+def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
+    """Train, with the network compiled if that is asked for: (the budget that was used up, the EMA)."""
+    if plan.config.get("compile"):
+        _compile(plan, team.size)
+    return plan.trainer.fit(
+        plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
+        seed=plan.config.seed, device=plan.device, augment=plan.augment, resume=resume, ranks=team,
+    )  # fmt: skip
+
+
+def _compile(plan: Plan, processes: int) -> None:
+    """Compile the network and try it on a batch; where that fails, say why and leave the network as it was."""
+    started, model = time.perf_counter(), plan.model
+    model.compile()
+    try:
+        trial_loss(plan, plan.trainer.batch_size // plan.trainer.accumulate // processes).backward()
+    except Exception as error:  # whatever a compiler stumbles over, and torch has many classes for it
+        model._compiled_call_impl = None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"warning: the network cannot be compiled here, and is trained as it is: {reason[0]}")
+    else:
+        say(f"compiled in {time.perf_counter() - started:.0f} s")
+    for p in model.parameters():
+        p.grad = None
+
+
+def _record_failure(run: Any, error: Exception) -> None:
+    """Write FAILED with its reason, keep what was saved, and raise RunFailed with what to do."""
+    from ddpm import checkpoint
+    from ddpm.runs import FAILED, now
+
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = f"the disk is full ({error})" if full else f"{type(error).__name__}: {error}"
+    try:
+        run.write_status(FAILED, reason=reason, traceback=traceback.format_exc(), ended=now())
+    except OSError as second:
+        reason += f"; status.json could not be written either ({second})"
+    last = checkpoint.last_whole(run.checkpoints)
+    kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+    advice = "free some space, then the same command goes on from there" if full else "the same command tries again"
+    if isinstance(error, FloatingPointError):
+        advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
+    raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
+
+
+def _draw_results(
+    run: Any, config: DictConfig, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any
+) -> None:
+    """The pictures at the end of a run, and its figures."""
+    import torch
+
+    from ddpm import evaluation, images, plots, quality
+    from ddpm.forward import q_sample
+    from ddpm.precision import as_trained
+    from ddpm.randomness import SampleNoise
+    from ddpm.runs import git_commit, read_metrics
+    from ddpm.sampling import Source
+
+    history = read_metrics(run.path)
+    plots.loss(
+        run.path / "loss.png",
+        *(
+            [(line["step"], line["loss"]) for line in history if line["split"] == split]
+            for split in ("train", "held_out")
+        ),
+    )
+    plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
+    precision = as_trained(run.status()["precision"], device)
+    source = Source(diffusion, model, sampler, data.shape, config.seed, device, precision)
+    judged = config.recognition and quality.has_classes(data) and len(data.held_out) > 0
+    samples = source.drawn(512 if judged else 64)
+    images.save_samples(run.path / "samples.png", samples[:64])
+    frames = [images.grid(x_t, columns=8) for _, x_t in source.way(32, 40)]
+    images.save_gif(run.path / "denoising.gif", frames, seconds_per_frame=0.08)
+
+    T = diffusion.schedule.T
+    times = [round(T * share / 4) for share in range(5)]
+    x_0 = data.batch(data.train[:1], device)[0].cpu()
+    eps = SampleNoise(config.seed, [0]).x_T(data.shape)
+    x_t = q_sample(diffusion.schedule, x_0.expand(5, *data.shape), torch.tensor(times), eps)
+    plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
+    warn_of_range(source)
+
+    if judged:
+        drawn = quality.Drawn(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
+        found = quality.by_regression(drawn, data)
+        settings = how_drawn(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
+        values = settings | quality.together([found], [config.seed])
+        evaluation.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
+        walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
+        say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
+
+
+def _next_steps(run: Any, ended: str) -> None:
+    """Where the results are and what to type next."""
+    pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
+    status = run.status()
+    command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None
+    draw = f"{command}/sample.py" if command else "ddpm-sample"
+    again = f"{command}/train.py" if command else "ddpm-train"
+    say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
+  results       {run.path}
+  pictures      {pictures}
+  curves        tensorboard --logdir {run.path.parent}
+next:
+  more samples  {draw} run={run.path} n=100 seed=1 out=samples.png
+  few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png
+  train longer  {again} extend={run.path} trainer.steps={2 * status["step"]}
+  a sweep       {again} -m 'model.channels=16,32' 'model.attention_resolutions=[],[4]' schedule=linear,cosine""")
