@@ -279,19 +279,22 @@ def orders(path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[in
     _save(figure, path)
 
 
-def copies(path: str | Path, groups: Mapping[str, tuple[Tensor, Tensor, Sequence[float]]]) -> None:
+def copies(path: str | Path, groups: Mapping[str, tuple[Tensor, Tensor, Sequence[float], Sequence[float]]]) -> None:
     """Samples in a row, and beneath each the training image that it is nearest to.
 
     Args:
         path: the PNG file to write.
-        groups: by what they are near -> samples (n, C, H, W), training images (n, C, H, W), and n distances over the
-            median distance of held-out images.
+        groups: by what they are near -> samples (n, C, H, W), training images (n, C, H, W), and n rising distances
+            over the median distance of held-out images, of the samples and of the closest held-out images.
     """
     rows, labels = [], []
-    for name, (samples, real, distance) in groups.items():
-        ends = f"{distance[0]:.2f} to {distance[-1]:.2f} times"
+    for name, (samples, real, *distances) in groups.items():
+        of_samples, of_held_out = (f"{distance[0]:.2f} to {distance[-1]:.2f}" for distance in distances)
         rows += [samples, real]
-        labels += [f"samples closest {name}\n{ends} a held-out image's distance", "their nearest training images"]
+        labels += [
+            f"samples closest {name}\ndistance {of_samples}",
+            f"their nearest training images\n(held-out images' closest: {of_held_out})",
+        ]
     _tiles(path, [("", rows)], rows=labels)
 
 
@@ -313,13 +316,14 @@ def bias(path: str | Path, curve: Sequence[tuple[int, float]], n: int, value: fl
     _save(figure, path)
 
 
-def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float) -> None:
+def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float, title: str = "") -> None:
     """Quality against the cost of sampling: a curve for each sampler and spacing.
 
     Args:
         path: the PNG file to write.
         cells: each with sampler, spacing, evaluations and value, and low and high where there are several seeds.
         real_vs_real: the value of held-out images.
+        title: of the figure, such as the protocol.
     """
     curves: dict[str, list[tuple[int, float, float, float]]] = {}
     several = len({cell["spacing"] for cell in cells}) > 1
@@ -338,6 +342,7 @@ def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_
     axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
     _logarithmic(axes)
     _axes(axes, "evaluations of the network, an image", "Frechet distance")
+    axes.set_title(title, fontsize=SIZE)
     axes.legend(frameon=False, fontsize=SIZE)
     _save(figure, path)
 

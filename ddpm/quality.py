@@ -4,11 +4,11 @@ A measure takes what was drawn with one seed, and the real images, and finds one
 find becomes a mean and its interval.
 """
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Found(NamedTuple):
     low: float | None = None  # of its own 95 % interval, where it has one
     high: float | None = None
     more: Mapping[str, Any] = MappingProxyType({})  # numbers, or lists of them
+    interval: str | None = None  # what the interval comes from
 
 
 class Drawn(NamedTuple):
@@ -69,6 +70,7 @@ class Real:
         if len(data.held_out) == 0:
             raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
         self.data, self.features = data, features
+        self.noise = functools.cache(self._noise)  # of so many images, once
         every = self._kept(cache) if cache is not None else self._computed()
         self.train, self.held_out = every[data.train.cpu()], every[data.held_out.cpu()]  # (N, D), (M, D)
 
@@ -108,12 +110,12 @@ class Real:
         """At most n rows of the training part, evenly spaced."""
         return self.train[spread(len(self.train), n)]
 
-    @cached_property
+    @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Of the training part."""
         return moments(self.train)
 
-    def noise(self, n: int) -> Tensor:
+    def _noise(self, n: int) -> Tensor:
         """Features (n, D) of noise."""
         return self.features(SampleNoise(0, range(n)).x_T(self.data.shape))
 
@@ -156,16 +158,23 @@ def kernel(drawn: Drawn, real: Real) -> dict[str, Found]:
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
     found, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
     words = f"{found}; held-out images {of_held_out.value:.4g}"
-    return {"kernel": Found(found.value, of_held_out.value, words, found.low, found.high, {"real_n": len(held_out)})}
+    return {
+        "kernel": Found(
+            found.value, of_held_out.value, words, found.low, found.high, {"real_n": len(held_out)}, "jackknife"
+        )
+    }
 
 
 def precision(drawn: Drawn, real: Real) -> dict[str, Found]:
-    """Improved precision and recall, against as many training images as there are samples."""
+    """Improved precision and recall, against as many training images as there are samples, or all of them.
+
+    They depend on these numbers: held-out images, where they are fewer, are set against as many training images.
+    """
     return _pair(("precision", "recall"), precision_recall, PRECISION_K, drawn, real)
 
 
 def density(drawn: Drawn, real: Real) -> dict[str, Found]:
-    """Density and coverage, against as many training images as there are samples."""
+    """Density and coverage, against as many training images as there are samples, or all; see `precision`."""
     return _pair(("density", "coverage"), density_coverage, DENSITY_K, drawn, real)
 
 
@@ -176,9 +185,10 @@ def _pair(
     held_out = real.like(len(drawn.features))
     values = measure(drawn.features, real.some(len(drawn.features)), k)
     of_held_out = measure(held_out, real.some(len(held_out)), k)
+    fewer = f", {len(held_out)} of them" if len(held_out) < len(drawn.features) else ""
     return {
         f"{name}-k{k}": Found(
-            value, other, f"{name} {value:.3f} (held-out images {other:.3f})", more={"real_n": len(held_out)}
+            value, other, f"{name} {value:.3f} (held-out images {other:.3f}{fewer})", more={"real_n": len(held_out)}
         )
         for name, value, other in zip(names, values, of_held_out, strict=True)
     }
@@ -231,6 +241,7 @@ def copies(drawn: Drawn, real: Real) -> tuple[dict[str, Found], dict[str, Memori
         "pixel_ratio": in_pixels.ratio,
         "pixel_share_closer": in_pixels.share_closer,
         "smallest": in_features.relative.min().item(),
+        "smallest_held_out": in_features.held_out_relative.min().item(),
     }
     found = {real.features.name: in_features, "pixels": in_pixels}
     words = "\n".join(f"by {name}: {result}" for name, result in found.items())
@@ -270,14 +281,14 @@ def together(found: Sequence[Found], seeds: Sequence[int]) -> dict[str, Any]:
     """
     first, values = found[0], [each.value for each in found]
     low, high = first.low, first.high
-    record: dict[str, Any] = {"value": sum(values) / len(values)}
+    record: dict[str, Any] = {"value": sum(values) / len(values), "interval": first.interval}
     if len(values) > 1:
         from scipy.stats import t  # takes a second to import
 
         spread = math.sqrt(sum((v - record["value"]) ** 2 for v in values) / (len(values) - 1))
         half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
         low, high = record["value"] - half, record["value"] + half
-        record["values"] = values
+        record |= {"values": values, "interval": "seeds"}
     more = {name: _mean([each.more[name] for each in found]) for name in first.more}
     return record | {"low": low, "high": high, "real_vs_real": first.real_vs_real, "seeds": list(seeds)} | more
 
@@ -314,10 +325,13 @@ def judge_of(
         say: told what the classifier is worth.
     Raises: ValueError for data without labels.
     """
-    path = cache / f"{data.name}-{judge_key(data, classifier)}.safetensors"
+    path = judge_path(data, classifier, cache)
     (train_x, train_y), (held_out_x, held_out_y) = parts(data)
     if path.exists():
-        checkpoint.load_into(classifier, path)
+        try:
+            checkpoint.load_into(classifier, path)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it to have the judge trained anew") from error
     else:
         say(f"training the judge of {data.name}, once: it will be kept as {path}")
         train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
@@ -328,9 +342,9 @@ def judge_of(
     return Judge(classifier, checkpoint.sha256(path)[:6]), right
 
 
-def judge_key(data: ImageData, classifier: nn.Module) -> str:
-    """What the judge of some data is known by before it is trained: six digits."""
-    return data_key(data, str(classifier), passes(len(data.train)))
+def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:
+    """Where the judge of some data is kept, once it is trained."""
+    return cache / f"{data.name}-{data_key(data, str(classifier), passes(len(data.train)))}.safetensors"
 
 
 def data_key(data: ImageData, *facts: str | int) -> str:

@@ -95,8 +95,8 @@ class Run:
         with replacing(self.path / "status.json", durable=True) as temporary:
             temporary.write_text(json.dumps(status, indent=1))
 
-    def begin(self) -> None:
-        """Write status.json for a process that starts or resumes."""
+    def begin(self, **facts: Any) -> None:
+        """Write status.json for a process that starts or resumes, with what else is to be known of the run."""
         self.write_status(
             RUNNING,
             started=now(),
@@ -106,6 +106,7 @@ class Run:
             host=platform.node(),
             pid=os.getpid(),
             commit=git_commit(),
+            **facts,
         )
 
     @contextlib.contextmanager

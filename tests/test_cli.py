@@ -1000,7 +1000,7 @@ def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pi
     changes = data if change == "no labels" else ["data.validation=0"]
     assert call(cli.train, *words(*changes, "trainer.steps=1"), f"runs={tmp_path / 'runs'}").code == 0
     monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
-    result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2")
+    result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2", "metric=recognition")
     assert_refused(result, change)
 
 

@@ -50,7 +50,7 @@ def test_results_are_merged_by_protocol(tmp_path):
     record(tmp_path, "two", {"value": 2.0})
     record(tmp_path, "one", {"value": 3.0})
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {"one": {"value": 3.0}, "two": {"value": 2.0}}
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.lock"}
 
 
 # ---------------------------------------------------------------------------------------- likelihood of held-out images

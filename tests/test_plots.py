@@ -269,22 +269,22 @@ def test_bits_per_dim_shows_every_number_that_it_is_given(times, n, tmp_path):
 
 def test_copies_have_their_originals_beneath_them(tmp_path):
     path = tmp_path / "copies.png"
-    plots.copies(path, {"by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3])})
+    plots.copies(path, {"by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3], [0.3])})
     picture, wide = read(path), 3 * (8 * 20 + plots.GAP)
     (y_1, x_1, *_), (y_2, x_2, *_) = (box(picture, value) for value in (50, 90))
     assert y_1 < y_2 and x_1 == x_2 and picture.shape[1] > wide + 100  # labels on the left
     both = {
-        "by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3]),
-        "by pixels": (constant(3, 130), constant(3, 170), [0.4, 0.5, 0.6]),
+        "by a": (constant(3, 50), constant(3, 90), [0.1, 0.2, 0.3], [0.3]),
+        "by pixels": (constant(3, 130), constant(3, 170), [0.4, 0.5, 0.6], [0.3]),
     }
     plots.copies(path, both)
     rows = [box(read(path), value)[0] for value in (50, 90, 130, 170)]
     assert rows == sorted(rows) and len(set(rows)) == 4
-    other = {"by a": both["by a"], "by pixels": (*both["by pixels"][:2], [0.4, 0.5, 0.7])}
+    other = {"by a": both["by a"], "by pixels": (*both["by pixels"][:2], [0.4, 0.5, 0.7], [0.3])}
     before = read(path)
     plots.copies(path, other)
     assert not np.array_equal(before, read(path))  # the farthest distance is told
-    plots.copies(path, {"by a": (constant(1, 50), constant(1, 90), [0.1])})
+    plots.copies(path, {"by a": (constant(1, 50), constant(1, 90), [0.1], [0.3])})
     read(path)
 
 

@@ -44,6 +44,10 @@ def evaluate(config: DictConfig) -> None:
     must_be_whole(config, "seeds", least=1)
     source, run, trained, step = source_of(config)
     data = data_of(config, trained)
+    _warn_of_other_data(run, data)
+    if data.labels is None and "recognition" in metrics and len(metrics) > 1:
+        say(f"{data.name} has no labels: nothing is recognised")
+        metrics.remove("recognition")
     subject = Subject(config, source, run, trained, step, data)
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
     measures = [_measure_samples(subject, of_samples)] if of_samples else []
@@ -55,6 +59,21 @@ def evaluate(config: DictConfig) -> None:
         measure.carry_out()
 
 
+def _warn_of_other_data(run: Any, data: Any) -> None:
+    """Say if the data are not those of training: what is held out of them may have been trained on."""
+    try:
+        known = run.status().get("data")
+    except ValueError:  # a newer version's
+        return
+    identity = data.identity()
+    if isinstance(known, dict) and known.get("sha256") not in (None, identity["sha256"]):
+        say(
+            f"warning: {data.name} is not what was trained on: {identity['count']:,} images of sha256 "
+            f"{str(identity['sha256'])[:12]}, not {known.get('count')} of {str(known['sha256'])[:12]}; held-out images "
+            "may have been seen"
+        )
+
+
 def _say_plan(subject: Subject, measures: list[Measure]) -> None:
     """What is going to be done, and how long the network will take for it, by the time of one batch."""
     from ddpm import cost
@@ -63,13 +82,15 @@ def _say_plan(subject: Subject, measures: list[Measure]) -> None:
     batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
     took = cost.evaluation_seconds(source, batch) / batch
     lines = [f"  {measure.plan}" for measure in measures]
-    if config.features == "inception" and "features" in vars(subject):  # asked for: 300x300 pixels take their time
-        extractor, _ = subject.features[1]()
+    if any("inception" in measure.plan for measure in measures):  # 300x300 pixels take their time
+        extractor, _ = subject.features("inception")[1]()
         x, _ = subject.data.batch(subject.data.held_out[:8])
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
+    if any("classifier" in measure.plan for measure in measures) and not subject.has_judge:
+        lines.append(f"  the classifier is trained first, on {len(subject.data.train):,} images, and kept")
     lines.append(
-        f"  the network: {evaluations:,} evaluations, counted by image; at least {_duration(evaluations * took)} on "
+        f"  the network: {evaluations:,} evaluations, counted by image; about {_duration(evaluations * took)} on "
         f"{source.device} ({1 / took:,.0f} images/s)"
     )
     say("\n".join(["plan:", *lines]))
@@ -86,13 +107,16 @@ def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
     _must_compare(data, metrics)
     n = _number(subject, "frechet" in metrics)
     by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
-    if by_features:
-        _ = subject.features  # refuses those that cannot be
-    if "recognition" in by_features and config.features != "classifier":
-        raise InvalidInput(f"recogniser=classifier needs features=classifier, not {config.features}")
+    kinds = [_kind(subject, metric) for metric in by_features]
+    for kind in kinds:
+        subject.features(kind)  # refuses those that cannot be
     if n < (least := max(LEAST.get(metric, 1) for metric in metrics)):
         raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
-    if "frechet" in metrics and config.frechet.bias and len(data.held_out) <= (size := subject.features[0]):
+    if (
+        "frechet" in metrics
+        and config.frechet.bias
+        and len(data.held_out) <= (size := subject.features(config.features)[0])
+    ):
         raise InvalidInput(
             f"frechet.bias=true: {len(data.held_out)} held-out images are too few for the covariance of {size} "
             f"features: at least {size + 1}"
@@ -101,7 +125,7 @@ def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
     plan = (
         f"{', '.join(metrics)}: {n:,} samples, {_listed(subject.seeds)}, {type(source.sampler).__name__} with "
         f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
-        + (f"; features of them and of {len(data):,} images by {config.features}" if by_features else "")
+        + (f"; features of them and of {len(data):,} images by {' and '.join(dict.fromkeys(kinds))}" if kinds else "")
     )
     return Measure(plan, cost, lambda: _carry_out_samples(subject, by_features, logistic, n))
 
@@ -138,7 +162,7 @@ def _number(subject: Subject, of_covariance: bool) -> int:
     few = min(512, len(subject.data.held_out))
     if not of_covariance:
         return subject.config.n or few
-    size, _ = subject.features
+    size, _ = subject.features(subject.config.features)
     if len(subject.data.train) <= size:
         raise InvalidInput(
             f"{len(subject.data.train)} training images are too few for the covariance of {size} features, which "
@@ -153,59 +177,85 @@ def _number(subject: Subject, of_covariance: bool) -> int:
     return n
 
 
-def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: int) -> None:
-    """Draw the samples of every seed, measure them, and write what was found."""
-    from ddpm import evaluation, plots, quality
+def _kind(subject: Subject, metric: str) -> str:
+    """The features that a metric looks at: a classifier alone recognises."""
+    return "classifier" if metric == "recognition" else str(subject.config.features)
 
-    config, data = subject.config, subject.data
-    real: Any  # as the extractor sees them
-    real, accuracy = subject.real if metrics else (None, None)
+
+def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: int) -> None:
+    """Draw the samples of every seed, measure them, and write what was found as soon as it is."""
+    from ddpm import quality
+
+    kinds = {metric: _kind(subject, metric) for metric in metrics}
+    reals: dict[str, quality.Real] = {kind: subject.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
     found: dict[str, list[quality.Found]] = {}
-    pictures: Any = None
-    try:
-        for count, seed in enumerate(subject.seeds, 1):
-            drawn = _drawn(subject, n, seed, real)
-            if logistic:
-                found.setdefault(f"recognition_logistic_{n}_train", []).append(quality.by_regression(drawn, data))
-            for metric in metrics:
-                if metric == "memorisation":
-                    results, nearest = quality.copies(drawn, real)
-                    pictures = pictures or (drawn.x, nearest)
+    failed, pictures = [], None
+    for seed in subject.seeds:
+        x, y = _samples(subject, n, seed)
+        try:
+            drawn = {kind: quality.Drawn(x, real.features(x), y) for kind, real in reals.items()}
+        except ValueError as error:
+            raise InvalidInput(f"metric={','.join(metrics)}: {error}") from error
+        for metric in [*["logistic"] * logistic, *metrics]:
+            try:
+                if metric == "logistic":
+                    results = {
+                        f"recognition_logistic_{n}_train": quality.by_regression(
+                            quality.Drawn(x, x[:, :0], y), subject.data
+                        )
+                    }
+                elif metric == "memorisation":
+                    named, nearest = quality.copies(drawn[kinds[metric]], reals[kinds[metric]])
+                    pictures = pictures or (x, nearest)
+                    results = {reals[kinds[metric]].protocol(name, n): result for name, result in named.items()}
                 else:
-                    results = quality.MEASURES[metric](drawn, real)
-                for name, result in results.items():
-                    found.setdefault(real.protocol(name, n), []).append(result)
-            for protocol, each in found.items():  # what is known so far stays, whatever comes
-                values = subject.settings(n, subject.source.sampler) | quality.together(each, subject.seeds[:count])
-                if accuracy is not None and "_classifier-" in protocol:
-                    values["judge_accuracy"] = accuracy
-                evaluation.record(subject.run.path, protocol, values)
-                if count == len(subject.seeds):
-                    say(f"{protocol}:\n{quality.in_words(each, values)}")
-    except ValueError as error:
-        told = ["recognition"] * logistic + metrics
-        raise InvalidInput(f"metric={','.join(told)}: {error}") from error
+                    named = quality.MEASURES[metric](drawn[kinds[metric]], reals[kinds[metric]])
+                    results = {reals[kinds[metric]].protocol(name, n): result for name, result in named.items()}
+            except ValueError as error:  # what others find is not lost for it
+                failed.append(f"{'recognition' if metric == 'logistic' else metric}: {error}")
+                continue
+            for protocol, result in results.items():
+                found.setdefault(protocol, []).append(result)
+                _record_found(subject, protocol, found[protocol], n, told=seed == subject.seeds[-1])
     if pictures is not None:
         _draw_copies(subject, *pictures)
-    if "frechet" in metrics and config.frechet.bias:
-        curve = quality.bias_curve(real)
-        path = subject.run.path / "frechet_bias.png"
-        plots.bias(path, curve, n, found[real.protocol("frechet", n)][0].value)
+    if "frechet" in metrics and subject.config.frechet.bias:
+        _draw_bias(subject, reals[kinds["frechet"]], found, n)
+    if failed:
+        raise InvalidInput(f"metric={'; '.join(dict.fromkeys(failed))}")
+
+
+def _record_found(subject: Subject, protocol: str, found: list[Any], n: int, told: bool) -> None:
+    """Write what was found so far with the first seeds, and say it in the end."""
+    from ddpm import evaluation, quality
+
+    values = subject.settings(n, subject.source.sampler) | quality.together(found, subject.seeds[: len(found)])
+    if "_classifier-" in protocol:
+        values["judge_accuracy"] = subject.real("classifier")[1]
+    evaluation.record(subject.run.path, protocol, values)
+    if told:
+        say(f"{protocol}:\n{quality.in_words(found, values)}")
+
+
+def _draw_bias(subject: Subject, real: Any, found: dict[str, list[Any]], n: int) -> None:
+    """The Frechet distance over the number of images."""
+    from ddpm import plots, quality
+
+    path, samples = subject.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
+    if samples:
+        plots.bias(path, quality.bias_curve(real), n, samples[0].value)
         say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
 
 
-def _drawn(subject: Subject, n: int, seed: int, real: Any, sampler: Any = None) -> Any:
-    """n samples of a seed, with their features where there is an extractor."""
+def _samples(subject: Subject, n: int, seed: int, sampler: Any = None) -> tuple[Any, Any]:
+    """n samples of a seed (n, C, H, W), and the classes (n,) that were asked for, or None."""
     import torch
-
-    from ddpm import quality
 
     source = subject.source.with_seed(seed)
     source = source if sampler is None else source.using(sampler)
     x = torch.cat([x for _, x in with_bar(source.batches(list(range(n)), subject.config.batch), n)])
     warn_of_range(source)
-    features = x.new_zeros(n, 0) if real is None else real.features(x)
-    return quality.Drawn(x, features, source.classes(range(n)))
+    return x, source.classes(range(n))
 
 
 def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
@@ -216,7 +266,8 @@ def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
     for name, result in found.items():
         closest = result.relative.argsort()[:10]
         real, _ = data.batch(data.train[result.index[closest].cpu()])
-        groups[f"by {name}"] = (x[closest], real.cpu(), result.relative[closest].tolist())
+        of_held_out = result.held_out_relative.sort().values[: len(closest)]
+        groups[f"by {name}"] = (x[closest], real.cpu(), result.relative[closest].tolist(), of_held_out.tolist())
     plots.copies(path, groups)
     say(f"wrote {path}: the samples that are closest to a training image, above it")
 
@@ -306,7 +357,7 @@ def _measure_steps(subject: Subject) -> Measure:
     cost = len(subject.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
     plan = (
         f"steps: {n:,} samples, {_listed(subject.seeds)}, in each of {len(grid)} ways, less those that are there "
-        "already"
+        f"already; features by {subject.config.features}"
     )
     return Measure(plan, cost, lambda: _carry_out_steps(subject, grid, n))
 
@@ -316,47 +367,48 @@ def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n
     from ddpm import evaluation, plots, quality
 
     path, schedule = subject.run.path, subject.source.diffusion.schedule
-    real, _ = subject.real
+    real, accuracy = subject.real(subject.config.features)
     protocol, settings = real.protocol("steps_frechet", n), subject.settings(n) | {"seeds": subject.seeds}
-    cells = _cells(path / "evaluation.json", protocol, settings)
+    best = _measured(path / "evaluation.json", protocol, settings)
+    cells = list(best.get("cells", []))
     for told, sampler in grid:
         if any(told.items() <= cell.items() for cell in cells):
             continue
         try:
-            found = [
-                quality.frechet(_drawn(subject, n, seed, real, sampler), real)["frechet"] for seed in subject.seeds
-            ]
+            found: list[quality.Found] = []
+            for seed in subject.seeds:
+                x, y = _samples(subject, n, seed, sampler)
+                found += quality.frechet(quality.Drawn(x, real.features(x), y), real).values()
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
         record = quality.together(found, subject.seeds)
         kept = {key: record[key] for key in ("value", "low", "high", "relative")}
         cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
+        best |= {} if accuracy is None else {"judge_accuracy": accuracy}
         evaluation.record(path, protocol, settings | best)
         name = f"{told['sampler']}, {told['steps']} steps, {told['spacing']}"
         say(f"{name}: {quality.in_words(found, record)}")
-    plots.steps_quality(
-        path / "steps.png", cells, evaluation.recorded(path / "evaluation.json")[protocol]["real_vs_real"]
-    )
+    plots.steps_quality(path / "steps.png", cells, best["real_vs_real"], protocol)
     say(f"{protocol}: {len(cells)} combinations\nwrote {path / 'steps.png'}")
 
 
-def _cells(path: Path, protocol: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The combinations that are there already, measured with the same settings; none where any is damaged."""
+def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of combinations measured before with the same settings; {} for none, or where any is damaged."""
     from ddpm import evaluation
 
     try:
-        before = evaluation.recorded(path).get(protocol, {})
+        known = evaluation.earlier(evaluation.recorded(path), protocol)
     except ValueError:  # which `record` is going to tell of
-        return []
+        return {}
+    asked = ("n", "seeds", "weights", "checkpoint", "precision")
+    before = next((r for r in known if all(r.get(key) == settings[key] for key in asked)), {})
     cells, numbers = before.get("cells"), [before.get("real_vs_real")]
-    if any(before.get(key) != settings[key] for key in ("n", "seeds", "weights", "checkpoint", "precision")):
-        return []
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        return []
+    if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
+        return {}
     numbers += [cell.get(key) for cell in cells for key in ("evaluations", "value")]
     named = all(isinstance(cell.get(key), str) for cell in cells for key in ("sampler", "spacing"))
-    return cells if named and all(type(number) in (int, float) for number in numbers) else []
+    return before if named and all(type(number) in (int, float) for number in numbers) else {}
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

@@ -10,6 +10,7 @@ from ddpm.commands.told import how_drawn, say
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 10_000  # training images
+CHEAP = ("pca", "pixels")  # features that are not worth a file
 
 
 class Measure(NamedTuple):
@@ -28,6 +29,7 @@ class Subject:
         self.run, self.trained, self.step = run, trained, step
         self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
+        self.features, self.real = functools.cache(self._features), functools.cache(self._real)  # by their kind
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
         """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
@@ -35,7 +37,8 @@ class Subject:
 
         schedule = self.source.diffusion.schedule
         told = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
-        return told | {"checkpoint": self.step, "precision": self.source.precision}
+        data = str(self.data.identity()["sha256"])
+        return told | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
         """Write what was found into the run's evaluation.json, and say it."""
@@ -62,38 +65,42 @@ class Subject:
             )
         return judge
 
-    @functools.cached_property
-    def features(self) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
-        """How many features there are, and what makes their extractor, with a classifier's accuracy."""
+    @property
+    def has_judge(self) -> bool:
+        """Whether the classifier was trained before."""
+        from ddpm import quality
+
+        return quality.judge_path(self.data, self.judge, self.cache).exists()
+
+    def _features(self, kind: str) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
+        """How many features of a kind there are, and what makes their extractor, with a classifier's accuracy."""
         from ddpm import quality
         from ddpm.metrics import features
 
         config, data, device = self.config, self.data, self.source.device
-        if config.features == "classifier":
+        if kind == "classifier":
             judge = self.judge
             size = features.Judge(judge, "").size
             return size, lambda: quality.judge_of(data, judge, self.cache, device, say)
         try:
-            if config.features == "inception":
+            if kind == "inception":
                 weights = config.inception.weights
                 made: Any = features.Inception(None if weights is None else str(weights), device)
-            elif config.features == "pixels":
+            elif kind == "pixels":
                 made = features.Pixels(data.shape)
             else:
                 some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
                 made = features.PCA(data.batch(some)[0], config.pca, quality.data_key(data))
         except (ValueError, ImportError, OSError) as error:
-            raise InvalidInput(f"features={config.features}: {error}") from error
+            raise InvalidInput(f"features={kind}: {error}") from error
         return made.size, lambda: (made, None)
 
-    @functools.cached_property
-    def real(self) -> tuple[Any, float | None]:
-        """The real images as the extractor sees them, and a classifier's accuracy."""
+    def _real(self, kind: str) -> tuple[Any, float | None]:
+        """The real images by features of a kind, and a classifier's accuracy."""
         from ddpm import quality
 
-        cheap = self.config.features in ("pca", "pixels")
         try:
-            extractor, accuracy = self.features[1]()
-            return quality.Real(self.data, extractor, None if cheap else self.cache / "features"), accuracy
+            extractor, accuracy = self.features(kind)[1]()
+            return quality.Real(self.data, extractor, None if kind in CHEAP else self.cache / "features"), accuracy
         except (ValueError, OSError) as error:  # a judge that is damaged, a folder that cannot be written to
-            raise InvalidInput(f"features={self.config.features}: {error}") from error
+            raise InvalidInput(f"features={kind}: {error}") from error

@@ -74,7 +74,7 @@ def _lead(plan: Plan, team: Any) -> None:
             try:
                 with files.replacing(run.path / "config.yaml", durable=True) as temporary:
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
-                run.begin()
+                run.begin(data=plan.data.identity())
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)

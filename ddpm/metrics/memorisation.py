@@ -18,6 +18,7 @@ class Memorisation:
     index: Tensor  # (n,), the nearest training row of each sample
     distance: Tensor  # (n,), to it
     relative: Tensor  # (n,), the same over the median of the held-out distances
+    held_out_relative: Tensor  # (m,), of the held-out rows themselves
 
     def __str__(self) -> str:
         return (
@@ -25,7 +26,8 @@ class Memorisation:
             "(well below 1 would be memorising)\n"
             f"as close to it as the closest 1% of held-out images: {self.share_closer:.2%} of the samples "
             "(well above 1% would be memorising)\n"
-            f"the closest sample is {self.relative.min().item():.3f} times as far as the median held-out image"
+            f"the closest sample is {self.relative.min().item():.3f} times as far as the median held-out image, the "
+            f"closest held-out image {self.held_out_relative.min().item():.3f} times"
         )
 
 
@@ -56,4 +58,5 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> Memorisati
         index=index,
         distance=distance,
         relative=distance / median,
+        held_out_relative=held_out_distance / median,
     )
