@@ -218,7 +218,8 @@ def test_without_a_font_that_covers_them_the_error_says_where_there_is_one(tmp_p
     [
         ({"count": 0}, "count=0 must be an integer >= 1"),
         ({"count": 1.5}, "count=1.5 must be an integer >= 1"),
-        ({"count": 10**13}, "of memory are available"),
+        ({"count": 1_000_001}, "count=1000001 must be at most 1,000,000"),
+        ({"count": 10**6, "image_size": 10**4}, "of memory are available"),
         ({"seed": -1}, "seed=-1 must be an integer >= 0"),
         ({"image_size": 4}, "drawn at 8 pixels and more"),
         ({"split": "all"}, "split='all': choose one of auto, train, test"),

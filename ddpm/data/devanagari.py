@@ -48,6 +48,7 @@ CHARACTERS = tuple(
 CLASSES = tuple(character.folder for character in CHARACTERS)
 
 DRAWING = 1  # raised by every change that draws other images: part of the name of what is kept
+MOST = 1_000_000  # images
 LARGEST_HEADER = 1 << 16  # bytes of a file of kept images, beside them
 BLOCK = 1000  # images whose variations are drawn together: so the first n are the same whatever `count` is
 MARGIN = 1 / 16  # of the side that stays black all round, 2 pixels of 32 as in the data set
@@ -66,7 +67,7 @@ class Devanagari(ImageData):
 
     Args:
         root: the folder of data sets; the images are kept in root/devanagari.
-        count: how many images.
+        count: how many images, at most a million.
         seed: of the variations.
         fonts: a folder of .ttf and .otf files; None for the fonts that are installed.
         split: "train", "test" with other variations, or "auto", which is "train".
@@ -92,6 +93,8 @@ class Devanagari(ImageData):
         for key, value, least in (("count", count, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
+        if count > MOST:
+            raise ValueError(f"count={count} must be at most {MOST:,}: these take minutes to draw, and more are a slip")
         side, half = max(height_width(image_size)), "train" if split == "auto" else split
         if side < 8:
             raise ValueError(f"image_size={image_size!r}: characters are drawn at 8 pixels and more")
