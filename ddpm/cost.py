@@ -258,9 +258,8 @@ def _evaluate(source: Source, batch: int) -> Callable[[], object]:
     """What evaluates the network once for a batch of samples."""
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     t = torch.full((batch,), source.diffusion.schedule.T, device=source.device)
-    classes = getattr(source.model, "num_classes", None)
-    y = None if classes is None else torch.arange(batch, device=source.device) % classes
-    denoise = source.diffusion.denoiser(source.model, y)
+    y = source.classes(range(batch))
+    denoise = source.diffusion.denoiser(source.model, None if y is None else y.to(source.device))
 
     def evaluate() -> None:
         with torch.no_grad(), computing(source.device, source.precision):

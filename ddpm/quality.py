@@ -14,13 +14,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpm import checkpoint
 from ddpm.data import ImageData
-from ddpm.files import regular_size, replacing, shown
+from ddpm.kept import keep, kept
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
@@ -30,7 +28,6 @@ from ddpm.metrics.neighbours import density_coverage, precision_recall
 from ddpm.metrics.recognition import Recognition, recognised, recognition
 from ddpm.randomness import SampleNoise
 
-LARGEST_FEATURES = 1 << 32  # bytes of those that are kept
 MOST_IN_KERNEL = 10_000  # training images that the kernel distance is measured to: its mean does not depend on them
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
 ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
@@ -81,21 +78,10 @@ class Real:
     def _kept(self, cache: Path) -> Tensor:
         """Features (N + M, D) of all the images, read or computed."""
         path = cache / f"{str(self.data.identity()['sha256'])[:12]}-{self.features.name}.safetensors"
-        shape = (len(self.data), self.features.size)
-        if path.exists():
-            try:
-                regular_size(path, LARGEST_FEATURES)
-                with safe_open(path, "pt") as file:
-                    kept: Tensor = file.get_tensor("features")
-                if kept.shape != shape or not kept.isfinite().all():
-                    raise ValueError(f"it holds other than {shape} finite numbers")
-                return kept
-            except (SafetensorError, ValueError, OSError) as error:
-                print(f"{path} cannot be read ({shown(str(error))}); the features are computed anew")
-        every = self._computed().contiguous()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file({"features": every}, temporary)
+        every = kept(path, torch.float32, (len(self.data), self.features.size))
+        if every is None:
+            every = self._computed().float()
+            keep(every, path)
         return every
 
     def protocol(self, measure: str, n: int) -> str:

@@ -20,6 +20,7 @@ from test_data import Server, names
 from ddpm.data import DHCD, dhcd
 from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download
+from ddpm.kept import keep
 
 server = test_data.server  # the fixture
 ARCHIVE, FOLDER = dhcd.ARCHIVES[0], dhcd.FOLDER
@@ -501,9 +502,9 @@ def flip_last_pixel(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\xff" * 1000),
         flip_last_pixel,
-        lambda path: dhcd.keep(torch.zeros(92, 8, 8, dtype=torch.uint8), path),
-        lambda path: dhcd.keep(torch.zeros(45, 32, 32, dtype=torch.uint8), path),
-        lambda path: dhcd.keep(torch.zeros(0, 32, 32, dtype=torch.uint8), path),
+        lambda path: keep(torch.zeros(46, 2, 8, 8, dtype=torch.uint8), path),
+        lambda path: keep(torch.zeros(45, 1, 32, 32, dtype=torch.uint8), path),
+        lambda path: keep(torch.zeros(46, 0, 32, 32, dtype=torch.uint8), path),
     ],
     ids=["cut", "no end", "empty", "no tensors", "a pixel", "another size", "another count", "no images"],
 )
@@ -516,11 +517,11 @@ def test_what_is_kept_and_damaged_is_made_again(
     capsys.readouterr()
     d = DHCD(kept.parents[1])
     assert torch.equal(d.images[:, 0, 0, 0].long(), d.labels) and not d.images[:, 0, 1:].any()
-    assert capsys.readouterr().out.count(f"dhcd: {kept} is damaged and will be made again: ") == 1
+    assert capsys.readouterr().out.count(f"{kept} is damaged and will be made again: ") == 1
     assert kept.read_bytes() == before
 
 
 def test_where_nothing_can_be_kept_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     put(tmp_path / ARCHIVE), put(tmp_path / "dhcd", b"a file")
     assert len(DHCD(tmp_path)) == 92
-    assert "dhcd: the decoded images cannot be kept as" in capsys.readouterr().out
+    assert "cannot be kept: " in capsys.readouterr().out

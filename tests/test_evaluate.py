@@ -306,7 +306,7 @@ def test_a_second_call_trains_no_judge_and_computes_no_features_again(run, typed
     kept.write_bytes(kept.read_bytes()[:-1])
     counted.clear()
     result = typed(run, *words)
-    assert result.code == 0 and sum(counted) == 1805 and f"{kept} cannot be read" in result.out
+    assert result.code == 0 and sum(counted) == 1805 and f"{kept} is damaged and will be made again" in result.out
     assert records(run) == before
 
 

@@ -347,7 +347,7 @@ def test_kept_features_that_are_a_pickle_are_computed_anew(trick, run, evaluate,
     kept.write_bytes(PICKLES[trick](trap))
     capsys.readouterr()
     evaluate(run, metric=["kernel"], n=3)
-    assert f"{kept} cannot be read" in capsys.readouterr().out
+    assert f"{kept} is damaged and will be made again" in capsys.readouterr().out
     assert kept.read_bytes() == before and (run / "evaluation.json").read_bytes() == records
 
 

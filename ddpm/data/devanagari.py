@@ -11,13 +11,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options, check_room, height_width
 from ddpm.data.splines import field
-from ddpm.files import Origin, regular_size, replacing
+from ddpm.files import Origin
+from ddpm.kept import keep, kept
 from ddpm.randomness import generator
 
 
@@ -49,7 +48,6 @@ CLASSES = tuple(character.folder for character in CHARACTERS)
 
 DRAWING = 1  # raised by every change that draws other images: part of the name of what is kept
 MOST = 1_000_000  # images
-LARGEST_HEADER = 1 << 16  # bytes of a file of kept images, beside them
 BLOCK = 1000  # images whose variations are drawn together: so the first n are the same whatever `count` is
 MARGIN = 1 / 16  # of the side that stays black all round, 2 pixels of 32 as in the data set
 STROKE = (-0.015, 0.03)  # what is added to half a stroke's width; a letter is 1.1 units long
@@ -104,12 +102,12 @@ class Devanagari(ImageData):
         self.origin = Origin(partial(_fonts, folder))
         facts = [DRAWING, half, count, seed, side, [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-        kept = Path(root).expanduser() / "devanagari" / f"{half}-{key}.safetensors"
-        images = _read(kept, (count, 1, side, side))
+        place = Path(root).expanduser() / "devanagari" / f"{half}-{key}.safetensors"
+        images = kept(place, torch.uint8, (count, 1, side, side))
         if images is None:
-            print(f"drawing {count:,} characters from {len(found)} fonts, once: they are kept as {kept}", flush=True)
+            print(f"drawing {count:,} characters from {len(found)} fonts, once: they are kept as {place}", flush=True)
             images = draw(found, count, side, seed, half)
-            _keep(images, kept)
+            keep(images, place)
         super().__init__(
             "devanagari",
             half,
@@ -135,33 +133,6 @@ def _fonts(folder: Path | None) -> list[Path]:
             "google-noto-sans-devanagari-fonts, Homebrew's font-noto-sans-devanagari; or set data.fonts=FOLDER"
         )
     return found
-
-
-def _keep(images: Tensor, path: Path) -> None:
-    """Write images; where that is not possible, say so and go on."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file({"images": images}, temporary)
-    except (OSError, SafetensorError) as error:
-        print(f"the characters cannot be kept as {path}: {error}")
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The images that were kept, or None; what is damaged is said and drawn anew."""
-    if not path.exists():
-        return None
-    try:
-        regular_size(path, 2 * math.prod(shape) + LARGEST_HEADER)
-        with safe_open(path, "pt") as file:
-            images: Tensor = file.get_tensor("images")
-    except (SafetensorError, OSError, ValueError) as error:
-        print(f"{path} cannot be read ({error}); its images are drawn anew")
-        return None
-    if images.dtype == torch.uint8 and images.shape == shape:
-        return images
-    print(f"{path} holds {images.dtype} {tuple(images.shape)} and no {shape} bytes; its images are drawn anew")
-    return None
 
 
 def draw(fonts: Sequence[Path], count: int, side: int, seed: int = 0, stream: str = "train") -> Tensor:

@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options
 from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
-from ddpm.files import Origin, regular_size, replacing, shown
+from ddpm.files import Origin, regular_size, shown
+from ddpm.kept import keep, kept
 
 URLS = (  # the first one holds what the second one is
     "https://archive.ics.uci.edu/static/public/389/devanagari+handwritten+character+dataset.zip",
@@ -154,7 +153,7 @@ def _inspect(path: Path, cache: Path) -> None:
     print(f"dhcd: decoding both halves, once: their images will be kept in {cache}", flush=True)
     images = {half: decode_archive(content, half, path) for half in HALVES}
     for half in HALVES:
-        keep(images[half], _kept(cache, half, hashlib.sha256(content).hexdigest()))
+        keep(_by_class(images[half]), _kept(cache, half, hashlib.sha256(content).hexdigest()))
 
 
 def _kept(cache: Path, half: str, checksum: str) -> Path:
@@ -192,13 +191,18 @@ def read_archive(path: Path, half: str, cache: Path) -> Tensor:
     content = _content(path)
     checksum = hashlib.sha256(content).hexdigest()
     matches_record(checksum, _record(path), path)
-    kept = _kept(cache, half, checksum)
-    images = load_kept(kept)
-    if images is None:
-        print(f"dhcd: decoding the {half} half of {path}, once: its images will be kept as {kept}", flush=True)
-        images = decode_archive(content, half, path)
-        keep(images, kept)
-    return images
+    place = _kept(cache, half, checksum)
+    by_class = kept(place, torch.uint8, (len(CLASSES), None, SIDE, SIDE))
+    if by_class is None:
+        print(f"dhcd: decoding the {half} half of {path}, once: its images will be kept as {place}", flush=True)
+        by_class = _by_class(decode_archive(content, half, path))
+        keep(by_class, place)
+    return rearrange(by_class, "k n h w -> (k n) h w")
+
+
+def _by_class(images: Tensor) -> Tensor:
+    """Images in the order of `arrange`, as (46, N / 46, 32, 32)."""
+    return rearrange(images, "(k n) h w -> k n h w", k=len(CLASSES))
 
 
 def decode_archive(content: bytes, half: str, path: Path) -> Tensor:
@@ -335,39 +339,3 @@ def decode(content: bytes) -> np.ndarray:
 def labels_of(images: Tensor) -> Tensor:
     """The labels (N,) of images (N, ...) in the order of `arrange`."""
     return repeat(torch.arange(len(CLASSES)), "k -> (k n)", n=len(images) // len(CLASSES))
-
-
-def keep(images: Tensor, path: Path) -> None:
-    """Write decoded images; where that is not possible, say so and go on."""
-    tensors = {"images": images, "labels": labels_of(images).to(torch.uint8), "crc32": _crc32(images)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(tensors))
-    except OSError as error:
-        print(f"dhcd: the decoded images cannot be kept as {path}: {error.strerror}")
-
-
-def load_kept(path: Path) -> Tensor | None:
-    """The decoded images that `keep` wrote; None if there are none, or, with a printed line, if they are damaged."""
-    try:
-        size = regular_size(path, LARGEST)
-        with path.open("rb") as file:
-            tensors = load(file.read(size))
-        images, labels, crc32 = (tensors[name] for name in ("images", "labels", "crc32"))
-        if images.dtype != torch.uint8 or images.shape[1:] != (SIDE, SIDE) or not len(images):
-            raise ValueError(f"it holds {images.dtype} {tuple(images.shape)}")
-        if labels.tolist() != labels_of(images).tolist() or len(labels) != len(images):
-            raise ValueError(f"its {len(labels):,} labels are not those of {len(images):,} images")
-        if not torch.equal(crc32, _crc32(images)):
-            raise ValueError("its checksum is wrong")
-        return images
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
-        print(f"dhcd: {path} is damaged and will be made again: {shown(str(error))}")
-        return None
-
-
-def _crc32(images: Tensor) -> Tensor:
-    return torch.tensor(zlib.crc32(images.numpy().data))
