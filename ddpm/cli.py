@@ -32,24 +32,29 @@ def train() -> None:
         _main("train", training.train)
         return
     sys.argv[1:] = [word for word in sys.argv[1:] if word != checking.CHECK]
-    with tempfile.TemporaryDirectory() as scratch:  # for what Hydra writes of a sweep
-        sys.argv.append(f"hydra.sweep.dir='{scratch}'")
-        _main("train", checking.check, failing=2)
+    _without_traces("train", checking.check, failing=2)
 
 
 def sample() -> None:
     """`ddpm-sample`: draw samples from a run directory."""
-    _main("sample", sampling.sample)
+    _without_traces("sample", sampling.sample)
 
 
 def evaluate() -> None:
     """`ddpm-evaluate`: measure what a run directory learned, by its samples or by held-out images."""
-    _main("evaluate", evaluating.evaluate)
+    _without_traces("evaluate", evaluating.evaluate)
 
 
 def schedule() -> None:
     """`ddpm-schedule`: say what a noise schedule is, in a table and a figure, beside others."""
-    _main("schedule_report", scheduling.schedule)
+    _without_traces("schedule_report", scheduling.schedule)
+
+
+def _without_traces(name: str, job: Job, failing: int = 1) -> None:
+    """The same as `_main`, but what Hydra writes of a sweep goes where nobody sees it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        sys.argv.append(f"hydra.sweep.dir='{scratch}'")
+        _main(name, job, failing)
 
 
 def _main(name: str, job: Job, failing: int = 1) -> None:

@@ -95,7 +95,7 @@ def errors_at_snr(
     r"""Mean squared errors of x_0 and of eps at given noise, which every schedule reaches at a t of its own.
 
     .. math:: \| \epsilon - \epsilon_\theta \|^2 = \text{SNR}(t)\, \| x_0 - x_{0,\theta} \|^2, \quad
-        \log \text{SNR}(t) = 2 \lambda_t
+        \log \text{SNR}(t) = 2 \lambda_t \qquad \text{[VDM (errors)]}
 
     Args:
         denoise: the network, asked for real t.

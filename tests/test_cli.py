@@ -955,6 +955,13 @@ def test_the_judge_does_not_depend_on_the_run_that_meets_it_first(call, finished
     assert judges[0][2] == judges[1][2] and len(judges[0][2]) == 1
 
 
+def test_a_sweep_over_a_finished_run_leaves_nothing_of_its_own(typed, copied, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert typed(cli.sample, "-m", f"run={copied}", "n=1", "sampler.steps=2,3").code == 0
+    assert not list(Path.cwd().iterdir()) and len(list(copied.glob("samples_*_ddim[23]_seed0.png"))) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

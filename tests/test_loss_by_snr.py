@@ -62,6 +62,7 @@ def same(one: dict[str, Any], other: dict[str, Any], rel: float) -> None:
 
 
 @pytest.mark.parametrize("schedule", [linear(1000), cosine(50), zero_terminal_snr(linear(1000))], ids=repr)
+@pytest.mark.equation("VDM (errors)")
 def test_errors_of_the_exact_denoiser_are_the_posterior_variance(schedule):
     log_snr = torch.linspace(-8, 5, 14, dtype=torch.float64).repeat_interleave(50)
     x_0, eps = torch.randn(2, len(log_snr), DIMS, dtype=torch.float64)

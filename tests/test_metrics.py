@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from ddpm.images import to_float
-from ddpm.metrics.frechet import RelativeFrechet, frechet_distance, moments, relative_frechet
+from ddpm.metrics.frechet import frechet_distance, moments
 from ddpm.metrics.judge import accuracy, in_batches, random_shift, train_judge
 from ddpm.metrics.recognition import Recogniser, recognition
 from models.classifier import Classifier
@@ -21,6 +21,7 @@ def covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> np.
 # --- Frechet distance
 
 
+@pytest.mark.equation("FID (distance)")
 def test_frechet_in_one_dimension():
     m, c = torch.tensor([0.3]), torch.tensor([[0.7**2]])
     assert frechet_distance(m, c, torch.tensor([1.5]), torch.tensor([[2.0**2]])) == pytest.approx(1.2**2 + 1.3**2)
@@ -34,6 +35,7 @@ def test_frechet_of_commuting_covariances():
     assert ours == pytest.approx(((m_1 - m_2) ** 2).sum() + ((s_1 - s_2) ** 2).sum())
 
 
+@pytest.mark.equation("FID (distance)")
 def test_frechet_against_scipy():
     rng = np.random.default_rng(1)
     m_1, m_2 = rng.normal(size=(2, 12))
@@ -74,20 +76,6 @@ def test_frechet_refuses_what_it_cannot_compare():
     features[2, 1], features[4, 0] = torch.nan, torch.inf
     with pytest.raises(ValueError, match="2 of 5 samples"):
         moments(features)
-
-
-def test_relative_frechet_runs_from_held_out_images_to_noise():
-    rng = torch.Generator().manual_seed(0)
-    real, held_out, other = torch.randn(3, 4000, 5, generator=rng)
-    noise = 4 * torch.randn(4000, 5, generator=rng) + 3
-    assert relative_frechet(held_out, real, held_out, noise).relative == 0
-    assert relative_frechet(noise, real, held_out, noise).relative == 1
-    assert relative_frechet(other, real, held_out, noise).relative == pytest.approx(0, abs=1e-3)
-    # half-way in the roots of the distances: mean 1.5, deviation 2.5, a quarter of the distance
-    between = relative_frechet(2.5 * other + 1.5, real, held_out, noise)
-    assert between.relative == pytest.approx(0.25, abs=0.02)
-    assert between.noise == pytest.approx(5 * (9 + 9), rel=0.05)
-    assert "25.00%" in str(RelativeFrechet(samples=2.0, held_out=1.0, noise=5.0))
 
 
 # --- recognition, on the real digits

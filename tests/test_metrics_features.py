@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ddpm.metrics.checks import finite_features
-from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, moments, relative_frechet
+from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, moments
 from ddpm.metrics.kernel import KernelDistance, kernel_distance
 from ddpm.metrics.memorisation import memorisation
 from ddpm.metrics.neighbours import density_coverage, nearest, precision_recall
@@ -34,6 +34,7 @@ def by_loops(x: Tensor, y: Tensor) -> float:
     return mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
 
 
+@pytest.mark.equation("KID (unbiased)")
 def test_kernel_distance_pair_by_pair():
     x, y = normal(9, 4), normal(13, 4, seed=1) * 1.5 + 0.3
     assert kernel_distance(x, y).value == pytest.approx(by_loops(x, y), rel=1e-12)
@@ -112,6 +113,8 @@ def by_scikit_learn(samples: Tensor, real: Tensor, k: int) -> tuple[float, float
     return precision, recall, np.sum(hits) / (k * len(y)), np.any(hits, axis=1).mean()
 
 
+@pytest.mark.equation("Kynkaanniemi (precision, recall)")
+@pytest.mark.equation("Naeem (density, coverage)")
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_neighbours_against_scikit_learn(k):
     samples, real = clouds()
@@ -246,7 +249,6 @@ def test_fewer_images_than_features_only_where_asked_for():
     assert moments(features[:9])[1].shape == moments(features[:8], singular=True)[1].shape == (8, 8)
     (_, large), (_, small) = finite_sample_bias(features, reference, [4, 20], singular=True)
     assert large > small
-    assert relative_frechet(features[:6], reference, features[6:12], 9 * features[12:18]).relative < 0.5
 
 
 @pytest.mark.parametrize("size", [0, 1, 41])

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ddpm import quality
 from ddpm.data import ImageData
 from ddpm.kept import keep
 from ddpm.metrics.features import PCA, Features, Judge, Pixels
+from ddpm.metrics.frechet import moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.memorisation import memorisation
 from ddpm.quality import MEASURES, Drawn, Found, Real, bias_curve, copies, in_words, judge_of, together
@@ -232,6 +234,24 @@ def test_both_recognisers_count_classes_and_their_entropy(seen):
             assert found.value > 0.9 and found.more["class_shares"] == pytest.approx(shares, abs=0.05)
             assert found.more["class_entropy"] == pytest.approx(entropy, abs=0.02)
     assert by_judge.more["class_entropy"] == 0
+
+
+def test_the_relative_frechet_distance_runs_from_held_out_images_to_noise():
+    rng = torch.Generator().manual_seed(0)
+    real, held_out, other = torch.randn(3, 4000, 5, generator=rng)
+    noise = 4 * torch.randn(4000, 5, generator=rng) + 3
+    reference = SimpleNamespace(moments=moments(real), like=lambda n: held_out[:n], noise=lambda n: noise[:n])
+
+    def of(features: Tensor) -> Found:
+        return quality.frechet(Drawn(features, features, None), reference)["frechet"]
+
+    assert of(held_out).more["relative"] == 0 and of(noise).more["relative"] == 1
+    assert of(other).more["relative"] == pytest.approx(0, abs=1e-3)
+    # half-way in the roots of the distances: mean 1.5, deviation 2.5, a quarter of the distance
+    between = of(2.5 * other + 1.5)
+    assert between.more["relative"] == pytest.approx(0.25, abs=0.02)
+    assert between.more["noise"] == pytest.approx(5 * (9 + 9), rel=0.05)
+    assert f"{between.more['relative']:.2%} of the way" in between.words
 
 
 def test_recognition_by_regression_tells_images_from_noise():

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from ddpm.commands.told import how_drawn, say
 from ddpm.config import InvalidInput, build
 
-ENOUGH_FOR_PCA = 10_000  # training images
+ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
 CHEAP = ("pca", "pixels")  # features that are not worth a file
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddpm.files import regular_size, shown
 from ddpm.images import to_float, to_uint8
@@ -77,8 +78,13 @@ class PCA(Features):
         self.name, self.size = f"pca{components}-{name}", components
         rows = self.pixels(x).double()
         self.mean = rows.mean(0)
-        _, vectors = torch.linalg.eigh((rows - self.mean).mT @ (rows - self.mean))  # rising eigenvalues
-        self.directions = vectors[:, -components:].flip(1)  # (C H W, D)
+        rows -= self.mean
+        if len(rows) < self.pixels.size:  # the same directions, by the smaller of the two matrices
+            _, vectors = torch.linalg.eigh(rows @ rows.mT)  # rising eigenvalues
+            directions = F.normalize(rows.mT @ vectors[:, -components:], dim=0)
+        else:
+            directions = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -components:]
+        self.directions = directions.flip(1)  # (C H W, D)
 
     def _of(self, images: Tensor) -> Tensor:
         return (self.pixels._of(images).cpu().double() - self.mean) @ self.directions

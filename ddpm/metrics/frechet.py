@@ -1,6 +1,4 @@
-"""The Frechet distance of two sets of features, and its position between held-out images and noise."""
-
-from dataclasses import dataclass
+"""The Frechet distance of two sets of features, and how much of it is due to their number alone."""
 
 import torch
 from torch import Tensor
@@ -31,6 +29,7 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
     r"""The squared 2-Wasserstein distance of two normal distributions (Heusel et al., arXiv 1706.08500).
 
     .. math:: F = |\mu_1 - \mu_2|^2 + \operatorname{tr}(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})
+        \qquad \text{[FID (distance)]}
 
     Both roots are of symmetric matrices, by their eigenvalues, so that covariances without full rank (fewer samples
     than features) need no correction.
@@ -51,46 +50,6 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
     cross = torch.linalg.eigvalsh(root @ cov_2 @ root).clamp(min=0).sqrt().sum()
     distance = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * cross
     return max(0.0, distance.item())  # rounding may leave -1e-15
-
-
-@dataclass(frozen=True)
-class RelativeFrechet:
-    """Frechet distances to the reference, and where the samples stand: 0 is held-out images, 1 is noise."""
-
-    samples: float
-    held_out: float
-    noise: float
-
-    @property
-    def relative(self) -> float:
-        return (self.samples - self.held_out) / (self.noise - self.held_out)
-
-    def __str__(self) -> str:
-        return (
-            f"relative Frechet distance {self.relative:.2%} "
-            f"(samples {self.samples:.3f}, held-out images {self.held_out:.3f}, noise {self.noise:.3f})"
-        )
-
-
-def relative_frechet(samples: Tensor, real: Tensor, held_out: Tensor, noise: Tensor) -> RelativeFrechet:
-    r"""Where samples stand between real images and noise, whatever the scale of the features.
-
-    .. math:: (F - F_{real}) / (F_{noise} - F_{real})
-
-    F is the Frechet distance to the reference. It depends on the number of samples: take as many held-out images and
-    noise images as samples. Then there may be fewer of them than features: all three are biased alike.
-
-    Args:
-        samples: features (n, D) of the samples.
-        real: features of the reference, such as the training part.
-        held_out: features of real images that are not in the reference.
-        noise: features of noise.
-    """
-    reference = moments(real, singular=True)
-    distances = (
-        frechet_distance(*moments(features, singular=True), *reference) for features in (samples, held_out, noise)
-    )
-    return RelativeFrechet(*distances)
 
 
 def finite_sample_bias(

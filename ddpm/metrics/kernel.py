@@ -27,6 +27,7 @@ def kernel_distance(samples: Tensor, real: Tensor, chunk: int = 512) -> KernelDi
     .. math::
         \mathrm{KID} = \frac{\sum_{i \ne j} k(x_i, x_j)}{n (n - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{m (m - 1)}
         - \frac{2 \sum_{i, j} k(x_i, y_j)}{n m}, \qquad k(x, y) = \left(\frac{x \cdot y}{D} + 1\right)^3
+        \qquad \text{[KID (unbiased)]}
 
     The interval is 1.96 standard errors to both sides. Their square is that of the jackknife, which leaves out every
     sample once and every real image once:

@@ -14,6 +14,7 @@ def precision_recall(samples: Tensor, real: Tensor, k: int = 3, chunk: int = 256
     .. math::
         \mathrm{precision} = \frac1n \sum_j 1[\exists i: |y_j - x_i| \le r_k(x_i)], \qquad
         \mathrm{recall} = \frac1m \sum_i 1[\exists j: |x_i - y_j| \le r_k(y_j)]
+        \qquad \text{[Kynkaanniemi (precision, recall)]}
 
     y are samples, x real images and r_k the distance to the k-th neighbour in the own set, itself not counted.
 
@@ -37,6 +38,7 @@ def density_coverage(samples: Tensor, real: Tensor, k: int = 5, chunk: int = 256
     .. math::
         \mathrm{density} = \frac{1}{k n} \sum_{i, j} 1[|y_j - x_i| < r_k(x_i)], \qquad
         \mathrm{coverage} = \frac1m \sum_i 1[\exists j: |y_j - x_i| < r_k(x_i)]
+        \qquad \text{[Naeem (density, coverage)]}
 
     y are samples, x real images and r_k the distance to the k-th neighbour among the real ones, itself not counted.
 
