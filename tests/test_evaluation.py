@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_quality import data
 from torch import Tensor, nn
 
 from ddpm import cli, evaluation
 from ddpm.commands import training
-from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.evaluation import (
     bound_times,
@@ -28,21 +28,6 @@ from ddpm.evaluation import (
 from ddpm.samplers import DDIM
 from ddpm.sampling import Source
 from ddpm.schedules import linear
-
-
-def pictures(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Bytes (n, 1, 8, 8) of three classes that are easy to tell apart: a bright third of the rows, with noise."""
-    draw = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 3
-    x = torch.randint(0, 90, (n, 1, 8, 8), generator=draw)
-    for label in range(3):
-        x[y == label, :, 2 * label : 2 * label + 3] += 150
-    return x.to(torch.uint8), y
-
-
-def data(n: int = 240, labels: bool = True, validation: float = 0.25, seed: int = 0) -> ImageData:
-    x, y = pictures(n, seed)
-    return ImageData("stripes", "all", x, y if labels else None, validation=validation)
 
 
 def test_results_are_merged_by_protocol(tmp_path):
