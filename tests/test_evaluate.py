@@ -617,7 +617,21 @@ def test_a_measure_that_fails_takes_no_other_with_it(run, typed, monkeypatch):
     def fails(*arguments: object) -> None:
         raise ValueError("copies of copies")
 
-    monkeypatch.setattr("ddpm.quality.copies", fails)
+    monkeypatch.setitem(quality.MEASURES, "memorisation", fails)
     result = typed(run, "metric=[memorisation,kernel]", "n=12", "features=pixels")
     assert result.code == 2 and result.err == "error: metric=memorisation: copies of copies\n"
     assert "kernel_pixels_12_train" in records(run)
+
+
+def test_a_seed_of_which_a_measure_fails_is_not_among_its_seeds(run, typed, monkeypatch):
+    kernel, calls = quality.MEASURES["kernel"], []
+
+    def fails_once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("no luck")
+        return kernel(*arguments)
+
+    monkeypatch.setitem(quality.MEASURES, "kernel", fails_once)
+    assert typed(run, "metric=kernel", "n=13", "seeds=3", "features=pixels").code == 2
+    assert records(run)["kernel_pixels_13_train"]["seeds"] == [0, 2]

@@ -188,8 +188,8 @@ def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: 
 
     kinds = {metric: _kind(subject, metric) for metric in metrics}
     reals: dict[str, quality.Real] = {kind: subject.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
-    found: dict[str, list[quality.Found]] = {}
-    failed, pictures = [], None
+    found: dict[str, dict[int, quality.Found]] = {}  # by protocol and seed
+    failed, shown = [], None
     for seed in subject.seeds:
         x, y = _samples(subject, n, seed)
         try:
@@ -199,51 +199,47 @@ def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: 
         for metric in [*["logistic"] * logistic, *metrics]:
             try:
                 if metric == "logistic":
-                    results = {
-                        f"recognition_logistic_{n}_train": quality.by_regression(
-                            quality.Drawn(x, x[:, :0], y), subject.data
-                        )
-                    }
-                elif metric == "memorisation":
-                    named, nearest = quality.copies(drawn[kinds[metric]], reals[kinds[metric]])
-                    pictures = pictures or (x, nearest)
-                    results = {reals[kinds[metric]].protocol(name, n): result for name, result in named.items()}
+                    by_regression = quality.by_regression(quality.Drawn(x, x[:, :0], y), subject.data)
+                    results = {f"recognition_logistic_{n}_train": by_regression}
                 else:
-                    named = quality.MEASURES[metric](drawn[kinds[metric]], reals[kinds[metric]])
-                    results = {reals[kinds[metric]].protocol(name, n): result for name, result in named.items()}
+                    real = reals[kinds[metric]]
+                    named = quality.MEASURES[metric](drawn[kinds[metric]], real)
+                    results = {real.protocol(name, n): result for name, result in named.items()}
             except ValueError as error:  # what others find is not lost for it
                 failed.append(f"{'recognition' if metric == 'logistic' else metric}: {error}")
                 continue
             for protocol, result in results.items():
-                found.setdefault(protocol, []).append(result)
-                _record_found(subject, protocol, found[protocol], n, told=seed == subject.seeds[-1])
-    if pictures is not None:
-        _draw_copies(subject, *pictures)
+                found.setdefault(protocol, {})[seed] = result
+                _record_found(subject, protocol, found[protocol], n)
+                shown = shown or (result.detail and (x, result.detail))
+    if shown:
+        _draw_copies(subject, *shown)
     if "frechet" in metrics and subject.config.frechet.bias:
         _draw_bias(subject, reals[kinds["frechet"]], found, n)
     if failed:
         raise InvalidInput(f"metric={'; '.join(dict.fromkeys(failed))}")
 
 
-def _record_found(subject: Subject, protocol: str, found: list[Any], n: int, told: bool) -> None:
-    """Write what was found so far with the first seeds, and say it in the end."""
+def _record_found(subject: Subject, protocol: str, found: dict[int, Any], n: int) -> None:
+    """Write what was found with the seeds so far, and say it with the last one."""
     from ddpm import evaluation, quality
 
-    values = subject.settings(n, subject.source.sampler) | quality.together(found, subject.seeds[: len(found)])
+    results = list(found.values())
+    values = subject.settings(n, subject.source.sampler) | quality.together(results, list(found))
     if "_classifier-" in protocol:
         values["judge_accuracy"] = subject.real("classifier")[1]
     evaluation.record(subject.run.path, protocol, values)
-    if told:
-        say(f"{protocol}:\n{quality.in_words(found, values)}")
+    if subject.seeds[-1] in found:
+        say(f"{protocol}:\n{quality.in_words(results, values)}")
 
 
-def _draw_bias(subject: Subject, real: Any, found: dict[str, list[Any]], n: int) -> None:
+def _draw_bias(subject: Subject, real: Any, found: dict[str, dict[int, Any]], n: int) -> None:
     """The Frechet distance over the number of images."""
     from ddpm import plots, quality
 
     path, samples = subject.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
     if samples:
-        plots.bias(path, quality.bias_curve(real), n, samples[0].value)
+        plots.bias(path, quality.bias_curve(real), n, next(iter(samples.values())).value)
         say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
 
 
