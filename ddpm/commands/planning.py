@@ -1,6 +1,7 @@
 """A training run that is asked for: read and built, and refused where it would break later."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ddpm.config import (
     InvalidInput,
     build,
     build_data,
+    compose,
     conf_dir,
     must_be_finite,
     must_be_storable,
@@ -71,6 +73,10 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
+    evaluations(Path("run"), settings.get("evaluation", []), config)
+    for key in ("question", "baseline"):
+        if config.get(key) is not None and not isinstance(config[key], str):
+            raise InvalidInput(f"{key}={config[key]} must be text, or null")
     initial = None
     if config.init is not None:
         initial = _weights_file(Path(str(config.init)))
@@ -110,6 +116,19 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     return Plan(
         run, config, settings, data, augment, model, diffusion, sampler, optimizer, trainer, device, parent, moments
     )
+
+
+def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
+    """What ddpm-evaluate is to do with a run, by lines such as "metric=frechet n=1000"; InvalidInput for others."""
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise InvalidInput(f"evaluation={lines} must be a list of lines to ddpm-evaluate, such as ['metric=frechet']")
+    try:
+        composed = [compose("evaluate", [f"device={config.device}", *shlex.split(line)]) for line in lines]
+    except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
+        raise InvalidInput(f"evaluation: {error}") from error
+    for one in composed:
+        one.run, one.trust = str(path), trusted(config)
+    return composed
 
 
 def _extended(config: DictConfig) -> tuple[DictConfig, Path]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.planning import Plan, disk, no_room, planned, status_of, trial_loss
+from ddpm.commands import evaluating
+from ddpm.commands.asked import overrides
+from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
 
@@ -40,8 +42,9 @@ def train(config: DictConfig) -> None:
     if status.get("state") == DONE:
         team.told(None)
         say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
-        return
-    _lead(plan, team)
+    else:
+        _lead(plan, team)
+    _measure(plan)
 
 
 def _lead(plan: Plan, team: Any) -> None:
@@ -74,7 +77,7 @@ def _lead(plan: Plan, team: Any) -> None:
             try:
                 with files.replacing(run.path / "config.yaml", durable=True) as temporary:
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
-                run.begin(data=plan.data.identity())
+                run.begin(data=plan.data.identity(), overrides=overrides())
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
@@ -95,6 +98,22 @@ def _lead(plan: Plan, team: Any) -> None:
         run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
         say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
+
+
+def _measure(plan: Plan) -> None:
+    """Measure a run that is done by the lines of `evaluation`, each once."""
+    from ddpm.runs import DONE
+
+    lines, done = plan.settings.get("evaluation", []), status_of(plan.run).get("evaluated") or []
+    for line, config in zip(lines, evaluations(plan.run.path, lines, plan.config), strict=True):
+        if line in done:
+            continue
+        try:
+            evaluating.evaluate(config)
+        except InvalidInput as error:
+            raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
+        done = [*done, line]
+        plan.run.write_status(DONE, evaluated=done)
 
 
 def _follow(plan: Plan, team: Any) -> None:
