@@ -174,6 +174,7 @@ class Trainer:
         augment: Augment | None = None,
         resume: Path | None = None,
         ranks: Ranks | None = None,
+        watch: Callable[[int, float | None], None] | None = None,
     ) -> tuple[str, EMA]:
         """Train, from the start or from a checkpoint, until the budget is used.
 
@@ -184,6 +185,8 @@ class Trainer:
             augment: changes the images that are trained on, and none that are held out; None for as they are.
             resume: a checkpoint, of this run or of the one that it extends.
             ranks: the processes that share every batch; None for this one alone. The first of them writes.
+            watch: is told the step and the loss on held-out images whenever it has been measured and saved; what it
+                raises ends training.
         Returns:
             what ended the run ("steps", "epochs" or "seconds"), and the averaged weights.
         Raises:
@@ -246,6 +249,8 @@ class Trainer:
             checkpoint.save(run.checkpoints, step, model, ema.model, state, held_out)
             checkpoint.rotate(run.checkpoints, self.keep)
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
+            if watch is not None and measuring:
+                watch(step, held_out)
 
         with signals() as received, diary or contextlib.nullcontext():
             while ended is None:

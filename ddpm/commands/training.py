@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from ddpm.config import InvalidInput, resolve_device
 
 class RunFailed(Exception):
     """A run that began did not end well; the message says why and how to go on."""
+
+
+class Stopped(Exception):
+    """Who watches a run has seen enough of it; the message says why. It is INTERRUPTED, and can be gone on with."""
 
 
 def train(config: DictConfig) -> None:
@@ -43,12 +48,17 @@ def train(config: DictConfig) -> None:
         team.told(None)
         say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
     else:
-        _lead(plan, team)
+        lead(plan, team)
     _measure(plan)
 
 
-def _lead(plan: Plan, team: Any) -> None:
-    """Train as the process that holds the run and writes, alone or before others."""
+def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | None = None) -> None:
+    """Train as the process that holds the run and writes, alone or before others.
+
+    Args:
+        watch: is told the loss on held-out images, see `ddpm.trainer.Trainer.fit`; may raise Stopped.
+    Raises: InvalidInput, RunFailed, Stopped.
+    """
     from ddpm import checkpoint, files
     from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
     from ddpm.schedules import concerns
@@ -79,7 +89,7 @@ def _lead(plan: Plan, team: Any) -> None:
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
                 run.begin(data=plan.data.identity(), overrides=overrides())
                 team.told((run.path, resume))
-                ended, ema = _fit(plan, team, resume)
+                ended, ema = _fit(plan, team, resume, watch)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
@@ -87,6 +97,9 @@ def _lead(plan: Plan, team: Any) -> None:
                 if error.signum not in (signal.SIGINT, signal.SIGTERM):
                     signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
                 sys.exit(128 + error.signum)
+            except Stopped as error:
+                run.write_status(INTERRUPTED, reason=str(error), ended=now())
+                raise
             except Exception as error:
                 _record_failure(run, error)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
@@ -131,13 +144,15 @@ def _follow(plan: Plan, team: Any) -> None:
         sys.exit(128 + error.signum)
 
 
-def _fit(plan: Plan, team: Any, resume: Path | None) -> tuple[str, Any]:
+def _fit(
+    plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None = None
+) -> tuple[str, Any]:
     """Train, with the network compiled if that is asked for: (the budget that was used up, the EMA)."""
     if plan.config.get("compile"):
         _compile(plan, team.size)
     return plan.trainer.fit(
         plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
-        seed=plan.config.seed, device=plan.device, augment=plan.augment, resume=resume, ranks=team,
+        seed=plan.config.seed, device=plan.device, augment=plan.augment, resume=resume, ranks=team, watch=watch,
     )  # fmt: skip
 
 

@@ -1,0 +1,113 @@
+"""What a report says, as data: `ddpm.study.reading` finds it in run directories, `page` and `words` show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddpm.study.statistics import Comparison, Estimate
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but the seed."""
+
+    label: str  # what it is called, unique in the study
+    settings: Mapping[str, str]  # factor -> level: what differs between the arms; factors are those of the design
+    runs: tuple[Path, ...]  # of the seeds that are done, one each
+    seeds: tuple[int, ...]  # of those runs
+    parameters: int | None  # of the network
+    gflop: float | None  # of a forward pass for one image
+    seconds: float | None  # of training, mean over runs
+    flags: tuple[str, ...] = ()  # why it may not be comparable with the baseline
+    commands: tuple[str, ...] = ()  # what was typed for a run of it
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of every run, and what it says of the arms."""
+
+    name: str  # the protocol's, as in evaluation.json, or that of the held-out loss in metrics.jsonl
+    title: str  # for people: "Frechet distance"
+    unit: str  # "", "%", "bits/dim"
+    better: str  # "lower" or "higher"
+    arms: Mapping[str, Estimate]  # label -> mean and interval over training seeds
+    differences: Mapping[str, Comparison]  # label -> against the baseline, paired by training seed; not the baseline's
+    real: float | None = None  # the same of held-out images
+    noise: float | None = None  # half the width of the widest interval within a run, from its samples alone
+    note: str = ""  # such as: the arms were measured over different ranges
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of a factor in a grid: the mean of all runs at each level, over whatever the other factors are."""
+
+    factor: str
+    levels: Mapping[str, Estimate]  # level -> mean and interval over seeds
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Two factors of a grid: the mean at each pair of levels."""
+
+    rows: str
+    columns: str
+    row_levels: tuple[str, ...]
+    column_levels: tuple[str, ...]
+    means: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Front:
+    """Quality against a cost: every arm as a point, and those that no other beats in both."""
+
+    cost: str  # "parameters", "GFLOP an image", "seconds of training", "evaluations a sample"
+    points: Mapping[str, tuple[float, float]]  # label -> (cost, quality)
+    best: tuple[str, ...]  # labels on the front, by cost
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a figure, and the range around it over seeds."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that is not done."""
+
+    arm: str
+    seed: int | None
+    path: Path
+    state: str  # FAILED, INTERRUPTED, RUNNING
+    reason: str
+    traceback: str | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report says of a study."""
+
+    study: str
+    question: str | None
+    design: tuple[str, ...]  # sentences: factors and levels, seeds, what is held fixed, how arms are compared
+    baseline: str  # an arm's label
+    arms: tuple[Arm, ...]  # the baseline first
+    measures: tuple[Measure, ...]  # the first is the one that fronts, effects and verdict are about
+    verdict: tuple[str, ...]  # sentences: the answer
+    effects: tuple[Effect, ...] = ()  # of grids with two factors or more
+    interactions: tuple[Interaction, ...] = ()
+    fronts: tuple[Front, ...] = ()
+    losses: Mapping[str, Curve] = field(default_factory=dict)  # label -> held-out loss over steps
+    by_snr: Mapping[str, Curve] = field(default_factory=dict)  # label -> error of eps over log-SNR
+    by_steps: Mapping[str, Curve] = field(default_factory=dict)  # "label, sampler" -> Frechet distance over evaluations
+    schedules: Mapping[str, Curve] = field(default_factory=dict)  # label -> sqrt(alpha_bar) over t / T, if they differ
+    sheet: Mapping[str, Any] = field(default_factory=dict)  # label -> (H, W, C) uint8: samples of the same x_T
+    environment: Mapping[str, str] = field(default_factory=dict)  # commit, machine, versions ...
+    commands: tuple[str, ...] = ()  # what made the runs
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[str, ...] = ()  # of the study as a whole

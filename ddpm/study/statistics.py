@@ -1,0 +1,142 @@
+"""Means over seeds, differences between arms, and how sure they are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+ENOUGH = 5  # pairs: with fewer the points are shown, and nothing is decided
+
+BETTER, WORSE, NO_DIFFERENCE, NOT_DECIDED = "better", "worse", "no difference shown", "not decided"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its interval; low and high are None where one seed says nothing about others."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    points: Mapping[int, float]  # seed -> value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline: the mean of the differences, paired by seed, and its simultaneous interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None  # by the paired t-test, corrected by Holm over the arms of the measure
+    points: Mapping[int, float]  # seed -> arm - baseline
+    verdict: str
+
+
+def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
+    r"""Mean of n values, and its interval by Student's t with n - 1 degrees of freedom.
+
+    $$ \bar x \pm t_{n-1,\, (1 + level) / 2} \; s / \sqrt n $$
+
+    Returns: (mean, low, high); without an interval for a single value.
+    """
+    mean, n = math.fsum(values) / len(values), len(values)
+    if n < 2:
+        return mean, None, None
+    s = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
+    half = stats.t.ppf((1 + level) / 2, n - 1) * s / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def estimate(points: Mapping[int, float], level: float = LEVEL) -> Estimate:
+    """The mean of a measure over seeds."""
+    return Estimate(*student(list(points.values()), level), dict(points))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    r"""p-values corrected for their number m by Holm's step-down method, in the order given.
+
+    $$ \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) \, p_{(j)}) $$
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def p_of_no_difference(differences: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t-test: how often so large a mean difference comes where there is none."""
+    mean, n = math.fsum(differences) / len(differences), len(differences)
+    s = float(np.std(differences, ddof=1))
+    if s == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / (s / math.sqrt(n)), n - 1))
+
+
+def compare(
+    arms: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], better: str, level: float = LEVEL
+) -> dict[str, Comparison]:
+    """Every arm against the baseline, paired by seed, corrected by Holm over those that can be decided.
+
+    An interval is Student's at the level at which Holm's method tests the arm, so that it excludes zero exactly where
+    the arm is marked: the smallest of m p-values at 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on; from the
+    first that is not significant on, all at the level of that one.
+
+    Args:
+        arms: label -> seed -> value, without the baseline.
+        baseline: seed -> value.
+        better: "lower" or "higher".
+    """
+    paired = {
+        label: {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
+        for label, values in arms.items()
+    }
+    decided = [label for label, points in paired.items() if len(points) >= ENOUGH]
+    p = {label: p_of_no_difference(list(paired[label].values())) for label in decided}
+    corrected = dict(zip(decided, holm([p[label] for label in decided]), strict=True))
+    levels, divisor = {}, len(decided)
+    for label in sorted(decided, key=lambda label: p[label]):
+        levels[label] = 1 - (1 - level) / divisor
+        if corrected[label] <= 1 - level:  # else the arms after it are tested no more
+            divisor -= 1
+    found = {}
+    for label, points in paired.items():
+        if not points:
+            continue
+        mean, low, high = student(list(points.values()), levels.get(label, level))
+        if label not in decided:
+            verdict = NOT_DECIDED
+        elif corrected[label] > 1 - level:
+            verdict = NO_DIFFERENCE
+        else:
+            verdict = BETTER if (mean < 0) == (better == "lower") else WORSE
+        found[label] = Comparison(mean, low, high, corrected.get(label), points, verdict)
+    return found
+
+
+def bootstrap(
+    values: Sequence[float], level: float = LEVEL, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of many samples of one run; says nothing about other trainings."""
+    x, random = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    means = [x[random.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, ...]:
+    """Labels of the points (cost, quality) that no other beats: none costs as little or less and is better."""
+    sign = 1 if better == "lower" else -1
+    order = sorted(points, key=lambda label: (points[label][0], sign * points[label][1]))
+    best, found = math.inf, []
+    for label in order:
+        quality = sign * points[label][1]
+        if quality < best:
+            best = quality
+            found.append(label)
+    return tuple(found)
