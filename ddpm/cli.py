@@ -3,25 +3,26 @@
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
 
+import contextlib
 import errno
 import os
+import re
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.commands import checking, evaluating, sampling, scheduling, training
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.told import say
-from ddpm.config import InvalidInput, compose, conf_dir, with_known_keys
+from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
 
@@ -67,10 +68,10 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         _check_composition(name, sys.argv[1:])
     except InvalidInput as error:
         _refuse(error)
-    failed: list[str] = []
-    launcher = os.getpid()
+    outcomes: list[Outcome] = []
 
-    def guarded(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> Outcome | None:
+        held = False
         try:
             job(config)
         except InvalidInput as error:
@@ -88,27 +89,90 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
                 _refuse(InvalidInput(f"{error.strerror}: {error.filename}"))
             reason = f"{job_name()}: {error}"
         except training.RunFailed as error:
-            reason = f"{job_name()}: {error}" if multirun() else str(error)
+            reason, held = f"{job_name()}: {error}" if multirun() else str(error), isinstance(error, training.Held)
         else:
-            return
-        reason = _in_one_line(reason)
+            return None
+        outcome = Outcome(_in_one_line(reason), held)
         if failing == 2:
-            print(f"error: {reason}", file=sys.stderr, flush=True)
+            print(f"error: {outcome.reason}", file=sys.stderr, flush=True)
         else:
-            say(f"FAILED {reason}")
-        if os.getpid() != launcher:  # a launcher with processes of its own: let Hydra carry the failure back
-            raise training.RunFailed(reason)
-        failed.append(reason)
+            say(f"{'HELD' if held else 'FAILED'} {outcome.reason}")
+        if not multirun():  # of which Hydra gives nothing back
+            outcomes.append(outcome)
+        return outcome
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
-    if len(failed) > 1 and failing != 2:
-        say(f"{len(failed)} runs failed:\n" + "\n".join(f"  {reason}" for reason in failed))
-    if failed:
+    with _collecting(outcomes):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
+    if len(outcomes) > 1 and failing != 2:
+        lines = [f"  {'held' if outcome.held else 'failed'}: {outcome.reason}" for outcome in outcomes]
+        say(f"{len(outcomes)} runs are not done:\n" + "\n".join(lines))
+    if outcomes:
         sys.exit(failing)
 
 
+class Outcome(NamedTuple):
+    """What became of a job that did not end well."""
+
+    reason: str
+    held: bool  # by another process, which goes on with it
+
+
+@contextlib.contextmanager
+def _collecting(outcomes: list[Outcome]) -> Iterator[None]:
+    """Within it, what the jobs of a sweep return is collected, whatever launcher carries it back.
+
+    Jobs that found their run held by another process are launched once more in the end. A launcher that loses its
+    processes is an outcome too.
+    """
+    make = Plugins.instantiate_sweeper
+
+    def instantiate_sweeper(plugins: Plugins, **settings: Any) -> Any:
+        sweeper = make(plugins, **settings)
+        sweep = sweeper.sweep
+        sweeper.sweep = lambda arguments: _swept(sweeper, sweep, arguments, outcomes)  # type: ignore[method-assign]
+        return sweeper
+
+    Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Plugins.instantiate_sweeper = make  # type: ignore[method-assign]
+
+
+def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str], outcomes: list[Outcome]) -> Any:
+    """What a sweep returns, see `_collecting`."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a launcher takes its processes with it
+    try:
+        returned = [job for batch in sweep(arguments) for job in batch]
+        held = [job for job in returned if job.return_value is not None and job.return_value.held]
+        if held:
+            say(f"{len(held)} runs were held by other processes: once more to each")
+            again = sweeper.launcher.launch([job.overrides for job in held], initial_job_idx=len(returned))
+            returned = [job for job in returned if job not in held] + list(again)
+        outcomes.extend(job.return_value for job in returned if job.return_value is not None)
+        return returned
+    except _lost_processes() as error:
+        outcomes.append(Outcome(f"the launcher lost a process: {_first_line(error)}; repeat the command", False))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lost_processes() -> tuple[type[Exception], ...]:
+    """What launchers raise where the system ended a process of theirs, for want of memory, say."""
+    found: list[type[Exception]] = []
+    if "joblib" in sys.modules:
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        found.append(TerminatedWorkerError)
+    if "submitit" in sys.modules:
+        from submitit.core.utils import UncompletedJobError
+
+        found.append(UncompletedJobError)
+    return tuple(found)
+
+
 def _check_composition(name: str, argv: list[str]) -> None:
-    """Compose every job that Hydra would start, before it starts the first.
+    """Compose every job that Hydra would start, before it starts the first; of jobs that differ in the seed, one.
 
     Raises: InvalidInput for an option that is not known, and a group, choice, key or value that does not compose.
     """
@@ -117,21 +181,23 @@ def _check_composition(name: str, argv: list[str]) -> None:
     known = parser.parse_args(argv)
     if known.help or known.hydra_help or known.shell_completion or known.info:
         return
-    jobs = [known.overrides]
-    if known.multirun:
+    may_sweep = known.multirun or any(re.match(r"\+*(experiment|hydra)", word) for word in known.overrides)
+    try:
+        sweep = jobs(name, known.overrides, known.multirun) if may_sweep else None
+    except InvalidInput as error:
+        raise InvalidInput(with_known_keys(name, str(error), known.overrides)) from error
+    seen = set()
+    for overrides in [known.overrides] if sweep is None else sweep:
+        words = [word for word in overrides if not word.startswith("hydra")]
+        alike = tuple(word for word in words if not re.fullmatch(r"seed=\d+", word))
+        if alike in seen:
+            continue
+        seen.add(alike)
         try:
-            parsed = OverridesParser.create().parse_overrides(known.overrides)
-            only_hydra_expands = any("glob(" in o for o in known.overrides)
-            batches = [] if only_hydra_expands else BasicSweeper.split_arguments(parsed, None)
-            jobs = [job for batch in batches for job in batch]
-        except HydraException as error:
-            raise InvalidInput("; ".join(str(error).split("\n"))) from error
-    for overrides in jobs:
-        try:
-            compose(name, [o for o in overrides if not o.startswith("hydra")])
+            compose(name, words)
         except InvalidInput as error:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
-    if known.multirun:
+    if sweep is not None:
         from ddpm import ranks  # only now: with it comes torch, and what does not compose is told at once
 
         if ranks.started():
@@ -147,6 +213,10 @@ def _refuse(error: Exception) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
         print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _in_one_line(text: str) -> str:

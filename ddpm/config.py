@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -84,6 +87,33 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
         raise InvalidInput(_one_line(error)) from error
     except (ValueError, RecursionError) as error:  # model=null, say, or brackets without end
         raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | None:
+    """The words of every job that Hydra would start of conf/NAME.yaml, by what was typed and by a sweep that it holds.
+
+    Args:
+        overrides: as typed; words to Hydra itself, such as hydra/launcher=joblib, are in no job.
+        multirun: whether --multirun was typed; a configuration can ask for it too.
+    Returns: None where it is a single run.
+    Raises: InvalidInput for what does not compose.
+    """
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
+            main = GlobalHydra.instance().hydra
+            assert main is not None
+            config = main.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+            if not multirun and config.hydra.mode != RunMode.MULTIRUN:
+                return None
+            params = (config.hydra.sweeper.get("params") or {}).items()
+            words = [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+            parsed = OverridesParser.create(main.config_loader).parse_overrides(words)
+            return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise InvalidInput(_one_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = running
 

@@ -68,7 +68,7 @@ def call(typed, monkeypatch) -> Call:
 
     def compose(name: str, overrides: list[str]) -> object:
         composed[:] = [config.compose(name, overrides)]
-        task = {"hydra": {"mode": "RUN", "overrides": {"task": list(overrides)}}}
+        task = {"hydra": {"mode": "RUN", "overrides": {"task": list(overrides)}, "launcher": {}}}
         monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
         return composed[0]
 

@@ -14,12 +14,21 @@ from ddpm.config import InvalidInput, build, build_data, plain, read_config, res
 
 def multirun() -> bool:
     """Whether this job is one of a sweep."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def overrides() -> list[str]:
-    """The words that were typed for this job, without those to Hydra itself."""
-    return list(HydraConfig.get().overrides.task)
+    """The words that were typed for this job, without those to Hydra itself; none where Hydra started no job."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def jobs_at_once() -> int | None:
+    """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
+    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    if not str(launcher.get("_target_")).startswith("hydra_plugins.hydra_joblib_launcher."):
+        return None
+    n, cores = launcher.get("n_jobs") or 1, os.cpu_count() or 1
+    return max(1, n if n > 0 else cores + 1 + n)
 
 
 def job_name() -> str:

@@ -68,8 +68,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     must_be_finite(settings, "")
     must_be_storable(settings)
     must_be_whole(config, "seed")
-    for key in ("recognition", "compile"):
-        if not isinstance(config.get(key, False), bool):  # runs of earlier versions have no `compile`
+    for key in ("recognition", "compile", "retry"):
+        if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
@@ -111,7 +111,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     except InvalidInput as error:
         if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
             run.path.mkdir(parents=True, exist_ok=True)
-            run.write_status(FAILED, reason=str(error), ended=now())
+            OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
+            run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides())
         raise
     return Plan(
         run, config, settings, data, augment, model, diffusion, sampler, optimizer, trainer, device, parent, moments

@@ -1,18 +1,19 @@
 """`ddpm-train`: a run, alone or as one of several processes, and what is drawn at its end."""
 
+import contextlib
 import errno
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.asked import overrides
+from ddpm.commands.asked import jobs_at_once, multirun, must_be_whole, overrides
 from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
@@ -22,6 +23,10 @@ class RunFailed(Exception):
     """A run that began did not end well; the message says why and how to go on."""
 
 
+class Held(RunFailed):
+    """Another process trains the run."""
+
+
 class Stopped(Exception):
     """Who watches a run has seen enough of it; the message says why. It is INTERRUPTED, and can be gone on with."""
 
@@ -29,12 +34,18 @@ class Stopped(Exception):
 def train(config: DictConfig) -> None:
     """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
 
+    In a sweep a run that failed before is left alone, unless retry=true.
+
     Raises: InvalidInput before it begins, RunFailed afterwards.
     """
-    from ddpm import ranks
-    from ddpm.runs import DONE
+    with _slot(config) as device_name:
+        _train(config, resolve_device(device_name))
 
-    device = resolve_device(config.device)
+
+def _train(config: DictConfig, device: Any) -> None:
+    from ddpm import ranks
+    from ddpm.runs import DONE, FAILED
+
     try:
         team, device = ranks.join(device)
     except ValueError as error:
@@ -47,9 +58,36 @@ def train(config: DictConfig) -> None:
     if status.get("state") == DONE:
         team.told(None)
         say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
+    elif status.get("state") == FAILED and multirun() and not config.get("retry"):
+        raise RunFailed(f"{plan.run.path} failed before ({status.get('reason')}); retry=true tries it again")
     else:
         lead(plan, team)
-    _measure(plan)
+    measure(plan)
+
+
+@contextlib.contextmanager
+def _slot(config: DictConfig) -> Iterator[str]:
+    """The device that a job is to use; where a launcher runs several on this machine, a share of it, held meanwhile.
+
+    Raises: InvalidInput for a number of slots that is none.
+    """
+    from ddpm import slots
+
+    at_once, device = jobs_at_once(), config.device
+    if at_once is None:
+        yield device
+        return
+    must_be_whole(config, "slots", least=1)
+    import torch
+
+    if device in ("auto", "cuda") and torch.cuda.device_count():
+        devices, each = [f"cuda:{number}" for number in range(torch.cuda.device_count())], config.slots
+    else:
+        resolved = resolve_device(device)
+        devices, each = [str(resolved)], config.slots if resolved.type == "cuda" else at_once
+    with slots.taken(devices, each, say) as slot:
+        torch.set_num_threads(min(torch.get_num_threads(), slot.threads))
+        yield slot.device
 
 
 def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | None = None) -> None:
@@ -59,6 +97,8 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         watch: is told the loss on held-out images, see `ddpm.trainer.Trainer.fit`; may raise Stopped.
     Raises: InvalidInput, RunFailed, Stopped.
     """
+    import torch
+
     from ddpm import checkpoint, files
     from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
     from ddpm.schedules import concerns
@@ -87,7 +127,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             try:
                 with files.replacing(run.path / "config.yaml", durable=True) as temporary:
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
-                run.begin(data=plan.data.identity(), overrides=overrides())
+                run.begin(data=plan.data.identity(), overrides=overrides(), threads=torch.get_num_threads())
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume, watch)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
@@ -106,14 +146,14 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             _next_steps(run, ended)
     except RunIsHeld as error:
         team.told(None)
-        raise RunFailed(str(error)) from error
+        raise Held(str(error)) from error
     except KeyboardInterrupt:
         run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
         say("interrupted; the same command goes on from the last checkpoint")
         sys.exit(130)
 
 
-def _measure(plan: Plan) -> None:
+def measure(plan: Plan) -> None:
     """Measure a run that is done by the lines of `evaluation`, each once."""
     from ddpm.runs import DONE
 
@@ -185,7 +225,8 @@ def _record_failure(run: Any, error: Exception) -> None:
         reason += f"; status.json could not be written either ({second})"
     last = checkpoint.last_whole(run.checkpoints)
     kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
-    advice = "free some space, then the same command goes on from there" if full else "the same command tries again"
+    command = "the same command with retry=true" if multirun() else "the same command"
+    advice = f"free some space, then {command} goes on from there" if full else f"{command} tries again"
     if isinstance(error, FloatingPointError):
         advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
