@@ -77,26 +77,27 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         except InvalidInput as error:
             if not multirun():
                 _refuse(error)
-            reason = f"{job_name()}: {error}"
+            reason = str(error)
         except OmegaConfBaseException as error:  # a key that was removed, say
             if not multirun():
                 _refuse(InvalidInput(str(error).splitlines()[0]))
-            reason = f"{job_name()}: {error}"
+            reason = str(error)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:  # which is what was typed
                 raise
             if not multirun():
                 _refuse(InvalidInput(f"{error.strerror}: {error.filename}"))
-            reason = f"{job_name()}: {error}"
+            reason = str(error)
         except training.RunFailed as error:
-            reason, held = f"{job_name()}: {error}" if multirun() else str(error), isinstance(error, training.Held)
+            reason, held = str(error), isinstance(error, training.Held)
         else:
             return None
         outcome = Outcome(_in_one_line(reason), held)
+        told = f"{_in_one_line(job_name())}: {outcome.reason}" if multirun() else outcome.reason
         if failing == 2:
-            print(f"error: {outcome.reason}", file=sys.stderr, flush=True)
+            print(f"error: {told}", file=sys.stderr, flush=True)
         else:
-            say(f"{'HELD' if held else 'FAILED'} {outcome.reason}")
+            say(f"{'HELD' if held else 'FAILED'} {told}")
         if not multirun():  # of which Hydra gives nothing back
             outcomes.append(outcome)
         return outcome
@@ -104,7 +105,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
     with _collecting(outcomes):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
     if len(outcomes) > 1 and failing != 2:
-        lines = [f"  {'held' if outcome.held else 'failed'}: {outcome.reason}" for outcome in outcomes]
+        lines = [f"  {'held' if held else 'failed'}: {name}: {reason}" for reason, held, name in outcomes]
         say(f"{len(outcomes)} runs are not done:\n" + "\n".join(lines))
     if outcomes:
         sys.exit(failing)
@@ -115,6 +116,7 @@ class Outcome(NamedTuple):
 
     reason: str
     held: bool  # by another process, which goes on with it
+    name: str = "the sweep"  # the words in which the job differs from others of its sweep
 
 
 @contextlib.contextmanager
@@ -149,7 +151,11 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
             say(f"{len(held)} runs were held by other processes: once more to each")
             again = sweeper.launcher.launch([job.overrides for job in held], initial_job_idx=len(returned))
             returned = [job for job in returned if job not in held] + list(again)
-        outcomes.extend(job.return_value for job in returned if job.return_value is not None)
+        alike = set.intersection(*(set(job.overrides) for job in returned)) if len(returned) > 1 else set()
+        for job in returned:
+            if job.return_value is not None:
+                name = _in_one_line(" ".join(word for word in job.overrides if word not in alike))
+                outcomes.append(job.return_value._replace(name=name))
         return returned
     except _lost_processes() as error:
         outcomes.append(Outcome(f"the launcher lost a process: {_first_line(error)}; repeat the command", False))

@@ -282,6 +282,10 @@ def _draw_results(
 
 def _next_steps(run: Any, ended: str) -> None:
     """Where the results are and what to type next."""
+    if multirun():
+        status = run.status()
+        say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
+        return
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
     status = run.status()
     command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None
