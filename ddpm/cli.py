@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate and schedule, and the exit code of how each ends.
+"""The command line: train, sample, evaluate, schedule and study, and the exit code of how each ends.
 
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.commands import checking, evaluating, sampling, scheduling, training
+from ddpm.commands import checking, evaluating, sampling, scheduling, searching, studying, training
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.told import say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
@@ -49,6 +49,46 @@ def evaluate() -> None:
 def schedule() -> None:
     """`ddpm-schedule`: say what a noise schedule is, in a table and a figure, beside others."""
     _without_traces("schedule_report", scheduling.schedule)
+
+
+def study() -> None:
+    """`ddpm-study`: plan a sweep, see how far it is, try again what failed, report what it means; search a setting."""
+    verb, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if verb in ("--help", "-h"):
+        print(STUDY)
+        return
+    try:
+        if verb not in VERBS:
+            raise InvalidInput(f"{verb} is not known; allowed: {', '.join(VERBS)}; ddpm-study --help says what they do")
+        if options := [word for word in words if word.startswith("-")]:
+            raise InvalidInput(f"{options[0]}: there are no options; settings are given as key=value")
+        code = VERBS[verb](words)
+    except InvalidInput as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if code:
+        sys.exit(code)
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "plan": studying.plan,
+    "status": studying.status,
+    "retry": studying.retry,
+    "report": studying.report,
+    "lr-range": searching.lr_range,
+    "optimise": searching.optimise,
+}
+STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it means
+
+  plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, what is refused
+  status RUNS/STUDY         the state of every arm, and why runs are not done
+  retry RUNS/STUDY          try what failed again, go on with what was interrupted
+  report RUNS/STUDY         report.html, report.md, report.png   [baseline=ARM] [measure=NAME] [out=FOLDER]
+  lr-range WORDS            learning-rate range test   [range.start= range.end= range.steps= range.out=]
+  optimise WORDS            search settings by Optuna   search.space={...} [search.trials= search.measure= ...]
+
+WORDS are those of ddpm-train, such as experiment=mnist schedule=linear,cosine seed=0,1,2,3,4"""
 
 
 def _without_traces(name: str, job: Job, failing: int = 1) -> None:

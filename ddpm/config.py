@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm import schema
+from ddpm.stored import LARGEST_CONFIG, must_be_plain
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  
 AUGMENTATION = "ddpm.data.augment.Augment"
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 MEMORY = ("checkpointing",)  # of the model; neither does it
-LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
-DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
 
 
 REFUSALS = (  # what a constructor raises for its arguments, torch's for numbers beyond memory or 64 bits among it
@@ -312,7 +311,7 @@ def must_be_storable(settings: dict[str, Any]) -> None:
     try:
         if len(text.encode()) > LARGEST_CONFIG:
             raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
-        _must_be_plain(text)
+        must_be_plain(text)
     except (ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"this configuration cannot be stored: {_one_line(error)}") from error
 
@@ -329,7 +328,7 @@ def read_config(path: Path) -> DictConfig:
         if len(content) > LARGEST_CONFIG:
             raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
         text = content.decode()
-        _must_be_plain(text)
+        must_be_plain(text)
         loaded = OmegaConf.load(io.StringIO(text))
         _must_fit_64_bits(OmegaConf.to_container(loaded))
     except Exception as error:  # the YAML parser has no common base class
@@ -339,25 +338,6 @@ def read_config(path: Path) -> DictConfig:
     if missing:
         raise InvalidInput(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}")
     return config
-
-
-def _must_be_plain(text: str) -> None:
-    """Look through YAML before anything is made of it: an alias multiplies, a tag constructs, a ${...} reads."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        value = event.value if isinstance(event, yaml.ScalarEvent) else ""
-        found = {
-            "an alias or an anchor": getattr(event, "anchor", None) is not None,
-            "a tag": getattr(event, "tag", None) is not None,
-            "an interpolation": "${" in value,
-            "a merge key": value == "<<",
-            f"a value of more than {LONGEST:,} characters": len(value) > LONGEST,
-            f"more than {DEEPEST} levels": depth > DEEPEST,
-            f"more than {MOST:,} values": count > MOST,
-        }
-        if said := [what for what, there in found.items() if there]:
-            raise ValueError(f"line {event.start_mark.line + 1} has {said[0]}, and a run's configuration has none")
 
 
 def _must_fit_64_bits(node: Any, key: str = "") -> None:

@@ -141,7 +141,7 @@ def measure_cost(
     parameters, forward = sum(p.numel() for p in source.model.parameters()), gflop_forward(source)
     with _enough_memory(f"training takes {micro} images at a time: raise accumulate, or lower batch_size"):
         data = copy.copy(data).to(device)
-        step, size, how = _train(functools.partial(_Training, source, data, trainer, optimizer, augment), repeat)
+        step, size, how = _train(functools.partial(Training, source, data, trainer, optimizer, augment), repeat)
     with _enough_memory(f"sampling takes {batch} images at a time: lower batch"):
         evaluation = _median(_evaluate(source, batch), device, repeat)
     values: dict[str, Any] = {
@@ -177,7 +177,7 @@ def gflop_forward(source: Source) -> float:
     return flops(model, x_t, t, *([] if y is None else [y]), backward=False) / 1e9
 
 
-class _Training:
+class Training:
     """A copy of a network, its optimizer and its average, trained as `ddpm.trainer.Trainer.fit` does."""
 
     def __init__(
@@ -233,7 +233,7 @@ class _Training:
             return self.diffusion.loss(self.model, x_0, classes_for(self.model, y)).mean()
 
 
-def _train(make: Callable[[], _Training], repeat: int) -> tuple[float, int, str]:
+def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str]:
     """Seconds of a training step, bytes that it holds, and whether those are "measured" or "estimated".
 
     The estimate comes first: a step beyond the memory of a CPU's machine would end the process. What is loaded at first

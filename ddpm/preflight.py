@@ -117,16 +117,21 @@ def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
     def pack(x: Tensor) -> Tensor:
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        storages[_identity(x)] = x.untyped_storage()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = loss(n)
-    own = {p.untyped_storage().data_ptr() for p in weights}  # only now: the first loss may lay them out anew
+    own = {_identity(p) for p in weights}  # only now: the first loss may lay them out anew
     seed = torch.ones_like(result)
     with _ComputedAgain(own | storages.keys()) as again:
         torch.autograd.grad(result, [p for p in weights if p.requires_grad], seed, allow_unused=True)
     return sum(storage.nbytes() for address, storage in storages.items() if address not in own) + again.most
+
+
+def _identity(x: Tensor) -> int:
+    """What tells a tensor's storage from others, on the meta device too, where none has an address."""
+    return x.untyped_storage()._cdata
 
 
 class _ComputedAgain(TorchDispatchMode):
@@ -144,8 +149,8 @@ class _ComputedAgain(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
         if torch.is_grad_enabled():
-            for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)):
-                address = storage.data_ptr()
+            for x in (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+                storage, address = x.untyped_storage(), _identity(x)
                 if address not in self.known and address not in self.there:
                     self.there[address] = storage.nbytes()
                     weakref.finalize(storage, self.there.pop, address)

@@ -169,7 +169,7 @@ def test_the_record_is_json(data):
 def test_a_step_is_that_of_the_trainer(data, tmp_path, changed):
     """To the bit: what is timed is what training does."""
     evaluated, how = source(num_classes=3), trainer(lr_schedule="constant", **changed)
-    measured = cost._Training(evaluated, data, how, adam, None)
+    measured = cost.Training(evaluated, data, how, adam, None)
     for _ in range(3):
         measured.step()
     model, run = evaluated.model, Run(tmp_path)

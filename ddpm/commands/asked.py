@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm.config import InvalidInput, build, build_data, plain, read_config, resolve_device
 
@@ -24,8 +24,9 @@ def overrides() -> list[str]:
 
 def jobs_at_once() -> int | None:
     """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
-    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
-    if not str(launcher.get("_target_")).startswith("hydra_plugins.hydra_joblib_launcher."):
+    config: Any = HydraConfig.instance().cfg
+    launcher = None if config is None else OmegaConf.select(config, "hydra.launcher")
+    if launcher is None or not str(launcher.get("_target_")).startswith("hydra_plugins.hydra_joblib_launcher."):
         return None
     n, cores = launcher.get("n_jobs") or 1, os.cpu_count() or 1
     return max(1, n if n > 0 else cores + 1 + n)

@@ -26,6 +26,18 @@ LONGEST_NAME = 255  # bytes, in every usual file system
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
 
 
+class Parts(NamedTuple):
+    """What trains."""
+
+    augment: Any
+    model: Any
+    diffusion: Any
+    sampler: Any
+    optimizer: Any
+    trainer: Any
+    moments: float  # bytes that the optimizer keeps for each byte of weights
+
+
 class Plan(NamedTuple):
     """A training run that has been found right, and of which nothing is begun."""
 
@@ -39,9 +51,9 @@ class Plan(NamedTuple):
     sampler: Any
     optimizer: Any
     trainer: Any
+    moments: float
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
-    moments: float  # bytes that the optimizer keeps for each byte of weights
 
 
 def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True) -> Plan:
@@ -91,32 +103,46 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
     try:
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
-        model = build(config.model, "model", trust)
-        must_match(model, data)
-        augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
-        diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
-        sampler = build(config.sampler, "sampler", trust)
-        must_walk(sampler, diffusion)
-        _must_predict(model, diffusion, data.shape[0])
-        trainer = build(config.trainer, "trainer", trust)
-        _must_divide(trainer, processes)
-        optimizer = build(config.optimizer, "optimizer", trust, params=list(model.parameters()))
-        moments = _must_step(config.optimizer, trust, device)
-        must_fit(model, moments, data, trainer, device)
+        parts = built(config, trust, data, device, processes)
         if initial is not None:
-            load_into(model, initial)
+            load_into(parts.model, initial)
         if parent is not None:
-            load_into(model, parent / "model.safetensors")
-            _must_leave_a_budget(config, trainer, data, parent)
+            load_into(parts.model, parent / "model.safetensors")
+            _must_leave_a_budget(config, parts.trainer, data, parent)
     except InvalidInput as error:
         if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
             run.path.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
             run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides())
         raise
-    return Plan(
-        run, config, settings, data, augment, model, diffusion, sampler, optimizer, trainer, device, parent, moments
-    )
+    return Plan(run, config, settings, data, *parts, device, parent)
+
+
+def built(config: DictConfig, trust: list[str], data: Any, device: Any, processes: int = 1, on: str = "cpu") -> Parts:
+    """Build what trains, and refuse what does not go together, or with the data.
+
+    Args:
+        data: of which shape, labels and images are looked at.
+        on: where the network is made; on "meta" it has no weights, and no optimizer takes them.
+    Raises: InvalidInput.
+    """
+    import torch
+
+    with torch.device(on):
+        model = build(config.model, "model", trust)
+    must_match(model, data)
+    augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
+    diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
+    sampler = build(config.sampler, "sampler", trust)
+    must_walk(sampler, diffusion)
+    _must_predict(model, diffusion, data.shape[0])
+    trainer = build(config.trainer, "trainer", trust)
+    _must_divide(trainer, processes)
+    params = None if on == "meta" else list(model.parameters())
+    optimizer = None if params is None else build(config.optimizer, "optimizer", trust, params=params)
+    moments = _must_step(config.optimizer, trust, device)
+    must_fit(model, moments, data, trainer, device)
+    return Parts(augment, model, diffusion, sampler, optimizer, trainer, moments)
 
 
 def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:

@@ -72,7 +72,7 @@ class Curve:
 
     x: tuple[float, ...]
     y: tuple[float, ...]
-    low: tuple[float, ...]
+    low: tuple[float, ...]  # (), like high, where there is no range
     high: tuple[float, ...]
 
 
@@ -102,11 +102,13 @@ class Findings:
     effects: tuple[Effect, ...] = ()  # of grids with two factors or more
     interactions: tuple[Interaction, ...] = ()
     fronts: tuple[Front, ...] = ()
-    losses: Mapping[str, Curve] = field(default_factory=dict)  # label -> held-out loss over steps
+    losses: Mapping[str, Curve] = field(default_factory=dict)  # label -> loss over steps
+    losses_of: str = "Held-out loss"  # what they are
     by_snr: Mapping[str, Curve] = field(default_factory=dict)  # label -> error of eps over log-SNR
     by_steps: Mapping[str, Curve] = field(default_factory=dict)  # "label, sampler" -> Frechet distance over evaluations
     schedules: Mapping[str, Curve] = field(default_factory=dict)  # label -> sqrt(alpha_bar) over t / T, if they differ
-    sheet: Mapping[str, Any] = field(default_factory=dict)  # label -> (H, W, C) uint8: samples of the same x_T
+    sheet: Mapping[str, Any] = field(default_factory=dict)
+    """label -> (H, W, C) uint8, samples of the same x_T: a row of tiles, not enlarged, two lines between them"""
     environment: Mapping[str, str] = field(default_factory=dict)  # commit, machine, versions ...
     commands: tuple[str, ...] = ()  # what made the runs
     failures: tuple[Failure, ...] = ()

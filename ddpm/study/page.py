@@ -1,0 +1,408 @@
+"""Findings as one HTML page that needs nothing else: its looks, figures and pictures are inside."""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+from matplotlib.figure import Figure
+
+from ddpm.study import figures, words
+from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
+from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Comparison, Estimate
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+POLICY += "form-action 'none'"
+SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
+FOLDED = 30  # rows of a secondary table from which on it is folded
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading of its own."""
+
+    name: str  # of its anchor
+    title: str
+    body: str
+
+
+def page(findings: Findings) -> str:
+    """The report as a page: verdict first, then arms, every measure, what a grid or curves say, and how it was made.
+
+    Args:
+        findings: what to show. Parts without content are left out; all text is shown as text, never as markup.
+    """
+    labels = figures.chosen(findings)
+    styles = figures.styles(labels[: figures.LINES], findings.baseline)
+    parts = [
+        _arms(findings),
+        *(_measure(i, found, findings, labels) for i, found in enumerate(findings.measures, 1)),
+        _effects(findings),
+        _interactions(findings),
+        _fronts(findings),
+        _curves(findings, styles),
+        _sheet(findings, labels),
+        _failures(findings.failures),
+        _made(findings),
+    ]
+    sections = [part for part in parts if part is not None]
+    links = "".join(f'<a href="#{part.name}">{escape(part.title)}</a>' for part in sections)
+    bodies = "".join(
+        f'<section id="{part.name}"><h2>{escape(part.title)}</h2>{part.body}</section>\n' for part in sections
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(findings.study)}</title>
+<link rel="icon" href="data:,">
+<style>
+{_asset("page.css")}</style>
+</head>
+<body>
+{_opening(findings)}<nav aria-label="Contents">{links}</nav>
+{bodies}<script>
+{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _opening(findings: Findings) -> str:
+    """Title, question, verdict, warnings and design."""
+    parts = [f'<header><p class="kind">Study</p><h1>{escape(findings.study)}</h1>']
+    if findings.question:
+        parts.append(f'<p class="lead">{escape(findings.question)}</p>')
+    verdict = findings.verdict or ("There is none: no arm could be compared.",)
+    parts.append(f'<div class="answer" role="note" aria-label="Verdict">{_paragraphs(verdict)}</div>')
+    if findings.warnings:
+        warnings = _paragraphs(f"Warning: {text}" for text in findings.warnings)
+        parts.append(f'<div class="warnings" role="note" aria-label="Warnings">{warnings}</div>')
+    if findings.design:
+        parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in findings.design)}</ul>")
+    return "".join(parts) + "</header>\n"
+
+
+def _arms(findings: Findings) -> Section | None:
+    """The table of all arms."""
+    if not findings.arms:
+        return None
+    total, notes = len(findings.arms), words.footnotes(findings.arms)
+    factors = list(dict.fromkeys(factor for arm in findings.arms for factor in arm.settings))
+    factors = factors if len(factors) > 1 else []
+    first, others = (findings.measures[0], findings.measures[1:]) if findings.measures else (None, ())
+    heads = [_head("arm"), *(_head(factor) for factor in factors), _head("seeds", number=True)]
+    if first is not None:
+        heads += [_measured(first)]
+        heads += [_head("difference to baseline", "simultaneous interval", number=True), _head("verdict")]
+    heads += [_head("parameters", number=True), _head("GFLOP", "an image", number=True)]
+    heads += [_head("training", "a run", number=True)]
+    heads += [_measured(found) for found in others]
+    rows = "".join(_arm(arm, findings, factors, notes) for arm in findings.arms)
+    search = (
+        '<div class="tools"><input type="search" data-filters="arms-table" placeholder="filter: words of a row" '
+        'aria-label="Show only arms whose row has these words">'
+        f'<output id="arms-table-count" aria-live="polite">{total} of {total} arms</output></div>'
+    )
+    table = _table(heads, rows, name="arms-table", caption="Arms of the study")
+    flags = "".join(f'<li id="flag-{i}">{escape(words.sentence(flag))}</li>' for flag, i in notes.items())
+    listed = f'<ol class="footnotes">{flags}</ol>' if flags else ""
+    how = f'<p class="note"><b>How to read.</b> {escape(words.HOW_TO_READ)}</p>' if first is not None else ""
+    return Section("arms", "Arms", search + table + listed + how)
+
+
+def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[str, int]) -> str:
+    """A row of the table of arms."""
+    base = arm.label == findings.baseline
+    marks = "".join(
+        f'<sup><a href="#flag-{notes[flag]}" title="{escape(flag)}">{notes[flag]}</a></sup>' for flag in arm.flags
+    )
+    badge = ' <span class="badge">baseline</span>' if base else ""
+    cells = [_row_head(arm.label, marks + badge)]
+    cells += [f'<td class="level">{escape(arm.settings.get(factor, words.MISSING))}</td>' for factor in factors]
+    cells.append(_cell(str(len(arm.seeds)), len(arm.seeds)))
+    if findings.measures:
+        first = findings.measures[0]
+        difference = first.differences.get(arm.label)
+        cells += [_estimate(first.arms.get(arm.label)), _difference(difference), _verdict(difference, base)]
+    cells.append(_cell(words.amount(arm.parameters), arm.parameters))
+    cells.append(_cell(words.MISSING if arm.gflop is None else words.number(arm.gflop), arm.gflop))
+    cells.append(_cell(words.duration(arm.seconds), arm.seconds))
+    cells += [_estimate(found.arms.get(arm.label)) for found in findings.measures[1:]]
+    return f"<tr class='{'baseline' if base else 'arm'}'>{''.join(cells)}</tr>\n"
+
+
+def _measure(i: int, found: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
+    """A measure's figure and its table of differences."""
+    if not found.arms:
+        return None
+    parts = [f"<p>{escape(' '.join(words.context(found)))}</p>"]
+    left_out = len(findings.arms) - len(labels)
+    caption = "Dots: training seeds, each beneath its arm's mean and interval."
+    if found.differences:
+        caption += " On the right, the same for the differences to the baseline; rings: seeds of an arm not decided."
+    if left_out:
+        caption += f" Shown are the baseline and the best {len(labels) - 1} arms by {findings.measures[0].title};"
+        caption += f" {left_out} more are in the tables."
+    parts.append(_figure(figures.measure(found, labels, findings.baseline), f"measure-{i}", found.title, caption))
+    if found.differences:
+        table = _differences(found)
+        many = len(found.differences) > FOLDED
+        parts.append(_details(f"Differences of all {len(found.differences)} arms", table) if many else table)
+    return Section(f"measure-{i}", found.title, "".join(parts))
+
+
+def _differences(found: Measure) -> str:
+    """The table of a measure's differences."""
+    rows = []
+    for label, of in found.differences.items():
+        mean, ends = words.digits(of.mean, of.low, of.high, signed=True)
+        cells = [_cell(mean, of.mean), _cell(ends or words.MISSING, of.low)]
+        if of.verdict == NOT_DECIDED:
+            cells = [_cell(words.difference(of), of.mean, "number points"), _cell(words.MISSING, None)]
+        cells += [_cell(str(len(of.points)), len(of.points)), _cell(words.p_value(of.p), of.p), _verdict(of)]
+        rows.append(f"<tr>{_row_head(label)}{''.join(cells)}</tr>\n")
+    heads = [_head("arm"), _head("difference", number=True), _head("interval", number=True)]
+    heads += [_head("pairs", number=True), _head("p", number=True), _head("verdict")]
+    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {found.title}")
+
+
+def _effects(findings: Findings) -> Section | None:
+    """Main effects of a grid."""
+    if not findings.effects or not findings.measures:
+        return None
+    first = findings.measures[0]
+    caption = f"{words.heading(first)} at each level of a factor, over whatever the other factors are: mean, interval, "
+    caption += f"and a dot for each seed. {words.aim(first).capitalize()}."
+    figure = figures.effects(findings.effects, first)
+    return Section("effects", "Main effects", _figure(figure, "effects", "Main effects", caption))
+
+
+def _interactions(findings: Findings) -> Section | None:
+    """Maps of two factors of a grid."""
+    if not findings.interactions or not findings.measures:
+        return None
+    first = findings.measures[0]
+    caption = f"Mean {words.heading(first)} at each pair of levels; darker is better."
+    figure = figures.interactions(findings.interactions, first)
+    return Section("interactions", "Two factors at a time", _figure(figure, "interactions", "Two factors", caption))
+
+
+def _fronts(findings: Findings) -> Section | None:
+    """What quality costs."""
+    if not findings.fronts or not findings.measures:
+        return None
+    best = list(dict.fromkeys(label for front in findings.fronts for label in figures.named(front)))
+    numbers = {label: i for i, label in enumerate(best, 1)}
+    figure = figures.fronts(findings.fronts, findings.measures[0], numbers)
+    caption = "Every dot is an arm; those on the line are not beaten by any other in both quality and cost."
+    if any(len(front.best) > figures.NAMED for front in findings.fronts):
+        caption += f" At most {figures.NAMED} of a line are numbered, evenly along it."
+    items = "".join(f"<li>{escape(label)}</li>" for label in best)
+    body = _figure(figure, "fronts", "Quality against cost", caption) + f'<ol class="front">{items}</ol>'
+    return Section("fronts", "Quality against cost", body)
+
+
+def _curves(findings: Findings, styles: Mapping[str, figures.Style]) -> Section | None:
+    """Losses over training, errors over log-SNR, quality over evaluations."""
+    steps = figures.styles(figures.ranked(findings.by_steps))
+    parts = [
+        _lines("losses", f"{findings.losses_of} over training", findings.losses, "training step", "loss", styles),
+        _lines("snr", "Error by noise level", findings.by_snr, "log-SNR (from noise to data)",
+               "mean squared error of ε, held out", styles),
+        _lines("steps", "Quality by evaluations", findings.by_steps, "evaluations of the network, an image",
+               "Frechet distance", steps, log_x=True, markers=True),
+    ]  # fmt: skip
+    body = "".join(parts)
+    return Section("curves", "Curves", body) if body else None
+
+
+def _lines(
+    name: str,
+    title: str,
+    curves: Mapping[str, Curve],
+    x_label: str,
+    y_label: str,
+    styles: Mapping[str, figures.Style],
+    log_x: bool = False,
+    markers: bool = False,
+) -> str:
+    """A figure of curves under its title, or nothing where there are none."""
+    if not curves:
+        return ""
+    figure = figures.lines(curves, x_label, y_label, styles, log_x=log_x, markers=markers)
+    caption = "Shades: the range over training seeds."
+    if any(label not in styles for label in curves):
+        kind = "the lowest" if name == "steps" else "the baseline and the best arms by the first measure"
+        caption += f" In colour: {kind}, {len(styles)} in all."
+    return f"<h3>{escape(title)}</h3>{_figure(figure, name, title, caption)}"
+
+
+def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
+    """A row of samples for each arm, all from the same noise, behind the arm's schedule if schedules differ."""
+    shown = [label for label in labels if label in findings.sheet or label in findings.schedules]
+    if not shown:
+        return None
+    heads = ["arm", *(["√ᾱ over t/T"] if findings.schedules else []), *(["samples"] if findings.sheet else [])]
+    cells = [f'<div class="head">{head}</div>' for head in heads]
+    lines = {label: _polyline(curve) for label, curve in findings.schedules.items()}
+    behind = "".join(lines[label] for label in shown if label in lines)
+    for label in shown:
+        base = ' <span class="badge">baseline</span>' if label == findings.baseline else ""
+        cells.append(f"<div>{escape(label)}{base}</div>")
+        if findings.schedules:
+            own = lines.get(label, "").replace("<polyline", '<polyline class="own"')
+            box = 'viewBox="-2 -4 104 68" preserveAspectRatio="none" role="img"'
+            cells.append(f'<div><svg {box} aria-label="schedule of {escape(label)}">{behind}{own}</svg></div>')
+        if findings.sheet:
+            cells.append(f"<div>{_picture(findings.sheet[label], label) if label in findings.sheet else ''}</div>")
+    kind = "sheet scheduled" if findings.schedules and findings.sheet else "sheet"
+    grid = f'<div class="{kind}">{"".join(cells)}</div>'
+    told = []
+    if findings.sheet:
+        told.append("Every arm starts from the same noise: what differs between two rows is the arm's doing.")
+    if findings.schedules:
+        told.append("Schedules: how much of the image is left over time, each beside the others in grey.")
+    title = "Samples" if findings.sheet else "Schedules"
+    return Section("samples", title, f'<p class="note">{" ".join(told)}</p>{grid}')
+
+
+def _polyline(curve: Curve) -> str:
+    """A schedule as a line in a box of 100 by 60."""
+    every = max(1, len(curve.x) // 60)
+    pairs = list(zip(curve.x, curve.y, strict=True))
+    points = " ".join(f"{100 * x:.4g},{60 * (1 - y):.4g}" for x, y in [*pairs[:-1:every], *pairs[-1:]])
+    return f'<polyline points="{points}"/>'
+
+
+def _picture(picture: object, label: str) -> str:
+    """An image in the page, enlarged by the browser without blur."""
+    data = figures.png(picture)
+    high, wide = picture.shape[:2]  # type: ignore[attr-defined]
+    scale = max(1, min(SHEET // wide, 256 // high, 4))
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<img alt="samples of {escape(label)}" style="width:{scale * wide}px" src="{source}">'
+
+
+def _failures(failures: Sequence[Failure]) -> Section | None:
+    """Runs that are not done, with their reasons."""
+    if not failures:
+        return None
+    parts = []
+    for failure in failures:
+        seed = "" if failure.seed is None else f", seed {failure.seed}"
+        trace = _details("Traceback", f"<pre>{escape(failure.traceback)}</pre>") if failure.traceback else ""
+        parts.append(
+            f'<div class="failure"><p><span class="state">{escape(failure.state)}</span> '
+            f"<b>{escape(failure.arm)}</b>{seed}</p><p>{escape(failure.reason)}</p>"
+            f"<p><small><code>{escape(str(failure.path))}</code></small></p>{trace}</div>"
+        )
+    return Section("failures", "Runs that are not done", "".join(parts))
+
+
+def _made(findings: Findings) -> Section | None:
+    """Commands, folders of runs and the environment."""
+    parts = []
+    if findings.commands:
+        parts.append(_copyable("\n".join(findings.commands)))
+    of_arms = [arm for arm in findings.arms if arm.runs or arm.commands]
+    if of_arms:
+        runs = "".join(
+            f"<h3>{escape(arm.label)}</h3>"
+            + (_copyable("\n".join(arm.commands)) if arm.commands else "")
+            + "".join(
+                f"<small><code>{escape(str(run))}</code> (seed {seed})</small><br>"
+                for run, seed in zip(arm.runs, arm.seeds, strict=False)
+            )
+            for arm in of_arms
+        )
+        parts.append(_details(f"Runs of {len(of_arms)} arms: folders and commands", runs))
+    if findings.environment:
+        pairs = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in findings.environment.items())
+        parts.append(f"<h3>Environment</h3><dl>{''.join(pairs)}</dl>")
+    return Section("made", "How it was made", "".join(parts)) if parts else None
+
+
+def _head(title: str, under: str = "", number: bool = False) -> str:
+    """A column's head, a button that sorts."""
+    small = f"<small>{escape(under)}</small>" if under else ""
+    kind = ' class="number"' if number else ""
+    button = f'<button type="button"><span>{escape(title)}</span>{small}</button>'
+    return f'<th scope="col" aria-sort="none"{kind}>{button}</th>'
+
+
+def _row_head(label: str, marks: str = "") -> str:
+    """An arm's label as the head of its row."""
+    kind = ' class="long"' if len(label) > 40 else ""
+    return f'<th scope="row"{kind}>{escape(label)}{marks}</th>'
+
+
+def _measured(found: Measure) -> str:
+    """The head of a measure's column."""
+    return _head(found.title, f"{found.unit}, {words.aim(found)}" if found.unit else words.aim(found), number=True)
+
+
+def _table(heads: Iterable[str], rows: str, caption: str, name: str = "") -> str:
+    """A table that sorts, in a box of its own that scrolls."""
+    named = f' id="{name}"' if name else ""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="sortable"{named}>'
+        f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(text: str, value: float | None, kind: str = "number", under: str = "") -> str:
+    """A cell that sorts by a number, or last where there is none."""
+    key = "" if value is None or math.isnan(value) else repr(value).replace("inf", "Infinity")
+    small = f"<small>{escape(under)}</small>" if under else ""
+    return f'<td class="{kind}" data-value="{key}">{escape(text)}{small}</td>'
+
+
+def _estimate(found: Estimate | None) -> str:
+    if found is None:
+        return _cell(words.MISSING, None)
+    mean, ends = words.digits(found.mean, found.low, found.high)
+    return _cell(mean, found.mean, under=ends)
+
+
+def _difference(found: Comparison | None) -> str:
+    """A difference with its interval; where nothing is decided, the seeds' differences in grey."""
+    if found is None:
+        return _cell(words.MISSING, None)
+    if found.verdict == NOT_DECIDED:
+        return _cell(words.difference(found), found.mean, "number points")
+    mean, ends = words.digits(found.mean, found.low, found.high, signed=True)
+    return _cell(mean, found.mean, under=ends)
+
+
+def _verdict(found: Comparison | None, baseline: bool = False) -> str:
+    """The verdict as a word, in bold and colour only where it is a result."""
+    if found is None:
+        return f'<td class="verdict undecided">{"" if baseline else words.MISSING}</td>'
+    kind = {BETTER: "better", WORSE: "worse"}.get(found.verdict, "undecided")
+    return f'<td class="verdict {kind}">{escape(found.verdict)}</td>'
+
+
+def _figure(figure: Figure, name: str, title: str, caption: str) -> str:
+    return f"<figure>{figures.svg(figure, name, title)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _paragraphs(sentences: Iterable[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>" for text in sentences)
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def _copyable(text: str) -> str:
+    """Text as typed, with a button that copies it."""
+    return f'<div class="copyable"><button type="button" hidden>copy</button><pre>{escape(text)}</pre></div>'
+
+
+def _asset(name: str) -> str:
+    return (files("ddpm.study") / name).read_text(encoding="utf-8")

@@ -1,0 +1,217 @@
+"""Run directories as arms of a study: what is read, what differs, and what each arm is called."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ddpm.evaluation import recorded
+from ddpm.files import shown
+from ddpm.runs import DONE, Run, read_metrics
+from ddpm.stored import read_settings
+
+NO_SCIENCE = {"runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline"}
+"""Keys that change no result, and so tell no arms apart."""
+MISSING = "(absent)"  # a key that an arm does not have
+Science = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run directory, read."""
+
+    path: Path
+    settings: dict[str, Any]  # config.yaml
+    status: dict[str, Any]  # status.json; a RUNNING run that nobody holds is INTERRUPTED
+    evaluation: dict[str, dict[str, Any]]  # evaluation.json
+    science: dict[str, Any]  # what the result depends on, without the seed
+
+    @property
+    def state(self) -> str:
+        return str(self.status["state"])
+
+    @property
+    def done(self) -> bool:
+        return self.state == DONE
+
+    @property
+    def seed(self) -> int | None:
+        seed = self.settings.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def words(self) -> list[str]:
+        """What was typed for it, as far as it changes results, without the seed."""
+        words = [str(word) for word in self.status.get("overrides") or []]
+        return [word for word in words if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of an arm, which differ in the seed alone."""
+
+    label: str
+    levels: Mapping[str, str]  # factor -> level
+    runs: tuple[Recorded, ...]
+
+    @property
+    def done(self) -> dict[int, Recorded]:
+        """Seed -> run, of those that are done; of two with one seed, the last that ended."""
+        ended = sorted((run for run in self.runs if run.done), key=lambda run: str(run.status.get("ended")))
+        return {run.seed: run for run in ended if run.seed is not None}
+
+    @property
+    def first(self) -> Recorded:
+        return next(iter(self.done.values()), self.runs[0])
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """The run directories in a study's folder, at any depth.
+
+    Raises: ValueError if there is none.
+    """
+    found = sorted(path.parent for path in folder.rglob("status.json")) if folder.is_dir() else []
+    if not found:
+        raise ValueError(
+            f"{folder} holds no runs; a study is the folder RUNS/STUDY that training makes, such as runs/default"
+        )
+    return found
+
+
+def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
+    """All runs of a study, and a line on each that cannot be read.
+
+    Args:
+        science: picks of a configuration what the result depends on.
+    Raises: ValueError if there are no runs.
+    """
+    found, unread = [], []
+    for path in run_directories(folder):
+        try:
+            status = Run(path).status()
+            if not status:
+                raise ValueError("its status.json cannot be read")
+            settings = read_settings(path / "config.yaml") if (path / "config.yaml").exists() else {}
+            found.append(Recorded(path, settings, status, _evaluation(path), _without_seed(science, settings)))
+        except (ValueError, OSError) as error:
+            unread.append(f"{path.name}: {error}")
+    return found, unread
+
+
+def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
+    """Runs grouped into arms, in the order in which the arms were begun, with labels and levels."""
+    groups: dict[str, list[Recorded]] = {}
+    for run in sorted(runs, key=lambda run: (str(run.status.get("started") or run.status.get("ended")), str(run.path))):
+        key = json.dumps(run.science, sort_keys=True) if run.science else f"unread {run.path.name}"
+        groups.setdefault(key, []).append(run)
+    arms = list(groups.values())
+    levels = _levels([arm[0].science for arm in arms])
+    labels = _labels([arm[0].words for arm in arms], levels)
+    return [ArmRuns(label, level, tuple(arm)) for label, level, arm in zip(labels, levels, arms, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------ what differs
+
+
+def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return recorded(path / "evaluation.json")
+    except ValueError as error:
+        print(f"{error}; it is left out")
+        return {}
+
+
+def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
+    """What tells arms apart: the science of a run."""
+    return {key: value for key, value in science(settings).items() if key != "seed"} if settings else {}
+
+
+def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Of every arm, factor -> level, for what differs between arms.
+
+    Where a group is built by different functions, such as schedules, the group is one factor, and its level names the
+    function and the arguments in which arms of the same function differ.
+    """
+    groups = sorted({group for science in sciences for group in science})
+    found: list[dict[str, str]] = [{} for _ in sciences]
+    for group in groups:
+        values = [_flat(science.get(group)) for science in sciences]
+        makers = [value.get("_target_", "") for value in values]
+        if len(set(makers)) > 1:
+            for level, value, maker in zip(found, values, makers, strict=True):
+                alike = [other for other in values if other.get("_target_", "") == maker]
+                arguments = [f"{key}={_short(value.get(key))}" for key in _differing(alike) if key in value]
+                level[group] = " ".join([str(maker).rpartition(".")[2] or MISSING, *arguments])
+            continue
+        for key in _differing(values):
+            for level, value in zip(found, values, strict=True):
+                level[f"{group}.{key}" if key else group] = _short(value[key]) if key in value else MISSING
+    return [_with_short_keys(level) for level in found]
+
+
+def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys of which not all have the same value."""
+    keys = dict.fromkeys(key for value in values for key in value)
+    return [key for key in keys if len({json.dumps(value.get(key, MISSING)) for value in values}) > 1]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; lists are values."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value for k, v in node.items() for key, value in _flat(v, f"{prefix}.{k}" if prefix else str(k)).items()
+    }
+
+
+def _with_short_keys(level: dict[str, str]) -> dict[str, str]:
+    """Factors by the last part of their key, where that is unique."""
+    last = Counter(key.rpartition(".")[2] for key in level)
+    return {(short if last[short := key.rpartition(".")[2]] == 1 else key): value for key, value in level.items()}
+
+
+def _short(value: Any) -> str:
+    """A level for people: 1e-05 and 0.002, [8, 4] and lower-case true."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return shown(value if isinstance(value, str) else json.dumps(value), longest=60)
+
+
+# ---------------------------------------------------------------------------------------------------- what it is called
+
+
+def _labels(typed: Sequence[list[str]], levels: Sequence[dict[str, str]]) -> list[str]:
+    """A name for every arm: what was typed for it and not for the others; where that does not tell, what differs."""
+    alike = set.intersection(*map(set, typed)) if typed else set()
+    own = [[word for word in words if word not in alike] for words in typed]
+    by_words = [_by_words(words, len({_key(word) for words in own for word in words}) == 1) for words in own]
+    by_levels = [", ".join(f"{factor}={level}" for factor, level in level.items()) for level in levels]
+    for labels in (by_words, by_levels):
+        if all(labels) and len(set(labels)) == len(labels):
+            return labels
+    if len(typed) == 1:
+        return ["the run"]
+    return [f"{label or 'arm'} ({number})" for number, label in enumerate(by_levels, 1)]
+
+
+def _by_words(words: list[str], single: bool) -> str:
+    """Typed words as a name; of a single key, or a file of conf/ablation, the value alone."""
+    parts = []
+    for word in words:
+        key, _, value = word.partition("=")
+        name = _key(word).rpartition(".")[2]
+        parts.append(value if "ablation" in key or (single and "/" in key) else f"{name}={value}")
+    return ", ".join(parts)
+
+
+def _key(word: str) -> str:
+    """The key of a word on the command line."""
+    return re.sub(r"^[+~]*", "", word).partition("=")[0].partition("@")[0]

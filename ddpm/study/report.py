@@ -1,0 +1,653 @@
+"""From arms to findings: measures, differences, what a grid says, fronts, curves, and the verdict in sentences."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ddpm import images
+from ddpm.evaluation import SETTINGS
+from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
+from ddpm.study.reading import ArmRuns, Recorded
+from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, compare, estimate, front
+from ddpm.study.words import interval
+
+SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
+CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
+SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
+MOST_INTERACTIONS = 6
+
+
+class Kind(NamedTuple):
+    """Results of evaluation.json whose protocols begin alike."""
+
+    title: str
+    better: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+KINDS = {  # by how a protocol begins; in the order in which a report has them, the first that there is decides
+    "frechet": Kind("Frechet distance", "lower"),
+    "kernel": Kind("Kernel distance (KID)", "lower"),
+    "recognition": Kind("Recognised samples", "higher", "%", 100.0),
+    "precision": Kind("Precision", "higher"),
+    "recall": Kind("Recall", "higher"),
+    "density": Kind("Density", "higher"),
+    "coverage": Kind("Coverage", "higher"),
+    "bits_per_dim": Kind("Variational bound", "lower", "bits/dim"),
+    "loss_by_snr": Kind("Error of eps over log-SNR", "lower"),
+}
+HELD_OUT = "held_out_loss"  # the name of the measure that metrics.jsonl has of every run
+STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
+Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
+SchedulePoints = Callable[
+    [dict[str, Any]], tuple[list[float], list[float]] | None
+]  # settings -> t / T, sqrt(alpha_bar)
+
+
+def findings(
+    folder: Path,
+    arms: Sequence[ArmRuns],
+    unread: Sequence[str],
+    network: Network,
+    schedule: SchedulePoints,
+    baseline: str | None = None,
+    measure: str | None = None,
+) -> Findings:
+    """What a study says.
+
+    Args:
+        folder: of the study.
+        arms: see `ddpm.study.reading.arms_of`.
+        unread: lines on runs that could not be read.
+        network: parameters and GFLOP of what a configuration builds; None where it cannot be built.
+        schedule: t / T and sqrt(alpha_bar) of a configuration, likewise.
+        baseline: an arm's label; None for what the study names, else the arm that was begun first.
+        measure: how the name of the measure begins that the verdict is about; None for the first of `KINDS`.
+    Raises: ValueError for a baseline or a measure that is not there, with those that are.
+    """
+    failures, all_arms = _failures(arms), arms
+    arms = [arm for arm in arms if arm.done]
+    of_samplers = len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
+    values = _values_by_sampler(arms[0]) if of_samplers else _values(arms)
+    labels = list(dict.fromkeys(label for found in values.values() for label in found)) if of_samplers else None
+    names = labels or [arm.label for arm in arms]
+    base = _baseline(names, [arm.label for arm in all_arms], arms, baseline)
+    order = sorted(names, key=lambda name: name != base)  # the baseline first
+    measures = [_measure(name, found, arms, base, order) for name, found in _ordered(values, measure).items()]
+    if of_samplers:
+        shown = _sampler_arms(arms[0], order, network)
+    else:
+        by_label = {arm.label: arm for arm in arms}
+        shown = [_arm(by_label[label], by_label[base], network) for label in order]
+    first = measures[0] if measures else None
+    losses_of, losses = _losses(arms)
+    warnings = [*unread, *_warnings(arms)]
+    return Findings(
+        study=folder.name,
+        question=_said(all_arms, "question"),
+        design=_design(all_arms, shown, of_samplers),
+        baseline=base,
+        arms=tuple(shown),
+        measures=tuple(measures),
+        verdict=_verdict(first, base, failures),
+        effects=_effects(shown, first),
+        interactions=_interactions(shown, first),
+        fronts=_fronts(shown, first, arms[0] if of_samplers else None, arms),
+        losses=losses,
+        losses_of=losses_of,
+        by_snr={arm.label: curve for arm in arms if (curve := _errors(arm)) is not None},
+        by_steps=_by_steps(arms),
+        schedules=_schedules(arms, schedule),
+        sheet=_sheet(arms, order),
+        environment=_environment(arms),
+        commands=_commands(folder, arms),
+        failures=failures,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ measures
+
+
+def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
+    """Measure -> label -> seed -> value; of held-out losses where arms predict and weigh alike."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    common = _common_bins(arms)
+    for arm in arms:
+        for seed, run in arm.done.items():
+            for protocol, result in run.evaluation.items():
+                kind, value = _kind(protocol), result.get("value")
+                if kind is None or not isinstance(value, int | float):
+                    continue
+                if protocol.startswith("loss_by_snr") and protocol in common:
+                    value = statistics.fmean(_by_bin(result)[x] for x in common[protocol])
+                found.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
+    if len({_loss_settings(arm.first) for arm in arms}) == 1:
+        for arm in arms:
+            for seed, run in arm.done.items():
+                losses = [line["loss"] for line in run.metrics if line["split"] == "held_out"]
+                if losses and losses[-1] is not None:
+                    found.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = losses[-1]
+    return found
+
+
+def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
+    """The same where one trained network is sampled in several ways: these are the arms."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for seed, run in arm.done.items():
+        for protocol, cells in _cells(run).items():
+            for cell in cells:
+                found.setdefault(protocol, {}).setdefault(_way(cell), {})[seed] = cell["value"]
+    return found
+
+
+def _cells(run: Recorded) -> dict[str, list[dict[str, Any]]]:
+    """Protocol -> results of a grid of samplers and steps."""
+    grids = {name: result.get("cells") for name, result in run.evaluation.items() if name.startswith(STEPS)}
+    return {name: cells for name, cells in grids.items() if isinstance(cells, list)}
+
+
+def _way(cell: Mapping[str, Any]) -> str:
+    spacing = "" if cell["spacing"] == "uniform" else f" {cell['spacing']}"
+    return f"{cell['sampler']} {cell['steps']}{spacing}"
+
+
+def _kind(protocol: str) -> Kind | None:
+    protocol = protocol.removeprefix(STEPS)
+    return next((kind for name, kind in KINDS.items() if protocol.startswith(name)), None)
+
+
+def _ordered(values: dict[str, Any], measure: str | None) -> dict[str, Any]:
+    """The measures in the order of `KINDS`, the one that was asked for first."""
+    if measure is not None and not any(name.startswith(measure) for name in values):
+        raise ValueError(f"measure={measure}: no run has it; there: {', '.join(values) or 'none, see ddpm-evaluate'}")
+    kinds = list(KINDS)
+
+    def rank(name: str) -> tuple[bool, int]:
+        plain = name.removeprefix(STEPS)
+        number = next((i for i, kind in enumerate(kinds) if plain.startswith(kind)), len(kinds))
+        return measure is None or not name.startswith(measure), number
+
+    return {name: values[name] for name in sorted(values, key=rank)}
+
+
+def _measure(
+    name: str, values: dict[str, dict[int, float]], arms: Sequence[ArmRuns], base: str, order: Sequence[str]
+) -> Measure:
+    """A measure with its intervals and differences."""
+    kind = _kind(name) or Kind("Held-out loss", "lower")
+    results = [run.evaluation[name] for arm in arms for run in arm.done.values() if name in run.evaluation]
+    values = {label: values[label] for label in order if label in values}
+    reals = [r["real_vs_real"] for r in results if isinstance(r.get("real_vs_real"), int | float)]
+    widths = [
+        kind.scale * (r["high"] - r["low"]) / 2
+        for r in results
+        if isinstance(r.get("low"), int | float) and isinstance(r.get("high"), int | float)
+    ]
+    others = {label: points for label, points in values.items() if label != base}
+    return Measure(
+        name=name,
+        title=kind.title,
+        unit=kind.unit,
+        better=kind.better,
+        arms={label: estimate(points) for label, points in values.items()},
+        differences=compare(others, values[base], kind.better) if base in values else {},
+        real=kind.scale * statistics.mean(reals) if reals else None,
+        noise=max(widths) if widths else None,
+        note=_note(name, results, arms),
+    )
+
+
+def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRuns]) -> str:
+    """What the protocol was, and what is to be minded of it."""
+    told = [] if name == HELD_OUT else [f"measured as {name}"]
+    ways = {json.dumps([r.get(key) for key in SETTINGS if key != "checkpoint"], sort_keys=True) for r in results}
+    if len(ways) > 1:
+        told.append("runs were sampled or measured by different settings")
+    bins = _common_bins(arms).get(name)
+    if bins is not None:
+        told.append(f"the mean over log-SNR {min(bins) - 0.5:g} to {max(bins) + 0.5:g}, which all arms reach")
+    return "; ".join(told)
+
+
+def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
+    """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have."""
+    found: dict[str, list[set[float]]] = {}
+    for arm in arms:
+        for run in arm.done.values():
+            for protocol, result in run.evaluation.items():
+                if protocol.startswith("loss_by_snr") and (errors := _by_bin(result)):
+                    low, high = result.get("value_log_snr") or (min(errors), max(errors))
+                    found.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
+    common = {protocol: sorted(set.intersection(*bins)) for protocol, bins in found.items()}
+    return {protocol: bins for protocol, bins in common.items() if bins}
+
+
+def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
+    """log-SNR -> error of eps, where the schedule reaches it."""
+    bins, errors = result.get("log_snr"), result.get("eps")
+    if not isinstance(bins, list) or not isinstance(errors, list):
+        return {}
+    return {x: error for x, error in zip(bins, errors, strict=True) if error is not None}
+
+
+def _loss_settings(run: Recorded) -> str:
+    """What a loss's scale depends on."""
+    return json.dumps([run.science.get(key) for key in ("diffusion", "schedule", "data")], sort_keys=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- arms
+
+
+def _baseline(names: Sequence[str], known: Sequence[str], arms: Sequence[ArmRuns], asked: str | None) -> str:
+    """The arm that others are compared with."""
+    named = asked if asked is not None else _said(arms, "baseline")
+    if named in names:
+        return str(named)
+    if asked is not None and asked not in known:
+        raise ValueError(f"baseline={asked} is no arm of the study; there: {'; '.join(names) or 'none that is done'}")
+    return names[0] if names else (known[0] if known else "")
+
+
+def _said(arms: Sequence[ArmRuns], key: str) -> str | None:
+    """What the runs' configurations say of the study, if they agree."""
+    said = {run.settings.get(key) for arm in arms for run in arm.runs} - {None}
+    return str(said.pop()) if len(said) == 1 else None
+
+
+def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
+    runs = arm.done
+    parameters, gflop = network(arm.first.settings) or (None, None)
+    seconds = [run.status["seconds"] for run in runs.values() if isinstance(run.status.get("seconds"), int | float)]
+    return Arm(
+        label=arm.label,
+        settings=arm.levels,
+        runs=tuple(run.path for run in runs.values()),
+        seeds=tuple(sorted(runs)),
+        parameters=parameters,
+        gflop=gflop,
+        seconds=statistics.fmean(seconds) if seconds else None,
+        flags=tuple(_flags(arm, base)),
+        commands=tuple(dict.fromkeys(" ".join(run.status.get("overrides") or []) for run in runs.values())),
+    )
+
+
+def _sampler_arms(arm: ArmRuns, order: Sequence[str], network: Network) -> list[Arm]:
+    """Ways of sampling one network, as arms."""
+    trained = _arm(arm, arm, network)
+    found = {}
+    for run in arm.done.values():
+        for cell in itertools.chain.from_iterable(_cells(run).values()):
+            levels = {"sampler": str(cell["sampler"]), "steps": str(cell["steps"])}
+            levels |= {} if cell["spacing"] == "uniform" else {"spacing": str(cell["spacing"])}
+            gflop = None if trained.gflop is None else trained.gflop * cell["evaluations"]
+            found[_way(cell)] = Arm(
+                _way(cell), levels, trained.runs, trained.seeds, trained.parameters, gflop, trained.seconds
+            )
+    return [found[label] for label in order]
+
+
+def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
+    """Why an arm may not be comparable with the baseline."""
+    runs, others, flags = list(arm.done.values()), list(base.done.values()), []
+    for key, name in (("commit", "code of another commit"), ("precision", "another precision"),
+                      ("device", "another device"), ("threads", "another number of threads")):  # fmt: skip
+        here, there = ({str(run.status.get(key)) for run in side} for side in (runs, others))
+        if len(here | there) > 1:
+            words = ", ".join(sorted(f"{value[:12]}{'+' if value.endswith('+') else ''}" for value in here | there))
+            flags.append(f"{name}: {words}")
+    if any((run.status.get("data") or {}).get("sha256") != (others[0].status.get("data") or {}).get("sha256")
+           for run in runs):  # fmt: skip
+        flags.append("other data")
+    if unpaired := _unpaired(arm, base):
+        flags.append(f"not paired with the baseline ({unpaired}): its differences are valid, but noisier")
+    return flags
+
+
+def _unpaired(arm: ArmRuns, base: ArmRuns) -> str:
+    """Why arms do not see the same data order, times and noise."""
+    if any(run.status.get("paired") is False for run in (*arm.done.values(), *base.done.values())):
+        return "ended by a time budget"
+    here, there = arm.first.science, base.first.science
+    keys = [("trainer", "batch_size"), ("trainer", "time_sampling"), ("model", "image_size"), ("schedule", "T")]
+    differing = [key for group, key in keys if (here.get(group) or {}).get(key) != (there.get(group) or {}).get(key)]
+    return f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}" if differing else ""
+
+
+def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
+    """Runs that are not done."""
+    return tuple(
+        Failure(arm.label, run.seed, run.path, run.state, str(run.status.get("reason") or "it runs"),
+                run.status.get("traceback"))
+        for arm in arms
+        for run in arm.runs
+        if not run.done
+    )  # fmt: skip
+
+
+def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
+    """What concerns the study as a whole."""
+    commits = {str(run.status.get("commit")) for arm in arms for run in arm.done.values()}
+    found = []
+    if len(commits) > 1:
+        found.append(f"its runs are of {len(commits)} commits")
+    if any(commit.endswith("+") for commit in commits):
+        found.append("some runs are of code that was changed after its commit")
+    seeds = {tuple(sorted(arm.done)) for arm in arms}
+    if len(seeds) > 1:
+        found.append("the arms have different seeds: an arm is compared by those that the baseline has too")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ design and verdict
+
+
+def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) -> tuple[str, ...]:
+    """What was varied, how often, what was held fixed."""
+    levels = _factors(shown)
+    varied = "; ".join(f"{factor}: {', '.join(found)}" for factor, found in levels.items() if len(found) > 1)
+    seeds = sorted({seed for arm in shown for seed in arm.seeds})
+    runs = sum(len(arm.runs) for arm in arms)
+    number = f"{len(shown)} ways to sample one network" if of_samplers else f"{len(arms)} arms"
+    trained = f"{len(seeds)} training seeds ({_range(seeds)})" if len(seeds) != 1 else f"one training seed ({seeds[0]})"
+    sentences = [f"{number}, {trained}, {runs} runs."]
+    if varied:
+        sentences.append(f"Varied: {varied}.")
+    if fixed := _fixed(arms):
+        sentences.append(f"The same in all: {fixed}.")
+    sentences.append(
+        "Arms of one seed see the same order of the data, the same times and noise, and are sampled from the same x_T, "
+        "unless they are marked as not paired."
+    )
+    return tuple(sentences)
+
+
+def _range(seeds: Sequence[int]) -> str:
+    if seeds and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _fixed(arms: Sequence[ArmRuns]) -> str:
+    """The data and the training that all arms share, in words."""
+
+    def same(group: str, key: str) -> Any:
+        found = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms}
+        return json.loads(found.pop()) if len(found) == 1 else None
+
+    parts = []
+    data = next((known for arm in arms for run in arm.runs if (known := run.status.get("data"))), None)
+    if data is not None and same("data", "_target_"):
+        parts.append(f"{data['name']}, {data['count']:,} images of {'x'.join(map(str, data['image_size']))}")
+    for key, unit in (("steps", "steps"), ("epochs", "epochs"), ("seconds", "s")):
+        if (budget := same("trainer", key)) is not None:
+            parts.append(f"{budget:,} {unit}")
+    for group, key, name in (("trainer", "batch_size", "batches of"), ("optimizer", "lr", "learning rate"),
+                             ("diffusion", "target", "target")):  # fmt: skip
+        if (value := same(group, key)) is not None:
+            parts.append(f"{name} {value}")
+    schedule = same("schedule", "_target_")
+    parts += [f"{str(schedule).rpartition('.')[2]} schedule"] if schedule else []
+    return "; ".join(parts)
+
+
+def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) -> tuple[str, ...]:
+    """The answer, by the first measure."""
+    if measure is None:
+        return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.",)
+    name, sentences = measure.title, []
+    found = measure.differences
+    sign = 1 if measure.better == "lower" else -1
+    better = sorted((label for label in found if found[label].verdict == BETTER), key=lambda x: sign * found[x].mean)
+    worse = sorted((label for label in found if found[label].verdict == WORSE), key=lambda x: sign * found[x].mean)
+    undecided = [label for label in found if found[label].verdict == NOT_DECIDED]
+    unit = f" {measure.unit}" if measure.unit else ""
+    if base in measure.arms:
+        of_base = measure.arms[base]
+        sentences.append(
+            f"{name} of the baseline, {base}: {interval(of_base.mean, of_base.low, of_base.high)}{unit} "
+            f"({measure.better} is better)."
+        )
+    for label in better[:3]:
+        c = found[label]
+        sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
+    if len(better) > 3:
+        sentences.append(f"So are {', '.join(better[3:])}.")
+    if worse:
+        told = [f"{label} ({interval(found[label].mean, None, None, signed=True)})" for label in worse]
+        sentences.append(f"Worse: {', '.join(told)}.")
+    neither = [label for label in found if label not in (*better, *worse, *undecided)]
+    if neither:
+        sentences.append(f"No difference to it is shown for {', '.join(neither)}.")
+    if undecided:
+        sentences.append(f"Not decided, for too few seeds: {', '.join(undecided)}.")
+    if failures:
+        sentences.append(f"{len(failures)} runs are not done.")
+    return tuple(sentences)
+
+
+# --------------------------------------------------------------------------------------------------- grids and fronts
+
+
+def _factors(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    """Factor -> its levels, in the order of the arms."""
+    factors: dict[str, dict[str, None]] = {}
+    for arm in arms:
+        for factor, level in arm.settings.items():
+            factors.setdefault(factor, {})[level] = None
+    return {factor: list(levels) for factor, levels in factors.items()}
+
+
+def _grid(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    """Factors and levels of a full grid of at least two factors; {} for any other design."""
+    factors = {factor: levels for factor, levels in _factors(arms).items() if len(levels) > 1}
+    cells = {tuple(arm.settings.get(factor) for factor in factors) for arm in arms}
+    full = np.prod([len(levels) for levels in factors.values()]) == len(cells) == len(arms)
+    return factors if len(factors) > 1 and full else {}
+
+
+def _effects(arms: Sequence[Arm], measure: Measure | None) -> tuple[Effect, ...]:
+    """The mean at every level of a factor, by seeds that all arms have."""
+    grid = _grid(arms)
+    if not grid or measure is None or any(arm.label not in measure.arms for arm in arms):
+        return ()
+    seeds = set.intersection(*(set(measure.arms[arm.label].points) for arm in arms))
+    if not seeds:
+        return ()
+    found = []
+    for factor, levels in grid.items():
+        at = {level: [measure.arms[arm.label] for arm in arms if arm.settings[factor] == level] for level in levels}
+        means = {
+            level: estimate({seed: statistics.fmean(arm.points[seed] for arm in those) for seed in sorted(seeds)})
+            for level, those in at.items()
+        }
+        found.append(Effect(factor, means))
+    return tuple(found)
+
+
+def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interaction, ...]:
+    """Every two factors of a grid, mean over the others."""
+    grid = _grid(arms)
+    if not grid or measure is None:
+        return ()
+    found = []
+    for rows, columns in itertools.islice(itertools.combinations(grid, 2), MOST_INTERACTIONS):
+        means = []
+        for row in grid[rows]:
+            line = []
+            for column in grid[columns]:
+                those = [arm.label for arm in arms if arm.settings[rows] == row and arm.settings[columns] == column]
+                values = [measure.arms[label].mean for label in those if label in measure.arms]
+                line.append(statistics.fmean(values) if len(values) == len(those) else None)
+            means.append(tuple(line))
+        found.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
+    return tuple(found)
+
+
+def _differ_in_work(sampled: ArmRuns | None, measured: Sequence[ArmRuns]) -> bool:
+    """Whether arms compute more or less in training, by their networks, budgets or batches."""
+    groups = [[arm.first.science.get(group) for group in ("model", "trainer", "data")] for arm in measured]
+    return sampled is None and len({json.dumps(group, sort_keys=True) for group in groups}) > 1
+
+
+def _fronts(
+    arms: Sequence[Arm], measure: Measure | None, sampled: ArmRuns | None, measured: Sequence[ArmRuns]
+) -> tuple[Front, ...]:
+    """Quality against what differs in cost."""
+    if measure is None:
+        return ()
+    costs: dict[str, dict[str, float | None]] = {
+        "parameters": {arm.label: arm.parameters for arm in arms},
+        "GFLOP an image": {arm.label: arm.gflop for arm in arms},
+        "seconds of training": {arm.label: arm.seconds for arm in arms},
+    }
+    if sampled is not None:
+        cells = [cell for run in sampled.done.values() for grid in _cells(run).values() for cell in grid]
+        costs = {"evaluations a sample": {_way(cell): cell["evaluations"] for cell in cells}}
+    if not _differ_in_work(sampled, measured):
+        costs.pop("seconds of training", None)  # what differs then is how busy the machine was
+    found = []
+    for cost, of in costs.items():
+        points = {
+            label: (float(value), measure.arms[label].mean)
+            for label, value in of.items()
+            if value is not None and label in measure.arms
+        }
+        values = [value for value, _ in points.values()]
+        if len(points) > 1 and max(values) > 1.01 * min(values):
+            found.append(Front(cost, points, front(points, measure.better)))
+    return tuple(found)
+
+
+# -------------------------------------------------------------------------------------------------- curves and pictures
+
+
+def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
+    """Mean and range over seeds, where all of them have a value."""
+    if not lines:
+        return None
+    x = sorted(set.intersection(*(set(line) for line in lines)))
+    values = np.array([[line[at] for at in x] for line in lines])  # (seeds, points)
+    if len(x) < 2:
+        return None
+    return Curve(tuple(x), *(tuple(found(values, 0).tolist()) for found in (np.mean, np.min, np.max)))
+
+
+def _losses(arms: Sequence[ArmRuns]) -> tuple[str, dict[str, Curve]]:
+    """Held-out loss over steps; where runs are too short for a curve of it, the smoothed training loss."""
+    for title, split, smooth in (("Held-out loss", "held_out", 1), ("Training loss, smoothed", "train", SMOOTH)):
+        curves = {arm.label: _curve([_smoothed(run, split, smooth) for run in arm.done.values()]) for arm in arms}
+        found = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
+        if found:
+            return title, found
+    return "Held-out loss", {}
+
+
+def _smoothed(run: Recorded, split: str, smooth: int) -> dict[float, float]:
+    """Step -> the mean of so many losses up to it."""
+    told = [(line["step"], line["loss"]) for line in run.metrics if line["split"] == split and line["loss"] is not None]
+    losses = [loss for _, loss in told]
+    return {float(step): statistics.fmean(losses[max(0, i + 1 - smooth) : i + 1]) for i, (step, _) in enumerate(told)}
+
+
+def _errors(arm: ArmRuns) -> Curve | None:
+    """Error of eps over log-SNR."""
+    lines = []
+    for run in arm.done.values():
+        found = [_by_bin(result) for name, result in run.evaluation.items() if name.startswith("loss_by_snr")]
+        lines += found[:1]
+    return _curve(lines)
+
+
+def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
+    """ "label, sampler" -> Frechet distance over evaluations."""
+    found: dict[str, dict[int, dict[float, float]]] = {}
+    for arm in arms:
+        for seed, run in arm.done.items():
+            for cells in _cells(run).values():
+                for cell in cells:
+                    name = cell["sampler"] if cell["spacing"] == "uniform" else f"{cell['sampler']} {cell['spacing']}"
+                    name = name if len(arms) == 1 else f"{arm.label}, {name}"
+                    found.setdefault(name, {}).setdefault(seed, {})[float(cell["evaluations"])] = cell["value"]
+    curves = {name: _curve(list(lines.values())) for name, lines in found.items()}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
+def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Curve]:
+    """sqrt(alpha_bar) over t / T of every arm, if they differ."""
+    if len({json.dumps(arm.first.science.get("schedule"), sort_keys=True) for arm in arms}) < 2:
+        return {}
+    found = {arm.label: points(arm.first.settings) for arm in arms}
+    return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in found.items() if xy is not None}
+
+
+def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
+    """A row of samples of every arm, of one seed that all have: from the same x_T."""
+    seeds = set.intersection(*(set(arm.done) for arm in arms)) if arms else set()
+    if not seeds:
+        return {}
+    rows = {arm.label: _row(arm.done[min(seeds)]) for arm in arms}
+    return {label: rows[label] for label in order if rows.get(label) is not None}
+
+
+def _row(run: Recorded) -> Any | None:
+    """The first row of samples.png, its tiles not enlarged, as a grid of `images.grid`; None if it is not there."""
+    size = run.settings.get("data", {}).get("image_size")
+    height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+    try:
+        with Image.open(run.path / "samples.png") as picture:
+            pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+    except (OSError, ValueError):
+        return None
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    scale = -(-images.TILE // max(height, width, 1))
+    pad = pixels.shape[1] - 8 * scale * width
+    if min(height, width) < 1 or pad % 9:  # not 8 tiles with 9 lines between and around them
+        return None
+    pad //= 9
+    starts = [pad + i * (scale * width + pad) for i in range(SHOWN)]
+    tiles = [pixels[pad : pad + scale * height : scale, x : x + scale * width : scale] for x in starts]
+    edge = [np.full((height, 2, pixels.shape[2]), 255, np.uint8)]
+    return np.concatenate([part for tile in tiles for part in (edge[0], tile)][1:], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------ how it was made
+
+
+def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
+    """Commit, machine, device and versions of the runs, each with all the values that it has."""
+    runs = [run for arm in arms for run in arm.done.values()]
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        machine = run.status.get("machine")
+        told = {key: run.status.get(key) for key in ("commit", "host", "device", "precision", "threads")}
+        told |= {k: v for k, v in machine.items() if k not in told} if isinstance(machine, dict) else {}
+        for key, value in told.items():
+            if value is not None:
+                found.setdefault(key, {})[str(value)] = None
+    return {key: ", ".join(values) for key, values in found.items()}
+
+
+def _commands(folder: Path, arms: Sequence[ArmRuns]) -> tuple[str, ...]:
+    """What was typed: of the last sweep into the folder, else of every run."""
+    try:
+        content = (folder / "multirun.yaml").read_text()
+        words = yaml.safe_load(content)["hydra"]["overrides"]["task"]
+        return ("ddpm-train -m " + " ".join(map(_quoted, words)),)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        runs = [run.status.get("overrides") or [] for arm in arms for run in arm.runs]
+        typed = dict.fromkeys("ddpm-train " + " ".join(map(_quoted, words)) for words in runs)
+        return tuple(typed)[:20]
+
+
+def _quoted(word: Any) -> str:
+    text = str(word)
+    return text if text.replace("=", "").replace("/", "").replace(".", "").replace("_", "").isalnum() else f"'{text}'"

@@ -1,0 +1,272 @@
+"""Findings in words: numbers with the digits that their interval allows, and a report in Markdown."""
+
+import html
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from ddpm.study.findings import Arm, Failure, Findings, Measure
+from ddpm.study.statistics import BETTER, ENOUGH, LEVEL, NOT_DECIDED, WORSE, Comparison, Estimate
+
+MISSING = "–"  # in a cell of something that was not measured
+MARKED = (BETTER, WORSE)  # the verdicts that are results
+HOW_TO_READ = (
+    f"Intervals are {100 * LEVEL:.0f}% intervals over training seeds by Student's t. Differences to the baseline are "
+    "paired by seed; their intervals and p-values are simultaneous over all arms of a measure by Holm's method, so "
+    "that an interval excludes zero exactly where an arm is marked better or worse. "
+    f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs: the differences of the seeds are listed, and nothing follows."
+)
+
+
+def digits(mean: float, low: float | None = None, high: float | None = None, signed: bool = False) -> tuple[str, str]:
+    """A mean and the ends of its interval, "1.47" and "0.93 to 2.00", with two digits of half the interval's width.
+
+    Args:
+        mean, low, high: as of an `Estimate`; without an interval the mean has three digits.
+        signed: whether positive numbers have a plus, as differences do.
+
+    Returns: the mean, and the interval or "" where there is none.
+    """
+    values = [mean] if low is None or high is None else [mean, low, high]
+    half = (values[2] - values[1]) / 2 if len(values) == 3 else 0.0
+    words = _alike(values, half, signed, plain=len(values) == 3)
+    return words[0], " to ".join(words[1:]) if math.isfinite(sum(values)) else ""
+
+
+def number(value: float, signed: bool = False) -> str:
+    """A number with three digits."""
+    return digits(value, signed=signed)[0]
+
+
+def interval(mean: float, low: float | None, high: float | None, signed: bool = False) -> str:
+    """A mean with its interval: "1.47 (0.93 to 2.00)", or the mean alone where there is no interval."""
+    middle, ends = digits(mean, low, high, signed)
+    return f"{middle} ({ends})" if ends else middle
+
+
+def listed(values: Collection[float]) -> str:
+    """Differences of seeds one by one, in order, with digits in common: "-0.52, +0.13"."""
+    spread = max(values) - min(values) if len(values) > 1 else 0.0
+    return ", ".join(_alike(list(values), spread, signed=True))
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits; a small one only as a bound."""
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:#.2g}" if p < 0.995 else "1"
+
+
+def amount(value: float | None) -> str:
+    """A large number with three digits and a letter for its power: "35.7 M"."""
+    if value is None:
+        return MISSING
+    for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * power:
+            return f"{number(value / power)} {letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in its two largest units: "1 h 05 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes < 10 else f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} d"
+
+
+def heading(measure: Measure) -> str:
+    """The measure's title with its unit."""
+    return f"{measure.title} ({measure.unit})" if measure.unit else measure.title
+
+
+def aim(measure: Measure) -> str:
+    """Which way is better: "lower is better"."""
+    return f"{measure.better} is better"
+
+
+def estimate(found: Estimate | None) -> str:
+    """A cell of the table of arms."""
+    return MISSING if found is None else interval(found.mean, found.low, found.high)
+
+
+def difference(found: Comparison | None) -> str:
+    """A cell of differences; where nothing is decided no mean and no interval, which would look like a result."""
+    if found is None:
+        return MISSING
+    if found.verdict == NOT_DECIDED:
+        return listed(found.points.values())
+    return interval(found.mean, found.low, found.high, signed=True)
+
+
+def context(measure: Measure) -> list[str]:
+    """Sentences on what a measure's numbers can be compared with."""
+    sentences = [f"{aim(measure).capitalize()}."]
+    unit = "" if not measure.unit else measure.unit if measure.unit == "%" else f" {measure.unit}"
+    if measure.real is not None:
+        sentences.append(f"Held-out images have {number(measure.real)}{unit}.")
+    if measure.noise is not None:
+        sentences.append(
+            f"The choice of samples alone moves the number of one run by up to ±{measure.noise:.2g}{unit}."
+        )
+    if measure.note:
+        sentences.append(sentence(measure.note))
+    return sentences
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
+
+
+def footnotes(arms: Iterable[Arm]) -> dict[str, int]:
+    """Every flag of an arm once -> its number, from 1."""
+    return {flag: i for i, flag in enumerate(dict.fromkeys(flag for arm in arms for flag in arm.flags), 1)}
+
+
+def markdown(findings: Findings, figures: str | None = None) -> str:
+    """The report as Markdown, to be committed beside the study.
+
+    Args:
+        findings: what to say.
+        figures: the path, from the report's place, of a picture to show after the verdict.
+    """
+    parts = [f"# {_safe(findings.study)}"]
+    if findings.question:
+        parts.append(_safe(findings.question))
+    parts += ["## Verdict", _bullets(findings.verdict or ["There is none: no arm could be compared."])]
+    if figures:
+        parts.append(f"![Summary of the study](<{figures.replace('<', '%3C').replace('>', '%3E')}>)")
+    if findings.warnings:
+        parts += ["**Warnings**", _bullets(findings.warnings)]
+    if findings.design:
+        parts += ["## Design", _bullets(findings.design)]
+    parts += _arms(findings) + _differences(findings) + _effects(findings)
+    if findings.failures:
+        parts += ["## Runs that are not done", "\n".join(map(_failure, findings.failures))]
+    if findings.commands:
+        parts += ["## Commands", _code("\n".join(findings.commands))]
+    if findings.environment:
+        rows = [[_safe(name), _safe(value)] for name, value in findings.environment.items()]
+        parts += ["## Environment", _table(["", ""], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _arms(findings: Findings) -> list[str]:
+    """The table of arms with footnotes."""
+    if not findings.arms:
+        return []
+    notes, first = footnotes(findings.arms), findings.measures[0] if findings.measures else None
+    header = ["arm", "seeds", *(f"{_safe(heading(measure))}, {aim(measure)}" for measure in findings.measures)]
+    header += ["parameters", "GFLOP", "training"]
+    rows = []
+    for arm in findings.arms:
+        base = arm.label == findings.baseline
+        marks = "".join(f"<sup>{notes[flag]}</sup>" for flag in arm.flags)
+        cells = [f"{_safe(arm.label)}{' (baseline)' if base else ''}{marks}", str(len(arm.seeds))]
+        cells += [estimate(measure.arms.get(arm.label)) for measure in findings.measures]
+        cells += [amount(arm.parameters), MISSING if arm.gflop is None else number(arm.gflop), duration(arm.seconds)]
+        rows.append(cells)
+    table = _table(header, rows, right=range(1, len(header)))
+    parts = ["## Arms", table] if first else ["## Arms", table, "Nothing was measured yet."]
+    if notes:
+        parts.append("\n".join(f"{i}. {_safe(sentence(flag))}" for flag, i in notes.items()))
+    return parts
+
+
+def _differences(findings: Findings) -> list[str]:
+    """A table of differences for each measure that has some."""
+    parts = []
+    for measure in findings.measures:
+        if not measure.differences:
+            continue
+        rows = [
+            [_safe(label), difference(found), str(len(found.points)), p_value(found.p), _verdict(found.verdict)]
+            for label, found in measure.differences.items()
+        ]
+        parts += [f"### {_safe(heading(measure))}", _safe(" ".join(context(measure)))]
+        parts.append(_table(["arm", "difference", "pairs", "p", "verdict"], rows, right=(1, 2, 3)))
+    if not parts:
+        return []
+    return [f"## Differences to {_safe(findings.baseline)}", HOW_TO_READ, *parts]
+
+
+def _effects(findings: Findings) -> list[str]:
+    """Means at the levels of each factor of a grid."""
+    if not findings.effects or not findings.measures:
+        return []
+    rows = [
+        [_safe(effect.factor), _safe(level), estimate(found)]
+        for effect in findings.effects
+        for level, found in effect.levels.items()
+    ]
+    title = _safe(heading(findings.measures[0]))
+    return ["## Main effects", _table(["factor", "level", f"mean {title}"], rows, right=(2,))]
+
+
+def _failure(failure: Failure) -> str:
+    seed = "" if failure.seed is None else f", seed {failure.seed}"
+    return f"- {failure.state}: {_safe(failure.arm)}{seed}: {_safe(failure.reason)} ({_safe(str(failure.path))})"
+
+
+def _verdict(verdict: str) -> str:
+    return f"**{verdict}**" if verdict in MARKED else verdict
+
+
+def _bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {_safe(sentence)}" for sentence in sentences)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
+    """A table with the columns `right` aligned there."""
+    rule = ["---:" if i in right else "---" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def _code(text: str) -> str:
+    """A block of code, fenced by more backticks than it has in a row."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}bash\n{text}\n{fence}"
+
+
+def _safe(text: str) -> str:
+    """One line of text in which nothing is markup."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", line)
+
+
+def _alike(values: Sequence[float], half: float, signed: bool, plain: bool = False) -> list[str]:
+    """Numbers with as many decimals as show two digits of `half`, or three of the largest where that is zero.
+
+    Args:
+        values: the numbers.
+        half: how far they may be off.
+        signed: whether positive ones have a plus.
+        plain: whether those from the second on have more decimals where they are not zero but would look so.
+    """
+    if not all(math.isfinite(value) for value in values):
+        return [number(value, signed) if math.isfinite(value) else "not finite" for value in values]
+    largest = max((abs(value) for value in values), default=0.0)
+    first = math.floor(math.log10(largest)) if largest else 0  # decimal place of the first digit
+    power = 0 if -5 < first < 7 else first
+    scaled, first = [value / 10.0**power for value in values], first - power
+    decimals = 1 - math.floor(math.log10(half / 10.0**power)) if half else 2 - first
+    decimals = min(max(decimals, 0), max(5 - first, 0))  # seeds that agree to the last bit do not need all their bits
+    for _ in range(2):
+        if plain and any(value and not float(f"{value:.{decimals}f}") for value in scaled[1:]):
+            decimals += 1
+    return [_decimal(value, decimals, power, signed) for value in scaled]
+
+
+def _decimal(value: float, decimals: int, power: int, signed: bool) -> str:
+    """A number with a true minus sign, and no sign where it is zero as written."""
+    size = f"{abs(value):,.{decimals}f}"
+    size = size.replace(",", "") if abs(value) < 10_000 else size
+    sign = "" if not float(size.replace(",", "")) else "−" if value < 0 else "+" if signed else ""
+    return f"{sign}{size}{f'e{power}' if power else ''}"
