@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.commands import checking, evaluating, sampling, scheduling, searching, studying, training
+from ddpm.commands import checking, evaluating, optimising, ranging, sampling, scheduling, studying, training
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.told import say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
@@ -76,8 +76,8 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "status": studying.status,
     "retry": studying.retry,
     "report": studying.report,
-    "lr-range": searching.lr_range,
-    "optimise": searching.optimise,
+    "lr-range": ranging.lr_range,
+    "optimise": optimising.optimise,
 }
 STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it means
 

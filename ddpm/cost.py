@@ -195,8 +195,8 @@ class Training:
         self.times = TimeSampler(trainer.time_sampling, source.diffusion.schedule.T, source.device)
         self.guard = Guard(trainer.max_skipped, source.device)
 
-    def step(self) -> None:
-        """The next training step."""
+    def step(self) -> Tensor:
+        """The next training step; returns its loss, of the weights before it, as the trainer logs it."""
         self.steps += 1
         self.optimizer.zero_grad()
         loss, seen = torch.zeros((), device=self.device), Seen(self.steps)
@@ -214,6 +214,7 @@ class Training:
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.trainer.clip or math.inf)
         self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
         self.ema.update(self.model)
+        return loss
 
     def needs(self) -> preflight.Memory:
         """The memory of a step, estimated; computes losses of one and two images."""

@@ -372,6 +372,90 @@ def spacings(path: str | Path, rows: Mapping[str, tuple[Sequence[float], Sequenc
     _save(figure, path)
 
 
+def lr_range(
+    path: str | Path,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    averaged: Sequence[float],
+    marks: Mapping[str, float | None],
+) -> None:
+    """A learning-rate range test: the loss of every step over its rate, and what is read off.
+
+    Args:
+        path: the PNG file to write.
+        rates, losses, averaged: (n,), see `ddpm.study.lr_range.RangeTest`.
+        marks: label -> rate; None where there is none.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    raw, smooth = (np.where(np.isfinite(y), y, np.nan) for y in (losses, averaged))
+    axes.plot(rates, raw, color="tab:blue", alpha=0.3, linewidth=0.8, label="loss of a step")
+    axes.plot(rates, smooth, color="tab:blue", linewidth=1.8, label="moving average")
+    for (label, rate), colour in zip(marks.items(), ("tab:red", "0.5", "tab:green"), strict=False):
+        if rate is not None:
+            axes.axvline(rate, color=colour, linewidth=1.2, linestyle="--", label=f"{label}: {rate:.2g}")
+    axes.set_xscale("log")
+    if np.isfinite(smooth).any():
+        low, high = np.nanmin(raw), max(np.nanmax(smooth[:1]), np.nanmax(raw[: max(1, len(raw) // 2)]))
+        if high > low:  # else the burst would flatten the rest
+            axes.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low))
+    _axes(axes, "learning rate", "loss")
+    axes.legend(frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
+def search(path: str | Path, trials: Sequence[Any], space: Mapping[str, Any], measure: str, maximise: bool) -> None:
+    """A search of settings: the values in the order of trials with the best so far, and over each setting.
+
+    Args:
+        path: the PNG file to write.
+        trials: as Optuna has them.
+        space: key -> Optuna's distribution.
+        measure: what the values are.
+        maximise: whether they are to be large.
+    """
+    columns, rows = min(4, len(space)), math.ceil(len(space) / 4)
+    height = (0.32 + 0.3 * rows) * WIDTH
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[1.1, *[1] * rows])
+    _history(figure.add_subplot(grid[0, :]), trials, measure, maximise)
+    done = [t for t in trials if t.state.name == "COMPLETE"]
+    values, numbers = [t.value for t in done], [t.number for t in done]
+    for i, (key, distribution) in enumerate(space.items()):
+        axes, choices = figure.add_subplot(grid[1 + i // columns, i % columns]), getattr(distribution, "choices", None)
+        chosen = [t.params[key] for t in done]
+        places = [choices.index(choice) for choice in chosen] if choices else chosen
+        axes.scatter(places, values, c=numbers, cmap="Blues", vmin=-len(trials) / 2, s=18)  # the darker the later
+        if choices:
+            axes.set_xticks(range(len(choices)), choices)
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+        elif distribution.log:
+            axes.set_xscale("log")
+        _axes(axes, key, measure if i % columns == 0 else "")
+    if values and 0 < 5 * min(values) < max(values):
+        for axes in figure.axes:
+            axes.set_yscale("log")
+    _save(figure, path)
+
+
+def _history(axes: Axes, trials: Sequence[Any], measure: str, maximise: bool) -> None:
+    """The value of each trial by its number, and a mark at the bottom for those that have none."""
+    done = [t for t in trials if t.state.name == "COMPLETE"]
+    numbers, values = [t.number for t in done], [t.value for t in done]
+    axes.plot(numbers, values, "o", color="tab:blue", markersize=4, label="complete")
+    if done:
+        best = [*(np.maximum if maximise else np.minimum).accumulate(values)]
+        steps = [*numbers, max(t.number for t in trials)], [*best, best[-1]]
+        axes.step(*steps, where="post", color="tab:red", linewidth=1.4, label="best so far")
+    for state, label, marker, colour in (("PRUNED", "pruned", "|", "0.5"), ("FAIL", "failed", "x", "tab:orange")):
+        if places := [t.number for t in trials if t.state.name == state]:
+            across = axes.get_xaxis_transform()
+            axes.plot(places, [0.03] * len(places), marker, color=colour, transform=across, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _axes(axes, "trial", measure)
+    axes.legend(frameon=False, fontsize=SIZE, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))  # above the values
+
+
 def schedules(path: str | Path, named: Mapping[str, NoiseSchedule]) -> None:
     """Noise schedules side by side: how signal and noise change places, log-SNR, betas, and a table of what they are.
 

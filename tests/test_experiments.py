@@ -1,6 +1,7 @@
 """conf/experiment: every recipe composes, is what it says it is, and takes a step on images of its kind."""
 
 import gzip
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from PIL import Image
 from test_devanagari import make_font
 
 from ddpm import checkpoint
-from ddpm.config import build, compose, resolved
+from ddpm.config import build, compose, jobs, resolved
+from ddpm.cost import flops
 from ddpm.runs import Run, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+STUDIES = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment" / "study").glob("*.yaml"))
 FOLDERS = ("devanagari", "cars", "butterflies")
 _COMPOSED: dict[str, DictConfig] = {}
 
@@ -36,7 +39,9 @@ def parameters(name: str) -> int:
 
 def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
-    assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, "digits", "fashion", "mnist"] == EXPERIMENTS
+    of_digits = ["digits", "digits_short"]
+    assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, "fashion", "mnist"] == EXPERIMENTS
+    assert STUDIES == ["attention", "channels", "ema", "learning_rate", "samplers", "schedules", "targets"]
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -137,6 +142,69 @@ def test_every_experiment_has_one_budget_that_decides_and_a_sampler_that_can_wal
     )
     assert build(config.sampler, "sampler").times(build(config.schedule, "schedule"))[-1] == 0
     build(config.trainer, "trainer")
+
+
+# -------------------------------------------------------------------------------------------------------------- studies
+
+
+def arms(study: str) -> dict[str, DictConfig]:
+    """Words of an arm -> its configuration, with the first seed."""
+    found = jobs("train", [f"experiment=study/{study}", "seed=0"], multirun=False)
+    assert found is not None
+    return {" ".join(word for word in job if "seed" not in word): compose("train", job) for job in found}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(study):
+    whole = jobs("train", [f"experiment=study/{study}"], multirun=False)
+    found = arms(study)
+    assert whole is not None and len(whole) == 5 * len(found)
+    assert len({str(resolved(config)) for config in found.values()}) == len(found)
+    for config in found.values():
+        assert config.study == study and config.question.endswith("?") and config.trainer.seconds is None
+        with torch.device("meta"):
+            model = build(config.model, "model")
+        schedule = build(config.schedule, "schedule")
+        diffusion = build(config.diffusion, "diffusion", schedule=schedule)
+        diffusion.must_be_trainable()
+        assert model.out_channels == model.in_channels and build(config.sampler, "sampler").times(schedule)[-1] == 0
+        build(config.trainer, "trainer")
+        for line in config.evaluation:
+            compose("evaluate", shlex.split(line))
+    group = REPOSITORY / "conf" / "ablation" / study.removesuffix("s")
+    named = {path.stem for path in group.glob("*.yaml")} if group.is_dir() else set()
+    assert all(any(f"={name} " in words for words in found) for name in named)
+    (baseline,) = {config.baseline for config in found.values()}
+    assert baseline is None or baseline in named or any(baseline in words for words in found)
+
+
+def test_attention_is_placed_at_equal_cost():
+    gflop = {}
+    for words, config in arms("attention").items():
+        with torch.device("meta"):
+            model = build(config.model, "model")
+            x_t, t = torch.empty(1, 1, 8, 8), torch.ones(1, dtype=torch.long)
+        gflop[words] = flops(model, x_t, t, backward=False)
+    assert len(gflop) == 5 and max(gflop.values()) / min(gflop.values()) < 1.12
+    mean = sum(gflop.values()) / len(gflop)
+    assert all(abs(found / mean - 1) < 0.07 for found in gflop.values())
+
+
+def test_the_widths_of_the_channels_study_are_an_eighth_of_those_in_use():
+    widths = {}
+    for words, config in arms("channels").items():
+        widths[words.partition(" ")[0].rpartition("=")[2]] = [
+            config.model.channels * m for m in config.model.channel_mults
+        ]
+    assert [8 * width for width in widths["pairs"]] == [128, 128, 256, 256, 512, 512]
+    assert [8 * width for width in widths["stairs"]] == [64, 128, 192, 256, 384, 512]
+
+
+def test_linear_schedules_of_the_study_end_where_their_names_say():
+    ends = {words: config.schedule for words, config in arms("schedules").items() if "beta_T" in words}
+    assert len(ends) == 4
+    for words, schedule in ends.items():
+        assert schedule.beta_1 == 0.001 and words.startswith(f"+ablation/schedule=beta_T_{schedule.beta_T:g} ")
 
 
 # ---------------------------------------------------------------------------------------------- one step

@@ -33,7 +33,7 @@ from ddpm.sampling import Source
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-OTHERS = ("experiment", "judge", "protocol")  # no groups of training
+OTHERS = ("ablation", "experiment", "judge", "protocol")  # no groups of training
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHERS)
 
 # ---------------------------------------------------------------------------------------------- what is typed
@@ -45,6 +45,7 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "devanagari": [],
     "devanagari_small": ["data.count=20"],
     "digits": [],
+    "digits_short": [],
     "fashion": [],
     "mnist": [],
 }
@@ -181,6 +182,11 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "init": ["null", "nowhere"],
     "extend": ["null", "nowhere"],
     "recognition": ["true", "false"],
+    "slots": ["1", "8"],
+    "retry": ["true", "false"],
+    "evaluation": ["[]", "['metric=cost cost.steps=[1]']", "['metric=nope']", "['a b']"],
+    "question": ["null", "why"],
+    "baseline": ["null", "linear"],
     "compile": ["false"],  # compiling takes a minute, and a test of its own
     "trust": ["[]", "[os.system]", "[nowhere.Net]"],
 }

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from test_cli import words
 
-from ddpm.commands import searching
+from ddpm.commands import ranging
 from ddpm.commands.planning import planned
 from ddpm.config import InvalidInput, compose
 from ddpm.ranks import Ranks
@@ -116,7 +116,7 @@ def small(tmp_path, *changes: str) -> list[str]:
 
 
 def test_it_writes_a_figure_and_the_numbers_and_no_run(tmp_path, capsys):
-    searching.lr_range(small(tmp_path, "study=s", "range.start=1e-4", "range.beta=0.5"))
+    ranging.lr_range(small(tmp_path, "study=s", "range.start=1e-4", "range.beta=0.5"))
     told = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["lr_range.csv", "lr_range.png"]
     assert Image.open(tmp_path / "s" / "lr_range.png").width > 500
@@ -128,7 +128,7 @@ def test_it_writes_a_figure_and_the_numbers_and_no_run(tmp_path, capsys):
 
 def test_a_suggestion_is_told_with_the_words_that_use_it(tmp_path, capsys):
     typed = ["experiment=digits_short", "device=cpu", f"runs={tmp_path}", "optimizer.lr=7", "range.steps=60"]
-    searching.lr_range([*typed, "trainer.batch_size=16", f"range.out={tmp_path}/a.png"])
+    ranging.lr_range([*typed, "trainer.batch_size=16", f"range.out={tmp_path}/a.png"])
     told = capsys.readouterr().out
     command = next(line for line in told.splitlines() if "train" in line and "optimizer.lr=" in line)
     assert "experiment=digits_short" in command and "range." not in command and "lr=7" not in command
@@ -141,7 +141,7 @@ def test_the_steps_are_those_of_training(tmp_path):
     """To the bit: at a constant rate the losses are those that a run logs, with dropout."""
     typed = small(tmp_path, "model.dropout=0.3", "trainer.lr_schedule=constant", "optimizer.lr=3e-3", "trainer.steps=4")
     test, cpu = RangeTest(beta=0.0), torch.device("cpu")
-    searching._walk(planned(compose("lr_range", typed), cpu, marking=False), [3e-3] * 4, test)
+    ranging._walk(planned(compose("lr_range", typed), cpu, marking=False), [3e-3] * 4, test)
     plan = planned(compose("lr_range", typed), cpu, marking=False)
     plan.run.path.mkdir(parents=True)
     plan.trainer.fit(plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer, seed=0, device=cpu, ranks=Ranks())
@@ -156,13 +156,14 @@ def test_the_steps_are_those_of_training(tmp_path):
         ("range.start=0", "0 < start < end"),
         ("range.start=2", "0 < start < end"),
         ("range.end=inf", "range.end=inf must be a finite number"),
-        ("range.steps=9", "range.steps=9 must be at least 10"),
+        ("range.steps=9", "range.steps=9 must be an integer >= 10"),
         ("range.steps=20.5", "range.steps=20.5 must be an integer"),
         ("range.beta=1", "beta = 1 must lie in"),
         ("range.stop=1", "stop = 1 must be"),
         ("range.out=a.pdf", "must be the name of a .png file"),
         ("range.out=nowhere/a.png", "the folder nowhere does not exist"),
         ("range.until=1", "range.until is no key of this configuration; range has: beta, end, out"),
+        ("range.beta=${range.nothing}", "range.nothing"),
         ("range=null", "range=None must hold settings"),
         ("extend=runs/default/abc", "init=runs/default/abc"),
         ("trainer.batch_size=0", "batch_size = 0"),
@@ -170,8 +171,8 @@ def test_the_steps_are_those_of_training(tmp_path):
     ],
 )
 def test_wrong_input_is_refused_in_one_line(tmp_path, monkeypatch, wrong, told):
-    monkeypatch.setattr(searching, "_walk", lambda *arguments: pytest.fail("it began"))
+    monkeypatch.setattr(ranging, "_walk", lambda *arguments: pytest.fail("it began"))
     with pytest.raises(InvalidInput, match=r"^[^\n]*$") as raised:
-        searching.lr_range(small(tmp_path, wrong))
+        ranging.lr_range(small(tmp_path, wrong))
     assert told in str(raised.value)
     assert list(tmp_path.iterdir()) == []

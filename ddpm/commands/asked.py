@@ -1,15 +1,29 @@
 """What was asked for: the words that were typed, values that several commands check, and the run that they name."""
 
 import contextlib
+import math
 import os
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.config import InvalidInput, build, build_data, plain, read_config, resolve_device
+from ddpm.config import (
+    InvalidInput,
+    build,
+    build_data,
+    compose,
+    plain,
+    read_config,
+    resolve_device,
+    resolved,
+    with_known_keys,
+)
 
 
 def multirun() -> bool:
@@ -37,6 +51,39 @@ def job_name() -> str:
     return " ".join(overrides()) or "defaults"
 
 
+def training_command(words: list[str]) -> str:
+    """What is typed to train by these words."""
+    own = (Path.cwd() / "experiments" / "train.py").is_file()
+    return f"{'python experiments/train.py' if own else 'ddpm-train'} {shlex.join(words)}"
+
+
+def composed(name: str, words: list[str]) -> DictConfig:
+    """The configuration of words that were typed to ddpm-study, for what one process does, and which extends no run."""
+    from ddpm import ranks
+
+    if ranks.started():
+        raise InvalidInput("this is done by one process: start it without torchrun")
+    try:
+        config = compose(name, words)
+        extend, *_ = (config[key] for key in ("extend", "retry", "device"))  # which are read before all is resolved
+    except InvalidInput as error:
+        raise InvalidInput(with_known_keys(name, str(error), words)) from error
+    except OmegaConfBaseException as error:
+        raise InvalidInput(str(error).splitlines()[0]) from error
+    if extend is not None:
+        raise InvalidInput(f"extend={extend} cannot be used here; init={extend} starts from its weights")
+    return config
+
+
+def settings(config: DictConfig, name: str) -> DictConfig:
+    """A node of settings; refuses anything else, and interpolations that lead nowhere."""
+    node = config[name]
+    if not isinstance(node, DictConfig):
+        raise InvalidInput(f"{name}={node} must hold settings, such as {name}.KEY=VALUE")
+    resolved(node)
+    return node
+
+
 def trusted(config: DictConfig) -> list[str]:
     """The names that the command line, and nothing else, adds to the allowed targets."""
     names = plain(config.trust)
@@ -46,11 +93,25 @@ def trusted(config: DictConfig) -> list[str]:
 
 
 def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> None:
-    """Refuse what is not a whole number, or below `least`."""
+    """Refuse what is not a whole number, or below `least`; a key may be dotted."""
     for key in keys:
-        value = config[key]
+        value = OmegaConf.select(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise InvalidInput(f"{key}={value} must be an integer" + (f" >= {least}" if least is not None else ""))
+
+
+def must_be_numbers(config: DictConfig, *keys: str) -> None:
+    """Refuse what is not a finite number; a key may be dotted."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidInput(f"{key}={value} must be a finite number")
+
+
+def must_be_one_of(config: DictConfig, key: str, allowed: Iterable[str]) -> None:
+    """Refuse what is none of the names that are allowed; a key may be dotted."""
+    if (value := OmegaConf.select(config, key)) not in (allowed := tuple(allowed)):
+        raise InvalidInput(f"{key}={value} is not known; allowed: {', '.join(allowed)}")
 
 
 def must_be_writable(out: str | None) -> None:
@@ -79,10 +140,8 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     from ddpm.runs import open_run
     from ddpm.sampling import Source
 
-    if config.precision not in ("auto", *PRECISIONS):
-        raise InvalidInput(f"precision={config.precision} is not known; allowed: auto, {', '.join(PRECISIONS)}")
-    if config.weights not in ("ema", "raw"):
-        raise InvalidInput(f"weights={config.weights} is not known; allowed: ema, raw")
+    must_be_one_of(config, "precision", ("auto", *PRECISIONS))
+    must_be_one_of(config, "weights", ("ema", "raw"))
     must_be_whole(config, "batch", least=1)
     must_be_whole(config, "seed")
     device = resolve_device(config.device)

@@ -15,6 +15,7 @@ from ddpm.commands.asked import trusted
 from ddpm.commands.planning import built, status_of
 from ddpm.commands.told import say
 from ddpm.config import (
+    CADENCE,
     InvalidInput,
     build,
     build_data,
@@ -26,8 +27,8 @@ from ddpm.config import (
     with_known_keys,
 )
 
-RETRIED_WITH = ("device", "compile", "evaluation", "data.root")  # of what changes no result
-TIMED_GFLOP = 2000  # of the steps that are timed, at most: a second or two of a laptop's CPU
+RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
+TIMED_GFLOP = 100  # of the steps that are timed, at most: a second or two of a laptop's CPU
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -66,7 +67,7 @@ def plan(words: list[str]) -> None:
     data = _data_of(composed[0].config)
     runs = [_planned(job, config, data) for job, config in composed]
     records = [
-        Recorded(Path(run.name or str(number)), run.settings, _as_status(run, number), {}, _science(run.settings))
+        Recorded(Path(str(number)), run.settings, _as_status(run, number), {}, _science(run.settings | {"seed": None}))
         for number, run in enumerate(runs)
     ]
     arms = arms_of(records)
@@ -74,16 +75,19 @@ def plan(words: list[str]) -> None:
     of_arm = [[by_record[id(record)] for record in arm.runs] for arm in arms]
     needs = [_needs(found[0], data) for found in of_arm]
     rate = _rate(of_arm, needs, data)
+    total, reasons = 0.0, dict[str, str]()
     rows = [["arm", "runs", "parameters", "GFLOP/image", "memory", "a run", "state"]]
-    total = 0.0
     for arm, found, need in zip(arms, of_arm, needs, strict=True):
-        a_run = _seconds(found, need, rate)
-        missing = sum(run.status.get("state") != "DONE" for run in found)
-        total += 0.0 if a_run is None or need.refused else a_run * missing
-        rows.append(_row(arm.label, found, need, a_run))
+        a_run = None if need.refused else _seconds(found, need, rate)
+        if need.refused:
+            reasons.setdefault(need.refused, f"refused ({len(reasons) + 1})")
+        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in found)
+        rows.append(_row(arm.label, found, need, a_run, reasons))
     say(_table(rows))
+    for reason, name in reasons.items():
+        say(f"{name}: {reason}")
     refused = sum(len(found) for found, need in zip(of_arm, needs, strict=True) if need.refused)
-    say(_summary(runs, arms, merged, refused, total, rate, composed[0].config))
+    say(_summary(runs, arms, merged, refused, total, rate, data is not None, composed[0].config))
 
 
 def _as_status(run: Planned, number: int) -> dict[str, Any]:
@@ -151,21 +155,19 @@ def _planned(words: list[str], config: DictConfig, data: Any | None) -> Planned:
     return Planned(words, config, settings, status_of(run), name)
 
 
-class _Shape(NamedTuple):
-    """Stands for data that are not at hand: their shape is configured."""
-
-    shape: tuple[int, int, int]
-    images: Any
-    labels: Any
-    num_classes: int
-
-
-def _stand_in(settings: dict[str, Any]) -> _Shape:
+def _stand_in(settings: dict[str, Any]) -> Any:
+    """Stands for data that are not at hand: black images of the shape that is configured, of one class."""
     import torch
+
+    from ddpm.data import ImageData
 
     size = settings["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return _Shape((settings["channels"], height, width), torch.empty(0, dtype=torch.uint8), (), 0)
+    try:
+        images = torch.zeros(64, settings["channels"], height, width, dtype=torch.uint8)
+        return ImageData("not at hand", "none", images, torch.zeros(64, dtype=torch.long))
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
 
 
 def _needs(run: Planned, data: Any | None) -> Needs:
@@ -223,18 +225,19 @@ def _gflop(model: Any, shape: tuple[int, ...], backward: bool) -> float:
 
 
 def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs], data: Any | None) -> float | None:
-    """GFLOP of training in a second, by timed steps of the first arm that can be trained; None without data."""
+    """GFLOP of training in a second, by timed steps of the first arm that can be trained; None if all is done."""
     import torch
 
     from ddpm import cost
     from ddpm.sampling import Source
 
     legal = [(found[0], need) for found, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
-    if not legal or data is None:
+    if not legal or all(run.status.get("state") == "DONE" for found in of_arm for run in found):
         return None
     run, need = legal[0]
     assert need.gflop is not None
     device, trust = resolve_device(run.config.device), trusted(run.config)
+    data = _stand_in(run.settings["data"]) if data is None else data
     parts = built(run.config, trust, data, device)
     trainer = parts.trainer
     trainer.batch_size = max(1, min(trainer.batch_size // trainer.accumulate, int(TIMED_GFLOP / need.gflop / 4)))
@@ -262,7 +265,7 @@ def _seconds(found: list[Planned], need: Needs, rate: float | None) -> float | N
     return min(need.images * need.gflop / rate, budget or math.inf)
 
 
-def _row(label: str, found: list[Planned], need: Needs, a_run: float | None) -> list[str]:
+def _row(label: str, found: list[Planned], need: Needs, a_run: float | None, reasons: dict[str, str]) -> list[str]:
     from ddpm import preflight
     from ddpm.study.words import MISSING, amount, duration, number
 
@@ -275,7 +278,7 @@ def _row(label: str, found: list[Planned], need: Needs, a_run: float | None) -> 
         MISSING if need.gflop is None else number(need.gflop),
         MISSING if need.memory is None else preflight.in_words(need.memory),
         duration(a_run),
-        f"refused: {need.refused}" if need.refused else told,
+        reasons[need.refused] if need.refused else told,
     ]
 
 
@@ -286,6 +289,7 @@ def _summary(
     refused: int,
     total: float,
     rate: float | None,
+    at_hand: bool,
     config: DictConfig,
 ) -> str:
     """What the table adds up to."""
@@ -299,9 +303,9 @@ def _summary(
         lines.append(f"{done} are done already")
     if refused:
         lines.append(f"{refused} are refused: they would be FAILED with that reason, and the others run")
-    if rate is None:
-        lines.append("the data are not at hand: nothing was timed, no run was looked for, classes were not checked")
-    else:
+    if not at_hand:
+        lines.append("the data are not at hand: no run was looked for, classes and epochs were not counted")
+    if rate is not None and total:
         lines.append(
             f"about {duration(total)} for what is missing, one after the other, on {resolve_device(config.device)} "
             f"({rate:,.0f} GFLOP/s in three steps of the first arm; small networks are less exact)"
@@ -358,6 +362,11 @@ def retry(words: list[str]) -> int:
     Raises: InvalidInput.
     """
     folder, others = _folder(words)
+    for word in others:
+        key, equals, _ = word.partition("=")
+        if not equals or key not in (*RETRIED_WITH, *(f"trainer.{name}" for name in CADENCE)):
+            allowed = ", ".join(f"{name}=" for name in RETRIED_WITH)
+            raise InvalidInput(f"{word}: a run is tried again as it is; allowed: {allowed} and the trainer's cadence")
     arms, _ = _read(folder)
     open_runs = [run for arm in arms for run in arm.runs if run.state in ("FAILED", "INTERRUPTED")]
     if not open_runs:
@@ -380,14 +389,8 @@ def _again(run: Any, words: list[str]) -> DictConfig:
     """The configuration of a run, to be trained in the same directory."""
     if not run.settings:
         raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that began it, with retry=true")
-    config = OmegaConf.create(run.settings)
+    config = OmegaConf.create(run.settings | {"trust": []})  # what is stored may be anybody's
     OmegaConf.set_struct(config, True)
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if not equals or key.partition(".")[0] not in ("device", "slots", "compile", "data", "trainer", "evaluation"):
-            raise InvalidInput(
-                f"{word}: a run is tried again as it is; allowed: device=, compile=, evaluation=, data.root="
-            )
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(words))
     except Exception as error:  # OmegaConf's, of many classes
@@ -395,7 +398,7 @@ def _again(run: Any, words: list[str]) -> DictConfig:
     assert isinstance(merged, DictConfig)  # as the first of them is
     OmegaConf.set_struct(merged, False)
     runs = run.path.parent
-    merged.runs, merged.study, merged.trust = str(runs.parent), runs.name, run.settings.get("trust", [])
+    merged.runs, merged.study = str(runs.parent), runs.name
     if _science(resolved(merged)) != _science(run.settings):
         raise InvalidInput(f"{' '.join(words)} would make another run of it")
     return merged
@@ -418,10 +421,10 @@ def report(words: list[str]) -> None:
 
     folder, others = _folder(words)
     options = _must_be_known(others, ("baseline", "measure", "out"))
+    arms, unread = _read(folder)
     out = Path(options.get("out", folder))
     if not out.is_dir():
         raise InvalidInput(f"out={out} is no folder")
-    arms, unread = _read(folder)
     try:
         found = findings(folder, arms, unread, _network, _schedule, options.get("baseline"), options.get("measure"))
     except ValueError as error:

@@ -99,7 +99,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     """
     import torch
 
-    from ddpm import checkpoint, files
+    from ddpm import checkpoint, cost, files
     from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
     from ddpm.schedules import concerns
     from ddpm.trainer import Interrupted
@@ -127,7 +127,9 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             try:
                 with files.replacing(run.path / "config.yaml", durable=True) as temporary:
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
-                run.begin(data=plan.data.identity(), overrides=overrides(), threads=torch.get_num_threads())
+                machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
+                threads = torch.get_num_threads()
+                run.begin(data=plan.data.identity(), overrides=overrides(), threads=threads, machine=machine)
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume, watch)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
@@ -143,7 +145,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             except Exception as error:
                 _record_failure(run, error)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
-            _next_steps(run, ended)
+            _next_steps(run, ended, brief=multirun() or watch is not None)
     except RunIsHeld as error:
         team.told(None)
         raise Held(str(error)) from error
@@ -280,9 +282,9 @@ def _draw_results(
         say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
 
 
-def _next_steps(run: Any, ended: str) -> None:
-    """Where the results are and what to type next."""
-    if multirun():
+def _next_steps(run: Any, ended: str, brief: bool) -> None:
+    """Where the results are and what to type next; of one run among many, that it is done."""
+    if brief:
         status = run.status()
         say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
         return

@@ -113,9 +113,14 @@ def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) ->
         colour = INK if label == baseline else BLUE
         every += _row(axes, y, of.mean, of.low, of.high, list(of.points.values()), colour)
     if found.real is not None:
-        axes.axvline(found.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
-        axes.set_title(f"dashed: real, {words.number(found.real)}", fontsize=SIZE - 1, color=MUTED)
-        every.append(found.real)
+        finite = [value for value in every if math.isfinite(value)]
+        low, high = (min(finite), max(finite)) if finite else (found.real, found.real)
+        near = low - (high - low) <= found.real <= high + (high - low)  # else it would press the arms together
+        if near:
+            axes.axvline(found.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
+            every.append(found.real)
+        told = f"dashed: real, {words.number(found.real)}" if near else f"real: {words.number(found.real)}, not shown"
+        axes.set_title(told, fontsize=SIZE - 1, color=MUTED)
     positive = [value for value in every if math.isfinite(value)]
     if positive and 0 < 20 * min(positive) < max(positive):
         axes.set_xscale("log")

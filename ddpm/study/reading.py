@@ -14,7 +14,10 @@ from ddpm.files import shown
 from ddpm.runs import DONE, Run, read_metrics
 from ddpm.stored import read_settings
 
-NO_SCIENCE = {"runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline"}
+NO_SCIENCE = {
+    "runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline",
+    "recognition", "data.root", "data.download",
+}  # fmt: skip
 """Keys that change no result, and so tell no arms apart."""
 MISSING = "(absent)"  # a key that an arm does not have
 Science = Callable[[dict[str, Any]], dict[str, Any]]
@@ -40,13 +43,15 @@ class Recorded:
 
     @property
     def seed(self) -> int | None:
-        seed = self.settings.get("seed")
+        """Of its configuration; of a run that has none, what was typed."""
+        typed = [word.partition("=")[2] for word in self.status.get("overrides") or [] if _key(word) == "seed"]
+        seed = self.settings.get("seed", int(typed[-1]) if typed and typed[-1].isdecimal() else None)
         return seed if isinstance(seed, int) else None
 
     @property
     def words(self) -> list[str]:
         """What was typed for it, as far as it changes results, without the seed."""
-        words = [str(word) for word in self.status.get("overrides") or []]
+        words = self.status.get("overrides") or []
         return [word for word in words if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))]
 
     @cached_property
@@ -64,9 +69,10 @@ class ArmRuns:
 
     @property
     def done(self) -> dict[int, Recorded]:
-        """Seed -> run, of those that are done; of two with one seed, the last that ended."""
+        """Seed -> run, of those that are done, by seed; of two with one seed, the last that ended."""
         ended = sorted((run for run in self.runs if run.done), key=lambda run: str(run.status.get("ended")))
-        return {run.seed: run for run in ended if run.seed is not None}
+        last = {run.seed: run for run in ended if run.seed is not None}
+        return dict(sorted(last.items()))
 
     @property
     def first(self) -> Recorded:
@@ -99,6 +105,7 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
             status = Run(path).status()
             if not status:
                 raise ValueError("its status.json cannot be read")
+            _must_be_of_a_run(status)
             settings = read_settings(path / "config.yaml") if (path / "config.yaml").exists() else {}
             found.append(Recorded(path, settings, status, _evaluation(path), _without_seed(science, settings)))
         except (ValueError, OSError) as error:
@@ -110,7 +117,7 @@ def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
     """Runs grouped into arms, in the order in which the arms were begun, with labels and levels."""
     groups: dict[str, list[Recorded]] = {}
     for run in sorted(runs, key=lambda run: (str(run.status.get("started") or run.status.get("ended")), str(run.path))):
-        key = json.dumps(run.science, sort_keys=True) if run.science else f"unread {run.path.name}"
+        key = json.dumps(run.science or ["no config.yaml", *(run.words or [run.path.name])], sort_keys=True)
         groups.setdefault(key, []).append(run)
     arms = list(groups.values())
     levels = _levels([arm[0].science for arm in arms])
@@ -129,17 +136,37 @@ def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def _must_be_of_a_run(status: dict[str, Any]) -> None:
+    """Raises: ValueError where what was typed, or what is said of the data, is of another kind."""
+    words, data = status.get("overrides") or [], status.get("data") or {}
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words) and isinstance(data, dict)):
+        raise ValueError("its status.json is not that of a run")
+
+
 def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
-    """What tells arms apart: the science of a run."""
-    return {key: value for key, value in science(settings).items() if key != "seed"} if settings else {}
+    """What tells arms apart: the science of a run.
+
+    Raises: ValueError for settings that are not those of a run.
+    """
+    if not settings:
+        return {}
+    try:
+        found = {key: value for key, value in science(settings).items() if key != "seed"}
+        json.dumps(found, sort_keys=True)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its config.yaml is not that of a run ({type(error).__name__}: {error})") from error
+    return found
 
 
 def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Of every arm, factor -> level, for what differs between arms.
 
     Where a group is built by different functions, such as schedules, the group is one factor, and its level names the
-    function and the arguments in which arms of the same function differ.
+    function and the arguments in which arms of the same function differ. Arms without a configuration have none.
     """
+    if not all(sciences):
+        of_known = iter(_levels([science for science in sciences if science]))
+        return [next(of_known) if science else {} for science in sciences]
     groups = sorted({group for science in sciences for group in science})
     found: list[dict[str, str]] = [{} for _ in sciences]
     for group in groups:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
+PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that mean nothing on another machine
 
 
 class Kind(NamedTuple):
@@ -127,8 +129,11 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
                 kind, value = _kind(protocol), result.get("value")
                 if kind is None or not isinstance(value, int | float):
                     continue
-                if protocol.startswith("loss_by_snr") and protocol in common:
-                    value = statistics.fmean(_by_bin(result)[x] for x in common[protocol])
+                if protocol in common:
+                    errors = _by_bin(result)
+                    if not common[protocol] or not errors:  # another range of log-SNR, or none that is known
+                        continue
+                    value = statistics.fmean(errors[x] for x in common[protocol])
                 found.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
@@ -152,7 +157,16 @@ def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
 def _cells(run: Recorded) -> dict[str, list[dict[str, Any]]]:
     """Protocol -> results of a grid of samplers and steps."""
     grids = {name: result.get("cells") for name, result in run.evaluation.items() if name.startswith(STEPS)}
-    return {name: cells for name, cells in grids.items() if isinstance(cells, list)}
+    return {name: list(filter(_is_cell, cells)) for name, cells in grids.items() if isinstance(cells, list)}
+
+
+def _is_cell(cell: Any) -> bool:
+    names, numbers = ("sampler", "spacing"), ("steps", "evaluations", "value")
+    return (
+        isinstance(cell, dict)
+        and all(isinstance(cell.get(key), str) for key in names)
+        and all(isinstance(cell.get(key), int | float) for key in numbers)
+    )
 
 
 def _way(cell: Mapping[str, Any]) -> str:
@@ -213,13 +227,13 @@ def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRun
     if len(ways) > 1:
         told.append("runs were sampled or measured by different settings")
     bins = _common_bins(arms).get(name)
-    if bins is not None:
+    if bins:
         told.append(f"the mean over log-SNR {min(bins) - 0.5:g} to {max(bins) + 0.5:g}, which all arms reach")
     return "; ".join(told)
 
 
 def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
-    """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have."""
+    """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have, of those that say any."""
     found: dict[str, list[set[float]]] = {}
     for arm in arms:
         for run in arm.done.values():
@@ -227,14 +241,13 @@ def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
                 if protocol.startswith("loss_by_snr") and (errors := _by_bin(result)):
                     low, high = result.get("value_log_snr") or (min(errors), max(errors))
                     found.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
-    common = {protocol: sorted(set.intersection(*bins)) for protocol, bins in found.items()}
-    return {protocol: bins for protocol, bins in common.items() if bins}
+    return {protocol: sorted(set.intersection(*bins)) for protocol, bins in found.items()}
 
 
 def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
     """log-SNR -> error of eps, where the schedule reaches it."""
     bins, errors = result.get("log_snr"), result.get("eps")
-    if not isinstance(bins, list) or not isinstance(errors, list):
+    if not isinstance(bins, list) or not isinstance(errors, list) or len(bins) != len(errors):
         return {}
     return {x: error for x, error in zip(bins, errors, strict=True) if error is not None}
 
@@ -259,8 +272,8 @@ def _baseline(names: Sequence[str], known: Sequence[str], arms: Sequence[ArmRuns
 
 def _said(arms: Sequence[ArmRuns], key: str) -> str | None:
     """What the runs' configurations say of the study, if they agree."""
-    said = {run.settings.get(key) for arm in arms for run in arm.runs} - {None}
-    return str(said.pop()) if len(said) == 1 else None
+    said = {str(run.settings[key]) for arm in arms for run in arm.runs if run.settings.get(key) is not None}
+    return said.pop() if len(said) == 1 else None
 
 
 def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
@@ -276,7 +289,7 @@ def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
         gflop=gflop,
         seconds=statistics.fmean(seconds) if seconds else None,
         flags=tuple(_flags(arm, base)),
-        commands=tuple(dict.fromkeys(" ".join(run.status.get("overrides") or []) for run in runs.values())),
+        commands=tuple(dict.fromkeys(_command(run.status.get("overrides") or []) for run in runs.values())),
     )
 
 
@@ -307,7 +320,7 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
     if any((run.status.get("data") or {}).get("sha256") != (others[0].status.get("data") or {}).get("sha256")
            for run in runs):  # fmt: skip
         flags.append("other data")
-    if unpaired := _unpaired(arm, base):
+    if arm.label != base.label and (unpaired := _unpaired(arm, base)):
         flags.append(f"not paired with the baseline ({unpaired}): its differences are valid, but noisier")
     return flags
 
@@ -380,7 +393,7 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
     """The data and the training that all arms share, in words."""
 
     def same(group: str, key: str) -> Any:
-        found = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms}
+        found = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
         return json.loads(found.pop()) if len(found) == 1 else None
 
     parts = []
@@ -416,6 +429,8 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
             f"{name} of the baseline, {base}: {interval(of_base.mean, of_base.low, of_base.high)}{unit} "
             f"({measure.better} is better)."
         )
+    else:
+        sentences.append(f"{name} was not measured of the baseline, {base}: nothing is compared with it.")
     for label in better[:3]:
         c = found[label]
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
@@ -430,7 +445,7 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if undecided:
         sentences.append(f"Not decided, for too few seeds: {', '.join(undecided)}.")
     if failures:
-        sentences.append(f"{len(failures)} runs are not done.")
+        sentences.append("One run is not done." if len(failures) == 1 else f"{len(failures)} runs are not done.")
     return tuple(sentences)
 
 
@@ -443,7 +458,15 @@ def _factors(arms: Sequence[Arm]) -> dict[str, list[str]]:
     for arm in arms:
         for factor, level in arm.settings.items():
             factors.setdefault(factor, {})[level] = None
-    return {factor: list(levels) for factor, levels in factors.items()}
+    return {factor: _in_order(list(levels)) for factor, levels in factors.items()}
+
+
+def _in_order(levels: list[str]) -> list[str]:
+    """Numbers by size; other levels as they came."""
+    try:
+        return sorted(levels, key=float)
+    except ValueError:
+        return levels
 
 
 def _grid(arms: Sequence[Arm]) -> dict[str, list[str]]:
@@ -605,14 +628,12 @@ def _row(run: Recorded) -> Any | None:
     try:
         with Image.open(run.path / "samples.png") as picture:
             pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of a damaged PNG
         return None
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    scale = -(-images.TILE // max(height, width, 1))
-    pad = pixels.shape[1] - 8 * scale * width
-    if min(height, width) < 1 or pad % 9:  # not 8 tiles with 9 lines between and around them
-        return None
-    pad //= 9
+    scale, pad = -(-images.TILE // max(height, width, 1)), 2
+    if pixels.shape[1] != 8 * scale * width + 9 * pad or pixels.shape[0] < scale * height + 2 * pad:
+        return None  # not rows of 8 tiles with lines between and around them
     starts = [pad + i * (scale * width + pad) for i in range(SHOWN)]
     tiles = [pixels[pad : pad + scale * height : scale, x : x + scale * width : scale] for x in starts]
     edge = [np.full((height, 2, pixels.shape[2]), 255, np.uint8)]
@@ -637,17 +658,15 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
 
 
 def _commands(folder: Path, arms: Sequence[ArmRuns]) -> tuple[str, ...]:
-    """What was typed: of the last sweep into the folder, else of every run."""
+    """What was typed, less where things lie on a machine: of the last sweep into the folder, else of every run."""
     try:
         content = (folder / "multirun.yaml").read_text()
         words = yaml.safe_load(content)["hydra"]["overrides"]["task"]
-        return ("ddpm-train -m " + " ".join(map(_quoted, words)),)
+        return (_command(["-m", *map(str, words)]),)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         runs = [run.status.get("overrides") or [] for arm in arms for run in arm.runs]
-        typed = dict.fromkeys("ddpm-train " + " ".join(map(_quoted, words)) for words in runs)
-        return tuple(typed)[:20]
+        return tuple(dict.fromkeys(map(_command, runs)))[:20]
 
 
-def _quoted(word: Any) -> str:
-    text = str(word)
-    return text if text.replace("=", "").replace("/", "").replace(".", "").replace("_", "").isalnum() else f"'{text}'"
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["ddpm-train", *(word for word in words if not word.startswith(PLACES))])

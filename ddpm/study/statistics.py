@@ -40,8 +40,10 @@ def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
 
     $$ \bar x \pm t_{n-1,\, (1 + level) / 2} \; s / \sqrt n $$
 
-    Returns: (mean, low, high); without an interval for a single value.
+    Returns: (mean, low, high); without an interval for a single value, and for values that are not all finite.
     """
+    if not all(map(math.isfinite, values)):
+        return math.nan, None, None
     mean, n = math.fsum(values) / len(values), len(values)
     if n < 2:
         return mean, None, None
@@ -70,7 +72,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def p_of_no_difference(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test: how often so large a mean difference comes where there is none."""
+    """Two-sided p-value of the paired t-test: how often so large a mean difference comes where there is none.
+
+    1 for differences that are not all finite, of which nothing can be shown.
+    """
+    if not all(map(math.isfinite, differences)):
+        return 1.0
     mean, n = math.fsum(differences) / len(differences), len(differences)
     s = float(np.std(differences, ddof=1))
     if s == 0:
@@ -130,13 +137,16 @@ def bootstrap(
 
 
 def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, ...]:
-    """Labels of the points (cost, quality) that no other beats: none costs as little or less and is better."""
+    """Labels of the points (cost, quality) that no other beats, by cost.
+
+    Beaten is what costs no less than another and is no better, unless they are the same in both.
+    """
     sign = 1 if better == "lower" else -1
-    order = sorted(points, key=lambda label: (points[label][0], sign * points[label][1]))
-    best, found = math.inf, []
-    for label in order:
-        quality = sign * points[label][1]
-        if quality < best:
-            best = quality
+    signed = {label: (cost, sign * quality) for label, (cost, quality) in points.items() if math.isfinite(quality)}
+    best, found = (math.inf, math.inf), []
+    for label in sorted(signed, key=signed.__getitem__):
+        if signed[label][1] < best[1]:
+            best = signed[label]
+        if signed[label] == best:
             found.append(label)
     return tuple(found)

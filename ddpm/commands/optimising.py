@@ -1,0 +1,336 @@
+"""`ddpm-study optimise`: a search of settings by trials, each an ordinary run, and what it found."""
+
+import contextlib
+import math
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm.commands import training
+from ddpm.commands.asked import composed, must_be_one_of, must_be_whole, settings, training_command
+from ddpm.commands.planning import Plan, planned, status_of
+from ddpm.commands.told import say
+from ddpm.config import CADENCE, MEMORY, SCIENCE, InvalidInput, compose, plain, resolve_device, with_known_keys
+
+if TYPE_CHECKING:
+    from ddpm.study.search import Search, Worker
+
+SEARCHED = (*(key for key in SCIENCE if key != "seed"), "data", "augment")  # what the keys of a space begin with
+IDLE = (*(f"trainer.{key}" for key in CADENCE), *(f"model.{key}" for key in MEMORY))  # change no result
+HELD_OUT = "held_out"  # the measure that every run has
+INCOMPARABLE = ("schedule", "diffusion", "data")  # whose values make held-out losses mean other things
+PROTOCOLS = {"bits_per_dim": "bits_per_dim_vlb", "log_likelihood": "bits_per_dim_flow"}  # that begin alike
+INSTALL = "pip install -c constraints.txt -e '.[optuna]'"
+ENOUGH_TRIALS = 10  # for a word on which setting matters
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "being trained by others"}
+
+
+def optimise(words: list[str]) -> int:
+    """Search settings by trials, each an ordinary run, until there are as many as asked for; then report.
+
+    The trials are kept in <runs>/<study>/optuna.log. Repeated, the command goes on: with trials that a killed process
+    left, from their checkpoints, and with those that are missing. Several processes may work on one study.
+
+    Args:
+        words: as ddpm-train takes them, and search.KEY=VALUE, see conf/optimise.yaml.
+    Returns: 0, or 1 if trials failed.
+    Raises: InvalidInput before the first trial.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InvalidInput(f"a search needs Optuna, which is not installed: {INSTALL}") from error
+    from ddpm.study.search import StudyRefused, Worker, quiet
+
+    config = composed("optimise", words)
+    if not isinstance(config.retry, bool):
+        raise InvalidInput(f"retry={config.retry} must be true or false")
+    with quiet():
+        search = _asked(config, words)
+        base = _base(search)
+        _must_measure(search, base)
+        shared = {"settings": base.run.hash, "evaluation": base.settings.get("evaluation") or []}
+        try:
+            with Worker(base.run.path.parent, search, shared, config.retry) as worker:
+                while (trial := worker.next_trial()) is not None:
+                    _carry_out(worker, trial)
+                return _report(worker)
+        except StudyRefused as error:
+            raise InvalidInput(str(error)) from error
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on")
+            sys.exit(130)
+
+
+def _asked(config: DictConfig, words: list[str]) -> "Search":
+    """What `search` of a configuration asks for; refuses what is not clear."""
+    from ddpm.study.search import Search
+
+    asked = settings(config, "search")
+    must_be_whole(config, "search.trials", least=1)
+    must_be_whole(config, "search.seed", least=0)
+    must_be_one_of(config, "search.direction", ("auto", "minimize", "maximize"))
+    must_be_one_of(config, "search.sampler", ("tpe", "random"))
+    must_be_one_of(config, "search.pruner", ("auto", "median", "halving", "none"))
+    measure, pruner = asked.measure, asked.pruner
+    if not isinstance(measure, str) or not measure:
+        raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in evaluation.json begins")
+    if pruner == "auto":
+        pruner = "median" if measure == HELD_OUT else "none"
+    space = _space(asked)
+    _must_compare(space, measure, pruner)
+    keys = [word.partition("=")[0].lstrip("+~") for word in words]
+    fixed = tuple(w for k, w in zip(keys, words, strict=True) if k not in space and not re.match(r"search\b|retry$", k))
+    maximise = asked.direction == "maximize" or (asked.direction == "auto" and _better(measure) == "higher")
+    return Search(fixed, space, asked.trials, measure, maximise, asked.sampler, pruner, asked.seed)
+
+
+def _space(asked: DictConfig) -> dict[str, Any]:
+    """What is searched; refuses keys that change no result, and those that are not of a run."""
+    from ddpm.study import search
+
+    try:
+        space = search.space(plain(asked.space))
+    except ValueError as error:
+        raise InvalidInput(f"search.space: {error}") from error
+    if not space:
+        raise InvalidInput(f"search.space={asked.space} must say what is searched, such as {search.EXAMPLE}")
+    for key in space:
+        if key.partition(".")[0] not in SEARCHED:
+            allowed = ", ".join(SEARCHED)
+            raise InvalidInput(f"search.space: {key} cannot be searched; allowed are keys of {allowed}")
+        if key in IDLE:
+            raise InvalidInput(f"search.space: {key} changes no result, so there is nothing to search")
+    return space
+
+
+def _better(measure: str) -> str:
+    from ddpm.study.report import KINDS
+
+    return next((kind.better for name, kind in KINDS.items() if measure.startswith(name)), "lower")
+
+
+def _must_compare(space: dict[str, Any], measure: str, pruner: str) -> None:
+    """Refuse held-out losses where they mean other things from trial to trial."""
+    other = ", ".join(key for key in space if key.partition(".")[0] in INCOMPARABLE)
+    if other and (measure == HELD_OUT or pruner != "none"):
+        raise InvalidInput(
+            f"search.measure={measure} search.pruner={pruner}: held-out losses mean other things where runs differ in "
+            f"{other}; set search.measure=frechet or loss_by_snr, a line of evaluation for it, and search.pruner=none"
+        )
+
+
+def _planned(words: list[str]) -> Plan:
+    """The run of these words; what its configuration says of a search is no part of it."""
+    config = compose("optimise", words)
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "search"])  # type: ignore[misc]
+    OmegaConf.set_struct(config, True)
+    return planned(config, resolve_device(config.device), marking=False)
+
+
+def _base(search: "Search") -> Plan:
+    """The run that trials vary, built to find what is wrong with all of them; and every end of the space composes."""
+    ends = search.ends()
+    for end in ends:
+        try:
+            compose("optimise", end)
+        except InvalidInput as error:
+            raise InvalidInput(f"search.space: {with_known_keys('optimise', str(error), end)}") from error
+    try:
+        return _planned(list(search.fixed))
+    except InvalidInput:
+        with contextlib.suppress(InvalidInput):
+            return _planned(ends[0])  # what lacks, or is wrong, may be what is searched
+        raise
+
+
+def _must_measure(search: "Search", base: Plan) -> None:
+    """Refuse a measure that no run is going to have, and held-out images where there are none."""
+    from ddpm.study.report import KINDS
+
+    if len(base.data.held_out) == 0 and (search.measure == HELD_OUT or search.pruner != "none"):
+        raise InvalidInput(f"{base.data.name} holds nothing out, and the search looks at that: set data.validation=0.1")
+    last, every = base.trainer.last_step(len(base.data.train)), base.trainer.checkpoint_every
+    if search.pruner != "none" and last is not None and last <= every:
+        say(f"note: no trial is pruned before its end: trainer.checkpoint_every={every} is not below its {last} steps")
+    if search.measure == HELD_OUT:
+        return
+    metrics: list[str] = ["recognition"] if base.config.recognition else []
+    for line in base.settings.get("evaluation") or []:
+        found = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
+        metrics += found if isinstance(found, list) else [found]
+    names: list[str] = []
+    for metric in metrics:  # precision_recall, say, is two
+        names += [PROTOCOLS[metric]] if metric in PROTOCOLS else [kind for kind in KINDS if kind in metric] or [metric]
+    if not any(search.measure.startswith(name) or name.startswith(search.measure) for name in names):
+        raise InvalidInput(
+            f"search.measure={search.measure}: a run will have {', '.join([HELD_OUT, *names])}; add a line to "
+            f"evaluation, such as 'evaluation=[\"metric={search.measure}\"]'"
+        )
+
+
+def _carry_out(worker: "Worker", trial: Any) -> None:
+    """Train and measure the run of a trial, and tell the study what came of it."""
+    from optuna.trial import TrialState
+
+    search, study, value, state = worker.search, worker.study, None, TrialState.COMPLETE
+    again = trial.user_attrs.get("continues")
+    goes_on = "" if again is None else f", which goes on with {again}"
+    count = f"({len(worker.trials())} of {search.trials})"
+    say(f"\ntrial {trial.number}{goes_on} {count}: {' '.join(search.chosen(trial.params))}")
+    try:
+        value = _value(search, trial)
+    except training.Stopped as stopped:
+        state, told = TrialState.PRUNED, str(stopped)
+    except (InvalidInput, training.RunFailed, OmegaConfBaseException) as error:
+        state, told = TrialState.FAIL, " ".join(str(error).split())
+    if value is None:
+        trial.set_user_attr("reason", told)
+    study.tell(trial, value, state)
+    if value is not None:
+        best = study.best_trial
+        told = f"{search.measure} {value:.5g}; best so far {best.value:.5g}, of trial {best.number}"
+    say(f"{'FAILED ' if state == TrialState.FAIL else ''}trial {trial.number}: {told}")
+
+
+def _value(search: "Search", trial: Any) -> float:
+    """Train the run of a trial, unless it is done, and measure it; returns the measure's value.
+
+    Raises: training.Stopped if it is pruned; InvalidInput, training.RunFailed.
+    """
+    from ddpm.ranks import Ranks
+    from ddpm.runs import DONE
+
+    words = search.words(trial.params)
+    plan = _planned(words)
+    trial.set_user_attr("run", plan.run.hash)
+    watcher, status = Watcher(search, plan, trial), status_of(plan.run)
+    if status.get("state") == DONE:
+        say(f"{plan.run.path} is done already ({status.get('step')} steps)")
+    else:
+        try:
+            training.lead(plan, Ranks(), watch=watcher)
+        finally:
+            if (state := status_of(plan.run).get("state")) is not None:
+                plan.run.write_status(state, overrides=words)  # what would have been typed for it
+    training.measure(plan)
+    value = watcher.last if search.measure == HELD_OUT else _measured(plan, search.measure)
+    if value is None or not math.isfinite(value):
+        raise training.RunFailed(f"{plan.run.path}: its {search.measure} is {value}, no number to go by")
+    return value
+
+
+class Watcher:
+    """Reports the losses on held-out images of a trial's run, those before it was interrupted too, and prunes it."""
+
+    def __init__(self, search: "Search", plan: Plan, trial: Any):
+        from ddpm.runs import read_metrics
+
+        self.trial, self.prunes = trial, search.pruner != "none"
+        self.last: float | None = None
+        # another measure may have another direction; the loss is to be small all the same
+        self.sign = -1 if search.maximise and search.measure != HELD_OUT else 1
+        self.last_step = plan.trainer.last_step(len(plan.data.train))
+        for line in read_metrics(plan.run.path):
+            if line["split"] == "held_out":
+                self._report(line["step"], line["loss"])
+
+    def __call__(self, step: int, loss: float | None) -> None:
+        """A checkpoint: report its loss, and raise training.Stopped if others did better."""
+        finite = self._report(step, loss)
+        if not self.prunes or step == self.last_step:  # the whole way gone, its value costs nothing more
+            return
+        if not finite or self.trial.should_prune():
+            told = f"{loss:.5g}" if finite else loss
+            raise training.Stopped(f"pruned at step {step:,}: the loss on held-out images is {told}")
+
+    def _report(self, step: int, loss: float | None) -> bool:
+        """Returns whether it is finite; Optuna takes one of each step."""
+        self.last = loss
+        if loss is None or not math.isfinite(loss):
+            return False
+        self.trial.report(self.sign * loss, step)
+        return True
+
+
+def _measured(plan: Plan, measure: str) -> float | None:
+    """The value in evaluation.json whose name begins with the measure; refuses none and several."""
+    from ddpm import evaluation
+
+    path = plan.run.path / "evaluation.json"
+    try:
+        known = evaluation.recorded(path)
+    except ValueError as error:
+        raise training.RunFailed(str(error)) from error
+    names = [measure] if measure in known else [name for name in known if name.startswith(measure)]
+    if len(names) != 1:
+        raise training.RunFailed(
+            f"{path} has {', '.join(names) or 'nothing'} of search.measure={measure}, where one is needed; it has: "
+            f"{', '.join(known) or 'nothing'}"
+        )
+    value = known[names[0]].get("value")
+    return value if type(value) in (int, float) else None
+
+
+def _report(worker: "Worker") -> int:
+    """Say what was found, write optimise.md and optimise.png; returns 1 if trials failed."""
+    from ddpm import plots
+    from ddpm.files import replacing
+
+    trials, search, folder = worker.trials(), worker.search, worker.folder
+    counts = {name: sum(t.state.name == state for t in trials) for state, name in STATES.items()}
+    lines = [f"{len(trials)} trials: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}"]
+    if counts["complete"]:
+        best = worker.study.best_trial
+        lines.append(
+            f"best {search.measure} {best.value:.6g}, of trial {best.number}: {folder / best.user_attrs['run']}"
+        )
+        lines.append(f"    {training_command(search.words(best.params))}")
+    lines += _importance(worker, counts["complete"])
+    say("\n" + "\n".join(lines))
+    page, picture = folder / "optimise.md", folder / "optimise.png"
+    order = "larger" if search.maximise else "smaller"
+    title = f"# {folder.name}: search by {search.measure}, of which {order} is better"
+    caution = "The best of many trials is flattered by chance: train it with other seeds before it is believed."
+    table = "\n".join(_table(search, trials))
+    with replacing(page) as temporary:
+        temporary.write_text(
+            "\n\n".join([title, *lines, caution, "![values and settings](optimise.png)", table]) + "\n"
+        )
+    plots.search(picture, trials, search.space, search.measure, search.maximise)
+    say(f"wrote {page} {picture}")
+    if failed := [f"  trial {t.number}: {t.user_attrs.get('reason')}" for t in trials if t.state.name == "FAIL"]:
+        say("\n".join([f"{len(failed)} trials failed, and retry=true tries them again:", *failed]))
+    return 1 if failed else 0
+
+
+def _importance(worker: "Worker", done: int) -> list[str]:
+    """A line on the variance that each setting explains; none where there are few trials, or one setting."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    if done >= ENOUGH_TRIALS and len(worker.search.space) > 1:
+        with contextlib.suppress(ValueError, RuntimeError, ImportError):  # all values alike, say
+            found = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
+            told = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
+            return [f"share of the variance of {worker.search.measure} between trials (fANOVA): {told}"]
+    return []
+
+
+def _table(search: "Search", trials: list[Any]) -> list[str]:
+    """Lines of Markdown: the trials, the best first."""
+    done = [t for t in trials if t.state.name == "COMPLETE"]
+    done.sort(key=lambda t: -t.value if search.maximise else t.value)
+    lines = [f"| trial | {search.measure} | {' | '.join(f'`{key}`' for key in search.space)} | run | ended |"]
+    lines.append(f"|---:|---:|{'---|' * (len(search.space) + 2)}")
+    for t in [*done, *(t for t in trials if t.state.name != "COMPLETE")]:
+        value = f"{t.value:.6g}" if t.value is not None else ""
+        run = f"`{t.user_attrs['run']}`" if "run" in t.user_attrs else ""
+        ended = t.user_attrs.get("reason") or STATES[t.state.name]
+        cells = [t.number, value, *(t.params.get(key) for key in search.space), run, ended]
+        told = (f"{x:.4g}" if isinstance(x, float) else str(x).replace("|", "\\|") for x in cells)
+        lines.append(f"| {' | '.join(told)} |")
+    return lines

@@ -1,0 +1,112 @@
+"""`ddpm-study lr-range`: a learning rate that is found by training some steps at rates that grow."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.asked import (
+    composed,
+    must_be_numbers,
+    must_be_whole,
+    must_be_writable,
+    settings,
+    training_command,
+    trusted,
+)
+from ddpm.commands.planning import Plan, planned
+from ddpm.commands.told import progress_bar, say
+from ddpm.config import InvalidInput, build, resolve_device
+
+if TYPE_CHECKING:
+    from ddpm.study.lr_range import RangeTest, Suggestion
+
+
+def lr_range(words: list[str]) -> None:
+    """Train some steps at rates that grow, and suggest a learning rate; draws a figure and writes the numbers.
+
+    Makes no run directory, and keeps no weights.
+
+    Args:
+        words: as ddpm-train takes them, and range.KEY=VALUE, see conf/lr_range.yaml.
+    Raises: InvalidInput before the first step.
+    """
+    config = composed("lr_range", words)
+    walk, test = _asked(config)
+    plan = planned(config, resolve_device(config.device), marking=False)
+    out = config.range.out
+    figure = plan.run.path.parent / "lr_range.png" if out is None else Path(out)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _walk(plan, walk, test)
+    except KeyboardInterrupt:
+        say("interrupted; nothing was written")
+        sys.exit(130)
+    from ddpm import plots
+
+    found, table = test.suggestion(), figure.with_suffix(".csv")
+    test.write(table)
+    marks = {"steepest fall": found.steepest, "lowest loss": found.minimum, "a tenth of that rate": found.below_minimum}
+    plots.lr_range(figure, test.rates, test.losses, test.smoothed, marks)
+    _say(words, test, found, len(walk), plan.trainer.batch_size)
+    say(f"wrote {figure} {table}")
+
+
+def _asked(config: DictConfig) -> tuple[list[float], "RangeTest"]:
+    """The rate of each step, and the test that they make; refuses what is not clear."""
+    from ddpm.study.lr_range import RangeTest, rates
+
+    asked = settings(config, "range")
+    must_be_numbers(config, "range.start", "range.end", "range.beta", "range.stop")
+    must_be_whole(config, "range.steps", least=10)
+    if asked.out is not None and not str(asked.out).endswith(".png"):
+        raise InvalidInput(f"range.out={asked.out} must be the name of a .png file")
+    must_be_writable(asked.out)
+    try:
+        return rates(asked.start, asked.end, asked.steps), RangeTest(asked.beta, asked.stop)
+    except ValueError as error:
+        raise InvalidInput(f"range: {error}") from error
+
+
+def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
+    """Train a step at each rate, as a run does, until the test is over."""
+    from ddpm import cost
+    from ddpm.ranks import Ranks
+    from ddpm.sampling import Source
+
+    config, trust, images = plan.config, trusted(plan.config), plan.trainer.batch_size
+
+    def optimizer(parameters: Any) -> Any:
+        return build(config.optimizer, "optimizer", trust, params=list(parameters))
+
+    source = Source(plan.diffusion, plan.model, plan.sampler, plan.data.shape, config.seed, plan.device)
+    training = cost.Training(source, plan.data.to(plan.device), plan.trainer, optimizer, plan.augment)
+    with progress_bar(len(walk) * images) as bar:
+        for number, rate in enumerate(walk, 1):
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+            Ranks().seed_dropout(config.seed, number)
+            test.add(rate, training.step().item())
+            bar.update(images)
+            if test.ended:
+                break
+
+
+def _say(words: list[str], test: "RangeTest", found: "Suggestion", steps: int, images: int) -> None:
+    """How the test went, what it suggests, and what to type with it."""
+    over = f"; ended because {test.ended}" if test.ended else ""
+    first, last = test.rates[0], test.rates[-1]
+    say(f"{len(test.rates)} of {steps} steps of {images:,} images, at rates from {first:.3g} to {last:.3g}{over}")
+    kept = [word for word in words if not re.match(r"[+~]*(range[.=]|optimizer\.lr=)", word)]
+    told = {"steepest fall": found.steepest, "a tenth of the rate of the lowest loss": found.below_minimum}
+    lines = [
+        f"  {name:40}{rate:.2g}\n    {training_command([*kept, f'optimizer.lr={rate:.2g}'])}"
+        for name, rate in told.items()
+        if rate is not None
+    ]
+    if lines:
+        say("\n".join(["suggested learning rates, as the peak of the trainer's schedule:", *lines]))
+    if found.note:
+        say(("note: " if lines else "no learning rate is suggested: ") + found.note)

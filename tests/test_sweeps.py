@@ -1,0 +1,463 @@
+"""Multiruns: what they start, what becomes of every arm, and that nothing is lost or done twice."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import OFFLINE
+from test_cli import TINY, assert_refused, run_of, status, typed, without_pictures, words  # noqa: F401
+
+from ddpm import checkpoint, cli, config, slots
+from ddpm.commands import evaluating, training
+from ddpm.config import InvalidInput
+from ddpm.runs import Run, read_metrics
+from ddpm.study.words import amount
+
+REPOSITORY = Path(__file__).parents[1]
+SCIENCE_FREE = [  # keys and words that name no other run
+    "device=auto", "slots=3", "retry=true", "recognition=true", "question=why", "baseline=a",
+    "evaluation=['metric=cost']", "trainer.log_every=7", "trainer.checkpoint_every=3", "trainer.keep=9",
+    "trainer.previews=1", "trainer.max_skipped=3", "model.checkpointing=true",
+]  # fmt: skip
+
+
+def states(folder: Path) -> dict[str, str]:
+    """Name of each run directory -> its state."""
+    return {path.parent.name: Run(path.parent).status()["state"] for path in sorted(folder.glob("*/status.json"))}
+
+
+@pytest.fixture(autouse=True)
+def own_slots(tmp_path, monkeypatch):
+    monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------ the jobs
+
+
+def test_jobs_of_what_is_typed_and_of_what_a_configuration_sweeps():
+    assert config.jobs("train", ["seed=1"], multirun=False) is None
+    assert config.jobs("train", ["seed=1"], multirun=True) == [["seed=1"]]
+    assert config.jobs("train", ["schedule=linear,cosine", "seed=0,1"], multirun=True) == [
+        [f"schedule={name}", f"seed={seed}"] for name in ("linear", "cosine") for seed in (0, 1)
+    ]
+    found = config.jobs("train", ["experiment=study/targets", "hydra/launcher=basic"], multirun=False)
+    assert found is not None and len(found) == 25
+    assert found[0] == ["+ablation/target=eps", "seed=0", "experiment=study/targets"]
+    assert {job[0] for job in found} == {f"+ablation/target={name}" for name in ablations("target")}
+
+
+def ablations(group: str) -> list[str]:
+    return sorted(path.stem for path in (REPOSITORY / "conf" / "ablation" / group).glob("*.yaml"))
+
+
+def test_what_is_typed_goes_before_what_a_study_sweeps():
+    found = config.jobs("train", ["experiment=study/targets", "seed=7", "+ablation/target=v,x_0"], multirun=False)
+    assert found is not None and [job[:2] for job in found] == [
+        ["+ablation/target=v", "seed=7"],
+        ["+ablation/target=x_0", "seed=7"],
+    ]
+
+
+def test_lists_and_globs_are_swept_over():
+    found = config.jobs("train", ["model.attention_resolutions=[],[4],[8,4]"], multirun=True)
+    assert found == [[f"model.attention_resolutions={value}"] for value in ("[]", "[4]", "[8,4]")]
+    found = config.jobs("train", ["schedule=glob(*)"], multirun=True)
+    assert found is not None and ["schedule=cosine"] in found and len(found) == 7
+
+
+@pytest.mark.parametrize("words", [["seed=range("], ["nope=1,2"], ["schedule=linear,nope"]])
+def test_a_sweep_that_does_not_compose_stops_before_its_first_job(words, typed, tmp_path):  # noqa: F811
+    result = typed(cli.train, "-m", *TINY, f"runs={tmp_path / 'runs'}", *words)
+    assert result.code == 2 and len(result.err.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_no_word_that_changes_no_result_names_another_run(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(training, "measure", lambda plan: None)
+    assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
+    for word in SCIENCE_FREE:
+        changed = [other for other in TINY if other.partition("=")[0] != word.partition("=")[0]]
+        assert "is done already" in typed(cli.train, *changed, word, f"runs={tmp_path}").out, word
+    assert typed(cli.train, *words("model.dropout=0.5"), f"runs={tmp_path}").code == 0
+    assert len(states(tmp_path / "default")) == 2
+
+
+# ------------------------------------------------------------------------------------------------- what becomes of arms
+
+
+def test_wrong_arms_fail_with_their_reasons_the_others_run_and_the_report_says_so(
+    typed,  # noqa: F811
+    tmp_path,
+    without_pictures,  # noqa: F811
+    monkeypatch,
+):
+    """An attention placement that is not there, a loss that explodes, a step beyond the memory."""
+    fit = training._fit
+
+    def short_of_memory(plan: object, *arguments: object) -> object:
+        if plan.config.model.channels == 16:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 80 GB")
+        return fit(plan, *arguments)
+
+    monkeypatch.setattr(training, "_fit", short_of_memory)
+    sweep = [
+        "-m", *words("model.channels=8,16", "model.attention_resolutions=[],[3]"), "optimizer.lr=1e-3,1e30",
+        "trainer.max_skipped=0", f"runs={tmp_path}", "study=wrong",
+    ]  # fmt: skip
+    result = typed(cli.train, *sweep)
+    assert result.code == 1 and "7 runs are not done" in result.out
+    found = [status(path) for path in sorted((tmp_path / "wrong").glob("*/"))]
+    reasons = sorted(str(said["reason"]) for said in found if said["state"] == "FAILED")
+    assert len(found) == 8 and len(reasons) == 7 and [said["state"] for said in found].count("DONE") == 1
+    assert sum("attention_resolutions has 3" in reason for reason in reasons) == 4
+    assert sum("OutOfMemoryError: out of memory" in reason for reason in reasons) == 2
+    assert sum("not finite" in reason for reason in reasons) == 1
+    last = result.out[result.out.index("7 runs are not done") :]
+    assert "failed: model.channels=8 model.attention_resolutions=[3] optimizer.lr=0.001: model: attention" in last
+    assert "data.validation" not in last  # all jobs say so
+
+    assert typed(cli.study, "report", tmp_path / "wrong").code == 0
+    for text in ((tmp_path / "wrong" / name).read_text() for name in ("report.md", "report.html")):
+        for reason in ("has 3, which never occurs", "tried to allocate 80 GB", "not finite"):
+            assert reason in text.replace("\\_", "_")
+    result = typed(cli.study, "status", tmp_path / "wrong")
+    assert result.code == 0 and "8 runs: 1 DONE, 7 FAILED" in result.out
+
+
+def test_what_failed_is_tried_again_only_when_asked(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    fit, broken = training._fit, [True]
+
+    def breaks(plan: object, *arguments: object) -> object:
+        if broken[0] and plan.config.seed == 1:
+            raise OSError("the disk is not there")
+        return fit(plan, *arguments)
+
+    monkeypatch.setattr(training, "_fit", breaks)
+    sweep = ["-m", *TINY, "seed=0,1", f"runs={tmp_path}"]
+    assert typed(cli.train, *sweep).code == 1
+    broken[0] = False
+    result = typed(cli.train, *sweep)
+    assert (
+        result.code == 1 and "failed before (OSError: the disk is not there); retry=true tries it again" in result.out
+    )
+    assert sorted(states(tmp_path / "default").values()) == ["DONE", "FAILED"]
+    result = typed(cli.train, *sweep, "retry=true")
+    assert result.code == 0 and set(states(tmp_path / "default").values()) == {"DONE"}
+
+
+def test_a_study_tries_again_what_failed_and_goes_on_with_what_was_interrupted(
+    typed,  # noqa: F811
+    tmp_path,
+    without_pictures,  # noqa: F811
+    monkeypatch,
+):
+    fit, broken = training._fit, [True]
+
+    def breaks(plan: object, *arguments: object) -> object:
+        if broken[0] and plan.config.seed > 0:
+            raise OSError("the disk is not there")
+        return fit(plan, *arguments)
+
+    monkeypatch.setattr(training, "_fit", breaks)
+    assert typed(cli.train, "-m", *TINY, "seed=0,1,2", f"runs={tmp_path}").code == 1
+    folder = tmp_path / "default"
+    names = states(folder)
+    assert_refused(
+        typed(cli.study, "retry", folder, "model.channels=16"), "model.channels=16: a run is tried again as it is"
+    )
+    assert_refused(typed(cli.study, "retry", folder, "data.root"), "data.root: a run is tried again")
+    result = typed(cli.study, "retry", folder)
+    assert result.code == 1 and "2 of 2 runs are not done" in result.out
+    broken[0] = False
+    run = next(Run(folder / name) for name, state in names.items() if state == "FAILED")
+    run.write_status("RUNNING")  # and nobody holds it
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    result = typed(cli.study, "retry", moved, "device=cpu")
+    assert result.code == 0 and states(moved) == dict.fromkeys(names, "DONE") and not folder.exists()
+    assert "nothing in" in typed(cli.study, "retry", moved).out
+
+
+def test_a_run_that_is_held_is_looked_at_again_in_the_end(typed, tmp_path, without_pictures):  # noqa: F811
+    assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
+    held = Run(run_of(tmp_path))
+    held.write_status("RUNNING", host="elsewhere", pid=4711)
+    with held.locked():
+        result = typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}")
+    assert result.code == 1 and "by process 4711 on elsewhere" in result.out
+    assert "1 runs were held by other processes: once more to each" in result.out
+    assert result.out.count("HELD") == 2
+    assert sorted(states(tmp_path / "default").values()) == ["DONE", "INTERRUPTED"]
+
+
+def test_a_run_that_was_held_and_is_free_in_the_end_is_gone_on_with(
+    typed,  # noqa: F811
+    tmp_path,
+    without_pictures,  # noqa: F811
+    monkeypatch,
+):
+    assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
+    held = Run(run_of(tmp_path))
+    held.write_status("RUNNING", host="elsewhere", pid=4711)
+    with contextlib.ExitStack() as holding:
+        holding.enter_context(held.locked())
+        fit = training._fit
+
+        def frees(plan: object, *arguments: object) -> object:
+            holding.close()
+            return fit(plan, *arguments)
+
+        monkeypatch.setattr(training, "_fit", frees)
+        result = typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}")
+    assert result.code == 0 and "once more" in result.out, result
+    assert set(states(tmp_path / "default").values()) == {"DONE"}
+
+
+def test_the_next_arm_is_not_begun_after_a_signal(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    fit = training._fit
+
+    def interrupted(plan: object, *arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fit(plan, *arguments)
+
+    monkeypatch.setattr(training, "_fit", interrupted)
+    handler = signal.getsignal(signal.SIGTERM)
+    result = typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}")
+    assert result.code == 143 and signal.getsignal(signal.SIGTERM) == handler
+    assert list(states(tmp_path / "default")) == [] or list(states(tmp_path / "default").values()) != ["DONE", "DONE"]
+
+
+# --------------------------------------------------------------------------------------------------------- measured
+
+
+def test_a_run_is_measured_at_its_end_by_each_line_once(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    measured = []
+    monkeypatch.setattr(
+        evaluating, "evaluate", lambda config: measured.append((config.run, list(config.metric), config.n))
+    )
+    line, other = (
+        "evaluation=['metric=[frechet,kernel] n=9']",
+        "evaluation=['metric=[frechet,kernel] n=9','metric=[cost]']",
+    )
+    sweep = ["-m", *TINY, "seed=0,1", f"runs={tmp_path}"]
+    assert typed(cli.train, *sweep, line).code == 0
+    runs = {str(path) for path in (tmp_path / "default").glob("*/")}
+    assert {run for run, *_ in measured} == runs and [rest for _, *rest in measured] == [[["frechet", "kernel"], 9]] * 2
+    assert typed(cli.train, *sweep, line).code == 0 and len(measured) == 2
+    assert typed(cli.train, *sweep, other).code == 0 and [rest for _, *rest in measured[2:]] == [[["cost"], None]] * 2
+
+
+def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, without_pictures):  # noqa: F811
+    result = typed(cli.train, *TINY, f"runs={tmp_path}", "evaluation=['metric=frechet n=2']")
+    assert result.code == 1 and "is trained, but not measured by metric=frechet n=2: " in result.out
+    assert status(run_of(tmp_path))["state"] == "DONE"
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("evaluation=metric", "evaluation=metric must be a list of lines"),
+        ("evaluation=[3]", "evaluation=[3] must be a list of lines"),
+        ("evaluation=['metrc=frechet']", "evaluation: "),
+        ('evaluation=["metric=\'"]', "evaluation: No closing quotation"),
+        ("question=3", "question=3 must be text"),
+        ("baseline=[a]", "baseline=['a'] must be text"),
+        ("retry=1", "retry=1 must be true or false"),
+    ],
+)
+def test_what_a_study_says_is_checked_before_anything_is_trained(word, told, typed, tmp_path):  # noqa: F811
+    result = typed(cli.train, *TINY, f"runs={tmp_path / 'runs'}", word)
+    assert_refused(result, told)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- slots
+
+
+def test_each_job_of_the_joblib_launcher_takes_a_slot_before_it_touches_the_device(monkeypatch):
+    threads = torch.get_num_threads()
+    settings = config.compose("train", ["slots=1"])
+    with training._slot(settings) as device:  # another launcher: nothing is shared
+        assert device == "auto"
+    monkeypatch.setattr(training, "jobs_at_once", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    try:
+        with training._slot(settings) as first, training._slot(settings) as second:
+            assert [first, second] == ["cuda:0", "cuda:1"]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        with training._slot(settings) as first, training._slot(settings) as second:
+            assert [first, second] == ["cpu", "cpu"]
+        with (
+            pytest.raises(InvalidInput, match="slots=0 must be an integer >= 1"),
+            training._slot(config.compose("train", ["slots=0"])),
+        ):
+            pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------------ plan, by its command
+
+
+def test_a_plan_counts_what_each_arm_takes_and_begins_nothing(typed, tmp_path):  # noqa: F811
+    sweep = [
+        *words("model.attention_resolutions=[],[8]", "model.channels=8,16"),
+        "seed=0,1",
+        f"runs={tmp_path / 'runs'}",
+    ]
+    result = typed(cli.study, "plan", *sweep)
+    assert result.code == 0 and not (tmp_path / "runs").exists()
+    rows = {line.split("  ")[0]: line for line in result.out.splitlines() if line.startswith("attention_resolutions")}
+    assert len(rows) == 4
+    for name, row in rows.items():
+        typed_words = name.replace("attention_resolutions", "model.attention_resolutions").replace(
+            "channels", "model.channels"
+        )
+        arm = config.compose("train", [*words(*typed_words.split(", "))])
+        parameters = sum(p.numel() for p in config.build(arm.model, "model").parameters())
+        assert amount(parameters) in row and " 2 new" in row
+    assert "8 runs of 4 arms" in result.out
+
+
+def test_a_plan_merges_what_says_the_same_and_names_what_is_refused(typed, tmp_path):  # noqa: F811
+    sweep = [*words("model.attention_resolutions=[],[5]"), "optimizer.lr=1e-3,0.001", f"runs={tmp_path / 'runs'}"]
+    result = typed(cli.study, "plan", *sweep)
+    assert result.code == 0
+    assert "refused (1): model: attention_resolutions has 5, which never occurs" in result.out
+    assert "2 more jobs say the same as others" in result.out and "1 are refused" in result.out
+
+
+def test_a_plan_knows_what_is_done(typed, tmp_path, without_pictures):  # noqa: F811
+    assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
+    result = typed(cli.study, "plan", *TINY, "seed=0,1", f"runs={tmp_path}")
+    assert "1 DONE, 1 new" in result.out and "1 are done already" in result.out
+
+
+def test_a_plan_of_data_that_are_not_at_hand(typed, tmp_path):  # noqa: F811
+    result = typed(
+        cli.study, "plan", "experiment=mnist", f"data.root={tmp_path}", "model.channels=32,64", "trainer.steps=10"
+    )
+    assert result.code == 0 and "the data are not at hand" in result.out and "703 k" in result.out
+
+
+def test_the_memory_of_a_plan_is_that_of_a_check(typed, tmp_path, monkeypatch):  # noqa: F811
+    """Counted on the meta device, where nothing is computed, as on the CPU."""
+    monkeypatch.setattr("models.kernels.available", lambda: False)  # which keep less
+    sweep = [*words("model.channels=16", "trainer.batch_size=32"), f"runs={tmp_path / 'runs'}"]
+    planned = typed(cli.study, "plan", *sweep).out.splitlines()[1]
+    checked = typed(cli.train, "--check", *sweep).out
+    (of_plan,) = re.findall(r"([\d.]+) MB", planned)
+    (of_check,) = re.findall(r"memory\s+([\d.]+) MB", checked)
+    assert float(of_plan) == pytest.approx(float(of_check), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("typed_words", "told"),
+    [
+        (["nope"], "nope is not known; allowed: plan, status, retry, report, lr-range, optimise"),
+        (["plan", "--x"], "--x: there are no options"),
+        (["plan", "model.chanels=3"], "model.chanels is no key"),
+        (["plan", "seed=range("], "range("),
+        (["status"], "the folder of a study is missing"),
+        (["status", "nowhere"], "nowhere holds no runs"),
+        (["retry", "nowhere"], "nowhere holds no runs"),
+        (["report", "nowhere"], "nowhere holds no runs"),
+    ],
+)
+def test_wrong_words_to_a_study(typed_words, told, typed, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert_refused(typed(cli.study, *typed_words), told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(typed):  # noqa: F811
+    for word in ([], ["--help"], ["-h"]):
+        result = typed(cli.study, *word)
+        assert result.code == 0 and all(verb in result.out for verb in cli.VERBS)
+
+
+# ------------------------------------------------------------------------------------------ launchers, kills: processes
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([OFFLINE, str(REPOSITORY)])}
+SWEEP = [
+    *words("schedule.T=40", "trainer.steps=30", "trainer.checkpoint_every=5", "model.channels=8,16"),
+    "schedule=linear,cosine",
+    "seed=0,1,2",
+]  # fmt: skip
+
+
+def command(*typed_words: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "experiments" / "train.py"), "-m", *typed_words]
+
+
+def run(tmp_path: Path, *typed_words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*typed_words), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_under_another_launcher_a_failed_arm_stops_no_other_and_the_list_is_complete(launcher, tmp_path):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
+    arms = words("model.groups=3,4", "trainer.steps=3", "schedule.T=4")
+    result = run(tmp_path, *arms, "seed=0,1", *LAUNCHERS[launcher])
+    assert result.returncode == 1, result.stderr
+    assert sorted(states(tmp_path / "runs" / "default").values()) == ["DONE", "DONE", "FAILED", "FAILED"]
+    last = result.stdout[result.stdout.index("2 runs are not done") :]
+    assert all(f"failed: model.groups=3 seed={seed}: model: groups = 3 does not divide" in last for seed in (0, 1))
+    basic = run(tmp_path, *words("trainer.steps=3", "schedule.T=4"), "seed=0,1")  # the same runs
+    assert basic.returncode == 0 and basic.stdout.count("is done already") == 2
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    """Run -> weights, averages and metrics, without the time they took."""
+    found = {}
+    for path in sorted(folder.glob("*/status.json")):
+        newest = checkpoint.last_whole(path.parent / "checkpoints")
+        assert newest is not None
+        weights = tuple((newest / name).read_bytes() for name in ("model.safetensors", "ema.safetensors"))
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(path.parent)]
+        found[path.parent.name] = (*weights, json.dumps(lines))
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_of_twelve_that_is_killed_five_times_is_the_one_that_is_not(tmp_path):
+    started = time.monotonic()
+    undisturbed = run(tmp_path, *SWEEP, "runs=undisturbed")
+    took = time.monotonic() - started
+    assert undisturbed.returncode == 0 and len(states(tmp_path / "undisturbed" / "default")) == 12, undisturbed.stderr
+    chance, told = random.Random(0), []
+    for kill in range(6):
+        with open(tmp_path / f"{kill}.txt", "w") as log:
+            process = subprocess.Popen(
+                command(*SWEEP, "runs=killed"), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=subprocess.DEVNULL
+            )
+            if kill < 5:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(chance.uniform(0.1, 0.6) * took)
+                process.kill()
+            code = process.wait(300)
+        told.append((tmp_path / f"{kill}.txt").read_text())
+    assert code == 0
+    found = states(tmp_path / "killed" / "default")
+    assert len(found) == 12 and set(found.values()) == {"DONE"}
+    ended = re.findall(r"done: killed/default/(\w+),", "".join(told))
+    assert sorted(ended) == sorted(found), "each is trained to the end once"
+    assert contents(tmp_path / "killed" / "default") == contents(tmp_path / "undisturbed" / "default")
