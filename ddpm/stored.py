@@ -23,7 +23,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         text = content.decode()
         must_be_plain(text)
-        settings = yaml.load(text, Loader=LOADER)  # one of the safe ones
+        settings = LOADER(text).get_single_data()
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

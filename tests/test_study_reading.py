@@ -212,7 +212,8 @@ def test_arms_are_runs_that_differ_in_the_seed_alone(tmp_path):
                   "evaluation": [f"metric={number}"], "question": f"{number}?", "data.root": f"/{number}",
                   "trainer.log_every": 7 + number, "compile": number % 2 == 0}  # fmt: skip
         words = [f"optimizer.lr={lr}", f"runs=/elsewhere/{number}", f"device=cuda:{number}"]
-        write_run(tmp_path, f"{9 - number}", words, seed, values, started=f"2026-01-0{number + 1}")
+        times = {"started": f"2026-01-0{number + 1}", "ended": f"2026-02-0{9 - seed}"}  # the last seed ended first
+        write_run(tmp_path, f"{9 - number}", words, seed, values, **times)
     arms, unread = arms_in(tmp_path)
     assert unread == []
     assert [(arm.label, dict(arm.levels), list(arm.done)) for arm in arms] == [

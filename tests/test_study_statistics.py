@@ -15,7 +15,6 @@ from ddpm.study.statistics import (
     NO_DIFFERENCE,
     NOT_DECIDED,
     WORSE,
-    bootstrap,
     compare,
     estimate,
     front,
@@ -41,6 +40,7 @@ def test_an_interval_by_hand():
     assert student([5, 3, 1, 4, 2]) == pytest.approx((mean, low, high), rel=1e-14)
 
 
+@pytest.mark.equation("Student (interval)")
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
 def test_intervals_are_students(n, level):
@@ -78,21 +78,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert np.mean([low <= 2 <= high for _, low, high in found]) == pytest.approx(LEVEL, abs=0.01)
 
 
-def test_bootstrap():
-    x = np.random.default_rng(0).normal(0, 1, (300, 40))
-    found = np.array([bootstrap(row, resamples=300) for row in x])
-    assert np.mean((found[:, 0] <= 0) & (found[:, 1] >= 0)) == pytest.approx(LEVEL, abs=0.04)
-    large = np.random.default_rng(1).normal(5, 2, 10_000)
-    half = 1.96 * 2 / math.sqrt(10_000)
-    assert bootstrap(large) == pytest.approx((large.mean() - half, large.mean() + half), abs=half / 5)
-    assert bootstrap(large[:50], seed=3) == bootstrap(large[:50], seed=3) != bootstrap(large[:50], seed=4)
-    assert bootstrap([2.0]) == (2.0, 2.0)
-    assert np.subtract(*bootstrap(large[:50], 0.5)) > np.subtract(*bootstrap(large[:50], 0.99))
-
-
-# ---------------------------------------------------------------------------------------------------------------- Holm
-
-
+@pytest.mark.equation("Holm (step-down)")
 def test_holm_by_hand():
     """4 * 0.01, 3 * 0.013, 2 * 0.03, 1 * 0.05: the second is raised to the first, the fourth to the third."""
     assert holm([0.03, 0.01, 0.05, 0.013]) == pytest.approx([0.06, 0.04, 0.06, 0.04])

@@ -145,7 +145,11 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             except Exception as error:
                 _record_failure(run, error)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
-            _next_steps(run, ended, brief=multirun() or watch is not None)
+            if multirun() or watch is not None:  # one run among many
+                status = run.status()
+                say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
+            else:
+                _next_steps(run, ended)
     except RunIsHeld as error:
         team.told(None)
         raise Held(str(error)) from error
@@ -282,12 +286,8 @@ def _draw_results(
         say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
 
 
-def _next_steps(run: Any, ended: str, brief: bool) -> None:
-    """Where the results are and what to type next; of one run among many, that it is done."""
-    if brief:
-        status = run.status()
-        say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
-        return
+def _next_steps(run: Any, ended: str) -> None:
+    """Where the results are and what to type next."""
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
     status = run.status()
     command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None

@@ -23,6 +23,7 @@ SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
+MOST_NAMED = 12  # arms in a sentence
 PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that mean nothing on another machine
 
 
@@ -92,6 +93,9 @@ def findings(
     first = measures[0] if measures else None
     losses_of, losses = _losses(arms)
     warnings = [*unread, *_warnings(arms)]
+    asked = baseline if baseline is not None else _said(all_arms, "baseline")
+    if asked is not None and asked != base:
+        warnings.append(f"the baseline {asked} has no run that is done: {base} stands in for it")
     return Findings(
         study=folder.name,
         question=_said(all_arms, "question"),
@@ -181,14 +185,14 @@ def _kind(protocol: str) -> Kind | None:
 
 def _ordered(values: dict[str, Any], measure: str | None) -> dict[str, Any]:
     """The measures in the order of `KINDS`, the one that was asked for first."""
-    if measure is not None and not any(name.startswith(measure) for name in values):
+    if measure is not None and not any(name.removeprefix(STEPS).startswith(measure) for name in values):
         raise ValueError(f"measure={measure}: no run has it; there: {', '.join(values) or 'none, see ddpm-evaluate'}")
     kinds = list(KINDS)
 
     def rank(name: str) -> tuple[bool, int]:
         plain = name.removeprefix(STEPS)
         number = next((i for i, kind in enumerate(kinds) if plain.startswith(kind)), len(kinds))
-        return measure is None or not name.startswith(measure), number
+        return measure is None or not plain.startswith(measure), number
 
     return {name: values[name] for name in sorted(values, key=rank)}
 
@@ -435,18 +439,24 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
         c = found[label]
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
     if len(better) > 3:
-        sentences.append(f"So are {', '.join(better[3:])}.")
+        sentences.append(f"So are {_some(better[3:])}.")
     if worse:
         told = [f"{label} ({interval(found[label].mean, None, None, signed=True)})" for label in worse]
-        sentences.append(f"Worse: {', '.join(told)}.")
+        sentences.append(f"Worse: {_some(told)}.")
     neither = [label for label in found if label not in (*better, *worse, *undecided)]
     if neither:
-        sentences.append(f"No difference to it is shown for {', '.join(neither)}.")
+        sentences.append(f"No difference to it is shown for {_some(neither)}.")
     if undecided:
-        sentences.append(f"Not decided, for too few seeds: {', '.join(undecided)}.")
+        sentences.append(f"Not decided, for too few seeds: {_some(undecided)}.")
     if failures:
         sentences.append("One run is not done." if len(failures) == 1 else f"{len(failures)} runs are not done.")
     return tuple(sentences)
+
+
+def _some(labels: Sequence[str]) -> str:
+    """So many labels as one reads, and how many more there are."""
+    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
+    return ", ".join(labels[:MOST_NAMED]) + more
 
 
 # --------------------------------------------------------------------------------------------------- grids and fronts

@@ -38,7 +38,7 @@ class Comparison:
 def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
     r"""Mean of n values, and its interval by Student's t with n - 1 degrees of freedom.
 
-    $$ \bar x \pm t_{n-1,\, (1 + level) / 2} \; s / \sqrt n $$
+    $$ \bar x \pm t_{n-1,\, (1 + level) / 2} \; s / \sqrt n \qquad \text{[Student (interval)]} $$
 
     Returns: (mean, low, high); without an interval for a single value, and for values that are not all finite.
     """
@@ -60,7 +60,7 @@ def estimate(points: Mapping[int, float], level: float = LEVEL) -> Estimate:
 def holm(p: Sequence[float]) -> list[float]:
     r"""p-values corrected for their number m by Holm's step-down method, in the order given.
 
-    $$ \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) \, p_{(j)}) $$
+    $$ \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) \, p_{(j)}) \qquad \text{[Holm (step-down)]} $$
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -124,16 +124,6 @@ def compare(
             verdict = BETTER if (mean < 0) == (better == "lower") else WORSE
         found[label] = Comparison(mean, low, high, corrected.get(label), points, verdict)
     return found
-
-
-def bootstrap(
-    values: Sequence[float], level: float = LEVEL, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean of many samples of one run; says nothing about other trainings."""
-    x, random = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    means = [x[random.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, ...]:
