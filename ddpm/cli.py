@@ -19,7 +19,17 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.commands import checking, evaluating, optimising, ranging, sampling, scheduling, studying, training
+from ddpm.commands import (
+    checking,
+    evaluating,
+    forecasting,
+    optimising,
+    ranging,
+    sampling,
+    scheduling,
+    studying,
+    training,
+)
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.told import say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
@@ -72,7 +82,7 @@ def study() -> None:
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
-    "plan": studying.plan,
+    "plan": forecasting.plan,
     "status": studying.status,
     "retry": studying.retry,
     "report": studying.report,

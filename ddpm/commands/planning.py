@@ -76,19 +76,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     if config.extend is not None:
         config, parent = _extended(config)
         parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
-    settings = resolved(config)
-    must_be_finite(settings, "")
-    must_be_storable(settings)
-    must_be_whole(config, "seed")
-    for key in ("recognition", "compile", "retry"):
-        if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
-            raise InvalidInput(f"{key}={config[key]} must be true or false")
-    if config.data is not None and config.data.get("root", "") is None:
-        raise InvalidInput("data.root must be given: data.root=FOLDER")
-    evaluations(Path("run"), settings.get("evaluation", []), config)
-    for key in ("question", "baseline"):
-        if config.get(key) is not None and not isinstance(config[key], str):
-            raise InvalidInput(f"{key}={config[key]} must be text, or null")
+    settings = must_be_sound(config)
     initial = None
     if config.init is not None:
         initial = _weights_file(Path(str(config.init)))
@@ -116,6 +104,24 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides())
         raise
     return Plan(run, config, settings, data, *parts, device, parent)
+
+
+def must_be_sound(config: DictConfig) -> dict[str, Any]:
+    """Refuse values that no run has a use for, whatever it trains; returns the configuration, resolved."""
+    settings = resolved(config)
+    must_be_finite(settings, "")
+    must_be_storable(settings)
+    must_be_whole(config, "seed")
+    for key in ("recognition", "compile", "retry"):
+        if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
+            raise InvalidInput(f"{key}={config[key]} must be true or false")
+    if config.data is not None and config.data.get("root", "") is None:
+        raise InvalidInput("data.root must be given: data.root=FOLDER")
+    evaluations(Path("run"), settings.get("evaluation", []), config)
+    for key in ("question", "baseline"):
+        if config.get(key) is not None and not isinstance(config[key], str):
+            raise InvalidInput(f"{key}={config[key]} must be text, or null")
+    return settings
 
 
 def built(config: DictConfig, trust: list[str], data: Any, device: Any, processes: int = 1, on: str = "cpu") -> Parts:

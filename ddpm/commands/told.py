@@ -1,6 +1,7 @@
 """What commands tell: on the terminal, in figures and in evaluation.json."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -57,3 +58,12 @@ def how_drawn(
         "evaluations": sampler.evaluations(schedule) if walked else None,
         "commit": commit,
     }
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side; numbers to the right, the last one as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, len(widths))), row[-1]])
+        for row in rows
+    )

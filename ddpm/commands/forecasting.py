@@ -1,0 +1,326 @@
+"""`ddpm-study plan`: what a sweep is going to be, counted and timed before it begins."""
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.asked import trusted
+from ddpm.commands.planning import built, must_be_sound, status_of
+from ddpm.commands.told import say, table
+from ddpm.config import (
+    InvalidInput,
+    build,
+    build_data,
+    compose,
+    jobs,
+    resolve_device,
+    resolved,
+    science,
+    with_known_keys,
+)
+
+TIMED_GFLOP = 100  # of the steps that are timed, at most: a second or two of a laptop's CPU
+
+
+class Planned(NamedTuple):
+    """A run of a sweep, as it would be."""
+
+    words: list[str]
+    config: DictConfig
+    settings: dict[str, Any]
+    data: Any | None  # if they are at hand
+    status: dict[str, Any]  # of its run directory; {} before there is one, or where it is not known
+
+
+class Needs(NamedTuple):
+    """What an arm takes, or why it cannot be trained."""
+
+    parameters: int | None = None
+    gflop: float | None = None  # of training on an image: forward and backward
+    images: int | None = None  # that a run is trained on, counted each time
+    memory: int | None = None  # bytes of a step
+    refused: str | None = None
+
+
+def plan(words: list[str]) -> None:
+    """Compose every job of a sweep, begin none, and say in a table what they would be.
+
+    Args:
+        words: those of `ddpm-train -m`.
+    Raises: InvalidInput for what does not compose.
+    """
+    from ddpm.study.reading import Recorded, arms_of
+
+    composed, merged = _composed(words)
+    data = _DataAtHand()
+    runs = [_planned(job, config, data) for job, config in composed]
+    records = [
+        Recorded(
+            Path(str(number)), run.settings, _as_status(run, number), {}, science_of(run.settings | {"seed": None})
+        )
+        for number, run in enumerate(runs)
+    ]
+    arms = arms_of(records)
+    by_record = dict(zip(map(id, records), runs, strict=True))
+    of_arm = [[by_record[id(record)] for record in arm.runs] for arm in arms]
+    needs = [_needs(found[0]) for found in of_arm]
+    rate = _rate(of_arm, needs)
+    total, reasons = 0.0, dict[str, str]()
+    rows = [["arm", "runs", "parameters", "GFLOP/image", "memory", "a run", "state"]]
+    for arm, found, need in zip(arms, of_arm, needs, strict=True):
+        a_run = None if need.refused else _seconds(found, need, rate)
+        if need.refused:
+            reasons.setdefault(need.refused, f"refused ({len(reasons) + 1})")
+        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in found)
+        rows.append(_row(arm.label, found, need, a_run, reasons))
+    say(table(rows))
+    for reason, name in reasons.items():
+        say(f"{name}: {reason}")
+    refused = sum(len(found) for found, need in zip(of_arm, needs, strict=True) if need.refused)
+    say(_summary(runs, arms, merged, refused, total, rate, data.missing))
+
+
+def _as_status(run: Planned, number: int) -> dict[str, Any]:
+    """What status.json would say of a run of the sweep, in the order of its jobs."""
+    return {"overrides": run.words, "state": run.status.get("state", "new"), "started": f"{number:09}"}
+
+
+class _Job(NamedTuple):
+    words: list[str]
+    config: DictConfig
+
+
+def _composed(words: list[str]) -> tuple[list[_Job], int]:
+    """The jobs of a sweep, each science once, and how many more said the same."""
+    try:
+        found = jobs("train", words, multirun=True) or []
+    except InvalidInput as error:
+        raise InvalidInput(with_known_keys("train", str(error), words)) from error
+    kept: dict[str, _Job] = {}
+    by_words: dict[tuple[str, ...], DictConfig] = {}
+    for job in found:
+        job = [word for word in job if not word.startswith("hydra")]
+        seeds = [word for word in job if word.startswith("seed=")]
+        others = tuple(word for word in job if word not in seeds)
+        if others not in by_words:
+            try:
+                by_words[others] = compose("train", list(job))
+            except InvalidInput as error:
+                raise InvalidInput(with_known_keys("train", str(error), list(job))) from error
+        config = by_words[others].copy()
+        if seeds:
+            OmegaConf.update(config, "seed", OmegaConf.from_dotlist(seeds[-1:]).seed)
+        settings = resolved(config)
+        key = json.dumps(science_of(settings), sort_keys=True, default=str)
+        kept.setdefault(key, _Job(job, config))
+    return list(kept.values()), len(found) - len(kept)
+
+
+def science_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run depends on, by its settings alone: of the data not where they are."""
+    parents = {key: str(settings[key]) for key in ("init", "extend") if settings.get(key) is not None}
+    data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
+    return science(settings, {}, parents, 0) | {"data": data}
+
+
+class _DataAtHand:
+    """The data of the jobs, each read once; nothing is downloaded."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self.missing: list[str] = []  # why they are not at hand
+
+    def of(self, config: DictConfig, settings: dict[str, Any]) -> Any | None:
+        """The data of a job, or None if they are not at hand."""
+        key = json.dumps(settings["data"], sort_keys=True, default=str)
+        if key not in self.known:
+            offline = {"download": False} if "download" in settings["data"] else {}
+            try:
+                self.known[key] = build_data(settings["data"] | offline, trusted(config))
+            except InvalidInput as error:
+                self.known[key] = None
+                self.missing.append(str(error))
+        return self.known[key]
+
+
+def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Planned:
+    """A job with its data and its run directory, where the data tell its name."""
+    import ddpm
+    from ddpm.runs import Run, science_hash
+
+    settings = resolved(config)
+    if config.extend is not None:
+        raise InvalidInput(
+            f"extend={config.extend}: a run that goes on with another is looked at by ddpm-train --check"
+        )
+    if not isinstance(settings["data"], dict):
+        raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
+    data = at_hand.of(config, settings)
+    status = {}
+    if data is not None and config.init is None:
+        name = science_hash(science(settings, data.identity(), {}, ddpm.NUMERICS))
+        status = status_of(Run(Path(str(config.runs)) / str(config.study) / name))
+    return Planned(words, config, settings, data, status)
+
+
+def _stand_in(settings: dict[str, Any]) -> Any:
+    """Stands for data that are not at hand: black images of the shape that is configured, of one class."""
+    import torch
+
+    from ddpm.data import ImageData
+
+    try:
+        size = settings["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        images = torch.zeros(64, settings["channels"], height, width, dtype=torch.uint8)
+        return ImageData("not at hand", "none", images, torch.zeros(64, dtype=torch.long))
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
+
+
+def _needs(run: Planned) -> Needs:
+    """Parameters, floating point operations and memory of an arm, counted on the meta device; or why it is refused."""
+    from ddpm import preflight
+
+    config, data = run.config, run.data
+    try:
+        must_be_sound(config)
+        at_hand = data if data is not None else _stand_in(run.settings["data"])
+        parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
+        parameters = sum(p.numel() for p in parts.model.parameters())
+        steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
+        images = None if steps is None else steps * parts.trainer.batch_size
+        loss = functools.partial(_loss_on_meta, parts, at_hand.shape)
+        micro = parts.trainer.batch_size // parts.trainer.accumulate
+        activations = preflight.activations(loss, parts.model.parameters(), micro)
+        batch = parts.trainer.batch_size, parts.trainer.accumulate
+        needed = preflight.memory(parts.model, parts.moments, at_hand.images, *batch, activations)
+        gflop = gflop_of(parts.model, at_hand.shape, backward=True)
+        return Needs(parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
+    except InvalidInput as error:
+        return Needs(refused=str(error))
+
+
+def _too_large(needed: Any, device: Any) -> str | None:
+    from ddpm import preflight
+
+    there = preflight.available(device)
+    if there is None or sum(needed) <= there:
+        return None
+    return f"a step needs {preflight.in_words(sum(needed))}, but {preflight.in_words(there)} are available on {device}"
+
+
+def _loss_on_meta(parts: Any, shape: tuple[int, ...], n: int) -> Any:
+    """The loss of n images that are nowhere."""
+    import torch
+
+    from ddpm.trainer import classes_for
+
+    x_0, t = torch.empty(n, *shape, device="meta"), torch.ones(n, dtype=torch.long, device="meta")
+    y = classes_for(parts.model, torch.zeros(n, dtype=torch.long, device="meta"))
+    return parts.diffusion.loss(parts.model.train(), x_0, y, t=t, eps=torch.empty_like(x_0)).mean()
+
+
+def gflop_of(model: Any, shape: tuple[int, ...], backward: bool) -> float:
+    """GFLOP of a network on the meta device for one image."""
+    import torch
+
+    from ddpm.cost import flops
+    from ddpm.trainer import classes_for
+
+    x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
+    y = classes_for(model, torch.zeros(1, dtype=torch.long, device="meta"))
+    return flops(model, x_t, t, *([] if y is None else [y]), backward=backward) / 1e9
+
+
+def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | None:
+    """GFLOP of training in a second, by timed steps of the first arm that can be trained; None if all is done."""
+    import torch
+
+    from ddpm import cost
+    from ddpm.sampling import Source
+
+    legal = [(found[0], need) for found, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
+    if not legal or all(run.status.get("state") == "DONE" for found in of_arm for run in found):
+        return None
+    run, need = legal[0]
+    assert need.gflop is not None
+    device, trust = resolve_device(run.config.device), trusted(run.config)
+    data = _stand_in(run.settings["data"]) if run.data is None else run.data
+    parts = built(run.config, trust, data, device)
+    trainer = parts.trainer
+    trainer.batch_size = max(1, min(trainer.batch_size // trainer.accumulate, int(TIMED_GFLOP / need.gflop / 4)))
+    trainer.accumulate = 1
+    model = parts.model.to(device, memory_format=torch.channels_last)
+    source = Source(parts.diffusion, model, parts.sampler, data.shape, 0, device, "fp32")
+    make = functools.partial(_optimizer, run.config, trust)
+    training_step = cost.Training(source, data.to(device), trainer, make, parts.augment)
+    training_step.step()
+    return need.gflop * trainer.batch_size / cost.seconds(training_step.step, device, repeat=3)
+
+
+def _optimizer(config: DictConfig, trust: list[str], params: Iterable[Any]) -> Any:
+    return build(config.optimizer, "optimizer", trust, params=list(params))
+
+
+def _seconds(found: list[Planned], need: Needs, rate: float | None) -> float | None:
+    """Of a run: of those of the arm that are done, else by floating point operations, or a budget in time."""
+    done = [run.status["seconds"] for run in found if run.status.get("state") == "DONE" and run.status.get("seconds")]
+    if done:
+        return sum(done) / len(done)
+    budget = found[0].config.trainer.seconds
+    if rate is None or need.gflop is None or need.images is None:
+        return budget
+    return min(need.images * need.gflop / rate, budget or math.inf)
+
+
+def _row(label: str, found: list[Planned], need: Needs, a_run: float | None, reasons: dict[str, str]) -> list[str]:
+    from ddpm import preflight
+    from ddpm.study.words import MISSING, amount, duration, number
+
+    states = [run.status.get("state", "new") for run in found]
+    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return [
+        label,
+        str(len(found)),
+        amount(need.parameters),
+        MISSING if need.gflop is None else number(need.gflop),
+        MISSING if need.memory is None else preflight.in_words(need.memory),
+        duration(a_run),
+        reasons[need.refused] if need.refused else told,
+    ]
+
+
+def _summary(
+    runs: Sequence[Planned],
+    arms: Sequence[Any],
+    merged: int,
+    refused: int,
+    total: float,
+    rate: float | None,
+    missing: Sequence[str],
+) -> str:
+    """What the table adds up to."""
+    from ddpm.study.words import duration
+
+    done, config = sum(run.status.get("state") == "DONE" for run in runs), runs[0].config
+    lines = [f"{len(runs)} runs of {len(arms)} arms in {Path(str(config.runs)) / str(config.study)}"]
+    if merged:
+        lines.append(f"{merged} more jobs say the same as others, and are one run with them")
+    if done:
+        lines.append(f"{done} are done already")
+    if refused:
+        lines.append(f"{refused} are refused: they would be FAILED with that reason, and the others run")
+    for reason in missing:
+        lines.append(f"the data are not at hand, so no run was looked for, classes and epochs not counted: {reason}")
+    if rate is not None and total:
+        lines.append(
+            f"about {duration(total)} for what is missing, one after the other, on {resolve_device(config.device)} "
+            f"({rate:,.0f} GFLOP/s in three steps of the first arm; small networks are less exact)"
+        )
+    return "\n".join(lines)
