@@ -199,10 +199,8 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     imported = set().union(*edges("ddpm", "models", "experiments").values())
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
         imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
-    imported |= {"hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher"}  # Hydra finds them
-    brought = {"joblib", "submitit"}  # by the launchers: looked at only where these are in use
-    extras = requirements("hub", "fid", "parallel", "slurm", "optuna").keys()
-    assert distributions(imported) - brought == requirements().keys() | extras
+    brought = {"joblib", "submitit"}  # by the launchers of the extras "parallel" and "slurm", which Hydra finds
+    assert distributions(imported) - brought == requirements().keys() | requirements("hub", "fid", "optuna").keys()
 
 
 def test_what_the_notebooks_import_is_in_their_extra():

@@ -44,9 +44,9 @@ def schedule(power: float) -> Curve:
 def strip(seed: int, n: int = 8, side: int = 32) -> np.ndarray:
     random = np.random.default_rng(seed)
     small = random.integers(0, 255, (n, 4, 4, 3)).repeat(side // 4, 1).repeat(side // 4, 2)
-    board = np.full((side + 4, n * (side + 2) + 2, 3), 255, np.uint8)
+    board = np.full((side, n * (side + 2) - 2, 3), 255, np.uint8)
     for i, tile in enumerate(small):
-        board[2:-2, 2 + i * (side + 2) : 2 + i * (side + 2) + side] = tile
+        board[:, i * (side + 2) : i * (side + 2) + side] = tile
     return board
 
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 from PIL import Image
 
-from ddpm.plots import DPI, GAP, SIZE
+from ddpm.plots import DPI, SIZE
 from ddpm.study import words
 from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Estimate
@@ -115,7 +115,7 @@ def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) ->
     if found.real is not None:
         finite = [value for value in every if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (found.real, found.real)
-        near = low - (high - low) <= found.real <= high + (high - low)  # else it would press the arms together
+        near = low - (high - low) / 2 <= found.real <= high + (high - low) / 2  # else it would press the arms together
         if near:
             axes.axvline(found.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
             every.append(found.real)
@@ -641,13 +641,13 @@ def _palette(figure: Figure, colours: int) -> bytes:
 
 
 def _strip(picture: Any, tiles: int) -> np.ndarray:
-    """The first samples of an arm's row of them, in colour (H, W, 3). They are square, with gaps or without."""
+    """The first samples of an arm's row of them, in colour (H, W, 3). They are square, with gaps between or without."""
     array = np.asarray(picture)
     array = array[..., None] if array.ndim == 2 else array
     high, wide = array.shape[:2]
-    for gap in (0, 2, GAP, 1):
-        if high > gap and (wide - gap) % (high - gap) == 0:
-            array = array[:, : tiles * (high - gap) + gap]
+    for gap in (2, 0):
+        if (wide + gap) % (high + gap) == 0:
+            array = array[:, : tiles * (high + gap) - gap]
             break
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
