@@ -30,8 +30,8 @@ from ddpm.commands import (
     studying,
     training,
 )
-from ddpm.commands.asked import job_name, multirun
-from ddpm.commands.told import say
+from ddpm.commands.asked import job_name, jobs_at_once, multirun
+from ddpm.commands.told import in_one_line, say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
@@ -77,6 +77,9 @@ def study() -> None:
         _refuse(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     if code:
         sys.exit(code)
 
@@ -122,8 +125,15 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
 
     def guarded(config: DictConfig) -> Outcome | None:
         held = False
+        if (worker := jobs_at_once() is not None) and _Worker.ends_after_a_signal():
+            return Outcome("it was not begun, for the sweep was interrupted", False)
         try:
             job(config)
+        except (SystemExit, KeyboardInterrupt):
+            if not worker:
+                raise
+            _Worker.ending = True
+            return Outcome("interrupted", False)
         except InvalidInput as error:
             if not multirun():
                 _refuse(error)
@@ -142,8 +152,8 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
             reason, held = str(error), isinstance(error, training.Held)
         else:
             return None
-        outcome = Outcome(_in_one_line(reason), held)
-        told = f"{_in_one_line(job_name())}: {outcome.reason}" if multirun() else outcome.reason
+        outcome = Outcome(in_one_line(reason), held)
+        told = f"{in_one_line(job_name())}: {outcome.reason}" if multirun() else outcome.reason
         if failing == 2:
             print(f"error: {told}", file=sys.stderr, flush=True)
         else:
@@ -192,25 +202,83 @@ def _collecting(outcomes: list[Outcome]) -> Iterator[None]:
 
 
 def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str], outcomes: list[Outcome]) -> Any:
-    """What a sweep returns, see `_collecting`."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a launcher takes its processes with it
+    """What a sweep returns, see `_collecting`.
+
+    At SIGINT or SIGTERM the workers of a launcher are asked to write their checkpoints, and the sweep ends when they
+    have; at the second one it ends at once. Without workers the run of this process has its own way to end.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(signum: int, frame: object) -> None:
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + signum)
+
+    def note(signum: int, frame: object) -> None:
+        workers = _workers()
+        if not workers:
+            end(signum, frame)
+        received.append(signum)
+        say(f"{signal.Signals(signum).name}: the runs write their checkpoints; once more to stop at once")
+        for number in before:
+            signal.signal(number, end)
+        for process in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+
+    for number in before:
+        signal.signal(number, note)
     try:
         returned = [job for batch in sweep(arguments) for job in batch]
         held = [job for job in returned if job.return_value is not None and job.return_value.held]
-        if held:
+        if held and not received:
             say(f"{len(held)} runs were held by other processes: once more to each")
             again = sweeper.launcher.launch([job.overrides for job in held], initial_job_idx=len(returned))
             returned = [job for job in returned if job not in held] + list(again)
         alike = set.intersection(*(set(job.overrides) for job in returned)) if len(returned) > 1 else set()
         for job in returned:
             if job.return_value is not None:
-                name = _in_one_line(" ".join(word for word in job.overrides if word not in alike))
+                name = in_one_line(" ".join(word for word in job.overrides if word not in alike))
                 outcomes.append(job.return_value._replace(name=name))
         return returned
     except _lost_processes() as error:
-        outcomes.append(Outcome(f"the launcher lost a process: {_first_line(error)}; repeat the command", False))
+        reason = f"the launcher lost a process: {_first_line(error)}; the same command goes on with what is missing"
+        say(f"FAILED {reason}")
+        outcomes.append(Outcome(reason, False))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            say("interrupted; the same command goes on")
+            sys.exit(128 + received[0])
+
+
+class _Worker:
+    """A process of a launcher that runs several jobs, one after the other."""
+
+    ending = False  # after a signal: the jobs that are left are not begun
+
+    @classmethod
+    def ends_after_a_signal(cls) -> bool:
+        """Whether a signal came; from now on one that nobody else waits for is noted."""
+
+        def note(signum: int, frame: object) -> None:
+            cls.ending = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, note)
+        return cls.ending
+
+
+def _workers() -> list[int]:
+    """The processes of the joblib launcher, if it runs."""
+    if "joblib" not in sys.modules:
+        return []
+    from joblib.externals.loky import reusable_executor
+
+    executor = reusable_executor._executor
+    return [] if executor is None else list(executor._processes or {})
 
 
 def _lost_processes() -> tuple[type[Exception], ...]:
@@ -267,14 +335,9 @@ def _refuse_option(message: str) -> NoReturn:
 def _refuse(error: Exception) -> None:
     """Invalid input: one line, exit code 2."""
     if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
-        print(f"error: {_in_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {in_one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _in_one_line(text: str) -> str:
-    """Text for a terminal: what was typed, and is told again, neither breaks the line nor steers."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -20,17 +20,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm import schema
-from ddpm.stored import LARGEST_CONFIG, must_be_plain
+from ddpm.stored import CADENCE, LARGEST_CONFIG, MEMORY, must_be_plain
 
 if TYPE_CHECKING:
     import torch
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
-CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
 AUGMENTATION = "ddpm.data.augment.Augment"
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
-MEMORY = ("checkpointing",)  # of the model; neither does it
 
 
 REFUSALS = (  # what a constructor raises for its arguments, torch's for numbers beyond memory or 64 bits among it
@@ -107,8 +105,9 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
             config = main.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
             if not multirun and config.hydra.mode != RunMode.MULTIRUN:
                 return None
-            params = (config.hydra.sweeper.get("params") or {}).items()
-            words = [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+            known: Any = OmegaConf.to_container(config.hydra, resolve=False)  # interpolations are those of the jobs
+            params = known["sweeper"].get("params") or {}
+            words = [*(f"{key}={value}" for key, value in params.items()), *known["overrides"]["task"]]
             parsed = OverridesParser.create(main.config_loader).parse_overrides(words)
             return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:

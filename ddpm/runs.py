@@ -26,7 +26,7 @@ FORMAT = 1
 LARGEST_METRICS = 128 * 2**20  # bytes of metrics.jsonl, for nearly a million lines
 NAMED = 5  # damaged lines that are named; the rest are counted
 PATIENCE = 1.0  # seconds; who only looks at a run has its lock for a moment, and must not keep it from starting
-RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
+STATES = RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
 
 
 class RunIsHeld(Exception):

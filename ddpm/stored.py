@@ -9,12 +9,16 @@ from ddpm.files import regular_size
 
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
+CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
+MEMORY = ("checkpointing",)  # of the model; neither does it
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML has it
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, resolved: bool = True) -> dict[str, Any]:
     """A stored configuration as plain data.
 
+    Args:
+        resolved: whether interpolations are refused; else they are text.
     Raises: ValueError if it is none, or says more than values; FileNotFoundError.
     """
     size = regular_size(path, LARGEST_CONFIG)
@@ -22,7 +26,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         content = file.read(size)
     try:
         text = content.decode()
-        must_be_plain(text)
+        must_be_plain(text, resolved)
         settings = LOADER(text).get_single_data()
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
@@ -31,9 +35,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def must_be_plain(text: str) -> None:
+def must_be_plain(text: str, resolved: bool = True) -> None:
     """Look through YAML before anything is made of it: an alias multiplies, a tag constructs, a ${...} reads.
 
+    Args:
+        resolved: whether interpolations are refused.
     Raises: ValueError, or yaml.YAMLError for what is no YAML.
     """
     depth = 0
@@ -43,7 +49,7 @@ def must_be_plain(text: str) -> None:
         found = {
             "an alias or an anchor": getattr(event, "anchor", None) is not None,
             "a tag": getattr(event, "tag", None) is not None,
-            "an interpolation": "${" in value,
+            "an interpolation": resolved and "${" in value,
             "a merge key": value == "<<",
             f"a value of more than {LONGEST:,} characters": len(value) > LONGEST,
             f"more than {DEEPEST} levels": depth > DEEPEST,

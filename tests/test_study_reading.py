@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ddpm.commands.studying import _science
+from ddpm.commands.forecasting import science_of
 from ddpm.config import compose, resolved
 from ddpm.study.reading import MISSING, Recorded, arms_of, read, run_directories
 
@@ -77,7 +77,7 @@ def write_run(
 
 
 def arms_in(folder: Path) -> tuple[list[Any], list[str]]:
-    runs, unread = read(folder, _science)
+    runs, unread = read(folder, science_of)
     return arms_of(runs), unread
 
 
@@ -336,7 +336,7 @@ def test_an_evaluation_that_cannot_be_read_is_left_out(content, tmp_path, capsys
 def test_a_run_is_read_whole(tmp_path):
     results = {"frechet_pixels_64": {"value": 1.5}}
     write_run(tmp_path, "x", ["optimizer.lr=1"], 4, losses=[0.5, None], train=[1.0], evaluation=results)
-    ((run,), unread) = read(tmp_path, _science)
+    ((run,), unread) = read(tmp_path, science_of)
     assert unread == [] and run.done and run.seed == 4 and run.words == ["optimizer.lr=1"]
     assert run.settings == settings_of(seed=4) and run.evaluation == results
     assert run.science["trainer"]["batch_size"] == 16 and "seed" not in run.science

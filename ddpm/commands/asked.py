@@ -36,6 +36,12 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def job_number() -> int | None:
+    """The place of this job in its sweep, from 0."""
+    config: Any = HydraConfig.instance().cfg
+    return OmegaConf.select(config, "hydra.job.num") if multirun() else None
+
+
 def jobs_at_once() -> int | None:
     """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
     config: Any = HydraConfig.instance().cfg

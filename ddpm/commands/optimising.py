@@ -14,7 +14,8 @@ from ddpm.commands import training
 from ddpm.commands.asked import composed, must_be_one_of, must_be_whole, settings, training_command
 from ddpm.commands.planning import Plan, planned, status_of
 from ddpm.commands.told import say
-from ddpm.config import CADENCE, MEMORY, SCIENCE, InvalidInput, compose, plain, resolve_device, with_known_keys
+from ddpm.config import SCIENCE, InvalidInput, compose, plain, resolve_device, with_known_keys
+from ddpm.stored import CADENCE, MEMORY
 
 if TYPE_CHECKING:
     from ddpm.study.search import Search, Worker

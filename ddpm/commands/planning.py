@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.asked import load_into, multirun, must_be_whole, must_match, must_walk, overrides, trusted
+from ddpm.commands.asked import (
+    job_number,
+    load_into,
+    multirun,
+    must_be_whole,
+    must_match,
+    must_walk,
+    overrides,
+    trusted,
+)
 from ddpm.config import (
     AUGMENTATION,
     InvalidInput,
@@ -101,7 +110,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
             run.path.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
-            run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides())
+            run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides(), job=job_number())
         raise
     return Plan(run, config, settings, data, *parts, device, parent)
 
@@ -155,10 +164,16 @@ def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
     """What ddpm-evaluate is to do with a run, by lines such as "metric=frechet n=1000"; InvalidInput for others."""
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise InvalidInput(f"evaluation={lines} must be a list of lines to ddpm-evaluate, such as ['metric=frechet']")
-    try:
-        composed = [compose("evaluate", [f"device={config.device}", *shlex.split(line)]) for line in lines]
-    except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
-        raise InvalidInput(f"evaluation: {error}") from error
+    composed = []
+    for line in lines:
+        try:
+            words = shlex.split(line)
+            for word in words:  # of a stored configuration, which may be anybody's
+                if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust")):
+                    raise ValueError(f"{word} is no setting that can stand here")
+            composed.append(compose("evaluate", [f"device={config.device}", *words]))
+        except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
+            raise InvalidInput(f"evaluation: {error}") from error
     for one in composed:
         one.run, one.trust = str(path), trusted(config)
     return composed

@@ -12,12 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import training
 from ddpm.commands.forecasting import gflop_of, science_of
 from ddpm.commands.told import say, table
-from ddpm.config import (
-    CADENCE,
-    InvalidInput,
-    build,
-    resolved,
-)
+from ddpm.config import InvalidInput, build, resolved
+from ddpm.stored import CADENCE
 
 RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
 
@@ -89,6 +85,8 @@ def _again(run: Any, words: list[str]) -> DictConfig:
     """The configuration of a run, to be trained in the same directory."""
     if not run.settings:
         raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that began it, with retry=true")
+    if run.settings.get("extend") is not None:
+        raise InvalidInput(f"{run.path} goes on with another run: repeat the command that began it, with retry=true")
     config = OmegaConf.create(run.settings | {"trust": []})  # what is stored may be anybody's
     OmegaConf.set_struct(config, True)
     try:

@@ -10,8 +10,13 @@ from ddpm.config import plain
 
 
 def say(message: str) -> None:
-    """Print a message at once, into a file or a pipe too."""
-    print(message, flush=True)
+    """Print a message at once, into a file or a pipe too; what files of others say in it does not steer a terminal."""
+    print("\n".join(map(in_one_line, message.split("\n"))), flush=True)
+
+
+def in_one_line(text: str) -> str:
+    """Text for a terminal: what was typed, and is told again, neither breaks the line nor steers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def warn_of_range(source: Any) -> None:

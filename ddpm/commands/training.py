@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.asked import jobs_at_once, multirun, must_be_whole, overrides
+from ddpm.commands.asked import job_number, jobs_at_once, multirun, must_be_whole, overrides
 from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
@@ -107,6 +107,10 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     run, config = plan.run, plan.config
     try:
         with run.locked():
+            if status_of(run).get("state") == DONE:  # by another process, since it was looked at
+                team.told(None)
+                say(f"{run.path} is done already")
+                return
             try:
                 resume = checkpoint.last_whole(run.checkpoints) or plan.parent
             except ValueError as error:  # a newer version's, which must not be deleted
@@ -129,7 +133,10 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                     OmegaConf.save(OmegaConf.create(plan.settings), temporary)
                 machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
                 threads = torch.get_num_threads()
-                run.begin(data=plan.data.identity(), overrides=overrides(), threads=threads, machine=machine)
+                known = run.status()
+                facts = {"overrides": overrides() or known.get("overrides") or [], "job": job_number()}
+                facts |= {"begun": known.get("begun") or now(), "threads": threads, "machine": machine}
+                run.begin(data=plan.data.identity(), **facts)
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume, watch)
                 _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
@@ -160,19 +167,29 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
 
 
 def measure(plan: Plan) -> None:
-    """Measure a run that is done by the lines of `evaluation`, each once."""
-    from ddpm.runs import DONE
+    """Measure a run that is done by the lines of `evaluation`, each once.
 
-    lines, done = plan.settings.get("evaluation", []), status_of(plan.run).get("evaluated") or []
-    for line, config in zip(lines, evaluations(plan.run.path, lines, plan.config), strict=True):
-        if line in done:
-            continue
-        try:
-            evaluating.evaluate(config)
-        except InvalidInput as error:
-            raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
-        done = [*done, line]
-        plan.run.write_status(DONE, evaluated=done)
+    Raises: RunFailed where a line cannot be carried out; Held.
+    """
+    from ddpm.runs import DONE, RunIsHeld
+
+    lines = plan.settings.get("evaluation", [])
+    if set(lines) <= set(status_of(plan.run).get("evaluated") or []):
+        return
+    try:
+        with plan.run.locked():
+            done = status_of(plan.run).get("evaluated") or []
+            for line, config in zip(lines, evaluations(plan.run.path, lines, plan.config), strict=True):
+                if line in done:
+                    continue
+                try:
+                    evaluating.evaluate(config)
+                except InvalidInput as error:
+                    raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
+                done = [*done, line]
+                plan.run.write_status(DONE, evaluated=done)
+    except RunIsHeld as error:
+        raise Held(str(error).replace("trained", "measured")) from error
 
 
 def _follow(plan: Plan, team: Any) -> None:

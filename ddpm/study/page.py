@@ -98,7 +98,7 @@ def _arms(findings: Findings) -> Section | None:
     heads = [_head("arm"), *(_head(factor) for factor in factors), _head("seeds", number=True)]
     if first is not None:
         heads += [_measured(first)]
-        heads += [_head("difference to baseline", "simultaneous interval", number=True), _head("verdict")]
+        heads += [_head("difference to baseline", "interval of its test", number=True), _head("verdict")]
     heads += [_head("parameters", number=True), _head("GFLOP", "an image", number=True)]
     heads += [_head("training", "a run", number=True)]
     heads += [_measured(found) for found in others]

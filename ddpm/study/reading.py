@@ -11,12 +11,13 @@ from typing import Any
 
 from ddpm.evaluation import recorded
 from ddpm.files import shown
-from ddpm.runs import DONE, Run, read_metrics
-from ddpm.stored import read_settings
+from ddpm.runs import DONE, STATES, Run, read_metrics
+from ddpm.stored import CADENCE, MEMORY, read_settings
 
 NO_SCIENCE = {
     "runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline",
-    "recognition", "data.root", "data.download",
+    "recognition", "data.root", "data.download", *(f"trainer.{key}" for key in CADENCE),
+    *(f"model.{key}" for key in MEMORY),
 }  # fmt: skip
 """Keys that change no result, and so tell no arms apart."""
 MISSING = "(absent)"  # a key that an arm does not have
@@ -107,6 +108,8 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
                 raise ValueError("its status.json cannot be read")
             _must_be_of_a_run(status)
             settings = read_settings(path / "config.yaml") if (path / "config.yaml").exists() else {}
+            if settings:
+                _must_be_of_images(settings)
             found.append(Recorded(path, settings, status, _evaluation(path), _without_seed(science, settings)))
         except (ValueError, OSError) as error:
             unread.append(f"{path.name}: {error}")
@@ -116,7 +119,7 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
 def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
     """Runs grouped into arms, in the order in which the arms were begun, with labels and levels."""
     groups: dict[str, list[Recorded]] = {}
-    for run in sorted(runs, key=lambda run: (str(run.status.get("started") or run.status.get("ended")), str(run.path))):
+    for run in sorted(runs, key=_first_begun):
         key = json.dumps(run.science or ["no config.yaml", *(run.words or [run.path.name])], sort_keys=True)
         groups.setdefault(key, []).append(run)
     arms = list(groups.values())
@@ -125,22 +128,61 @@ def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
     return [ArmRuns(label, level, tuple(arm)) for label, level, arm in zip(labels, levels, arms, strict=True)]
 
 
+def _first_begun(run: Recorded) -> tuple[str, int, str]:
+    """When a run was begun, for the first time; within a second, its place in the sweep."""
+    begun = next((run.status[key] for key in ("begun", "started", "ended") if run.status.get(key)), "")
+    job = run.status.get("job")
+    return str(begun), job if isinstance(job, int) else 0, str(run.path)
+
+
 # ------------------------------------------------------------------------------------------------------ what differs
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    """The results of a run that are results: numbers where numbers belong."""
     try:
-        return recorded(path / "evaluation.json")
+        known = recorded(path / "evaluation.json")
     except ValueError as error:
         print(f"{error}; it is left out")
         return {}
+    sound = {name: result for name, result in known.items() if _is_result(result)}
+    if len(sound) < len(known):
+        print(f"{path / 'evaluation.json'}: {', '.join(known.keys() - sound.keys())} are no results, and are left out")
+    return sound
+
+
+def _is_result(result: dict[str, Any]) -> bool:
+    numbers = [result.get(key) for key in ("value", "low", "high", "real_vs_real")]
+    for key in ("log_snr", "eps", "value_log_snr"):
+        line = result.get(key)
+        if line is not None and not isinstance(line, list):
+            return False
+        numbers += line or []
+    return all(value is None or _is_number(value) for value in numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def _must_be_of_a_run(status: dict[str, Any]) -> None:
     """Raises: ValueError where what was typed, or what is said of the data, is of another kind."""
     words, data = status.get("overrides") or [], status.get("data") or {}
-    if not (isinstance(words, list) and all(isinstance(word, str) for word in words) and isinstance(data, dict)):
+    sound = isinstance(words, list) and all(isinstance(word, str) for word in words) and isinstance(data, dict)
+    if not sound or (data and not (type(data.get("count")) is int and isinstance(data.get("image_size"), list))):
         raise ValueError("its status.json is not that of a run")
+    if status["state"] not in STATES:
+        raise ValueError(f"its state {shown(str(status['state']))} is none of {', '.join(STATES)}")
+
+
+def _must_be_of_images(settings: dict[str, Any]) -> None:
+    """Raises: ValueError where a group is no settings, or images have no size."""
+    for group in ("data", "model", "schedule", "diffusion", "optimizer", "trainer"):
+        if not isinstance(settings.get(group), dict):
+            raise ValueError(f"the {group} of its config.yaml are no settings")
+    size = settings["data"].get("image_size", 1)
+    if not (type(size) is int or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size))):
+        raise ValueError(f"its config.yaml has data.image_size = {shown(str(size))}")
 
 
 def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:

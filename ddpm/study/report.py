@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from ddpm import images
 from ddpm.evaluation import SETTINGS
+from ddpm.runs import FAILED
+from ddpm.stored import read_settings
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, compare, estimate, front
@@ -78,7 +80,7 @@ def findings(
     """
     failures, all_arms = _failures(arms), arms
     arms = [arm for arm in arms if arm.done]
-    of_samplers = len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
+    of_samplers = len(all_arms) == 1 and len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
     values = _values_by_sampler(arms[0]) if of_samplers else _values(arms)
     labels = list(dict.fromkeys(label for found in values.values() for label in found)) if of_samplers else None
     names = labels or [arm.label for arm in arms]
@@ -95,7 +97,12 @@ def findings(
     warnings = [*unread, *_warnings(arms)]
     asked = baseline if baseline is not None else _said(all_arms, "baseline")
     if asked is not None and asked != base:
-        warnings.append(f"the baseline {asked} has no run that is done: {base} stands in for it")
+        known = asked in {arm.label for arm in all_arms}
+        reason = "has no run that is done" if known else "is no arm of it"
+        warnings.append(f"the baseline that the study names, {asked}, {reason}: {base} stands in for it")
+    for key in ("baseline", "question"):
+        if len(named := _all_said(all_arms, key)) > 1:
+            warnings.append(f"its runs name different {key}s: {'; '.join(named)}")
     return Findings(
         study=folder.name,
         question=_said(all_arms, "question"),
@@ -131,8 +138,9 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
         for seed, run in arm.done.items():
             for protocol, result in run.evaluation.items():
                 kind, value = _kind(protocol), result.get("value")
-                if kind is None or not isinstance(value, int | float):
+                if kind is None or protocol.startswith(STEPS):  # of which it is the best of a grid, each seed's another
                     continue
+                value = math.nan if value is None else value
                 if protocol in common:
                     errors = _by_bin(result)
                     if not common[protocol] or not errors:  # another range of log-SNR, or none that is known
@@ -143,8 +151,9 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
         for arm in arms:
             for seed, run in arm.done.items():
                 losses = [line["loss"] for line in run.metrics if line["split"] == "held_out"]
-                if losses and losses[-1] is not None:
-                    found.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = losses[-1]
+                if losses:
+                    last = math.nan if losses[-1] is None else losses[-1]
+                    found.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
     return found
 
 
@@ -211,17 +220,24 @@ def _measure(
         if isinstance(r.get("low"), int | float) and isinstance(r.get("high"), int | float)
     ]
     others = {label: points for label, points in values.items() if label != base}
+    survivors = _survivors(arms, base)
     return Measure(
         name=name,
         title=kind.title,
         unit=kind.unit,
         better=kind.better,
         arms={label: estimate(points) for label, points in values.items()},
-        differences=compare(others, values[base], kind.better) if base in values else {},
+        differences=compare(others, values[base], kind.better, survivors=survivors) if base in values else {},
         real=kind.scale * statistics.mean(reals) if reals else None,
         noise=max(widths) if widths else None,
         note=_note(name, results, arms),
     )
+
+
+def _survivors(arms: Sequence[ArmRuns], base: str) -> set[str]:
+    """Arms of which seeds failed; all of them if the baseline is one."""
+    failed = {arm.label for arm in arms if any(run.state == FAILED for run in arm.runs)}
+    return {arm.label for arm in arms} if base in failed else failed
 
 
 def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRuns]) -> str:
@@ -274,10 +290,15 @@ def _baseline(names: Sequence[str], known: Sequence[str], arms: Sequence[ArmRuns
     return names[0] if names else (known[0] if known else "")
 
 
+def _all_said(arms: Sequence[ArmRuns], key: str) -> list[str]:
+    """What the runs' configurations say of the study."""
+    return sorted({str(run.settings[key]) for arm in arms for run in arm.runs if run.settings.get(key) is not None})
+
+
 def _said(arms: Sequence[ArmRuns], key: str) -> str | None:
     """What the runs' configurations say of the study, if they agree."""
-    said = {str(run.settings[key]) for arm in arms for run in arm.runs if run.settings.get(key) is not None}
-    return said.pop() if len(said) == 1 else None
+    said = _all_said(arms, key)
+    return said[0] if len(said) == 1 else None
 
 
 def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
@@ -324,6 +345,8 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
     if any((run.status.get("data") or {}).get("sha256") != (others[0].status.get("data") or {}).get("sha256")
            for run in runs):  # fmt: skip
         flags.append("other data")
+    if failed := sum(run.state == FAILED for run in arm.runs):
+        flags.append(f"{failed} of its {len(arm.runs)} seeds failed: those that are left are the lucky ones")
     if arm.label != base.label and (unpaired := _unpaired(arm, base)):
         flags.append(f"not paired with the baseline ({unpaired}): its differences are valid, but noisier")
     return flags
@@ -447,7 +470,7 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
     if undecided:
-        sentences.append(f"Not decided, for too few seeds: {_some(undecided)}.")
+        sentences.append(f"Not decided, for too few seeds, or because some failed: {_some(undecided)}.")
     if failures:
         sentences.append("One run is not done." if len(failures) == 1 else f"{len(failures)} runs are not done.")
     return tuple(sentences)
@@ -670,10 +693,9 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
 def _commands(folder: Path, arms: Sequence[ArmRuns]) -> tuple[str, ...]:
     """What was typed, less where things lie on a machine: of the last sweep into the folder, else of every run."""
     try:
-        content = (folder / "multirun.yaml").read_text()
-        words = yaml.safe_load(content)["hydra"]["overrides"]["task"]
-        return (_command(["-m", *map(str, words)]),)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        words = read_settings(folder / "multirun.yaml", resolved=False)["hydra"]["overrides"]["task"]
+        return (_command(["-m", *(word for word in words if isinstance(word, str))]),)
+    except (OSError, ValueError, KeyError, TypeError):
         runs = [run.status.get("overrides") or [] for arm in arms for run in arm.runs]
         return tuple(dict.fromkeys(map(_command, runs)))[:20]
 

@@ -1,7 +1,7 @@
 """Means over seeds, differences between arms, and how sure they are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the baseline: the mean of the differences, paired by seed, and its simultaneous interval."""
+    """An arm against the baseline: the mean of the differences, paired by seed, and its interval."""
 
     mean: float
     low: float | None
@@ -74,36 +74,46 @@ def holm(p: Sequence[float]) -> list[float]:
 def p_of_no_difference(differences: Sequence[float]) -> float:
     """Two-sided p-value of the paired t-test: how often so large a mean difference comes where there is none.
 
-    1 for differences that are not all finite, of which nothing can be shown.
+    1 for differences that are not all finite, of which nothing can be shown; the sign test's for equal ones.
     """
     if not all(map(math.isfinite, differences)):
         return 1.0
     mean, n = math.fsum(differences) / len(differences), len(differences)
     s = float(np.std(differences, ddof=1))
-    if s == 0:
-        return 1.0 if mean == 0 else 0.0
+    if s <= 1e-9 * abs(mean):  # equal differences say no more than that they have one sign
+        return 1.0 if mean == 0 else 2.0 ** (1 - n)
     return float(2 * stats.t.sf(abs(mean) / (s / math.sqrt(n)), n - 1))
 
 
 def compare(
-    arms: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], better: str, level: float = LEVEL
+    arms: Mapping[str, Mapping[int, float]],
+    baseline: Mapping[int, float],
+    better: str,
+    level: float = LEVEL,
+    survivors: Collection[str] = (),
 ) -> dict[str, Comparison]:
     """Every arm against the baseline, paired by seed, corrected by Holm over those that can be decided.
 
     An interval is Student's at the level at which Holm's method tests the arm, so that it excludes zero exactly where
     the arm is marked: the smallest of m p-values at 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on; from the
-    first that is not significant on, all at the level of that one.
+    first that is not significant on, all at the level of that one. So the marks are right together, with probability
+    `level`; the intervals are meant one by one, and do not cover all true differences at once as often.
 
     Args:
         arms: label -> seed -> value, without the baseline.
         baseline: seed -> value.
         better: "lower" or "higher".
+        survivors: arms of which seeds failed: those that are left are the lucky ones, and decide nothing.
     """
     paired = {
         label: {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
         for label, values in arms.items()
     }
-    decided = [label for label, points in paired.items() if len(points) >= ENOUGH]
+    decided = [
+        label
+        for label, points in paired.items()
+        if len(points) >= ENOUGH and label not in survivors and all(map(math.isfinite, points.values()))
+    ]
     p = {label: p_of_no_difference(list(paired[label].values())) for label in decided}
     corrected = dict(zip(decided, holm([p[label] for label in decided]), strict=True))
     levels, divisor = {}, len(decided)

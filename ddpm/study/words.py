@@ -12,9 +12,11 @@ MISSING = "–"  # in a cell of something that was not measured
 MARKED = (BETTER, WORSE)  # the verdicts that are results
 HOW_TO_READ = (
     f"Intervals are {100 * LEVEL:.0f}% intervals over training seeds by Student's t. Differences to the baseline are "
-    "paired by seed; their intervals and p-values are simultaneous over all arms of a measure by Holm's method, so "
-    "that an interval excludes zero exactly where an arm is marked better or worse. "
-    f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs: the differences of the seeds are listed, and nothing follows."
+    "paired by seed and tested over all arms of a measure together by Holm's method: with no differences at all, a "
+    f"mark better or worse comes in {100 - 100 * LEVEL:.0f}% of studies at most. Each interval has the level of its "
+    "test, so it excludes zero exactly where its arm is marked. "
+    f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs, or seeds that failed: the differences are listed, and nothing "
+    "follows."
 )
 
 
@@ -229,15 +231,21 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Collecti
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def printable(text: str) -> str:
+    """Text without what steers a terminal."""
+    return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 def _code(text: str) -> str:
     """A block of code, fenced by more backticks than it has in a row."""
+    text = printable(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}bash\n{text}\n{fence}"
 
 
 def _safe(text: str) -> str:
     """One line of text in which nothing is markup."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
+    line = html.escape(" ".join(printable(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", line)
 
 
