@@ -1,6 +1,7 @@
 """Multiruns: what they start, what becomes of every arm, and that nothing is lost or done twice."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from test_cli import TINY, assert_refused, run_of, status, typed, without_pictur
 
 from ddpm import checkpoint, cli, config, slots
 from ddpm.commands import evaluating, training
-from ddpm.config import InvalidInput
+from ddpm.config import InvalidInput, resolved
 from ddpm.runs import Run, read_metrics
 from ddpm.study.words import amount
 
@@ -53,6 +55,13 @@ def test_jobs_of_what_is_typed_and_of_what_a_configuration_sweeps():
     assert found is not None and len(found) == 25
     assert found[0] == ["+ablation/target=eps", "seed=0", "experiment=study/targets"]
     assert {job[0] for job in found} == {f"+ablation/target={name}" for name in ablations("target")}
+
+
+def test_what_is_interpolated_is_each_jobs_own():
+    words_typed = ["data.image_size=8,16", "model.image_size=${data.image_size}"]
+    found = config.jobs("train", words_typed, multirun=True)
+    assert found is not None
+    assert [resolved(config.compose("train", job))["model"]["image_size"] for job in found] == [8, 16]
 
 
 def ablations(group: str) -> list[str]:
@@ -183,6 +192,8 @@ def test_a_study_tries_again_what_failed_and_goes_on_with_what_was_interrupted(
     folder.rename(moved)
     result = typed(cli.study, "retry", moved, "device=cpu")
     assert result.code == 0 and states(moved) == dict.fromkeys(names, "DONE") and not folder.exists()
+    typed_words = [word for name in names for word in status(moved / name)["overrides"]]
+    assert sorted(word for word in typed_words if word.startswith("seed=")) == ["seed=0", "seed=1", "seed=2"]
     assert "nothing in" in typed(cli.study, "retry", moved).out
 
 
@@ -235,6 +246,38 @@ def test_the_next_arm_is_not_begun_after_a_signal(typed, tmp_path, without_pictu
     assert list(states(tmp_path / "default")) == [] or list(states(tmp_path / "default").values()) != ["DONE", "DONE"]
 
 
+def test_a_run_that_became_done_while_its_arm_waited_is_left_alone(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
+    said, seen = status(run_of(tmp_path)), []
+
+    def at_first_new(run: Run) -> dict:
+        seen.append(run.status() if seen else {})
+        return seen[-1]
+
+    monkeypatch.setattr(training, "status_of", at_first_new)
+    result = typed(cli.train, *TINY, f"runs={tmp_path}")
+    assert result.code == 0 and "is done already" in result.out and status(run_of(tmp_path)) == said
+
+
+def test_what_strangers_wrote_neither_steers_the_terminal_nor_takes_memory(typed, tmp_path, without_pictures):  # noqa: F811
+    assert typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}").code == 0
+    folder = tmp_path / "default"
+    for number, path in enumerate(sorted(folder.glob("*/"))):
+        said = status(path) | {"state": "FAILED", "reason": f"\x1b]0;steered\x07 {number}"}
+        said["overrides"] = [f"optimizer.lr=\x1b[2J{number}"]
+        (path / "status.json").write_text(json.dumps(said))
+    named = [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghi")]
+    bomb = ["a: &a [x,x,x,x,x,x,x,x,x]", *named]
+    (folder / "multirun.yaml").write_text("\n".join([*bomb, "hydra: {overrides: {task: [*i]}}"]))
+    for verb in ("status", "report"):
+        result = typed(cli.study, verb, folder)
+        assert result.code == 0 and "\x1b" not in result.out + result.err, verb
+    assert "\x1b" not in (folder / "report.md").read_text()
+    path = next(folder.glob("*/"))
+    (path / "status.json").write_text(json.dumps(status(path) | {"state": "\x1b[2J"}))
+    assert "cannot be read" in typed(cli.study, "status", folder).out
+
+
 # --------------------------------------------------------------------------------------------------------- measured
 
 
@@ -268,6 +311,9 @@ def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, wit
         ("evaluation=[3]", "evaluation=[3] must be a list of lines"),
         ("evaluation=['metrc=frechet']", "evaluation: "),
         ('evaluation=["metric=\'"]', "evaluation: No closing quotation"),
+        ("evaluation=[\"n=$''{oc.env:HOME}\"]", "evaluation: n=${oc.env:HOME} is no setting that can stand here"),
+        ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] is no setting"),
+        ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] is no setting"),
         ("question=3", "question=3 must be text"),
         ("baseline=[a]", "baseline=['a'] must be text"),
         ("retry=1", "retry=1 must be true or false"),
@@ -423,6 +469,58 @@ def test_under_another_launcher_a_failed_arm_stops_no_other_and_the_list_is_comp
     assert all(f"failed: model.groups=3 seed={seed}: model: groups = 3 does not divide" in last for seed in (0, 1))
     basic = run(tmp_path, *words("trainer.steps=3", "schedule.T=4"), "seed=0,1")  # the same runs
     assert basic.returncode == 0 and basic.stdout.count("is done already") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_under_joblib_a_signal_leaves_checkpoints_and_nothing_that_runs(number, tmp_path):
+    """SIGINT comes to all processes of a terminal, SIGTERM to the one that was started."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arms = [*words("trainer.steps=100000", "trainer.checkpoint_every=1000000"), "seed=0,1,2", *LAUNCHERS["joblib"]]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command(*arms), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    folder = tmp_path / "runs" / "default"
+    try:
+        wait_for(lambda: sum(len(read_metrics(path.parent)) > 2 for path in folder.glob("*/metrics.jsonl")) == 2)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        assert process.wait(60) == 128 + number, (tmp_path / "log").read_text()
+        found = {path.parent: status(path.parent) for path in folder.glob("*/status.json")}
+        assert len(found) == 2 and all(said["state"] == "INTERRUPTED" for said in found.values())
+        assert all(checkpoint.last_whole(path / "checkpoints") is not None for path in found)
+        assert "the same command goes on" in (tmp_path / "log").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(come: Callable[[], bool], seconds: float = 120) -> None:
+    """Look now and then whether something has come; fails if it has not in that time."""
+    end = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_loses_a_process_says_so(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arms = [*words("trainer.steps=100000", "trainer.checkpoint_every=1000000"), "seed=0,1", *LAUNCHERS["joblib"]]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command(*arms), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    folder = tmp_path / "runs" / "default"
+    try:
+        wait_for(lambda: any(len(read_metrics(path.parent)) > 2 for path in folder.glob("*/metrics.jsonl")))
+        trained = [status(path.parent) for path in folder.glob("*/status.json")]
+        os.kill(trained[0]["pid"], signal.SIGKILL)
+        assert process.wait(60) == 1 and "the launcher lost a process" in (tmp_path / "log").read_text()
+        assert set(states(folder).values()) == {"INTERRUPTED"}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def contents(folder: Path) -> dict[str, tuple]:
