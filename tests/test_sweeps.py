@@ -99,6 +99,15 @@ def test_no_word_that_changes_no_result_names_another_run(typed, tmp_path, witho
     assert len(states(tmp_path / "default")) == 2
 
 
+def test_a_run_keeps_the_words_that_were_typed_for_it(typed, tmp_path, without_pictures):  # noqa: F811
+    sweep = [*words("trainer.log_every=${trainer.checkpoint_every}"), "seed=0,1", f"runs={tmp_path}"]
+    assert typed(cli.train, "-m", *sweep).code == 0
+    for path in (tmp_path / "default").glob("*/"):
+        said = status(path)
+        assert "seed=" + str(config.read_config(path / "config.yaml").seed) in said["overrides"]
+        assert any("${" in word.replace("\\", "") for word in said["overrides"]) and said["job"] in (0, 1)
+
+
 # ------------------------------------------------------------------------------------------------- what becomes of arms
 
 

@@ -33,7 +33,11 @@ def multirun() -> bool:
 
 def overrides() -> list[str]:
     """The words that were typed for this job, without those to Hydra itself; none where Hydra started no job."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    config: Any = HydraConfig.instance().cfg
+    if config is None:
+        return []
+    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # an interpolation stays one
+    return list(map(str, words))
 
 
 def job_number() -> int | None:
