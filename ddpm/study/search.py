@@ -196,9 +196,9 @@ class Worker:
         log, name = self.folder / "optuna.log", self.folder.name
         pruner = {"median": MedianPruner, "halving": SuccessiveHalvingPruner, "none": NopPruner}[self.search.pruner]()
         _mend(log)
+        lock: Any = self.lock  # ours: Optuna's own would outlive a process that is killed
         try:
-            # by our lock: Optuna's own would outlive a process that is killed
-            storage = JournalStorage(JournalFileBackend(str(log), lock_obj=self.lock))  # type: ignore[arg-type]
+            storage = JournalStorage(JournalFileBackend(str(log), lock_obj=lock))
             known = name in optuna.get_all_study_names(storage)
             study = optuna.load_study(study_name=name, storage=storage, pruner=pruner) if known else None
             differs = self._differs(study.user_attrs.get("contract") or {}) if study is not None else ""
