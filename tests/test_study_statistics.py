@@ -53,7 +53,7 @@ def test_two_values_by_their_closed_form():
     """t of one degree of freedom is Cauchy: its quantile is a tangent."""
     mean, low, high = student([0.0, 2.0], 0.9)
     half = math.tan(math.pi * (0.95 - 0.5))
-    assert (mean, low, high) == pytest.approx((1, 1 - half, 1 + half), rel=1e-12)
+    assert (mean, low, high) == pytest.approx((1, 1 - half, 1 + half), rel=1e-9)
 
 
 def test_a_single_value_has_no_interval():
