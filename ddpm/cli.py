@@ -3,19 +3,16 @@
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
 
-import contextlib
 import errno
 import os
 import re
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,7 +27,8 @@ from ddpm.commands import (
     studying,
     training,
 )
-from ddpm.commands.asked import job_name, jobs_at_once, multirun
+from ddpm.commands.asked import job_name, multirun
+from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
 from ddpm.commands.told import in_one_line, say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
 
@@ -125,14 +123,14 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
 
     def guarded(config: DictConfig) -> Outcome | None:
         held = False
-        if (worker := jobs_at_once() is not None) and _Worker.ends_after_a_signal():
+        if (worker := worker_of_a_launcher()) and worker.ending:
             return Outcome("it was not begun, for the sweep was interrupted", False)
         try:
             job(config)
         except (SystemExit, KeyboardInterrupt):
             if not worker:
                 raise
-            _Worker.ending = True
+            worker.ending = True
             return Outcome("interrupted", False)
         except InvalidInput as error:
             if not multirun():
@@ -162,137 +160,13 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
             outcomes.append(outcome)
         return outcome
 
-    with _collecting(outcomes):
+    with collecting(outcomes):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
     if len(outcomes) > 1 and failing != 2:
         lines = [f"  {'held' if held else 'failed'}: {name}: {reason}" for reason, held, name in outcomes]
         say(f"{len(outcomes)} runs are not done:\n" + "\n".join(lines))
     if outcomes:
         sys.exit(failing)
-
-
-class Outcome(NamedTuple):
-    """What became of a job that did not end well."""
-
-    reason: str
-    held: bool  # by another process, which goes on with it
-    name: str = "the sweep"  # the words in which the job differs from others of its sweep
-
-
-@contextlib.contextmanager
-def _collecting(outcomes: list[Outcome]) -> Iterator[None]:
-    """Within it, what the jobs of a sweep return is collected, whatever launcher carries it back.
-
-    Jobs that found their run held by another process are launched once more in the end. A launcher that loses its
-    processes is an outcome too.
-    """
-    make = Plugins.instantiate_sweeper
-
-    def instantiate_sweeper(plugins: Plugins, **settings: Any) -> Any:
-        sweeper = make(plugins, **settings)
-        sweep = sweeper.sweep
-        sweeper.sweep = lambda arguments: _swept(sweeper, sweep, arguments, outcomes)  # type: ignore[method-assign]
-        return sweeper
-
-    Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        Plugins.instantiate_sweeper = make  # type: ignore[method-assign]
-
-
-def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str], outcomes: list[Outcome]) -> Any:
-    """What a sweep returns, see `_collecting`.
-
-    At SIGINT or SIGTERM the workers of a launcher are asked to write their checkpoints, and the sweep ends when they
-    have; at the second one it ends at once. Without workers the run of this process has its own way to end.
-    """
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def end(signum: int, frame: object) -> None:
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + signum)
-
-    def note(signum: int, frame: object) -> None:
-        workers = _workers()
-        if not workers:
-            end(signum, frame)
-        received.append(signum)
-        say(f"{signal.Signals(signum).name}: the runs write their checkpoints; once more to stop at once")
-        for number in before:
-            signal.signal(number, end)
-        for process in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGTERM)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        returned = [job for batch in sweep(arguments) for job in batch]
-        held = [job for job in returned if job.return_value is not None and job.return_value.held]
-        if held and not received:
-            say(f"{len(held)} runs were held by other processes: once more to each")
-            again = sweeper.launcher.launch([job.overrides for job in held], initial_job_idx=len(returned))
-            returned = [job for job in returned if job not in held] + list(again)
-        alike = set.intersection(*(set(job.overrides) for job in returned)) if len(returned) > 1 else set()
-        for job in returned:
-            if job.return_value is not None:
-                name = in_one_line(" ".join(word for word in job.overrides if word not in alike))
-                outcomes.append(job.return_value._replace(name=name))
-        return returned
-    except _lost_processes() as error:
-        reason = f"the launcher lost a process: {_first_line(error)}; the same command goes on with what is missing"
-        say(f"FAILED {reason}")
-        outcomes.append(Outcome(reason, False))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if received:
-            say("interrupted; the same command goes on")
-            sys.exit(128 + received[0])
-
-
-class _Worker:
-    """A process of a launcher that runs several jobs, one after the other."""
-
-    ending = False  # after a signal: the jobs that are left are not begun
-
-    @classmethod
-    def ends_after_a_signal(cls) -> bool:
-        """Whether a signal came; from now on one that nobody else waits for is noted."""
-
-        def note(signum: int, frame: object) -> None:
-            cls.ending = True
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, note)
-        return cls.ending
-
-
-def _workers() -> list[int]:
-    """The processes of the joblib launcher, if it runs."""
-    if "joblib" not in sys.modules:
-        return []
-    from joblib.externals.loky import reusable_executor
-
-    executor = reusable_executor._executor
-    return [] if executor is None else list(executor._processes or {})
-
-
-def _lost_processes() -> tuple[type[Exception], ...]:
-    """What launchers raise where the system ended a process of theirs, for want of memory, say."""
-    found: list[type[Exception]] = []
-    if "joblib" in sys.modules:
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-        found.append(TerminatedWorkerError)
-    if "submitit" in sys.modules:
-        from submitit.core.utils import UncompletedJobError
-
-        found.append(UncompletedJobError)
-    return tuple(found)
 
 
 def _check_composition(name: str, argv: list[str]) -> None:
@@ -337,7 +211,3 @@ def _refuse(error: Exception) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
         print(f"error: {in_one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

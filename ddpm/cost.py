@@ -171,10 +171,14 @@ def measure_cost(
 
 def gflop_forward(source: Source) -> float:
     """GFLOP of the network for one image, counted on the meta device."""
-    model = copy.deepcopy(source.model).to("meta")
-    x_t, t = torch.empty(1, *source.shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
+    return gflop(copy.deepcopy(source.model).to("meta"), source.shape, backward=False)
+
+
+def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> float:
+    """GFLOP of a network on the meta device for one image (C, H, W), of the forward and the backward pass."""
+    x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
     y = classes_for(model, torch.zeros(1, dtype=torch.long, device="meta"))
-    return flops(model, x_t, t, *([] if y is None else [y]), backward=False) / 1e9
+    return flops(model, x_t, t, *([] if y is None else [y]), backward=backward) / 1e9
 
 
 class Training:

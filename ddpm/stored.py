@@ -14,11 +14,9 @@ MEMORY = ("checkpointing",)  # of the model; neither does it
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML has it
 
 
-def read_settings(path: Path, resolved: bool = True) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A stored configuration as plain data.
 
-    Args:
-        resolved: whether interpolations are refused; else they are text.
     Raises: ValueError if it is none, or says more than values; FileNotFoundError.
     """
     size = regular_size(path, LARGEST_CONFIG)
@@ -26,7 +24,7 @@ def read_settings(path: Path, resolved: bool = True) -> dict[str, Any]:
         content = file.read(size)
     try:
         text = content.decode()
-        must_be_plain(text, resolved)
+        must_be_plain(text)
         settings = LOADER(text).get_single_data()
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
@@ -35,11 +33,9 @@ def read_settings(path: Path, resolved: bool = True) -> dict[str, Any]:
     return settings
 
 
-def must_be_plain(text: str, resolved: bool = True) -> None:
+def must_be_plain(text: str) -> None:
     """Look through YAML before anything is made of it: an alias multiplies, a tag constructs, a ${...} reads.
 
-    Args:
-        resolved: whether interpolations are refused.
     Raises: ValueError, or yaml.YAMLError for what is no YAML.
     """
     depth = 0
@@ -49,7 +45,7 @@ def must_be_plain(text: str, resolved: bool = True) -> None:
         found = {
             "an alias or an anchor": getattr(event, "anchor", None) is not None,
             "a tag": getattr(event, "tag", None) is not None,
-            "an interpolation": resolved and "${" in value,
+            "an interpolation": "${" in value,
             "a merge key": value == "<<",
             f"a value of more than {LONGEST:,} characters": len(value) > LONGEST,
             f"more than {DEEPEST} levels": depth > DEEPEST,

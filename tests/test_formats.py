@@ -74,7 +74,7 @@ def test_an_old_run_is_extended_without_augmentation_or_with_what_is_typed(chang
     words = [f"extend={old}", "trainer.steps=9", f"runs={tmp_path}", "device=cpu", *changed]
     task(*words)
     plan = planning.planned(compose("train", words), torch.device("cpu"))
-    assert plan.augment.active == bool(changed) and plan.augment.rotation == 8 * len(changed)
+    assert plan.parts.augment.active == bool(changed) and plan.parts.augment.rotation == 8 * len(changed)
 
 
 def test_an_old_run_that_was_interrupted_goes_on(old, task, monkeypatch):

@@ -28,7 +28,10 @@ ALLOWED = {  # what each mathematical module may import of ddpm; the arrows go o
     "accuracy": {"oracle", "samplers", "schedules", "targets"},
 }
 PACKAGES = {  # where nobody may import it, but these
-    "hydra": (("ddpm", "models", "experiments"), {"ddpm.config", "ddpm.cli", "ddpm.commands.asked"}),
+    "hydra": (
+        ("ddpm", "models", "experiments"),
+        {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("asked", "sweeping"))},
+    ),
     "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
     "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),

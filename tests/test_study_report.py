@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from test_study_reading import arms_in, write_run
 
@@ -501,18 +500,20 @@ def test_the_environment(tmp_path):
     }  # fmt: skip
 
 
-def test_commands_are_those_of_the_sweep_or_of_its_runs(tmp_path):
-    """As they are to be typed."""
-    words = ["+ablation/schedule=glob(*)", "seed=range(5)", "study=s", "question='Why not?'"]
-    write_arm(tmp_path, 0.1, [None, None], typed=words[2:])
+def test_commands_are_sweeps_where_runs_are_all_combinations_of_words(tmp_path):
+    """As they are to be typed, without places; whatever sweeps they came from."""
+    others = ["study=s", "question='Why not?'", "runs=/elsewhere", "device=cuda:1"]
+    for schedule in ("linear", "cosine"):
+        typed = [f"+ablation/schedule={schedule}", *others]
+        write_arm(tmp_path, {"linear": 0.1, "cosine": 0.2}[schedule], [None, None], typed=typed)
     quoted = """study=s 'question='"'"'Why not?'"'"''"""
-    assert found_in(tmp_path).commands == tuple(f"ddpm-train {quoted} seed={s}" for s in range(2))
-    (tmp_path / "multirun.yaml").write_text(yaml.dump({"hydra": {"overrides": {"task": words}}}))
-    expected = f"ddpm-train -m '+ablation/schedule=glob(*)' 'seed=range(5)' {quoted}"
-    assert found_in(tmp_path).commands == (expected,)
-    for broken in ("hydra: [", "hydra: 5", "\x00", ""):
-        (tmp_path / "multirun.yaml").write_text(broken)
-        assert len(found_in(tmp_path).commands) == 2
+    sweep = f"ddpm-train -m +ablation/schedule=linear,cosine {quoted} seed=0,1"
+    assert found_in(tmp_path).commands == (sweep,)
+    write_arm(tmp_path, 0.3, [None], typed=["optimizer.lr=0.3"])
+    assert found_in(tmp_path).commands == (sweep, "ddpm-train optimizer.lr=0.3 seed=0")
+    write_run(tmp_path, "c", ["optimizer.lr=0.4"], 1, {"optimizer.lr": 0.4})  # of all four there are two
+    expected = ("ddpm-train optimizer.lr=0.3 seed=0", "ddpm-train optimizer.lr=0.4 seed=1")
+    assert found_in(tmp_path).commands == (sweep, *expected)
 
 
 def test_nothing_is_done(tmp_path):

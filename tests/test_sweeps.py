@@ -320,9 +320,12 @@ def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, wit
         ("evaluation=[3]", "evaluation=[3] must be a list of lines"),
         ("evaluation=['metrc=frechet']", "evaluation: "),
         ('evaluation=["metric=\'"]', "evaluation: No closing quotation"),
-        ("evaluation=[\"n=$''{oc.env:HOME}\"]", "evaluation: n=${oc.env:HOME} is no setting that can stand here"),
-        ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] is no setting"),
-        ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] is no setting"),
+        (
+            "evaluation=[\"n=$''{oc.env:HOME}\"]",
+            "n=${oc.env:HOME} cannot stand here; allowed are KEY=VALUE",
+        ),
+        ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] cannot stand here"),
+        ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] cannot stand here"),
         ("question=3", "question=3 must be text"),
         ("baseline=[a]", "baseline=['a'] must be text"),
         ("retry=1", "retry=1 must be true or false"),
@@ -485,11 +488,7 @@ def test_under_another_launcher_a_failed_arm_stops_no_other_and_the_list_is_comp
 def test_under_joblib_a_signal_leaves_checkpoints_and_nothing_that_runs(number, tmp_path):
     """SIGINT comes to all processes of a terminal, SIGTERM to the one that was started."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arms = [*words("trainer.steps=100000", "trainer.checkpoint_every=1000000"), "seed=0,1,2", *LAUNCHERS["joblib"]]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            command(*arms), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
-        )
+    process = endless(tmp_path, "seed=0,1,2")
     folder = tmp_path / "runs" / "default"
     try:
         wait_for(lambda: sum(len(read_metrics(path.parent)) > 2 for path in folder.glob("*/metrics.jsonl")) == 2)
@@ -515,11 +514,7 @@ def wait_for(come: Callable[[], bool], seconds: float = 120) -> None:
 @pytest.mark.slow
 def test_a_launcher_that_loses_a_process_says_so(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arms = [*words("trainer.steps=100000", "trainer.checkpoint_every=1000000"), "seed=0,1", *LAUNCHERS["joblib"]]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            command(*arms), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
-        )
+    process = endless(tmp_path, "seed=0,1")
     folder = tmp_path / "runs" / "default"
     try:
         wait_for(lambda: any(len(read_metrics(path.parent)) > 2 for path in folder.glob("*/metrics.jsonl")))
@@ -530,6 +525,15 @@ def test_a_launcher_that_loses_a_process_says_so(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def endless(tmp_path: Path, seeds: str) -> subprocess.Popen:
+    """A sweep of two runs at a time that do not end by themselves; what it says goes to a file."""
+    arms = [*words("trainer.steps=100000", "trainer.checkpoint_every=1000000"), seeds, *LAUNCHERS["joblib"]]
+    with open(tmp_path / "log", "w") as log:
+        return subprocess.Popen(
+            command(*arms), cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def contents(folder: Path) -> dict[str, tuple]:

@@ -61,10 +61,15 @@ def job_name() -> str:
     return " ".join(overrides()) or "defaults"
 
 
+def command(verb: str) -> str:
+    """What is typed for ddpm-VERB: in a checkout its script."""
+    own = (Path.cwd() / "experiments" / f"{verb}.py").is_file()
+    return f"python experiments/{verb}.py" if own else f"ddpm-{verb}"
+
+
 def training_command(words: list[str]) -> str:
     """What is typed to train by these words."""
-    own = (Path.cwd() / "experiments" / "train.py").is_file()
-    return f"{'python experiments/train.py' if own else 'ddpm-train'} {shlex.join(words)}"
+    return f"{command('train')} {shlex.join(words)}"
 
 
 def composed(name: str, words: list[str]) -> DictConfig:

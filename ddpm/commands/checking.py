@@ -35,7 +35,7 @@ def check(config: DictConfig) -> None:
             raise
         does = f"start the run, which downloads it: {CHECK} does not"
         raise InvalidInput(str(error).replace("set download=true", does)) from error
-    data, model, trainer = plan.data, plan.model, plan.trainer
+    data, model, trainer = plan.data, plan.parts.model, plan.parts.trainer
     status = status_of(plan.run)
     if status.get("state") == RUNNING:
         raise InvalidInput(f"{plan.run.path} is being trained by process {status.get('pid')} on {status.get('host')}")
@@ -51,7 +51,7 @@ def check(config: DictConfig) -> None:
         "budget": " or ".join(budget),
     }
     if status.get("state") != DONE:
-        needed, there = must_fit(model, plan.moments, data, trainer, device, _activations(plan))
+        needed, there = must_fit(model, plan.parts.moments, data, trainer, device, _activations(plan))
         room, free, parts = disk(plan)
         if room > free:
             raise InvalidInput(no_room(plan))
@@ -79,9 +79,9 @@ def _activations(plan: Plan) -> int:
     """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
     from ddpm import preflight
 
-    micro = plan.trainer.batch_size // plan.trainer.accumulate
+    micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate
     try:
-        return preflight.activations(functools.partial(trial_loss, plan), plan.model.parameters(), micro)
+        return preflight.activations(functools.partial(trial_loss, plan), plan.parts.model.parameters(), micro)
     except RuntimeError as error:  # torch's for memory that there is not
         raise InvalidInput(f"a loss of one or two images cannot be computed on {plan.device}: {error}") from error
 

@@ -185,7 +185,7 @@ def _stand_in(settings: dict[str, Any]) -> Any:
 
 def _needs(run: Planned) -> Needs:
     """Parameters, floating point operations and memory of an arm, counted on the meta device; or why it is refused."""
-    from ddpm import preflight
+    from ddpm import cost, preflight
 
     config, data = run.config, run.data
     try:
@@ -200,7 +200,7 @@ def _needs(run: Planned) -> Needs:
         activations = preflight.activations(loss, parts.model.parameters(), micro)
         batch = parts.trainer.batch_size, parts.trainer.accumulate
         needed = preflight.memory(parts.model, parts.moments, at_hand.images, *batch, activations)
-        gflop = gflop_of(parts.model, at_hand.shape, backward=True)
+        gflop = cost.gflop(parts.model, at_hand.shape)
         return Needs(parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
     except InvalidInput as error:
         return Needs(refused=str(error))
@@ -224,18 +224,6 @@ def _loss_on_meta(parts: Any, shape: tuple[int, ...], n: int) -> Any:
     x_0, t = torch.empty(n, *shape, device="meta"), torch.ones(n, dtype=torch.long, device="meta")
     y = classes_for(parts.model, torch.zeros(n, dtype=torch.long, device="meta"))
     return parts.diffusion.loss(parts.model.train(), x_0, y, t=t, eps=torch.empty_like(x_0)).mean()
-
-
-def gflop_of(model: Any, shape: tuple[int, ...], backward: bool) -> float:
-    """GFLOP of a network on the meta device for one image."""
-    import torch
-
-    from ddpm.cost import flops
-    from ddpm.trainer import classes_for
-
-    x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
-    y = classes_for(model, torch.zeros(1, dtype=torch.long, device="meta"))
-    return flops(model, x_t, t, *([] if y is None else [y]), backward=backward) / 1e9
 
 
 def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | None:

@@ -155,7 +155,7 @@ def _must_measure(search: "Search", base: Plan) -> None:
 
     if len(base.data.held_out) == 0 and (search.measure == HELD_OUT or search.pruner != "none"):
         raise InvalidInput(f"{base.data.name} holds nothing out, and the search looks at that: set data.validation=0.1")
-    last, every = base.trainer.last_step(len(base.data.train)), base.trainer.checkpoint_every
+    last, every = base.parts.trainer.last_step(len(base.data.train)), base.parts.trainer.checkpoint_every
     if search.pruner != "none" and last is not None and last <= every:
         say(f"note: no trial is pruned before its end: trainer.checkpoint_every={every} is not below its {last} steps")
     if search.measure == HELD_OUT:
@@ -235,7 +235,7 @@ class Watcher:
         self.last: float | None = None
         # another measure may have another direction; the loss is to be small all the same
         self.sign = -1 if search.maximise and search.measure != HELD_OUT else 1
-        self.last_step = plan.trainer.last_step(len(plan.data.train))
+        self.last_step = plan.parts.trainer.last_step(len(plan.data.train))
         for line in read_metrics(plan.run.path):
             if line["split"] == "held_out":
                 self._report(line["step"], line["loss"])

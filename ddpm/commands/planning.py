@@ -54,13 +54,7 @@ class Plan(NamedTuple):
     config: DictConfig
     settings: dict[str, Any]  # the configuration, resolved: what the run directory keeps
     data: Any
-    augment: Any
-    model: Any
-    diffusion: Any
-    sampler: Any
-    optimizer: Any
-    trainer: Any
-    moments: float
+    parts: Parts
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
 
@@ -112,7 +106,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
             run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides(), job=job_number())
         raise
-    return Plan(run, config, settings, data, *parts, device, parent)
+    return Plan(run, config, settings, data, parts, device, parent)
 
 
 def must_be_sound(config: DictConfig) -> dict[str, Any]:
@@ -170,7 +164,9 @@ def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
             words = shlex.split(line)
             for word in words:  # of a stored configuration, which may be anybody's
                 if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust")):
-                    raise ValueError(f"{word} is no setting that can stand here")
+                    raise ValueError(
+                        f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values"
+                    )
             composed.append(compose("evaluate", [f"device={config.device}", *words]))
         except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
             raise InvalidInput(f"evaluation: {error}") from error
@@ -368,8 +364,8 @@ def disk(plan: Plan) -> tuple[int, int, str]:
     """Bytes that the run is going to write, those that are free there, and what is written, in words."""
     from ddpm import preflight
 
-    trainer, path = plan.trainer, plan.run.path
-    one = preflight.checkpoint(plan.model, plan.moments)
+    trainer, path = plan.parts.trainer, plan.run.path
+    one = preflight.checkpoint(plan.parts.model, plan.parts.moments)
     count = preflight.checkpoints(trainer.last_step(len(plan.data.train)), trainer.checkpoint_every, trainer.keep)
     parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
     return preflight.disk(one, count, path), preflight.free(path), parts
@@ -394,8 +390,8 @@ def trial_loss(plan: Plan, n: int) -> Any:
     from ddpm.trainer import classes_for
 
     data, device = plan.data, plan.device
-    precision = resolve(plan.trainer.precision, device, sum(p.numel() for p in plan.model.parameters()))
-    model = plan.model.to(device, memory_format=torch.channels_last).train()
+    precision = resolve(plan.parts.trainer.precision, device, sum(p.numel() for p in plan.parts.model.parameters()))
+    model = plan.parts.model.to(device, memory_format=torch.channels_last).train()
     x_0, y = data.batch(data.train[:1].expand(n), device)
     with computing(device, precision):
-        return plan.diffusion.loss(model, x_0, classes_for(model, y)).mean()
+        return plan.parts.diffusion.loss(model, x_0, classes_for(model, y)).mean()

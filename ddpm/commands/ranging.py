@@ -50,7 +50,7 @@ def lr_range(words: list[str]) -> None:
     test.write(table)
     marks = {"steepest fall": found.steepest, "lowest loss": found.minimum, "a tenth of that rate": found.below_minimum}
     plots.lr_range(figure, test.rates, test.losses, test.smoothed, marks)
-    _say(words, test, found, len(walk), plan.trainer.batch_size)
+    _say(words, test, found, len(walk), plan.parts.trainer.batch_size)
     say(f"wrote {figure} {table}")
 
 
@@ -76,13 +76,13 @@ def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
     from ddpm.ranks import Ranks
     from ddpm.sampling import Source
 
-    config, trust, images = plan.config, trusted(plan.config), plan.trainer.batch_size
+    config, parts, trust, images = plan.config, plan.parts, trusted(plan.config), plan.parts.trainer.batch_size
 
     def optimizer(parameters: Any) -> Any:
         return build(config.optimizer, "optimizer", trust, params=list(parameters))
 
-    source = Source(plan.diffusion, plan.model, plan.sampler, plan.data.shape, config.seed, plan.device)
-    training = cost.Training(source, plan.data.to(plan.device), plan.trainer, optimizer, plan.augment)
+    source = Source(parts.diffusion, parts.model, parts.sampler, plan.data.shape, config.seed, plan.device)
+    training = cost.Training(source, plan.data.to(plan.device), parts.trainer, optimizer, parts.augment)
     with progress_bar(len(walk) * images) as bar:
         for number, rate in enumerate(walk, 1):
             for group in training.optimizer.param_groups:

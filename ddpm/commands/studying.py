@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import training
-from ddpm.commands.forecasting import gflop_of, science_of
+from ddpm.commands.forecasting import science_of
 from ddpm.commands.told import say, table
 from ddpm.config import InvalidInput, build, resolved
 from ddpm.stored import CADENCE
@@ -129,7 +129,8 @@ def report(words: list[str]) -> None:
         raise InvalidInput(str(error)) from error
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page.page(found))
-    figures.summary(out / "report.png", found)
+    with replacing(out / "report.png") as temporary:
+        figures.summary(temporary, found)
     with replacing(out / "report.md") as temporary:
         temporary.write_text(in_words.markdown(found, "report.png"))
     say("\n".join(found.verdict))
@@ -144,9 +145,11 @@ def report(words: list[str]) -> None:
 def _network_of(model: str, shape: tuple[int, int, int]) -> tuple[int, float]:
     import torch
 
+    from ddpm import cost
+
     with torch.device("meta"):
         network = build(json.loads(model), "model")
-    return sum(p.numel() for p in network.parameters()), gflop_of(network, shape, backward=False)
+    return sum(p.numel() for p in network.parameters()), cost.gflop(network, shape, backward=False)
 
 
 def _network(settings: dict[str, Any]) -> tuple[int, float] | None:

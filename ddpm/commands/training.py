@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.asked import job_number, jobs_at_once, multirun, must_be_whole, overrides
+from ddpm.commands.asked import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
 from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
@@ -117,11 +117,11 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 team.told(None)
                 raise InvalidInput(str(error)) from error
             say(
-                f"run {run.path}: {sum(p.numel() for p in plan.model.parameters()):,} parameters, "
+                f"run {run.path}: {sum(p.numel() for p in plan.parts.model.parameters()):,} parameters, "
                 f"{len(plan.data.train):,} training images, {plan.device}"
                 + (f", {team.size} processes" if team.size > 1 else "")
             )
-            for concern in concerns(plan.diffusion.schedule, plan.diffusion.target):
+            for concern in concerns(plan.parts.diffusion.schedule, plan.parts.diffusion.target):
                 say(f"warning: {concern}")
             room, free, _ = disk(plan)
             if room > free:
@@ -139,7 +139,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 run.begin(data=plan.data.identity(), **facts)
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume, watch)
-                _draw_results(run, config, plan.data, plan.diffusion, ema.model, plan.sampler, plan.device)
+                _draw_results(run, config, plan.data, plan.parts.diffusion, ema.model, plan.parts.sampler, plan.device)
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
                 say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
@@ -213,18 +213,18 @@ def _fit(
     """Train, with the network compiled if that is asked for: (the budget that was used up, the EMA)."""
     if plan.config.get("compile"):
         _compile(plan, team.size)
-    return plan.trainer.fit(
-        plan.run, plan.model, plan.diffusion, plan.data, plan.optimizer,
-        seed=plan.config.seed, device=plan.device, augment=plan.augment, resume=resume, ranks=team, watch=watch,
+    return plan.parts.trainer.fit(
+        plan.run, plan.parts.model, plan.parts.diffusion, plan.data, plan.parts.optimizer,
+        seed=plan.config.seed, device=plan.device, augment=plan.parts.augment, resume=resume, ranks=team, watch=watch,
     )  # fmt: skip
 
 
 def _compile(plan: Plan, processes: int) -> None:
     """Compile the network and try it on a batch; where that fails, say why and leave the network as it was."""
-    started, model = time.perf_counter(), plan.model
+    started, model = time.perf_counter(), plan.parts.model
     model.compile()
     try:
-        trial_loss(plan, plan.trainer.batch_size // plan.trainer.accumulate // processes).backward()
+        trial_loss(plan, plan.parts.trainer.batch_size // plan.parts.trainer.accumulate // processes).backward()
     except Exception as error:  # whatever a compiler stumbles over, and torch has many classes for it
         model._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -248,8 +248,8 @@ def _record_failure(run: Any, error: Exception) -> None:
         reason += f"; status.json could not be written either ({second})"
     last = checkpoint.last_whole(run.checkpoints)
     kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
-    command = "the same command with retry=true" if multirun() else "the same command"
-    advice = f"free some space, then {command} goes on from there" if full else f"{command} tries again"
+    repeated = "the same command with retry=true" if multirun() else "the same command"
+    advice = f"free some space, then {repeated} goes on from there" if full else f"{repeated} tries again"
     if isinstance(error, FloatingPointError):
         advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
@@ -307,9 +307,7 @@ def _next_steps(run: Any, ended: str) -> None:
     """Where the results are and what to type next."""
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
     status = run.status()
-    command = "python experiments" if (Path.cwd() / "experiments" / "sample.py").is_file() else None
-    draw = f"{command}/sample.py" if command else "ddpm-sample"
-    again = f"{command}/train.py" if command else "ddpm-train"
+    draw, again = command("sample"), command("train")
     say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
   results       {run.path}
   pictures      {pictures}

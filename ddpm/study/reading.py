@@ -45,15 +45,21 @@ class Recorded:
     @property
     def seed(self) -> int | None:
         """Of its configuration; of a run that has none, what was typed."""
-        typed = [word.partition("=")[2] for word in self.status.get("overrides") or [] if _key(word) == "seed"]
+        typed = [word.partition("=")[2] for word in self.typed if _key(word) == "seed"]
         seed = self.settings.get("seed", int(typed[-1]) if typed and typed[-1].isdecimal() else None)
         return seed if isinstance(seed, int) else None
 
     @property
+    def typed(self) -> list[str]:
+        """All words that were typed for it."""
+        return self.status.get("overrides") or []
+
+    @property
     def words(self) -> list[str]:
         """What was typed for it, as far as it changes results, without the seed."""
-        words = self.status.get("overrides") or []
-        return [word for word in words if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))]
+        return [
+            word for word in self.typed if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))
+        ]
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from PIL import Image
 from ddpm import images
 from ddpm.evaluation import SETTINGS
 from ddpm.runs import FAILED
-from ddpm.stored import read_settings
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, compare, estimate, front
@@ -25,7 +24,7 @@ SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
-MOST_NAMED = 12  # arms in a sentence
+MOST_NAMED, MOST_COMMANDS = 12, 20  # arms in a sentence; commands of runs that are no sweep
 PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that mean nothing on another machine
 
 
@@ -52,9 +51,8 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
 HELD_OUT = "held_out_loss"  # the name of the measure that metrics.jsonl has of every run
 STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
 Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
-SchedulePoints = Callable[
-    [dict[str, Any]], tuple[list[float], list[float]] | None
-]  # settings -> t / T, sqrt(alpha_bar)
+Points = tuple[list[float], list[float]]
+SchedulePoints = Callable[[dict[str, Any]], Points | None]  # settings -> t / T, sqrt(alpha_bar)
 
 
 def findings(
@@ -121,7 +119,7 @@ def findings(
         schedules=_schedules(arms, schedule),
         sheet=_sheet(arms, order),
         environment=_environment(arms),
-        commands=_commands(folder, arms),
+        commands=_commands(arms),
         failures=failures,
         warnings=tuple(dict.fromkeys(warnings)),
     )
@@ -314,7 +312,7 @@ def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
         gflop=gflop,
         seconds=statistics.fmean(seconds) if seconds else None,
         flags=tuple(_flags(arm, base)),
-        commands=tuple(dict.fromkeys(_command(run.status.get("overrides") or []) for run in runs.values())),
+        commands=tuple(dict.fromkeys(_command(run.typed) for run in runs.values())),
     )
 
 
@@ -624,7 +622,7 @@ def _errors(arm: ArmRuns) -> Curve | None:
 
 
 def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
-    """ "label, sampler" -> Frechet distance over evaluations."""
+    """Arm and sampler -> Frechet distance over evaluations."""
     found: dict[str, dict[int, dict[float, float]]] = {}
     for arm in arms:
         for seed, run in arm.done.items():
@@ -690,14 +688,23 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
     return {key: ", ".join(values) for key, values in found.items()}
 
 
-def _commands(folder: Path, arms: Sequence[ArmRuns]) -> tuple[str, ...]:
-    """What was typed, less where things lie on a machine: of the last sweep into the folder, else of every run."""
-    try:
-        words = read_settings(folder / "multirun.yaml", resolved=False)["hydra"]["overrides"]["task"]
-        return (_command(["-m", *(word for word in words if isinstance(word, str))]),)
-    except (OSError, ValueError, KeyError, TypeError):
-        runs = [run.status.get("overrides") or [] for arm in arms for run in arm.runs]
-        return tuple(dict.fromkeys(map(_command, runs)))[:20]
+def _commands(arms: Sequence[ArmRuns]) -> tuple[str, ...]:
+    """What makes the runs, less where things lie on a machine; all combinations of some words are a sweep."""
+    runs = [[word for word in run.typed if not word.startswith(PLACES)] for arm in arms for run in arm.runs]
+    found: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
+    for words in runs:
+        pairs = [word.partition("=")[::2] for word in words]
+        found.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
+    commands = []
+    for keys, rows in found.items():
+        values = [_in_order(list(dict.fromkeys(column))) for column in zip(*rows, strict=True)]
+        distinct = {tuple(row) for row in rows}
+        if len(distinct) > 1 and math.prod(map(len, values)) == len(distinct):
+            words = [f"{key}={','.join(of)}" for key, of in zip(keys, values, strict=True)]
+            commands.append(_command(["-m", *words]))
+        else:
+            commands += [_command([f"{k}={v}" for k, v in zip(keys, row, strict=True)]) for row in sorted(distinct)]
+    return tuple(commands)[:MOST_COMMANDS]
 
 
 def _command(words: Sequence[str]) -> str:
