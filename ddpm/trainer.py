@@ -63,9 +63,9 @@ class Trainer:
     """How a network is trained: budget, batch, learning rate, precision, averaging, cadence.
 
     Args:
-        steps, epochs, seconds: the budget; at least one. The first that is reached ends the run. The learning rate
-            follows the steps (or epochs) where they are given, else the time used; with a time budget alone two runs
-            are not comparable step by step.
+        steps, epochs, seconds: the budget; at least one. The first that is reached ends the run, after one step at
+            least. The learning rate follows the steps (or epochs) where they are given, else the time used; with a time
+            budget alone two runs are not comparable step by step.
         batch_size: images in a step, over all micro-batches.
         accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for
             rounding.
@@ -400,7 +400,7 @@ class Trainer:
         for name, n in budget.items():
             if step >= n:
                 return name
-        return "seconds" if self.seconds is not None and seconds >= self.seconds else None
+        return "seconds" if self.seconds is not None and step > 0 and seconds >= self.seconds else None
 
 
 def classes_for(model: nn.Module, y: Tensor | None) -> Tensor | None:

@@ -523,6 +523,13 @@ def test_a_constant_rate_makes_extending_the_same_as_training_longer(call, tmp_p
     assert same(weights(run_of(tmp_path / "child"), 6), weights(run_of(tmp_path / "long"), 6))
 
 
+def test_the_shortest_time_has_a_step_and_a_checkpoint(call, tmp_path, without_pictures):
+    result = call(cli.train, *words("trainer.seconds=1e-9"), f"runs={tmp_path}")
+    run = run_of(tmp_path)
+    assert result.code == 0 and status(run)["step"] == 1 and "budget of seconds" in status(run)["reason"]
+    assert weights(run, 1)
+
+
 EXTEND = {
     "trainer.steps=6": ["trainer.steps=6", "6 steps"],
     "trainer.steps=3": ["trainer.steps=3", "6 steps"],

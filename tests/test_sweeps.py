@@ -27,7 +27,7 @@ from ddpm.study.words import amount
 REPOSITORY = Path(__file__).parents[1]
 SCIENCE_FREE = [  # keys and words that name no other run
     "device=auto", "slots=3", "retry=true", "recognition=true", "question=why", "baseline=a",
-    "evaluation=['metric=cost']", "trainer.log_every=7", "trainer.checkpoint_every=3", "trainer.keep=9",
+    "evaluation=['metric=cost cost.steps=[2]']", "trainer.log_every=7", "trainer.checkpoint_every=3", "trainer.keep=9",
     "trainer.previews=1", "trainer.max_skipped=3", "model.checkpointing=true",
 ]  # fmt: skip
 
@@ -295,22 +295,69 @@ def test_a_run_is_measured_at_its_end_by_each_line_once(typed, tmp_path, without
     monkeypatch.setattr(
         evaluating, "evaluate", lambda config: measured.append((config.run, list(config.metric), config.n))
     )
-    line, other = (
-        "evaluation=['metric=[frechet,kernel] n=9']",
-        "evaluation=['metric=[frechet,kernel] n=9','metric=[cost]']",
-    )
+    line = "metric=[kernel,memorisation] n=9 sampler.steps=2"
+    other = f"evaluation=['{line}','metric=[cost] cost.steps=[2]']"
+    line = f"evaluation=['{line}']"
     sweep = ["-m", *TINY, "seed=0,1", f"runs={tmp_path}"]
     assert typed(cli.train, *sweep, line).code == 0
     runs = {str(path) for path in (tmp_path / "default").glob("*/")}
-    assert {run for run, *_ in measured} == runs and [rest for _, *rest in measured] == [[["frechet", "kernel"], 9]] * 2
+    assert {run for run, *_ in measured} == runs
+    assert [rest for _, *rest in measured] == [[["kernel", "memorisation"], 9]] * 2
     assert typed(cli.train, *sweep, line).code == 0 and len(measured) == 2
     assert typed(cli.train, *sweep, other).code == 0 and [rest for _, *rest in measured[2:]] == [[["cost"], None]] * 2
 
 
 def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, without_pictures):  # noqa: F811
-    result = typed(cli.train, *TINY, f"runs={tmp_path}", "evaluation=['metric=frechet n=2']")
-    assert result.code == 1 and "is trained, but not measured by metric=frechet n=2: " in result.out
+    line = "metric=bits_per_dim n=2 checkpoint=3"  # which is not kept
+    result = typed(cli.train, *TINY, f"runs={tmp_path}", f"evaluation=['{line}']")
+    assert result.code == 1 and f"is trained, but not measured by {line}: " in result.out
+    assert "checkpoint 3 cannot be read (there is none of that name); there: 2, 4" in result.out
     assert status(run_of(tmp_path))["state"] == "DONE"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("metric=frechet n=2 sampler.steps=2", "n = 2 samples are too few for the covariance of 64 features"),
+        ("metric=kernel", "steps = 50 is more than the schedule's T = 10"),
+        ("metric=cost cost.samplers=[nope]", "nope"),
+        ("metric=bits_per_dim n=1000", "n = 1000"),
+        ("metric=steps", "steps, ddim: steps = 20 is more than the schedule's T = 10"),
+        ("metric=recognition recogniser=nope", "recogniser=nope is not known; allowed: auto, classifier, logistic"),
+        ("metric=kernel sampler.steps=2 features=pca pca=65", "pca = 65: components of"),
+        ("metric=kernel sampler.steps=2 features=inception inception.weights=nowhere.pth", "features=inception: "),
+        ("metric=kernel sampler.steps=2 data.root=nowhere", "data.root"),
+        ("metric=loss_by_snr checkpoint=first", "checkpoint=first must be an integer >= 1"),
+        ("metric=loss_by_snr weights=none", "weights=none is not known; allowed: ema, raw"),
+        ("metric=loss_by_snr device=tpu", "tpu"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_anything_is_trained(line, told, typed, tmp_path):  # noqa: F811
+    result = typed(cli.train, *TINY, f"runs={tmp_path / 'runs'}", f"evaluation=['metric=loss_by_snr','{line}']")
+    assert_refused(result, f"evaluation, {line}: ")
+    assert told in result.err and not (tmp_path / "runs").exists()
+    result = typed(cli.study, "plan", *TINY, f"runs={tmp_path / 'runs'}", f"evaluation=['{line}']")
+    assert "refused (1)" in result.out and told in result.out
+
+
+def test_that_it_is_going_to_be_measured_changes_no_run(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
+    lines = "['metric=[kernel,recognition] recogniser=classifier sampler.steps=2','metric=cost cost.steps=[2]']"
+    for folder, added in (("plain", []), ("measured", [f"evaluation={lines}"])):
+        typed_words = [*words("model.dropout=0.5"), *added, f"runs={tmp_path / folder}"]
+        assert typed(cli.train, *typed_words).code == 0
+    first, second = (run_of(tmp_path / folder) / "checkpoints" / "4" for folder in ("plain", "measured"))
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, without_pictures):  # noqa: F811
+    sweep = ["-m", *words("schedule.T=2,10"), f"runs={tmp_path}"]
+    result = typed(cli.train, *sweep, "evaluation=['metric=cost cost.steps=[5]']")
+    assert result.code == 1 and "is more than the schedule's T = 2" in result.out
+    assert sorted(states(tmp_path / "default").values()) == ["DONE", "FAILED"]
+    assert typed(cli.train, *sweep, "evaluation=['metric=cost cost.steps=[2]']").code == 0
+    assert set(states(tmp_path / "default").values()) == {"DONE"}
 
 
 @pytest.mark.parametrize(
@@ -325,6 +372,7 @@ def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, wit
             "n=${oc.env:HOME} cannot stand here; allowed are KEY=VALUE",
         ),
         ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] cannot stand here"),
+        ("evaluation=['run=x']", "evaluation: run=x cannot stand here"),
         ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] cannot stand here"),
         ("question=3", "question=3 must be text"),
         ("baseline=[a]", "baseline=['a'] must be text"),

@@ -149,16 +149,23 @@ def must_be_writable(out: str | None) -> None:
         raise InvalidInput(f"out={out}: {target} is not writable")
 
 
+def must_be_drawable(config: DictConfig) -> None:
+    """Refuse settings by which nothing can be drawn, whatever the run."""
+    from ddpm.precision import PRECISIONS
+
+    must_be_one_of(config, "precision", ("auto", *PRECISIONS))
+    must_be_one_of(config, "weights", ("ema", "raw"))
+    must_be_whole(config, "batch", least=1)
+    must_be_whole(config, "seed")
+
+
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
     from ddpm.precision import PRECISIONS, as_trained
     from ddpm.runs import open_run
     from ddpm.sampling import Source
 
-    must_be_one_of(config, "precision", ("auto", *PRECISIONS))
-    must_be_one_of(config, "weights", ("ema", "raw"))
-    must_be_whole(config, "batch", least=1)
-    must_be_whole(config, "seed")
+    must_be_drawable(config)
     device = resolve_device(config.device)
     try:
         run, folder = open_run(str(config.run), config.checkpoint)

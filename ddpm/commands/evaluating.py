@@ -5,10 +5,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands.asked import data_of, must_be_whole, must_match, must_walk, source_of, trusted
+from ddpm.commands.asked import (
+    data_of,
+    must_be_drawable,
+    must_be_one_of,
+    must_be_whole,
+    must_match,
+    must_walk,
+    source_of,
+    trusted,
+)
 from ddpm.commands.subject import Measure, Subject
 from ddpm.commands.told import progress_bar, say, warn_of_range, with_bar
-from ddpm.config import InvalidInput, build, compose, plain, resolved
+from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
@@ -24,39 +33,73 @@ def evaluate(config: DictConfig) -> None:
 
     Raises: InvalidInput.
     """
+    metrics = _metrics(config)
+    source, run, trained, step = source_of(config)
+    data = data_of(config, trained)
+    _warn_of_other_data(run, data)
+    if data.labels is None and "recognition" in metrics and len(metrics) > 1:
+        say(f"{data.name} has no labels: nothing is recognised")
+    subject = Subject(config, source, run, trained, step, data)
+    measures = _measures(subject, metrics)
+    _say_plan(subject, measures)
+    for measure in measures:  # only now that all of them have found their input right
+        measure.carry_out()
+
+
+def must_be_measurable(config: DictConfig, trained: DictConfig, model: Any, diffusion: Any, data: Any) -> None:
+    """Refuse what could not be measured of a run that is not trained yet.
+
+    Args:
+        config: of ddpm-evaluate; its run is not looked at.
+        trained: the run's configuration.
+        model: with any weights, or on the meta device, which has none.
+    Raises: InvalidInput.
+    """
+    from ddpm.runs import Run
+    from ddpm.sampling import Source
+
+    metrics = _metrics(config)
+    must_be_drawable(config)
+    if config.checkpoint not in ("last", "best"):
+        must_be_whole(config, "checkpoint", least=1)
+    resolve_device(config.device)
+    sampler = build(config.sampler, "sampler", trusted(config))
+    data = data if config.data.root is None else data_of(config, trained)
+    source = Source(diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
+    _measures(Subject(config, source, Run(str(config.run)), trained, 0, data), metrics)
+
+
+def _metrics(config: DictConfig) -> list[str]:
+    """What is to be measured, each once; refuses settings that mean nothing, whatever the run."""
     resolved(config)
     metrics = plain(config.metric)
     metrics = metrics if isinstance(metrics, list) else [metrics]
     allowed = (*OF_SAMPLES, *OF_IMAGES, "cost", "steps")
     if not metrics or not set(map(str, metrics)) <= set(allowed):
         raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
-    metrics = list(dict.fromkeys(metrics))
     for key in ("data", "inception", "frechet", "steps", "cost", *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
             raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
     for key, known in (("features", FEATURES), ("recogniser", RECOGNISERS)):
-        if config[key] not in known:
-            raise InvalidInput(f"{key}={config[key]} is not known; allowed: {', '.join(known)}")
+        must_be_one_of(config, key, known)
     if not isinstance(config.frechet.bias, bool):
         raise InvalidInput(f"frechet.bias={config.frechet.bias} must be true or false")
     if config.n is not None:
         must_be_whole(config, "n", least=1)
     must_be_whole(config, "seeds", least=1)
-    source, run, trained, step = source_of(config)
-    data = data_of(config, trained)
-    _warn_of_other_data(run, data)
-    if data.labels is None and "recognition" in metrics and len(metrics) > 1:
-        say(f"{data.name} has no labels: nothing is recognised")
-        metrics.remove("recognition")
-    subject = Subject(config, source, run, trained, step, data)
+    return list(dict.fromkeys(metrics))
+
+
+def _measures(subject: Subject, metrics: list[str]) -> list[Measure]:
+    """What is going to be carried out; without recognition, if it is one among others and the data have no labels."""
+    if subject.data.labels is None and len(metrics) > 1:
+        metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
     measures = [_measure_samples(subject, of_samples)] if of_samples else []
     measures += [_measure_images(subject, metric) for metric in metrics if metric in OF_IMAGES]
     measures += [_measure_steps(subject)] if "steps" in metrics else []
     measures += [_measure_cost(subject)] if "cost" in metrics else []
-    _say_plan(subject, measures)
-    for measure in measures:  # only now that all of them have found their input right
-        measure.carry_out()
+    return measures
 
 
 def _warn_of_other_data(run: Any, data: Any) -> None:

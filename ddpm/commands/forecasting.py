@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.asked import trusted
-from ddpm.commands.planning import built, must_be_sound, status_of
+from ddpm.commands.planning import built, must_be_measurable, must_be_sound, status_of
 from ddpm.commands.told import say, table
 from ddpm.config import (
     InvalidInput,
@@ -192,6 +192,7 @@ def _needs(run: Planned) -> Needs:
         must_be_sound(config)
         at_hand = data if data is not None else _stand_in(run.settings["data"])
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
+        must_be_measurable(config, run.settings, parts, data)
         parameters = sum(p.numel() for p in parts.model.parameters())
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
         images = None if steps is None else steps * parts.trainer.batch_size

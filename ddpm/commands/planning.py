@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.commands import evaluating
 from ddpm.commands.asked import (
     job_number,
     load_into,
@@ -95,6 +96,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     try:
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         parts = built(config, trust, data, device, processes)
+        must_be_measurable(config, settings, parts, data)
         if initial is not None:
             load_into(parts.model, initial)
         if parent is not None:
@@ -120,7 +122,6 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
-    evaluations(Path("run"), settings.get("evaluation", []), config)
     for key in ("question", "baseline"):
         if config.get(key) is not None and not isinstance(config[key], str):
             raise InvalidInput(f"{key}={config[key]} must be text, or null")
@@ -154,6 +155,22 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     return Parts(augment, model, diffusion, sampler, optimizer, trainer, moments)
 
 
+def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Parts, data: Any | None) -> None:
+    """Refuse lines of `evaluation` that could not be carried out at the run's end.
+
+    Args:
+        data: None where they are not at hand: whether they suffice is not looked at.
+    Raises: InvalidInput.
+    """
+    lines = settings.get("evaluation", [])
+    composed = evaluations(Path("run"), lines, config)
+    for line, asked in zip(lines, composed, strict=True) if data is not None else ():
+        try:
+            evaluating.must_be_measurable(asked, config, parts.model, parts.diffusion, data)
+        except InvalidInput as error:
+            raise InvalidInput(f"evaluation, {line}: {error}") from error
+
+
 def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
     """What ddpm-evaluate is to do with a run, by lines such as "metric=frechet n=1000"; InvalidInput for others."""
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
@@ -163,7 +180,7 @@ def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
         try:
             words = shlex.split(line)
             for word in words:  # of a stored configuration, which may be anybody's
-                if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust")):
+                if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust", "run=")):
                     raise ValueError(
                         f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values"
                     )

@@ -82,11 +82,12 @@ class Subject:
             judge = self.judge
             size = features.Judge(judge, "").size
             return size, lambda: quality.judge_of(data, judge, self.cache, device, say)
+        made: Any
         try:
             if kind == "inception":
-                weights = config.inception.weights
-                made: Any = features.Inception(None if weights is None else str(weights), device)
-            elif kind == "pixels":
+                features.Inception.must_be_there(self._weights)
+                return features.Inception.size, lambda: (self._inception, None)
+            if kind == "pixels":
                 made = features.Pixels(data.shape)
             else:
                 some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
@@ -94,6 +95,21 @@ class Subject:
         except (ValueError, ImportError, OSError) as error:
             raise InvalidInput(f"features={kind}: {error}") from error
         return made.size, lambda: (made, None)
+
+    @property
+    def _weights(self) -> str | None:
+        """The file of Inception's weights, if one was named."""
+        weights = self.config.inception.weights
+        return None if weights is None else str(weights)
+
+    @functools.cached_property
+    def _inception(self) -> Any:
+        from ddpm.metrics import features
+
+        try:
+            return features.Inception(self._weights, self.source.device)
+        except (ValueError, ImportError, OSError) as error:
+            raise InvalidInput(f"features=inception: {error}") from error
 
     def _real(self, kind: str) -> tuple[Any, float | None]:
         """The real images by features of a kind, and a classifier's accuracy."""

@@ -34,7 +34,7 @@ class Stopped(Exception):
 def train(config: DictConfig) -> None:
     """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
 
-    In a sweep a run that failed before is left alone, unless retry=true.
+    In a sweep a run that failed before is left alone, unless retry=true; one that was refused, and never began, is not.
 
     Raises: InvalidInput before it begins, RunFailed afterwards.
     """
@@ -58,7 +58,7 @@ def _train(config: DictConfig, device: Any) -> None:
     if status.get("state") == DONE:
         team.told(None)
         say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
-    elif status.get("state") == FAILED and multirun() and not config.get("retry"):
+    elif status.get("state") == FAILED and status.get("started") and multirun() and not config.get("retry"):
         raise RunFailed(f"{plan.run.path} failed before ({status.get('reason')}); retry=true tries it again")
     else:
         lead(plan, team)

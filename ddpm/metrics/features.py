@@ -1,6 +1,7 @@
 """What samples and images are compared by: their features, under a name that says whose they are."""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,24 @@ class PCA(Features):
         most = min(self.pixels.size, len(x) - 1)
         if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= most:
             raise ValueError(f"pca = {components!r}: components of {len(x)} images are an integer from 1 to {most}")
-        self.name, self.size = f"pca{components}-{name}", components
-        rows = self.pixels(x).double()
-        self.mean = rows.mean(0)
-        rows -= self.mean
+        self.name, self.size, self.x = f"pca{components}-{name}", components, x
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """The mean (C H W,) and the directions (C H W, D), found when they are first asked for."""
+        rows = self.pixels(self.x).double()
+        mean = rows.mean(0)
+        rows -= mean
         if len(rows) < self.pixels.size:  # the same directions, by the smaller of the two matrices
             _, vectors = torch.linalg.eigh(rows @ rows.mT)  # rising eigenvalues
-            directions = F.normalize(rows.mT @ vectors[:, -components:], dim=0)
+            directions = F.normalize(rows.mT @ vectors[:, -self.size :], dim=0)
         else:
-            directions = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -components:]
-        self.directions = directions.flip(1)  # (C H W, D)
+            directions = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -self.size :]
+        return mean, directions.flip(1)
 
     def _of(self, images: Tensor) -> Tensor:
-        return (self.pixels._of(images).cpu().double() - self.mean) @ self.directions
+        mean, directions = self.axes
+        return (self.pixels._of(images).cpu().double() - mean) @ directions
 
 
 class Judge(Features):
@@ -131,12 +137,9 @@ class Inception(Features):
     size = 2048
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu"):
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-            raise ImportError(f"{EXTRA} ({error})") from error
         from ddpm import checkpoint
 
+        published = self.must_be_there(weights)
         path = _inception_weights() if weights is None else Path(weights).expanduser()
         regular_size(path, LARGEST)
         checksum = checkpoint.sha256(path)
@@ -145,11 +148,25 @@ class Inception(Features):
                 raise ValueError(f"{path} is damaged: its sha256 is {checksum[:8]}...; remove it to download it again")
             checkpoint.load_plain(path)  # before another loads it, who would run what it says
         try:
-            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+            network = published("inception", ["2048"], feature_extractor_weights_path=str(path))
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} does not hold the weights of Inception-v3: {shown(str(error))}") from error
         self.name = f"inception-{checksum[:8]}"
         self.device, self.network = torch.device(device), network.to(device)
+
+    @staticmethod
+    def must_be_there(weights: str | Path | None = None) -> Any:
+        """The class of the published network; refuses what is missing for it, but downloads and loads nothing.
+
+        Raises: ImportError, and OSError or ValueError for no file that weights can be read from.
+        """
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+            raise ImportError(f"{EXTRA} ({error})") from error
+        if weights is not None:
+            regular_size(Path(weights).expanduser(), LARGEST)
+        return FeatureExtractorInceptionV3
 
     def _of(self, images: Tensor) -> Tensor:
         if images.shape[1] == 1:
