@@ -192,7 +192,8 @@ def _needs(run: Planned) -> Needs:
         must_be_sound(config)
         at_hand = data if data is not None else _stand_in(run.settings["data"])
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
-        must_be_measurable(config, run.settings, parts, data)
+        if data is not None:
+            must_be_measurable(config, run.settings, parts, data)
         parameters = sum(p.numel() for p in parts.model.parameters())
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
         images = None if steps is None else steps * parts.trainer.batch_size

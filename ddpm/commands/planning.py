@@ -122,6 +122,7 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
+    evaluations(Path("run"), settings.get("evaluation", []), config)
     for key in ("question", "baseline"):
         if config.get(key) is not None and not isinstance(config[key], str):
             raise InvalidInput(f"{key}={config[key]} must be text, or null")
@@ -155,16 +156,13 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     return Parts(augment, model, diffusion, sampler, optimizer, trainer, moments)
 
 
-def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Parts, data: Any | None) -> None:
+def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Parts, data: Any) -> None:
     """Refuse lines of `evaluation` that could not be carried out at the run's end.
 
-    Args:
-        data: None where they are not at hand: whether they suffice is not looked at.
     Raises: InvalidInput.
     """
     lines = settings.get("evaluation", [])
-    composed = evaluations(Path("run"), lines, config)
-    for line, asked in zip(lines, composed, strict=True) if data is not None else ():
+    for line, asked in zip(lines, evaluations(Path("run"), lines, config), strict=True):
         try:
             evaluating.must_be_measurable(asked, config, parts.model, parts.diffusion, data)
         except InvalidInput as error:
