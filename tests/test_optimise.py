@@ -258,7 +258,7 @@ def test_a_measure_that_is_not_there_or_not_one_fails_the_trial(tmp_path, preten
     monkeypatch.setattr(
         training, "measure", lambda plan: (plan.run.path / "evaluation.json").write_text(json.dumps(known))
     )
-    lines = ["evaluation=['metric=frechet n=600']", "search.measure=frechet", "search.trials=1"]
+    lines = ["evaluation=['metric=frechet n=600 sampler.steps=2']", "search.measure=frechet", "search.trials=1"]
     assert optimising.optimise([*typed(tmp_path), LR, *lines]) == 1
     (trial,) = study(tmp_path).trials
     assert "frechet" in trial.user_attrs["reason"] and all(name in trial.user_attrs["reason"] for name in known)
@@ -345,7 +345,10 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
         (["search.direction=up"], "allowed: auto, minimize, maximize"),
         (["search.measure=null"], "search.measure=None must be held_out"),
         (["search.measure=frechet"], "a run will have held_out; add a line to evaluation"),
-        (["search.measure=kernel", "evaluation=['metric=frechet']"], "a run will have held_out, frechet; add"),
+        (
+            ["search.measure=kernel", "evaluation=['metric=frechet sampler.steps=2']"],
+            "a run will have held_out, frechet; add",
+        ),
         (["search.rounds=3"], "search.rounds is no key of this configuration; search has: direction"),
         (["search=null"], "search=None must hold settings"),
         (["data.validation=0"], "holds nothing out"),
