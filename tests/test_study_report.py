@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,34 @@ def test_a_run_that_was_refused_does_not_hide_a_grid(tmp_path):
     assert found.baseline == "lr=0.1, batch_size=8"
     assert [(failure.arm, failure.seed) for failure in found.failures] == [("lr=0.2, batch_size=7", s) for s in (0, 1)]
     assert any("digits, 1,797 images" in sentence for sentence in found.design)
+
+
+def test_files_of_an_ablation_are_the_levels_of_one_factor(tmp_path):
+    """Though each of them sets two keys; what they set is said all the same."""
+    ablations = {"long": (0.9999, 9.0), "short": (0.99, 9.0), "none": (0.0, 0.0)}
+    for i, (name, (decay, warmup)) in enumerate(ablations.items()):
+        for j, kind in enumerate(("constant", "cosine")):
+            values = {"trainer.ema_decay": decay, "trainer.ema_warmup": warmup, "trainer.lr_schedule": kind}
+            words = [f"+ablation/ema={name}", f"trainer.lr_schedule={kind}"]
+            for s in range(5):
+                value = frechet(10 + 2 * i + 3 * j + s)
+                write_run(tmp_path, f"{i}{j}{s}", words, s, values, evaluation=value, started=f"{i}{j}{s}")
+    path = write_run(tmp_path, "refused", ["+ablation/ema=none", "trainer.lr_schedule=linear"], 0, state="FAILED")
+    (path / "config.yaml").unlink()
+    found = found_in(tmp_path)
+    assert [(effect.factor, list(effect.levels)) for effect in found.effects] == [
+        ("ema", ["long", "short", "none"]),
+        ("lr_schedule", ["constant", "cosine"]),
+    ]
+    assert [e.mean for e in found.effects[0].levels.values()] == [13.5, 15.5, 17.5]
+    assert found.interactions[0].means == ((12.0, 15.0), (14.0, 17.0), (16.0, 19.0))
+    assert any(
+        "ema_warmup: 0, 9" in sentence and "lr_schedule: constant, cosine" in sentence for sentence in found.design
+    )
+    shutil.rmtree(tmp_path / "000")
+    for s in range(1, 5):
+        shutil.rmtree(tmp_path / f"00{s}")
+    assert not found_in(tmp_path).effects  # a cell of the grid is not there
 
 
 def test_what_is_no_grid_has_neither(tmp_path):

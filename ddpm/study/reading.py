@@ -1,6 +1,7 @@
 """Run directories as arms of a study: what is read, what differs, and what each arm is called."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,7 +72,8 @@ class ArmRuns:
     """The runs of an arm, which differ in the seed alone."""
 
     label: str
-    levels: Mapping[str, str]  # factor -> level
+    differs: Mapping[str, str]  # key of the configuration -> value, of what differs between arms
+    levels: Mapping[str, str]  # factor -> level: the same, or of a grid with files of conf/ablation those
     runs: tuple[Recorded, ...]
 
     @property
@@ -129,9 +131,15 @@ def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
         key = json.dumps(run.science or ["no config.yaml", *(run.words or [run.path.name])], sort_keys=True)
         groups.setdefault(key, []).append(run)
     arms = list(groups.values())
-    levels = _levels([arm[0].science for arm in arms])
-    labels = _labels([arm[0].words for arm in arms], levels)
-    return [ArmRuns(label, level, tuple(arm)) for label, level, arm in zip(labels, levels, arms, strict=True)]
+    differs = _levels([arm[0].science for arm in arms])
+    own = _own([arm[0].words for arm in arms])
+    grid = iter(_grid_of_files([words for words, arm in zip(own, arms, strict=True) if arm[0].science]))
+    levels = [next(grid, level) if arm[0].science else level for level, arm in zip(differs, arms, strict=True)]
+    labels = _labels(own, differs)
+    return [
+        ArmRuns(label, own_keys, level, tuple(arm))
+        for label, own_keys, level, arm in zip(labels, differs, levels, arms, strict=True)
+    ]
 
 
 def _first_begun(run: Recorded) -> tuple[str, int, str]:
@@ -232,6 +240,20 @@ def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return [_with_short_keys(level) for level in found]
 
 
+def _grid_of_files(own: Sequence[list[str]]) -> list[dict[str, str]]:
+    """Of every arm, factor -> level as typed, where files of conf/ablation and others are a full grid; [] if not.
+
+    What such a file sets are several keys, which by themselves would be no grid.
+    """
+    arms = [{_key(word): word.partition("=")[2] for word in words} for words in own]
+    keys = list(dict.fromkeys(key for arm in arms for key in arm))
+    cells = {tuple(arm.get(key) for key in keys) for arm in arms}
+    full = len(cells) == len(arms) == math.prod(len(set(levels)) for levels in zip(*cells, strict=True))
+    if len(keys) < 2 or not any("/" in key for key in keys) or not full or any(None in cell for cell in cells):
+        return []
+    return [_with_short_keys({key.replace("/", "."): arm[key] for key in keys}) for arm in arms]
+
+
 def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
     """Keys of which not all have the same value."""
     keys = dict.fromkeys(key for value in values for key in value)
@@ -263,16 +285,20 @@ def _short(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------- what it is called
 
 
-def _labels(typed: Sequence[list[str]], levels: Sequence[dict[str, str]]) -> list[str]:
-    """A name for every arm: what was typed for it and not for the others; where that does not tell, what differs."""
+def _own(typed: Sequence[list[str]]) -> list[list[str]]:
+    """What was typed for each arm, and not for all."""
     alike = set.intersection(*map(set, typed)) if typed else set()
-    own = [[word for word in words if word not in alike] for words in typed]
+    return [[word for word in words if word not in alike] for words in typed]
+
+
+def _labels(own: Sequence[list[str]], levels: Sequence[dict[str, str]]) -> list[str]:
+    """A name for every arm: what was typed for it and not for the others; where that does not tell, what differs."""
     by_words = [_by_words(words, len({_key(word) for words in own for word in words}) == 1) for words in own]
     by_levels = [", ".join(f"{factor}={level}" for factor, level in level.items()) for level in levels]
     for labels in (by_words, by_levels):
         if all(labels) and len(set(labels)) == len(labels):
             return labels
-    if len(typed) == 1:
+    if len(own) == 1:
         return ["the run"]
     return [f"{label or 'arm'} ({number})" for number, label in enumerate(by_levels, 1)]
 

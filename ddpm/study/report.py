@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -390,7 +390,7 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
 
 def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) -> tuple[str, ...]:
     """What was varied, how often, what was held fixed."""
-    levels = _factors(shown)
+    levels = _factors([arm.settings for arm in shown] if of_samplers else [arm.differs for arm in arms])
     varied = "; ".join(f"{factor}: {', '.join(found)}" for factor, found in levels.items() if len(found) > 1)
     seeds = sorted({seed for arm in shown for seed in arm.seeds})
     runs = sum(len(arm.runs) for arm in arms)
@@ -477,17 +477,17 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
 def _some(labels: Sequence[str]) -> str:
     """So many labels as one reads, and how many more there are."""
     more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
-    return ", ".join(labels[:MOST_NAMED]) + more
+    return ("; " if any("," in label for label in labels) else ", ").join(labels[:MOST_NAMED]) + more
 
 
 # --------------------------------------------------------------------------------------------------- grids and fronts
 
 
-def _factors(arms: Sequence[Arm]) -> dict[str, list[str]]:
-    """Factor -> its levels, in the order of the arms."""
+def _factors(settings: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Factor -> its levels, in the order of the arms, by what each of them has."""
     factors: dict[str, dict[str, None]] = {}
-    for arm in arms:
-        for factor, level in arm.settings.items():
+    for of_arm in settings:
+        for factor, level in of_arm.items():
             factors.setdefault(factor, {})[level] = None
     return {factor: _in_order(list(levels)) for factor, levels in factors.items()}
 
@@ -502,7 +502,7 @@ def _in_order(levels: list[str]) -> list[str]:
 
 def _grid(arms: Sequence[Arm]) -> dict[str, list[str]]:
     """Factors and levels of a full grid of at least two factors; {} for any other design."""
-    factors = {factor: levels for factor, levels in _factors(arms).items() if len(levels) > 1}
+    factors = {factor: levels for factor, levels in _factors(arm.settings for arm in arms).items() if len(levels) > 1}
     cells = {tuple(arm.settings.get(factor) for factor in factors) for arm in arms}
     full = np.prod([len(levels) for levels in factors.values()]) == len(cells) == len(arms)
     return factors if len(factors) > 1 and full else {}
