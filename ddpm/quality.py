@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from ddpm import checkpoint
@@ -314,15 +315,16 @@ def judge_of(
     """
     path = judge_path(data, classifier, cache)
     (train_x, train_y), (held_out_x, held_out_y) = parts(data)
-    if path.exists():
-        try:
-            checkpoint.load_into(classifier, path)
-        except ValueError as error:
-            raise ValueError(f"{error}; remove it to have the judge trained anew") from error
-    else:
-        say(f"training the judge of {data.name}, once: it will be kept as {path}")
-        train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
-        checkpoint.save_weights(classifier, path)
+    if not path.exists():
+        with FileLock(path.with_suffix(".lock")):  # of runs that end together one trains it, the others wait for it
+            if not path.exists():
+                say(f"training the judge of {data.name}, once: it will be kept as {path}")
+                train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
+                checkpoint.save_weights(classifier, path)
+    try:
+        checkpoint.load_into(classifier, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to have the judge trained anew") from error
     classifier.to(device).eval()
     right = accuracy(classifier, held_out_x.to(device), held_out_y.to(device))
     say(f"the judge names {right:.2%} of the held-out images correctly")

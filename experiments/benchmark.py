@@ -446,7 +446,8 @@ def memory(network: Network, batch: int, labels: list[str], device: torch.device
     told: dict[str, Any] = {}
     for label in (label for label in IN_MEMORY if label in labels):
         words = json.dumps([label, network, batch, device.type, torch.get_num_threads()])
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        paths = filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, __file__, "--alone", words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         *_, last = ["it was killed", *(done.stderr if done.returncode else done.stdout).split("\n")[:-1]]

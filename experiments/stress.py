@@ -26,7 +26,8 @@ from ddpm.runs import Run, read_metrics
 
 TRAIN = Path(__file__).parent / "train.py"
 # One thread: two are hardly faster with such networks, and several times slower where something else wants a core.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
+PATHS = filter(None, [str(TRAIN.parents[1]), os.environ.get("PYTHONPATH")])
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
 SHORT = [
     "model.channels=8", "model.groups=4", "model.dropout=0.1", "trainer.steps=180", "trainer.seconds=null",
     "trainer.batch_size=32", "trainer.warmup=5", "trainer.log_every=1", "trainer.checkpoint_every=3",

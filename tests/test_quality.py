@@ -1,9 +1,12 @@
 """ddpm/quality.py: every measure beside real images and noise, what several seeds say together, and what is kept."""
 
+import contextlib
 import functools
 import json
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -452,8 +455,8 @@ def test_images_are_read_in_parts_and_in_their_order():
 def test_the_judge_is_trained_once_and_kept(tmp_path, monkeypatch, quick):
     told: list[str] = []
     first, right = judge_of(data(), classifier(), tmp_path / "judges", "cpu", told.append)
-    (kept,) = (tmp_path / "judges").iterdir()
-    assert kept.suffix == ".safetensors" and kept.name.startswith("stripes-")
+    (kept,) = (tmp_path / "judges").glob("*.safetensors")
+    assert kept.name.startswith("stripes-")
     assert any("once" in line and str(kept) in line for line in told) and any("%" in line for line in told)
 
     monkeypatch.setattr(quality, "train_judge", lambda *arguments, **options: pytest.fail("trained again"))
@@ -464,10 +467,28 @@ def test_the_judge_is_trained_once_and_kept(tmp_path, monkeypatch, quick):
     assert float(told[-1].split("%")[0].split()[-1]) == pytest.approx(100 * right, abs=0.01) and right > 0.8
 
 
+def test_of_runs_that_end_together_one_trains_the_judge(tmp_path, monkeypatch):
+    """On a GPU each would get another one, and call it by the checksum of the one that was kept last."""
+    trained, another = [], threading.Barrier(2)
+
+    def watched(judge: nn.Module, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
+        trained.append(judge)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            another.wait(timeout=0.5)  # for one that trains at the same time
+        return judge.eval()
+
+    monkeypatch.setattr(quality, "train_judge", watched)
+    others = [classifier(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as runs:
+        found = list(runs.map(lambda untrained: judge_of(data(), untrained, tmp_path, "cpu", silent)[0], others))
+    assert len(trained) == 1 and len({judge.name for judge in found}) == 1
+    assert all(torch.equal(judge(real(9)), found[0](real(9))) for judge in found)
+
+
 def test_the_name_of_a_judge_is_the_checksum_of_its_weights(tmp_path, quick):
     names = [judge_of(data(), classifier(seed), tmp_path / str(seed), "cpu", silent)[0].name for seed in (0, 1)]
     for seed, name in enumerate(names):
-        (kept,) = (tmp_path / str(seed)).iterdir()
+        (kept,) = (tmp_path / str(seed)).glob("*.safetensors")
         assert name == f"classifier-{quality.checkpoint.sha256(kept)[:6]}"
     assert names[0] != names[1]
 
@@ -489,7 +510,7 @@ def test_another_judge_or_another_training_part_has_another_name(change, tmp_pat
         source = data(**of_data)
         judge, _ = judge_of(source, classifier(**of_judge), tmp_path, "cpu", silent)
         protocols.add(Real(source, judge).protocol("frechet", 70))
-    assert len(protocols) == 2 and len(list(tmp_path.iterdir())) == 2
+    assert len(protocols) == 2 and len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_what_else_depends_on_the_training_part_has_another_name_with_another():
@@ -539,7 +560,7 @@ def test_samples_are_judged_as_files_would_hold_them(seen):
 def test_a_damaged_judge_is_no_riddle(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "train_judge", untrained)
     judge_of(data(), classifier(), tmp_path, "cpu", silent)
-    (kept,) = tmp_path.iterdir()
+    (kept,) = tmp_path.glob("*.safetensors")
     kept.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="stripes-"):
         judge_of(data(), classifier(), tmp_path, "cpu", silent)

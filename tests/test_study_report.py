@@ -124,6 +124,19 @@ def test_the_measure_that_was_asked_for_is_first(tmp_path):
         found_in(tmp_path, measure="inception")
 
 
+def test_of_one_measure_by_two_judges_that_of_most_runs_is_first(tmp_path):
+    another = "frechet_classifier-0_64_train"
+    few = [{another: frechet(7)[FRECHET]} if seed < 2 else {} for seed in range(5)]
+    for lr in (0.1, 0.2):
+        write_arm(tmp_path, lr, [more | frechet(5 + seed) for seed, more in enumerate(few)])
+    found = found_in(tmp_path)
+    assert [m.name for m in found.measures] == [FRECHET, another]
+    assert [m.title for m in found.measures] == [
+        "Frechet distance (pixels_64_train)", "Frechet distance (classifier-0_64_train)"
+    ]  # fmt: skip
+    assert found.verdict[0].startswith("Frechet distance (pixels_64_train) of the baseline, lr=0.1: 7.0")
+
+
 def test_held_out_losses_are_compared_only_on_one_scale(tmp_path):
     write_arm(tmp_path, 0.1, [None] * 2, losses=[0.1, 0.2])
     write_arm(tmp_path, 0.2, [None] * 2, losses=[0.1, None])  # the last is what counts

@@ -24,7 +24,7 @@ def train_judge(
 ) -> nn.Module:
     """Train a classifier with AdamW, one cycle of the learning rate and random shifts.
 
-    The same seed, weights and thread count give the same classifier.
+    On a CPU the same seed, weights and thread count give the same classifier.
 
     Args:
         classifier: maps images (B, C, H, W) to logits (B, K); trained in place.

@@ -5,7 +5,9 @@ import json
 import math
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +86,7 @@ def findings(
     names = labels or [arm.label for arm in arms]
     base = _baseline(names, [arm.label for arm in all_arms], arms, baseline)
     order = sorted(names, key=lambda name: name != base)  # the baseline first
-    measures = [_measure(name, found, arms, base, order) for name, found in _ordered(values, measure).items()]
+    measures = _told_apart([_measure(name, of, arms, base, order) for name, of in _ordered(values, measure).items()])
     if of_samplers:
         shown = _sampler_arms(arms[0], order, network)
     else:
@@ -191,15 +193,15 @@ def _kind(protocol: str) -> Kind | None:
 
 
 def _ordered(values: dict[str, Any], measure: str | None) -> dict[str, Any]:
-    """The measures in the order of `KINDS`, the one that was asked for first."""
+    """The measures in the order of `KINDS`, the one that was asked for first; of a kind, that of most runs."""
     if measure is not None and not any(name.removeprefix(STEPS).startswith(measure) for name in values):
         raise ValueError(f"measure={measure}: no run has it; there: {', '.join(values) or 'none, see ddpm-evaluate'}")
     kinds = list(KINDS)
 
-    def rank(name: str) -> tuple[bool, int]:
+    def rank(name: str) -> tuple[bool, int, int]:
         plain = name.removeprefix(STEPS)
         number = next((i for i, kind in enumerate(kinds) if plain.startswith(kind)), len(kinds))
-        return measure is None or not plain.startswith(measure), number
+        return measure is None or not plain.startswith(measure), number, -sum(map(len, values[name].values()))
 
     return {name: values[name] for name in sorted(values, key=rank)}
 
@@ -230,6 +232,18 @@ def _measure(
         noise=max(widths) if widths else None,
         note=_note(name, results, arms),
     )
+
+
+def _told_apart(measures: Sequence[Measure]) -> list[Measure]:
+    """The measures, with the rest of the protocol in titles that several of them have."""
+    titles = Counter(measure.title for measure in measures)
+
+    def title(measure: Measure) -> str:
+        plain = measure.name.removeprefix(STEPS)
+        rest = next(plain.removeprefix(kind) for kind in KINDS if plain.startswith(kind))
+        return f"{measure.title} ({rest.lstrip('_-')})"
+
+    return [replace(m, title=title(m)) if titles[m.title] > 1 else m for m in measures]
 
 
 def _survivors(arms: Sequence[ArmRuns], base: str) -> set[str]:
