@@ -448,7 +448,9 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     signum, code, call, process, tmp_path, without_pictures
 ):

@@ -162,6 +162,7 @@ def test_a_step_of_a_network_is_that_of_pytorchs_own_operations(monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item() + 1e-9)
 
 
+@pytest.mark.slow
 @compiled
 def test_half_precision_learns_along_the_same_curve(monkeypatch):
     """With every convolution by Winograd's algorithm; the two curves are as near as those of two seeds are not."""
@@ -234,6 +235,7 @@ def test_gradients_of_gradients_are_refused():
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment, reason",
     [({"DDPM_KERNELS": "0"}, "DDPM_KERNELS=0"), ({"CXX": "no-such-compiler"}, "no C++"), ({"CXX": "false"}, "failed")],
@@ -255,6 +257,7 @@ def test_without_a_compiler_all_goes_on_with_pytorchs_own_operations(environment
     assert "compiling" not in again.stderr, "what failed once is not tried at every start"
 
 
+@pytest.mark.slow
 @compiled
 def test_they_are_compiled_once_for_all_processes(tmp_path):
     code = "from models import kernels\nassert kernels.available(), kernels.why_not()"

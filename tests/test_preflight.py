@@ -172,6 +172,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_a_process_grows_by_about_the_activations():
     words = ["model.channels=32", "trainer.batch_size=1000", "device=cpu"]

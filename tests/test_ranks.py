@@ -119,6 +119,7 @@ torch.optim.AdamW([p]).step()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
 def test_no_thread_of_the_group_outlives_it():
     """One that does may need Python when that has gone, and aborts the process."""

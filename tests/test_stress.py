@@ -29,6 +29,7 @@ def test_five_kills_change_nothing(stress, tmp_path):
     assert len(list(tmp_path.glob("killed_*/default/*/status.json"))) == told["runs"]
 
 
+@pytest.mark.slow
 def test_what_differs_between_two_runs_is_found(stress, tmp_path):
     """Else no difference would mean nothing."""
     whole = stress["Victim"](

@@ -351,7 +351,8 @@ def test_that_it_is_going_to_be_measured_changes_no_run(typed, tmp_path, without
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, without_pictures):  # noqa: F811
+def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
     sweep = ["-m", *words("schedule.T=2,10"), f"runs={tmp_path}"]
     result = typed(cli.train, *sweep, "evaluation=['metric=cost cost.steps=[5]']")
     assert result.code == 1 and "is more than the schedule's T = 2" in result.out

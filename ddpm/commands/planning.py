@@ -1,5 +1,7 @@
 """A training run that is asked for: read and built, and refused where it would break later."""
 
+import copy
+import functools
 import os
 import shlex
 from pathlib import Path
@@ -173,21 +175,23 @@ def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
     """What ddpm-evaluate is to do with a run, by lines such as "metric=frechet n=1000"; InvalidInput for others."""
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise InvalidInput(f"evaluation={lines} must be a list of lines to ddpm-evaluate, such as ['metric=frechet']")
-    composed = []
-    for line in lines:
-        try:
-            words = shlex.split(line)
-            for word in words:  # of a stored configuration, which may be anybody's
-                if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust", "run=")):
-                    raise ValueError(
-                        f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values"
-                    )
-            composed.append(compose("evaluate", [f"device={config.device}", *words]))
-        except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
-            raise InvalidInput(f"evaluation: {error}") from error
+    try:
+        composed = [copy.deepcopy(_composed(f"device={config.device}", line)) for line in lines]
+    except (InvalidInput, ValueError) as error:  # a quotation mark that is not closed
+        raise InvalidInput(f"evaluation: {error}") from error
     for one in composed:
         one.run, one.trust = str(path), trusted(config)
     return composed
+
+
+@functools.lru_cache(maxsize=64)  # the runs of a sweep have the same lines
+def _composed(device: str, line: str) -> DictConfig:
+    """The configuration of ddpm-evaluate by a line."""
+    words = shlex.split(line)
+    for word in words:  # of a stored configuration, which may be anybody's
+        if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust", "run=")):
+            raise ValueError(f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values")
+    return compose("evaluate", [device, *words])
 
 
 def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
