@@ -21,7 +21,7 @@ from ddpm import checkpoint
 from ddpm.data import ImageData
 from ddpm.kept import keep, kept
 from ddpm.metrics.features import Features, Judge, Pixels
-from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, moments
+from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
@@ -117,28 +117,30 @@ def spread(count: int, n: int) -> Tensor:
 
 
 def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
-    """The Frechet distance to the training part, and where it stands between held-out images and noise.
+    """The Frechet distance to the training part, its interval over the choice of samples, and where it stands.
 
-    Of n samples it is compared with that of as many held-out images, or of all of them if they are fewer: it depends on
-    their number, so `relative` then is that of as many samples. It is None where noise is no further than images are.
+    It stands between held-out images and noise. It depends on the number of images: of n samples it is compared with
+    that of as many held-out images, and if they are fewer, `relative` is that of as many samples. It is None where
+    noise is no further than images are.
 
     Raises: ValueError for fewer samples than features, whose covariance is singular.
     """
     held_out = real.like(len(drawn.features))
     m = len(held_out)
     value = frechet_distance(*moments(drawn.features), *real.moments)
+    half = 1.96 * frechet_error(drawn.features, *real.moments)
     of_held_out, of_noise, of_as_many = (
         frechet_distance(*moments(features, singular=True), *real.moments)
         for features in (held_out, real.noise(m), drawn.features[:m])
     )
     relative = (of_as_many - of_held_out) / (of_noise - of_held_out) if of_noise > of_held_out else None
-    words = f"Frechet distance {value:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f})"
+    words = f"Frechet distance {value:.3f} ± {half:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f})"
     if relative is not None:
         words += f": {relative:.2%} of the way from held-out images to noise"
     if m < len(drawn.features):
         words += f"; {m} images are held out, and their distance is larger for being fewer"
     more = {"noise": of_noise, "relative": relative, "real_n": m}
-    return {"frechet": Found(value, of_held_out, words, more=more)}
+    return {"frechet": Found(value, of_held_out, words, value - half, value + half, more, "jackknife")}
 
 
 def kernel(drawn: Drawn, real: Real) -> dict[str, Found]:
@@ -191,16 +193,20 @@ def by_classifier(drawn: Drawn, real: Real) -> dict[str, Found]:
         raise ValueError(f"recognition needs features=classifier, not {real.features.name}")
     of_samples, of_held_out = (real.features.probabilities(f) for f in (drawn.features, real.held_out))
     found = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
-    return {"recognition": _recognition(found)}
+    return {"recognition": _recognition(found, len(drawn.x))}
 
 
 def by_regression(drawn: Drawn, data: ImageData) -> Found:
     """The same by a logistic regression on pixels, for small images, with their distance to the training images."""
     (train_x, train_y), (held_out_x, _) = parts(data)
-    return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y))
+    return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
 
 
-def _recognition(found: Recognition) -> Found:
+def _recognition(found: Recognition, n: int) -> Found:
+    """What n samples were recognised as; the interval of a share is Wilson's."""
+    from scipy.stats import binomtest  # takes a second to import
+
+    share = binomtest(round(found.recognised * n), n).proportion_ci(method="wilson")
     ratio = found.distance_ratio
     more = {
         "class_shares": found.class_shares,
@@ -213,7 +219,10 @@ def _recognition(found: Recognition) -> Found:
         found.recognised,
         found.held_out_recognised,
         str(found),
-        more={name: value for name, value in more.items() if value is not None},
+        float(share.low),
+        float(share.high),
+        {name: value for name, value in more.items() if value is not None},
+        "wilson",
     )
 
 

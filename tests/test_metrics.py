@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from ddpm.images import to_float
-from ddpm.metrics.frechet import frechet_distance, moments
+from ddpm.metrics.frechet import frechet_distance, frechet_error, moments
 from ddpm.metrics.judge import accuracy, in_batches, random_shift, train_judge
 from ddpm.metrics.recognition import Recogniser, recognition
 from models.classifier import Classifier
@@ -54,6 +54,40 @@ def test_frechet_without_full_rank():
     # on orthogonal supports the roots do not interact
     c_1, c_2 = np.diag([1.0, 4, 0, 0]), np.diag([0, 0, 9.0, 0])
     assert frechet_distance(zero[:4], c_1, zero[:4], c_2) == pytest.approx(1 + 4 + 9)
+
+
+@pytest.mark.equation("FID (standard error)")
+def test_standard_error_in_one_dimension():
+    x = torch.from_numpy(np.random.default_rng(4).gamma(2.0, size=(50, 1)))
+    m_1, s_1, m_2, s_2 = x.mean().item(), x.std().item(), 1.5, 2.0  # F = (m_1 - m_2)^2 + (s_1 - s_2)^2
+    h = 2 * (m_1 - m_2) * (x - m_1) + (1 - s_2 / s_1) * (x - m_1) ** 2
+    found = frechet_error(x, torch.tensor([m_2]), torch.tensor([[s_2**2]]))
+    assert found == pytest.approx((h.std(correction=0) / 50**0.5).item())
+
+
+@pytest.mark.equation("FID (standard error)")
+def test_standard_error_is_that_of_the_bootstrap_and_of_samples_drawn_anew():
+    rng = np.random.default_rng(5)
+    n, root, reference = 400, rng.normal(size=(5, 5)) / 2, (torch.zeros(5), torch.eye(5))
+
+    def draw() -> torch.Tensor:
+        return torch.from_numpy(rng.normal(size=(n, 5)) @ root.T + 0.3 + rng.exponential(0.5, size=(n, 5)))
+
+    x = draw()
+    resampled = [frechet_distance(*moments(x[rng.integers(n, size=n)]), *reference) for _ in range(400)]
+    found = frechet_error(x, *reference)
+    assert found == pytest.approx(np.std(resampled), rel=0.15)  # of 400, the bootstrap's own error is 4 %
+    anew = [draw() for _ in range(400)]
+    errors = [frechet_error(x, *reference) for x in anew]
+    assert np.mean(errors) == pytest.approx(np.std([frechet_distance(*moments(x), *reference) for x in anew]), rel=0.15)
+
+
+def test_standard_error_without_full_rank():
+    """Features that never vary, as some of a classifier's do, add nothing."""
+    x = torch.from_numpy(np.random.default_rng(6).normal(size=(60, 3)))
+    flat = torch.cat([x, torch.full((60, 1), 0.7, dtype=torch.float64)], dim=1)
+    mean, cov = torch.tensor([0.5, 0, 0, 0.7]), torch.diag(torch.tensor([4.0, 1, 1, 0]))
+    assert frechet_error(flat, mean, cov) == pytest.approx(frechet_error(x, mean[:3], cov[:3, :3]), rel=1e-6)
 
 
 def test_moments():

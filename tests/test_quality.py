@@ -257,9 +257,21 @@ def test_the_relative_frechet_distance_runs_from_held_out_images_to_noise():
     assert f"{between.more['relative']:.2%} of the way" in between.words
 
 
+def test_intervals_hold_what_other_samples_give(seen):
+    """Of draws of 70 samples, in nine cases of ten at least: of 95 %."""
+    of = seen("pca")
+    found = [quality.frechet(drawn(x, of), of)["frechet"] for x in noise(70 * 60).split(70)]
+    middle = np.mean([one.value for one in found])
+    assert np.mean([one.low <= middle <= one.high for one in found]) >= 0.9
+
+
 def test_recognition_by_regression_tells_images_from_noise():
     found, bad = (quality.by_regression(Drawn(x, x.new_zeros(0, 0), None), data()) for x in (real(60), noise(60)))
     assert found.value > 0.9 and found.real_vs_real > 0.9
+    assert bad.low <= bad.value <= bad.high < found.low < found.value <= found.high
+    p, z = found.value, 1.959964
+    wilson = (p + z**2 / 120 - z * math.sqrt(p * (1 - p) / 60 + (z / 120) ** 2)) / (1 + z**2 / 60)  # of n = 60
+    assert found.low == pytest.approx(wilson, abs=1e-6) and found.interval == "wilson"
     assert found.more["distance_ratio"] == pytest.approx(1, abs=0.1) and bad.more["distance_ratio"] > 1.5
     assert bad.real_vs_real == found.real_vs_real
     asked = quality.by_regression(Drawn(real(60), torch.zeros(0, 0), pictures(60)[1]), data())
