@@ -391,6 +391,15 @@ class Trainer:
         """The step that ends training on so many images, unless time does before; None where only time can."""
         return min(self._budget(images).values(), default=None)
 
+    def keeps(self, step: int, images: int) -> bool | None:
+        """Whether a step's checkpoint is there in the end, best or not; None where time may end training."""
+        last = self.last_step(images)
+        if last is None or self.seconds is not None:
+            return None
+        number, newest = step // self.checkpoint_every, (last - 1) // self.checkpoint_every
+        regular = 0 < step < last and step % self.checkpoint_every == 0
+        return step == last or (regular and number > newest - self.keep + 1)
+
     def is_used_up(self, images: int, step: int, seconds: float) -> bool:
         """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
         return self._ended(self._budget(images), step, seconds) is not None

@@ -23,6 +23,7 @@ from ddpm.commands import evaluating, training
 from ddpm.config import InvalidInput, resolved
 from ddpm.runs import Run, read_metrics
 from ddpm.study.words import amount
+from ddpm.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[1]
 SCIENCE_FREE = [  # keys and words that name no other run
@@ -308,11 +309,21 @@ def test_a_run_is_measured_at_its_end_by_each_line_once(typed, tmp_path, without
 
 
 def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, without_pictures):  # noqa: F811
-    line = "metric=bits_per_dim n=2 checkpoint=3"  # which is not kept
-    result = typed(cli.train, *TINY, f"runs={tmp_path}", f"evaluation=['{line}']")
+    line = "metric=bits_per_dim n=2 checkpoint=3"  # which is not kept, but where time may end training, who knows
+    result = typed(cli.train, *TINY, "trainer.seconds=600", f"runs={tmp_path}", f"evaluation=['{line}']")
     assert result.code == 1 and f"is trained, but not measured by {line}: " in result.out
     assert "checkpoint 3 cannot be read (there is none of that name); there: 2, 4" in result.out
     assert status(run_of(tmp_path))["state"] == "DONE"
+
+
+@pytest.mark.parametrize(("every", "keep"), [(1, 2), (1, 9), (2, 1), (3, 2), (4, 1), (5, 3)])
+def test_which_checkpoints_will_be_there_is_known_before(every, keep, typed, tmp_path, without_pictures):  # noqa: F811
+    cadence = {"steps": 4, "checkpoint_every": every, "keep": keep}
+    told = [f"trainer.{key}={value}" for key, value in cadence.items()]
+    assert typed(cli.train, *TINY, *told, f"runs={tmp_path}").code == 0
+    checkpoints, trainer = run_of(tmp_path) / "checkpoints", Trainer(**cadence, seconds=None)
+    kept = {step for step in range(9) if trainer.keeps(step, 1000)}
+    assert set(checkpoint.steps(checkpoints)) == kept | {checkpoint.best(checkpoints)}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +338,7 @@ def test_a_run_that_cannot_be_measured_is_done_all_the_same(typed, tmp_path, wit
         ("metric=kernel sampler.steps=2 features=pca pca=65", "pca = 65: components of"),
         ("metric=kernel sampler.steps=2 features=inception inception.weights=nowhere.pth", "features=inception: "),
         ("metric=kernel sampler.steps=2 data.root=nowhere", "data.root"),
+        ("metric=loss_by_snr checkpoint=3", "checkpoint=3 will not be there when training has ended"),
         ("metric=loss_by_snr checkpoint=first", "checkpoint=first must be an integer >= 1"),
         ("metric=loss_by_snr weights=none", "weights=none is not known; allowed: ema, raw"),
         ("metric=loss_by_snr device=tpu", "tpu"),

@@ -167,8 +167,19 @@ def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Part
     for line, asked in zip(lines, evaluations(Path("run"), lines, config), strict=True):
         try:
             evaluating.must_be_measurable(asked, config, parts.model, parts.diffusion, data)
+            _must_be_kept(asked.checkpoint, parts.trainer, data)
         except InvalidInput as error:
             raise InvalidInput(f"evaluation, {line}: {error}") from error
+
+
+def _must_be_kept(which: str | int, trainer: Any, data: Any) -> None:
+    """Refuse a checkpoint that is never written, or deleted before training ends."""
+    if which not in ("last", "best") and trainer.keeps(which, len(data.train)) is False:
+        raise InvalidInput(
+            f"checkpoint={which} will not be there when training has ended with step "
+            f"{trainer.last_step(len(data.train))}: trainer.checkpoint_every={trainer.checkpoint_every}, and "
+            f"trainer.keep={trainer.keep} of the last stay, besides the best"
+        )
 
 
 def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
