@@ -62,7 +62,8 @@ def write_run(
     (path / "config.yaml").write_text(yaml.dump(settings_of(values, seed), Dumper=DUMPER, sort_keys=False))
     data = {"name": "digits", "count": 1797, "image_size": [8, 8], "channels": 1, "sha256": "b8f5"}
     told = {
-        "state": state, "reason": None, "traceback": None, "step": 40, "seconds": 10.0, "format": 1, "hash": name,
+        "state": state, "reason": None, "traceback": None, "step": 10 * max(len(losses), len(train)),
+        "seconds": 10.0, "format": 1, "hash": name,
         "started": f"2026-01-01T00:00:{seed:02}", "ended": f"2026-01-01T00:01:{seed:02}", "host": "here", "pid": 7,
         "commit": "1a2b3c", "precision": "fp32", "device": "cpu", "threads": 1, "paired": True, "data": data,
         "overrides": [*typed, f"seed={seed}"],
@@ -325,12 +326,20 @@ def test_what_cannot_be_read_is_told_and_stops_no_other(kind, tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"frechet": {"val', "[1]", '{"frechet": 5}', "[" * 100_000, "\x00"])
-def test_an_evaluation_that_cannot_be_read_is_left_out(content, tmp_path, capsys):
+def test_an_evaluation_that_cannot_be_read_is_left_out(content, tmp_path):
     path = write_run(tmp_path, "x")
     (path / "evaluation.json").write_text(content)
-    ((arm,), unread) = arms_in(tmp_path)
-    assert arm.done and arm.first.evaluation == {} and unread == []
-    assert "evaluation.json" in capsys.readouterr().out
+    ((arm,), (told,)) = arms_in(tmp_path)
+    assert arm.done and arm.first.evaluation == {} and "evaluation.json" in told and "left out" in told
+
+
+def test_what_was_asked_for_and_is_not_measured_is_known(tmp_path):
+    lines = ["metric=cost", "metric=kernel"]
+    for name, status in {"a": {}, "b": {"evaluated": lines[:1]}, "c": {"evaluated": lines}, "d": {"state": "FAILED"},
+                         "e": {"evaluated": ["metric=recall"]}}.items():  # fmt: skip
+        write_run(tmp_path, name, values={"evaluation": lines}, **status)
+    runs, _ = read(tmp_path, science_of)
+    assert [run.unmeasured for run in runs] == [lines, lines[1:], [], [], []]
 
 
 def test_a_run_is_read_whole(tmp_path):

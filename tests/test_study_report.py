@@ -165,7 +165,9 @@ def test_too_few_seeds_are_told(tmp_path):
     write_arm(tmp_path, 0.2, [frechet(4)])
     found = found_in(tmp_path)
     assert "one training seed (0)" in found.design[0]
-    assert found.verdict[1:] == ("Not decided, for too few seeds, or because some failed: lr=0.2.",)
+    assert found.verdict[1:] == (
+        "Not decided, for fewer than 5 seeds in which both are measured, or because some failed: lr=0.2.",
+    )
 
 
 def errors_by_snr(errors: Sequence[float | None], low: float, high: float, value: float = 9.0) -> dict[str, Any]:
@@ -529,7 +531,7 @@ def test_failures(tmp_path):
 def test_one_failure_is_one(tmp_path):
     write_arm(tmp_path, 0.1, [frechet(5), frechet(6)])
     write_run(tmp_path, "f", ["optimizer.lr=0.2"], 0, {"optimizer.lr": 0.2}, "FAILED")
-    assert found_in(tmp_path).verdict[-1] == "One run is not done."
+    assert found_in(tmp_path).verdict[-1] == "1 run is not done."
 
 
 def test_the_environment(tmp_path):
@@ -668,7 +670,7 @@ def test_status_of_a_run_that_is_held(tmp_path, capsys):
         studying.status([str(tmp_path)])
         assert [failure.state for failure in found_in(tmp_path).failures] == ["RUNNING"]
     said = capsys.readouterr().out
-    assert f"RUNNING {path}: step 1,234, here, process 7" in said and said.endswith("1 runs: 1 RUNNING\n")
+    assert f"RUNNING {path}: step 1,234, here, process 7" in said and said.endswith("1 run: 1 RUNNING\n")
 
 
 @pytest.mark.slow
@@ -688,3 +690,60 @@ def test_a_thousand_runs(tmp_path, capsys):
     found = found_in(tmp_path)
     assert [len(effect.levels) for effect in found.effects] == [20, 10] and len(found.measures) == 3
     assert json.dumps(found.design).count("200 arms") == 1
+
+
+def test_trained_runs_that_are_not_measured_are_named(tmp_path, capsys):
+    line = "metric=frechet"
+    asked = {"values": {"evaluation": [line]}}
+    write_arm(tmp_path, 0.1, [frechet(5 + s) for s in range(5)], evaluated=[line], **asked)
+    *_, last = write_arm(tmp_path, 0.2, [*(frechet(4 + s) for s in range(4)), None], evaluated=[line], **asked)
+    status = json.loads((last / "status.json").read_text())
+    (last / "status.json").write_text(json.dumps(status | {"evaluated": []}))
+    found = found_in(tmp_path)
+    assert any("1 of 10 trained runs are not measured" in warning for warning in found.warnings)
+    assert "1 of its 5 seeds are not measured by all that was asked for" in found.arms[1].flags
+    studying.status([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert f"not measured {last}: {line}" in said and "10 DONE, 1 of them not measured" in said
+
+
+def test_a_held_out_loss_that_is_not_of_the_last_step_is_left_out(tmp_path):
+    paths = write_arm(tmp_path, 0.1, [None] * 3, losses=[0.3, 0.2])
+    lines = (paths[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (paths[1] / "metrics.jsonl").write_text(lines[0])
+    (paths[2] / "metrics.jsonl").unlink()
+    found = found_in(tmp_path)
+    assert found.measures[0].arms["the run"].points == {0: 0.2}
+    assert [warning.partition(":")[0] for warning in found.warnings] == ["0.1-1", "0.1-2"]
+
+
+@pytest.mark.parametrize(
+    ("other", "flag"),
+    [
+        ({"_target_": "z", "schedule": {"_target_": "l", "T": 10}}, ""),
+        ({"_target_": "z", "schedule": {"_target_": "l", "T": 9}}, "T differs"),
+        ({"_target_": "b", "beta": [0.1] * 10}, ""),
+        ({"_target_": "b", "beta": [0.1] * 11}, "T differs"),
+        ({"_target_": "own"}, ""),
+    ],
+)
+def test_schedules_of_as_many_steps_are_paired(other, flag, tmp_path):
+    for name, of in (("a", {"_target_": "l", "T": 10}), ("b", other)):
+        write_run(tmp_path, name, [f"schedule={name}"], values={"schedule": of}, evaluation=frechet(1))
+    flags = " ".join(found_in(tmp_path).arms[1].flags)
+    assert flag in flags if flag else "not paired" not in flags
+
+
+def test_a_command_makes_all_runs_and_has_the_baseline_first(tmp_path):
+    write_arm(tmp_path, 0.4, [frechet(5), frechet(6)])
+    write_arm(tmp_path, 0.1, [frechet(5), frechet(6)])
+    write_arm(tmp_path, 9.0, [None, None], state="FAILED")
+    (command,) = found_in(tmp_path).commands
+    assert command == "ddpm-train -m optimizer.lr=0.4,0.1,9.0 seed=0,1"
+
+
+def test_a_study_of_which_nothing_is_done_says_so(tmp_path):
+    write_arm(tmp_path, 0.1, [None, None], state="FAILED")
+    found = found_in(tmp_path)
+    assert found.design[0] == "1 arm, no training seed that is done, 2 runs."
+    assert found.verdict[0].startswith("Nothing was measured") and found.verdict[1] == "2 runs are not done."

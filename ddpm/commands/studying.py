@@ -14,6 +14,7 @@ from ddpm.commands.forecasting import science_of
 from ddpm.commands.told import say, table
 from ddpm.config import InvalidInput, build, resolved
 from ddpm.stored import CADENCE
+from ddpm.study.words import counted
 
 RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
 
@@ -43,14 +44,19 @@ def status(words: list[str]) -> None:
                 where = f"{run.status.get('host')}, process {run.status.get('pid')}"
                 reason = run.status.get("reason") or f"step {run.status.get('step') or 0:,}, {where}"
                 say(f"{run.state} {run.path}: {' '.join(str(reason).split())}")
+            for line in run.unmeasured:
+                say(f"not measured {run.path}: {line}")
     for line in unread:
         say(f"cannot be read: {line}")
     states = [run.state for arm in arms for run in arm.runs]
-    say(f"{len(states)} runs: " + ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))))
+    unmeasured = sum(bool(run.unmeasured) for arm in arms for run in arm.runs)
+    counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
+    counts += [f"{unmeasured} of them not measured by all that was asked for"] if unmeasured else []
+    say(f"{counted(len(states), 'run')}: {', '.join(counts)}")
 
 
 def retry(words: list[str]) -> int:
-    """Try the runs of a study that failed, and go on with those that were interrupted.
+    """Try the runs of a study that failed, go on with those that were interrupted, and measure what was not.
 
     Args:
         words: the study's folder, and values of keys that change no result, such as device=cpu.
@@ -64,13 +70,13 @@ def retry(words: list[str]) -> int:
             allowed = ", ".join(f"{name}=" for name in RETRIED_WITH)
             raise InvalidInput(f"{word}: a run is tried again as it is; allowed: {allowed} and the trainer's cadence")
     arms, _ = _read(folder)
-    open_runs = [run for arm in arms for run in arm.runs if run.state in ("FAILED", "INTERRUPTED")]
+    open_runs = [run for arm in arms for run in arm.runs if run.state in ("FAILED", "INTERRUPTED") or run.unmeasured]
     if not open_runs:
-        say(f"nothing in {folder} failed or was interrupted")
+        say(f"nothing in {folder} failed, was interrupted, or is not measured")
         return 0
     failed = []
     for run in open_runs:
-        say(f"{run.state} before: {run.path}")
+        say(f"{'not measured' if run.unmeasured else run.state} before: {run.path}")
         try:
             training.train(_again(run, others))
         except (InvalidInput, training.RunFailed) as error:

@@ -34,7 +34,8 @@ class Measure:
     arms: Mapping[str, Estimate]  # label -> mean and interval over training seeds
     differences: Mapping[str, Comparison]  # label -> against the baseline, paired by training seed; not the baseline's
     real: float | None = None  # the same of held-out images
-    noise: float | None = None  # half the width of the widest interval within a run, from its samples alone
+    noise: float | None = None  # half the width of the widest interval within a run
+    noise_of: str = "samples"  # whose choice that is
     note: str = ""  # such as: the arms were measured over different ranges
 
 

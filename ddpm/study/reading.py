@@ -62,6 +62,13 @@ class Recorded:
             word for word in self.typed if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))
         ]
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """Of a run that is done, the lines of `evaluation` that were not carried out."""
+        lines, done = self.settings.get("evaluation") or [], self.status.get("evaluated") or []
+        asked_anew = not set(done) <= set(lines)  # by another command, whose lines config.yaml does not have
+        return [line for line in lines if line not in done] if self.done and not asked_anew else []
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.path)
@@ -118,7 +125,9 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
             settings = read_settings(path / "config.yaml") if (path / "config.yaml").exists() else {}
             if settings:
                 _must_be_of_images(settings)
-            found.append(Recorded(path, settings, status, _evaluation(path), _without_seed(science, settings)))
+            evaluation, problems = _evaluation(path)
+            found.append(Recorded(path, settings, status, evaluation, _without_seed(science, settings)))
+            unread += [f"{path.name}: {problem}" for problem in problems]
         except (ValueError, OSError) as error:
             unread.append(f"{path.name}: {error}")
     return found, unread
@@ -152,17 +161,15 @@ def _first_begun(run: Recorded) -> tuple[str, int, str]:
 # ------------------------------------------------------------------------------------------------------ what differs
 
 
-def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
-    """The results of a run that are results: numbers where numbers belong."""
+def _evaluation(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The results of a run that are results, numbers where numbers belong, and what is said of others."""
     try:
         known = recorded(path / "evaluation.json")
     except ValueError as error:
-        print(f"{error}; it is left out")
-        return {}
+        return {}, [f"{error}; it is left out"]
     sound = {name: result for name, result in known.items() if _is_result(result)}
-    if len(sound) < len(known):
-        print(f"{path / 'evaluation.json'}: {', '.join(known.keys() - sound.keys())} are no results, and are left out")
-    return sound
+    wrong = ", ".join(name for name in known if name not in sound)
+    return sound, [f"evaluation.json: {wrong}: no results, which are left out"] if wrong else []
 
 
 def _is_result(result: dict[str, Any]) -> bool:

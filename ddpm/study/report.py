@@ -19,8 +19,8 @@ from ddpm.evaluation import SETTINGS
 from ddpm.runs import FAILED
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.reading import ArmRuns, Recorded
-from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, compare, estimate, front
-from ddpm.study.words import interval
+from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
+from ddpm.study.words import counted, interval
 
 SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
@@ -37,6 +37,7 @@ class Kind(NamedTuple):
     better: str
     unit: str = ""
     scale: float = 1.0
+    chosen: str = "samples"  # what is drawn or chosen anew in each run's interval
 
 
 KINDS = {  # by how a protocol begins; in the order in which a report has them, the first that there is decides
@@ -47,8 +48,8 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "recall": Kind("Recall", "higher"),
     "density": Kind("Density", "higher"),
     "coverage": Kind("Coverage", "higher"),
-    "bits_per_dim": Kind("Variational bound", "lower", "bits/dim"),
-    "loss_by_snr": Kind("Error of eps over log-SNR", "lower"),
+    "bits_per_dim": Kind("Variational bound", "lower", "bits/dim", chosen="held-out images"),
+    "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
 }
 HELD_OUT = "held_out_loss"  # the name of the measure that metrics.jsonl has of every run
 STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
@@ -94,12 +95,12 @@ def findings(
         shown = [_arm(by_label[label], by_label[base], network) for label in order]
     first = measures[0] if measures else None
     losses_of, losses = _losses(arms)
-    warnings = [*unread, *_warnings(arms)]
+    warnings = [*unread, *_warnings(all_arms)]
     asked = baseline if baseline is not None else _said(all_arms, "baseline")
     if asked is not None and asked != base:
         known = asked in {arm.label for arm in all_arms}
         reason = "has no run that is done" if known else "is no arm of it"
-        warnings.append(f"the baseline that the study names, {asked}, {reason}: {base} stands in for it")
+        warnings.append(f"the baseline that was asked for, {asked}, {reason}: {base} stands in for it")
     for key in ("baseline", "question"):
         if len(named := _all_said(all_arms, key)) > 1:
             warnings.append(f"its runs name different {key}s: {'; '.join(named)}")
@@ -121,7 +122,7 @@ def findings(
         schedules=_schedules(arms, schedule),
         sheet=_sheet(arms, order),
         environment=_environment(arms),
-        commands=_commands(arms),
+        commands=_commands(all_arms),
         failures=failures,
         warnings=tuple(dict.fromkeys(warnings)),
     )
@@ -150,11 +151,17 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
-                losses = [line["loss"] for line in run.metrics if line["split"] == "held_out"]
-                if losses:
-                    last = math.nan if losses[-1] is None else losses[-1]
+                lines = [line for line in run.metrics if line["split"] == "held_out"]
+                if lines and not _is_cut(run):
+                    last = math.nan if lines[-1]["loss"] is None else lines[-1]["loss"]
                     found.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
     return found
+
+
+def _is_cut(run: Recorded) -> bool:
+    """Whether metrics.jsonl lacks the end of a run that is done."""
+    last = run.status.get("step")
+    return isinstance(last, int) and max((line["step"] for line in run.metrics), default=0) < last
 
 
 def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
@@ -230,6 +237,7 @@ def _measure(
         differences=compare(others, values[base], kind.better, survivors=survivors) if base in values else {},
         real=kind.scale * statistics.mean(reals) if reals else None,
         noise=max(widths) if widths else None,
+        noise_of=kind.chosen,
         note=_note(name, results, arms),
     )
 
@@ -350,7 +358,8 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
     runs, others, flags = list(arm.done.values()), list(base.done.values()), []
     for key, name in (("commit", "code of another commit"), ("precision", "another precision"),
                       ("device", "another device"), ("threads", "another number of threads")):  # fmt: skip
-        here, there = ({str(run.status.get(key)) for run in side} for side in (runs, others))
+        here, there = ({str(known) for run in side if (known := run.status.get(key)) is not None}
+                       for side in (runs, others))  # fmt: skip
         if len(here | there) > 1:
             words = ", ".join(sorted(f"{value[:12]}{'+' if value.endswith('+') else ''}" for value in here | there))
             flags.append(f"{name}: {words}")
@@ -359,6 +368,8 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
         flags.append("other data")
     if failed := sum(run.state == FAILED for run in arm.runs):
         flags.append(f"{failed} of its {len(arm.runs)} seeds failed: those that are left are the lucky ones")
+    if unmeasured := sum(bool(run.unmeasured) for run in runs):
+        flags.append(f"{unmeasured} of its {len(arm.runs)} seeds are not measured by all that was asked for")
     if arm.label != base.label and (unpaired := _unpaired(arm, base)):
         flags.append(f"not paired with the baseline ({unpaired}): its differences are valid, but noisier")
     return flags
@@ -369,9 +380,21 @@ def _unpaired(arm: ArmRuns, base: ArmRuns) -> str:
     if any(run.status.get("paired") is False for run in (*arm.done.values(), *base.done.values())):
         return "ended by a time budget"
     here, there = arm.first.science, base.first.science
-    keys = [("trainer", "batch_size"), ("trainer", "time_sampling"), ("model", "image_size"), ("schedule", "T")]
+    if not here or not there:
+        return ""
+    keys = [("trainer", "batch_size"), ("trainer", "time_sampling"), ("model", "image_size")]
     differing = [key for group, key in keys if (here.get(group) or {}).get(key) != (there.get(group) or {}).get(key)]
+    differing += ["T"] if len({_T(science.get("schedule")) for science in (here, there)} - {None}) > 1 else []
     return f"{', '.join(differing)} differ{'s' if len(differing) == 1 else ''}" if differing else ""
+
+
+def _T(schedule: Any) -> int | None:
+    """Steps of a schedule's configuration, or of that which it changes; None where it does not say."""
+    if not isinstance(schedule, dict):
+        return None
+    if isinstance(schedule.get("beta"), list):
+        return len(schedule["beta"])
+    return schedule.get("T") or next((T for value in schedule.values() if (T := _T(value)) is not None), None)
 
 
 def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
@@ -393,9 +416,18 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
         found.append(f"its runs are of {len(commits)} commits")
     if any(commit.endswith("+") for commit in commits):
         found.append("some runs are of code that was changed after its commit")
-    seeds = {tuple(sorted(arm.done)) for arm in arms}
+    seeds = {tuple(sorted(arm.done)) for arm in arms if arm.done}
     if len(seeds) > 1:
         found.append("the arms have different seeds: an arm is compared by those that the baseline has too")
+    runs = [run for arm in arms for run in arm.done.values()]
+    if unmeasured := sum(bool(run.unmeasured) for run in runs):
+        found.append(
+            f"{unmeasured} of {counted(len(runs), 'trained run')} are not measured by all that was asked for: "
+            "repeat the sweep, or ddpm-study retry"
+        )
+    for run in runs:
+        if _is_cut(run):
+            found.append(f"{run.path.name}: its metrics.jsonl ends before its last step; its held-out loss is left out")
     return found
 
 
@@ -408,9 +440,10 @@ def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) ->
     varied = "; ".join(f"{factor}: {', '.join(found)}" for factor, found in levels.items() if len(found) > 1)
     seeds = sorted({seed for arm in shown for seed in arm.seeds})
     runs = sum(len(arm.runs) for arm in arms)
-    number = f"{len(shown)} ways to sample one network" if of_samplers else f"{len(arms)} arms"
-    trained = f"{len(seeds)} training seeds ({_range(seeds)})" if len(seeds) != 1 else f"one training seed ({seeds[0]})"
-    sentences = [f"{number}, {trained}, {runs} runs."]
+    number = f"{len(shown)} ways to sample one network" if of_samplers else counted(len(arms), "arm")
+    trained = f"{len(seeds)} training seeds ({_range(seeds)})" if seeds else "no training seed that is done"
+    trained = f"one training seed ({seeds[0]})" if len(seeds) == 1 else trained
+    sentences = [f"{number}, {trained}, {counted(runs, 'run')}."]
     if varied:
         sentences.append(f"Varied: {varied}.")
     if fixed := _fixed(arms):
@@ -453,8 +486,9 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
 
 def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) -> tuple[str, ...]:
     """The answer, by the first measure."""
+    undone = [f"{counted(len(failures), 'run')} {'is' if len(failures) == 1 else 'are'} not done."] if failures else []
     if measure is None:
-        return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.",)
+        return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.", *undone)
     name, sentences = measure.title, []
     found = measure.differences
     sign = 1 if measure.better == "lower" else -1
@@ -482,10 +516,11 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
     if undecided:
-        sentences.append(f"Not decided, for too few seeds, or because some failed: {_some(undecided)}.")
-    if failures:
-        sentences.append("One run is not done." if len(failures) == 1 else f"{len(failures)} runs are not done.")
-    return tuple(sentences)
+        sentences.append(
+            f"Not decided, for fewer than {ENOUGH} seeds in which both are measured, or because some failed: "
+            f"{_some(undecided)}."
+        )
+    return (*sentences, *undone)
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -695,7 +730,8 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
     for run in runs:
         machine = run.status.get("machine")
         told = {key: run.status.get(key) for key in ("commit", "host", "device", "precision", "threads")}
-        told |= {k: v for k, v in machine.items() if k not in told} if isinstance(machine, dict) else {}
+        machine = machine if isinstance(machine, dict) else {}
+        told |= {"processor" if k == "name" else k: v for k, v in machine.items() if k not in told}
         for key, value in told.items():
             if value is not None:
                 found.setdefault(key, {})[str(value)] = None
@@ -711,7 +747,7 @@ def _commands(arms: Sequence[ArmRuns]) -> tuple[str, ...]:
         found.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
     commands = []
     for keys, rows in found.items():
-        values = [_in_order(list(dict.fromkeys(column))) for column in zip(*rows, strict=True)]
+        values = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]  # the first is the baseline
         distinct = {tuple(row) for row in rows}
         if len(distinct) > 1 and math.prod(map(len, values)) == len(distinct):
             words = [f"{key}={','.join(of)}" for key, of in zip(keys, values, strict=True)]

@@ -13,8 +13,8 @@ MARKED = (BETTER, WORSE)  # the verdicts that are results
 HOW_TO_READ = (
     f"Intervals are {100 * LEVEL:.0f}% intervals over training seeds by Student's t. Differences to the baseline are "
     "paired by seed and tested over all arms of a measure together by Holm's method: with no differences at all, a "
-    f"mark better or worse comes in {100 - 100 * LEVEL:.0f}% of studies at most. Each interval has the level of its "
-    "test, so it excludes zero exactly where its arm is marked. "
+    f"measure has a mark better or worse in {100 - 100 * LEVEL:.0f}% of studies at most (and one of several measures "
+    "in more). Each interval has the level of its test, so it excludes zero exactly where its arm is marked. "
     f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs, or seeds that failed: the differences are listed, and nothing "
     "follows."
 )
@@ -82,6 +82,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} d"
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things: "1 run", "2 runs"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def heading(measure: Measure) -> str:
     """The measure's title with its unit."""
     return f"{measure.title} ({measure.unit})" if measure.unit else measure.title
@@ -114,7 +119,7 @@ def context(measure: Measure) -> list[str]:
         sentences.append(f"Held-out images have {number(measure.real)}{unit}.")
     if measure.noise is not None:
         sentences.append(
-            f"The choice of samples alone moves the number of one run by up to ±{measure.noise:.2g}{unit}."
+            f"The choice of {measure.noise_of} alone moves the number of one run by up to ±{measure.noise:.2g}{unit}."
         )
     if measure.note:
         sentences.append(sentence(measure.note))
