@@ -162,9 +162,9 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
 
     with collecting(outcomes):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
-    if len(outcomes) > 1 and failing != 2:
-        lines = [f"  {'held' if held else 'failed'}: {name}: {reason}" for reason, held, name in outcomes]
-        say(f"{len(outcomes)} runs are not done:\n" + "\n".join(lines))
+    lines = [f"  {'held' if held else 'failed'}: {name}: {reason}" for reason, held, name in outcomes if name]
+    if lines and failing != 2:
+        say(f"{len(lines)} {'run is' if len(lines) == 1 else 'runs are'} not done:\n" + "\n".join(lines))
     if outcomes:
         sys.exit(failing)
 

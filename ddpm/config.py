@@ -109,7 +109,12 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
             params = known["sweeper"].get("params") or {}
             words = [*(f"{key}={value}" for key, value in params.items()), *known["overrides"]["task"]]
             parsed = OverridesParser.create(main.config_loader).parse_overrides(words)
-            return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            found = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            if not found:
+                sweeping = [override for override in parsed if override.is_sweep_override()]
+                empty = [str(o.input_line) for o in sweeping if not list(o.sweep_string_iterator())]
+                raise ValueError(f"the sweep has no jobs: {' and '.join(empty)} stand for no value")
+            return found
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InvalidInput(_one_line(error)) from error
     finally:

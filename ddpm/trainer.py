@@ -37,7 +37,7 @@ PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and
 
 
 class Interrupted(Exception):
-    """A signal ended training after a checkpoint was written."""
+    """A signal ended training after a checkpoint was written, or what follows training."""
 
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -551,6 +551,24 @@ class ProgressBar:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises Interrupted; outside the main thread, where Python cannot catch it, it does not."""
+
+    def end(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -373,6 +373,18 @@ def test_the_summary(grid, kind, tmp_path):
     assert (np.asarray(picture.convert("L")) > 250).mean() > 0.3
 
 
+def test_the_summary_says_what_it_leaves_out_and_its_words_do_not_meet():
+    found = study({"a_rather_long_name_of_a_factor": tuple("abcdef"), "channels": ("32", "64")})
+
+    def texts(most: int) -> list[str]:
+        figure, _ = figures._summary(found, figures.chosen(found, most), 8)
+        return [text.get_text() for text in figure.texts]
+
+    assert "the baseline and the 9 best of 12 arms" in texts(10) and not any("best of" in text for text in texts(12))
+    narrow, wide = (figures._summary(found, figures.chosen(found), tiles)[1] for tiles in (8, 4))
+    assert narrow < figures.ROOM < wide
+
+
 def noise(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

@@ -256,6 +256,47 @@ def test_the_next_arm_is_not_begun_after_a_signal(typed, tmp_path, without_pictu
     assert list(states(tmp_path / "default")) == [] or list(states(tmp_path / "default").values()) != ["DONE", "DONE"]
 
 
+def test_a_signal_while_pictures_are_drawn_or_numbers_measured_is_told(typed, tmp_path, monkeypatch):  # noqa: F811
+    def stop(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = [*TINY, f"runs={tmp_path}", "evaluation=['metric=cost cost.steps=[2]']"]
+    handler = signal.getsignal(signal.SIGTERM)
+    draw = training._draw_results
+    monkeypatch.setattr(training, "_draw_results", stop)
+    result = typed(cli.train, *command)
+    assert result.code == 143 and "interrupted by SIGTERM; the same command goes on from " in result.out
+    said = status(run_of(tmp_path))
+    assert said["state"] == "INTERRUPTED" and said["reason"] == "interrupted by SIGTERM"
+    monkeypatch.setattr(training, "_draw_results", draw)
+    monkeypatch.setattr(evaluating, "evaluate", stop)
+    result = typed(cli.train, *command)
+    assert result.code == 143 and "is trained, but measuring it was interrupted; the same command goes on" in result.out
+    said = status(run_of(tmp_path))
+    assert said["state"] == "DONE" and not said.get("evaluated") and signal.getsignal(signal.SIGTERM) == handler
+    monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
+    assert typed(cli.study, "retry", tmp_path / "default").code == 0
+    assert len(status(run_of(tmp_path))["evaluated"]) == 1
+
+
+@pytest.mark.parametrize("word", ["+ablation/attntion=glob(*)", "seed=range(0)"])
+def test_a_sweep_without_jobs_is_refused(word, typed, tmp_path):  # noqa: F811
+    for command, first in ((cli.train, "-m"), (cli.study, "plan")):
+        result = typed(command, first, *TINY, f"runs={tmp_path}", word)
+        assert_refused(result, f"the sweep has no jobs: {word} stand for no value")
+
+
+def test_an_arm_that_lacks_a_value_is_listed_and_stops_no_other(typed, tmp_path, without_pictures):  # noqa: F811
+    sweep = [*(word for word in TINY if not word.startswith("schedule.T")), "sampler.steps=2", "schedule=betas,cosine"]
+    result = typed(cli.train, "-m", *sweep, f"runs={tmp_path}")
+    assert result.code == 1 and result.out.rstrip().splitlines()[-2] == "1 run is not done:"
+    assert "failed: schedule=betas: schedule.beta must be given" in result.out.splitlines()[-1]
+    assert list(states(tmp_path / "default").values()) == ["DONE"]
+    result = typed(cli.study, "plan", *sweep, f"runs={tmp_path}")
+    assert result.code == 0 and "refused: schedule=betas: schedule.beta must be given" in result.out
+    assert "1 run of 1 arm in" in result.out and "done already: 1" in result.out
+
+
 def test_a_run_that_became_done_while_its_arm_waited_is_left_alone(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
     said, seen = status(run_of(tmp_path)), []
@@ -457,7 +498,7 @@ def test_a_plan_merges_what_says_the_same_and_names_what_is_refused(typed, tmp_p
 def test_a_plan_knows_what_is_done(typed, tmp_path, without_pictures):  # noqa: F811
     assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
     result = typed(cli.study, "plan", *TINY, "seed=0,1", f"runs={tmp_path}")
-    assert "1 DONE, 1 new" in result.out and "1 are done already" in result.out
+    assert "1 DONE, 1 new" in result.out and "done already: 1" in result.out
 
 
 def test_a_plan_of_data_that_are_not_at_hand(typed, tmp_path):  # noqa: F811

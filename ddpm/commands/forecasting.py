@@ -56,7 +56,7 @@ def plan(words: list[str]) -> None:
     """
     from ddpm.study.reading import Recorded, arms_of
 
-    composed, merged = _composed(words)
+    composed, merged, incomplete = _composed(words)
     data = _DataAtHand()
     runs = [_planned(job, config, data) for job, config in composed]
     records = [
@@ -82,6 +82,8 @@ def plan(words: list[str]) -> None:
     for reason, name in reasons.items():
         say(f"{name}: {reason}")
     refused = sum(len(found) for found, need in zip(of_arm, needs, strict=True) if need.refused)
+    for line in incomplete:
+        say(f"refused: {line}")
     say(_summary(runs, arms, merged, refused, total, rate, data.missing))
 
 
@@ -95,13 +97,17 @@ class _Job(NamedTuple):
     config: DictConfig
 
 
-def _composed(words: list[str]) -> tuple[list[_Job], int]:
-    """The jobs of a sweep, each science once, and how many more said the same."""
+def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
+    """The jobs of a sweep, each science once, how many more said the same, and lines on those that lack a value.
+
+    Raises: InvalidInput for what does not compose, and where all lack a value.
+    """
     try:
         found = jobs("train", words, multirun=True) or []
     except InvalidInput as error:
         raise InvalidInput(with_known_keys("train", str(error), words)) from error
     kept: dict[str, _Job] = {}
+    incomplete: list[str] = []
     by_words: dict[tuple[str, ...], DictConfig] = {}
     for job in found:
         job = [word for word in job if not word.startswith("hydra")]
@@ -115,10 +121,17 @@ def _composed(words: list[str]) -> tuple[list[_Job], int]:
         config = by_words[others].copy()
         if seeds:
             OmegaConf.update(config, "seed", OmegaConf.from_dotlist(seeds[-1:]).seed)
-        settings = resolved(config)
+        try:
+            settings = resolved(config)
+        except InvalidInput as error:
+            own = " ".join(word for word in job if not all(word in other for other in found))
+            incomplete.append(f"{own or 'the run'}: {error}")
+            continue
         key = json.dumps(science_of(settings), sort_keys=True, default=str)
         kept.setdefault(key, _Job(job, config))
-    return list(kept.values()), len(found) - len(kept)
+    if not kept:
+        raise InvalidInput(incomplete[0])
+    return list(kept.values()), len(found) - len(kept) - len(incomplete), incomplete
 
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -296,14 +309,15 @@ def _summary(
     missing: Sequence[str],
 ) -> str:
     """What the table adds up to."""
-    from ddpm.study.words import duration
+    from ddpm.study.words import counted, duration
 
     done, config = sum(run.status.get("state") == "DONE" for run in runs), runs[0].config
-    lines = [f"{len(runs)} runs of {len(arms)} arms in {Path(str(config.runs)) / str(config.study)}"]
+    folder = Path(str(config.runs)) / str(config.study)
+    lines = [f"{counted(len(runs), 'run')} of {counted(len(arms), 'arm')} in {folder}"]
     if merged:
         lines.append(f"{merged} more jobs say the same as others, and are one run with them")
     if done:
-        lines.append(f"{done} are done already")
+        lines.append(f"done already: {done}")
     if refused:
         lines.append(f"{refused} are refused: they would be FAILED with that reason, and the others run")
     for reason in missing:

@@ -18,7 +18,7 @@ class Outcome(NamedTuple):
 
     reason: str
     held: bool  # by another process, which goes on with it
-    name: str = "the sweep"  # the words in which the job differs from others of its sweep
+    name: str = ""  # of a sweep: the words in which the job differs from others
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
     except _lost_processes() as error:
         reason = f"the launcher lost a process: {_first_line(error)}; the same command goes on with what is missing"
         say(f"FAILED {reason}")
-        outcomes.append(Outcome(reason, False))
+        outcomes.append(Outcome(reason, False, "the sweep"))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

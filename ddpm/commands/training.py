@@ -102,7 +102,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     from ddpm import checkpoint, cost, files
     from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
     from ddpm.schedules import concerns
-    from ddpm.trainer import Interrupted
+    from ddpm.trainer import Interrupted, terminable
 
     run, config = plan.run, plan.config
     try:
@@ -139,7 +139,10 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 run.begin(data=plan.data.identity(), **facts)
                 team.told((run.path, resume))
                 ended, ema = _fit(plan, team, resume, watch)
-                _draw_results(run, config, plan.data, plan.parts.diffusion, ema.model, plan.parts.sampler, plan.device)
+                with terminable():
+                    _draw_results(
+                        run, config, plan.data, plan.parts.diffusion, ema.model, plan.parts.sampler, plan.device
+                    )
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
                 say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
@@ -172,12 +175,13 @@ def measure(plan: Plan) -> None:
     Raises: RunFailed where a line cannot be carried out; Held.
     """
     from ddpm.runs import DONE, RunIsHeld
+    from ddpm.trainer import Interrupted, terminable
 
     lines = plan.settings.get("evaluation", [])
     if set(lines) <= set(status_of(plan.run).get("evaluated") or []):
         return
     try:
-        with plan.run.locked():
+        with plan.run.locked(), terminable():
             done = status_of(plan.run).get("evaluated") or []
             for line, config in zip(lines, evaluations(plan.run.path, lines, plan.config), strict=True):
                 if line in done:
@@ -190,6 +194,9 @@ def measure(plan: Plan) -> None:
                 plan.run.write_status(DONE, evaluated=done)
     except RunIsHeld as error:
         raise Held(str(error).replace("trained", "measured")) from error
+    except (Interrupted, KeyboardInterrupt) as error:
+        say(f"{plan.run.path} is trained, but measuring it was interrupted; the same command goes on")
+        sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
 def _follow(plan: Plan, team: Any) -> None:

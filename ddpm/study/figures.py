@@ -37,6 +37,7 @@ NAMED = 12  # arms on a front that have a number
 NARROW = 36  # characters of a line in a legend
 LABEL = 52  # characters of a label on one line
 SUMMARY = 1000  # pixels that the summary is wide
+ROOM = 140  # pixels across of a panel in which words and numbers do not meet
 SUMMARY_BYTES = 190_000
 TEXT: dict[str, Any] = {"fontsize": SIZE, "color": INK}
 
@@ -359,26 +360,30 @@ def summary(path: str | Path, findings: Findings, most: int = 10) -> None:
     """
     labels = chosen(findings, most)
     for tiles in (8, 6, 4, 3, 2, 1):
+        figure, room = _summary(findings, labels, tiles)
         for colours in (256, 64, 24):
-            data = _palette(_summary(findings, labels, tiles), colours)
-            if len(data) <= SUMMARY_BYTES:
+            data = _palette(figure, colours)
+            if len(data) <= SUMMARY_BYTES and (room >= ROOM or tiles < 4):
                 Path(path).write_bytes(data)
                 return
     Path(path).write_bytes(data)
 
 
-def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> Figure:
-    """The summary with at most so many samples of an arm."""
+def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Figure, float]:
+    """The summary with at most so many samples of an arm, and the pixels across that a panel of numbers has."""
     curves = dict(findings.by_steps)
     shown = [label for label in labels if label in findings.sheet and not curves]
-    strips = {label: _resized(_strip(findings.sheet[label], tiles), 58, 290) for label in shown}
-    head, foot, count = 58, 44, max(len(labels), 1)
+    strips = {label: _resized(_strip(findings.sheet[label], tiles), 58, 290 * tiles // 8) for label in shown}
+    head, foot, count = 58, 62, max(len(labels), 1)
     row = max([36, *(strip.shape[0] + 8 for strip in strips.values())])
     row = min(48, max(row, 270 // count)) if curves else row
     tall = head + max(row * count + foot, 320 if curves else 0)
     figure = Figure(figsize=(SUMMARY / DPI, tall / DPI), dpi=DPI)
     title = plain(shorten(findings.study, 90))
     figure.text(12 / SUMMARY, 1 - 18 / tall, title, va="center", weight="bold", fontsize=SIZE + 2, color=INK)
+    if (every := len(findings.arms)) > len(labels):
+        left_out = f"the baseline and the {len(labels) - 1} best of {every} arms"
+        figure.text(1 - 12 / SUMMARY, 1 - 18 / tall, left_out, ha="right", va="center", fontsize=SIZE, color=MUTED)
 
     def place(left: float, wide: float, top: float = head, high: float = row * count) -> Axes:
         return figure.add_axes((left / SUMMARY, 1 - (top + high) / tall, wide / SUMMARY, high / tall))
@@ -395,29 +400,34 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> Figure:
         _summary_curves(figure, place, findings, tall)
     elif strips:
         right -= _summary_strips(place, findings, labels, strips, row, head, right)
+    room = float(SUMMARY)
     if findings.measures and labels:
-        _summary_measure(place, findings, labels, edge + 10, right - edge - 10)
-    return figure
+        room = _summary_measure(place, findings, labels, edge + 10, right - edge - 10)
+    return figure, room
 
 
 def _summary_measure(
     place: Callable[..., Axes], findings: Findings, labels: Sequence[str], left: float, wide: float
-) -> None:
-    """Means on the left and differences with verdicts on the right of the columns from `left` on."""
+) -> float:
+    """Means on the left and differences with verdicts on the right of the columns from `left` on.
+
+    Returns: the pixels across of each.
+    """
     found = findings.measures[0]
     verdicts = [found.differences[label].verdict for label in labels if label in found.differences]
     half = (wide - 8.2 * max(map(len, verdicts)) - 40) / 2 if verdicts else wide
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
     _bands(panels, len(labels))
     estimates(panels[0], found, labels, findings.baseline)
-    panels[0].set_xlabel(plain(shorten(words.heading(found), int(half / 6.5))), **TEXT)
+    panels[0].set_xlabel(plain(_two_lines(words.heading(found), int(half / 6.5))), **TEXT)
     if verdicts:
         differences(panels[1], found, labels, findings.baseline)
         panels[1].set_xlabel("difference", **TEXT)
     for axes in panels:
         axes.set_yticks([])
         if axes.get_xscale() != "log":
-            axes.xaxis.set_major_locator(MaxNLocator(3 if half < 200 else 5))
+            axes.xaxis.set_major_locator(MaxNLocator(2 if half < ROOM else 3 if half < 200 else 5))
+    return half
 
 
 def _summary_curves(figure: Figure, place: Callable[..., Axes], findings: Findings, tall: float) -> None:
@@ -524,7 +534,7 @@ def shortened(labels: Sequence[str], most: int = LABEL) -> dict[str, str]:
 
 def _two_lines(label: str, wide: int = 30) -> str:
     """A long label on two lines."""
-    lines = textwrap.wrap(label, wide)
+    lines = textwrap.wrap(label, wide, break_on_hyphens=False)
     return label if len(lines) < 2 else f"{lines[0]}\n{shorten(' '.join(lines[1:]), wide)}"
 
 
@@ -609,7 +619,10 @@ def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
     if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set(**{f"{axis}scale": "log"})
         _plain_log(axes.xaxis if axis == "x" else axes.yaxis)
-    elif len(finite) and finite.max() >= 10_000:
+        return
+    if axis == "x":
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))  # 0.0175 is a wide number
+    if len(finite) and finite.max() >= 10_000:
         (axes.xaxis if axis == "x" else axes.yaxis).set_major_formatter(_tick)
 
 
