@@ -71,7 +71,7 @@ def plan(words: list[str]) -> None:
     needs = [_needs(found[0]) for found in of_arm]
     rate = _rate(of_arm, needs)
     total, reasons = 0.0, dict[str, str]()
-    rows = [["arm", "runs", "parameters", "GFLOP/image", "memory", "a run", "state"]]
+    rows = [["arm", "runs", "parameters", "GFLOP to train on an image", "memory", "a run", "state"]]
     for arm, found, need in zip(arms, of_arm, needs, strict=True):
         a_run = None if need.refused else _seconds(found, need, rate)
         if need.refused:
