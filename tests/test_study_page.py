@@ -8,11 +8,14 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from ddpm.study import figures, page, words
@@ -383,6 +386,53 @@ def test_the_summary_says_what_it_leaves_out_and_its_words_do_not_meet():
     assert "the baseline and the 9 best of 12 arms" in texts(10) and not any("best of" in text for text in texts(12))
     narrow, wide = (figures._summary(found, figures.chosen(found), tiles)[1] for tiles in (8, 4))
     assert narrow < figures.ROOM < wide
+
+
+def drawn(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that a reader sees, with its box in pixels."""
+    figure.canvas.draw()
+    hidden: set[int] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            shown = axis._update_ticks() if axes.axison else []
+            hidden |= {id(text) for text in axis.findobj(Text)} - {id(tick.label1) for tick in shown} - {id(axis.label)}
+    texts = [text for text in figure.findobj(Text) if text.get_text() and id(text) not in hidden]
+    return [(text.get_text(), text.get_window_extent()) for text in texts]
+
+
+@pytest.mark.parametrize("kind", ["plain", "study", "title", "tiny", "large", "curves"])
+@pytest.mark.parametrize("factor", ["target", "a_rather_long_name_of_a_factor"])
+def test_words_and_numbers_of_the_summary_do_not_meet(kind, factor):
+    found = study({factor: tuple("abcdef"), "channels": ("32", "64")})
+    scale = {"tiny": 1e-4, "large": 3e4}.get(kind, 1.0)
+    values = {
+        label: {seed: scale * value for seed, value in of.points.items()}
+        for label, of in found.measures[0].arms.items()
+    }
+    title = "Error of eps over log-SNR of the signal" if kind == "title" else "Fréchet distance"
+    found = replace(
+        found,
+        study="s" * 90 if kind == "study" else found.study,
+        measures=(measure(values, found.baseline, title=title),),
+        by_steps={arm.label: curve(1) for arm in found.arms} if kind == "curves" else {},
+    )
+    for tiles in (8, 6, 4, 3):
+        figure, room = figures._summary(found, figures.chosen(found, 10), tiles)
+        if room >= figures.ROOM:
+            break
+    texts = drawn(figure)
+    wide, high = figure.canvas.get_width_height()
+    for text, box in texts:
+        assert 0 <= box.x0 < box.x1 <= wide and 0 <= box.y0 < box.y1 <= high, text
+    for (one, a), (other, b) in combinations(texts, 2):
+        meet = min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0) + 1
+        assert not meet, (one, other)
+
+
+def test_a_summary_without_a_measure_calls_no_arm_best():
+    found = replace(study({"channels": tuple("abcdef")}), measures=())
+    figure, _ = figures._summary(found, figures.chosen(found, 4), 8)
+    assert "the baseline and the first 3 of 6 arms" in [text.get_text() for text in figure.texts]
 
 
 def noise(shape: tuple[int, ...]) -> np.ndarray:

@@ -374,15 +374,17 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     curves = dict(findings.by_steps)
     shown = [label for label in labels if label in findings.sheet and not curves]
     strips = {label: _resized(_strip(findings.sheet[label], tiles), 58, 290 * tiles // 8) for label in shown}
-    head, foot, count = 58, 62, max(len(labels), 1)
+    head, foot, count = 58, 68, max(len(labels), 1)
     row = max([36, *(strip.shape[0] + 8 for strip in strips.values())])
     row = min(48, max(row, 270 // count)) if curves else row
     tall = head + max(row * count + foot, 320 if curves else 0)
     figure = Figure(figsize=(SUMMARY / DPI, tall / DPI), dpi=DPI)
-    title = plain(shorten(findings.study, 90))
+    every = len(findings.arms)
+    title = plain(shorten(findings.study, 90 if every == len(labels) else 55))
     figure.text(12 / SUMMARY, 1 - 18 / tall, title, va="center", weight="bold", fontsize=SIZE + 2, color=INK)
-    if (every := len(findings.arms)) > len(labels):
-        left_out = f"the baseline and the {len(labels) - 1} best of {every} arms"
+    if every > len(labels):
+        others = f"{len(labels) - 1} best" if findings.measures else f"first {len(labels) - 1}"
+        left_out = f"the baseline and the {others} of {every} arms"
         figure.text(1 - 12 / SUMMARY, 1 - 18 / tall, left_out, ha="right", va="center", fontsize=SIZE, color=MUTED)
 
     def place(left: float, wide: float, top: float = head, high: float = row * count) -> Axes:
@@ -396,8 +398,8 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
         figure.text(edge / SUMMARY, y, name, ha="right", va="center", weight=weight, linespacing=1.1, **TEXT)
     right = float(SUMMARY - 12)
     if curves:
-        right = 580
-        _summary_curves(figure, place, findings, tall)
+        right = 580 + 25 * (8 - tiles)
+        _summary_curves(figure, place, findings, right, tall)
     elif strips:
         right -= _summary_strips(place, findings, labels, strips, row, head, right)
     room = float(SUMMARY)
@@ -419,24 +421,46 @@ def _summary_measure(
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
     _bands(panels, len(labels))
     estimates(panels[0], found, labels, findings.baseline)
-    panels[0].set_xlabel(plain(_two_lines(words.heading(found), int(half / 6.5))), **TEXT)
+    panels[0].set_xlabel(plain(_two_lines(words.heading(found), int((half + 40) / 7))), **TEXT)
     if verdicts:
         differences(panels[1], found, labels, findings.baseline)
         panels[1].set_xlabel("difference", **TEXT)
     for axes in panels:
         axes.set_yticks([])
-        if axes.get_xscale() != "log":
-            axes.xaxis.set_major_locator(MaxNLocator(2 if half < ROOM else 3 if half < 200 else 5))
+        _space_ticks(axes)
     return half
 
 
-def _summary_curves(figure: Figure, place: Callable[..., Axes], findings: Findings, tall: float) -> None:
-    """Quality over evaluations on the right, with a legend beneath."""
+def _space_ticks(axes: Axes) -> None:
+    """The most ticks across whose numbers do not meet each other, nor those of a panel beside it."""
+    log = axes.get_xscale() == "log"
+    if not log:
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+    ends = np.array([])
+    for locator in [LogLocator(subs=subs) for subs in ((1, 2, 5), (1,))] if log else map(MaxNLocator, (5, 4, 3, 2)):
+        axes.xaxis.set_major_locator(locator)
+        low, high = axes.get_xlim()
+        ticks = np.array([tick for tick in axes.get_xticks() if low <= tick <= high])
+        half = 4.5 * max(map(len, axes.xaxis.get_major_formatter().format_ticks(list(ticks))), default=0)
+        at = np.array([axes.transData.transform((tick, 0))[0] for tick in ticks])
+        inside = (axes.bbox.x0 + half - 14 <= at) & (at <= axes.bbox.x1 - half + 14)
+        ticks, at = ticks[inside], at[inside]
+        if len(ticks) > 1 and np.diff(at).min() >= 2 * half + 8:
+            axes.set_xticks(ticks)
+            return
+        if len(ends) < 2:
+            ends = ticks[[0, -1]] if len(ticks) and at[-1] - at[0] >= 2 * half + 8 else ticks[:1]
+    axes.set_xticks(ends)
+
+
+def _summary_curves(figure: Figure, place: Callable[..., Axes], findings: Findings, left: float, tall: float) -> None:
+    """Quality over evaluations of the columns from `left` on, with a legend beneath."""
     named = ranked(findings.by_steps, 8)
     rows = math.ceil(len(named) / 2)
-    axes = place(650, SUMMARY - 665, 36, tall - 36 - 58 - 17 * rows)
+    axes = place(left + 70, SUMMARY - left - 85, 36, tall - 36 - 58 - 17 * rows)
     handles = draw_lines(axes, findings.by_steps, styles(named), log_x=True, markers=True)
-    _looks(axes, "evaluations of the network, an image", "Frechet distance")
+    _looks(axes, "evaluations for an image", "Frechet distance")
+    _space_ticks(axes)
     texts = [plain(shorten(label, 25)) for label in handles]
     figure.legend(
         list(handles.values()), texts, loc="lower right", ncols=2, frameon=False, fontsize=SIZE - 1.5, borderaxespad=0.3
