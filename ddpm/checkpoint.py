@@ -1,11 +1,14 @@
-"""Checkpoints: written whole or not at all, verified before use, and free of pickled code.
+"""Checkpoints that are whole or not there, and hold no code.
 
-A checkpoint is a folder `checkpoints/STEP` with model.safetensors, ema.safetensors, state.pt (optimizer and counters,
-loaded with weights_only=True) and manifest.json (format, step, held-out loss, sha256 of each file).
+A checkpoint is a folder `checkpoints/STEP`: of every module that is trained its weights and their average, as
+safetensors (see `files_of`); state.pt (optimizers and counters, loaded with weights_only=True); and manifest.json
+(format, step, held-out loss, modules, checksums of the frozen modules, sha256 of each file).
 
-A version reads the checkpoints of every format up to its own FORMAT; those of a newer one it refuses.
+A version reads the checkpoints of every format up to its own FORMAT; those of a newer one it refuses. Format 1 knew one
+module, "model", with one optimizer.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -16,8 +19,9 @@ import pickletools
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -27,8 +31,8 @@ from torch import Tensor, nn
 
 from ddpm.files import flush, read_json, regular_size, replacing, shown
 
-FORMAT = 1
-PARTS = ("model.safetensors", "ema.safetensors", "state.pt")
+FORMAT = 2
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a module
 LARGEST = 16 * 2**30  # bytes of a part: the optimizer's numbers for a network of two thousand million parameters
 LARGEST_MANIFEST = 64 * 1024  # bytes
 LARGEST_PICKLE = 4 * 2**20  # bytes of what says which tensors a state has, without their numbers
@@ -40,15 +44,59 @@ PLAIN = re.compile(  # the names in the pickle of a state: a tensor, its numbers
 )
 
 
+def files_of(module: str) -> tuple[str, str]:
+    """The files of a module's weights and of their average: model.safetensors and ema.safetensors for "model"."""
+    return f"{module}.safetensors", "ema.safetensors" if module == "model" else f"{module}.ema.safetensors"
+
+
+def modules_of(path: Path) -> list[str]:
+    """The names of the modules in a checkpoint.
+
+    Raises: ValueError for a manifest that does not say.
+    """
+    return _modules(read_json(path / "manifest.json", LARGEST_MANIFEST))
+
+
+def weights_of(path: Path, averaged: bool = False) -> dict[str, Path]:
+    """Module -> the file of its weights in a checkpoint, or of their average."""
+    return {name: path / files_of(name)[averaged] for name in modules_of(path)}
+
+
+def _modules(manifest: Any) -> list[str]:
+    if manifest["format"] == 1:
+        return ["model"]
+    modules = manifest["modules"]
+    if (
+        not isinstance(modules, list)
+        or not modules
+        or not all(isinstance(m, str) and NAME.fullmatch(m) for m in modules)
+    ):
+        raise ValueError("its manifest names no modules")
+    return modules
+
+
+def _parts(manifest: Any) -> list[str]:
+    """The files of a checkpoint, but for the manifest itself."""
+    return [*(name for module in _modules(manifest) for name in files_of(module)), "state.pt"]
+
+
 def save(
-    folder: Path, step: int, model: nn.Module, ema: nn.Module, state: dict[str, Any], held_out: float | None
+    folder: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    averages: Mapping[str, nn.Module],
+    state: dict[str, Any],
+    held_out: float | None,
+    frozen: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write folder/step: under a temporary name, flushed to disk, read back, then renamed.
 
     Args:
         folder: the run's `checkpoints` folder.
+        modules, averages: what is trained, by name, and its averaged weights by the same names.
         state: what else resuming needs; tensors, numbers, strings and containers of them.
-        held_out: the EMA weights' loss on the held-out part, if it was measured.
+        held_out: the averaged weights' loss on the held-out part, if it was measured.
+        frozen: the checksums of modules that were used and not trained.
     Returns: the checkpoint's folder.
     Raises: OSError if it cannot be written, or reads otherwise than it was written. Nothing is left of it then, and all
         that was there before stands.
@@ -56,11 +104,12 @@ def save(
     final, temporary = folder / str(step), folder / f".{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    makers: dict[str, Callable[[], bytes | memoryview]] = {
-        "model.safetensors": lambda: _weights(model),
-        "ema.safetensors": lambda: _weights(ema),
-        "state.pt": lambda: _plain_data(state),
-    }
+    makers: dict[str, Callable[[], bytes | memoryview]] = {}
+    for name, module in modules.items():
+        weights, average = files_of(name)
+        makers[weights] = functools.partial(_weights, module)
+        makers[average] = functools.partial(_weights, averages[name])
+    makers["state.pt"] = functools.partial(_plain_data, state)
     try:
         checksums = {}
         for name, make in makers.items():
@@ -68,7 +117,8 @@ def save(
             checksums[name] = hashlib.sha256(content).hexdigest()  # of what is meant, not of what was written
             (temporary / name).write_bytes(content)
         measured = held_out if held_out is not None and math.isfinite(held_out) else None
-        manifest = {"format": FORMAT, "step": step, "held_out": measured, "sha256": checksums}
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "held_out": measured, "modules": list(modules)}
+        manifest |= {"frozen": dict(frozen), "sha256": checksums}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in (*temporary.iterdir(), temporary):
             flush(path)
@@ -114,7 +164,8 @@ def keep(path: Path, folder: Path) -> Path:
     kept = folder / path.name
     if not kept.exists():
         kept.mkdir(parents=True)
-        for name in (*PARTS, "manifest.json"):
+        manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
+        for name in (*_parts(manifest), "manifest.json"):
             try:
                 os.link(path / name, kept / name)
             except OSError:  # a file system without links
@@ -181,12 +232,12 @@ def verify(path: Path) -> str | None:
         manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         if manifest["format"] > FORMAT:
             return f"its format {manifest['format']} is {NEWER} {FORMAT}, the newest that this version knows"
-        named = manifest["sha256"].keys()
-        if missing := set(PARTS) - named:
+        parts, named = _parts(manifest), manifest["sha256"].keys()
+        if missing := set(parts) - named:
             return f"its manifest does not name {', '.join(sorted(missing))}"
-        if unknown := sorted(named - set(PARTS)):
+        if unknown := sorted(named - set(parts)):
             return f"its manifest names {shown(repr(unknown[0]))}, which is no file of a checkpoint"
-        for name in PARTS:
+        for name in parts:
             regular_size(path / name, LARGEST)
             if sha256(path / name) != manifest["sha256"][name]:
                 return f"{name} does not match its checksum"
@@ -233,7 +284,27 @@ def load_state(path: Path) -> dict[str, Any]:
     counted = type(step) is int and 0 <= step < 2**63
     if not counted or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise ValueError(f"{path / 'state.pt'} is not the state of a run: it lacks its step and seconds")
-    return state
+    return state if "phases" in state else _of_format_1(state)
+
+
+def _of_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of one network with one optimizer, as later formats write it."""
+    counts = {"counts": torch.zeros(3, dtype=torch.long)}  # of a version that skipped no steps
+    phase = {key: state[key] for key in ("optimizer", "scaler") if key in state} | {"guard": state.get("guard", counts)}
+    times = {"times": state["times"]} if state.get("times") else {}
+    kept = {key: value for key, value in state.items() if key in ("step", "seconds", "precision")}
+    updates = {"model": state["ema_updates"]} if "ema_updates" in state else {}
+    return kept | {"ema_updates": updates, "phases": {"all": phase}, "task": times}
+
+
+def must_be_frozen(path: Path, frozen: Mapping[str, str]) -> None:
+    """Raise ValueError if a checkpoint was trained beside other frozen modules than these, by their checksums."""
+    before = read_json(path / "manifest.json", LARGEST_MANIFEST).get("frozen", {})
+    if not isinstance(before, dict):
+        raise ValueError(f"{path}: its manifest names no frozen modules")
+    if before != dict(frozen):
+        changed = sorted(name for name in {*before, *frozen} if before.get(name) != frozen.get(name))
+        raise ValueError(f"{path} was trained with another {' and another '.join(map(shown, changed))}")
 
 
 def load_plain(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Configurations: composed by Hydra, checked, and built. Joins ddpm/ and models/ through the names in `_target_`."""
 
+import contextlib
 import importlib.util
 import io
 import math
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
     import torch
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
-SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")
+SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")  # of a run of diffusion
+NO_SCIENCE = ("data", "augment", "sampler", "task")  # groups of which less is in the science than all, or nothing
 AUGMENTATION = "ddpm.data.augment.Augment"
+TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
+HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings may build something
+LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
+    "model": {"drop": 0.0, "condition_channels": 0},
+    "task": {"drop": 0.0, "only": None},
+}
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 
 
@@ -58,9 +66,10 @@ def targets() -> dict[str, frozenset[str]]:
     """Group of conf/ -> the exact names that a configuration of it may build; of `optimizer`, torch's besides."""
     names: dict[str, set[str]] = {"optimizer": set(OPTIMIZERS)}
     for path in conf_dir().rglob("*.yaml"):
-        config = OmegaConf.load(path)
+        config, group = OmegaConf.load(path), path.relative_to(conf_dir()).parts[0]
+        if isinstance(config, DictConfig) and isinstance(config.get(group), DictConfig):  # beside the groups it brings
+            config = config[group]
         if isinstance(config, DictConfig) and "_target_" in config:
-            group = path.relative_to(conf_dir()).parts[0]
             names.setdefault(group, set()).add(plain(config)["_target_"])
     return {group: frozenset(found) for group, found in names.items()}
 
@@ -167,6 +176,37 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
         raise
 
 
+def build_group(
+    config: DictConfig, name: str, trust: list[str], made: dict[str, Any] | None = None, on: str = "cpu"
+) -> Any:
+    """Build a group of a run, and before it the groups that its constructor asks for by their names.
+
+    Args:
+        config: of the run.
+        made: groups that are built already, by name; what is built is put there.
+        on: where networks are made; on "meta" they have no weights.
+    Raises: InvalidInput as `build`.
+    """
+    import torch
+
+    made = {} if made is None else made
+    if name not in made:
+        needed = {other: build_group(config, other, trust, made, on) for other in _asked(config, name, trust)}
+        with torch.device(on) if name == "model" else contextlib.nullcontext():
+            made[name] = build(config[name], name, trust, **needed)
+    return made[name]
+
+
+def _asked(config: DictConfig, name: str, trust: list[str]) -> list[str]:
+    """The groups that the constructor of a group must be given."""
+    node = plain(config[name])
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(target, str) or target not in allowed_targets() | set(trust):
+        return []  # it is refused when it is built
+    required = schema.required(target) - node.keys()
+    return [str(group) for group in config if group in required and isinstance(config[group], DictConfig)]
+
+
 _kept: dict[str, Any] = {}  # configuration, its data: at most one, for memory is precious
 
 
@@ -214,12 +254,14 @@ def _built(make: Callable[[], Any]) -> Any:
 def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> None:
     """Look every `_target_` of plain data up in a closed set of names, before anything is resolved or imported.
 
-    Where `name` is a group of conf/, names of other groups are not allowed in it: a schedule, say, reads no disk.
+    Where `name` is a group of conf/, names of other groups are not allowed in it, but for those that it may hold: a
+    schedule, say, reads no disk.
 
     Raises: InvalidInput for a name outside the set, or any other key that steers Hydra's instantiation.
     """
-    own = targets().get(name)
-    allowed = allowed if own is None else allowed - (allowed_targets() - own)
+    if name in targets():
+        own = frozenset().union(*(targets()[group] for group in (name, *HOLDS.get(name, ()))))
+        allowed = allowed - (allowed_targets() - own)
     for key, value in _pairs(node):
         if key == "_target_" and not (isinstance(value, str) and value in allowed):
             raise InvalidInput(f"{name}: _target_ {value!r} is not allowed; allowed: {', '.join(sorted(allowed))}")
@@ -272,13 +314,29 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         parents: checksums of what the run starts from.
         numerics: `ddpm.NUMERICS`.
     """
-    chosen = {key: config[key] for key in SCIENCE}
+    task = config.get("task") or {"_target_": TASK}
+    groups = [key for key, node in config.items() if isinstance(node, dict) and "_target_" in node]
+    kept = SCIENCE if not isinstance(task, dict) or task.get("_target_") == TASK else ("optimizer", "trainer", "seed")
+    chosen = {key: config[key] for key in (*kept, *(group for group in groups if group not in NO_SCIENCE))}
     for group, keys in (("trainer", CADENCE), ("model", MEMORY)):
-        if isinstance(config[group], dict):  # else it is refused when it is built
-            chosen[group] = {k: v for k, v in config[group].items() if k not in keys}
+        if isinstance(chosen.get(group), dict):  # else it is refused when it is built
+            chosen[group] = {k: v for k, v in chosen[group].items() if k not in keys}
+    for group, node in chosen.items():
+        if group in LATER and isinstance(node, dict):
+            chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
+    chosen |= _task(task)
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     chosen |= _augmentation(config.get("augment"))
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
+
+
+def _task(settings: Any) -> dict[str, Any]:
+    """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
+    if not isinstance(settings, dict) or settings.get("_target_") != TASK:
+        return {"task": settings}
+    of_trainer = ("_target_", "time_sampling", "offset_noise")  # which has the latter two
+    used = {k: v for k, v in settings.items() if k not in of_trainer and v != LATER["task"].get(k)}
+    return {"task": used} if used else {}
 
 
 def _augmentation(settings: Any) -> dict[str, Any]:
@@ -338,7 +396,8 @@ def read_config(path: Path) -> DictConfig:
     except Exception as error:  # the YAML parser has no common base class
         raise InvalidInput(f"{path} cannot be read as a configuration: {_one_line(error)}") from error
     config = loaded if isinstance(loaded, DictConfig) else DictConfig({})  # a list has no keys
-    missing = [key for key in (*SCIENCE, "data") if key not in config]
+    needed = SCIENCE if config.get("task") is None else ("optimizer", "trainer", "seed")
+    missing = [key for key in (*needed, "data") if key not in config]
     if missing:
         raise InvalidInput(f"{path} is not the configuration of a run: it lacks {', '.join(missing)}")
     return config

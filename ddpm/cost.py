@@ -5,7 +5,7 @@ import copy
 import ctypes
 import functools
 import gc
-import math
+import itertools
 import os
 import platform
 import statistics
@@ -20,23 +20,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm import preflight
-from ddpm.data import ImageData
 from ddpm.data.augment import Augment
-from ddpm.ema import EMA
-from ddpm.guard import Guard, Seen
-from ddpm.precision import computing, resolve
+from ddpm.data.batch import Condition
+from ddpm.data.dataset import Dataset
+from ddpm.precision import computing
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import Sampler
 from ddpm.sampling import Source
-from ddpm.times import TimeSampler
-from ddpm.trainer import Trainer, classes_for
-
-Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+from ddpm.trainer import Trainer
+from ddpm.training.step import Training
+from ddpm.training.task import Optimizer, Task
 
 # ------------------------------------------------------------------------------------------------------- instruments
 
 
-def flops(model: nn.Module, *inputs: Tensor, backward: bool = True) -> int:
+def flops(model: nn.Module, *inputs: Any, backward: bool = True) -> int:
     """Of a forward pass and, unless told otherwise, a backward pass; a multiply-add is two.
 
     Give it the meta device: nothing is computed there, the plain path runs, and attention is two products of matrices,
@@ -103,7 +101,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def measure_cost(
     source: Source,
-    data: ImageData,
+    task: Task,
+    data: Dataset,
     trainer: Trainer,
     optimizer: Optimizer,
     samplers: dict[str, Sampler],
@@ -122,7 +121,8 @@ def measure_cost(
     process's growth on a CPU with Linux; elsewhere estimated as `preflight.memory` does, without what kernels use.
 
     Args:
-        source: the network, whose weights stay as they are, its device and the precision of sampling.
+        source: the network, its device and the precision of sampling.
+        task: what trained it; copies of its modules are trained, and weights stay as they are.
         data: to train on; stay where they are.
         trainer: batch, micro-batches, precision, clipping and averaging of the steps.
         optimizer: makes one of parameters.
@@ -141,7 +141,10 @@ def measure_cost(
     parameters, forward = sum(p.numel() for p in source.model.parameters()), gflop_forward(source)
     with _enough_memory(f"training takes {micro} images at a time: raise accumulate, or lower batch_size"):
         data = copy.copy(data).to(device)
-        step, size, how = _train(functools.partial(Training, source, data, trainer, optimizer, augment), repeat)
+        make = functools.partial(
+            Training, trainer, data=data, optimizer=optimizer, seed=source.seed, device=device, augment=augment
+        )
+        step, size, precision, how = _train(lambda: make(task=copy_of(task)), repeat)
     with _enough_memory(f"sampling takes {batch} images at a time: lower batch"):
         evaluation = _median(_evaluate(source, batch), device, repeat)
     values: dict[str, Any] = {
@@ -160,7 +163,7 @@ def measure_cost(
         "peak_memory": how,
         "sampling_images_per_s": {name: batch / (n * evaluation) for name, n in evaluations.items()},
         "precision": source.precision,
-        "training_precision": resolve(trainer.precision, device, parameters),
+        "training_precision": precision,
         "sampling_batch": batch,
         "training_batch": images,
         "accumulate": trainer.accumulate,
@@ -177,75 +180,35 @@ def gflop_forward(source: Source) -> float:
 def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> float:
     """GFLOP of a network on the meta device for one image (C, H, W), of the forward and the backward pass."""
     x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
-    y = classes_for(model, torch.zeros(1, dtype=torch.long, device="meta"))
-    return flops(model, x_t, t, *([] if y is None else [y]), backward=backward) / 1e9
+    image = torch.empty(1, getattr(model, "condition_channels", 0), *shape[1:], device="meta")
+    condition = Condition(classes=torch.zeros(1, dtype=torch.long, device="meta"), image=image).taken_by(model)
+    return flops(model, x_t, t, *([] if condition is None else [condition]), backward=backward) / 1e9
 
 
-class Training:
-    """A copy of a network, its optimizer and its average, trained as `ddpm.trainer.Trainer.fit` does."""
-
-    def __init__(
-        self, source: Source, data: ImageData, trainer: Trainer, optimizer: Optimizer, augment: Augment | None
-    ):
-        self.diffusion, self.trainer, self.augment = source.diffusion, trainer, augment
-        self.data, self.seed, self.device, self.steps = data, source.seed, source.device, 0
-        self.model = copy.deepcopy(source.model).requires_grad_(True).train()  # averaged weights have no gradient
-        self.parameters = list(self.model.parameters())
-        self.make, self.optimizer = optimizer, optimizer(self.parameters)
-        precision = resolve(trainer.precision, source.device, sum(p.numel() for p in self.parameters))
-        self.autocast = computing(source.device, precision)
-        self.scaler = torch.amp.GradScaler(source.device.type, enabled=precision == "fp16")
-        self.ema = EMA(self.model, trainer.ema_decay, trainer.ema_warmup)
-        self.times = TimeSampler(trainer.time_sampling, source.diffusion.schedule.T, source.device)
-        self.guard = Guard(trainer.max_skipped, source.device)
-
-    def step(self) -> Tensor:
-        """The next training step; returns its loss, of the weights before it, as the trainer logs it."""
-        self.steps += 1
-        self.optimizer.zero_grad()
-        loss, seen = torch.zeros((), device=self.device), Seen(self.steps)
-        drawn = self.data, self.times, self.seed, self.steps, self.device, self.augment
-        for batch in self.trainer.micro_batches(*drawn):
-            x_0, y, t, weight, eps = batch
-            with self.autocast:
-                losses = self.diffusion.loss(self.model, x_0, classes_for(self.model, y), t=t, eps=eps)
-            part = (losses if weight is None else weight * losses).mean() / self.trainer.accumulate
-            self.scaler.scale(part).backward()
-            loss += part.detach()
-            self.times.update(t, losses.detach())
-            seen.note(t, losses.detach())
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.trainer.clip or math.inf)
-        self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
-        self.ema.update(self.model)
-        return loss
-
-    def needs(self) -> preflight.Memory:
-        """The memory of a step, estimated; computes losses of one and two images."""
-        weight = nn.Parameter(torch.ones(2, device=self.device))
-        weight.grad = torch.ones_like(weight)
-        trial = self.make([weight])
-        trial.step()
-        n, accumulate = self.trainer.batch_size, self.trainer.accumulate
-        activations = preflight.activations(self._loss, self.parameters, n // accumulate)
-        moments = preflight.moments_of(trial)
-        return preflight.memory(self.model, moments, self.data.images, n, accumulate, activations)
-
-    def _loss(self, n: int) -> Tensor:
-        """The mean loss of n images, all the same."""
-        x_0, y = self.data.batch(self.data.train[:1].expand(n), self.device)
-        with self.autocast:
-            return self.diffusion.loss(self.model, x_0, classes_for(self.model, y)).mean()
+def gflop_of_loss(loss: Callable[[int], Tensor]) -> float:
+    """GFLOP of training on one sample, forward and backward, by what gives the loss of so many on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        loss(1).backward()
+    return counter.get_total_flops() / 1e9
 
 
-def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str]:
-    """Seconds of a training step, bytes that it holds, and whether those are "measured" or "estimated".
+def copy_of(task: Task) -> Task:
+    """A task whose modules can be trained without a change to those of the other; averaged ones get gradients."""
+    task = copy.deepcopy(task)
+    for module in task.modules.values():
+        if not any(p.requires_grad for p in module.parameters()):
+            module.requires_grad_(True)
+    return task
+
+
+def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str, str]:
+    """Seconds of a training step, bytes that it holds, its precision, and whether bytes are "measured" or "estimated".
 
     The estimate comes first: a step beyond the memory of a CPU's machine would end the process. What is loaded at first
     use is then there, and not measured.
     """
     training = make()
-    device, needed = training.device, training.needs()
+    device, precision, needed = training.device, training.precision, training.needs()
     there = preflight.available(device)
     if there is not None and sum(needed) - needed.data - needed.weights - needed.average > there:
         raise MemoryError(f"a step needs {preflight.in_words(sum(needed))} ({needed}) on {device}")
@@ -254,9 +217,15 @@ def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str]:
     try:
         before = peak(device, anew=True)
     except (RuntimeError, OSError):  # no Linux, or one that does not tell
-        return _median(make().step, device, repeat), sum(needed), "estimated"
-    step = _median(make().step, device, repeat)
-    return step, max(0, peak(device) - before) + needed.data, "measured"
+        return _median(_steps_of(make()), device, repeat), sum(needed), precision, "estimated"
+    step = _median(_steps_of(make()), device, repeat)
+    return step, max(0, peak(device) - before) + needed.data, precision, "measured"
+
+
+def _steps_of(training: Training) -> Callable[[], object]:
+    """What takes the next step each time."""
+    numbers = itertools.count(1)
+    return lambda: training.step(next(numbers))
 
 
 def _evaluate(source: Source, batch: int) -> Callable[[], object]:

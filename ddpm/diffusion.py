@@ -61,7 +61,7 @@ class GaussianDiffusion:
         self.loss_name, self.loss_options = loss, _checked(loss, loss_options or {})
 
     def output(
-        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None
+        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: object | None
     ) -> tuple[Tensor, float | Tensor]:
         """The network's estimate of the target, (B, *), and the frac of its variance, a number or (B, *).
 
@@ -87,27 +87,54 @@ class GaussianDiffusion:
                 f"variance = 'learned' is not trained by loss = {self.loss_name!r}; allowed with it: hybrid, vlb"
             )
 
-    def denoiser(self, model: Callable[..., Tensor], y: Tensor | None = None) -> Denoise:
-        """Bind a network, and classes if it takes any, to what a sampler consumes.
+    def predictor(self, model: Callable[..., Tensor], condition: object | None = None) -> Denoise:
+        """The first stage of a denoiser: a network's raw prediction, never clipped.
+
+        The order is prediction, guidance, clip, sampler: what combines predictions, Denoise in and Denoise out, stands
+        between this and `clipped`.
+
+        Args:
+            model: (x_t, t) or (x_t, t, condition) -> (B, *), in evaluation mode.
+            condition: what the network is told beside x_t and t, such as classes, integers (B,); None for nothing.
+        """
+
+        def predict(x_t: Tensor, t: Time) -> Prediction:
+            t = _of_each(t, x_t)
+            output, frac = self.output(model, x_t, t, condition)
+            return to_prediction(self.schedule, self.target, output, x_t, t, frac)
+
+        return predict
+
+    def clipped(self, denoise: Denoise) -> Denoise:
+        """The last stage of a denoiser: x_0 clipped, and eps derived from it anew, so that the pair composes x_t.
+
+        Args:
+            denoise: a raw prediction, or what guidance has made of several. With clip_x_0 = False it is returned as it
+                is.
+        """
+        if not self.clip_x_0:
+            return denoise
+
+        def clip(x_t: Tensor, t: Time) -> Prediction:
+            t = _of_each(t, x_t)
+            pred = denoise(x_t, t)
+            x_0 = self._clip(pred.x_0)
+            return Prediction(eps_from_x_0(self.schedule, x_t, t, x_0), x_0, pred.frac)
+
+        return clip
+
+    def denoiser(self, model: Callable[..., Tensor], y: object | None = None) -> Denoise:
+        """Bind a network, and what it is told, to what a sampler consumes: its prediction, clipped.
+
+        Guidance goes between the two: `clipped(guidance(predictor(model, y), ...))`.
 
         Args:
             model: (x_t, t) or (x_t, t, y) -> (B, *), in evaluation mode.
-            y: class of each sample, integers (B,).
+            y: the condition, as in `predictor`: the class of each sample, integers (B,), or whatever the network takes.
         """
+        return self.clipped(self.predictor(model, y))
 
-        def denoise(x_t: Tensor, t: Time) -> Prediction:
-            dtype = torch.float64 if isinstance(t, float) else None
-            t = torch.as_tensor(t, dtype=dtype, device=x_t.device).expand(len(x_t))
-            output, frac = self.output(model, x_t, t, y)
-            pred = to_prediction(self.schedule, self.target, output, x_t, t, frac)
-            if self.clip_x_0:
-                x_0 = self._clipped(pred.x_0)
-                pred = Prediction(eps_from_x_0(self.schedule, x_t, t, x_0), x_0, pred.frac)
-            return pred
-
-        return denoise
-
-    def _clipped(self, x_0: Tensor) -> Tensor:
+    def _clip(self, x_0: Tensor) -> Tensor:
         if self.dynamic_threshold is None:
             return x_0.clamp(-1, 1)
         size = x_0.abs().flatten(1)
@@ -119,7 +146,7 @@ class GaussianDiffusion:
         self,
         model: Callable[..., Tensor],
         x_0: Tensor,
-        y: Tensor | None = None,
+        y: object | None = None,
         *,
         t: Tensor | None = None,
         eps: Tensor | None = None,
@@ -129,7 +156,7 @@ class GaussianDiffusion:
 
         Args:
             x_0: data, (B, *), in [-1, 1].
-            y: class of each image, integers (B,).
+            y: the condition, as in `predictor`: the class of each image, integers (B,), or whatever the network takes.
             t: integers (B,) in 1..T; drawn uniformly if None.
             eps: standard normal noise, (B, *); drawn if None.
             generator: on x_0's device, for what is drawn.
@@ -155,6 +182,12 @@ class GaussianDiffusion:
         if self.loss_name == "vlb":
             return schedule.T * L_vlb(schedule, pred, x_0, x_t, t)
         return weighted(schedule, self.loss_name, pred, x_0, t, **self.loss_options)
+
+
+def _of_each(t: Time, x_t: Tensor) -> Tensor:
+    """t for each sample, (B,), on x_t's device: integers, or float64 for a real number."""
+    dtype = torch.float64 if isinstance(t, float) else None
+    return torch.as_tensor(t, dtype=dtype, device=x_t.device).expand(len(x_t))
 
 
 def _checked(loss: str, options: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Measures of one network by held-out images, under names that say what was measured, and where results are kept."""
 
-import copy
 import csv
 import json
 import math
@@ -12,7 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from ddpm.data import ImageData
+from ddpm.data.dataset import Dataset
 from ddpm.diffusion import Denoise
 from ddpm.files import read_json, replacing
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
@@ -34,7 +33,7 @@ LossBySNR = tuple[list[float], list[float | None], list[float | None]]
 
 
 def measure_bits_per_dim(
-    source: Source, data: ImageData, n: int, times: list[int], batch: int, callback: Callable[[int], None] | None = None
+    source: Source, data: Dataset, n: int, times: list[int], batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any], Bound]:
     """Protocol name, result in words, record and terms of the variational bound, on held-out images.
 
@@ -67,7 +66,7 @@ def measure_bits_per_dim(
 
 def measure_log_likelihood(
     source: Source,
-    data: ImageData,
+    data: Dataset,
     n: int,
     steps: int,
     probes: int,
@@ -115,7 +114,7 @@ def snr_bins(schedule: NoiseSchedule) -> list[int]:
 
 @torch.no_grad()
 def measure_loss_by_snr(
-    source: Source, data: ImageData, n: int, batch: int, callback: Callable[[int], None] | None = None
+    source: Source, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any], LossBySNR]:
     """Protocol name, result in words, record and curves of the held-out loss by log-SNR, of eps and of x_0.
 
@@ -132,12 +131,9 @@ def measure_loss_by_snr(
     Source: the bound after Variational Diffusion Models (arXiv 2107.00630), section 5.
     """
     must_hold_out(data, "loss_by_snr", n)
-    source = copy.copy(source)
-    source.diffusion = copy.copy(source.diffusion)
-    source.diffusion.clip_x_0 = False
     schedule, parts, done = source.diffusion.schedule, [], 0
     bins = snr_bins(schedule)
-    for numbers, x_0, denoise in _held_out(source, data, n, batch):
+    for numbers, x_0, denoise in _held_out(source, data, n, batch, clip=False):
         noise, i = SampleNoise(0, numbers, "loss_by_snr"), torch.arange(done, done + len(numbers), dtype=torch.float64)
         errors = []
         for low in bins:
@@ -240,7 +236,7 @@ def recorded(path: Path) -> dict[str, Any]:
     return known
 
 
-def must_hold_out(data: ImageData, metric: str, n: int) -> None:
+def must_hold_out(data: Dataset, metric: str, n: int) -> None:
     """Refuse data that hold out fewer than n images, before anything is evaluated; ValueError."""
     if len(data.held_out) == 0:
         raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
@@ -251,13 +247,15 @@ def must_hold_out(data: ImageData, metric: str, n: int) -> None:
         )
 
 
-def _held_out(source: Source, data: ImageData, n: int, batch: int) -> Iterator[tuple[list[int], Tensor, Denoise]]:
-    """Numbers, x_0 and denoiser of n held-out images, evenly spaced, `batch` at a time."""
+def _held_out(
+    source: Source, data: Dataset, n: int, batch: int, clip: bool = True
+) -> Iterator[tuple[list[int], Tensor, Denoise]]:
+    """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
+    bind = source.diffusion.denoiser if clip else source.diffusion.predictor
     chosen = data.held_out[torch.linspace(0, len(data.held_out) - 1, n, dtype=torch.float64).round().long()]
     for numbers in chosen.split(batch):
-        x_0, y = data.batch(numbers, source.device)
-        y = y if getattr(source.model, "num_classes", None) is not None else None
-        yield numbers.tolist(), x_0, source.diffusion.denoiser(source.model, y)
+        real = data.batch(numbers, source.device)
+        yield numbers.tolist(), real.x, bind(source.model, real.condition.taken_by(source.model))
 
 
 def _unless_all(times: list[int], T: int) -> list[int] | None:

@@ -2,23 +2,28 @@
 
 from torch import Tensor
 
-from ddpm.schedules import NoiseSchedule, Time, at
+from ddpm.schedules import NoiseSchedule, Time, at, is_integer
 
 
-def q_step(schedule: NoiseSchedule, x_s: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
-    r"""One step of the forward process, from t - 1 to t.
+def q_step(schedule: NoiseSchedule, x_s: Tensor, t: Time, eps: Tensor, s: Time | None = None) -> Tensor:
+    r"""One step of the forward process, from t - 1 to t, or a stride from any earlier s.
 
     .. math:: q(x_t \mid x_{t-1}) = \mathcal N(x_t; \sqrt{1 - \beta_t}\, x_{t-1}, \beta_t I) \qquad \text{[DDPM (2)]}
 
+    A longer stride has the same form, with alpha_bar_t / alpha_bar_s for 1 - beta_t.
+
     Args:
-        x_s: x_{t-1}, (B, *).
-        t: int or integers (B,) in 1..T.
+        x_s: where it starts, (B, *); x_{t-1} if s is None.
+        t, s: as in `transition`.
         eps: standard normal noise, (B, *).
     Returns:
         x_t, (B, *).
     """
-    beta = schedule.beta
-    return at((1 - beta).sqrt(), t, x_s) * x_s + at(beta.sqrt(), t, x_s) * eps
+    if s is None and is_integer(t):
+        beta = schedule.beta
+        return at((1 - beta).sqrt(), t, x_s) * x_s + at(beta.sqrt(), t, x_s) * eps
+    _, _, alpha, beta = transition(schedule, t, s)
+    return at(alpha.sqrt(), ..., x_s) * x_s + at(beta.sqrt(), ..., x_s) * eps
 
 
 def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Time, eps: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import math
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,19 +16,12 @@ from ddpm.files import replacing
 SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscaled
 
 
-class Seen:
-    """What a step was computed from, kept for an autopsy: tensors on their device, which nothing waits for.
+class Seen(NamedTuple):
+    """What a step was computed from, kept for an autopsy: tensors on their device, which nothing waits for."""
 
-    Args:
-        step: its number.
-    """
-
-    def __init__(self, step: int):
-        self.step, self.parts = step, list[tuple[Tensor, Tensor]]()
-
-    def note(self, t: Tensor, losses: Tensor) -> None:
-        """Times (B,) and losses (B,) of a micro-batch."""
-        self.parts.append((t, losses))
+    step: int
+    facts: dict[str, Tensor]  # of each row of the batch, such as its t: (B,)
+    losses: Tensor  # (B,)
 
 
 class Guard:
@@ -94,14 +87,14 @@ class Guard:
             )
 
     def report(self) -> list[dict[str, Any]]:
-        """The last steps as plain data: step, loss, gradient norm, and of each image its t and its loss."""
+        """The last steps as plain data: step, loss, gradient norm, and of each row its facts, such as t, and loss."""
         return [
             {
                 "step": seen.step,
                 "loss": loss.item(),
                 "grad_norm": grad_norm.item(),
-                "t": torch.cat([t for t, _ in seen.parts]).tolist(),
-                "losses": torch.cat([losses for _, losses in seen.parts]).tolist(),
+                **{name: fact.tolist() for name, fact in seen.facts.items()},
+                "losses": seen.losses.tolist(),
             }
             for seen, loss, grad_norm in self.recent
         ]

@@ -1,5 +1,9 @@
-"""Images between the network's floats, bytes and files: the only place where the scale [-1, 1] <-> 0..255 exists."""
+"""Images between the network's floats, bytes and files: the only place where the scale [-1, 1] <-> 0..255 exists.
 
+Points in the plane become an image here, so that what shows images shows them too.
+"""
+
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +19,9 @@ from ddpm.files import replacing
 BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
 TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise
 GREYS, COLOURS = 16, 64  # of an animation's palette: noise does not compress, fewer bits do
+WINDOW = 3.0  # points are shown in [-3, 3]^2: three standard deviations of standardised data
+SIDE, LARGE_SIDE = 160, 480  # pixels of a picture of points: of one among others, of one alone
+FRAME = 200  # grey of the line around it
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -67,6 +74,45 @@ def grid(
     return np.pad(picture, ((0, pad), (0, pad), (0, 0)), constant_values=background)
 
 
+def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
+    """What may be shown as images: images as they are, and points as one picture of all of them.
+
+    Every point is a dark dot on white that lets through what is beneath it, the more the more points there are, so that
+    density shows: where dots overlap, light is multiplied. The picture is [-3, 3]^2, with the second coordinate
+    upwards and a grey line around it. A point outside of it is drawn at its edge, one that is no number is not drawn.
+
+    Args:
+        x: images (n, C, H, W), or points, floats (n, 2).
+        side: pixels of the picture of points, >= 8.
+
+    Returns: the images themselves, or uint8 (1, 1, side, side).
+
+    Raises: ValueError for another shape or type.
+    """
+    if x.ndim == 4:
+        return x
+    if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
+        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_told(x)}")
+    if side < 8:
+        raise ValueError(f"side = {side}: a picture of points has at least 8 pixels a side")
+    points = x.detach().cpu().double().numpy()  # of many small steps, NumPy does not wait for threads
+    points = points[np.isfinite(points).all(1)]
+    place = np.stack([WINDOW - points[:, 1], points[:, 0] + WINDOW]) * side / (2 * WINDOW) - 0.5  # row, column
+    place = place.clip(1, side - 2)  # inside the line
+    radius, opacity = max(1, side / 130), min(0.9, 14 / math.sqrt(max(len(points), 1)))
+    light = np.zeros(side * side)  # its logarithm
+    reach = range(-math.ceil(radius), math.ceil(radius) + 1)
+    for offset in itertools.product(reach, reach):
+        pixel = place.round() + np.array(offset)[:, None]
+        covered = (radius + 0.5 - np.hypot(*(pixel - place))).clip(0, 1)  # the share of the pixel, nearly
+        inside = ((pixel >= 0) & (pixel < side)).all(0)
+        row, column = pixel[:, inside].astype(np.int64)
+        light += np.bincount(side * row + column, covered[inside] * math.log(1 - opacity), side * side)
+    picture = np.full((side, side), FRAME, np.uint8)
+    picture[1:-1, 1:-1] = (255 * np.exp(light)).round().reshape(side, side)[1:-1, 1:-1]
+    return rearrange(torch.from_numpy(picture), "h w -> 1 1 h w")
+
+
 def save_png(path: str | Path, array: np.ndarray) -> None:
     """Write one image, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
     image = _image(array)
@@ -95,15 +141,28 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], seconds_per_frame: 
 
 
 def save_samples(path: str | Path, x: Tensor) -> None:
-    """Write images x (n, C, H, W): `.npy` holds uint8 (n, H, W, C), `.png` shows their grid."""
+    """Write samples.
+
+    Args:
+        path: `.npy` holds images as uint8 (n, H, W, C), points as float32 (n, 2); `.png` shows the grid of images, or a
+            picture of all points.
+        x: images (n, C, H, W), bytes or floats in [-1, 1], or points, floats (n, 2).
+
+    Raises: ValueError for another suffix or shape.
+    """
+    pictures = as_pictures(x, LARGE_SIDE)
     match Path(path).suffix:
         case ".npy":
             with replacing(path) as temporary:
-                np.save(temporary, to_numpy(x))
+                np.save(temporary, to_numpy(x) if x.ndim == 4 else x.detach().cpu().float().numpy())
         case ".png":
-            save_png(path, grid(x))
+            save_png(path, grid(pictures) if x.ndim == 4 else pictures[0, 0].numpy())
         case suffix:
             raise ValueError(f"samples are written to a .npy or .png file, not to {suffix!r}: {path}")
+
+
+def _told(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)}"
 
 
 def _image(array: np.ndarray) -> Image.Image:

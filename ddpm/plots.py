@@ -1,4 +1,4 @@
-"""The pictures of a run, one PNG file each: labelled rows and columns of images, and the loss."""
+"""The pictures of a run, one PNG file each: labelled rows and columns of images, points, and the loss."""
 
 import io
 import math
@@ -67,6 +67,51 @@ def labelled_columns(path: str | Path, columns: Sequence[tuple[str, Tensor]], ti
     _same_shape([x for _, x in columns])
     rows = rearrange([x for _, x in columns], "column n c h w -> n column c h w")
     _tiles(path, [("", list(rows))], columns=[label for label, _ in columns], title=title)
+
+
+def points(path: str | Path, groups: Mapping[str, Tensor], title: str | None = None) -> None:
+    """Points in the plane, a panel for each group, all with the same limits and with dots as small as they are many.
+
+    The limits are the same on both axes, around 0: a quarter beyond what holds 99% of the coordinates of each group. A
+    panel tells how many of its points lie beyond them or are no numbers.
+
+    Args:
+        path: the PNG file to write.
+        groups: title of a panel -> points (n, 2), in the order of the panels; four in a row.
+        title: of the figure.
+    Raises:
+        ValueError: no groups, or one that holds other than one or more points.
+    """
+    wrong = [tuple(x.shape) for x in groups.values() if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0]
+    if wrong or not groups:
+        raise ValueError(f"a figure of points needs groups of one or more points (n, 2), not {wrong or 'none'}")
+    arrays = {name: x.detach().cpu().double().numpy() for name, x in groups.items()}
+    sizes = [abs(x[np.isfinite(x).all(1)]) for x in arrays.values()]
+    limit = 1.25 * max([np.quantile(size, 0.99) for size in sizes if size.size], default=0.0) or 1.0
+    columns, rows = min(4, len(arrays)), math.ceil(len(arrays) / 4)
+    side = min(400, WIDTH / columns)  # pixels of a panel
+    size = (columns * side / DPI, (rows * (side + 20) + (24 if title else 0)) / DPI)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for i, (axes, (name, x)) in enumerate(zip(grid, arrays.items(), strict=False)):
+        n, shown = len(x), x[(abs(x) <= limit).all(1)]  # nor what is NaN
+        style = {"s": min(12, max(2.5, 6000 / n)), "alpha": min(0.8, max(0.15, 18 / math.sqrt(n)))}
+        axes.scatter(*shown.T, color=f"C{i % 10}", linewidths=0, **style)
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        _axes(axes, "", "")
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=SIZE - 1, labelbottom=i + columns >= len(arrays))  # where no panel is beneath
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_title(name, fontsize=SIZE + 1)
+        if n > len(shown):
+            beyond = f"{n - len(shown):,} of {n:,} outside"
+            axes.text(0.98, 0.02, beyond, transform=axes.transAxes, ha="right", va="bottom", fontsize=SIZE - 1)
+    for axes in grid[len(arrays) :]:
+        axes.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=SIZE + 2)
+    _save(figure, path)
 
 
 def loss(path: str | Path, train: History, held_out: History) -> None:

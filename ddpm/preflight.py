@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class Memory(NamedTuple):
     gradients: int
     moments: int  # of the optimizer
     average: int  # the EMA weights
-    data: int  # all images, as bytes
+    data: int  # all of them, images as bytes
     batch: int  # x_0 and eps of the batch, and of a micro-batch
     activations: int  # of a micro-batch: what the backward pass reads, kept for it or computed again
 
@@ -73,21 +73,33 @@ class Memory(NamedTuple):
         return ", ".join(f"{in_words(value)} {name}" for name, value in self._asdict().items() if value)
 
 
+class Held(Protocol):
+    """Data as memory knows them, see `ddpm.data.dataset.Dataset`."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 def memory(
-    model: nn.Module, moments: float, images: Tensor, batch_size: int, accumulate: int, activations: int = 0
+    modules: Iterable[nn.Module], moments: float, data: Held, batch_size: int, accumulate: int, activations: int = 0
 ) -> Memory:
     """The memory of a training step.
 
     Args:
+        modules: what is trained.
         moments: what the optimizer keeps, as `moments_of` counts it.
-        images: the data, uint8 (N, C, H, W).
+        data: what is trained on.
         batch_size, accumulate: as the trainer's.
         activations: bytes of a micro-batch; without them the result is what any such network needs at least.
     """
-    weights = _bytes(model.parameters())
-    batch = 2 * (batch_size + batch_size // accumulate) * math.prod(images.shape[1:]) * 4
-    average = weights + _bytes(model.buffers())
-    return Memory(weights, weights, round(moments * weights), average, images.nbytes, batch, activations)
+    modules = list(modules)
+    weights = sum(_bytes(module.parameters()) for module in modules)
+    batch = 2 * (batch_size + batch_size // accumulate) * math.prod(data.shape) * 4
+    average = weights + sum(_bytes(module.buffers()) for module in modules)
+    return Memory(weights, weights, round(moments * weights), average, data.nbytes, batch, activations)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> float:
@@ -201,9 +213,9 @@ def available_on_linux(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs
 # -------------------------------------------------------------------------------------------------------------- disk
 
 
-def checkpoint(model: nn.Module, moments: float) -> int:
+def checkpoint(modules: Iterable[nn.Module], moments: float) -> int:
     """Bytes of a checkpoint: weights, EMA weights and the optimizer's state."""
-    return 2 * _bytes(model.state_dict().values()) + round(moments * _bytes(model.parameters()))
+    return sum(2 * _bytes(m.state_dict().values()) + round(moments * _bytes(m.parameters())) for m in modules)
 
 
 def checkpoints(steps: int | None, every: int, keep: int) -> int:

@@ -75,7 +75,7 @@ class Real:
 
     def _computed(self) -> Tensor:
         parts = torch.arange(len(self.data)).split(2048)
-        return torch.cat([self.features(self.data.batch(part)[0].cpu()) for part in parts])
+        return torch.cat([self.features(self.data.batch(part).x.cpu()) for part in parts])
 
     def _kept(self, cache: Path) -> Tensor:
         """Features (N + M, D) of all the images, read or computed."""
@@ -230,7 +230,7 @@ def copies(drawn: Drawn, real: Real) -> dict[str, Found]:
     """Distances to the nearest training image, in features and in pixels; all that was found is the detail."""
     data, pixels = real.data, Pixels(real.data.shape)
     chosen = spread(len(data.held_out), max(len(drawn.x), ENOUGH_HELD_OUT))
-    train_x, held_out_x = (data.batch(numbers)[0] for numbers in (data.train, data.held_out[chosen]))
+    train_x, held_out_x = (data.batch(numbers).x for numbers in (data.train, data.held_out[chosen]))
     in_features = memorisation(drawn.features, real.train, real.held_out[chosen])
     in_pixels = memorisation(pixels(drawn.x), pixels(train_x), pixels(held_out_x))
     more = {
@@ -359,7 +359,7 @@ def has_classes(data: ImageData) -> bool:
 def parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(x, y) of the training part and of the held-out part of labelled data, on the CPU."""
     with torch.no_grad():
-        (train_x, train_y), (held_out_x, held_out_y) = data.batch(data.train), data.batch(data.held_out)
-    if train_y is None or held_out_y is None:
+        train, held_out = data.batch(data.train), data.batch(data.held_out)
+    if train.y is None or held_out.y is None:
         raise ValueError(f"{data.name} has no labels, and this measure needs them")
-    return (train_x, train_y), (held_out_x, held_out_y)
+    return (train.x, train.y), (held_out.x, held_out.y)

@@ -22,6 +22,22 @@ def generator(seed: int, stream: str, *index: int, device: torch.device | str = 
     return torch.Generator(device).manual_seed(int.from_bytes(key, "little") >> 1)
 
 
+class Keyed:
+    """The generators of one step, or of one measurement: a function of nothing but (seed, stream, index).
+
+    Args:
+        seed, index: as in `generator`.
+        device: where they draw.
+    """
+
+    def __init__(self, seed: int, *index: int, device: torch.device | str = "cpu"):
+        self.seed, self.index, self.device = seed, index, device
+
+    def __call__(self, stream: str) -> torch.Generator:
+        """A new generator of a stream, at its beginning."""
+        return generator(self.seed, stream, *self.index, device=self.device)
+
+
 class SampleNoise:
     """Normal noise for a batch of samples, keyed by (seed, sample number, draw).
 

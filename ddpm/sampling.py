@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ddpm.data.batch import takes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.precision import computing
 from ddpm.randomness import SampleNoise
@@ -20,7 +21,7 @@ class Range:
         self.largest = 1.0
 
     def note(self, x: Tensor) -> None:
-        """Count samples (n, C, H, W)."""
+        """Count samples (n, *)."""
         finite = x.flatten(1).isfinite().all(1)
         size = x[finite].abs()
         self.samples, self.not_finite = self.samples + len(x), self.not_finite + int((~finite).sum())
@@ -43,7 +44,7 @@ class Source:
 
     Args:
         diffusion, model, sampler: what was trained, and how to draw from it; the model is put into evaluation mode.
-        shape: (C, H, W) of a sample.
+        shape: of a sample, such as (C, H, W).
         seed: sample number i is a function of (seed, i), whatever is drawn beside it; where the network has K classes,
             its class is i modulo K.
         device: where the model is.
@@ -67,7 +68,7 @@ class Source:
         self.range = Range()
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, C, H, W), on the CPU."""
+        """The samples of these numbers, (n, *shape), on the CPU."""
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
         y = self.classes(numbers)
@@ -101,7 +102,7 @@ class Source:
             yield part, self.draw(part)
 
     def drawn(self, n: int, batch: int = 256) -> Tensor:
-        """The first n samples, (n, C, H, W)."""
+        """The first n samples, (n, *shape)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
 
     def between(self, x: Tensor, y: Tensor | None, k: int) -> Tensor:
@@ -120,15 +121,13 @@ class Source:
         """
         if not isinstance(self.sampler, DDIM):
             raise ValueError(f"{type(self.sampler).__name__} has no inverse; between takes sampler=ddim, sampler.eta=0")
-        unclipped = copy.copy(self.diffusion)
-        unclipped.clip_x_0 = False
-        y = None if y is None or getattr(self.model, "num_classes", None) is None else y.to(self.device)
-        denoise = unclipped.denoiser(self.model, y)
+        y = None if y is None or "classes" not in takes(self.model) else y.to(self.device)
+        schedule, denoise = self.diffusion.schedule, self.diffusion.predictor(self.model, y)
         with computing(self.device, self.precision):
-            x_T = self.sampler.encode(unclipped.schedule, denoise, x.to(self.device))
+            x_T = self.sampler.encode(schedule, denoise, x.to(self.device))
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
-            denoise = unclipped.denoiser(self.model, None if y is None else y[ends])
-            return self.sampler(unclipped.schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
+            denoise = self.diffusion.predictor(self.model, None if y is None else y[ends])
+            return self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
         """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""

@@ -48,6 +48,19 @@ def check(settings: Mapping[str, Any], given: Sequence[str] = ()) -> None:
             raise ValueError(f"{key} must be given to {target}")
 
 
+def required(target: str) -> set[str]:
+    """The names of the arguments that a constructor cannot do without; none of what is not written in Python.
+
+    Raises: ImportError, AttributeError: there is no such `_target_`.
+    """
+    try:
+        parameters = inspect.signature(resolve_name(target)).parameters.values()
+    except ValueError:
+        return set()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in named}
+
+
 def _check_within(node: Any) -> None:
     if isinstance(node, dict) and "_target_" in node:
         check(node)

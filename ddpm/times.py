@@ -33,6 +33,10 @@ class TimeSampler:
         self.losses = torch.zeros(T + 1, self.HISTORY, device=device, dtype=torch.float64)
         self.count = torch.zeros(T + 1, device=device, dtype=torch.long)
 
+    def to(self, device: torch.device | str) -> None:
+        """Draw t, and keep the losses, on another device."""
+        self.losses, self.count = self.losses.to(device), self.count.to(device)
+
     def draw(self, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """t, integers (B,) in 1..T, and 1 / (T p_t), (B,), or None where that is 1."""
         device = self.count.device

@@ -7,32 +7,30 @@ import sys
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm import checkpoint
-from ddpm.data import ImageData
 from ddpm.data.augment import Augment
-from ddpm.diffusion import GaussianDiffusion
-from ddpm.ema import EMA
+from ddpm.data.dataset import Dataset
 from ddpm.files import replacing
-from ddpm.guard import Guard, Seen, write_autopsy
-from ddpm.losses import offset
-from ddpm.precision import PRECISIONS, computing, resolve
-from ddpm.randomness import generator
+from ddpm.guard import write_autopsy
+from ddpm.images import as_pictures
+from ddpm.precision import PRECISIONS
+from ddpm.randomness import Keyed
 from ddpm.ranks import Ranks
 from ddpm.runs import Metrics, Run, Stopwatch
-from ddpm.samplers import DDIM
-from ddpm.sampling import Source
-from ddpm.times import TIME_SAMPLINGS, TimeSampler
+from ddpm.times import TIME_SAMPLINGS
+from ddpm.training.step import Training
+from ddpm.training.task import Losses, Optimizer, Task, checksum
 
 LR_SCHEDULES = ("constant", "cosine", "linear")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
-HELD_OUT_IMAGES = 512  # at most so many are measured at each checkpoint
-PREVIEW_IMAGES, PREVIEW_STEPS = 8, 20  # of DDIM: a preview is cheap
+HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
+PREVIEWED, MANY_POINTS = 8, 1000  # samples of a preview; points are one picture together
 PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and a long run's picture would grow
 
 
@@ -44,23 +42,8 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class Batch(NamedTuple):
-    """What a loss is computed from: rows of a step's batch."""
-
-    x_0: Tensor  # (B, C, H, W)
-    y: Tensor | None  # classes (B,), where the data have labels
-    t: Tensor  # (B,)
-    weight: Tensor | None  # of the losses (B,), where t is not drawn uniformly
-    eps: Tensor  # (B, C, H, W)
-
-    def of(self, rows: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same with other rows."""
-        y, weight = (None if values is None else rows(values) for values in (self.y, self.weight))
-        return Batch(rows(self.x_0), y, rows(self.t), weight, rows(self.eps))
-
-
 class Trainer:
-    """How a network is trained: budget, batch, learning rate, precision, averaging, cadence.
+    """How a task is trained: budget, batch, learning rate, precision, averaging, cadence.
 
     Args:
         steps, epochs, seconds: the budget; at least one. The first that is reached ends the run, after one step at
@@ -74,8 +57,8 @@ class Trainer:
         lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
         clip: bound of the gradient's norm; null for none.
-        time_sampling: how t is drawn, "uniform", "stratified" or "loss_aware", see `ddpm.times.TimeSampler`.
-        offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
+        time_sampling, offset_noise: for `ddpm.training.tasks.diffusion.Diffusion`, which a configuration gives them
+            from here; the loop has no use for them.
         ema_decay, ema_warmup: of the averaged weights, see `ddpm.ema.EMA`.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
@@ -164,10 +147,9 @@ class Trainer:
     def fit(
         self,
         run: Run,
-        model: nn.Module,
-        diffusion: GaussianDiffusion,
-        data: ImageData,
-        optimizer: torch.optim.Optimizer,
+        task: Task,
+        data: Dataset,
+        optimizer: Optimizer,
         *,
         seed: int,
         device: torch.device,
@@ -175,44 +157,43 @@ class Trainer:
         resume: Path | None = None,
         ranks: Ranks | None = None,
         watch: Callable[[int, float | None], None] | None = None,
-    ) -> tuple[str, EMA]:
+    ) -> tuple[str, Task]:
         """Train, from the start or from a checkpoint, until the budget is used.
 
         Args:
             run: the run directory, locked by the caller.
-            optimizer: over the model's parameters.
+            task: what is trained, and by which losses.
+            optimizer: makes an optimizer of parameters.
             seed: all randomness is keyed by it, and by the step.
-            augment: changes the images that are trained on, and none that are held out; None for as they are.
+            augment: changes the samples that are trained on, and none that are held out; None for as they are.
             resume: a checkpoint, of this run or of the one that it extends.
             ranks: the processes that share every batch; None for this one alone. The first of them writes.
-            watch: is told the step and the loss on held-out images whenever it has been measured and saved; what it
+            watch: is told the step and the loss on held-out data whenever it has been measured and saved; what it
                 raises ends training.
         Returns:
-            what ended the run ("steps", "epochs" or "seconds"), and the averaged weights.
+            what ended the run ("steps", "epochs" or "seconds"), and the task with averaged weights.
         Raises:
             Interrupted: by a signal, after a checkpoint was written.
             FloatingPointError: too many steps in a row whose loss or gradient is not finite, or fp16's loss scale has
                 collapsed; the evidence is in the run's folder `autopsy`.
+            ValueError: a checkpoint that was trained beside other frozen modules.
         """
         ranks = ranks or Ranks()
-        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it untyped
-        data.to(device)
-        state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
-        recorded = state.get("precision") if self.precision == "auto" else None
-        precision = recorded or resolve(self.precision, device, sum(p.numel() for p in model.parameters()))
-        autocast = computing(device, precision)
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        ema = EMA(model, self.ema_decay, self.ema_warmup)
-        times = TimeSampler(self.time_sampling, diffusion.schedule.T, device)
-        guard = Guard(self.max_skipped, device)
+        frozen = {name: checksum(module) for name, module in task.frozen.items()}
         if resume:
-            checkpoint.load_into(model, resume / "model.safetensors")
-            checkpoint.load_into(ema.model, resume / "ema.safetensors")
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]})
-            scaler.load_state_dict(state["scaler"])
-            ema.updates = state["ema_updates"]
-            times.load_state_dict(state.get("times", {}))
-            guard.load_state_dict(state.get("guard", {}))
+            checkpoint.must_be_frozen(resume, frozen)
+        state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"step": 0, "seconds": 0.0}
+        training = Training(
+            self, task, data.to(device), optimizer, seed=seed, device=device, augment=augment, ranks=ranks,
+            precision=state.get("precision") if self.precision == "auto" else None,
+        )  # fmt: skip
+        averaged = training.averaged
+        if resume:
+            for name in task.modules:
+                weights, average = checkpoint.files_of(name)
+                checkpoint.load_into(task.modules[name], resume / weights)
+                checkpoint.load_into(averaged.modules[name], resume / average)
+            training.load_state_dict(state)
 
         step: int = state["step"]
         clock = Stopwatch(state["seconds"])
@@ -220,33 +201,23 @@ class Trainer:
         warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
         (seconds,) = ranks.largest(clock.seconds)  # a rank that reads another time would learn at another rate
         fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
-        parameters = list(model.parameters())
-        base_lrs = [group["lr"] for group in optimizer.param_groups]
-        previews = Previews(run.path, diffusion, data.shape, seed, device, precision, self.previews, step, fraction)
+        previews = Previews(run.path, data, seed, training.precision, self.previews, step, fraction)
         diary = None
         if ranks.leads:
             checkpoint.drop_after(run.checkpoints, step)
-            diary = Diary(run, step, clock.seconds, self.batch_size, guard.skipped)
-            run.write_status("RUNNING", precision=precision, device=str(device))
+            diary = Diary(run, step, clock.seconds, self.batch_size, training.skipped)
+            run.write_status("RUNNING", precision=training.precision, device=str(device))
 
         def save(diary: Diary, measuring: bool) -> None:
             held_out = None
             if measuring:
-                with autocast:
-                    held_out = self.held_out_loss(ema.model, diffusion, data, device)
-                diary.measured(step, clock.seconds, held_out)
+                with training.autocast:
+                    losses = self.held_out_losses(averaged, data, device)
+                held_out = None if losses is None else losses["loss"]
+                diary.measured(step, clock.seconds, losses or {"loss": None})
             diary.flush()
-            state = {
-                "step": step,
-                "seconds": clock.seconds,
-                "precision": precision,
-                "ema_updates": ema.updates,
-                "optimizer": optimizer.state_dict()["state"],
-                "scaler": scaler.state_dict(),
-                "times": times.state_dict(),
-                "guard": guard.state_dict(),
-            }
-            checkpoint.save(run.checkpoints, step, model, ema.model, state, held_out)
+            state = {"step": step, "seconds": clock.seconds} | training.state_dict()
+            checkpoint.save(run.checkpoints, step, task.modules, averaged.modules, state, held_out, frozen)
             checkpoint.rotate(run.checkpoints, self.keep)
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
             if watch is not None and measuring:
@@ -255,28 +226,8 @@ class Trainer:
         with signals() as received, diary or contextlib.nullcontext():
             while ended is None:
                 step += 1
-                for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
-                    group["lr"] = lr * self.lr_factor(step, fraction, warmup)
-
-                model.train()
-                optimizer.zero_grad()
-                ranks.seed_dropout(seed, step)
-                loss, seen = torch.zeros((), device=device), Seen(step)
-                for batch in self.micro_batches(data, times, seed, step, device, augment):
-                    x_0, y, t, weight, eps = batch.of(ranks.share)
-                    with autocast:
-                        losses = diffusion.loss(model, x_0, classes_for(model, y), t=t, eps=eps)
-                    part = (losses if weight is None else weight * losses).mean() / self.accumulate
-                    scaler.scale(part).backward()
-                    loss += part.detach()
-                    losses = ranks.gathered(losses.detach())
-                    times.update(batch.t, losses)
-                    seen.note(batch.t, losses)
-                ranks.average_([loss, *(p.grad for p in parameters if p.grad is not None)])
-                scaler.unscale_(optimizer)
-                grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-                guard.step(seen, loss, grad_norm, optimizer, scaler)
-                ema.update(model)
+                training.scale_lr(self.lr_factor(step, fraction, warmup))
+                taken = training.step(step, fraction)
 
                 seconds, signum = ranks.largest(clock.seconds, max(received, default=0))
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
@@ -284,12 +235,13 @@ class Trainer:
                 due = step % self.checkpoint_every == 0 or ended is not None
                 saving = due or signum > 0  # at a signal unmeasured: soon, and without a line that no other run has
                 if diary and logging:
-                    lr = optimizer.param_groups[0]["lr"]
-                    diary.trained(step, seconds, fraction, loss.item(), grad_norm.item(), lr, guard.skipped)
+                    told = {"loss": taken.loss.item(), "grad_norm": taken.grad_norm.item(), "lr": training.lr}
+                    parts = {f"loss_{name}": part.item() for name, part in taken.parts.items()}
+                    diary.trained(step, seconds, fraction, training.skipped, told | parts)
                 if logging or saving or step % (self.max_skipped + 1) == 0:
-                    self._look(guard, scaler, data, seed, run if diary else None)
+                    self._look(training, run if diary else None)
                 if diary and previews.due(fraction):
-                    previews.take(step, model, ema.model)
+                    previews.take(step, task, averaged)
                 if diary and saving:
                     save(diary, due)
                 if signum:
@@ -299,65 +251,40 @@ class Trainer:
                 raise Interrupted(int(signum))
         if diary:
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
-        return ended, ema
+        return ended, averaged
 
-    def _look(self, guard: Guard, scaler: torch.amp.GradScaler, data: ImageData, seed: int, run: Run | None) -> None:
+    def _look(self, training: Training, run: Run | None) -> None:
         """Raise FloatingPointError if the numbers are not sound, after an autopsy where this rank has the run."""
         try:
-            guard.must_be_sound(scaler)
+            training.must_be_sound()
         except FloatingPointError as error:
             if run is not None:
-                steps = guard.report()
+                steps = training.report()
                 for told in steps:
-                    told["images"] = data.order(seed, told["step"], self.batch_size).tolist()
+                    told["images"] = training.data.order(training.seed, told["step"], self.batch_size).tolist()
                 last = checkpoint.last_whole(run.checkpoints)
-                write_autopsy(run.path / "autopsy", str(error), seed, steps, last)
+                write_autopsy(run.path / "autopsy", str(error), training.seed, steps, last)
             raise
 
-    def micro_batches(
-        self,
-        data: ImageData,
-        times: TimeSampler,
-        seed: int,
-        step: int,
-        device: torch.device,
-        augment: Augment | None = None,
-    ) -> Iterator["Batch"]:
-        """A step's whole batch, drawn by (seed, step), then cut up."""
-        order = data.order(seed, step, self.batch_size)
-        x_0, y = data.batch(order, device, generator(seed, "flip", step, device=device))
-        if augment is not None:
-            x_0 = augment(x_0, generator(seed, "augment", step, device=device))
-        random = generator(seed, "t and eps", step, device=device)
-        t, weight = times.draw(len(x_0), random)
-        eps = torch.randn(x_0.shape, device=device, generator=random)
-        if self.offset_noise:
-            eps = offset(eps, torch.randn(x_0.shape[:2], device=device, generator=random), self.offset_noise)
-        whole = Batch(x_0, y, t, weight, eps)
-        for part in torch.arange(len(x_0), device=device).chunk(self.accumulate):
-            yield whole.of(itemgetter(part))
-
     @torch.no_grad()
-    def held_out_loss(
-        self, model: nn.Module, diffusion: GaussianDiffusion, data: ImageData, device: torch.device
-    ) -> float | None:
-        """Mean loss of a network on held-out images, at frozen (t, eps): t evenly spread, eps always the same.
+    def held_out_losses(self, task: Task, data: Dataset, device: torch.device) -> dict[str, float | None] | None:
+        """The mean loss on held-out data with frozen draws, as "loss", and its parts if there are several.
 
         None if nothing is held out.
         """
-        chosen = data.held_out[:HELD_OUT_IMAGES]
+        chosen = data.held_out[:HELD_OUT]
         if len(chosen) == 0:
             return None
-        random = generator(0, "held out", device=device)
-        t = torch.linspace(1, diffusion.schedule.T, len(chosen), device=device).round().long()
-        eps = torch.randn((len(chosen), *data.shape), generator=random, device=device)
-        t = t[torch.randperm(len(chosen), generator=random, device=device)]
-        total = torch.zeros((), device=device)
-        for part in torch.arange(len(chosen)).split(self.batch_size // self.accumulate):
-            x_0, y = data.batch(chosen[part], device)
-            part = part.to(device)
-            total += diffusion.loss(model, x_0, classes_for(model, y), t=t[part], eps=eps[part]).sum()
-        return total.item() / len(chosen)
+        drawn = task.draw_held_out(data.batch(chosen, device), Keyed(0, device=device))
+        totals, parts = torch.zeros((), device=device), list[Losses]()
+        for part in torch.arange(len(chosen), device=device).split(self.batch_size // self.accumulate):
+            losses = task.held_out(drawn.rows(itemgetter(part)))
+            totals += task.total(losses).sum()
+            parts.append(losses)
+        found: dict[str, float | None] = {"loss": totals.item() / len(chosen)}
+        if len(parts[0]) > 1:
+            found |= {f"loss_{name}": torch.cat([each[name] for each in parts]).mean().item() for name in parts[0]}
+        return found
 
     def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
         """What the learning rate of a step is multiplied by.
@@ -412,32 +339,17 @@ class Trainer:
         return "seconds" if self.seconds is not None and step > 0 and seconds >= self.seconds else None
 
 
-def classes_for(model: nn.Module, y: Tensor | None) -> Tensor | None:
-    """The classes of a batch, for a network that takes any."""
-    return y if getattr(model, "num_classes", None) is not None else None
-
-
 class Previews:
-    """The same noise turned into images at intervals over training, by the raw weights and by the EMA weights.
+    """The same noise turned into samples at intervals over training, by the raw weights and by the averaged ones.
 
     The rows are kept in previews.pt, so that a resumed run goes on with its strip.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        diffusion: GaussianDiffusion,
-        shape: tuple[int, ...],
-        seed: int,
-        device: torch.device,
-        precision: str,
-        previews: int,
-        step: int,
-        fraction: float,
+        self, folder: Path, data: Dataset, seed: int, precision: str, previews: int, step: int, fraction: float
     ):
-        self.folder, self.diffusion, self.shape = folder, diffusion, shape
-        self.seed, self.device, self.precision = seed, device, precision
-        self.sampler = DDIM(min(PREVIEW_STEPS, diffusion.schedule.T))
+        self.folder, self.shape = folder, data.shape
+        self.seed, self.precision = seed, precision
         self.previews, self.number = previews, int(fraction * previews)
         self.rows = [row for row in self._kept() if row[0] <= step]
 
@@ -460,24 +372,20 @@ class Previews:
         before, self.number = self.number, int(fraction * self.previews)
         return self.number > before
 
-    def take(self, step: int, raw: nn.Module, ema: nn.Module) -> None:
-        """Sample from both networks and draw preview.png."""
+    def take(self, step: int, raw: Task, averaged: Task) -> None:
+        """Sample from both, and draw preview.png; a task that draws nothing has none."""
+        n = PREVIEWED if len(self.shape) == 3 else MANY_POINTS
+        of_raw, of_averaged = (task.preview(n, self.shape, self.seed, self.precision) for task in (raw, averaged))
+        if of_raw is None or of_averaged is None:
+            return
         from ddpm import plots  # and matplotlib with it, which the first step does not wait for
 
-        compiled = getattr(raw, "_compiled_call_impl", None) is not None
-        # eight pictures are not worth compiling the other mode
-        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-            of_raw, of_ema = (
-                Source(self.diffusion, net, self.sampler, self.shape, self.seed, self.device, self.precision).draw(
-                    range(PREVIEW_IMAGES)
-                )
-                for net in (raw, ema)
-            )
-        self.rows.append((step, of_raw, of_ema))
+        self.rows.append((step, of_raw, of_averaged))
         with replacing(self.folder / "previews.pt") as temporary:
             torch.save(self.rows, temporary)
         shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
-        plots.preview(self.folder / "preview.png", [self.rows[i] for i in shown])
+        chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in shown)]
+        plots.preview(self.folder / "preview.png", chosen)
 
 
 class Diary:
@@ -501,20 +409,18 @@ class Diary:
         self.bar.__exit__(*error)
         self.metrics.close()
 
-    def trained(
-        self, step: int, seconds: float, fraction: float, loss: float, grad_norm: float, lr: float, skipped: int
-    ) -> None:
-        """A step of training, and how many were skipped up to it."""
-        told = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "skipped": skipped}
+    def trained(self, step: int, seconds: float, fraction: float, skipped: int, values: dict[str, float]) -> None:
+        """A step of training, by its loss and other values, and how many were skipped up to it."""
+        told = values | {"skipped": skipped}
         self.metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **told)
-        self.bar.show(step, loss, seconds, fraction)
+        self.bar.show(step, values["loss"], seconds, fraction)
         if skipped > self.skipped:
             self.bar.say(f"step {step:,}: {skipped} steps skipped so far, whose loss or gradient was not finite")
         self.skipped = skipped
 
-    def measured(self, step: int, seconds: float, loss: float | None) -> None:
-        """The loss on held-out images."""
-        self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=seconds, loss=loss)
+    def measured(self, step: int, seconds: float, losses: dict[str, float | None]) -> None:
+        """The loss on held-out data, and its parts if there are several."""
+        self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=seconds, **losses)
 
     def flush(self) -> None:
         """All lines are on disk, before a checkpoint says that they are."""

@@ -1,6 +1,8 @@
-"""What a network is told besides the image: the time, as a vector."""
+"""What a network is told besides x_t: the time and the class, as vectors, and the parts of a condition."""
 
 import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +52,124 @@ class TimeEmbedding(nn.Sequential):
             nn.SiLU(),
             nn.Linear(out, out),
         )
+
+
+class ClassEmbedding(nn.Embedding):
+    """A learned vector for each class and, in a network that is trained without its condition too, one for none.
+
+    Args:
+        num_classes: number of classes.
+        out: length E of the vectors.
+        null: whether there is a vector for rows without a class: the parameter `null` (E,), 0 at first. Without it
+            the parameters, their names and their first values are those of `nn.Embedding`.
+    """
+
+    null: nn.Parameter | None
+
+    def __init__(self, num_classes: int, out: int, null: bool = False):
+        super().__init__(num_classes, out)
+        self.register_parameter("null", nn.Parameter(torch.zeros(out)) if null else None)
+
+    def forward(self, classes: Tensor, null: Tensor | None = None) -> Tensor:
+        """The vectors of classes.
+
+        Args:
+            classes: integers (B,) in 0..num_classes-1; where null, any.
+            null: true for the rows that have no class, (B,); None for nowhere.
+        Returns:
+            (B, E).
+        Raises:
+            ValueError: null rows given to an embedding without a vector for them.
+        """
+        if null is None:
+            return super().forward(classes)
+        if self.null is None:
+            raise ValueError(NO_NULL)
+        return torch.where(null[:, None], self.null, super().forward(classes.masked_fill(null, 0)))
+
+
+class Condition(Protocol):
+    """What a network may be told beside x_t and t; each part may be None. The networks ask for no more than this.
+
+    classes (B,); tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask of tokens, (B, L); null: a
+    part's name -> true for the rows in whose place the network has its learned null, (B,).
+    """
+
+    @property
+    def classes(self) -> Tensor | None: ...
+
+    @property
+    def tokens(self) -> Tensor | None: ...
+
+    @property
+    def image(self) -> Tensor | None: ...
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+    @property
+    def null(self) -> Mapping[str, Tensor]: ...
+
+
+NO_NULL = (
+    "the condition has null rows, but this network was trained with drop = 0 and has no null condition; task.drop > 0 "
+    "makes one"
+)
+
+
+def parts_of(
+    y: Tensor | Condition | None, num_classes: int | None, condition_channels: int = 0, drop: float = 0.0
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The parts of a condition, each with its null rows; exactly those that a network takes.
+
+    Args:
+        y: classes (B,), or a condition with at most classes and an image, or None.
+        num_classes: of the network; None for one that takes no classes.
+        condition_channels: of the image that the network takes; 0 for none.
+        drop: share of conditions that the network's training nulls; with 0 it has no learned null.
+    Returns:
+        "classes" -> ((B,), null rows), "image" -> ((B, C', H, W), null rows), as the network takes them. Null rows are
+        (B,), or None for nowhere.
+    Raises:
+        ValueError: a part that is given and not taken, or the reverse; several classes a row; null rows, where the
+            network has no learned null, or of another shape or type than bool (B,).
+    """
+    null: Mapping[str, Tensor] = {}
+    classes = image = tokens = None
+    if isinstance(y, Tensor):
+        classes = y
+    elif y is not None:
+        classes, image, tokens, null = y.classes, y.image, y.tokens, y.null
+    if tokens is not None:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are given, but this network takes none")
+    if (classes is None) != (num_classes is None):
+        raise ValueError(
+            "y must be given exactly when the network has classes: "
+            f"num_classes = {num_classes}, y is {'missing' if classes is None else 'given'}"
+        )
+    if classes is not None and classes.ndim > 1:
+        raise ValueError(f"classes have shape {tuple(classes.shape)}; this network takes one class a row, (B,)")
+    if (image is None) != (condition_channels == 0):
+        raise ValueError(
+            "an image must be given exactly when the network takes one: "
+            f"condition_channels = {condition_channels}, image is {'missing' if image is None else 'given'}"
+        )
+    told = {}
+    for name, part in {"classes": classes, "image": image}.items():
+        if part is not None:
+            told[name] = part, _null_rows(name, part, null.get(name), drop)
+    return told
+
+
+def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Tensor | None:
+    """A part's null rows; ValueError if there is nothing to put in their place, or they are not bool (B,)."""
+    if null is None:
+        return None
+    if not drop:
+        raise ValueError(NO_NULL)
+    if null.shape != part.shape[:1] or null.dtype != torch.bool:
+        raise ValueError(
+            f"null rows of {name} are {null.dtype} of shape {tuple(null.shape)}; allowed: torch.bool of shape "
+            f"{tuple(part.shape[:1])}"
+        )
+    return null

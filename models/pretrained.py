@@ -340,6 +340,8 @@ def _describe(model: UNet) -> dict[str, Any]:
         "channel_mults[0] > 1 (allowed: 1)": widths[0] != model.conv_in.out_channels,
         f"heads of widths {sorted(head_widths)} (allowed: one width, or one head)": not one_head
         and len(head_widths) > 1,
+        f"condition_channels = {model.condition_channels} (allowed: 0)": model.condition_channels > 0,
+        f"drop = {model.drop:g} (allowed: 0, since the form has no learned null)": model.drop > 0 and bool(model.takes),
     }
     if any(obstacles.values()):
         told = "; ".join(obstacle for obstacle, there in obstacles.items() if there)

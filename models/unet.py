@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.embeddings import TimeEmbedding
+from models.embeddings import ClassEmbedding, Condition, TimeEmbedding, parts_of
 from models.layers import (
     ATTENTION_KINDS,
     PADDINGS,
@@ -63,9 +63,17 @@ class UNet(nn.Module):
         time_offset: added to t; -1 for weights that were trained with t counted from 0.
         checkpointing: in training, forget what is inside of residual blocks, attention and upsampling, and compute it
             once more in the backward pass: less memory, more time, the same output and gradients.
+        drop: share of conditions that training nulls, in [0, 1). More than 0 gives the network a learned null for each
+            part that it takes: a vector in place of the class, a constant a channel in place of the image.
+        condition_channels: channels C' of an image that is given as part of the condition and concatenated to x_t; 0
+            for none.
+    Attributes:
+        takes: the parts of a condition that the network takes, of "classes" and "image", in this order.
     Raises:
         ValueError: a size, width or resolution that does not fit, with the nearest legal values.
     """
+
+    null_image: nn.Parameter | None
 
     def __init__(
         self,
@@ -90,6 +98,8 @@ class UNet(nn.Module):
         freq_shift: float = 1,
         time_offset: int = 0,
         checkpointing: bool = False,
+        drop: float = 0.0,
+        condition_channels: int = 0,
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -110,14 +120,19 @@ class UNet(nn.Module):
             num_classes,
             patch,
             norm_eps,
+            drop,
+            condition_channels,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
+        self.drop, self.condition_channels = drop, condition_channels
+        given = {"classes": num_classes is not None, "image": condition_channels > 0}
+        self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
-        self.class_embedding = nn.Embedding(num_classes, embedding) if num_classes is not None else None
+        self.class_embedding = ClassEmbedding(num_classes, embedding, drop > 0) if num_classes is not None else None
 
         def residual(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
@@ -130,7 +145,7 @@ class UNet(nn.Module):
         resolutions = [max(image_size) // patch >> level for level in range(levels)]
         widths = [channels * m for m in channel_mults]
 
-        self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch**2, channels, 3, padding=1)
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
@@ -162,32 +177,41 @@ class UNet(nn.Module):
         self.norm_out = group_norm(c, groups, norm_eps)
         self.conv_out = zeroed(nn.Conv2d(c, out_channels * patch**2, 3, padding=1))
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        null = drop > 0 and condition_channels > 0
+        self.register_parameter("null_image", nn.Parameter(torch.zeros(condition_channels)) if null else None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(in_channels, H, W): of one x_t."""
+        return self.in_channels, *self.image_size
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
         """The network's output at time t.
 
         Args:
             x_t: (B, in_channels, H, W).
             t: (B,), integer or real, in 0..T.
-            y: classes, integers (B,), if the network has classes.
+            y: classes, integers (B,), if that is all that the network takes; or a condition with exactly the parts
+                that it takes, of classes (B,) and an image (B, condition_channels, H, W). The image takes the type of
+                x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
-            ValueError: an image of another shape than the network's, or classes given to one without (or the reverse).
+            ValueError: x_t or an image of another shape than the network's, a part of a condition given to one that
+                does not take it (or the reverse), null rows given to one without a learned null.
         """
-        if tuple(x_t.shape[1:]) != (self.in_channels, *self.image_size):
+        if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(
                 f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, "
                 f"{self.image_size[0]}, {self.image_size[1]})"
             )
-        if (y is None) != (self.class_embedding is None):
-            raise ValueError(
-                "y must be given exactly when the network has classes: "
-                f"num_classes = {self.num_classes}, y is {'missing' if y is None else 'given'}"
-            )
+        told = parts_of(y, self.num_classes, self.condition_channels, self.drop)
         emb = self.time_embedding(t + self.time_offset)
         if self.class_embedding is not None:
-            emb = emb + self.class_embedding(y)
+            emb = emb + self.class_embedding(*told["classes"])
         emb = F.silu(emb)
+        if "image" in told:
+            x_t = self._beside(x_t, *told["image"])
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]
@@ -213,6 +237,17 @@ class UNet(nn.Module):
         h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
+    def _beside(self, x_t: Tensor, image: Tensor, null: Tensor | None) -> Tensor:
+        """x_t and the condition's image: (B, C, H, W), (B, C', H, W), null rows (B,) -> (B, C + C', H, W)."""
+        taken = (len(x_t), self.condition_channels, *self.image_size)
+        if tuple(image.shape) != taken:
+            raise ValueError(f"the condition's image has shape {tuple(image.shape)}; this network takes {taken}")
+        image = image.to(x_t.dtype)
+        if null is not None:
+            assert self.null_image is not None
+            image = torch.where(null[:, None, None, None], self.null_image[:, None, None].to(x_t.dtype), image)
+        return torch.cat([x_t, image], dim=1)
+
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -237,6 +272,8 @@ def _check(
     num_classes: int | None,
     patch: int,
     norm_eps: float,
+    drop: float,
+    condition_channels: int,
 ) -> None:
     """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
@@ -256,6 +293,10 @@ def _check(
         raise ValueError(f"blocks has {len(blocks)} entries, but channel_mults has {levels} levels")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
+    if not 0 <= drop < 1:
+        raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
+    if type(condition_channels) is not int or not 0 <= condition_channels <= MOST:
+        raise ValueError(f"condition_channels = {condition_channels!r} must be an integer >= 0, and at most {MOST:,}")
     if not LEAST_EPS <= norm_eps <= 1:
         raise ValueError(f"norm_eps = {norm_eps:g} must lie in [{LEAST_EPS:g}, 1]")
     if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):

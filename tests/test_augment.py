@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from test_trainer import CPU, Fit, T, assert_same, network, some, stop_at
+from test_trainer import CPU, Fit, assert_same, drawn_by, network, some, stop_at
 from torch import Tensor
 
 from ddpm import checkpoint
@@ -19,7 +19,6 @@ from ddpm.data.augment import Augment, inverse_of, warp
 from ddpm.data.splines import basis, field
 from ddpm.randomness import generator
 from ddpm.runs import science_hash
-from ddpm.times import TimeSampler
 from ddpm.trainer import Interrupted, Trainer
 
 ALL = {"rotation": 180.0, "scale": 1.0, "translation": 0.5, "elastic": 9.0, "brightness": 1.0, "contrast": 1.0}
@@ -310,8 +309,7 @@ def test_an_augmented_run_that_was_stopped_ends_like_one_that_was_not(accumulate
 
 def test_batches_are_augmented_after_the_flip_as_a_whole_and_nothing_else_of_them_changes(data):
     def drawn(augment: Augment | None, accumulate: int = 1, seed: int = 3, step: int = 7) -> list[Tensor]:
-        trainer = Trainer(steps=1, batch_size=16, accumulate=accumulate)
-        parts = trainer.micro_batches(data, TimeSampler("uniform", T), seed, step, CPU, augment)
+        parts = drawn_by(data, seed, step, augment=augment, accumulate=accumulate)
         return [torch.cat(column) for column in zip(*parts, strict=True) if column[0] is not None]
 
     plain, augmented = drawn(None), drawn(AUGMENT)

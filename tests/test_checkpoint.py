@@ -23,8 +23,8 @@ def network(value: float = 0.0) -> nn.Module:
 
 
 def save(folder: Path, step: int = 1, value: float = 1.0, held_out: float | None = 0.5) -> Path:
-    state = {"step": step, "seconds": 2.5, "optimizer": {0: {"exp_avg": torch.arange(3.0)}}, "precision": "fp32"}
-    return checkpoint.save(folder, step, network(value), network(2 * value), state, held_out)
+    state = {"step": step, "seconds": 2.5, "phases": {"all": {"exp_avg": torch.arange(3.0)}}, "precision": "fp32"}
+    return checkpoint.save(folder, step, {"model": network(value)}, {"model": network(2 * value)}, state, held_out)
 
 
 def names(folder: Path) -> list[str]:
@@ -38,7 +38,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert names(path) == ["ema.safetensors", "manifest.json", "model.safetensors", "state.pt"]
     state = checkpoint.load_state(path)
     assert (state["step"], state["seconds"], state["precision"]) == (30, 2.5, "fp32")
-    assert torch.equal(state["optimizer"][0]["exp_avg"], torch.arange(3.0))
+    assert torch.equal(state["phases"]["all"]["exp_avg"], torch.arange(3.0))
     model, ema = network(), network()
     checkpoint.load_into(model, path / "model.safetensors")
     checkpoint.load_into(ema, path / "ema.safetensors")
@@ -242,9 +242,9 @@ def test_a_newer_format_is_an_error_and_nothing_is_passed_over_or_deleted(tmp_pa
     save(tmp_path, 1)
     save(tmp_path, 2)
     manifest('{"format": 99, "sha256": {}}')(tmp_path / "2")
-    assert "its format 99 is newer than 1" in checkpoint.verify(tmp_path / "2")
+    assert "its format 99 is newer than 2" in checkpoint.verify(tmp_path / "2")
     for refused in (lambda: checkpoint.last_whole(tmp_path), lambda: checkpoint.drop_after(tmp_path, 1)):
-        with pytest.raises(ValueError, match=r"2 was written by a newer version .*format 99 is newer than 1"):
+        with pytest.raises(ValueError, match=r"2 was written by a newer version .*format 99 is newer than 2"):
             refused()
     assert names(tmp_path) == ["1", "2"]
 

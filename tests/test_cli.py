@@ -410,12 +410,12 @@ def test_a_second_interrupt_stops_at_once(call, tmp_path, monkeypatch):
 
 SLOWLY = """
 import runpy, sys, time
-import ddpm.trainer
-original = ddpm.trainer.Trainer.micro_batches
-def micro_batches(self, *arguments):
+from ddpm.training.step import Training
+original = Training.draw
+def draw(self, *arguments):
     time.sleep(0.3)
-    yield from original(self, *arguments)
-ddpm.trainer.Trainer.micro_batches = micro_batches
+    return original(self, *arguments)
+Training.draw = draw
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -716,10 +716,10 @@ def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tm
     save_pictures(tmp_path / "pictures", 6)
     fit, counts = ddpm.trainer.Trainer.fit, []
 
-    def adds(self, run, model, diffusion, data, *arguments, **options):
+    def adds(self, run, task, data, *arguments, **options):
         counts.append(len(data))
         (tmp_path / "pictures" / "0.png").unlink(missing_ok=True)
-        return fit(self, run, model, diffusion, data, *arguments, **options)
+        return fit(self, run, task, data, *arguments, **options)
 
     monkeypatch.setattr(ddpm.trainer.Trainer, "fit", adds)
     where = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", "data.channels=1"]

@@ -21,13 +21,20 @@ from ddpm.schedules import linear
 REPOSITORY = Path(__file__).parents[1]
 WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group's
 GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name not in WHOLE)
-BOUND = {"diffusion": {"schedule"}, "optimizer": {"params"}, "judge": {"image_size", "in_channels", "num_classes"}}
+BOUND = {
+    "task": {"model", "diffusion"},
+    "diffusion": {"schedule"},
+    "optimizer": {"params"},
+    "judge": {"image_size", "in_channels", "num_classes"},
+}
 
 
 def keys_of(path: Path) -> dict[str, object]:
     """The keys of a group; those that its defaults list brings, from other groups, as None."""
     keys = yaml.safe_load(path.read_text())
     nested = [name for entry in keys.pop("defaults", []) if isinstance(entry, dict) for name in entry]
+    if keys.keys() == {path.parent.name}:  # beside the groups that it brings
+        return keys[path.parent.name]
     return {name.partition("@")[2]: None for name in nested} | keys
 
 
@@ -68,7 +75,8 @@ def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_
     assert BOUND.get(group, set()) <= arguments
 
 
-OF_DEFAULTS = [p for p in GROUPS if p.parent.name in ("trainer", "diffusion", "schedule", "model") or p.stem == "none"]
+WITH_DEFAULTS = ("task", "trainer", "diffusion", "schedule", "model")
+OF_DEFAULTS = [p for p in GROUPS if p.parent.name in WITH_DEFAULTS or p.stem == "none"]
 
 
 @pytest.mark.parametrize("path", OF_DEFAULTS)
@@ -199,7 +207,7 @@ def test_values_that_are_missing_or_lead_nowhere_are_one_line(override, words):
 
 
 def test_the_closed_set_is_conf_and_the_optimizers():
-    in_conf = {yaml.safe_load(path.read_text())["_target_"] for path in GROUPS}
+    in_conf = {keys_of(path)["_target_"] for path in GROUPS}
     assert allowed_targets() == in_conf | set(config.OPTIMIZERS)
     assert all(callable(target(name)) for name in allowed_targets())
 
@@ -439,7 +447,7 @@ def test_science_holds_everything_but_where_and_how_often():
     assert facts.keys() == {*config.SCIENCE, "data", "parents", "numerics"}
     assert facts["data"] == {"name": "digits", "validation": 0.2, "flip": False}
     assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE)
-    assert facts["model"].keys() == settings["model"].keys() - set(config.MEMORY)
+    assert facts["model"].keys() == settings["model"].keys() - set(config.MEMORY) - config.LATER["model"].keys()
     assert settings["trainer"].keys() >= set(config.CADENCE)  # it copies
     assert (facts["parents"], facts["numerics"]) == ({"init": "abc"}, 3)
 

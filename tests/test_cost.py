@@ -19,6 +19,8 @@ from ddpm.samplers import DDIM, Ancestral, Heun
 from ddpm.sampling import Source
 from ddpm.schedules import cosine
 from ddpm.trainer import Trainer
+from ddpm.training.step import Training
+from ddpm.training.tasks.diffusion import Diffusion
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
@@ -64,6 +66,14 @@ def source(num_classes: int | None = None) -> Source:
     return Source(GaussianDiffusion(cosine(20)), Tiny(num_classes), DDIM(5), SHAPE, 0, CPU)
 
 
+def task(evaluated: Source, **options: object) -> Diffusion:
+    return Diffusion(evaluated.model, evaluated.diffusion, **options)
+
+
+def of(evaluated: Source) -> tuple[Source, Diffusion]:
+    return evaluated, task(evaluated)
+
+
 def trainer(**changed: object) -> Trainer:
     return Trainer(**{"steps": 3, "batch_size": 6, "precision": "fp32", "previews": 0} | changed)
 
@@ -103,7 +113,7 @@ def test_the_machine():
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_parameters_and_operations_are_those_counted_by_hand(data, num_classes):
-    _, _, told = measure_cost(source(num_classes), data, trainer(), adam, SAMPLERS, 2, 1)
+    _, _, told = measure_cost(*of(source(num_classes)), data, trainer(), adam, SAMPLERS, 2, 1)
     forward = 2 * 16 * 9 * (2 + 2) / 1e9
     assert told["parameters"] == 2 * 9 + 2 + 2 * 9 + 1
     assert told["gflop_image_forward"] == pytest.approx(forward)
@@ -116,7 +126,7 @@ def test_the_evaluated_weights_stay_and_so_do_the_data(data):
     evaluated, images = source(), data.images
     before = {name: x.clone() for name, x in evaluated.model.state_dict().items()}
     bytes_before = images.clone()
-    measure_cost(evaluated, data, trainer(), adam, SAMPLERS, 2, 1)
+    measure_cost(*of(evaluated), data, trainer(), adam, SAMPLERS, 2, 1)
     after = evaluated.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not evaluated.model.training and all(p.grad is None for p in evaluated.model.parameters())
@@ -126,12 +136,12 @@ def test_the_evaluated_weights_stay_and_so_do_the_data(data):
 def test_averaged_weights_can_be_measured(data):
     evaluated = source()
     evaluated.model.requires_grad_(False)
-    assert measure_cost(evaluated, data, trainer(), adam, SAMPLERS, 2, 1)[2]["training_images_per_s"] > 0
+    assert measure_cost(*of(evaluated), data, trainer(), adam, SAMPLERS, 2, 1)[2]["training_images_per_s"] > 0
     assert not any(p.requires_grad for p in evaluated.model.parameters())
 
 
 def test_batch_parts_and_repeats_are_those_asked_for(data, calls):
-    measure_cost(source(), data, trainer(batch_size=6, accumulate=3), adam, SAMPLERS, 5, repeat=2)
+    measure_cost(*of(source()), data, trainer(batch_size=6, accumulate=3), adam, SAMPLERS, 5, repeat=2)
     steps = [("cpu", True, 2)] * 3 * (1 + 2)
     counted = [("meta", False, 1), ("cpu", True, 1), ("cpu", True, 2)]  # operations, and memory
     assert calls == [*counted, *steps, *[("cpu", False, 5)] * (1 + 2)]
@@ -140,7 +150,7 @@ def test_batch_parts_and_repeats_are_those_asked_for(data, calls):
 def test_times_are_those_of_the_evaluations(data, calls):
     """A step is as long as its parts are many, and a walk as long as the sampler says, and as it really is."""
     evaluated = source(num_classes=3)
-    protocol, words, told = measure_cost(evaluated, data, trainer(accumulate=3), adam, SAMPLERS, 4)
+    protocol, words, told = measure_cost(*of(evaluated), data, trainer(accumulate=3), adam, SAMPLERS, 4)
     assert protocol == "cost_cpu_fp32_b4"
     assert told["training_images_per_s"] == pytest.approx(6 / 3)
     assert told["sampling_images_per_s"] == pytest.approx({"ddim": 4 / 5, "heun": 4 / 7, "all": 4 / 20})
@@ -155,7 +165,7 @@ def test_times_are_those_of_the_evaluations(data, calls):
 
 
 def test_the_record_is_json(data):
-    told = measure_cost(source(), data, trainer(precision="auto"), adam, SAMPLERS, 2, 1)[2]
+    told = measure_cost(*of(source()), data, trainer(precision="auto"), adam, SAMPLERS, 2, 1)[2]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["machine"] == cost.machine(CPU) and told["training_precision"] == "fp32"
     assert (told["low"], told["high"], told["seeds"], told["real_vs_real"]) == (None, None, [], None)
@@ -169,12 +179,12 @@ def test_the_record_is_json(data):
 def test_a_step_is_that_of_the_trainer(data, tmp_path, changed):
     """To the bit: what is timed is what training does."""
     evaluated, how = source(num_classes=3), trainer(lr_schedule="constant", **changed)
-    measured = cost.Training(evaluated, data, how, adam, None)
-    for _ in range(3):
-        measured.step()
-    model, run = evaluated.model, Run(tmp_path)
-    _, ema = how.fit(run, model, evaluated.diffusion, data, adam(model.parameters()), seed=0, device=CPU)
-    for one, other in ((measured.model, model), (measured.ema.model, ema.model)):
+    trained = task(evaluated, time_sampling=how.time_sampling, offset_noise=how.offset_noise)
+    measured = Training(how, cost.copy_of(trained), data, adam, seed=0, device=CPU)
+    for step in (1, 2, 3):
+        measured.step(step)
+    _, averaged = how.fit(Run(tmp_path), trained, data, adam, seed=0, device=CPU)
+    for one, other in ((measured.task.model, trained.model), (measured.averaged.model, averaged.model)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -192,7 +202,7 @@ def test_the_peak_holds_what_was_there_for_a_moment():
 def test_memory_is_what_the_process_had_more_and_the_data(data, monkeypatch):
     peaks = iter([1_000, 51_000])
     monkeypatch.setattr(cost, "peak", lambda device, anew=False: next(peaks))
-    told = measure_cost(source(), data, trainer(), adam, SAMPLERS, 2, 1)[2]
+    told = measure_cost(*of(source()), data, trainer(), adam, SAMPLERS, 2, 1)[2]
     assert (told["peak_memory_bytes"], told["peak_memory"]) == (50_000 + 20 * 16, "measured")
 
 
@@ -203,7 +213,7 @@ def test_memory_is_estimated_where_the_system_does_not_tell(data, monkeypatch):
         raise FileNotFoundError("/proc/self/clear_refs")
 
     monkeypatch.setattr(cost, "peak", silent)
-    told = measure_cost(source(), data, trainer(accumulate=2), adam, SAMPLERS, 2, 1)[2]
+    told = measure_cost(*of(source()), data, trainer(accumulate=2), adam, SAMPLERS, 2, 1)[2]
     least = 5 * 4 * 39 + 20 * 16 + 2 * (6 + 3) * 16 * 4
     assert told["peak_memory"] == "estimated" and least < told["peak_memory_bytes"] < 2 * least
 
@@ -211,13 +221,13 @@ def test_memory_is_estimated_where_the_system_does_not_tell(data, monkeypatch):
 def test_too_little_memory_is_told_with_what_to_lower(data, monkeypatch):
     monkeypatch.setattr(Tiny, "error", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"))
     with pytest.raises(ValueError, match=r"2 GiB; sampling takes 2 images at a time: lower batch$"):
-        measure_cost(source(), data, trainer(), adam, SAMPLERS, 2, 1)
+        measure_cost(*of(source()), data, trainer(), adam, SAMPLERS, 2, 1)
     monkeypatch.setattr(Tiny, "error", RuntimeError("another"))
     with pytest.raises(RuntimeError, match="another"):
-        measure_cost(source(), data, trainer(), adam, SAMPLERS, 2, 1)
+        measure_cost(*of(source()), data, trainer(), adam, SAMPLERS, 2, 1)
     monkeypatch.setattr(cost.preflight, "available", lambda device: 100)
     with pytest.raises(ValueError, match=r"a step needs .* on cpu; training takes 3 images .* raise accumulate"):
-        measure_cost(source(), data, trainer(accumulate=2), adam, SAMPLERS, 2, 1)
+        measure_cost(*of(source()), data, trainer(accumulate=2), adam, SAMPLERS, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -225,5 +235,5 @@ def test_too_little_memory_is_told_with_what_to_lower(data, monkeypatch):
 )
 def test_samplers_that_cannot_be_counted_are_refused_before_anything_runs(data, calls, samplers, told):
     with pytest.raises(ValueError, match=told):
-        measure_cost(source(), data, trainer(), adam, samplers, 2, 1)
+        measure_cost(*of(source()), data, trainer(), adam, samplers, 2, 1)
     assert calls == []

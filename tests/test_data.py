@@ -47,7 +47,8 @@ def data(n: int = 50, **options: object) -> ImageData:
 def test_batch_has_the_scale_the_types_and_the_labels() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(3, 1, 1, 1)
     d = ImageData("toy", "all", images, torch.tensor([2, 0, 1]), ("a", "b", "c"), validation=0)
-    x_0, y = d.batch(torch.tensor([2, 0, 1]))
+    batch = d.batch(torch.tensor([2, 0, 1]))
+    x_0, y = batch.x, batch.y
     assert x_0.dtype == torch.float32 and y.dtype == torch.int64
     assert x_0.flatten().tolist() == pytest.approx([1, -1, -0.6]) and y.tolist() == [1, 2, 0]
     assert (d.num_classes, d.classes, d.shape, d.image_size, len(d)) == (3, ("a", "b", "c"), (1, 1, 1), (1, 1), 3)
@@ -55,7 +56,7 @@ def test_batch_has_the_scale_the_types_and_the_labels() -> None:
 
 def test_without_labels_there_is_no_y() -> None:
     d = ImageData("toy", "all", random_images(5))
-    assert d.batch(torch.arange(2))[1] is None and d.num_classes == 0 and d.labels is None
+    assert d.batch(torch.arange(2)).y is None and d.num_classes == 0 and d.labels is None
 
 
 def test_labels_without_names_name_themselves() -> None:
@@ -127,14 +128,14 @@ def test_wrong_tensors_are_refused() -> None:
 
 def test_flips_are_seeded_half_of_the_rows_and_only_in_training() -> None:
     d, i = data(400, flip=True), torch.arange(400)
-    plain = d.batch(i)[0]
-    assert torch.equal(plain, data(400).batch(i)[0])
-    x_0 = d.batch(i, generator=generator(1, "flip", 1))[0]
-    assert torch.equal(x_0, d.batch(i, generator=generator(1, "flip", 1))[0])
-    assert not torch.equal(x_0, d.batch(i, generator=generator(1, "flip", 2))[0])
+    plain = d.batch(i).x
+    assert torch.equal(plain, data(400).batch(i).x)
+    x_0 = d.batch(i, generator=generator(1, "flip", 1)).x
+    assert torch.equal(x_0, d.batch(i, generator=generator(1, "flip", 1)).x)
+    assert not torch.equal(x_0, d.batch(i, generator=generator(1, "flip", 2)).x)
     same, mirrored = (x_0 == plain).flatten(1).all(1), (x_0 == plain.flip(-1)).flatten(1).all(1)
     assert (same | mirrored).all() and 150 < int(mirrored.sum()) < 250
-    assert torch.equal(data(400).batch(i, generator=generator(1, "flip", 1))[0], plain)
+    assert torch.equal(data(400).batch(i, generator=generator(1, "flip", 1)).x, plain)
 
 
 # ---------------------------------------------------------------------------------------------- order

@@ -245,6 +245,6 @@ def test_installed_fonts_draw_46_different_characters():
 
 def test_labels_of_a_batch_are_those_of_the_table(source):
     data = source()
-    _, y = data.batch(torch.arange(46, 92))
+    y = data.batch(torch.arange(46, 92)).y
     assert y.tolist() == [character.label for character in CHARACTERS]
     assert all(b.label == a.label + 1 for a, b in pairwise(CHARACTERS))

@@ -10,9 +10,10 @@ from ddpm.forward import q_sample
 from ddpm.losses import L_vlb
 from ddpm.reverse import variance
 from ddpm.schedules import cosine, linear, zero_terminal_snr
-from ddpm.targets import TARGETS, Prediction, from_prediction, velocity
+from ddpm.targets import TARGETS, Prediction, eps_from_x_0, from_prediction, velocity, x_0_from_eps
 
 t = torch.tensor([1, 30, 400, 1000])
+LEARNED = {"variance": "learned", "loss": "hybrid"}
 
 
 @pytest.fixture
@@ -159,6 +160,69 @@ def test_the_true_output_becomes_the_true_pair_at_real_times(schedule, pair, tar
     torch.testing.assert_close(pred.eps, eps, rtol=0, atol=1e-12)
 
 
+# --- prediction, guidance, clip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "options", [{}, {"dynamic_threshold": 0.9}, {"clip_x_0": False}], ids=["clip", "dynamic", "none"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_denoiser_is_a_prediction_and_then_the_clip(schedule, target, options, dtype):
+    """The prediction is that of the same diffusion without a clip, for every kind of t, and its frac survives."""
+    x_t, output, o = 3 * torch.randn(3, 4, 2, 3, 3, dtype=dtype)
+    diffusion = GaussianDiffusion(schedule, target, **options, **LEARNED)
+    raw = GaussianDiffusion(schedule, target, clip_x_0=False, **LEARNED)
+    model, y = Recorder(torch.cat([output, o], 1)), torch.tensor([3, 1, 4, 1])
+    for time in (7, 300.7, t, t.double() - 0.5):
+        whole = diffusion.denoiser(model, y)(x_t, time)
+        stages = diffusion.clipped(diffusion.predictor(model, y))(x_t, time)
+        prediction, expected = (d.predictor(model, y)(x_t, time) for d in (diffusion, raw))
+        for name in ("eps", "x_0", "frac"):
+            assert torch.equal(getattr(stages, name), getattr(whole, name))
+            assert torch.equal(getattr(prediction, name), getattr(expected, name))
+        assert torch.equal(whole.frac, (o + 1) / 2)
+        assert prediction.x_0.abs().max() > 1 and (whole.x_0.abs().max() <= 1) == diffusion.clip_x_0
+        torch.testing.assert_close(q_sample(schedule, whole.x_0, time, whole.eps), x_t, rtol=1e-4, atol=1e-4)
+    assert {tuple(call[1].shape) for call in model.calls} == {(4,)} and all(call[2] is y for call in model.calls)
+
+
+def test_without_clipping_the_last_stage_returns_what_it_is_given(schedule):
+    predictor = GaussianDiffusion(schedule).predictor(Recorder(torch.zeros(4, 2)))
+    assert GaussianDiffusion(schedule, clip_x_0=False).clipped(predictor) is predictor
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_predictions_are_combined_before_the_clip_which_is_not_combining_clipped_ones(schedule, target):
+    """eps = eps_u + w (eps_c - eps_u), and the x_0 of that clipped, on pixels where each stage is known."""
+    diffusion, w = GaussianDiffusion(schedule, target), 3.0
+    x_0 = torch.tensor([[0.2, 0.9, -1.5], [0.3, 1.2, -0.9]], dtype=torch.float64)  # unconditional, conditional
+    x_t, times = torch.randn(2, 1, 3, dtype=torch.float64), torch.tensor([400, 700])
+
+    def model(x_t, t, y):
+        """Answers the x_0 of its class."""
+        pred = Prediction(eps_from_x_0(schedule, x_t, t, x_0[y][:, None]), x_0[y][:, None])
+        return from_prediction(schedule, target, pred, t)
+
+    def guided(conditional, unconditional):
+        def denoise(x_t, t):
+            c, u = conditional(x_t, t), unconditional(x_t, t)
+            eps = u.eps + w * (c.eps - u.eps)
+            return Prediction(eps, x_0_from_eps(schedule, x_t, t, eps), u.frac)
+
+        return denoise
+
+    conditional, unconditional = (diffusion.predictor(model, torch.full((2,), y)) for y in (1, 0))
+    pred = diffusion.clipped(guided(conditional, unconditional))(x_t, times)
+    expected = torch.tensor([[[0.5, 1.0, 0.3]]] * 2, dtype=torch.float64)  # of 0.5, 1.8, 0.3
+    torch.testing.assert_close(pred.x_0, expected, rtol=1e-10, atol=1e-10)
+    a, b = (c[:, None, None] for c in (schedule.alpha_bar[times].sqrt(), (1 - schedule.alpha_bar[times]).sqrt()))
+    torch.testing.assert_close(pred.eps, (x_t - a * expected) / b, rtol=1e-10, atol=1e-10)
+    after = guided(diffusion.clipped(conditional), diffusion.clipped(unconditional))(x_t, times)
+    expected = torch.tensor([[[0.5, 1.2, -0.7]]] * 2, dtype=torch.float64)  # of 0.2 and 0.3, 0.9 and 1, -1 and -0.9
+    torch.testing.assert_close(after.x_0, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_low_precision_outputs_are_used_in_the_precision_of_x_t(schedule, target):
     x_t = torch.randn(4, 2, 3, 3)
@@ -214,9 +278,6 @@ def test_eps_is_refused_where_x_T_is_pure_noise():
 
 
 # --- learned variance
-
-
-LEARNED = {"variance": "learned", "loss": "hybrid"}
 
 
 @pytest.mark.parametrize("target", TARGETS)

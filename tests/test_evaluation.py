@@ -98,7 +98,7 @@ def test_the_images_are_held_out_and_spread_over_all_of_them(monkeypatch):
     ((x_0, noise),) = seen
     chosen = given.held_out[torch.tensor([0, 10, 20, 30, 39, 49, 59])]
     assert noise.indices == chosen.tolist() and noise.stream == "bits_per_dim"
-    assert torch.equal(x_0, given.batch(chosen)[0])
+    assert torch.equal(x_0, given.batch(chosen).x)
 
 
 def test_classes_are_those_of_the_images():

@@ -14,9 +14,12 @@ from PIL import Image
 from test_devanagari import make_font
 
 from ddpm import checkpoint
+from ddpm.commands.asked import optimizer_of
 from ddpm.config import build, compose, jobs, resolved
 from ddpm.cost import flops
 from ddpm.runs import Run, read_metrics
+from ddpm.training.task import shape_of
+from ddpm.training.tasks.diffusion import Diffusion
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
@@ -40,7 +43,7 @@ def parameters(name: str) -> int:
 def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
     of_digits = ["digits", "digits_short"]
-    assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, "fashion", "mnist"] == EXPERIMENTS
+    assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, "fashion", "mnist", "points"] == EXPERIMENTS
     assert STUDIES == ["attention", "channels", "ema", "learning_rate", "samplers", "schedules", "targets"]
 
 
@@ -275,14 +278,14 @@ def test_every_experiment_takes_a_step(name, tmp_path):
 
     torch.manual_seed(0)
     data, model = build(config.data, "data"), build(config.model, "model")
-    assert data.shape == (model.in_channels, *model.image_size)
-    diffusion = build(config.diffusion, "diffusion", schedule=build(config.schedule, "schedule"))
-    optimizer = build(config.optimizer, "optimizer", params=list(model.parameters()))
+    assert data.shape == shape_of(model)
+    task = Diffusion(model, build(config.diffusion, "diffusion", schedule=build(config.schedule, "schedule")))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = Run(tmp_path / "run")
     run.path.mkdir()
     trainer = build(config.trainer, "trainer")
-    ended, ema = trainer.fit(run, model, diffusion, data, optimizer, seed=0, device=torch.device("cpu"))
+    optimizer = optimizer_of(config, [])
+    ended, averaged = trainer.fit(run, task, data, optimizer, seed=0, device=torch.device("cpu"))
 
     train, held_out = read_metrics(run.path)
     assert ended == "steps" and 0.3 < train["loss"] < 3 and train["grad_norm"] > 0 and 0.3 < held_out["loss"] < 3
@@ -291,8 +294,8 @@ def test_every_experiment_takes_a_step(name, tmp_path):
         (config.trainer.warmup_epochs or 0) * len(data.train) / 2))  # fmt: skip
     assert train["lr"] == pytest.approx(rate, rel=1e-6) and train["lr"] > 0
     moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
-    assert "conv_out.weight" in moved
-    ema_weights = ema.model.state_dict()
+    assert moved, "the output layer at least"
+    ema_weights = averaged.model.state_dict()
     assert all(torch.equal(ema_weights[k], v) for k, v in model.state_dict().items())  # after one step
 
 
@@ -309,7 +312,7 @@ def test_the_large_ones_take_a_step_as_they_are(name, tmp_path):
     losses = []
     for _ in range(2):
         optimizer.zero_grad()
-        loss = diffusion.loss(model, data.batch(data.train[:2])[0], generator=torch.Generator().manual_seed(0)).mean()
+        loss = diffusion.loss(model, data.batch(data.train[:2]).x, generator=torch.Generator().manual_seed(0)).mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -50,6 +50,11 @@ def test_an_old_run_is_sampled_as_it_was(old, tmp_path):
     assert drawn.shape == then.shape and np.abs(drawn - then).max() <= 1  # another processor may round otherwise
 
 
+def test_all_of_them_are_one_run():
+    """By the settings that its format knew: formats change, names do not."""
+    assert len({json.loads((path / "status.json").read_text())["hash"] for path in FOLDERS}) == 1
+
+
 def test_an_old_run_has_its_name_still(old, task):
     """So the command that made it finds it done, and does not train it again."""
     task()

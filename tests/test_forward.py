@@ -50,6 +50,31 @@ def test_q_step_scales_by_sqrt_1_minus_beta_and_adds_variance_beta(schedule):
         assert spread == pytest.approx(math.sqrt(beta), rel=1e-12)
 
 
+@pytest.mark.parametrize(("t", "s"), STRIDES + REAL_STRIDES, ids=str)
+def test_a_stride_of_q_step_is_the_chain_of_its_steps(schedule, t, s):
+    scale, variance = chain(schedule, s, t)
+    kept, spread = q_step(schedule, PROBES[0], t, PROBES[1], s).tolist()
+    assert kept == pytest.approx(scale, rel=1e-12) and spread**2 == pytest.approx(variance, rel=1e-10)
+    if s == t - 1:
+        assert q_step(schedule, PROBES[0], t, PROBES[1]).tolist() == pytest.approx([kept, spread], rel=1e-10)
+
+
+@pytest.mark.parametrize("make", [linear, cosine])
+def test_a_stride_leads_from_one_marginal_to_another(make):
+    """q(x_s | x_0), then q(x_t | x_s), is q(x_t | x_0), for every t and strides of every length."""
+    schedule, k = make(1000), torch.arange(1, 1001)
+    ones, zeros = torch.ones(1000, 1).double(), torch.zeros(1000, 1).double()
+    real = k.double() - 0.375
+    for t, s in [(k, k - 1), (k, k // 2), (k, 0 * k), (k, (k - 37).clamp(min=0)), (real, 0.4 * real), (k, 0.4 * real)]:
+        kept, spread = q_step(schedule, ones, t, zeros, s), q_step(schedule, zeros, t, ones, s)
+        a_s, b_s = q_sample(schedule, ones, s, zeros), q_sample(schedule, zeros, s, ones)
+        torch.testing.assert_close(kept * a_s, q_sample(schedule, ones, t, zeros), rtol=1e-12, atol=0)
+        variance = q_sample(schedule, zeros, t, ones) ** 2
+        torch.testing.assert_close((kept * b_s) ** 2 + spread**2, variance, rtol=1e-11, atol=1e-15)
+    x_0, eps = torch.randn(2, 1000, 3)
+    assert torch.equal(q_step(schedule, x_0, k, eps, 0 * k), q_sample(schedule, x_0, k, eps))  # from data
+
+
 @pytest.mark.equation("DDPM (4)")
 @pytest.mark.parametrize("make", [linear, cosine])
 def test_T_single_steps_make_the_closed_form(make):
@@ -178,6 +203,7 @@ def test_an_int_and_a_tensor_of_t_agree(schedule):
 
     for whole, one in [
         (q_step(schedule, x, t, eps), lambda i: q_step(schedule, x[i], int(t[i]), eps[i])),
+        (q_step(schedule, x, t, eps, s), lambda i: q_step(schedule, x[i], int(t[i]), eps[i], int(s[i]))),
         (q_sample(schedule, x, t, eps), lambda i: q_sample(schedule, x[i], int(t[i]), eps[i])),
         (mean(x, eps, t), lambda i: mean(x[i], eps[i], int(t[i]))),
         (mean(x, eps, t, s), lambda i: mean(x[i], eps[i], int(t[i]), int(s[i]))),
@@ -214,8 +240,10 @@ def test_float32_is_within_three_roundings_of_float64(make):
 def test_everything_follows_x_to_its_device_and_dtype(schedule, device):
     x, there = torch.zeros(2, 3, device=device, dtype=torch.bfloat16), torch.tensor([5, 9], device=device)
     for t in (there, torch.tensor([5, 9]), 5):
-        for out in (q_step(schedule, x, t, x), q_sample(schedule, x, t, x), *q_posterior(schedule, x, x, t, t - 2)):
+        moved = q_step(schedule, x, t, x), q_step(schedule, x, t, x, t - 2), q_sample(schedule, x, t, x)
+        for out in (*moved, *q_posterior(schedule, x, x, t, t - 2)):
             assert out.device.type == device and out.dtype == torch.bfloat16
     for t in (there + 0.5, torch.tensor([5.5, 9.5]), 5.5):
-        for out in (q_sample(schedule, x, t, x), *q_posterior(schedule, x, x, t), *q_posterior(schedule, x, x, t, 2)):
+        moved = q_step(schedule, x, t, x), q_step(schedule, x, t, x, 2), q_sample(schedule, x, t, x)
+        for out in (*moved, *q_posterior(schedule, x, x, t), *q_posterior(schedule, x, x, t, 2)):
             assert out.device.type == device and out.dtype == torch.bfloat16

@@ -382,8 +382,9 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
         patch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
         return composing[0]
 
-    def draw(run: Any, config: Any, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any) -> None:
-        assert Source(diffusion, model, sampler, data.shape, config.seed, device).drawn(2).shape[1:] == data.shape
+    def draw(plan: Any, averaged: Any) -> None:
+        shape, drawing = plan.data.shape, (averaged.diffusion, averaged.model, plan.parts.sampler)
+        assert Source(*drawing, shape, plan.config.seed, plan.device).drawn(2).shape[1:] == shape
 
     def keep(*arguments: Any) -> None:
         if composing[0].get("evaluation"):  # which reads it

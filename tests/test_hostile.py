@@ -31,10 +31,8 @@ from PIL import Image
 from ddpm import checkpoint, config, evaluation
 from ddpm.commands import evaluating, planning, sampling, training
 from ddpm.config import InvalidInput, build, compose, read_config, resolved
-from ddpm.data import CIFAR10, IDX, Folder, ImageData, cifar10, idx
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, idx
 from ddpm.runs import Run, read_metrics
-from ddpm.schedules import linear
 from ddpm.trainer import Previews
 from models.pretrained import load_unet
 
@@ -114,7 +112,7 @@ def sent(settings, tmp_path_factory) -> Path:
     run = Run(tmp_path_factory.mktemp("sent") / "0123456789ab")
     model = build(settings["model"], "model")
     state = {"step": 1, "seconds": 0.5, "ema_updates": 1, "optimizer": {}, "scaler": {}, "times": {}}
-    checkpoint.save(run.checkpoints, 1, model, model, state, held_out=0.5)
+    checkpoint.save(run.checkpoints, 1, {"model": model}, {"model": model}, state, held_out=0.5)
     OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
     run.write_status("DONE", step=1, seconds=0.5)
     return run.path
@@ -293,15 +291,14 @@ def test_no_code_in_the_state_of_a_checkpoint(trick, run, extend, trap):
 def test_no_code_in_kept_previews(trick, run, trap, capsys):
     """They are pictures of the past, and worth no stop."""
     (run / "previews.pt").write_bytes(PICKLES[trick](trap))
-    diffusion = GaussianDiffusion(linear(1000))
-    previews = Previews(run, diffusion, (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
+    previews = Previews(run, Digits(), 0, "fp32", 2, 1, 0.5)
     assert previews.rows == [] and "previews.pt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, None, [(1,)], ["abc"], [("1", 2, 3)]], ids=str)
 def test_previews_of_another_form_are_dropped(content, run, capsys):
     (run / "previews.pt").write_bytes(saved(content))
-    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
+    previews = Previews(run, Digits(), 0, "fp32", 2, 1, 0.5)
     assert previews.rows == [] and "previews.pt" in capsys.readouterr().out
 
 
@@ -1016,7 +1013,7 @@ def test_zeros_without_an_end(name, content, tmp_path, frugal):
 @pytest.mark.parametrize("make", ODD)
 def test_previews_of_pipes_and_devices(make, run, capsys):
     make(run / "previews.pt")
-    previews = Previews(run, GaussianDiffusion(linear(1000)), (1, 8, 8), 0, torch.device("cpu"), "fp32", 2, 1, 0.5)
+    previews = Previews(run, Digits(), 0, "fp32", 2, 1, 0.5)
     assert previews.rows == []
 
 

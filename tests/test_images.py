@@ -102,6 +102,85 @@ def test_samples_are_written_by_suffix(tmp_path):
         images.save_samples(tmp_path / "s.jpg", x)
 
 
+# ---------------------------------------------------------------------------------------------- points
+
+
+def centre(picture: torch.Tensor) -> tuple[float, float]:
+    """Row and column around which the ink lies, inside the line around a picture of points."""
+    ink = 255 - picture[0, 0].double()
+    ink[[0, -1]] = ink[:, [0, -1]] = 0
+    at = torch.arange(len(ink)) + 0.5
+    return float(ink.sum(1) @ at.double() / ink.sum()), float(ink.sum(0) @ at.double() / ink.sum())
+
+
+def test_images_are_pictures_as_they_are():
+    for x in (torch.rand(2, 3, 4, 5), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)):
+        assert images.as_pictures(x) is x
+
+
+@pytest.mark.parametrize("side", [60, 160, 480])
+def test_points_are_dark_dots_on_white_with_the_second_coordinate_upwards(side):
+    for x, y in ((0.0, 0.0), (2.0, -1.0), (-1.5, 2.5), (0.0, 1.0)):
+        picture = images.as_pictures(torch.tensor([[x, y]], requires_grad=True), side)
+        assert picture.shape == (1, 1, side, side) and picture.dtype == torch.uint8
+        row, column = centre(picture)
+        assert abs(row - (3 - y) * side / 6) < 0.3 and abs(column - (x + 3) * side / 6) < 0.3
+        white = (picture[..., 1:-1, 1:-1] == 255).float().mean()
+        assert 0.995 < white < 1 and picture.min() < 100
+
+
+def test_a_line_is_around_the_points_whatever_they_are():
+    many = images.as_pictures(8 * torch.randn(2000, 2))[0, 0]
+    none = images.as_pictures(torch.full((3, 2), float("nan")))[0, 0]
+    for edge in (0, -1):
+        assert (many[edge] == images.FRAME).all() and (many[:, edge] == images.FRAME).all()
+    assert (none[1:-1, 1:-1] == 255).all() and torch.equal(none[0], many[0])
+    assert torch.equal(images.as_pictures(torch.zeros(0, 2))[0, 0], none)
+
+
+def test_points_beyond_the_window_are_at_its_edge_and_others_are_not_drawn():
+    def one(x: float, y: float) -> torch.Tensor:
+        return images.as_pictures(torch.tensor([[x, y], [0.0, 0.0]]))
+
+    assert torch.equal(one(40, 1), one(3, 1)) and torch.equal(one(0.5, -1e9), one(0.5, -3))
+    assert not torch.equal(one(40, 1), images.as_pictures(torch.zeros(1, 2)))
+    assert torch.equal(one(float("nan"), 1), images.as_pictures(torch.zeros(1, 2)))
+    assert torch.equal(one(1, -float("inf")), images.as_pictures(torch.zeros(1, 2)))
+
+
+def test_density_shows():
+    """A normal cloud is darkest in the middle, and no order of its points matters."""
+    x = torch.randn(4000, 2)
+    picture = images.as_pictures(x)[0, 0].float()
+    rings = [picture[80 - r : 80 + r, 80 - r : 80 + r].mean() for r in (8, 24, 40, 60)]
+    assert rings == sorted(rings) and rings[0] < 120 and rings[-1] > 170
+    assert torch.equal(images.as_pictures(x.flip(0)), images.as_pictures(x))
+    few = images.as_pictures(x[:50])[0, 0]
+    assert few.min() < 60 and (few == 255).float().mean() > 0.95  # each can be seen where they are few
+
+
+def test_what_is_neither_image_nor_point_is_no_picture():
+    for wrong in (torch.zeros(4, 3), torch.zeros(2, 4, 4), torch.zeros(4, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"images \(n, C, H, W\) or points, floats \(n, 2\), not torch"):
+            images.as_pictures(wrong)
+    with pytest.raises(ValueError, match="side = 7"):
+        images.as_pictures(torch.zeros(4, 2), 7)
+
+
+def test_samples_that_are_points_are_written_by_suffix(tmp_path):
+    x = torch.randn(50, 2, dtype=torch.float64, requires_grad=True)
+    images.save_samples(tmp_path / "s.npy", x)
+    array = np.load(tmp_path / "s.npy")
+    assert array.dtype == np.float32 and np.array_equal(array, x.detach().float().numpy())
+    images.save_samples(tmp_path / "s.png", x)
+    drawn = images.as_pictures(x, images.LARGE_SIDE)[0, 0].numpy()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "s.png")), drawn)
+    with pytest.raises(ValueError, match=r"not to '\.gif'"):
+        images.save_samples(tmp_path / "s.gif", x)
+    with pytest.raises(ValueError, match=r"not torch\.float32 \(4, 3\)"):
+        images.save_samples(tmp_path / "s.npy", torch.zeros(4, 3))
+
+
 def test_what_cannot_be_written_as_a_picture_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"the folder .*nowhere does not exist"):
         images.save_samples(tmp_path / "nowhere" / "a.png", torch.zeros(1, 1, 4, 4))

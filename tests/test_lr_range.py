@@ -144,8 +144,8 @@ def test_the_steps_are_those_of_training(tmp_path):
     ranging._walk(planned(compose("lr_range", typed), cpu, marking=False), [3e-3] * 4, test)
     plan = planned(compose("lr_range", typed), cpu, marking=False)
     plan.run.path.mkdir(parents=True)
-    parts, network = plan.parts, (plan.parts.model, plan.parts.diffusion)
-    parts.trainer.fit(plan.run, *network, plan.data, parts.optimizer, seed=0, device=cpu, ranks=Ranks())
+    parts = plan.parts
+    parts.trainer.fit(plan.run, parts.task, plan.data, parts.optimizer, seed=0, device=cpu, ranks=Ranks())
     from ddpm.runs import read_metrics
 
     assert test.losses == [line["loss"] for line in read_metrics(plan.run.path) if line["split"] == "train"]

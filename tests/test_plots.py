@@ -117,6 +117,61 @@ def drawn(picture: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.nonzero(there)
 
 
+def cloud(n: int, x: float, y: float) -> torch.Tensor:
+    return torch.tensor([x, y]) + 0.05 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+
+
+def coloured(picture: np.ndarray, *colours: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns of what is nearly of each colour, and neither white, grey nor black."""
+    hue = picture.astype(int) - picture.max(2, keepdims=True)
+    return [np.nonzero((abs(hue - (c - c.max())) <= 25).all(2) & (np.ptp(picture, axis=2) > 60)) for c in colours]
+
+
+def test_points_have_a_panel_each_with_the_same_limits_upwards_and_to_the_right(tmp_path):
+    path = tmp_path / "points.png"
+    plots.points(path, {"data": cloud(500, 0, 1), "samples": torch.cat([cloud(250, 1, 0), cloud(250, -1, -1)])}, "both")
+    picture = read(path)
+    (y_1, x_1), (y_2, x_2) = coloured(picture, BLUE, ORANGE)
+    width = picture.shape[1]
+    assert x_1.max() < width / 2 < x_2.min()  # in order
+    right, left = x_2 > (x_2.min() + x_2.max()) / 2, x_2 < (x_2.min() + x_2.max()) / 2
+    unit = (x_2[right].mean() - x_2[left].mean()) / 2
+    assert y_2[left].mean() - y_2[right].mean() == pytest.approx(unit, rel=0.05)  # equal axes
+    assert y_2[right].mean() - y_1.mean() == pytest.approx(unit, rel=0.05)  # upwards, on the same scale
+    assert np.ptp(y_1) == pytest.approx(np.ptp(y_2[right]), rel=0.25)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3, 4, 6, 9])
+def test_points_four_panels_in_a_row(tmp_path, panels):
+    plots.points(tmp_path / "a.png", {f"step {i}": torch.randn(30 * (i + 1), 2) for i in range(panels)})
+    height, width = read(tmp_path / "a.png").shape[:2]
+    columns, rows = min(4, panels), -(-panels // 4)
+    assert width / columns == pytest.approx(height / rows, rel=0.15) and width <= 880
+
+
+def test_points_far_away_are_counted_and_leave_the_others_large(tmp_path):
+    path, x = tmp_path / "points.png", cloud(1000, 1, 1)
+    plots.points(path, {"a": x})
+    (y, _), *_ = coloured(read(path), BLUE)
+    far = x.clone()
+    far[:3] = torch.tensor([[500.0, 0.0], [float("nan"), 0.0], [0.0, -float("inf")]])
+    plots.points(path, {"a": far})
+    (y_far, _), *_ = coloured(picture := read(path), BLUE)
+    assert np.ptp(y_far) == pytest.approx(np.ptp(y), rel=0.1)
+    plots.points(path, {"a": far[3:]})
+    words = (picture != read(path)).any(2)
+    assert words[picture.shape[0] * 3 // 4 :, picture.shape[1] // 2 :].sum() > 100  # how many lie outside
+
+    plots.points(path, {"a": torch.zeros(5, 2), "b": torch.full((2, 2), float("nan"))})  # nothing to scale by
+    read(path)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"a": torch.zeros(3, 3)}, {"a": torch.zeros(0, 2)}, {"a": torch.zeros(2)}])
+def test_what_are_no_points_is_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"groups of one or more points \(n, 2\), not"):
+        plots.points(tmp_path / "a.png", wrong)
+
+
 def test_loss(tmp_path):
     path = tmp_path / "loss.png"
     train = [(step, 0.05 + 0.95 * 0.98**step) for step in range(1000)]

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ddpm import checkpoint, preflight
 from ddpm.config import InvalidInput, build, compose
+from ddpm.data import ImageData
 from ddpm.preflight import Memory, activations, available, available_on_linux, in_words, memory, moments_of
 from models.unet import UNet
 
@@ -51,8 +52,8 @@ def test_moments_are_those_that_the_optimizer_keeps(kind, options, moments):
 
 def test_the_memory_of_a_step_is_counted():
     network = nn.Linear(9, 4, bias=False)
-    images = torch.zeros(50, 3, 2, 2, dtype=torch.uint8)
-    found = memory(network, 2, images, batch_size=8, accumulate=2, activations=5)
+    data = ImageData("black", "all", torch.zeros(50, 3, 2, 2, dtype=torch.uint8))
+    found = memory([network], 2, data, batch_size=8, accumulate=2, activations=5)
     assert found == Memory(144, 144, 288, 144, 600, 2 * (8 + 4) * 12 * 4, 5)
     assert str(found).startswith("144 B weights, 144 B gradients, 288 B moments, 144 B average")
 
@@ -163,7 +164,7 @@ model.to(memory_format=torch.channels_last)
 diffusion = build(config.diffusion, "diffusion", schedule=build(config.schedule, "schedule"))
 optimizer = build(config.optimizer, "optimizer", params=list(model.parameters()))
 def step(n):
-    diffusion.loss(model, data.batch(data.train[:n])[0]).mean().backward()
+    diffusion.loss(model, data.batch(data.train[:n]).x).mean().backward()
     optimizer.step()
 step(2)  # all is loaded, gradients and moments are there
 before = most()
@@ -182,7 +183,7 @@ def test_a_process_grows_by_about_the_activations():
     data, model = build(settings.data, "data"), build(settings.model, "model")
     diffusion = build(settings.diffusion, "diffusion", schedule=build(settings.schedule, "schedule"))
     counted = activations(
-        lambda n: diffusion.loss(model, data.batch(data.train[:n])[0]).mean(), model.parameters(), 1000
+        lambda n: diffusion.loss(model, data.batch(data.train[:n]).x).mean(), model.parameters(), 1000
     )
     assert counted / 2 < int(done.stdout) < 2 * counted
 
@@ -290,9 +291,11 @@ def test_a_checkpoint_has_the_size_that_is_foreseen(tmp_path):
     for p in network.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    folder = checkpoint.save(tmp_path, 1, network, network, {"optimizer": optimizer.state_dict()["state"]}, None)
+    folder = checkpoint.save(
+        tmp_path, 1, {"model": network}, {"model": network}, {"optimizer": optimizer.state_dict()["state"]}, None
+    )
     written = sum(path.stat().st_size for path in folder.iterdir())
-    assert preflight.checkpoint(network, 2) == pytest.approx(written, rel=0.1)
+    assert preflight.checkpoint([network], 2) == pytest.approx(written, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def seen(judge) -> Callable[[str], Real]:
 
     @functools.cache
     def seen(name: str) -> Real:
-        pca = PCA(data().batch(data().train)[0], 6, "stripes")
+        pca = PCA(data().batch(data().train).x, 6, "stripes")
         return Real(data(), {"pca": pca, "pixels": Pixels((1, 8, 8)), "classifier": judge}[name])
 
     return seen
@@ -195,7 +195,7 @@ def test_what_is_taken_of_many_images_is_spread_over_all_of_them():
     of = Real(ImageData("sorted", "all", x[order], y[order], validation=0.5), Pixels((1, 8, 8)))
     for part, rows in ((of.data.held_out, of.like(9)), (of.data.train, of.some(9))):
         expected = part[torch.linspace(0, len(part) - 1, 9).round().long()]
-        assert torch.equal(rows, of.features(of.data.batch(expected)[0]))
+        assert torch.equal(rows, of.features(of.data.batch(expected).x))
         assert of.data.labels[part[:9]].max() == 0 and of.data.labels[expected].bincount().min() >= 2
     assert len(of.like(100)) == len(of.some(100)) == 45
     assert torch.equal(of.like(45), of.held_out) and torch.equal(of.some(45), of.train)
@@ -302,7 +302,7 @@ def test_one_class_is_nothing_to_tell_apart():
 def test_copies_are_found_with_their_originals(features, seen):
     of = seen(features)
     chosen = torch.tensor([3, 30, 100, 7])
-    x, _ = of.data.batch(of.data.train[chosen])
+    x = of.data.batch(of.data.train[chosen]).x
     found = copies(drawn(torch.cat([x, real(4)]), of), of)
     results = found["memorisation"].detail
     assert results.keys() == {of.features.name, "pixels"}
@@ -399,7 +399,7 @@ def test_features_are_computed_once_and_kept_for_the_same_data(tmp_path):
     other = Real(data(validation=0.5), again, tmp_path / "cache")  # another division, the same images
     assert again.count == 0 and len(other.train) == 120
     assert torch.equal(one.train, Real(data(), Counted()).train)
-    assert torch.equal(one.held_out, one.features(data().batch(data().held_out)[0]))
+    assert torch.equal(one.held_out, one.features(data().batch(data().held_out).x))
     same = Real(data(name="elsewhere"), again, tmp_path / "cache")  # under another name
     assert again.count == 0 and torch.equal(same.held_out, one.held_out)
 
@@ -541,16 +541,17 @@ def test_the_judge_learns_from_the_training_part_alone(tmp_path, monkeypatch):
     source = data()
     judge_of(source, classifier(), tmp_path, "cpu", silent)
     ((x, y, epochs),) = calls
-    expected_x, expected_y = source.batch(source.train)
+    expected_x, expected_y = source.batch(source.train).x, source.batch(source.train).y
     assert torch.equal(x, expected_x) and torch.equal(y, expected_y) and epochs == passes(len(x)) == 60
 
 
 def test_the_judge_is_worth_its_name(tmp_path, quick):
     """The classifier that is kept is the trained one, and its accuracy is that of the held-out part."""
     source, network = data(), classifier()
-    before = accuracy(network, *source.batch(source.held_out))
+    held_out = source.batch(source.held_out)
+    before = accuracy(network, held_out.x, held_out.y)
     judge, right = judge_of(source, network, tmp_path, "cpu", silent)
-    assert right == accuracy(network, *source.batch(source.held_out)) > max(0.8, before)
+    assert right == accuracy(network, held_out.x, held_out.y) > max(0.8, before)
     assert judge.classifier is network and not network.training
 
 

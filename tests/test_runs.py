@@ -361,7 +361,7 @@ def trained(tmp_path) -> Path:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     for step, loss in ((5, 0.2), (10, 0.1), (15, 0.3)):
         model = nn.Linear(1, 1)
-        checkpoint.save(tmp_path / "checkpoints", step, model, model, {"step": step}, loss)
+        checkpoint.save(tmp_path / "checkpoints", step, {"model": model}, {"model": model}, {"step": step}, loss)
     return tmp_path
 
 

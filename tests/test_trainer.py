@@ -1,5 +1,6 @@
 """ddpm/trainer.py: the loop repeats itself to the bit, stops where it should, and learns."""
 
+import functools
 import itertools
 import json
 import math
@@ -18,12 +19,14 @@ from ddpm import trainer as trainer_module
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.ema import EMA
+from ddpm.precision import resolve
 from ddpm.runs import Run, read_metrics
 from ddpm.samplers import DDIM, Sampler
 from ddpm.schedules import cosine
 from ddpm.times import TIME_SAMPLINGS, TimeSampler
-from ddpm.trainer import Interrupted, Previews, Trainer, resolve, signals
+from ddpm.trainer import Interrupted, Previews, Trainer, signals
+from ddpm.training.step import Training
+from ddpm.training.tasks.diffusion import Diffusion
 from models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -98,13 +101,17 @@ class Fit:
         path.mkdir(parents=True, exist_ok=True)
         self.trainer = Trainer(**options(**changed))
         self.diffusion = GaussianDiffusion(cosine(T), target)
+        self.task = task_of(self.trainer, self.model, self.diffusion)
         fused = {} if optimizer == "SGD" else {"fused": True}  # as in conf/optimizer
-        self.optimizer = getattr(torch.optim, optimizer)(self.model.parameters(), lr, **fused)
-        self.ended, ema = self.trainer.fit(
-            self.run, self.model, self.diffusion, data, self.optimizer,
-            seed=seed, device=CPU, augment=augment, resume=resume,
-        )  # fmt: skip
-        self.ema: EMA = ema
+
+        def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            self.optimizer = getattr(torch.optim, optimizer)(parameters, lr, **fused)
+            return self.optimizer
+
+        self.ended, averaged = self.trainer.fit(
+            self.run, self.task, data, make, seed=seed, device=CPU, augment=augment, resume=resume
+        )
+        self.ema: nn.Module = averaged.modules["model"]
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
@@ -112,7 +119,7 @@ class Fit:
         moments = {
             f"{n}.{k}": v for n, values in self.optimizer.state_dict()["state"].items() for k, v in values.items()
         }
-        return {**self.model.state_dict(), **{f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}, **moments}
+        return {**self.model.state_dict(), **{f"ema.{k}": v for k, v in self.ema.state_dict().items()}, **moments}
 
     def metrics(self, split: str | None = None) -> list[dict]:
         """The lines of metrics.jsonl without the time used."""
@@ -131,17 +138,39 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert not different
 
 
+def task_of(trainer: Trainer, model: nn.Module, diffusion: GaussianDiffusion) -> Diffusion:
+    return Diffusion(model, diffusion, time_sampling=trainer.time_sampling, offset_noise=trainer.offset_noise)
+
+
+def drawn_by(
+    data: ImageData,
+    seed: int,
+    step: int,
+    *,
+    times: TimeSampler | None = None,
+    augment: Augment | None = None,
+    **changed: object,
+) -> list[tuple[torch.Tensor | None, ...]]:
+    """x_0, y, t, weight and eps of each micro-batch of a step."""
+    trainer = Trainer(**options(**changed))
+    task = task_of(trainer, network(), GaussianDiffusion(cosine(T)))
+    task.times = times or task.times
+    training = Training(trainer, task, data, torch.optim.AdamW, seed=seed, device=CPU, augment=augment)
+    parts = training.micro_batches(training.draw(step))
+    return [(part.x_0, part.condition.classes, part.t, part.weight, part.eps) for part in parts]
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
     """Let a signal arrive in the middle of a step, once."""
-    original, pending = Trainer.micro_batches, [step]
+    original, pending = Training.draw, [step]
 
-    def micro_batches(self, data, times, seed, step, *others):
+    def draw(self, step, *others):
         if step in pending:
             pending.clear()
             signal.raise_signal(signum)
-        yield from original(self, data, times, seed, step, *others)
+        return original(self, step, *others)
 
-    monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
+    monkeypatch.setattr(Training, "draw", draw)
 
 
 class Clock:
@@ -149,11 +178,11 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, per_step: float = 0.0, per_read: float = 0.0):
         self.now, self.per_step, self.per_read = 0.0, per_step, per_read
-        original, clock = Trainer.micro_batches, self
+        original, clock = Training.draw, self
 
-        def micro_batches(self, *arguments):
+        def draw(self, *arguments):
             clock.now += clock.per_step
-            yield from original(self, *arguments)
+            return original(self, *arguments)
 
         class Stopwatch:
             def __init__(self, before: float = 0.0):
@@ -164,7 +193,7 @@ class Clock:
                 clock.now += clock.per_read
                 return clock.now - self.start
 
-        monkeypatch.setattr(Trainer, "micro_batches", micro_batches)
+        monkeypatch.setattr(Training, "draw", draw)
         monkeypatch.setattr(trainer_module, "Stopwatch", Stopwatch)
 
 
@@ -207,7 +236,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(changed, digits, tmp_
     assert resumed.steps() == undisturbed.steps() == [3, 6]
     assert_same(resumed.saved(6, "ema"), undisturbed.saved(6, "ema"))
     before, after, whole = (
-        checkpoint.load_state(fit.run.checkpoints / step)["times"]
+        checkpoint.load_state(fit.run.checkpoints / step)["task"].get("times")
         for fit, step in ((undisturbed, "3"), (resumed, "6"), (undisturbed, "6"))
     )
     if changed.get("time_sampling") == "loss_aware":
@@ -215,7 +244,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(changed, digits, tmp_
         assert torch.equal(after["count"], whole["count"]) and after["count"].sum() == 6 * 160
         assert torch.equal(after["losses"][1:], whole["losses"][1:])
     else:
-        assert before == after == whole == {}
+        assert before is after is whole is None
 
 
 def test_a_stop_between_two_checkpoints_writes_one_and_changes_nothing(data, tmp_path, monkeypatch):
@@ -272,8 +301,7 @@ def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, kind, digits):
     data, times = some(digits, flip=flip), sampler_of_times(kind)
 
     def drawn(seed: int, step: int, accumulate: int = 1) -> list[torch.Tensor]:
-        trainer = Trainer(**options(accumulate=accumulate))
-        parts = list(trainer.micro_batches(data, times, seed, step, CPU))
+        parts = drawn_by(data, seed, step, times=times, accumulate=accumulate)
         assert len(parts) == accumulate
         assert {len(x) for part in parts for x in part if x is not None} == {16 // accumulate}
         assert all((part[3] is None) == (kind != "loss_aware") for part in parts)
@@ -293,8 +321,7 @@ def test_micro_batches_are_a_pure_function_of_seed_and_step(flip, kind, digits):
 
 
 def test_t_covers_its_range_evenly_and_eps_is_standard_normal(data):
-    trainer = Trainer(**options(batch_size=2000))
-    _, _, t, weight, eps = next(iter(trainer.micro_batches(data, TimeSampler("uniform", T), 0, 1, CPU)))
+    [(_, _, t, weight, eps)] = drawn_by(data, 0, 1, batch_size=2000)
     assert weight is None
     assert torch.bincount(t, minlength=T + 1)[1:].sub(100).abs().max() < 45 and t.min() == 1 and t.max() == T
     assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01
@@ -315,8 +342,7 @@ def test_accumulation_is_one_batch_but_for_rounding(data, tmp_path):
 
 def test_offset_noise_shifts_whole_channels_and_nothing_else(data):
     def drawn(strength: float) -> list[torch.Tensor]:
-        trainer = Trainer(**options(batch_size=1000, offset_noise=strength))
-        return next(iter(trainer.micro_batches(data, TimeSampler("uniform", T), 0, 1, CPU)))
+        return drawn_by(data, 0, 1, batch_size=1000, offset_noise=strength)[0]
 
     plain, shifted = drawn(0.0), drawn(0.3)
     assert all(torch.equal(plain[i], shifted[i]) for i in (0, 1, 2))
@@ -338,7 +364,7 @@ def test_the_weights_of_times_scale_the_loss_and_its_history_does_not_know_them(
     assert_same({k: v for k, v in one.state.items() if "." in k}, {k: v for k, v in two.state.items() if "." in k})
     losses = [[line["loss"] for line in fit.metrics("train")] for fit in (one, two)]
     assert losses[1] == pytest.approx([2 * loss for loss in losses[0]], rel=1e-6)
-    assert len(seen) == 24 and all(torch.equal(*pair) for pair in zip(seen[:12], seen[12:], strict=True))
+    assert len(seen) == 12 and all(torch.equal(*pair) for pair in zip(seen[:6], seen[6:], strict=True))
     assert not any(loss.requires_grad for loss in seen)
 
 
@@ -373,7 +399,7 @@ def test_the_first_budget_that_is_reached_ends_the_run(budget, steps, ended, dat
 def test_whenever_the_time_is_up_the_last_step_is_logged_shown_and_kept(seconds, data, tmp_path, monkeypatch):
     """All decisions of a step must see one time: here every look at the clock takes a second."""
     Clock(monkeypatch, per_read=1)
-    monkeypatch.setattr(Trainer, "held_out_loss", lambda *arguments: 1.0)
+    monkeypatch.setattr(Trainer, "held_out_losses", lambda *arguments: {"loss": 1.0})
     taken = []
     monkeypatch.setattr(Previews, "take", lambda self, step, raw, ema: taken.append(step))
     fit = Fit(
@@ -423,14 +449,18 @@ def test_the_rates_of_a_run(budget, warmup, data, tmp_path, monkeypatch):
 
 
 def test_every_parameter_group_keeps_its_own_rate(data, tmp_path):
-    model, rates = network(), []
-    first, *others = model.parameters()
-    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.1}])
-    step = optimizer.step
-    optimizer.step = lambda *a, **k: (rates.append([g["lr"] for g in optimizer.param_groups]), step(*a, **k))[1]
+    rates = []
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        first, *others = parameters
+        optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.1}])
+        step = optimizer.step
+        optimizer.step = lambda *a, **k: (rates.append([g["lr"] for g in optimizer.param_groups]), step(*a, **k))[1]
+        return optimizer
+
     trainer = Trainer(**options(steps=2, lr_schedule="linear"))
-    diffusion = GaussianDiffusion(cosine(T))
-    trainer.fit(Run(tmp_path), model, diffusion, data, optimizer, seed=0, device=CPU)
+    task = Diffusion(network(), GaussianDiffusion(cosine(T)))
+    trainer.fit(Run(tmp_path), task, data, make, seed=0, device=CPU)
     assert rates == [pytest.approx([0.5, 0.1]), pytest.approx([0.25, 0.05])]
 
 
@@ -439,12 +469,12 @@ def test_every_parameter_group_keeps_its_own_rate(data, tmp_path):
 
 def test_training_lowers_the_loss_on_images_it_never_sees(data, tmp_path):
     model, diffusion = unet(channel_mults=(1,), attention_resolutions=()), GaussianDiffusion(cosine(T), "v")
-    before = Trainer(**options()).held_out_loss(model, diffusion, data, CPU)
+    before = Trainer(**options()).held_out_losses(Diffusion(model, diffusion), data, CPU)["loss"]
     assert before == pytest.approx(1.0, abs=0.3)  # the network begins as zero: the mean square of its target
     fit = Fit(tmp_path, data, model=model, target="v", steps=50, lr=5e-3, checkpoint_every=50, ema_warmup=2)
     after = fit.metrics("held_out")[-1]["loss"]
     assert after < 0.65 * before
-    assert after == fit.trainer.held_out_loss(fit.ema.model, diffusion, data, CPU)
+    assert after == fit.trainer.held_out_losses(Diffusion(fit.ema, diffusion), data, CPU)["loss"]
     assert fit.metrics("train")[-1]["loss"] < 0.75 * fit.metrics("train")[0]["loss"]
 
 
@@ -459,7 +489,7 @@ def test_the_checkpoint_holds_the_closed_form_of_the_average(data, tmp_path):
         for k, v in fit.saved(last, "ema").items():
             torch.testing.assert_close(v, averaged[k], rtol=1e-5, atol=1e-6)
     assert_same(fit.saved(6, "model"), fit.model.state_dict())
-    assert_same(fit.saved(6, "ema"), fit.ema.model.state_dict())
+    assert_same(fit.saved(6, "ema"), fit.ema.state_dict())
 
 
 def test_clipping_bounds_the_update(data, tmp_path):
@@ -478,15 +508,16 @@ def test_clipping_bounds_the_update(data, tmp_path):
 
 
 def test_held_out_loss_repeats_itself_and_needs_a_held_out_part(digits, data):
-    trainer, model, diffusion = Trainer(**options()), network(), GaussianDiffusion(cosine(T))
+    trainer, model = Trainer(**options()), network()
+    task = Diffusion(model, GaussianDiffusion(cosine(T)))
     nn.init.normal_(model.conv_out.weight)
     model.eval()
-    first = trainer.held_out_loss(model, diffusion, data, CPU)
+    first = trainer.held_out_losses(task, data, CPU)
     torch.manual_seed(5)
-    assert trainer.held_out_loss(model, diffusion, data, CPU) == first
+    assert trainer.held_out_losses(task, data, CPU) == first and first.keys() == {"loss"}
     small = Trainer(**options(batch_size=3))
-    assert small.held_out_loss(model, diffusion, data, CPU) == pytest.approx(first, rel=1e-5)
-    assert trainer.held_out_loss(model, diffusion, some(digits, validation=0), CPU) is None
+    assert small.held_out_losses(task, data, CPU) == pytest.approx(first, rel=1e-5)
+    assert trainer.held_out_losses(task, some(digits, validation=0), CPU) is None
     assert not any(p.grad is not None for p in model.parameters())
 
 
@@ -503,7 +534,7 @@ def test_half_precision_learns_about_the_same(precision, data, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
     assert half.run.status()["precision"] == precision
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
-    scale = checkpoint.load_state(half.run.checkpoints / "6")["scaler"]
+    scale = checkpoint.load_state(half.run.checkpoints / "6")["phases"]["all"]["scaler"]
     assert bool(scale) == (precision == "fp16")
 
 
@@ -586,7 +617,7 @@ def test_a_step_whose_numbers_are_broken_changes_nothing_but_the_average(says, o
     assert [line["skipped"] for line in fit.metrics("train")] == [0, 1, 1, 2, 2]
     if optimizer == "AdamW":
         assert {v.item() for k, v in fit.state.items() if k.endswith(".step")} == {3}
-    assert fit.ema.updates == 5
+    assert checkpoint.load_state(fit.run.checkpoints / "5")["ema_updates"] == {"model": 5}
 
 
 def test_skipped_steps_are_told_and_no_autopsy_is_made(data, tmp_path, capsys):
@@ -609,11 +640,9 @@ def test_the_autopsy_says_what_the_last_steps_were_computed_from(data, tmp_path)
     assert report["reason"].startswith("loss or gradient not finite in 2 steps in a row, up to step 6")
     assert report["seed"] == 3
     assert [told["step"] for told in report["steps"]] == [4, 5, 6]
-    trainer, times = Trainer(**options(accumulate=2)), TimeSampler("uniform", T)
     for told in report["steps"]:
         assert told["images"] == data.order(3, told["step"], 16).tolist()
-        batches = trainer.micro_batches(data, times, 3, told["step"], CPU)
-        assert told["t"] == torch.cat([batch.t for batch in batches]).tolist()
+        assert told["t"] == torch.cat([t for _, _, t, _, _ in drawn_by(data, 3, told["step"], accumulate=2)]).tolist()
         broken = told["step"] >= 5
         assert all((loss == "nan") == broken for loss in (*told["losses"], told["loss"], told["grad_norm"]))
         assert len(told["losses"]) == 16
@@ -671,7 +700,7 @@ def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path
     fit = Fit(tmp_path, data, steps=2, precision="fp16", checkpoint_every=1)
     assert fit.metrics("train")[0]["grad_norm"] is None and fit.metrics("train")[0]["loss"] is not None
     assert_same(fit.saved(1, "model"), network().state_dict())
-    assert checkpoint.load_state(fit.run.checkpoints / "2")["scaler"]["scale"] < 2.0**40
+    assert checkpoint.load_state(fit.run.checkpoints / "2")["phases"]["all"]["scaler"]["scale"] < 2.0**40
 
 
 @pytest.mark.parametrize(
@@ -769,7 +798,7 @@ def test_a_run_without_previews_draws_none(data, tmp_path):
 
 def test_the_last_checkpoints_and_the_best_are_kept(data, tmp_path, monkeypatch):
     losses = iter([5.0, 1.0, 4.0, 3.0, 2.0, 6.0])
-    monkeypatch.setattr(Trainer, "held_out_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(Trainer, "held_out_losses", lambda *arguments: {"loss": next(losses)})
     fit = Fit(tmp_path, data, checkpoint_every=1, keep=2)
     assert fit.steps() == [2, 5, 6] and checkpoint.best(fit.run.checkpoints) == 2
     assert [line["loss"] for line in fit.metrics("held_out")] == [5.0, 1.0, 4.0, 3.0, 2.0, 6.0]
@@ -789,7 +818,7 @@ def test_going_back_behind_a_damaged_checkpoint_keeps_what_is_written_then(data,
 
 def test_a_checkpoint_written_after_going_back_is_not_deleted_at_once(data, tmp_path, monkeypatch):
     losses = itertools.count(1.0)
-    monkeypatch.setattr(Trainer, "held_out_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(Trainer, "held_out_losses", lambda *arguments: {"loss": next(losses)})
     Fit(tmp_path, data, steps=6, checkpoint_every=2, keep=3)
     (tmp_path / "checkpoints" / "6" / "model.safetensors").write_bytes(b"damaged")
     stop_at(monkeypatch, 5)
@@ -853,9 +882,10 @@ def test_outside_the_main_thread_there_are_no_signals_to_collect(data, tmp_path)
 def test_a_gpu_repeats_itself_and_resumes(precision, digits, tmp_path, monkeypatch):
     def fit(name: str, resume: Path | None = None) -> list[float]:
         model = unet(seed=1 if resume else 0, dropout=0.1).to("cuda")
-        optimizer = torch.optim.AdamW(model.parameters(), 2e-3, fused=True)
+        optimizer = functools.partial(torch.optim.AdamW, lr=2e-3, fused=True)
         trainer = Trainer(**options(precision=precision, previews=2))
-        arguments = (Run(tmp_path / name), model, GaussianDiffusion(cosine(T)), some(digits, flip=True), optimizer)
+        task = Diffusion(model, GaussianDiffusion(cosine(T)))
+        arguments = (Run(tmp_path / name), task, some(digits, flip=True), optimizer)
         (tmp_path / name).mkdir(exist_ok=True)
         trainer.fit(*arguments, seed=0, device=torch.device("cuda"), resume=resume)
         return [line["loss"] for line in read_metrics(tmp_path / name) if line["split"] == "train"]

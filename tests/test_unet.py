@@ -283,6 +283,8 @@ def test_details_reach_their_layers():
         ({"dropout": 1.0}, r"dropout = 1 must lie in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout = -0.1 must"),
         ({"dropout": math.nan}, "dropout = nan must"),
+        ({"drop": 1}, r"drop = 1 must lie in \[0, 1\)"),
+        ({"condition_channels": -1}, "condition_channels = -1 must be an integer >= 0"),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import (
+    TASK,
     InvalidInput,
     build,
     build_data,
+    build_group,
     compose,
     plain,
     read_config,
@@ -164,6 +166,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     from ddpm.precision import PRECISIONS, as_trained
     from ddpm.runs import open_run
     from ddpm.sampling import Source
+    from ddpm.training.task import shape_of
 
     must_be_drawable(config)
     device = resolve_device(config.device)
@@ -172,11 +175,10 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     except FileNotFoundError as error:
         raise InvalidInput(str(error)) from error
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
-    model = build(trained.model, "model", trust)
-    diffusion = build(trained.diffusion, "diffusion", trust, schedule=build(trained.schedule, "schedule", trust))
+    model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = build(config.sampler, "sampler", trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
-    shape, precision = (model.in_channels, *model.image_size), config.precision
+    shape, precision = shape_of(model) or (), config.precision
     if precision == "auto":
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
@@ -192,6 +194,35 @@ def data_of(config: DictConfig, trained: DictConfig) -> Any:
     return build_data(data, trusted(config))
 
 
+def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:
+    """The task of a run, and what it is made of; of a run that names none, diffusion.
+
+    Args:
+        on: where networks are made.
+        made: groups that are built already, by name.
+    Raises: InvalidInput.
+    """
+    if config.get("task") is None:
+        of_trainer = {key: config.trainer[key] for key in ("time_sampling", "offset_noise") if key in config.trainer}
+        config = OmegaConf.merge(config, {"task": {"_target_": TASK} | of_trainer})  # type: ignore[assignment]
+    return build_group(config, "task", trust, made, on)
+
+
+def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:
+    """What makes the optimizer of a run from parameters."""
+    return lambda parameters: build(config.optimizer, "optimizer", trust, params=list(parameters))
+
+
+def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
+    """The augmentation of a run, or None; refuses one that changes anything of data that are no pictures."""
+    augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
+    if "pictures" in data.holds:
+        return augment
+    if getattr(augment, "active", augment is not None):
+        raise InvalidInput(f"augment changes pictures, but {data.name} holds none; set augment=none")
+    return None
+
+
 def load_into(model: Any, file: Path) -> None:
     """Give a network its weights; refuses a file that does not hold them."""
     from ddpm import checkpoint
@@ -203,18 +234,13 @@ def load_into(model: Any, file: Path) -> None:
 
 
 def must_match(model: Any, data: Any) -> None:
-    """Refuse a network that does not take the data's images."""
-    takes = (getattr(model, "in_channels", None), *getattr(model, "image_size", ()))
-    if None not in takes and takes != data.shape:
-        raise InvalidInput(
-            f"the model takes images of (C, H, W) = {takes}, but the data are {data.shape}; set "
-            "model.image_size and model.in_channels, or data.image_size and data.channels"
-        )
-    if getattr(model, "num_classes", None) is not None:
-        if data.labels is None:
-            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have no labels")
-        if model.num_classes < data.num_classes:
-            raise InvalidInput(f"model.num_classes = {model.num_classes}, but the data have {data.num_classes} classes")
+    """Refuse a network that does not take the data."""
+    from ddpm.training.task import must_take
+
+    try:
+        must_take(model, data)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
 
 
 def must_walk(sampler: Any, diffusion: Any, key: str = "sampler") -> None:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.planning import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
-from ddpm.commands.told import say
+from ddpm.commands.told import samples_of, say
 from ddpm.config import InvalidInput, resolve_device
 
 CHECK = "--check"
@@ -35,23 +35,23 @@ def check(config: DictConfig) -> None:
             raise
         does = f"start the run, which downloads it: {CHECK} does not"
         raise InvalidInput(str(error).replace("set download=true", does)) from error
-    data, model, trainer = plan.data, plan.parts.model, plan.parts.trainer
+    data, task, trainer = plan.data, plan.parts.task, plan.parts.trainer
     status = status_of(plan.run)
     if status.get("state") == RUNNING:
         raise InvalidInput(f"{plan.run.path} is being trained by process {status.get('pid')} on {status.get('host')}")
-    channels, height, width = data.shape
     last = trainer.last_step(len(data.train))
-    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} images"]
+    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} {samples_of(data)}"]
     budget += [] if trainer.seconds is None else [f"{trainer.seconds:,g} s"]
     lines = {
         "run": f"{plan.run.path}: {_state(plan, status)}",
-        "data": f"{data.name}, {len(data.train):,} images to train on and {len(data.held_out):,} held out, "
-        f"{channels}x{height}x{width}",
-        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "data": f"{data.name}, {len(data.train):,} {samples_of(data)} to train on and {len(data.held_out):,} held out, "
+        + "x".join(map(str, data.shape)),
+        "model": " and ".join(type(module).__name__ for module in task.modules.values())
+        + f", {plan.parts.parameters:,} parameters",
         "budget": " or ".join(budget),
     }
     if status.get("state") != DONE:
-        needed, there = must_fit(model, plan.parts.moments, data, trainer, device, _activations(plan))
+        needed, there = must_fit(plan.parts, data, device, _activations(plan))
         room, free, parts = disk(plan)
         if room > free:
             raise InvalidInput(no_room(plan))
@@ -81,7 +81,8 @@ def _activations(plan: Plan) -> int:
 
     micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate
     try:
-        return preflight.activations(functools.partial(trial_loss, plan), plan.parts.model.parameters(), micro)
+        losses = (functools.partial(trial_loss, plan, phase=number) for number in range(len(plan.parts.task.phases)))
+        return max(preflight.activations(loss, plan.parts.weights, micro) for loss in losses)
     except RuntimeError as error:  # torch's for memory that there is not
         raise InvalidInput(f"a loss of one or two images cannot be computed on {plan.device}: {error}") from error
 

@@ -6,23 +6,27 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm.commands.asked import (
+    augmentation,
     data_of,
     must_be_drawable,
     must_be_one_of,
     must_be_whole,
     must_match,
     must_walk,
+    optimizer_of,
     source_of,
+    task_of,
     trusted,
 )
 from ddpm.commands.subject import Measure, Subject
-from ddpm.commands.told import progress_bar, say, warn_of_range, with_bar
+from ddpm.commands.told import progress_bar, samples_of, say, warn_of_range, with_bar
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
+NEEDS = {metric: "pictures" for metric in (*OF_SAMPLES, "steps")} | dict.fromkeys(OF_IMAGES[:2], "bytes")  # of the data
 LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
 FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
 EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
@@ -46,13 +50,13 @@ def evaluate(config: DictConfig) -> None:
         measure.carry_out()
 
 
-def must_be_measurable(config: DictConfig, trained: DictConfig, model: Any, diffusion: Any, data: Any) -> None:
+def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data: Any) -> None:
     """Refuse what could not be measured of a run that is not trained yet.
 
     Args:
         config: of ddpm-evaluate; its run is not looked at.
         trained: the run's configuration.
-        model: with any weights, or on the meta device, which has none.
+        task: of the run; its networks with any weights, or on the meta device, which has none.
     Raises: InvalidInput.
     """
     from ddpm.runs import Run
@@ -65,7 +69,10 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, model: Any, diff
     resolve_device(config.device)
     sampler = build(config.sampler, "sampler", trusted(config))
     data = data if config.data.root is None else data_of(config, trained)
-    source = Source(diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
+    if getattr(task, "diffusion", None) is None:
+        raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
+    model = task.model
+    source = Source(task.diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
     _measures(Subject(config, source, Run(str(config.run)), trained, 0, data), metrics)
 
 
@@ -91,7 +98,11 @@ def _metrics(config: DictConfig) -> list[str]:
 
 
 def _measures(subject: Subject, metrics: list[str]) -> list[Measure]:
-    """What is going to be carried out; without recognition, if it is one among others and the data have no labels."""
+    """What is going to be carried out; without recognition, if it is one among others and the data have no labels.
+
+    Raises: InvalidInput for a measure that needs what the data do not hold.
+    """
+    _must_hold(subject.data, metrics)
     if subject.data.labels is None and len(metrics) > 1:
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
@@ -100,6 +111,17 @@ def _measures(subject: Subject, metrics: list[str]) -> list[Measure]:
     measures += [_measure_steps(subject)] if "steps" in metrics else []
     measures += [_measure_cost(subject)] if "cost" in metrics else []
     return measures
+
+
+def _must_hold(data: Any, metrics: list[str]) -> None:
+    """Refuse measures of pictures, or of bytes, where the data hold none."""
+    for metric in metrics:
+        if NEEDS.get(metric, "") not in ("", *data.holds):
+            allowed = [m for m in (*OF_SAMPLES, *OF_IMAGES, "cost", "steps") if NEEDS.get(m, "") in ("", *data.holds)]
+            raise InvalidInput(
+                f"metric={metric} needs {NEEDS[metric]}, but {data.name} holds {samples_of(data)} of shape "
+                f"{data.shape}; allowed: {', '.join(allowed)}"
+            )
 
 
 def _warn_of_other_data(run: Any, data: Any) -> None:
@@ -127,7 +149,7 @@ def _say_plan(subject: Subject, measures: list[Measure]) -> None:
     lines = [f"  {measure.plan}" for measure in measures]
     if any("inception" in measure.plan for measure in measures):  # 300x300 pixels take their time
         extractor, _ = subject.features("inception")[1]()
-        x, _ = subject.data.batch(subject.data.held_out[:8])
+        x = subject.data.batch(subject.data.held_out[:8]).x
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
     if any("classifier" in measure.plan for measure in measures) and not subject.has_judge:
@@ -304,7 +326,7 @@ def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
     data, path, groups = subject.data, subject.run.path / "memorisation.png", {}
     for name, result in found.items():
         closest = result.relative.argsort()[:10]
-        real, _ = data.batch(data.train[result.index[closest].cpu()])
+        real = data.batch(data.train[result.index[closest].cpu()]).x
         of_held_out = result.held_out_relative.sort().values[: len(closest)]
         groups[f"by {name}"] = (x[closest], real.cpu(), result.relative[closest].tolist(), of_held_out.tolist())
     plots.copies(path, groups)
@@ -455,8 +477,6 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
 
 def _measure_cost(subject: Subject) -> Measure:
     """Check what training and sampling are to be timed with; returns what times them."""
-    import torch
-
     from ddpm import cost
 
     config, trained, trust = subject.config, subject.trained, trusted(subject.config)
@@ -467,15 +487,14 @@ def _measure_cost(subject: Subject) -> Measure:
         for told, sampler in _samplers(subject, "cost", names, steps, [None])
     }
     trainer = build(trained.trainer, "trainer", trust)
-    augment = None if trained.get("augment") is None else build(trained.augment, "augment", trust)
-
-    def optimizer(parameters: Any) -> torch.optim.Optimizer:
-        return build(trained.optimizer, "optimizer", trust, params=list(parameters))
+    made = {"model": subject.source.model, "diffusion": subject.source.diffusion}
+    task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, subject.data)
+    optimizer = optimizer_of(trained, trust)
 
     def carry_out() -> None:
         try:
             protocol, words, values = cost.measure_cost(
-                subject.source, subject.data, trainer, optimizer, samplers, config.batch, augment=augment
+                subject.source, task, subject.data, trainer, optimizer, samplers, config.batch, augment=augment
             )
         except ValueError as error:
             raise InvalidInput(f"metric=cost: {error}") from error

@@ -1,9 +1,10 @@
 """`ddpm-study plan`: what a sweep is going to be, counted and timed before it begins."""
 
 import functools
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from ddpm.commands.planning import built, must_be_measurable, must_be_sound, sta
 from ddpm.commands.told import say, table
 from ddpm.config import (
     InvalidInput,
-    build,
     build_data,
     compose,
     jobs,
@@ -198,7 +198,10 @@ def _stand_in(settings: dict[str, Any]) -> Any:
 
 def _needs(run: Planned) -> Needs:
     """Parameters, floating point operations and memory of an arm, counted on the meta device; or why it is refused."""
+    import torch
+
     from ddpm import cost, preflight
+    from ddpm.training.task import trial_loss
 
     config, data = run.config, run.data
     try:
@@ -207,16 +210,16 @@ def _needs(run: Planned) -> Needs:
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
         if data is not None:
             must_be_measurable(config, run.settings, parts, data)
-        parameters = sum(p.numel() for p in parts.model.parameters())
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
         images = None if steps is None else steps * parts.trainer.batch_size
-        loss = functools.partial(_loss_on_meta, parts, at_hand.shape)
+        trial = functools.partial(trial_loss, parts.task, at_hand, device=torch.device("meta"))
+        losses = [functools.partial(trial, phase=number) for number in range(len(parts.task.phases))]
         micro = parts.trainer.batch_size // parts.trainer.accumulate
-        activations = preflight.activations(loss, parts.model.parameters(), micro)
-        batch = parts.trainer.batch_size, parts.trainer.accumulate
-        needed = preflight.memory(parts.model, parts.moments, at_hand.images, *batch, activations)
-        gflop = cost.gflop(parts.model, at_hand.shape)
-        return Needs(parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
+        activations = max(preflight.activations(loss, parts.weights, micro) for loss in losses)
+        batch, modules = (parts.trainer.batch_size, parts.trainer.accumulate), parts.task.modules.values()
+        needed = preflight.memory(modules, parts.moments, at_hand, *batch, activations)
+        gflop = sum(map(cost.gflop_of_loss, losses))
+        return Needs(parts.parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
     except InvalidInput as error:
         return Needs(refused=str(error))
 
@@ -230,23 +233,10 @@ def _too_large(needed: Any, device: Any) -> str | None:
     return f"a step needs {preflight.in_words(sum(needed))}, but {preflight.in_words(there)} are available on {device}"
 
 
-def _loss_on_meta(parts: Any, shape: tuple[int, ...], n: int) -> Any:
-    """The loss of n images that are nowhere."""
-    import torch
-
-    from ddpm.trainer import classes_for
-
-    x_0, t = torch.empty(n, *shape, device="meta"), torch.ones(n, dtype=torch.long, device="meta")
-    y = classes_for(parts.model, torch.zeros(n, dtype=torch.long, device="meta"))
-    return parts.diffusion.loss(parts.model.train(), x_0, y, t=t, eps=torch.empty_like(x_0)).mean()
-
-
 def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | None:
     """GFLOP of training in a second, by timed steps of the first arm that can be trained; None if all is done."""
-    import torch
-
     from ddpm import cost
-    from ddpm.sampling import Source
+    from ddpm.training.step import Training
 
     legal = [(found[0], need) for found, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
     if not legal or all(run.status.get("state") == "DONE" for found in of_arm for run in found):
@@ -259,16 +249,13 @@ def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | No
     trainer = parts.trainer
     trainer.batch_size = max(1, min(trainer.batch_size // trainer.accumulate, int(TIMED_GFLOP / need.gflop / 4)))
     trainer.accumulate = 1
-    model = parts.model.to(device, memory_format=torch.channels_last)
-    source = Source(parts.diffusion, model, parts.sampler, data.shape, 0, device, "fp32")
-    make = functools.partial(_optimizer, run.config, trust)
-    training_step = cost.Training(source, data.to(device), trainer, make, parts.augment)
-    training_step.step()
-    return need.gflop * trainer.batch_size / cost.seconds(training_step.step, device, repeat=3)
-
-
-def _optimizer(config: DictConfig, trust: list[str], params: Iterable[Any]) -> Any:
-    return build(config.optimizer, "optimizer", trust, params=list(params))
+    training = Training(
+        trainer, parts.task, data.to(device), parts.optimizer, seed=0, device=device, augment=parts.augment
+    )
+    numbers = itertools.count(1)
+    training.step(next(numbers))
+    took = cost.seconds(lambda: training.step(next(numbers)), device, repeat=3)
+    return need.gflop * trainer.batch_size / took
 
 
 def _seconds(found: list[Planned], need: Needs, rate: float | None) -> float | None:

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.asked import (
+    augmentation,
     job_number,
     load_into,
     multirun,
     must_be_whole,
-    must_match,
     must_walk,
+    optimizer_of,
     overrides,
+    task_of,
     trusted,
 )
 from ddpm.config import (
@@ -42,12 +45,21 @@ class Parts(NamedTuple):
     """What trains."""
 
     augment: Any
-    model: Any
-    diffusion: Any
+    task: Any
     sampler: Any
-    optimizer: Any
+    optimizer: Callable[..., Any]  # makes one of parameters
     trainer: Any
     moments: float  # bytes that the optimizer keeps for each byte of weights
+
+    @property
+    def parameters(self) -> int:
+        """How many what is trained has."""
+        return sum(p.numel() for p in self.weights)
+
+    @property
+    def weights(self) -> list[Any]:
+        """The parameters of what is trained."""
+        return [p for module in self.task.modules.values() for p in module.parameters()]
 
 
 class Plan(NamedTuple):
@@ -78,19 +90,21 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     from ddpm.runs import DONE, FAILED, RUNNING, Run, now, science_hash
 
     trust = trusted(config)
-    parents, parent = {}, None
+    parents: dict[str, str] = {}
+    parent = None
     if config.extend is not None:
         config, parent = _extended(config)
-        parents["extend"] = checkpoint.sha256(parent / "model.safetensors")
+        parents |= _checksums("extend", checkpoint.weights_of(parent))
     settings = must_be_sound(config)
-    initial = None
+    initial: dict[str, Path] = {}
     if config.init is not None:
-        initial = _weights_file(Path(str(config.init)))
+        initial = _weights_files(Path(str(config.init)))
         try:
-            regular_size(initial, checkpoint.LARGEST)
+            for file in initial.values():
+                regular_size(file, checkpoint.LARGEST)
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
-        parents["init"] = checkpoint.sha256(initial)
+        parents |= _checksums("init", initial)
     data = build_data(config.data, trust)
     facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
     run = Run(_folder_of_runs(config) / science_hash(facts))
@@ -99,10 +113,10 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         parts = built(config, trust, data, device, processes)
         must_be_measurable(config, settings, parts, data)
-        if initial is not None:
-            load_into(parts.model, initial)
+        if initial:
+            _load(parts.task, initial, f"init={config.init}")
         if parent is not None:
-            load_into(parts.model, parent / "model.safetensors")
+            _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
             _must_leave_a_budget(config, parts.trainer, data, parent)
     except InvalidInput as error:
         if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
@@ -139,23 +153,26 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
         on: where the network is made; on "meta" it has no weights, and no optimizer takes them.
     Raises: InvalidInput.
     """
-    import torch
-
-    with torch.device(on):
-        model = build(config.model, "model", trust)
-    must_match(model, data)
-    augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
-    diffusion = build(config.diffusion, "diffusion", trust, schedule=build(config.schedule, "schedule", trust))
-    sampler = build(config.sampler, "sampler", trust)
-    must_walk(sampler, diffusion)
-    _must_predict(model, diffusion, data.shape[0])
+    task = task_of(config, trust, on)
+    try:
+        task.check(data)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    augment = augmentation(config, trust, data)
+    sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
+    if sampler is not None:
+        must_walk(sampler, task.diffusion)
     trainer = build(config.trainer, "trainer", trust)
     _must_divide(trainer, processes)
-    params = None if on == "meta" else list(model.parameters())
-    optimizer = None if params is None else build(config.optimizer, "optimizer", trust, params=params)
+    if task.couples_batch and trainer.accumulate > 1:
+        raise InvalidInput(
+            f"trainer.accumulate = {trainer.accumulate}: the loss of {type(task).__name__} needs the whole batch at "
+            "once; set trainer.accumulate=1"
+        )
     moments = _must_step(config.optimizer, trust, device)
-    must_fit(model, moments, data, trainer, device)
-    return Parts(augment, model, diffusion, sampler, optimizer, trainer, moments)
+    parts = Parts(augment, task, sampler, optimizer_of(config, trust), trainer, moments)
+    must_fit(parts, data, device)
+    return parts
 
 
 def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Parts, data: Any) -> None:
@@ -166,7 +183,7 @@ def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Part
     lines = settings.get("evaluation", [])
     for line, asked in zip(lines, evaluations(Path("run"), lines, config), strict=True):
         try:
-            evaluating.must_be_measurable(asked, config, parts.model, parts.diffusion, data)
+            evaluating.must_be_measurable(asked, config, parts.task, data)
             _must_be_kept(asked.checkpoint, parts.trainer, data)
         except InvalidInput as error:
             raise InvalidInput(f"evaluation, {line}: {error}") from error
@@ -227,6 +244,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
     merged = OmegaConf.merge(
         {} if "augment" in base else {"augment": {"_target_": AUGMENTATION}},  # which runs of earlier versions lack
+        {} if "task" in base else {"task": config.task},
         base,
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
         _place(base, config, parent.path),
@@ -244,8 +262,25 @@ def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]
     return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
 
 
-def _weights_file(path: Path) -> Path:
-    """The weights of a run directory (EMA, last checkpoint), or of a folder with {ema,model}.safetensors."""
+def _checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
+    """What a run starts from: the checksum of "model" by the key itself, those of other modules by key.NAME."""
+    from ddpm import checkpoint
+
+    return {key if name == "model" else f"{key}.{name}": checkpoint.sha256(file) for name, file in files.items()}
+
+
+def _load(task: Any, files: dict[str, Path], word: str) -> None:
+    """Give the modules of a task their weights; refuses files of other modules."""
+    if files.keys() != task.modules.keys():
+        theirs, own = ", ".join(files), ", ".join(task.modules)
+        raise InvalidInput(f"{word}: it has the modules {theirs}, but {type(task).__name__} trains {own}")
+    for name, file in files.items():
+        load_into(task.modules[name], file)
+
+
+def _weights_files(path: Path) -> dict[str, Path]:
+    """Module -> its weights: the averaged ones of a run directory's last checkpoint, or of a folder with such files."""
+    from ddpm import checkpoint
     from ddpm.runs import open_run
 
     folder = path
@@ -254,9 +289,11 @@ def _weights_file(path: Path) -> Path:
             _, folder = open_run(path)
         except FileNotFoundError as error:
             raise InvalidInput(str(error).replace("run=", "init=", 1)) from error
+    if (folder / "manifest.json").is_file():
+        return checkpoint.weights_of(folder, averaged=True)
     for name in ("ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
-            return folder / name
+            return {"model": folder / name}
     raise InvalidInput(
         f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
     )
@@ -301,20 +338,6 @@ def status_of(run: Any) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- what training requires
 
 
-def _must_predict(model: Any, diffusion: Any, channels: int) -> None:
-    """Refuse a network with other output channels than the target, and a learned variance, need; or no loss for it."""
-    try:
-        diffusion.must_be_trainable()
-    except ValueError as error:
-        raise InvalidInput(f"diffusion: {error}") from error
-    needed = channels * (2 if diffusion.variance == "learned" else 1)
-    if getattr(model, "out_channels", needed) != needed:
-        raise InvalidInput(
-            f"model.out_channels = {model.out_channels}, but diffusion.variance={diffusion.variance} with {channels} "
-            f"channels of the data takes model.out_channels={needed}"
-        )
-
-
 def _must_divide(trainer: Any, processes: int) -> None:
     """Refuse micro-batches that so many processes cannot share evenly."""
     micro = trainer.batch_size // trainer.accumulate
@@ -347,19 +370,20 @@ def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
     return preflight.moments_of(trial)
 
 
-def must_fit(
-    model: Any, moments: float, data: Any, trainer: Any, device: Any, activations: int = 0
-) -> tuple[Any, int | None]:
+def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tuple[Any, int | None]:
     """Refuse a training step that is larger than the memory; (what it needs, the bytes that there are).
 
     Without activations, whose count takes a moment, this is what it needs at least.
     """
     from ddpm import preflight
 
-    needed = preflight.memory(model, moments, data.images, trainer.batch_size, trainer.accumulate, activations)
+    trainer, modules = parts.trainer, parts.task.modules.values()
+    batch = trainer.batch_size, trainer.accumulate
+    needed = preflight.memory(modules, parts.moments, data, *batch, activations)
     there = preflight.available(device)
     if there is not None:
-        there += sum(x.nbytes for x in (*model.parameters(), data.images) if x.device.type == device.type)
+        weights = [p.nbytes for p in parts.weights if p.device.type == device.type]
+        there += sum(weights) + (data.nbytes if data.device.type == device.type else 0)
     if there is not None and sum(needed) > there:
         raise InvalidInput(
             f"a training step needs {preflight.in_words(sum(needed))} of memory on {device} ({needed}), but "
@@ -395,7 +419,7 @@ def disk(plan: Plan) -> tuple[int, int, str]:
     from ddpm import preflight
 
     trainer, path = plan.parts.trainer, plan.run.path
-    one = preflight.checkpoint(plan.parts.model, plan.parts.moments)
+    one = preflight.checkpoint(plan.parts.task.modules.values(), plan.parts.moments)
     count = preflight.checkpoints(trainer.last_step(len(plan.data.train)), trainer.checkpoint_every, trainer.keep)
     parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
     return preflight.disk(one, count, path), preflight.free(path), parts
@@ -412,16 +436,12 @@ def no_room(plan: Plan) -> str:
     )
 
 
-def trial_loss(plan: Plan, n: int) -> Any:
-    """The mean loss of n images, all the same, computed as training does."""
-    import torch
-
+def trial_loss(plan: Plan, n: int, phase: int = 0) -> Any:
+    """The mean loss of n samples, all the same, computed as training does."""
     from ddpm.precision import computing, resolve
-    from ddpm.trainer import classes_for
+    from ddpm.training import task
 
-    data, device = plan.data, plan.device
-    precision = resolve(plan.parts.trainer.precision, device, sum(p.numel() for p in plan.parts.model.parameters()))
-    model = plan.parts.model.to(device, memory_format=torch.channels_last).train()
-    x_0, y = data.batch(data.train[:1].expand(n), device)
+    device = plan.device
+    precision = resolve(plan.parts.trainer.precision, device, plan.parts.parameters)
     with computing(device, precision):
-        return plan.parts.diffusion.loss(model, x_0, classes_for(model, y)).mean()
+        return task.trial_loss(plan.parts.task.to(device), plan.data, n, device, phase)

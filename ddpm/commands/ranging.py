@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -14,11 +14,10 @@ from ddpm.commands.asked import (
     must_be_writable,
     settings,
     training_command,
-    trusted,
 )
 from ddpm.commands.planning import Plan, planned
 from ddpm.commands.told import progress_bar, say
-from ddpm.config import InvalidInput, build, resolve_device
+from ddpm.config import InvalidInput, resolve_device
 
 if TYPE_CHECKING:
     from ddpm.study.lr_range import RangeTest, Suggestion
@@ -72,23 +71,17 @@ def _asked(config: DictConfig) -> tuple[list[float], "RangeTest"]:
 
 def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
     """Train a step at each rate, as a run does, until the test is over."""
-    from ddpm import cost
-    from ddpm.ranks import Ranks
-    from ddpm.sampling import Source
+    from ddpm.training.step import Training
 
-    config, parts, trust, images = plan.config, plan.parts, trusted(plan.config), plan.parts.trainer.batch_size
-
-    def optimizer(parameters: Any) -> Any:
-        return build(config.optimizer, "optimizer", trust, params=list(parameters))
-
-    source = Source(parts.diffusion, parts.model, parts.sampler, plan.data.shape, config.seed, plan.device)
-    training = cost.Training(source, plan.data.to(plan.device), parts.trainer, optimizer, parts.augment)
+    parts, device, images = plan.parts, plan.device, plan.parts.trainer.batch_size
+    training = Training(
+        parts.trainer, parts.task, plan.data.to(device), parts.optimizer,
+        seed=plan.config.seed, device=device, augment=parts.augment,
+    )  # fmt: skip
     with progress_bar(len(walk) * images) as bar:
         for number, rate in enumerate(walk, 1):
-            for group in training.optimizer.param_groups:
-                group["lr"] = rate
-            Ranks().seed_dropout(config.seed, number)
-            test.add(rate, training.step().item())
+            training.set_lr(rate)
+            test.add(rate, training.step(number).loss.item())
             bar.update(images)
             if test.ended:
                 break

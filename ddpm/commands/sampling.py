@@ -100,7 +100,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
     if len(pair) != 2 or not all(legal):
         raise InvalidInput(f"between={between}: two of the {len(data.held_out)} held-out images, such as between=[0,1]")
-    x, y = data.batch(data.held_out[pair])
+    ends = data.batch(data.held_out[pair])
+    x, y = ends.x, ends.y
     try:
         way = source.between(x, y, BETWEEN)
     except ValueError as error:

@@ -148,7 +148,7 @@ def report(words: list[str]) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _network_of(model: str, shape: tuple[int, int, int]) -> tuple[int, float]:
+def _network_of(model: str, shape: tuple[int, ...]) -> tuple[int, float]:
     import torch
 
     from ddpm import cost
@@ -161,9 +161,10 @@ def _network_of(model: str, shape: tuple[int, int, int]) -> tuple[int, float]:
 def _network(settings: dict[str, Any]) -> tuple[int, float] | None:
     """Parameters and GFLOP of what a configuration builds."""
     try:
-        size = settings["data"]["image_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return _network_of(json.dumps(settings["model"]), (settings["data"]["channels"], height, width))
+        size = settings["data"].get("image_size")
+        height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+        shape = (2,) if size is None else (settings["data"]["channels"], height, width)
+        return _network_of(json.dumps(settings["model"]), shape)
     except (InvalidInput, ValueError, KeyError, TypeError):
         return None
 

@@ -91,7 +91,7 @@ class Subject:
                 made = features.Pixels(data.shape)
             else:
                 some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
-                made = features.PCA(data.batch(some)[0], config.pca, quality.data_key(data))
+                made = features.PCA(data.batch(some).x, config.pca, quality.data_key(data))
         except (ValueError, ImportError, OSError) as error:
             raise InvalidInput(f"features={kind}: {error}") from error
         return made.size, lambda: (made, None)

@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import evaluating
 from ddpm.commands.asked import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
 from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
-from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
+from ddpm.commands.told import how_drawn, samples_of, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
+
+MANY_POINTS = 2000  # that are drawn where a sample is a point: one picture shows them all
 
 
 class RunFailed(Exception):
@@ -101,10 +103,9 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
 
     from ddpm import checkpoint, cost, files
     from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
-    from ddpm.schedules import concerns
     from ddpm.trainer import Interrupted, terminable
 
-    run, config = plan.run, plan.config
+    run = plan.run
     try:
         with run.locked():
             if status_of(run).get("state") == DONE:  # by another process, since it was looked at
@@ -117,11 +118,11 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 team.told(None)
                 raise InvalidInput(str(error)) from error
             say(
-                f"run {run.path}: {sum(p.numel() for p in plan.parts.model.parameters()):,} parameters, "
-                f"{len(plan.data.train):,} training images, {plan.device}"
+                f"run {run.path}: {plan.parts.parameters:,} parameters, "
+                f"{len(plan.data.train):,} training {samples_of(plan.data)}, {plan.device}"
                 + (f", {team.size} processes" if team.size > 1 else "")
             )
-            for concern in concerns(plan.parts.diffusion.schedule, plan.parts.diffusion.target):
+            for concern in plan.parts.task.concerns():
                 say(f"warning: {concern}")
             room, free, _ = disk(plan)
             if room > free:
@@ -138,11 +139,9 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 facts |= {"begun": known.get("begun") or now(), "threads": threads, "machine": machine}
                 run.begin(data=plan.data.identity(), **facts)
                 team.told((run.path, resume))
-                ended, ema = _fit(plan, team, resume, watch)
+                ended, averaged = _fit(plan, team, resume, watch)
                 with terminable():
-                    _draw_results(
-                        run, config, plan.data, plan.parts.diffusion, ema.model, plan.parts.sampler, plan.device
-                    )
+                    _draw_results(plan, averaged)
             except Interrupted as error:
                 run.write_status(INTERRUPTED, reason=str(error), ended=now())
                 say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
@@ -217,29 +216,33 @@ def _follow(plan: Plan, team: Any) -> None:
 def _fit(
     plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None = None
 ) -> tuple[str, Any]:
-    """Train, with the network compiled if that is asked for: (the budget that was used up, the EMA)."""
+    """Train, with the networks compiled if that is asked for: (the budget that was used up, the averaged task)."""
     if plan.config.get("compile"):
         _compile(plan, team.size)
     return plan.parts.trainer.fit(
-        plan.run, plan.parts.model, plan.parts.diffusion, plan.data, plan.parts.optimizer,
+        plan.run, plan.parts.task, plan.data, plan.parts.optimizer,
         seed=plan.config.seed, device=plan.device, augment=plan.parts.augment, resume=resume, ranks=team, watch=watch,
     )  # fmt: skip
 
 
 def _compile(plan: Plan, processes: int) -> None:
-    """Compile the network and try it on a batch; where that fails, say why and leave the network as it was."""
-    started, model = time.perf_counter(), plan.parts.model
-    model.compile()
+    """Compile the networks and try them on a batch; where that fails, say why and leave them as they were."""
+    started, task = time.perf_counter(), plan.parts.task
+    micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate // processes
+    for module in task.modules.values():
+        module.compile()
     try:
-        trial_loss(plan, plan.parts.trainer.batch_size // plan.parts.trainer.accumulate // processes).backward()
+        for phase in range(len(task.phases)):
+            trial_loss(plan, micro, phase).backward()
     except Exception as error:  # whatever a compiler stumbles over, and torch has many classes for it
-        model._compiled_call_impl = None
+        for module in task.modules.values():
+            module._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         say(f"warning: the network cannot be compiled here, and is trained as it is: {reason[0]}")
     else:
         say(f"compiled in {time.perf_counter() - started:.0f} s")
-    for p in model.parameters():
-        p.grad = None
+    for module in task.modules.values():
+        module.zero_grad()
 
 
 def _record_failure(run: Any, error: Exception) -> None:
@@ -262,19 +265,19 @@ def _record_failure(run: Any, error: Exception) -> None:
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
 
 
-def _draw_results(
-    run: Any, config: DictConfig, data: Any, diffusion: Any, model: Any, sampler: Any, device: Any
-) -> None:
+def _draw_results(plan: Plan, averaged: Any) -> None:
     """The pictures at the end of a run, and its figures."""
     import torch
 
     from ddpm import evaluation, images, plots, quality
     from ddpm.forward import q_sample
+    from ddpm.images import as_pictures
     from ddpm.precision import as_trained
     from ddpm.randomness import SampleNoise
     from ddpm.runs import git_commit, read_metrics
     from ddpm.sampling import Source
 
+    run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
     history = read_metrics(run.path)
     plots.loss(
         run.path / "loss.png",
@@ -283,22 +286,33 @@ def _draw_results(
             for split in ("train", "held_out")
         ),
     )
+    if sampler is None:  # a task that draws no samples
+        return
+    diffusion = averaged.diffusion
     plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
     precision = as_trained(run.status()["precision"], device)
-    source = Source(diffusion, model, sampler, data.shape, config.seed, device, precision)
-    judged = config.recognition and quality.has_classes(data) and len(data.held_out) > 0
-    samples = source.drawn(512 if judged else 64)
-    images.save_samples(run.path / "samples.png", samples[:64])
-    frames = [images.grid(x_t, columns=8) for _, x_t in source.way(32, 40)]
+    source = Source(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision)
+    pictures = "pictures" in data.holds
+    judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
+    samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
+    if pictures:
+        images.save_samples(run.path / "samples.png", samples[:64])
+    else:
+        real = data.batch(data.held_out if len(data.held_out) else data.train).x[:MANY_POINTS].cpu()
+        images.save_samples(run.path / "samples.npy", samples)
+        plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
+    way = source.way(32 if pictures else MANY_POINTS, 40)
+    frames = [images.grid(as_pictures(x_t), columns=8 if pictures else 1) for _, x_t in way]
     images.save_gif(run.path / "denoising.gif", frames, seconds_per_frame=0.08)
 
-    T = diffusion.schedule.T
+    T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
     times = [round(T * share / 4) for share in range(5)]
-    x_0 = data.batch(data.train[:1], device)[0].cpu()
-    eps = SampleNoise(config.seed, [0]).x_T(data.shape)
-    x_t = q_sample(diffusion.schedule, x_0.expand(5, *data.shape), torch.tensor(times), eps)
+    x_0 = data.batch(data.train[:n], device).x.cpu()
+    eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
+    x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
-    warn_of_range(source)
+    if pictures:
+        warn_of_range(source)
 
     if judged:
         drawn = quality.Drawn(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))

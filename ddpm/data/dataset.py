@@ -1,8 +1,10 @@
-"""Images in memory: bytes, a fixed held-out part, and an order that is a pure function of the step."""
+"""Data in memory: a fixed held-out part, and an order that is a pure function of the step; images as bytes."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddpm.data.batch import Batch, Condition
 from ddpm.files import Origin
 from ddpm.images import to_float
 from ddpm.preflight import available, in_words
@@ -93,27 +96,124 @@ def fit(images: Tensor, image_size: int | Sequence[int], channels: int) -> Tenso
     return rearrange(torch.from_numpy(np.stack(fitted)), "n h w ... -> n (...) h w").contiguous()
 
 
-class ImageData:
-    """Images in memory, with labels or without, of which a fixed part is held out.
+class Dataset(ABC):
+    """Samples in memory, of which a fixed part is held out: what training, sampling and measures ask of any data.
 
-    Every source of images is one of these. The held-out part is a random fraction of the images that depends on their
-    number alone, never on the run's seed, so that all runs on the same data are judged on the same images.
+    The held-out part is a random fraction that depends on the number of samples alone, never on the run's seed, so that
+    all runs on the same data are judged on the same samples.
 
     Args:
         name: what the data are called, printable and without slashes; part of their identity.
         split: which published part was read: "train", "test", or "all" where there is only one.
+        count: the number N of samples.
+        validation: the held-out fraction, 0 <= validation < 1. Unless it is 0 at least one sample is held out.
+    Raises: ValueError for arguments outside these ranges.
+    """
+
+    origin: Origin | None = None  # of a source that knows all that it reads: its data are reused while that stays so
+    holds: frozenset[str] = frozenset()
+    """What its samples are, for those who need it: "pictures" (x is (C, H, W)), "bytes" (each value one of the 256 that
+    lie evenly in [-1, 1]), "classes"."""
+    labels: Tensor | None = None
+    num_classes = 0
+
+    def __init__(self, name: str, split: str, count: int, validation: float):
+        check_name(name)
+        self.name, self.split = name, split
+        self.train, self.held_out = self._divide(count, validation)
+        self._epochs: dict[tuple[int, int], Tensor] = {}
+
+    def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
+        """Sorted numbers of the training part and of the held-out part."""
+        if validation > 0 and count == 1:
+            raise ValueError(f"{self.name}: one image leaves none to hold out; set validation=0")
+        held_out = min(max(round(validation * count), 1), count - 1) if validation > 0 else 0
+        shuffled = torch.randperm(count, generator=keyed(0, "held_out"))
+        return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.held_out)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample x."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Of memory that the data take, on their device."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the data lie."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Move the data to a device; returns self."""
+
+    @abstractmethod
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Batch:
+        """Samples as the network sees them.
+
+        Args:
+            indices: their numbers (B,), whole numbers in 0..N-1.
+            device: where the result goes.
+            generator: draws what is drawn anew each time, such as mirrored images; None, as in evaluation, draws none.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the data are, wherever they lie: plain data with name, split, count and sha256 at least."""
+
+    def order(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """Numbers (batch_size,) of one step's global batch: a pure function of (seed, step, batch_size).
+
+        The training part is shuffled anew each epoch; the epochs, end to end, are cut into batches.
+
+        Args:
+            seed: the run's seed.
+            step: counts from 1.
+            batch_size: samples in the global batch, >= 1; may exceed an epoch.
+
+        Raises: ValueError if step or batch_size is below 1.
+        """
+        if step < 1 or batch_size < 1:
+            raise ValueError(f"step={step}, batch_size={batch_size}: both are at least 1")
+        n, start = len(self.train), (step - 1) * batch_size
+        stop = start + batch_size
+        epochs = range(start // n, (stop - 1) // n + 1)
+        return torch.cat([self._epoch(seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
+
+    def _epoch(self, seed: int, epoch: int) -> Tensor:
+        """The training part in the order of one epoch; epochs count from 0."""
+        if (seed, epoch) not in self._epochs:
+            while len(self._epochs) >= EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]
+            shuffled = torch.randperm(len(self.train), generator=keyed(seed, "order", epoch))
+            self._epochs[seed, epoch] = self.train[shuffled]
+        return self._epochs[seed, epoch]
+
+
+class ImageData(Dataset):
+    """Images in memory, with labels or without, of which a fixed part is held out.
+
+    Every source of images is one of these.
+
+    Args:
+        name, split, validation: as in `Dataset`.
         images: uint8 (N, C, H, W), N >= 1, C is 1 or 3.
         labels: whole numbers (N,) in 0..num_classes-1, or None.
         classes: the classes' names; without them, labels name themselves.
         image_size: side or (H, W) to bring the images to (see `fit`); None leaves them.
         channels: 1 or 3; None leaves them.
-        validation: the held-out fraction, 0 <= validation < 1. Unless it is 0 at least one image is held out.
         flip: mirror half of the training images left to right, drawn anew each time.
 
     Raises: ValueError for arguments outside these ranges.
     """
-
-    origin: Origin | None = None  # of a source that knows all that it reads: its data are reused while that stays so
 
     def __init__(
         self,
@@ -137,23 +237,12 @@ class ImageData:
                 raise ValueError(f"{name}: {len(images)} images but labels of shape {tuple(labels.shape)}")
             classes = classes or tuple(str(y) for y in range(int(labels.max()) + 1))
             check_labels(labels, len(classes), name)
-        self.name, self.split, self.flip = name, split, flip
+        self.flip = flip
         self.images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
         self.labels = None if labels is None else labels.long()
         self.classes, self.num_classes = tuple(classes), len(classes)
-        self.train, self.held_out = self._divide(len(images), validation)
-        self._epochs: dict[tuple[int, int], Tensor] = {}
-
-    def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted image numbers of the training part and of the held-out part."""
-        if validation > 0 and count == 1:
-            raise ValueError(f"{self.name}: one image leaves none to hold out; set validation=0")
-        held_out = min(max(round(validation * count), 1), count - 1) if validation > 0 else 0
-        shuffled = torch.randperm(count, generator=keyed(0, "held_out"))
-        return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self.holds = frozenset({"pictures", "bytes", *(["classes"] if labels is not None else [])})
+        super().__init__(name, split, len(images), validation)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -166,7 +255,17 @@ class ImageData:
         """(H, W) of one image."""
         return self.shape[1:]
 
-    def to(self, device: torch.device | str) -> "ImageData":
+    @property
+    def nbytes(self) -> int:
+        """Of the images."""
+        return self.images.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> Self:
         """Move images (still bytes) and labels to a device; returns self."""
         self.images = self.images.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
@@ -174,7 +273,7 @@ class ImageData:
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Batch:
         """Images as the network sees them.
 
         Args:
@@ -182,42 +281,14 @@ class ImageData:
             device: where the result goes.
             generator: draws which rows are mirrored, if the data flip; None, as in evaluation, mirrors none.
 
-        Returns: x_0 float32 (B, C, H, W) in [-1, 1], and y int64 (B,) or None.
+        Returns: x float32 (B, C, H, W) in [-1, 1], and as condition the classes int64 (B,) of labelled data.
         """
         indices = indices.to(self.images.device)
         x_0 = to_float(self.images[indices].to(device))
         if self.flip and generator is not None:
             coins = torch.rand(len(x_0), generator=generator, device=generator.device) < 0.5
             x_0 = torch.where(rearrange(coins, "b -> b 1 1 1").to(device), x_0.flip(-1), x_0)
-        return x_0, None if self.labels is None else self.labels[indices].to(device)
-
-    def order(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """Image numbers (batch_size,) of one step's global batch: a pure function of (seed, step, batch_size).
-
-        The training part is shuffled anew each epoch; the epochs, end to end, are cut into batches.
-
-        Args:
-            seed: the run's seed.
-            step: counts from 1.
-            batch_size: images in the global batch, >= 1; may exceed an epoch.
-
-        Raises: ValueError if step or batch_size is below 1.
-        """
-        if step < 1 or batch_size < 1:
-            raise ValueError(f"step={step}, batch_size={batch_size}: both are at least 1")
-        n, start = len(self.train), (step - 1) * batch_size
-        stop = start + batch_size
-        epochs = range(start // n, (stop - 1) // n + 1)
-        return torch.cat([self._epoch(seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
-
-    def _epoch(self, seed: int, epoch: int) -> Tensor:
-        """The training part in the order of one epoch; epochs count from 0."""
-        if (seed, epoch) not in self._epochs:
-            while len(self._epochs) >= EPOCHS_KEPT:
-                del self._epochs[next(iter(self._epochs))]
-            shuffled = torch.randperm(len(self.train), generator=keyed(seed, "order", epoch))
-            self._epochs[seed, epoch] = self.train[shuffled]
-        return self._epochs[seed, epoch]
+        return Batch(x_0, Condition(classes=None if self.labels is None else self.labels[indices].to(device)))
 
     def identity(self) -> dict[str, str | int | list[int]]:
         """What the data are, wherever they lie: {name, split, count, image_size, channels, sha256}.

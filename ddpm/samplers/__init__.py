@@ -1,7 +1,7 @@
 """Samplers: one loop, then one paper a file, one step each."""
 
 from ddpm.samplers.ancestral import Ancestral
-from ddpm.samplers.base import Callback, Sampler, integrate
+from ddpm.samplers.base import Before, Callback, Sampler, integrate
 from ddpm.samplers.ddim import DDIM, interpolate
 from ddpm.samplers.dpm_solver import DPMSolverPP
 from ddpm.samplers.edm import Euler, Heun
@@ -12,6 +12,7 @@ __all__ = [
     "DDIM",
     "LMS",
     "Ancestral",
+    "Before",
     "Callback",
     "DPMSolverPP",
     "Euler",

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import Denoise
+from ddpm.forward import q_step
 from ddpm.randomness import SampleNoise
 from ddpm.schedules import MOST, NoiseSchedule
 from ddpm.targets import Prediction
 
 Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
+"""(i, t, s, x_t, pred): what is shown of step i of a walk, from t to s."""
+Before = Callable[[int, int | float, Tensor], Tensor]
+"""(i, t, x_t) -> x_t, (B, *): what step i starts from instead."""
 
 SPACINGS = ("uniform", "trailing", "quadratic", "log_snr", "karras")
 GRIDS = ("integer", "continuous")
@@ -111,7 +115,7 @@ class Sampler(ABC):
     def perturb(
         self, schedule: NoiseSchedule, x_t: Tensor, t: int | float, noise: Tensor, steps: int
     ) -> tuple[Tensor, int | float]:
-        """(x_t, t) to take a step from instead, for methods that add noise first; `steps` is the length of the walk."""
+        """(x_t, t) to take a step from instead, for methods that add noise first; `steps`: how many the walk has."""
         return x_t, t
 
     @abstractmethod
@@ -147,6 +151,7 @@ class Sampler(ABC):
         *,
         generator: torch.Generator | SampleNoise | None = None,
         callback: Callback | None = None,
+        before: Before | None = None,
     ) -> Tensor:
         """Draw samples: `integrate` over this sampler's own `times`.
 
@@ -157,10 +162,14 @@ class Sampler(ABC):
             generator: the source of step noise: a torch generator on x_T's device, or noise keyed by sample number;
                 None for torch's global one.
             callback: called as callback(i, t, s, x_t, pred) before each step, i = 0, 1, ...
+            before: called as before(i, t, x_t) at the start of each step: the x_t that it returns is evaluated, shown
+                to the callback and stepped from. So known pixels, noised to t, can be put back in. t is where `perturb`
+                has brought x_t; a second evaluation within a step is the method's own, and is not preceded by it.
         Returns:
             x_0, (B, *).
         """
-        return integrate(self, schedule, denoise, x_T, self.times(schedule), generator=generator, callback=callback)
+        times = self.times(schedule)
+        return integrate(self, schedule, denoise, x_T, times, generator=generator, callback=callback, before=before)
 
 
 @torch.no_grad()
@@ -173,30 +182,47 @@ def integrate(
     *,
     generator: torch.Generator | SampleNoise | None = None,
     callback: Callback | None = None,
+    before: Before | None = None,
+    renoise: bool = False,
 ) -> Tensor:
     """Walk along any times: the loop of every sampler.
 
     A walk that ends at 0 ends with D(x_t, t), the mean of the last step, for every method: no noise is added to a
     result, and no solver's order survives that step. To measure an order, end at s > 0.
 
+    With `renoise` a walk may go up again, as RePaint's does: from t to s > t noise is added by the forward process,
+    q(x_s | x_t). That evaluates no network and calls neither `before` nor `callback`, and multistep methods start anew
+    after it. Noise is keyed by i, the place of the pair in the walk, so each visit of a time has its own. At 0 in the
+    middle of a walk x_0 is D(x_t, t), and the walk goes up from there.
+
     Args:
         x_t: where to start, at times[0], (B, *).
-        times: t_0, t_1, ..., strictly falling; rising ones take `DDIM` from data to noise.
-        schedule, denoise, generator, callback: as in `Sampler.__call__`.
+        times: t_0, t_1, ..., strictly falling; rising ones take `DDIM` from data to noise, or add noise.
+        renoise: whether rising times add noise; False takes the sampler's own step upwards.
+        schedule, denoise, generator, callback, before: as in `Sampler.__call__`.
     Returns:
         x at the last time, (B, *).
+    Raises:
+        ValueError: with `renoise`, a time that follows itself.
+    Source of walks with ups: RePaint (Lugmayr et al., arXiv 2201.09865), algorithm 1.
     """
     schedule, past = schedule.to(x_t.device), []
+    rising = _rising(times) if renoise else set()
     for i, (t, s) in enumerate(itertools.pairwise(times)):
+        if i in rising:
+            x_t, past = q_step(schedule, x_t, s, _noise(generator, i, x_t), t), []
+            continue
         noise = _noise(generator, i, x_t) if sampler.stochastic and s > 0 else None
         if noise is not None:
-            x_t, t = sampler.perturb(schedule, x_t, t, noise, len(times) - 1)
+            x_t, t = sampler.perturb(schedule, x_t, t, noise, len(times) - 1 - len(rising))
+        if before is not None:
+            x_t = before(i, t, x_t)
         pred = evaluate(denoise, x_t, t)
         if callback is not None:
             callback(i, t, s, x_t, pred)
-        if s == 0:
+        if s == 0 and not renoise:
             return pred.x_0
-        x_t = sampler.step(schedule, denoise, x_t, t, s, pred, past, noise)
+        x_t = pred.x_0 if s == 0 else sampler.step(schedule, denoise, x_t, t, s, pred, past, noise)
         past = [*past, (t, pred)][-sampler.history :] if sampler.history else past
     return x_t
 
@@ -274,6 +300,14 @@ def _given(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
             raise ValueError(f"times = {times!r} must fall strictly, but {s} follows {t}")
     listed = listed if listed[-1] == 0 else [*listed, 0]
     return listed if grid == "integer" else [float(t) for t in listed]
+
+
+def _rising(times: Sequence[int | float]) -> set[int]:
+    """The places i of the pairs of a walk that go up; ValueError where a time repeats."""
+    for t, s in itertools.pairwise(times):
+        if t == s:
+            raise ValueError(f"times = {list(times)} must fall or rise with renoise = True, but {s} follows {t}")
+    return {i for i, (t, s) in enumerate(itertools.pairwise(times)) if s > t}
 
 
 def _noise(generator: torch.Generator | SampleNoise | None, i: int, x_t: Tensor) -> Tensor:

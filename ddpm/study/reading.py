@@ -124,7 +124,7 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
             _must_be_of_a_run(status)
             settings = read_settings(path / "config.yaml") if (path / "config.yaml").exists() else {}
             if settings:
-                _must_be_of_images(settings)
+                _must_be_of_a_task(settings)
             evaluation, problems = _evaluation(path)
             found.append(Recorded(path, settings, status, evaluation, _without_seed(science, settings)))
             unread += [f"{path.name}: {problem}" for problem in problems]
@@ -190,15 +190,16 @@ def _must_be_of_a_run(status: dict[str, Any]) -> None:
     """Raises: ValueError where what was typed, or what is said of the data, is of another kind."""
     words, data = status.get("overrides") or [], status.get("data") or {}
     sound = isinstance(words, list) and all(isinstance(word, str) for word in words) and isinstance(data, dict)
-    if not sound or (data and not (type(data.get("count")) is int and isinstance(data.get("image_size"), list))):
+    if not sound or (data and not (type(data.get("count")) is int and isinstance(data.get("image_size", []), list))):
         raise ValueError("its status.json is not that of a run")
     if status["state"] not in STATES:
         raise ValueError(f"its state {shown(str(status['state']))} is none of {', '.join(STATES)}")
 
 
-def _must_be_of_images(settings: dict[str, Any]) -> None:
+def _must_be_of_a_task(settings: dict[str, Any]) -> None:
     """Raises: ValueError where a group is no settings, or images have no size."""
-    for group in ("data", "model", "schedule", "diffusion", "optimizer", "trainer"):
+    of_task = [] if isinstance(settings.get("task"), dict) else ["model", "schedule", "diffusion"]
+    for group in ("data", *of_task, "optimizer", "trainer"):
         if not isinstance(settings.get(group), dict):
             raise ValueError(f"the {group} of its config.yaml are no settings")
     size = settings["data"].get("image_size", 1)

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ddpm import images
 from ddpm.evaluation import SETTINGS
+from ddpm.files import regular_size
 from ddpm.runs import FAILED
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
 from ddpm.study.words import counted, interval
 
+LARGEST_SAMPLES = 2**24  # bytes of a run's samples.npy
 SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
@@ -471,7 +474,9 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
     parts = []
     data = next((known for arm in arms for run in arm.runs if (known := run.status.get("data"))), None)
     if data is not None and same("data", "_target_"):
-        parts.append(f"{data['name']}, {data['count']:,} images of {'x'.join(map(str, data['image_size']))}")
+        size = data.get("image_size")
+        of = f"images of {'x'.join(map(str, size))}" if size else "points"
+        parts.append(f"{data['name']}, {data['count']:,} {of}")
     for key, unit in (("steps", "steps"), ("epochs", "epochs"), ("seconds", "s")):
         if (budget := same("trainer", key)) is not None:
             parts.append(f"{budget:,} {unit}")
@@ -702,8 +707,13 @@ def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
 
 
 def _row(run: Recorded) -> Any | None:
-    """The first row of samples.png, its tiles not enlarged, as a grid of `images.grid`; None if it is not there."""
+    """The first row of samples.png, its tiles not enlarged, as a grid of `images.grid`; None if it is not there.
+
+    Where samples are points, one picture of those in samples.npy.
+    """
     size = run.settings.get("data", {}).get("image_size")
+    if size is None:
+        return _points(run.path / "samples.npy")
     height, width = (size, size) if isinstance(size, int) else size or (0, 0)
     try:
         with Image.open(run.path / "samples.png") as picture:
@@ -718,6 +728,16 @@ def _row(run: Recorded) -> Any | None:
     tiles = [pixels[pad : pad + scale * height : scale, x : x + scale * width : scale] for x in starts]
     edge = [np.full((height, 2, pixels.shape[2]), 255, np.uint8)]
     return np.concatenate([part for tile in tiles for part in (edge[0], tile)][1:], axis=1)
+
+
+def _points(path: Path) -> Any | None:
+    """A picture of points, (H, W, 1); None if there are none."""
+    try:
+        regular_size(path, LARGEST_SAMPLES)
+        points = torch.from_numpy(np.load(path, allow_pickle=False))
+        return images.to_numpy(images.as_pictures(points))[0]
+    except (OSError, ValueError, TypeError, EOFError):  # of a damaged file
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------ how it was made

@@ -1,0 +1,126 @@
+"""What a step is computed from: data, and what a network may be told beside x_t and t."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+PARTS = ("classes", "tokens", "image")  # of a condition, in the order in which they are nulled
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tensors that have their first axis in common: one row a sample."""
+
+    def rows(self, select: Callable[[Tensor], Tensor]) -> Self:
+        """The same with other rows: `select` takes some of each tensor."""
+        return replace(self, **{f.name: _rows(getattr(self, f.name), select) for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return self.rows(lambda x: x.to(device))
+
+
+def _rows(value: Any, select: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Rows):
+        return value.rows(select)
+    if isinstance(value, Mapping):
+        return {key: _rows(inner, select) for key, inner in value.items()}
+    return select(value) if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Condition(Rows):
+    """What a network may be told beside x_t and t. Each part is there or not, and can be null row by row.
+
+    Args:
+        classes: integers (B,), or (B, K) for K labels at once.
+        tokens: ids (B, L), or embeddings (B, L, D).
+        image: channels that are concatenated to x_t, (B, C', H, W).
+        mask: of tokens, true where one counts, (B, L); None where all do.
+        null: part -> true where it is null, (B,), or (B, K) for K labels; a part that is not named is null nowhere.
+    """
+
+    classes: Tensor | None = None
+    tokens: Tensor | None = None
+    image: Tensor | None = None
+    mask: Tensor | None = None
+    null: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that are there."""
+        return tuple(name for name in PARTS if getattr(self, name) is not None)
+
+    def nulled(self, where: Tensor | Mapping[str, Tensor] | None = None) -> "Condition":
+        """The same, null where it was and in further rows.
+
+        Args:
+            where: true for the rows whose every part is nulled, (B,); or a part's name -> such rows; None for all rows.
+        """
+        null = dict(self.null)
+        for name in self.parts:
+            part = getattr(self, name)
+            rows = where.get(name) if isinstance(where, Mapping) else where
+            if isinstance(where, Mapping) and rows is None:
+                continue
+            if rows is None:
+                rows = torch.ones(len(part), dtype=torch.bool)
+            both = [rows.to(part.device), *([null[name]] if name in null else [])]
+            if name == "classes":
+                both = [one[:, None].expand_as(part) if part.ndim > one.ndim else one for one in both]
+            null[name] = both[0] if len(both) == 1 else both[0] | both[1]
+        return replace(self, null=null)
+
+    def dropped(self, drop: float, generator: torch.Generator) -> "Condition":
+        """Each part of each row nulled with probability `drop`; all parts have their draws, whether they are there.
+
+        With `drop` = 0 the condition stays as it is, without rows that are null nowhere: a network that has no learned
+        null refuses them, since it looks at no value.
+        """
+        if not self.parts or not drop:
+            return self
+        coins = torch.rand(len(getattr(self, self.parts[0])), len(PARTS), generator=generator, device=generator.device)
+        return self.nulled({name: coins[:, PARTS.index(name)] < drop for name in self.parts})
+
+    def taken_by(self, network: nn.Module) -> "Condition | Tensor | None":
+        """What of it a network takes, as the network is called with it: `network(x_t, t, condition)`.
+
+        None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null.
+        """
+        taken = {name: getattr(self, name) for name in takes(network) if getattr(self, name) is not None}
+        null = {name: rows for name, rows in self.null.items() if name in taken}
+        if taken.keys() == {"classes"} and not null:
+            return self.classes
+        return replace(Condition(**taken, null=null), mask=self.mask if "tokens" in taken else None) if taken else None
+
+
+def takes(network: object) -> tuple[str, ...]:
+    """The parts of a condition that a network takes: what it says in `takes`, or classes if it has `num_classes`."""
+    by_itself: tuple[str, ...] | None = getattr(network, "takes", None)
+    if by_itself is not None:
+        return by_itself
+    return ("classes",) if getattr(network, "num_classes", None) is not None else ()
+
+
+@dataclass(frozen=True)
+class Batch(Rows):
+    """Samples of a data set, and what belongs to them.
+
+    Args:
+        x: floats, as the network sees them, or integers for codes, (B, *).
+        condition: empty where the data know nothing else of a sample.
+    """
+
+    x: Tensor
+    condition: Condition = field(default_factory=Condition)
+
+    @property
+    def y(self) -> Tensor | None:
+        """The classes (B,), where the data have labels."""
+        return self.condition.classes
+
+    def __len__(self) -> int:
+        return len(self.x)

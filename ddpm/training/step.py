@@ -1,0 +1,240 @@
+"""A training step, for every task: draw, losses in micro-batches, gradients, optimizers, averages."""
+
+import functools
+import math
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddpm import preflight
+from ddpm.data.augment import Augment
+from ddpm.data.dataset import Dataset
+from ddpm.ema import EMA
+from ddpm.guard import Guard, Seen
+from ddpm.precision import computing, resolve
+from ddpm.randomness import Keyed
+from ddpm.ranks import Ranks
+from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
+
+
+class Settings(Protocol):
+    """What a step asks of how training is done, see `ddpm.trainer.Trainer`."""
+
+    batch_size: int
+    accumulate: int
+    precision: str
+    clip: float | None
+    ema_decay: float
+    ema_warmup: float
+    max_skipped: int
+
+
+class Taken(NamedTuple):
+    """What a step was, before its weights changed: of its first phase, or of all."""
+
+    loss: Tensor  # the mean that was trained
+    grad_norm: Tensor  # before it was clipped
+    parts: dict[str, Tensor]  # the mean of each part of the loss, of all phases; empty where there is one
+
+
+class Training:
+    """A task with all that its steps change: weights, their averages, optimizers, loss scales and counters.
+
+    Args:
+        settings: batch, micro-batches, precision, clipping and averaging of the steps.
+        task: is moved to the device.
+        data: to train on; lie on the device already, or are copied batch by batch.
+        optimizer: makes one of parameters, for every phase that does not bring its own.
+        seed: all randomness is keyed by it, and by the step.
+        precision: one of `ddpm.precision.PRECISIONS`; None for that of the settings.
+        augment: changes what is trained on; None for as it is.
+        ranks: the processes that share every batch; None for this one alone.
+    Raises: ValueError for a loss that couples the batch, and micro-batches.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        data: Dataset,
+        optimizer: Optimizer,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: str | None = None,
+        augment: Augment | None = None,
+        ranks: Ranks | None = None,
+    ):
+        if task.couples_batch and settings.accumulate > 1:
+            raise ValueError(
+                f"accumulate = {settings.accumulate}: the loss of {type(task).__name__} needs the whole batch at once; "
+                "set trainer.accumulate=1"
+            )
+        self.settings, self.task, self.data = settings, task.to(device), data
+        self.seed, self.device, self.augment, self.ranks = seed, device, augment, ranks or Ranks()
+        parameters = sum(p.numel() for module in task.modules.values() for p in module.parameters())
+        self.precision = precision or resolve(settings.precision, device, parameters)
+        self.autocast = computing(device, self.precision)
+        self.averages = {
+            name: EMA(module, settings.ema_decay, settings.ema_warmup) for name, module in task.modules.items()
+        }
+        self.make = optimizer
+        self.phases = [_Optimized(phase, self, optimizer) for phase in task.phases]
+
+    @property
+    def averaged(self) -> Task:
+        """The task with averaged weights."""
+        return self.task.using({name: average.model for name, average in self.averages.items()})
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps that were skipped so far, for their loss or gradient was not finite."""
+        return sum(phase.guard.skipped for phase in self.phases)
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every learning rate to its optimizer's own times a factor."""
+        for phase in self.phases:
+            for group, lr in zip(phase.optimizer.param_groups, phase.base_lrs, strict=True):
+                group["lr"] = lr * factor
+
+    def set_lr(self, lr: float) -> None:
+        """Set every learning rate."""
+        for phase in self.phases:
+            for group in phase.optimizer.param_groups:
+                group["lr"] = lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first phase."""
+        return float(self.phases[0].optimizer.param_groups[0]["lr"])
+
+    def draw(self, step: int, progress: float = 0.0) -> Drawn:
+        """A step's whole batch, a function of (seed, step) and of what the task has learned from earlier ones."""
+        random = Keyed(self.seed, step, device=self.device)
+        order = self.data.order(self.seed, step, self.settings.batch_size)
+        batch = self.data.batch(order, self.device, random("flip"))
+        if self.augment is not None:
+            batch = type(batch)(self.augment(batch.x, random("augment")), batch.condition)
+        return self.task.draw(batch, random, progress)
+
+    def micro_batches(self, drawn: Drawn) -> Iterator[Drawn]:
+        """What was drawn for a step, cut up; of each part the rows of this process."""
+        for part in torch.arange(self.settings.batch_size, device=self.device).chunk(self.settings.accumulate):
+            rows = drawn.rows(itemgetter(part))
+            yield rows if self.task.couples_batch else rows.rows(self.ranks.share)
+
+    def step(self, step: int, progress: float = 0.0) -> Taken:
+        """Take a step; steps count from 1. Its learning rates are those that were set last."""
+        for module in self.task.modules.values():
+            module.train()
+        self.ranks.seed_dropout(self.seed, step)
+        drawn = self.draw(step, progress)
+        taken = [phase.step(step, drawn, progress) for phase in self.phases]
+        for name, average in self.averages.items():
+            average.update(self.task.modules[name])
+        first, losses = taken[0][0], taken[0][1]
+        self.task.after_step(drawn, losses)
+        parts = {name: part.mean() for _, parts in taken for name, part in parts.items()}
+        return first._replace(parts=parts if len(parts) > 1 else {})
+
+    def must_be_sound(self) -> None:
+        """Raise FloatingPointError if too many steps were skipped in a row, or a loss scale has collapsed."""
+        for phase in self.phases:
+            phase.guard.must_be_sound(phase.scaler)
+
+    def report(self) -> list[dict[str, Any]]:
+        """The last steps as plain data, for an autopsy: a line a step and phase."""
+        several = len(self.phases) > 1
+        lines = [
+            ({"phase": phase.phase.name} if several else {}) | line
+            for phase in self.phases
+            for line in phase.guard.report()
+        ]
+        return sorted(lines, key=itemgetter("step"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights and their averages."""
+        return {
+            "precision": self.precision,
+            "ema_updates": {name: average.updates for name, average in self.averages.items()},
+            "phases": {phase.phase.name: phase.state_dict() for phase in self.phases},
+            "task": self.task.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for name, average in self.averages.items():
+            average.updates = state["ema_updates"][name]
+        for phase in self.phases:
+            phase.load_state_dict(state["phases"][phase.phase.name])
+        self.task.load_state_dict(state["task"])
+
+    def needs(self) -> preflight.Memory:
+        """The memory of a step, estimated; computes losses of one and two samples."""
+        micro = self.settings.batch_size // self.settings.accumulate
+        activations = 0
+        for number, phase in enumerate(self.phases):
+            loss = functools.partial(self._trial_loss, number)
+            activations = max(activations, preflight.activations(loss, phase.parameters, micro))
+        weight = nn.Parameter(torch.ones(2, device=self.device))
+        weight.grad = torch.ones_like(weight)
+        trial = self.make([weight])
+        trial.step()
+        moments, batch = preflight.moments_of(trial), (self.settings.batch_size, self.settings.accumulate)
+        return preflight.memory(self.task.modules.values(), moments, self.data, *batch, activations)
+
+    def _trial_loss(self, phase: int, n: int) -> Tensor:
+        with self.autocast:
+            return trial_loss(self.task, self.data, n, self.device, phase)
+
+
+class _Optimized:
+    """A phase with its optimizer, its loss scale and its count of broken steps."""
+
+    def __init__(self, phase: Phase, training: Training, optimizer: Optimizer):
+        self.phase, self.training = phase, training
+        modules = [training.task.modules[name] for name in phase.trains]
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = (phase.optimizer or optimizer)(self.parameters)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(training.device.type, enabled=training.precision == "fp16")
+        self.guard = Guard(training.settings.max_skipped, training.device)
+
+    def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
+        """Step the optimizer; the losses of the whole batch, from all processes, come back."""
+        training, task, ranks = self.training, self.training.task, self.training.ranks
+        self.optimizer.zero_grad()
+        loss, gathered = torch.zeros((), device=training.device), list[Losses]()
+        for rows in training.micro_batches(drawn):
+            with training.autocast:
+                losses = self.phase.losses(rows, progress)
+            total = task.total(losses)
+            part = (total if rows.weight is None else rows.weight * total).mean() / training.settings.accumulate
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+            whole = (lambda x: x) if task.couples_batch else ranks.gathered
+            gathered.append({name: whole(value.detach()) for name, value in losses.items()})
+        together = {name: torch.cat([losses[name] for losses in gathered]) for name in gathered[0]}
+        ranks.average_([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
+        seen = Seen(step, task.facts(drawn), task.total(together))
+        self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
+        return Taken(loss, grad_norm, {}), together
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        self.scaler.load_state_dict(state["scaler"])
+        self.guard.load_state_dict(state["guard"])

@@ -1,0 +1,238 @@
+"""What a trainer asks of that which it trains: modules, what a step draws, and the losses of what was drawn."""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch, Condition, Rows, takes
+from ddpm.data.dataset import Dataset
+from ddpm.randomness import Keyed
+
+__all__ = [
+    "Batch",
+    "Condition",
+    "Drawn",
+    "Optimizer",
+    "Phase",
+    "Task",
+    "checksum",
+    "must_take",
+    "shape_of",
+    "trial_loss",
+]
+
+Losses = dict[str, Tensor]
+"""Name of a part of the loss -> its value for each row, (B,)."""
+Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Rows):
+    """All that the losses of a step are computed from; a task adds its own tensors, each with one row a sample.
+
+    Args:
+        weight: what the loss of each row is multiplied by, (B,), where rows are not drawn evenly; None for 1.
+    """
+
+    weight: Tensor | None = None
+
+
+class Phase(NamedTuple):
+    """A part of a step with an optimizer of its own. Most tasks have one; adversarial ones have two, in turn."""
+
+    name: str
+    trains: tuple[str, ...]  # names of modules
+    losses: Callable[[Drawn, float], Losses]
+    optimizer: Optimizer | None = None  # None for that of the run
+
+
+class Task(ABC):
+    """An objective, with the networks that it trains.
+
+    A trainer moves the modules to its device, draws, computes the losses of each phase, steps its optimizer and
+    averages the weights of all modules; all else about training is the trainer's, and the same for every task.
+
+    Args:
+        modules: what is trained, by name; lower-case letters, digits and underscores. A checkpoint has files of each.
+        frozen: what is used and not trained, by name; a checkpoint refers to it by checksum.
+        weights: part of the loss -> its weight in the sum that is trained; 1 for those that are not named.
+        only: patterns such as "model.middle_*", of MODULE.PARAMETER as in `fnmatch`: only parameters that match one of
+            them are trained; None for all.
+    Raises: ValueError for a pattern that no parameter matches, or a name that is none.
+    """
+
+    couples_batch = False
+    """Whether the loss of a row depends on the others: then every process computes the whole batch, in one piece."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        frozen: Mapping[str, nn.Module] | None = None,
+        weights: Mapping[str, float] | None = None,
+        only: Sequence[str] | None = None,
+    ):
+        self.modules, self.frozen, self.weights = dict(modules), dict(frozen or {}), dict(weights or {})
+        for name in (*self.modules, *self.frozen):
+            if not name.isidentifier() or name != name.lower() or name in ("ema", "state", "manifest"):
+                raise ValueError(f"a module cannot be called {name!r}: lower-case letters, digits and underscores can")
+        for module in self.frozen.values():
+            module.eval().requires_grad_(False)
+        if only is not None:
+            self._train_only(only)
+
+    def _train_only(self, patterns: Sequence[str]) -> None:
+        named = {f"{name}.{key}": p for name, module in self.modules.items() for key, p in module.named_parameters()}
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in named):
+                parts = sorted({".".join(name.split(".")[:2]) + ".*" for name in named})
+                raise ValueError(f"only: no parameter matches {pattern!r}; there are {', '.join(parts)}")
+        for name, parameter in named.items():
+            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+
+    def concerns(self) -> list[str]:
+        """What is known to hurt of the settings, and is done as asked for all the same: a line each."""
+        return []
+
+    # ------------------------------------------------------------------------------------------------ what a step needs
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of a step, in order."""
+        return (Phase("all", tuple(self.modules), self.losses),)
+
+    @abstractmethod
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Drawn:
+        """What is drawn for a step's whole batch: all of its randomness but that of dropout.
+
+        Args:
+            batch: of the data, on the task's device.
+            random: the generators of the step.
+            progress: the share of the budget that is used, 0..1.
+        """
+
+    @abstractmethod
+    def losses(self, drawn: Drawn, progress: float) -> Losses:
+        """The parts of the loss, for rows of what was drawn: each (B,)."""
+
+    def total(self, losses: Losses) -> Tensor:
+        """The weighted sum of the parts, (B,)."""
+        weighted = [
+            part if self.weights.get(name, 1) == 1 else self.weights[name] * part for name, part in losses.items()
+        ]
+        return weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum(0)
+
+    def after_step(self, drawn: Drawn, losses: Losses) -> None:  # noqa: B027  # most tasks have nothing to note
+        """Take note of a step: of the whole batch, and its losses of the first phase, from all processes.
+
+        What changes here belongs into `state_dict`. It is called after steps that were skipped too, for their losses
+        were not finite.
+        """
+
+    def facts(self, drawn: Drawn) -> dict[str, Tensor]:
+        """What an autopsy of broken numbers tells of each row besides its loss, such as t: each (B,)."""
+        return {}
+
+    # --------------------------------------------------------------------------------------------- what is looked at
+
+    def draw_held_out(self, batch: Batch, random: Keyed) -> Drawn:
+        """What is drawn for held-out data: the same each time, whatever the run's seed."""
+        return self.draw(batch, random, 1.0)
+
+    def held_out(self, drawn: Drawn) -> Losses:
+        """The parts of the loss on held-out data."""
+        return self.losses(drawn, 1.0)
+
+    def preview(self, n: int, shape: tuple[int, ...], seed: int, precision: str) -> Tensor | None:
+        """n samples (n, *shape), on the CPU, always from the same noise; None for a task that draws none."""
+        return None
+
+    # -------------------------------------------------------------------------------------------------- what is kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights: tensors, numbers, and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from `state_dict`; an empty one leaves all as it is in the beginning."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move the modules, and what else the task holds, to a device; returns self."""
+        for module in (*self.modules.values(), *self.frozen.values()):
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it untyped
+        return self
+
+    def using(self, modules: Mapping[str, nn.Module]) -> Self:
+        """The same task with other modules, such as averaged ones; all else is shared."""
+        other = copy.copy(self)
+        other.modules = dict(modules)
+        return other
+
+    # ---------------------------------------------------------------------------------------------- what it asks for
+
+    def check(self, data: Dataset) -> None:  # noqa: B027
+        """Raise ValueError where the task cannot be trained, or not on these data."""
+
+
+def checksum(module: nn.Module) -> str:
+    """Of a module's parameters and buffers, wherever they lie: sha256, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, x in sorted(module.state_dict().items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def shape_of(network: object) -> tuple[int, ...] | None:
+    """The shape of a sample that a network takes: its `shape`, or (in_channels, *image_size); None if it has none."""
+    shape = getattr(network, "shape", None)
+    if shape is None:
+        shape = (getattr(network, "in_channels", None), *getattr(network, "image_size", (None,)))
+    return None if None in shape else tuple(shape)
+
+
+def must_take(network: nn.Module, data: Dataset) -> None:
+    """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
+    shape, num_classes = shape_of(network), getattr(network, "num_classes", None)
+    if shape is not None and shape != data.shape:
+        if len(shape) == len(data.shape) == 3:
+            raise ValueError(
+                f"the model takes images of (C, H, W) = {shape}, but the data are {data.shape}; set "
+                "model.image_size and model.in_channels, or data.image_size and data.channels"
+            )
+        raise ValueError(
+            f"the model takes samples of shape {shape}, but those of {data.name} have {data.shape}; model=unet takes "
+            "images (C, H, W), model=mlp points (features,)"
+        )
+    if num_classes is not None:
+        if data.labels is None:
+            raise ValueError(f"model.num_classes = {num_classes}, but the data have no labels")
+        if num_classes < data.num_classes:
+            raise ValueError(f"model.num_classes = {num_classes}, but the data have {data.num_classes} classes")
+    there = data.batch(data.train[:1]).condition.parts
+    if missing := [part for part in takes(network) if part not in there]:
+        raise ValueError(
+            f"the model must be told of {' and '.join(missing)}, of which {data.name} has nothing"
+            + ("; set model.condition_channels=0" if "image" in missing else "")
+        )
+
+
+def trial_loss(task: Task, data: Dataset, n: int, device: torch.device, phase: int = 0) -> Tensor:
+    """The mean loss of n samples, all the same, as a step computes it: to count its memory, or to try a compiler.
+
+    Args:
+        task: on the device; on "meta", where nothing is computed, it draws on the CPU.
+        phase: which of the task's.
+    """
+    for module in task.modules.values():
+        module.train()
+    drawing = torch.device("cpu") if device.type == "meta" else device
+    batch = data.batch(data.train[:1].expand(n), drawing)
+    drawn = task.draw(batch, Keyed(0, device=drawing), 0.0).to(device)
+    return task.total(task.phases[phase].losses(drawn, 0.0)).mean()

@@ -1,0 +1,147 @@
+"""Diffusion: a network learns to tell noise from data, at a random time."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch, Condition, takes
+from ddpm.data.dataset import Dataset
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.losses import offset
+from ddpm.randomness import Keyed
+from ddpm.samplers import DDIM
+from ddpm.sampling import Source
+from ddpm.schedules import concerns
+from ddpm.times import TimeSampler
+from ddpm.training.task import Drawn, Losses, Task, must_take
+
+PREVIEW_STEPS = 20  # of DDIM: a preview is cheap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised(Drawn):
+    """Data, and the time and noise that they are seen at.
+
+    Args:
+        x_0: data, (B, *).
+        condition: what the network is told, null in the rows that were dropped.
+        t: integers (B,) in 1..T.
+        eps: standard normal noise, (B, *).
+    """
+
+    x_0: Tensor
+    condition: Condition
+    t: Tensor
+    eps: Tensor
+
+
+class Diffusion(Task):
+    """Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
+
+    Args:
+        model: (x_t, t) or (x_t, t, condition) -> (B, *), see `ddpm.data.batch.Condition.taken_by`.
+        diffusion: the mathematics.
+        drop: the share of conditions that are nulled, each part of each row by itself, so that the network also learns
+            to do without: classifier-free guidance needs both. The network then needs a learned null.
+        time_sampling: how t is drawn, "uniform", "stratified" or "loss_aware", see `ddpm.times.TimeSampler`.
+        offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
+        only: as in `Task`.
+    Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
+    Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        drop: float = 0.0,
+        time_sampling: str = "uniform",
+        offset_noise: float = 0.0,
+        only: Sequence[str] | None = None,
+    ):
+        super().__init__({"model": model}, only=only)
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
+        self.diffusion, self.drop, self.offset_noise = diffusion, drop, offset_noise
+        self.times = TimeSampler(time_sampling, diffusion.schedule.T)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.modules["model"]
+
+    def concerns(self) -> list[str]:
+        """Those of the schedule."""
+        return concerns(self.diffusion.schedule, self.diffusion.target)
+
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Noised:
+        """t, eps, and which conditions are nulled, for a step's whole batch."""
+        x_0, together = batch.x, random("t and eps")
+        t, weight = self.times.draw(len(x_0), together)
+        eps = torch.randn(x_0.shape, device=x_0.device, generator=together)
+        if self.offset_noise:
+            eps = offset(eps, torch.randn(x_0.shape[:2], device=x_0.device, generator=together), self.offset_noise)
+        condition = batch.condition.dropped(self.drop, random("condition")) if self.drop else batch.condition
+        return Noised(x_0=x_0, condition=condition, t=t, eps=eps, weight=weight)
+
+    def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
+        """One part, "loss": that of `GaussianDiffusion.loss`, (B,)."""
+        y = drawn.condition.taken_by(self.model)
+        return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, t=drawn.t, eps=drawn.eps)}
+
+    def after_step(self, drawn: Noised, losses: Losses) -> None:  # type: ignore[override]
+        """Let the time sampler know the losses."""
+        self.times.update(drawn.t, losses["loss"])
+
+    def facts(self, drawn: Noised) -> dict[str, Tensor]:  # type: ignore[override]
+        """The times."""
+        return {"t": drawn.t}
+
+    def draw_held_out(self, batch: Batch, random: Keyed) -> Noised:
+        """t evenly spread over the schedule, and eps always the same; no condition is nulled."""
+        n, device, together = len(batch), batch.x.device, random("held out")
+        t = torch.linspace(1, self.diffusion.schedule.T, n, device=device).round().long()
+        eps = torch.randn(batch.x.shape, generator=together, device=device)
+        t = t[torch.randperm(n, generator=together, device=device)]
+        return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
+
+    def preview(self, n: int, shape: tuple[int, ...], seed: int, precision: str) -> Tensor:
+        """By DDIM, with few steps."""
+        model, sampler = self.model, DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
+        compiled = getattr(model, "_compiled_call_impl", None) is not None
+        # a few pictures are not worth compiling the other mode
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            device = next(model.parameters()).device
+            return Source(self.diffusion, model, sampler, shape, seed, device, precision).draw(range(n))
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What the time sampler has learned."""
+        times = self.times.state_dict()
+        return {"times": times} if times else {}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from `state_dict`."""
+        self.times.load_state_dict(state.get("times", {}))
+
+    def to(self, device: torch.device) -> "Diffusion":
+        """Move the network, and the losses that the time sampler keeps."""
+        super().to(device)
+        self.times.to(device)
+        return self
+
+    def check(self, data: Dataset) -> None:
+        """Raise ValueError where the loss does not train the variance, or network, mathematics and data do not fit."""
+        self.diffusion.must_be_trainable()
+        must_take(self.model, data)
+        variance, channels = self.diffusion.variance, data.shape[0]
+        needed = channels * (2 if variance == "learned" else 1)
+        if getattr(self.model, "out_channels", needed) != needed:
+            raise ValueError(
+                f"model.out_channels = {self.model.out_channels}, but diffusion.variance={variance} with {channels} "
+                f"channels of the data takes model.out_channels={needed}"
+            )
+        if self.drop and (not takes(self.model) or not getattr(self.model, "drop", 0)):
+            lacks = "has no null condition; set model.drop too" if takes(self.model) else "is told of nothing"
+            raise ValueError(f"task.drop = {self.drop:g} nulls conditions, but the network {lacks}")
