@@ -602,13 +602,13 @@ def same(out: Path, commit: str, mnist: Path | None) -> dict[str, Any]:
             row(name, partial(by_both, partial(trained, name, words)))
         for name, (case, words) in SAMPLES.items():
             row(f"samples: {name}", partial(by_both, partial(sampled, case, words.split())))
-        row("evaluation", partial(by_both, evaluated))
         row("extended", partial(by_both, lambda code: extended("extended", code, code)))
         row("extended, a run of the revision", lambda: between(
             run_in(now.folder("extended")), extended("extended of the revision", then, now)
         ))  # fmt: skip
         row(f"interrupted: {INTERRUPTED}", interrupted_by_both)
         list(pool.map(lambda name: row(f"begun by the revision: {name}", partial(handed_over, name)), HANDED_OVER))
+        row("evaluation", partial(by_both, evaluated))  # changes the plain run, which others are compared with
         row("two ranks", lambda: between(*(of_two_ranks("two ranks", cases["augmentation"], code) for code in both)))
     return {
         "revision": commit,
@@ -630,6 +630,7 @@ def main() -> int:
     parser.add_argument("--mnist", type=Path, help="data.root of MNIST, which is left out without it")
     parser.add_argument("--out", type=Path, default=Path("runs/stress"))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # after temporary folders are removed
     if given.what == "kills":
         told = kills(given.out, given.kills, given.workers, given.seed)
         held = not told["differences"] and not told["unreadable"]

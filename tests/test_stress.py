@@ -1,14 +1,18 @@
-"""What a run survives: kills, a full disk. experiments/stress.py does the same at length."""
+"""What a run survives, and what a comparison of two finds; experiments/stress.py does the same at length."""
 
 import json
+import math
+import re
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from ddpm import checkpoint
 from ddpm.runs import Run
@@ -30,28 +34,15 @@ def test_five_kills_change_nothing(stress, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_differs_between_two_runs_is_found(stress, tmp_path):
-    """Else no difference would mean nothing."""
-    whole = stress["Victim"](
-        tmp_path / "a", [w for w in stress["SHORT"] if "steps=180" not in w] + ["trainer.steps=6"], 0, None
-    )
-    whole.finish()
-    assert whole.run.status()["state"] == "DONE" and stress["differences"](whole.run, whole.run) == []
-    other = Run(Path(shutil.copytree(whole.run.path, tmp_path / "b" / whole.run.hash)))
-    assert stress["differences"](whole.run, other) == []
-    lines = (other.path / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (other.path / "metrics.jsonl").write_text("".join(lines[:-1]))
-    (other.path / "samples.png").write_bytes(b"")
-    weights = checkpoint.load_weights(other.checkpoints / "6" / "ema.safetensors")
-    state = checkpoint.load_state(other.checkpoints / "6")
-    state["optimizer"][0]["exp_avg"][(0,) * state["optimizer"][0]["exp_avg"].ndim] += 1e-7
-    network = stress["torch"].nn.ParameterDict({k.replace(".", "_"): v for k, v in weights.items()})
-    checkpoint.save(other.checkpoints, 6, network, network, state, None)
-    shutil.rmtree(other.checkpoints / "3")
-    assert set(stress["differences"](whole.run, other)) == {
-        "model.safetensors", "ema.safetensors", "state, optimizer", "metrics.jsonl", "names of checkpoints",
-        "samples.png",
-    }  # fmt: skip
+def test_two_runs_of_the_same_words_are_the_same(stress, tmp_path):
+    words = [w for w in stress["SHORT"] if "steps=180" not in w] + ["trainer.steps=6"]
+    one, other = (stress["Victim"](tmp_path / name, words, 0, None) for name in "ab")
+    one.finish()
+    other.finish()
+    assert one.run.status()["state"] == "DONE" and stress["differences"](one.run, other.run) == []
+    shutil.rmtree(other.run.checkpoints / "3")
+    (other.run.path / "samples.png").unlink()
+    assert stress["differences"](one.run, other.run) == ["names of checkpoints", "samples.png (in one only)"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
@@ -61,6 +52,183 @@ def test_a_long_run_is_watched(stress, tmp_path, monkeypatch):
     told = stress["long"](tmp_path, 600, 0.2)
     assert told["looks"] > 5 and told["checkpoints"] <= 4
     assert told["bytes"]["metrics.jsonl"] < 600 * 250 and told["open files, least and most"][1] < 50
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+STORED = max(Path(__file__).parent.glob("format_*"))  # a run of six steps
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple[Run, Run]:
+    """Two copies of a run, with results and a picture."""
+    runs = [Run(shutil.copytree(STORED, tmp_path / name / "0123456789ab")) for name in ("one", "other")]
+    for run in runs:
+        (run.path / "evaluation.json").write_text('{"bits": {"value": 1.5, "commit": "a"}}')
+        (run.path / "samples.png").write_bytes(b"picture")
+    return runs[0], runs[1]
+
+
+def seal(step: Path, name: str) -> None:
+    """Let the manifest of a checkpoint name the checksum that a file has now."""
+    manifest = json.loads((step / "manifest.json").read_text())
+    manifest["sha256"][name] = checkpoint.sha256(step / name)
+    (step / "manifest.json").write_text(json.dumps(manifest))
+
+
+def change_weights(path: Path, metadata: dict[str, str] | None = None, by: float = 0.0) -> str:
+    """Write a checkpoint's file of weights anew, with another first number of one tensor; the tensor's name."""
+    weights = checkpoint.load_weights(path)
+    name = min(weights)
+    weights[name].view(-1)[0] += by
+    safetensors.torch.save_file(weights, path, metadata)
+    seal(path.parent, path.name)
+    return name
+
+
+def change_state(step: Path, change: Callable[[dict], None]) -> None:
+    state = torch.load(step / "state.pt", weights_only=True)
+    change(state)
+    torch.save(state, step / "state.pt")
+    seal(step, "state.pt")
+
+
+def change_line(run: Run, number: int, **values: float) -> None:
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | values)
+    (run.path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+
+
+def test_copies_are_the_same_and_neither_time_nor_commit_counts(stress, pair):
+    one, other = pair
+    assert stress["differences"](one, other) == []
+    change_line(other, 1, seconds=1e6)
+    change_state(other.checkpoints / "6", lambda state: state.update(seconds=1e6))
+    (other.path / "evaluation.json").write_text('{"bits": {"value": 1.5, "commit": "b"}}')
+    assert stress["differences"](one, other) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors"])
+def test_a_difference_in_a_tensor_is_found(stress, pair, file):
+    name = change_weights(pair[1].checkpoints / "6" / file, by=1e-6)
+    assert stress["differences"](*pair) == [f"checkpoint 6, {file}: {name}"]
+
+
+def test_a_difference_in_the_bytes_of_weights_alone_is_found(stress, pair):
+    change_weights(pair[1].checkpoints / "6" / "model.safetensors", metadata={"a": "b"})
+    assert stress["differences"](*pair) == ["checkpoint 6, model.safetensors: not in its tensors"]
+
+
+def test_weights_that_one_run_lacks_or_that_are_damaged_are_found(stress, pair):
+    step = pair[1].checkpoints / "6"
+    (step / "more.safetensors").write_bytes((step / "model.safetensors").read_bytes())
+    assert stress["differences"](*pair) == ["checkpoint 6, more.safetensors: in one only"]
+    (step / "model.safetensors").write_bytes(b"")
+    (found,) = stress["differences"](*pair)
+    assert found.startswith(f"checkpoint 6, {step} is damaged: model.safetensors")
+
+
+def test_a_difference_in_an_optimizer_or_a_counter_is_found(stress, pair):
+    def moment(node: dict) -> None:
+        """Change a number in the first of the moments, wherever this format keeps them."""
+        for value in node.values():
+            if isinstance(value, dict):
+                if "exp_avg" in value:
+                    value["exp_avg"].view(-1)[0] += 1e-7
+                    return
+                moment(value)
+
+    change_state(pair[1].checkpoints / "6", moment)
+    (found,) = stress["differences"](*pair)
+    assert found.startswith("checkpoint 6, state: ") and found.endswith("exp_avg") and "optimizer, 0" in found
+    change_state(pair[1].checkpoints / "6", lambda state: state.update(step=7, another=1))
+    (found,) = stress["differences"](*pair)
+    assert found.startswith("checkpoint 6, state: another (in one only); ") and found.endswith("; step")
+
+
+def test_a_difference_in_the_held_out_loss_is_found(stress, pair):
+    path = pair[1].checkpoints / "6" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out": None, "another": 1}))
+    assert stress["differences"](*pair) == ["checkpoint 6, manifest: held_out"]
+
+
+def test_a_difference_in_a_line_of_metrics_is_found(stress, pair):
+    change_line(pair[1], 2, loss=5.0)
+    assert stress["differences"](*pair) == ["metrics.jsonl: line 2, loss"]
+    lines = (pair[0].path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (pair[1].path / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert stress["differences"](*pair) == [f"metrics.jsonl: line {len(lines)} (in one only)"]
+
+
+def test_a_difference_in_results_is_found(stress, pair):
+    (pair[1].path / "evaluation.json").write_text('{"bits": {"value": 1.25}, "more": {}}')
+    assert stress["differences"](*pair) == ["evaluation.json: bits, value; more (in one only)"]
+    (pair[1].path / "evaluation.json").unlink()
+    assert stress["differences"](*pair) == ["evaluation.json: bits (in one only)"]
+
+
+def test_a_picture_that_differs_or_is_missing_is_found(stress, pair):
+    (pair[1].path / "samples.png").write_bytes(b"another")
+    assert stress["differences"](*pair) == ["samples.png"]
+    (pair[1].path / "samples.png").rename(pair[1].path / "samples.gif")
+    assert stress["differences"](*pair) == ["samples.gif (in one only)", "samples.png (in one only)"]
+
+
+def test_another_hash_and_missing_checkpoints_are_found(stress, pair, tmp_path):
+    one, other = pair
+    other = Run(other.path.rename(tmp_path / "ba9876543210"))
+    assert stress["differences"](one, other) == ["hash: 0123456789ab, ba9876543210"]
+    shutil.rmtree(other.checkpoints / "6")
+    assert "names of checkpoints" in stress["differences"](one, other)
+    shutil.rmtree(one.checkpoints / "6")
+    assert "no checkpoints" in stress["differences"](one, other), "or nothing would have been compared"
+
+
+def test_equal_is_to_the_bit(stress):
+    equal, x = stress["equal"], torch.tensor([[1.0, math.nan], [0.0, 2.0]])
+    assert equal({"a": [x, (math.nan, "b", None)]}, {"a": [x.clone(), (math.nan, "b", None)]})
+    assert equal(x.t(), x.t().contiguous()) and equal(torch.tensor(3), torch.tensor(3))
+    assert not equal(x, x.double()) and not equal(x, x[None]) and not equal(x, -x) and not equal(x, x.tolist())
+    assert not equal(torch.zeros(2), -torch.zeros(2)) and not equal(0.0, -0.0)
+    assert not equal(1, 1.0) and not equal(1, True) and not equal([1], [1, 1])
+
+
+def test_the_list_of_names_is_short(stress):
+    assert stress["_told"]("state", list("abcde")) == ["state: a; b; c and 2 more"] and stress["_told"]("b", []) == []
+
+
+def test_two_files_are_compared_by_their_bytes(stress, tmp_path):
+    one, other = tmp_path / "one.npy", tmp_path / "other.npy"
+    one.write_bytes(b"1")
+    other.write_bytes(b"1")
+    assert stress["between"](one, other) == []
+    other.write_bytes(b"2")
+    assert stress["between"](one, other) == ["other.npy: its bytes"]
+
+
+def test_a_revision_is_unpacked(stress, tmp_path):
+    commit = stress["commit_of"]("HEAD")
+    if commit is None:
+        pytest.skip("no repository")
+    stress["unpack"](commit, tmp_path)
+    assert (tmp_path / "ddpm" / "__init__.py").is_file() and not (tmp_path / ".git").exists()
+    assert stress["commit_of"]("no-such-revision") is None
+
+
+def test_the_last_word_of_a_key_counts(stress):
+    assert stress["last_of_each"](["a=1", "b=2", "a=3=4", "~c"]) == ["a=3=4", "b=2", "~c"]
+
+
+@pytest.mark.slow
+def test_code_of_another_folder_is_refused(stress, tmp_path, monkeypatch):
+    """As PYTHONPATH or an editable install would smuggle in, where a folder lacks its own."""
+    root = SCRIPT.parents[1]
+    for name in ("ddpm", "conf"):
+        shutil.copytree(root / name, tmp_path / "code" / name)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    with pytest.raises(RuntimeError, match=f"would run the code of {re.escape(str(root / 'models' / '__init__.py'))}$"):
+        stress["Code"](tmp_path / "code", tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- a full disk
