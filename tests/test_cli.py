@@ -685,7 +685,7 @@ def test_checkpoints_of_a_newer_version_are_not_deleted(call, tmp_path, without_
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     (run / "status.json").write_text(json.dumps(status(run) | {"state": "INTERRUPTED"}))
     result = call(cli.train, *TINY, f"runs={tmp_path}")
-    assert_refused(result, "its format 99 is newer than 1", "move it away")
+    assert_refused(result, "its format 99 is newer than 2", "move it away")
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
 
 
