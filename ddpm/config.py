@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm import schema
 from ddpm.stored import CADENCE, LARGEST_CONFIG, MEMORY, must_be_plain
@@ -137,6 +137,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        hint = "; model=unet takes images, model=mlp points" if "'data." in str(error) else ""
+        raise InvalidInput(f"{_one_line(error)}{hint}") from error
     except OmegaConfBaseException as error:
         raise InvalidInput(_one_line(error)) from error
     return values
@@ -324,18 +327,19 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
-    chosen |= _task(task)
+    chosen |= _task(task, config["trainer"])
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     chosen |= _augmentation(config.get("augment"))
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
 
 
-def _task(settings: Any) -> dict[str, Any]:
+def _task(settings: Any, trainer: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         return {"task": settings}
-    of_trainer = ("_target_", "time_sampling", "offset_noise")  # which has the latter two
-    used = {k: v for k, v in settings.items() if k not in of_trainer and v != LATER["task"].get(k)}
+    known = {"_target_": TASK} | LATER["task"]
+    known |= {k: trainer.get(k) for k in ("time_sampling", "offset_noise")} if isinstance(trainer, dict) else {}
+    used = {k: v for k, v in settings.items() if k not in known or v != known[k]}
     return {"task": used} if used else {}
 
 

@@ -48,9 +48,11 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "digits_short": [],
     "fashion": [],
     "mnist": [],
+    "points": ["data.count=20", "model.width=8", "model.depth=1"],
 }
+TINY_UNET = ["model.channels=8", "model.groups=4", "model.blocks=1"]
 TINY = [
-    "model.channels=8", "model.groups=4", "model.blocks=1", "schedule.T=4", "sampler.steps=4", "trainer.steps=1",
+    "schedule.T=4", "sampler.steps=4", "trainer.steps=1",
     "trainer.epochs=null", "trainer.seconds=null", "trainer.batch_size=2", "trainer.previews=0",
     "recognition=false", "device=cpu",
 ]  # fmt: skip
@@ -73,6 +75,9 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "devanagari": ["data.image_size=8", "data.channels=1", "data.count=20"],
     "dhcd": ["data.image_size=8", "data.channels=3"],
     "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
+    "swiss_roll": ["data.count=20"],
+    "moons": ["data.count=20"],
+    "gaussians": ["data.count=20"],
 }
 NARROW = ["model.channel_mults=[1]", "model.blocks=1", "model.attention_resolutions=[]", "model.patch=1"]
 
@@ -98,6 +103,16 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.freq_shift": ["0", "1", "0.5", "-1", "4"],
     "model.time_offset": ["0", "-1", "1", "1000"],
     "model.checkpointing": ["true", "false"],
+    "model.drop": ["0", "0.1", "0.999", "1"],
+    "model.condition_channels": ["0", "1", "3"],
+    "model.features": ["2", "1", "3"],
+    "model.width": ["8", "1", "2", "6"],
+    "model.depth": ["1", "2", "100"],
+    "model.out_features": ["null", "2", "4", "1"],
+    "task.drop": ["0", "0.1", "0.999", "1"],
+    "task.only": ["null", "['model.*']", "['*.weight']", "[]", "['nope']"],
+    "task.time_sampling": ["uniform", "stratified", "loss_aware"],
+    "task.offset_noise": ["0", "0.1", "-1"],
     "schedule.T": ["1", "2", "4", "10", "1000"],
     "schedule.s": ["0", "0.008", "1", "1e300"],
     "schedule.beta_max": ["0.999", "0.5", "0.999999999", "1", "1e-300"],
@@ -137,6 +152,8 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.name": ["null", "mnist", "kmnist", "a/b", "abc"],
     "data.download": ["false"],
     "data.count": ["1", "20", "0", "1000000000000"],
+    "data.noise": ["0", "0.1", "100", "101"],
+    "data.modes": ["1", "2", "8", "1000"],
     "data.seed": ["0", "1", "-1"],
     "data.fonts": ["nowhere", "."],
     "data.config": ["null", "a"],
@@ -197,6 +214,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "compile": ["false"],  # compiling takes a minute, and a test of its own
     "trust": ["[]", "[os.system]", "[nowhere.Net]"],
 }
+OF_POINTS = {f"model.{key}" for key in ("features", "width", "depth", "out_features")} | {"data.noise", "data.modes"}
 WRONG = [
     "abc", "''", "null", "true", "false", "nan", "inf", "-inf", "-1", "0", "-0.5", "1.5", "1e30", "-1e300", "10000000",
     "-10000000", "99999999999999999999999999", "-9223372036854775808", "1e400", "[]", "[1,2]", "[abc]", "[[1]]",
@@ -225,7 +243,8 @@ ODD = [  # no key of conf/ with a value
 
 @cache
 def conf(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    keys = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    return keys.get(group, keys)  # a task stands beside the groups that it brings
 
 
 def choices(group: str) -> list[str]:
@@ -247,9 +266,9 @@ def chosen_for(key: str) -> list[str]:
     having = [choice for choice in choices(group) if name in conf(group, choice)] if group in GROUPS else []
     if key == "schedule.schedule":
         having = ["zero_terminal_snr"]
-    if not having or group in ("model", "diffusion", "trainer"):
+    if not having or group in ("model", "diffusion", "trainer", "task"):
         return []
-    narrow = NARROW if group == "data" else []
+    narrow = NARROW if group == "data" and key not in OF_POINTS else []
     return [f"{group}={having[0]}", *narrow, *{"schedule": SCHEDULES, "data": DATA}.get(group, {}).get(having[0], [])]
 
 
@@ -289,13 +308,13 @@ def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[
     """All the words, none of which says the same as a later one."""
     chosen = next((word.partition("=")[2] for word in changed if word.startswith("data=")), None)
     root = data.get(experiment if chosen is None else f"data={chosen}", data.get(chosen))
-    typed = [f"experiment={experiment}", *SMALL[experiment], *TINY]
+    typed = [f"experiment={experiment}", *SMALL[experiment], *([] if experiment == "points" else TINY_UNET), *TINY]
     typed += [f"data.root={root}"] if root else []
     typed += ["data.download=false"] if root and root.name in ("idx", "cifar", "dhcd") else []
     typed += [f"data.fonts={root}"] if root and root.name == "fonts" else []
     schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
     if schedule is None:
-        plain = experiment in ("digits", "mnist")  # whose schedule is the cosine
+        plain = experiment in ("digits", "mnist", "points")  # whose schedule is the cosine
         typed += SCHEDULES["cosine" if plain else "linear"]
     elif schedule in ("betas", "zero_terminal_snr"):
         typed.remove("schedule.T=4")
@@ -400,7 +419,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.setattr(
         trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
     )
-    patch.setattr(trainer, "HELD_OUT_IMAGES", 4)
+    patch.setattr(trainer, "HELD_OUT", 4)
     patch.setattr(plots, "preview", lambda path, rows: None)
     patch.setattr("ddpm.runs.git_commit", lambda: None)
     patch.setattr(torch.nn.Module, "compile", lambda model: None)  # which takes a minute
@@ -459,7 +478,7 @@ def test_every_key_with_every_wrong_value(group, train, data, here):
     """What is drawn by chance is but a part of these."""
     of_group = [key for key in sorted(KEYS) if key.rpartition(".")[0] == group]
     for key, value in itertools.product(of_group, WRONG):
-        command_line = command("digits", [*chosen_for(key), f"{key}={value}"], data)
+        command_line = command("points" if key in OF_POINTS else "digits", [*chosen_for(key), f"{key}={value}"], data)
         try:
             end_of(train, data, here, command_line)
         except Exception as error:

@@ -591,8 +591,12 @@ def test_init_reads_weights_and_no_configuration(run, settings, train, trap, mon
     store(run, settings, model=evil, schedule=evil, optimizer=evil, trust=["os.mkdir"])
     loaded: list[Path] = []
     monkeypatch.setattr(planning, "load_into", lambda model, file: loaded.append(file))
-    monkeypatch.setattr("ddpm.trainer.Trainer.fit", lambda *arguments, **more: ("steps", None))
-    with pytest.raises(training.RunFailed):  # no network came out of this
+
+    def fit(*arguments: object, **more: object) -> None:
+        raise RuntimeError("no network came out of this")
+
+    monkeypatch.setattr("ddpm.trainer.Trainer.fit", fit)
+    with pytest.raises(training.RunFailed, match="no network came out of this"):
         train(f"init={run}")
     assert loaded == [run / "checkpoints" / "1" / "ema.safetensors"]
 

@@ -272,6 +272,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     from ddpm import evaluation, images, plots, quality
     from ddpm.forward import q_sample
     from ddpm.images import as_pictures
+    from ddpm.kept import keep
     from ddpm.precision import as_trained
     from ddpm.randomness import SampleNoise
     from ddpm.runs import git_commit, read_metrics
@@ -299,10 +300,10 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         images.save_samples(run.path / "samples.png", samples[:64])
     else:
         real = data.batch(data.held_out if len(data.held_out) else data.train).x[:MANY_POINTS].cpu()
-        images.save_samples(run.path / "samples.npy", samples)
+        keep(samples, run.path / "samples.safetensors")  # for a report
         plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
     way = source.way(32 if pictures else MANY_POINTS, 40)
-    frames = [images.grid(as_pictures(x_t), columns=8 if pictures else 1) for _, x_t in way]
+    frames = [images.grid(as_pictures(x_t, side=320), columns=8 if pictures else 1) for _, x_t in way]
     images.save_gif(run.path / "denoising.gif", frames, seconds_per_frame=0.08)
 
     T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS

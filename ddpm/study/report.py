@@ -17,14 +17,13 @@ from PIL import Image
 
 from ddpm import images
 from ddpm.evaluation import SETTINGS
-from ddpm.files import regular_size
+from ddpm.kept import kept
 from ddpm.runs import FAILED
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
 from ddpm.study.words import counted, interval
 
-LARGEST_SAMPLES = 2**24  # bytes of a run's samples.npy
 SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
@@ -709,11 +708,11 @@ def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
 def _row(run: Recorded) -> Any | None:
     """The first row of samples.png, its tiles not enlarged, as a grid of `images.grid`; None if it is not there.
 
-    Where samples are points, one picture of those in samples.npy.
+    Where samples are points, one picture of them all.
     """
     size = run.settings.get("data", {}).get("image_size")
     if size is None:
-        return _points(run.path / "samples.npy")
+        return _points(run.path / "samples.safetensors")
     height, width = (size, size) if isinstance(size, int) else size or (0, 0)
     try:
         with Image.open(run.path / "samples.png") as picture:
@@ -732,12 +731,8 @@ def _row(run: Recorded) -> Any | None:
 
 def _points(path: Path) -> Any | None:
     """A picture of points, (H, W, 1); None if there are none."""
-    try:
-        regular_size(path, LARGEST_SAMPLES)
-        points = torch.from_numpy(np.load(path, allow_pickle=False))
-        return images.to_numpy(images.as_pictures(points))[0]
-    except (OSError, ValueError, TypeError, EOFError):  # of a damaged file
-        return None
+    points = kept(path, torch.float32, (None, 2))
+    return None if points is None else images.to_numpy(images.as_pictures(points))[0]
 
 
 # ------------------------------------------------------------------------------------------------------ how it was made

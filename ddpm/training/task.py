@@ -85,6 +85,8 @@ class Task(ABC):
         for module in self.frozen.values():
             module.eval().requires_grad_(False)
         if only is not None:
+            if not only:
+                raise ValueError("only = [] trains nothing; null trains all parameters")
             self._train_only(only)
 
     def _train_only(self, patterns: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Diffusion: a network learns to tell noise from data, at a random time."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class Diffusion(Task):
         super().__init__({"model": model}, only=only)
         if not 0 <= drop < 1:
             raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
+        if not 0 <= offset_noise < math.inf:
+            raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
         self.diffusion, self.drop, self.offset_noise = diffusion, drop, offset_noise
         self.times = TimeSampler(time_sampling, diffusion.schedule.T)
 
