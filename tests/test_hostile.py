@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import signal
@@ -82,6 +83,7 @@ def trap(tmp_path, monkeypatch) -> Iterator[Path]:
     folder = tmp_path / "trap"
     monkeypatch.setenv("HOSTILE_SECRET", SECRET)
     monkeypatch.setattr("ddpm.runs.git_commit", lambda: None)  # our own process
+    platform.processor()  # and `uname`, once in a process
     monkeypatch.chdir(tmp_path)
     STARTED.clear()
     yield folder
