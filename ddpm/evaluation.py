@@ -147,7 +147,7 @@ def measure_loss_by_snr(
     x_0_error, eps_error = torch.cat(parts, dim=1)  # each (n, bins)
     lost = int((~(x_0_error + eps_error).isfinite()).any(1).sum())
     if lost:
-        raise ValueError(f"{lost} of {n} images have errors that are not finite")
+        raise ValueError(f"{lost} of {n} {data.units} have errors that are not finite")
     middle = [j for j, low in enumerate(bins) if low in LOG_SNR_MIDDLE]
     over = [bins[middle[0]], bins[middle[-1]] + 1]
     x_0_curve, eps_curve = (dict(zip(bins, e.mean(0).tolist(), strict=True)) for e in (x_0_error, eps_error))
@@ -158,7 +158,7 @@ def measure_loss_by_snr(
     )
     values = _interval(eps_error[:, middle].mean(1)) | {"value_log_snr": over}
     values |= dict(zip(("log_snr", "x_0", "eps"), curve, strict=True))
-    interval = "" if values["low"] is None else f" (95% over images: {values['low']:.4f} to {values['high']:.4f})"
+    interval = "" if values["low"] is None else f" (95% over {data.units}: {values['low']:.4f} to {values['high']:.4f})"
     found = (
         f"{values['value']:.4f} mean squared error of eps{interval}, over log-SNR {over[0]} to {over[1]}\n"
         f"measured in {len(bins)} bins of log-SNR, {bins[0]} to {bins[-1] + 1}"
@@ -242,7 +242,7 @@ def must_hold_out(data: Dataset, metric: str, n: int) -> None:
         raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
     if n > len(data.held_out):
         raise ValueError(
-            f"n = {n} images, but {data.name} holds out {len(data.held_out)} (of {len(data)}): n is at most that for "
+            f"n = {n} {data.units}, but {data.name} holds out {len(data.held_out)} (of {len(data)}): n is at most that for "
             f"{metric}"
         )
 

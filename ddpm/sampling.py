@@ -14,17 +14,19 @@ from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 
 
 class Range:
-    """How far samples leave [-1, 1], which a picture does not show: there they are clipped."""
+    """How far images leave [-1, 1], which a picture does not show: there they are clipped."""
 
     def __init__(self) -> None:
         self.samples = self.values = self.outside = self.not_finite = 0
         self.largest = 1.0
 
     def note(self, x: Tensor) -> None:
-        """Count samples (n, *)."""
+        """Count samples (n, *); those that are no images (n, C, H, W) have no range to leave."""
         finite = x.flatten(1).isfinite().all(1)
-        size = x[finite].abs()
         self.samples, self.not_finite = self.samples + len(x), self.not_finite + int((~finite).sum())
+        if x.ndim != 4:
+            return
+        size = x[finite].abs()
         self.values, self.outside = self.values + size.numel(), self.outside + int((size > 1 + 1e-6).sum())
         self.largest = max(self.largest, size.max().item() if size.numel() else 1.0)
 

@@ -205,7 +205,7 @@ class Trainer:
         diary = None
         if ranks.leads:
             checkpoint.drop_after(run.checkpoints, step)
-            diary = Diary(run, step, clock.seconds, self.batch_size, training.skipped)
+            diary = Diary(run, step, clock.seconds, self.batch_size, training.skipped, data.units)
             run.write_status("RUNNING", precision=training.precision, device=str(device))
 
         def save(diary: Diary, measuring: bool) -> None:
@@ -395,10 +395,11 @@ class Diary:
         run: where it is kept.
         step, seconds: where the run stands.
         skipped: steps that were skipped so far.
+        units: what the samples are called.
     """
 
-    def __init__(self, run: Run, step: int, seconds: float, batch_size: int, skipped: int):
-        self.metrics, self.bar = Metrics(run.path, step), ProgressBar(step, seconds, batch_size)
+    def __init__(self, run: Run, step: int, seconds: float, batch_size: int, skipped: int, units: str):
+        self.metrics, self.bar = Metrics(run.path, step), ProgressBar(step, seconds, batch_size, units)
         self.batch_size, self.skipped = batch_size, skipped
 
     def __enter__(self) -> "Diary":
@@ -428,10 +429,10 @@ class Diary:
 
 
 class ProgressBar:
-    """One line: step, loss, images per second, time left. Without a terminal, such a line every ten seconds."""
+    """One line: step, loss, images (or whatever the data hold) per second, time left. Without a terminal, such a line every ten seconds."""
 
-    def __init__(self, step: int, seconds: float, batch_size: int):
-        self.step, self.seconds, self.batch_size = step, seconds, batch_size
+    def __init__(self, step: int, seconds: float, batch_size: int, units: str):
+        self.step, self.seconds, self.batch_size, self.units = step, seconds, batch_size, units
         self.terminal, self.printed = sys.stderr.isatty(), seconds
 
     def __enter__(self) -> "ProgressBar":
@@ -444,7 +445,7 @@ class ProgressBar:
         """After a step: its loss, and what the time since the start says about speed and end."""
         speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
         left = int(seconds * (1 - fraction) / max(fraction, 1e-9))
-        line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} images/s  ETA {left // 60}:{left % 60:02}"
+        line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} {self.units}/s  ETA {left // 60}:{left % 60:02}"
         self.bar.set_description_str(line, refresh=False)
         self.bar.update(fraction - self.bar.n)
         if not self.terminal and (fraction == 1 or seconds - self.printed >= 10):

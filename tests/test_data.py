@@ -117,7 +117,7 @@ def test_wrong_tensors_are_refused() -> None:
         ImageData("toy", "all", random_images(0))
     with pytest.raises(ValueError, match=r"3 images but labels of shape \(2,\)"):
         ImageData("toy", "all", random_images(3), torch.arange(2))
-    with pytest.raises(ValueError, match=r"label 2 of image 2 is outside 0\.\.1"):
+    with pytest.raises(ValueError, match=r"label 2 of sample 2 is outside 0\.\.1"):
         ImageData("toy", "all", random_images(3), torch.arange(3), ("a", "b"))
     with pytest.raises(ValueError, match="validation=0"):
         data(1)
@@ -355,7 +355,7 @@ IMAGES = idx_bytes(np.zeros((6, 28, 28)))
         ("images-idx3", b"\0\0\x08\x03" + b"\xff" * 12, "announces the shape"),
         ("images-idx3", idx_bytes(np.zeros((0, 28, 28))), "empty"),
         ("images-idx3", idx_bytes(np.zeros((5, 28, 28))), "holds 5 images, but .*labels-idx1-ubyte.* 6 labels"),
-        ("labels-idx1", idx_bytes(np.array([0, 1, 10, 3, 4, 5])), r"labels.*: label 10 of image 2 is outside 0\.\.9"),
+        ("labels-idx1", idx_bytes(np.array([0, 1, 10, 3, 4, 5])), r"labels.*: label 10 of sample 2 is outside 0\.\.9"),
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])

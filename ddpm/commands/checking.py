@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ddpm.commands.asked import job_name, multirun
 from ddpm.commands.planning import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
-from ddpm.commands.told import samples_of, say
+from ddpm.commands.told import say
 from ddpm.config import InvalidInput, resolve_device
 
 CHECK = "--check"
@@ -40,11 +40,11 @@ def check(config: DictConfig) -> None:
     if status.get("state") == RUNNING:
         raise InvalidInput(f"{plan.run.path} is being trained by process {status.get('pid')} on {status.get('host')}")
     last = trainer.last_step(len(data.train))
-    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} {samples_of(data)}"]
+    budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} {data.units}"]
     budget += [] if trainer.seconds is None else [f"{trainer.seconds:,g} s"]
     lines = {
         "run": f"{plan.run.path}: {_state(plan, status)}",
-        "data": f"{data.name}, {len(data.train):,} {samples_of(data)} to train on and {len(data.held_out):,} held out, "
+        "data": f"{data.name}, {len(data.train):,} {data.units} to train on and {len(data.held_out):,} held out, "
         + "x".join(map(str, data.shape)),
         "model": " and ".join(type(module).__name__ for module in task.modules.values())
         + f", {plan.parts.parameters:,} parameters",

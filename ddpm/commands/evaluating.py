@@ -19,7 +19,7 @@ from ddpm.commands.asked import (
     trusted,
 )
 from ddpm.commands.subject import Measure, Subject
-from ddpm.commands.told import progress_bar, samples_of, say, warn_of_range, with_bar
+from ddpm.commands.told import progress_bar, say, warn_of_range, with_bar
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
@@ -119,7 +119,7 @@ def _must_hold(data: Any, metrics: list[str]) -> None:
         if NEEDS.get(metric, "") not in ("", *data.holds):
             allowed = [m for m in (*OF_SAMPLES, *OF_IMAGES, "cost", "steps") if NEEDS.get(m, "") in ("", *data.holds)]
             raise InvalidInput(
-                f"metric={metric} needs {NEEDS[metric]}, but {data.name} holds {samples_of(data)} of shape "
+                f"metric={metric} needs {NEEDS[metric]}, but {data.name} holds {data.units} of shape "
                 f"{data.shape}; allowed: {', '.join(allowed)}"
             )
 
@@ -155,8 +155,8 @@ def _say_plan(subject: Subject, measures: list[Measure]) -> None:
     if any("classifier" in measure.plan for measure in measures) and not subject.has_judge:
         lines.append(f"  the classifier is trained first, on {len(subject.data.train):,} images, and kept")
     lines.append(
-        f"  the network: {evaluations:,} evaluations, counted by image; about {_duration(evaluations * took)} on "
-        f"{source.device} ({1 / took:,.0f} images/s)"
+        f"  the network: {evaluations:,} evaluations, counted by {subject.data.units.removesuffix('s')}; about "
+        f"{_duration(evaluations * took)} on {source.device} ({1 / took:,.0f} {subject.data.units}/s)"
     )
     say("\n".join(["plan:", *lines]))
 
@@ -360,7 +360,7 @@ def _measure_images(subject: Subject, metric: str) -> Measure:
     except (ValueError, InvalidInput) as error:
         raise InvalidInput(f"{metric}: {error}") from error
     derivatives = f", {options.probes * cost:,} derivatives of the network" if metric == "log_likelihood" else ""
-    plan = f"{metric}: {n:,} held-out images, {cost:,} evaluations{derivatives}"
+    plan = f"{metric}: {n:,} held-out {data.units}, {cost:,} evaluations{derivatives}"
     return Measure(plan, cost, lambda: _carry_out_images(subject, metric, n, cost, times))
 
 

@@ -21,11 +21,13 @@ def sample(config: DictConfig) -> None:
     Raises: InvalidInput.
     """
     from ddpm import images, plots
+    from ddpm.images import as_pictures
 
     resolved(config)
     must_be_whole(config, "n", least=1)
     must_be_writable(config.out)
     source, run, trained, step = source_of(config)
+    points = len(source.shape) == 1  # of which one picture shows many
     must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
@@ -35,6 +37,8 @@ def sample(config: DictConfig) -> None:
         raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
     if len(figures) > 1:
         raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
+    if folder and points:
+        raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
     cost = f"{type(source.sampler).__name__}, {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
     drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}"
@@ -47,12 +51,12 @@ def sample(config: DictConfig) -> None:
     elif process is not None:
         if isinstance(process, bool) or not isinstance(process, int) or process < 2:
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
-        way = source.way(min(config.n, 8), process)
-        plots.labelled_columns(out, [(f"$t = {t:.4g}$", x_t) for t, x_t in way])
+        way = source.way(config.n if points else min(config.n, 8), process)
+        plots.labelled_columns(out, [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way])
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
-        images.save_gif(out, [images.grid(x_t) for _, x_t in source.way(config.n, 40)], seconds_per_frame=0.08)
+        save_way(out, source, config.n)
     else:
         import torch
 
@@ -62,6 +66,15 @@ def sample(config: DictConfig) -> None:
         say(drawn)
     warn_of_range(source)
     say(f"wrote {out}")
+
+
+def save_way(path: Path, source: Any, n: int, columns: int | None = None) -> None:
+    """The way of the first n samples from noise to data, as an animation of grids."""
+    from ddpm import images
+    from ddpm.images import as_pictures
+
+    frames = [images.grid(as_pictures(x_t, side=320), columns) for _, x_t in source.way(n, 40)]
+    images.save_gif(path, frames, seconds_per_frame=0.08)
 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
@@ -78,6 +91,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
     """The same noise at several numbers of steps, one row each."""
     from ddpm import plots
+    from ddpm.images import as_pictures
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
@@ -85,8 +99,9 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
         sampler = build(settings, f"steps_strip, {steps}", trusted(config))
         must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
-    n = min(config.n, 12)
-    plots.labelled_rows(out, [(label, source.using(sampler).draw(range(n))) for label, sampler in samplers])
+    points = len(source.shape) == 1
+    n, figure = (config.n, plots.labelled_columns) if points else (min(config.n, 12), plots.labelled_rows)
+    figure(out, [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers])
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
@@ -94,12 +109,15 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     import torch
 
     from ddpm import plots
+    from ddpm.images import as_pictures
 
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
     legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
     if len(pair) != 2 or not all(legal):
-        raise InvalidInput(f"between={between}: two of the {len(data.held_out)} held-out images, such as between=[0,1]")
+        raise InvalidInput(
+            f"between={between}: two of the {len(data.held_out)} held-out {data.units}, such as between=[0,1]"
+        )
     ends = data.batch(data.held_out[pair])
     x, y = ends.x, ends.y
     try:
@@ -107,8 +125,9 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
-    images = [(f"image {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"image {pair[1]}", x[1:])]
-    plots.labelled_columns(out, images)
+    one = data.units.removesuffix("s")
+    row = [(f"{one} {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"{one} {pair[1]}", x[1:])]
+    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row])
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:

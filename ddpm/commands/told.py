@@ -40,11 +40,6 @@ def progress_bar(total: int) -> Any:
     return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
 
 
-def samples_of(data: Any) -> str:
-    """What samples of some data are called."""
-    return "images" if "pictures" in data.holds else "points"
-
-
 def schedule_name(config: DictConfig) -> str:
     """What a figure calls a schedule: the function that makes it."""
     name = str(config._target_).rpartition(".")[2]

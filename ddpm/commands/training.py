@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import evaluating
 from ddpm.commands.asked import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
 from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
-from ddpm.commands.told import how_drawn, samples_of, say, schedule_name, warn_of_range
+from ddpm.commands.sampling import save_way
+from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
 
 MANY_POINTS = 2000  # that are drawn where a sample is a point: one picture shows them all
@@ -119,7 +120,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 raise InvalidInput(str(error)) from error
             say(
                 f"run {run.path}: {plan.parts.parameters:,} parameters, "
-                f"{len(plan.data.train):,} training {samples_of(plan.data)}, {plan.device}"
+                f"{len(plan.data.train):,} training {plan.data.units}, {plan.device}"
                 + (f", {team.size} processes" if team.size > 1 else "")
             )
             for concern in plan.parts.task.concerns():
@@ -158,7 +159,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 status = run.status()
                 say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
             else:
-                _next_steps(run, ended)
+                _next_steps(plan, ended)
     except RunIsHeld as error:
         team.told(None)
         raise Held(str(error)) from error
@@ -302,9 +303,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         real = data.batch(data.held_out if len(data.held_out) else data.train).x[:MANY_POINTS].cpu()
         keep(samples, run.path / "samples.safetensors")  # for a report
         plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
-    way = source.way(32 if pictures else MANY_POINTS, 40)
-    frames = [images.grid(as_pictures(x_t, side=320), columns=8 if pictures else 1) for _, x_t in way]
-    images.save_gif(run.path / "denoising.gif", frames, seconds_per_frame=0.08)
+    save_way(run.path / "denoising.gif", source, *((32, 8) if pictures else (MANY_POINTS,)))
 
     T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
     times = [round(T * share / 4) for share in range(5)]
@@ -312,8 +311,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
     x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
-    if pictures:
-        warn_of_range(source)
+    warn_of_range(source)
 
     if judged:
         drawn = quality.Drawn(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
@@ -325,11 +323,15 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
 
 
-def _next_steps(run: Any, ended: str) -> None:
+def _next_steps(plan: Plan, ended: str) -> None:
     """Where the results are and what to type next."""
+    run = plan.run
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
     status = run.status()
     draw, again = command("sample"), command("train")
+    axes = "'model.channels=16,32' 'model.attention_resolutions=[],[4]'"
+    if "pictures" not in plan.data.holds:
+        axes = "experiment=points data=swiss_roll,moons,gaussians model.width=32,128"
     say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
   results       {run.path}
   pictures      {pictures}
@@ -338,4 +340,4 @@ next:
   more samples  {draw} run={run.path} n=100 seed=1 out=samples.png
   few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png
   train longer  {again} extend={run.path} trainer.steps={2 * status["step"]}
-  a sweep       {again} -m 'model.channels=16,32' 'model.attention_resolutions=[],[4]' schedule=linear,cosine""")
+  a sweep       {again} -m {axes} schedule=linear,cosine""")

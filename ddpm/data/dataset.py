@@ -67,7 +67,7 @@ def check_labels(labels: Tensor, count: int, where: object) -> None:
     wrong = ((labels < 0) | (labels >= count)).nonzero()
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(f"{where}: label {int(labels[at])} of image {at} is outside 0..{count - 1}")
+        raise ValueError(f"{where}: label {int(labels[at])} of sample {at} is outside 0..{count - 1}")
 
 
 def fit(images: Tensor, image_size: int | Sequence[int], channels: int) -> Tensor:
@@ -114,6 +114,8 @@ class Dataset(ABC):
     holds: frozenset[str] = frozenset()
     """What its samples are, for those who need it: "pictures" (x is (C, H, W)), "bytes" (each value one of the 256 that
     lie evenly in [-1, 1]), "classes"."""
+    units = "samples"
+    """What they are called in messages."""
     labels: Tensor | None = None
     num_classes = 0
 
@@ -126,7 +128,7 @@ class Dataset(ABC):
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
         """Sorted numbers of the training part and of the held-out part."""
         if validation > 0 and count == 1:
-            raise ValueError(f"{self.name}: one image leaves none to hold out; set validation=0")
+            raise ValueError(f"{self.name}: one sample leaves none to hold out; set validation=0")
         held_out = min(max(round(validation * count), 1), count - 1) if validation > 0 else 0
         shuffled = torch.randperm(count, generator=keyed(0, "held_out"))
         return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
@@ -214,6 +216,8 @@ class ImageData(Dataset):
 
     Raises: ValueError for arguments outside these ranges.
     """
+
+    units = "images"
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class Points(Dataset):
     Raises: ValueError for arguments outside these ranges, and for a coordinate that does not vary.
     """
 
+    units = "points"
+
     def __init__(
         self,
         name: str,
