@@ -242,8 +242,8 @@ def must_hold_out(data: Dataset, metric: str, n: int) -> None:
         raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
     if n > len(data.held_out):
         raise ValueError(
-            f"n = {n} {data.units}, but {data.name} holds out {len(data.held_out)} (of {len(data)}): n is at most that for "
-            f"{metric}"
+            f"n = {n} {data.units}, but {data.name} holds out {len(data.held_out)} (of {len(data)}): n is at most "
+            f"that for {metric}"
         )
 
 

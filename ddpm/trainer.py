@@ -429,7 +429,7 @@ class Diary:
 
 
 class ProgressBar:
-    """One line: step, loss, images (or whatever the data hold) per second, time left. Without a terminal, such a line every ten seconds."""
+    """One line: step, loss, samples per second, time left. Without a terminal, such a line every ten seconds."""
 
     def __init__(self, step: int, seconds: float, batch_size: int, units: str):
         self.step, self.seconds, self.batch_size, self.units = step, seconds, batch_size, units
