@@ -172,10 +172,17 @@ def test_a_sampler_without_an_inverse_cannot_go_between(sampler):
 )
 def test_values_that_a_picture_cannot_show_are_counted(x, told):
     whole, parts = Range(), Range()
+    x = x[:, None, None]  # images of two pixels
     whole.note(x)
-    for row in x:
-        parts.note(row[None])
+    for image in x:
+        parts.note(image[None])
     assert str(whole) == str(parts) == told
+
+
+def test_points_have_no_range_to_leave():
+    seen = Range()
+    seen.note(torch.tensor([[9.0, 1.0], [0.5, math.nan]]))
+    assert str(seen) == "1 of 2 samples hold numbers that are not finite"
 
 
 def test_a_source_counts_all_that_it_draws():
