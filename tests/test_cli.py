@@ -1278,3 +1278,62 @@ def test_what_was_typed_is_told_again_in_one_line(given, told, call, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert_refused(call(cli.train, *words(given)), *told)
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------- points in the plane
+
+POINTS = [
+    "experiment=points", "data.count=60", "model.width=16", "model.depth=1", "schedule.T=10", "sampler.steps=2",
+    "trainer.steps=4", "trainer.batch_size=8", "trainer.warmup=0", "trainer.previews=1", "trainer.log_every=1",
+    "trainer.checkpoint_every=2", "device=cpu",
+]  # fmt: skip
+
+
+def test_points_go_the_whole_way_of_images(call, tmp_path):
+    runs = tmp_path / "runs"
+    command = (*POINTS, 'evaluation=["metric=loss_by_snr n=4"]', f"runs={runs}")
+    assert call(cli.train, *command).code == 0
+    run = run_of(runs)
+    pictures = ("samples.png", "preview.png", "denoising.gif", "forward.png", "samples.safetensors")
+    assert all((run / name).stat().st_size for name in pictures)
+    (measured,) = json.loads((run / "evaluation.json").read_text())
+    assert measured.startswith("loss_by_snr")
+
+    shutil.rmtree(run / "checkpoints" / "4")
+    kept, lines = weights(run, 2), losses(run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "INTERRUPTED"}))
+    result = call(cli.train, *command)
+    assert result.code == 0 and f"going on from {run / 'checkpoints' / '2'}" in result.out
+    assert losses(run) == lines and same(weights(run, 2), kept)
+
+    out = tmp_path / "x"
+    for words in (["out=X.npy", "n=5"], ["out=X.png"], ["out=X.gif"], ["out=X_strip.png", "steps_strip=[1,2]"],
+                  ["out=X_way.png", "process=3"], ["out=X_between.png", "between=[0,1]"]):  # fmt: skip
+        result = call(cli.sample, f"run={run}", "sampler.steps=2", *(word.replace("X", str(out)) for word in words))
+        assert result.code == 0 and "warning" not in result.out + result.err
+    array = np.load(f"{out}.npy")
+    assert array.shape == (5, 2) and array.dtype == np.float32 and np.isfinite(array).all()
+    assert len(list(tmp_path.glob("x*.png"))) == 4 and Path(f"{out}.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("augment=script", ["augment changes pictures", "swiss_roll"]),
+        ("model=unet", ["model=mlp points"]),
+        ("model.features=3", ["(3,)", "(2,)"]),
+        ("task.drop=0.1", ["drop = 0.1"]),
+        ('evaluation=["metric=frechet"]', ["metric=frechet needs pictures", "loss_by_snr"]),
+        ('evaluation=["metric=bits_per_dim"]', ["needs bytes"]),
+    ],
+)
+def test_what_needs_pictures_is_refused_for_points(call, tmp_path, change, told):
+    kept = [word for word in POINTS if change != "model=unet" or not word.startswith("model.")]
+    assert_refused(call(cli.train, *kept, change, f"runs={tmp_path / 'runs'}"), *told)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_numbered_pictures_is_refused_for_points(call, tmp_path, without_pictures):
+    assert call(cli.train, *POINTS, f"runs={tmp_path / 'runs'}").code == 0
+    run = run_of(tmp_path / "runs")
+    assert_refused(call(cli.sample, f"run={run}", "sampler.steps=2", f"out={tmp_path}/many/"), "points", ".npy")
