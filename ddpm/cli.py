@@ -19,17 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm.commands import (
     checking,
     evaluating,
-    forecasting,
     optimising,
     ranging,
     sampling,
     scheduling,
     studying,
+    sweep_plan,
     training,
 )
-from ddpm.commands.asked import job_name, multirun
+from ddpm.commands.console import in_one_line, say
+from ddpm.commands.load import job_name, multirun
 from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
-from ddpm.commands.told import in_one_line, say
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
@@ -83,7 +83,7 @@ def study() -> None:
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
-    "plan": forecasting.plan,
+    "plan": sweep_plan.plan,
     "status": studying.status,
     "retry": studying.retry,
     "report": studying.report,
@@ -196,7 +196,7 @@ def _check_composition(name: str, argv: list[str]) -> None:
         except InvalidInput as error:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
     if sweep is not None:
-        from ddpm import ranks  # only now: with it comes torch, and what does not compose is told at once
+        from ddpm.training import ranks  # only now: with it comes torch, and what does not compose is told at once
 
         if ranks.started():
             raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")

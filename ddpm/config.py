@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from ddpm import schema
-from ddpm.stored import CADENCE, LARGEST_CONFIG, MEMORY, must_be_plain
+from ddpm.runs import schema
+from ddpm.runs.safe_yaml import CADENCE, LARGEST_CONFIG, MEMORY, MOVED, must_be_plain, with_moved
 
 if TYPE_CHECKING:
     import torch
@@ -239,7 +239,7 @@ def _built(make: Callable[[], Any]) -> Any:
     """
     import torch
 
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     random = torch.get_rng_state()
     try:
@@ -324,6 +324,10 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
     for group, keys in (("trainer", CADENCE), ("model", MEMORY)):
         if isinstance(chosen.get(group), dict):  # else it is refused when it is built
             chosen[group] = {k: v for k, v in chosen[group].items() if k not in keys}
+    before = {now: then for then, now in MOVED.items()}
+    for group, node in chosen.items():
+        if isinstance(node, dict) and node.get("_target_") in before:
+            chosen[group] = node | {"_target_": before[node["_target_"]]}
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
@@ -395,11 +399,11 @@ def read_config(path: Path) -> DictConfig:
             raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
         text = content.decode()
         must_be_plain(text)
-        loaded = OmegaConf.load(io.StringIO(text))
-        _must_fit_64_bits(OmegaConf.to_container(loaded))
+        settings = with_moved(OmegaConf.to_container(OmegaConf.load(io.StringIO(text))))
+        _must_fit_64_bits(settings)
     except Exception as error:  # the YAML parser has no common base class
         raise InvalidInput(f"{path} cannot be read as a configuration: {_one_line(error)}") from error
-    config = loaded if isinstance(loaded, DictConfig) else DictConfig({})  # a list has no keys
+    config = OmegaConf.create(settings if isinstance(settings, dict) else {})
     needed = SCIENCE if config.get("task") is None else ("optimizer", "trainer", "seed")
     missing = [key for key in (*needed, "data") if key not in config]
     if missing:

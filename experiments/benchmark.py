@@ -35,13 +35,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm.cost import flops, machine, peak, seconds
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.ema import EMA
-from ddpm.files import read_json, replacing, shown
-from ddpm.precision import computing, resolve
+from ddpm.runs.files import read_json, replacing, shown
+from ddpm.runs.precision import computing, resolve
 from ddpm.samplers import DDIM
 from ddpm.schedules import linear
+from ddpm.training.cost import flops, machine, peak, seconds
+from ddpm.training.ema import EMA
 from models import kernels
 from models.pretrained import _describe, save_unet
 from models.unet import UNet
@@ -154,7 +154,7 @@ class Contender:
 
 
 class Ours(Contender):
-    """Ours, as `ddpm.trainer.Trainer.fit` and `ddpm.sampling.Source` run it."""
+    """Ours, as `ddpm.training.trainer.Trainer.fit` and `ddpm.samplers.trained.Source` run it."""
 
     def __init__(self, network: Network, batch: int, device: torch.device, T: int = 1000):
         super().__init__(built(network), network, batch, device, tuned=True)

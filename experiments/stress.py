@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm import checkpoint
-from ddpm.runs import Run, git_commit, read_metrics
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, git_commit, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "experiments" / "train.py"

@@ -1,13 +1,13 @@
-"""ddpm/accuracy.py: it counts every evaluation, and measures an error that is known in closed form."""
+"""ddpm/samplers/accuracy.py: it counts every evaluation, and measures an error that is known in closed form."""
 
 import math
 
 import pytest
 import torch
 
-from ddpm.accuracy import flow_error
 from ddpm.oracle import GaussianOracle
 from ddpm.samplers import DDIM, DPMSolverPP, Heun
+from ddpm.samplers.accuracy import flow_error
 from ddpm.schedules import linear
 
 ORACLE = GaussianOracle(linear(1000), 0.7, 0.25)

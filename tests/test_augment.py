@@ -11,15 +11,15 @@ from omegaconf import OmegaConf
 from test_trainer import CPU, Fit, assert_same, drawn_by, network, some, stop_at
 from torch import Tensor
 
-from ddpm import checkpoint
-from ddpm.commands import planning, training
+from ddpm.commands import prepare, training
 from ddpm.config import InvalidInput, compose, resolved, science
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment, inverse_of, warp
 from ddpm.data.splines import basis, field
 from ddpm.randomness import generator
-from ddpm.runs import science_hash
-from ddpm.trainer import Interrupted, Trainer
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import science_hash
+from ddpm.training.trainer import Interrupted, Trainer
 
 ALL = {"rotation": 180.0, "scale": 1.0, "translation": 0.5, "elastic": 9.0, "brightness": 1.0, "contrast": 1.0}
 SOME = {"rotation": 30.0, "scale": 0.3, "translation": 0.1, "elastic": 2.0, "brightness": 0.2, "contrast": 0.4}
@@ -386,7 +386,7 @@ def test_the_command_trains_with_what_is_configured(task, tmp_path, monkeypatch)
 )
 def test_wrong_values_are_refused_before_anything_begins(word, task, tmp_path):
     with pytest.raises(InvalidInput, match=rf"^augment: {word.split('=')[0].split('.')[1]} = .*") as raised:
-        planning.planned(compose("train", [word, f"runs={tmp_path}"]), CPU)
+        prepare.planned(compose("train", [word, f"runs={tmp_path}"]), CPU)
     assert "\n" not in str(raised.value) and list(Path(tmp_path).iterdir()) == []
 
 

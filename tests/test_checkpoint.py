@@ -1,4 +1,4 @@
-"""ddpm/checkpoint.py: whole or not at all, and never code."""
+"""ddpm/runs/checkpoint.py: whole or not at all, and never code."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ddpm import checkpoint
+from ddpm.runs import checkpoint
 
 
 def network(value: float = 0.0) -> nn.Module:

@@ -20,10 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 
-import ddpm.trainer
-from ddpm import checkpoint, cli, config, preflight
-from ddpm.commands import planning, training
-from ddpm.runs import Run, read_metrics
+import ddpm.training.trainer
+from ddpm import cli, config
+from ddpm.commands import prepare, training
+from ddpm.runs import checkpoint, preflight
+from ddpm.runs.directory import Run, read_metrics
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = [
@@ -701,7 +702,7 @@ def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
     ends = []
     for where in ("together", "apart"):
         if where == "apart":
-            monkeypatch.setattr(planning, "build_data", lambda node, trust: config.build(node, "data", trust))
+            monkeypatch.setattr(prepare, "build_data", lambda node, trust: config.build(node, "data", trust))
         result = typed(cli.train, "-m", *sweep, f"runs={tmp_path / where}")
         assert result.code == 0, result
         runs = {path.parent.name: path.parent for path in (tmp_path / where).glob("default/*/config.yaml")}
@@ -714,14 +715,14 @@ def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
 
 def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tmp_path, without_pictures, monkeypatch):
     save_pictures(tmp_path / "pictures", 6)
-    fit, counts = ddpm.trainer.Trainer.fit, []
+    fit, counts = ddpm.training.trainer.Trainer.fit, []
 
     def adds(self, run, task, data, *arguments, **options):
         counts.append(len(data))
         (tmp_path / "pictures" / "0.png").unlink(missing_ok=True)
         return fit(self, run, task, data, *arguments, **options)
 
-    monkeypatch.setattr(ddpm.trainer.Trainer, "fit", adds)
+    monkeypatch.setattr(ddpm.training.trainer.Trainer, "fit", adds)
     where = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=8", "data.channels=1"]
     sweep = words("seed=0,1,2", "trainer.steps=1", "data.validation=0.5", *where)
     assert typed(cli.train, "-m", *sweep, f"runs={tmp_path / 'runs'}").code == 0
@@ -731,17 +732,17 @@ def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tm
 def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(
     typed, tmp_path, without_pictures, monkeypatch
 ):
-    fit, seen = ddpm.trainer.Trainer.fit, []
+    fit, seen = ddpm.training.trainer.Trainer.fit, []
 
     def breaks(self, run, *arguments, seed, **options):
         seen.append(seed)
         if seed == 0:
             raise RuntimeError("broken")
         if seed == 2:
-            raise ddpm.trainer.Interrupted(signal.SIGTERM)
+            raise ddpm.training.trainer.Interrupted(signal.SIGTERM)
         return fit(self, run, *arguments, seed=seed, **options)
 
-    monkeypatch.setattr(ddpm.trainer.Trainer, "fit", breaks)
+    monkeypatch.setattr(ddpm.training.trainer.Trainer, "fit", breaks)
     result = typed(cli.train, "-m", *words("seed=0,1,2,3", "trainer.steps=1"), f"runs={tmp_path}")
     assert result.code == 143 and seen == [0, 1, 2]
     states = sorted(status(path.parent)["state"] for path in tmp_path.glob("default/*/status.json"))
@@ -950,7 +951,7 @@ def test_evaluation_records_its_protocols_beside_those_that_are_there(call, copi
 
 
 def test_the_judge_does_not_depend_on_the_run_that_meets_it_first(call, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    monkeypatch.setattr("ddpm.metrics.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
     judges = []
     for name, draws in (("a", 0), ("b", 17)):
         run = Path(shutil.copytree(finished, tmp_path / name / "default" / finished.name))
@@ -984,7 +985,7 @@ def test_a_sweep_over_a_finished_run_leaves_nothing_of_its_own(typed, copied, tm
     ],
 )
 def test_wrong_input_when_evaluating_is_told_before_anything_is_drawn(given, told, call, copied, monkeypatch):
-    monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
+    monkeypatch.setattr("ddpm.samplers.trained.Source.draw", lambda *arguments: pytest.fail("drawn"))
     before = (copied / "evaluation.json").read_text()
     base = [w for w in (f"run={copied}", "n=8", "sampler.steps=2") if w.partition("=")[0] != given.partition("=")[0]]
     assert_refused(call(cli.evaluate, *base, given), *told)
@@ -996,7 +997,7 @@ def test_the_default_evaluation_works_on_the_default_data(call, copied, monkeypa
 
     Samples are then one more than features, and what is compared with fewer held-out images says so.
     """
-    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    monkeypatch.setattr("ddpm.metrics.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
     before = json.loads((copied / "evaluation.json").read_text())
     result = call(cli.evaluate, f"run={copied}", "sampler.steps=1", "judge.channels=4")
     assert result.code == 0 and "36 images are held out" in result.out, result
@@ -1015,7 +1016,7 @@ def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pi
     data = ["data=folder", f"data.root={folder}", "data.image_size=8", "data.channels=1"]
     changes = data if change == "no labels" else ["data.validation=0"]
     assert call(cli.train, *words(*changes, "trainer.steps=1"), f"runs={tmp_path / 'runs'}").code == 0
-    monkeypatch.setattr("ddpm.sampling.Source.draw", lambda *arguments: pytest.fail("drawn"))
+    monkeypatch.setattr("ddpm.samplers.trained.Source.draw", lambda *arguments: pytest.fail("drawn"))
     result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2", "metric=recognition")
     assert_refused(result, change)
 

@@ -13,10 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm import config, trainer
+from ddpm import config
 from ddpm.config import InvalidInput, allowed_targets, build, compose, conf_dir, read_config, resolve_device, resolved
 from ddpm.data import Folder
 from ddpm.schedules import linear
+from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
 WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group's
@@ -233,7 +234,7 @@ FOREIGN = [
     "torch.optim.optimizer.torch.hub.load",
     "torch.optim.optimizer.torch.load",
     "torch.optim.Adam.__init__",
-    "ddpm.trainer.torch.load",
+    "ddpm.training.trainer.torch.load",
     "models.unet.torch.load",
     "ddpm.schedules",
     "torch.optim.Adagrad",

@@ -1,4 +1,4 @@
-"""ddpm/cost.py: what is counted, against counts by hand; what is timed, by a clock that the network itself moves."""
+"""ddpm/training/cost.py: counts against counts by hand, times by a clock that the network itself moves."""
 
 import functools
 import json
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm import cost
-from ddpm.cost import flops, measure_cost
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.runs import Run
+from ddpm.runs.directory import Run
 from ddpm.samplers import DDIM, Ancestral, Heun
-from ddpm.sampling import Source
+from ddpm.samplers.trained import Source
 from ddpm.schedules import cosine
-from ddpm.trainer import Trainer
+from ddpm.training import cost
+from ddpm.training.cost import flops, measure_cost
 from ddpm.training.step import Training
 from ddpm.training.tasks.diffusion import Diffusion
+from ddpm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)

@@ -20,7 +20,7 @@ from test_data import Server, names
 from ddpm.data import DHCD, dhcd
 from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download
-from ddpm.kept import keep
+from ddpm.runs.tensor_cache import keep
 
 server = test_data.server  # the fixture
 ARCHIVE, FOLDER = dhcd.ARCHIVES[0], dhcd.FOLDER

@@ -1,4 +1,4 @@
-"""ddpm/ema.py: the weight of every past step in closed form."""
+"""ddpm/training/ema.py: the weight of every past step in closed form."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.ema import EMA
+from ddpm.training.ema import EMA
 
 
 def network(value: float = 0.0) -> nn.Module:

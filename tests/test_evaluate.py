@@ -1,4 +1,4 @@
-"""`ddpm-evaluate`, from the words that are typed to evaluation.json and the figures; what is refused or kept."""
+"""`ddpm-evaluate`, from the words that are typed to denoising.json and the figures; what is refused or kept."""
 
 import json
 import shutil
@@ -16,11 +16,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from ddpm import cli, config, evaluation, quality
+from ddpm import cli, config
 from ddpm.commands import evaluating, training
 from ddpm.data import ImageData
+from ddpm.metrics import quality
 from ddpm.metrics.features import PCA, Features, Judge
-from ddpm.sampling import Source
+from ddpm.runs import results
+from ddpm.samplers.trained import Source
 
 TINY = [
     "model.channels=8", "model.channel_mults=[1]", "model.groups=4", "model.blocks=1", "model.middle_attention=false",
@@ -252,7 +254,7 @@ def test_the_plan_is_told_before_anything_is_done(run, typed, draws):
 
 def test_no_larger_batch_is_timed_for_the_plan_than_is_drawn(run, typed, monkeypatch):
     asked: list[int] = []
-    monkeypatch.setattr("ddpm.cost.evaluation_seconds", lambda source, batch: asked.append(batch) or 1.0)
+    monkeypatch.setattr("ddpm.training.cost.evaluation_seconds", lambda source, batch: asked.append(batch) or 1.0)
     typed(run, "metric=recognition", "n=3")
     typed(run, "metric=recognition", "n=30", "batch=5")
     typed(run, "metric=recognition")
@@ -502,7 +504,7 @@ WRONG = {
 @pytest.mark.parametrize("given", WRONG)
 def test_wrong_input_is_told_before_anything_is_drawn_or_trained(given, run, typed, learned, monkeypatch):
     before = [*PCA4, "metric=[kernel,frechet]", "n=8"]
-    evaluation.record(run, "kernel_pca_8_train", {"value": 1.0})
+    results.record(run, "kernel_pca_8_train", {"value": 1.0})
     content = (run / "evaluation.json").read_bytes()
     monkeypatch.setattr("ddpm.diffusion.GaussianDiffusion.output", lambda *arguments: pytest.fail("evaluated"))
     changed = {word.partition("=")[0] for word in given.split()}
@@ -588,7 +590,7 @@ def test_what_is_measured_does_not_depend_on_what_was_measured_before(run, typed
     (run / "evaluation.json").unlink()
     typed(run, *words)
     assert records(run) == before and len(made) == 2 and issubclass(PCA, Features)
-    assert evaluation.recorded(run / "evaluation.json") == before
+    assert results.recorded(run / "evaluation.json") == before
 
 
 def test_a_classifier_recognises_whatever_others_look_at(run, typed):

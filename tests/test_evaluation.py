@@ -1,4 +1,4 @@
-"""ddpm/evaluation.py: what is measured by held-out images, under which name, and where it is kept."""
+"""ddpm/denoising.py: what is measured by held-out images, under which name, and where it is kept."""
 
 import csv
 import json
@@ -15,18 +15,14 @@ from PIL import Image
 from test_quality import data
 from torch import Tensor, nn
 
-from ddpm import cli, evaluation
+from ddpm import cli
 from ddpm.commands import training
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.evaluation import (
-    bound_times,
-    measure_bits_per_dim,
-    measure_log_likelihood,
-    must_hold_out,
-    record,
-)
+from ddpm.metrics import denoising
+from ddpm.metrics.denoising import bound_times, measure_bits_per_dim, measure_log_likelihood, must_hold_out
+from ddpm.runs.results import record
 from ddpm.samplers import DDIM
-from ddpm.sampling import Source
+from ddpm.samplers.trained import Source
 from ddpm.schedules import linear
 
 
@@ -92,8 +88,8 @@ def test_likelihoods_do_not_depend_on_the_batch_but_on_the_seed():
 
 def test_the_images_are_held_out_and_spread_over_all_of_them(monkeypatch):
     seen, given = [], data()
-    function = evaluation.bits_per_dim
-    monkeypatch.setattr(evaluation, "bits_per_dim", lambda *a, **k: seen.append(a[2:]) or function(*a, **k))
+    function = denoising.bits_per_dim
+    monkeypatch.setattr(denoising, "bits_per_dim", lambda *a, **k: seen.append(a[2:]) or function(*a, **k))
     measure_bits_per_dim(source(), given, 7, [1, 50], 100)
     ((x_0, noise),) = seen
     chosen = given.held_out[torch.tensor([0, 10, 20, 30, 39, 49, 59])]

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from test_devanagari import make_font
 
-from ddpm import checkpoint
-from ddpm.commands.asked import optimizer_of
+from ddpm.commands.load import optimizer_of
 from ddpm.config import build, compose, jobs, resolved
-from ddpm.cost import flops
-from ddpm.runs import Run, read_metrics
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, read_metrics
+from ddpm.training.cost import flops
 from ddpm.training.task import shape_of
 from ddpm.training.tasks.diffusion import Diffusion
 

@@ -12,7 +12,7 @@ import sklearn.decomposition
 import torch
 from torch import Tensor, nn
 
-from ddpm.images import to_float, to_uint8
+from ddpm.figures.images import to_float, to_uint8
 from ddpm.metrics import features
 from ddpm.metrics.features import PCA, Inception, Judge, Pixels
 from models.classifier import Classifier

@@ -1,11 +1,11 @@
-"""ddpm/files.py: the old file or the new one, regular ones only, and JSON within bounds."""
+"""ddpm/runs/files.py: the old file or the new one, regular ones only, and JSON within bounds."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from ddpm import files
+from ddpm.runs import files
 
 
 def names(folder: Path) -> list[str]:

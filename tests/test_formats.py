@@ -13,17 +13,17 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ddpm import checkpoint, runs
-from ddpm.commands import planning, sampling, training
+from ddpm.commands import prepare, sampling, training
 from ddpm.config import compose, read_config
-from ddpm.runs import Run, read_metrics
+from ddpm.runs import checkpoint, directory
+from ddpm.runs.directory import Run, read_metrics
 
 FOLDERS = sorted(Path(__file__).parent.glob("format_*"))
 
 
 def test_every_format_has_its_run():
     assert [path.name for path in FOLDERS] == [f"format_{n}" for n in range(1, checkpoint.FORMAT + 1)]
-    assert runs.FORMAT <= checkpoint.FORMAT, "else a run of the newer one is missing here"
+    assert directory.FORMAT <= checkpoint.FORMAT, "else a run of the newer one is missing here"
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda path: path.name)
@@ -58,7 +58,7 @@ def test_all_of_them_are_one_run():
 def test_an_old_run_has_its_name_still(old, task):
     """So the command that made it finds it done, and does not train it again."""
     task()
-    plan = planning.planned(read_config(old / "config.yaml"), torch.device("cpu"))
+    plan = prepare.planned(read_config(old / "config.yaml"), torch.device("cpu"))
     assert plan.run.hash == old.name and Run(old).status()["state"] == "DONE"
 
 
@@ -78,7 +78,7 @@ def test_an_old_run_is_extended_without_augmentation_or_with_what_is_typed(chang
     """Where its configuration has no such key."""
     words = [f"extend={old}", "trainer.steps=9", f"runs={tmp_path}", "device=cpu", *changed]
     task(*words)
-    plan = planning.planned(compose("train", words), torch.device("cpu"))
+    plan = prepare.planned(compose("train", words), torch.device("cpu"))
     assert plan.parts.augment.active == bool(changed) and plan.parts.augment.rotation == 8 * len(changed)
 
 

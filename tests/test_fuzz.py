@@ -27,9 +27,12 @@ from omegaconf.errors import OmegaConfBaseException
 from test_dhcd import extract, files
 from test_experiments import EXPERIMENTS, WRITERS
 
-from ddpm import checkpoint, cli, config, plots, trainer
+from ddpm import cli, config
 from ddpm.commands import training
-from ddpm.sampling import Source
+from ddpm.figures import plots
+from ddpm.runs import checkpoint
+from ddpm.samplers.trained import Source
+from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
@@ -421,7 +424,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     )
     patch.setattr(trainer, "HELD_OUT", 4)
     patch.setattr(plots, "preview", lambda path, rows: None)
-    patch.setattr("ddpm.runs.git_commit", lambda: None)
+    patch.setattr("ddpm.runs.directory.git_commit", lambda: None)
     patch.setattr(torch.nn.Module, "compile", lambda model: None)  # which takes a minute
     patch.setattr(checkpoint, "save", keep)
     patch.setattr(os, "fsync", lambda descriptor: None)

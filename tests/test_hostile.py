@@ -29,12 +29,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ddpm import checkpoint, config, evaluation
-from ddpm.commands import evaluating, planning, sampling, training
+from ddpm import config
+from ddpm.commands import evaluating, prepare, sampling, training
 from ddpm.config import InvalidInput, build, compose, read_config, resolved
 from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, idx
-from ddpm.runs import Run, read_metrics
-from ddpm.trainer import Previews
+from ddpm.runs import checkpoint, results
+from ddpm.runs.directory import Run, read_metrics
+from ddpm.training.trainer import Previews
 from models.pretrained import load_unet
 
 SECRET = "a password of the environment"
@@ -82,7 +83,7 @@ def trap(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder that code in a file would make; and no process is started, no secret told."""
     folder = tmp_path / "trap"
     monkeypatch.setenv("HOSTILE_SECRET", SECRET)
-    monkeypatch.setattr("ddpm.runs.git_commit", lambda: None)  # our own process
+    monkeypatch.setattr("ddpm.runs.directory.git_commit", lambda: None)  # our own process
     platform.processor()  # and `uname`, once in a process
     monkeypatch.chdir(tmp_path)
     STARTED.clear()
@@ -330,7 +331,7 @@ def test_init_reads_no_pickle_under_another_name(tmp_path, train, trap):
 
 @pytest.mark.parametrize("trick", SOME)
 def test_a_judge_that_is_a_pickle(trick, run, evaluate, trap, monkeypatch):
-    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    monkeypatch.setattr("ddpm.metrics.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
     evaluate(run, metric=["kernel"], n=3)
     (judge,) = (run.parent.parent / "judges").glob("*.safetensors")
     judge.write_bytes(PICKLES[trick](trap))
@@ -339,7 +340,7 @@ def test_a_judge_that_is_a_pickle(trick, run, evaluate, trap, monkeypatch):
 
 @pytest.mark.parametrize("trick", SOME)
 def test_kept_features_that_are_a_pickle_are_computed_anew(trick, run, evaluate, trap, monkeypatch, capsys):
-    monkeypatch.setattr("ddpm.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
+    monkeypatch.setattr("ddpm.metrics.quality.train_judge", lambda judge, *arguments, **options: judge.eval())
     evaluate(run, metric=["kernel"], n=3)
     (kept,) = (run.parent.parent / "judges" / "features").iterdir()
     before, records = kept.read_bytes(), (run / "evaluation.json").read_bytes()
@@ -452,18 +453,18 @@ def test_results(kind, tmp_path, trap, capsys):
     """What was measured is written, and what was there is kept aside."""
     path, content = tmp_path / "evaluation.json", JSONS[kind](trap)
     path.write_bytes(content)
-    evaluation.record(tmp_path, "frechet", {"value": 1.0})
+    results.record(tmp_path, "frechet", {"value": 1.0})
     assert json.loads(path.read_text()) == {"frechet": {"value": 1.0}}
     assert (tmp_path / "evaluation.damaged.json").read_bytes() == content
     assert "evaluation.damaged.json" in capsys.readouterr().out
-    evaluation.record(tmp_path, "recognition", {"value": 2.0})
+    results.record(tmp_path, "recognition", {"value": 2.0})
     assert list(json.loads(path.read_text())) == ["frechet", "recognition"]
 
 
 @pytest.mark.parametrize("levels", range(900, 1000, 20))
 def test_levels_that_python_reads_and_may_not_write(levels, run, capsys):
     (run / "evaluation.json").write_bytes(nest(levels))
-    evaluation.record(run, "frechet", {"value": 1.0})
+    results.record(run, "frechet", {"value": 1.0})
     assert b"frechet" in (run / "evaluation.json").read_bytes()
     (run / "status.json").write_bytes(b'{"state": "DONE", "deep": ' + nest(levels) + b"}")
     Run(run).write_status("RUNNING", step=3)
@@ -503,8 +504,8 @@ TARGETS = [
     "ddpm.schedules.NoiseSchedule.__init__",
     "ddpm.data.folder.Folder",  # not the name in conf/
     "ddpm.data.download.download",
-    "ddpm.checkpoint.load_state",
-    "ddpm.checkpoint.shutil.rmtree",
+    "ddpm.runs.checkpoint.load_state",
+    "ddpm.runs.checkpoint.shutil.rmtree",
     "models.pretrained.load_unet",
     "models.unet.UΝet",  # a Greek letter
     "models.unet.UNet ",
@@ -532,9 +533,9 @@ OTHERS = {
     "schedule": ["ddpm.data.Folder", "ddpm.data.IDX", "models.unet.UNet", "ddpm.samplers.DDIM"],
     "model": ["ddpm.data.IDX", "ddpm.data.CIFAR10", "models.classifier.Classifier", "ddpm.schedules.linear"],
     "diffusion": ["ddpm.data.Folder", "torch.optim.Adam"],
-    "optimizer": ["ddpm.data.CIFAR10", "ddpm.trainer.Trainer"],
+    "optimizer": ["ddpm.data.CIFAR10", "ddpm.training.trainer.Trainer"],
     "trainer": ["ddpm.data.IDX", "ddpm.diffusion.GaussianDiffusion"],
-    "data": ["ddpm.trainer.Trainer", "models.unet.UNet"],
+    "data": ["ddpm.training.trainer.Trainer", "models.unet.UNet"],
     "sampler": ["ddpm.data.Folder", "ddpm.schedules.cosine"],
 }
 WRONG_GROUP = [(group, name) for group, names in OTHERS.items() for name in names]
@@ -592,12 +593,12 @@ def test_init_reads_weights_and_no_configuration(run, settings, train, trap, mon
     evil = {"_target_": "os.mkdir", "path": str(trap)}
     store(run, settings, model=evil, schedule=evil, optimizer=evil, trust=["os.mkdir"])
     loaded: list[Path] = []
-    monkeypatch.setattr(planning, "load_into", lambda model, file: loaded.append(file))
+    monkeypatch.setattr(prepare, "load_into", lambda model, file: loaded.append(file))
 
     def fit(*arguments: object, **more: object) -> None:
         raise RuntimeError("no network came out of this")
 
-    monkeypatch.setattr("ddpm.trainer.Trainer.fit", fit)
+    monkeypatch.setattr("ddpm.training.trainer.Trainer.fit", fit)
     with pytest.raises(training.RunFailed, match="no network came out of this"):
         train(f"init={run}")
     assert loaded == [run / "checkpoints" / "1" / "ema.safetensors"]
@@ -755,19 +756,19 @@ STUDIES = [
 def test_studies_that_are_no_names(study, tmp_path):
     asked = OmegaConf.create({"runs": str(tmp_path / "runs"), "study": "x"})
     OmegaConf.update(asked, "study", study)
-    refused(lambda: planning._folder_of_runs(asked), "study=")
+    refused(lambda: prepare._folder_of_runs(asked), "study=")
 
 
 @pytest.mark.parametrize("study", ["default", "a/b", "Größe 2, (v1.0)", "2024-01-01_12:00", "x=1", ".a", 5, "नाम"])
 def test_studies_that_are_names(study, tmp_path):
     asked = OmegaConf.create({"runs": str(tmp_path), "study": study})
-    assert planning._folder_of_runs(asked) == tmp_path / str(study)
+    assert prepare._folder_of_runs(asked) == tmp_path / str(study)
 
 
 @pytest.mark.parametrize("runs", ["a\0b", "", None])
 def test_runs_that_are_no_folder(runs):
     with pytest.raises(InvalidInput, match="must be names of folders"):
-        planning._folder_of_runs(OmegaConf.create({"runs": runs, "study": "default"}))
+        prepare._folder_of_runs(OmegaConf.create({"runs": runs, "study": "default"}))
 
 
 @pytest.mark.parametrize(
@@ -928,7 +929,7 @@ def test_a_run_of_pipes_and_devices(make, run, sample, capsys):
     for name in ("status.json", "evaluation.json", "config.yaml"):
         make(run / name)
     assert Run(run).status() == {}
-    evaluation.record(run, "frechet", {"value": 1.0})
+    results.record(run, "frechet", {"value": 1.0})
     assert json.loads((run / "evaluation.json").read_text()) == {"frechet": {"value": 1.0}}
     refused(lambda: sample(run), "config.yaml")
 
@@ -1063,7 +1064,7 @@ def test_links_in_a_run_are_not_written_through(victim, run, sample, tmp_path, c
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(file)
     sample(run)
-    evaluation.record(run, "frechet", {"value": 1.0})
+    results.record(run, "frechet", {"value": 1.0})
     Run(run).write_status("DONE")
     assert file.read_text() == "{}" if victim == "there" else not file.exists()
     assert not any((run / name).is_symlink() for name in names)

@@ -1,11 +1,11 @@
-"""ddpm/images.py: exact scales, exact layouts, whole files."""
+"""ddpm/figures/images.py: exact scales, exact layouts, whole files."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ddpm import images
+from ddpm.figures import images
 
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
 

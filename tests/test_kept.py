@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.kept import keep, kept
+from ddpm.runs.tensor_cache import keep, kept
 
 
 @pytest.mark.parametrize("x", [torch.arange(12, dtype=torch.uint8).reshape(3, 4), torch.randn(5, 2, 1).mT])

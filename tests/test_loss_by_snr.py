@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddpm import plots
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.evaluation import LOG_SNR_BINS, measure_loss_by_snr, snr_bins, write_loss_by_snr
+from ddpm.figures import plots
 from ddpm.losses import errors_at_snr
+from ddpm.metrics.denoising import LOG_SNR_BINS, measure_loss_by_snr, snr_bins, write_loss_by_snr
 from ddpm.oracle import GaussianOracle
 from ddpm.samplers import DDIM
-from ddpm.sampling import Source
+from ddpm.samplers.trained import Source
 from ddpm.schedules import NoiseSchedule, cosine, linear, sigmoid, zero_terminal_snr
 from ddpm.targets import from_prediction
 

@@ -9,10 +9,10 @@ from PIL import Image
 from test_cli import words
 
 from ddpm.commands import ranging
-from ddpm.commands.planning import planned
+from ddpm.commands.prepare import planned
 from ddpm.config import InvalidInput, compose
-from ddpm.ranks import Ranks
 from ddpm.study.lr_range import RangeTest, rates, suggestion
+from ddpm.training.ranks import Ranks
 
 # ------------------------------------------------------------------------------------------------- the mathematics
 
@@ -146,7 +146,7 @@ def test_the_steps_are_those_of_training(tmp_path):
     plan.run.path.mkdir(parents=True)
     parts = plan.parts
     parts.trainer.fit(plan.run, parts.task, plan.data, parts.optimizer, seed=0, device=cpu, ranks=Ranks())
-    from ddpm.runs import read_metrics
+    from ddpm.runs.directory import read_metrics
 
     assert test.losses == [line["loss"] for line in read_metrics(plan.run.path) if line["split"] == "train"]
 

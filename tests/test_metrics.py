@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from sklearn.datasets import load_digits
 
-from ddpm.images import to_float
+from ddpm.figures.images import to_float
 from ddpm.metrics.frechet import frechet_distance, frechet_error, moments
 from ddpm.metrics.judge import accuracy, in_batches, random_shift, train_judge
 from ddpm.metrics.recognition import Recogniser, recognition

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from test_cli import words
 
-from ddpm import plots
 from ddpm.commands import optimising, training
 from ddpm.config import InvalidInput, compose, plain
-from ddpm.runs import Run
+from ddpm.figures import plots
+from ddpm.runs.directory import Run
 from ddpm.study.search import space, word
 
 optuna = pytest.importorskip("optuna")

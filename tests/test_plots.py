@@ -1,4 +1,4 @@
-"""ddpm/plots.py: readable PNG files of a sane size, whose images are where they belong and not resampled."""
+"""ddpm/figures/plots.py: readable PNG files of a sane size, whose images are where they belong and not resampled."""
 
 import importlib
 import io
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm import plots
+from ddpm.figures import plots
 from ddpm.schedules import NoiseSchedule, cosine, linear, sigmoid, zero_terminal_snr
 
 

@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from ddpm.data import Gaussians, Moons, Points, SwissRoll
-from ddpm.schema import check
+from ddpm.runs.schema import check
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 SOURCES = {"swiss_roll": SwissRoll, "moons": Moons, "gaussians": Gaussians}

@@ -1,9 +1,9 @@
-"""ddpm/precision.py: which numbers a network computes in, where nobody says it."""
+"""ddpm/runs/precision.py: which numbers a network computes in, where nobody says it."""
 
 import pytest
 import torch
 
-from ddpm import precision
+from ddpm.training import precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

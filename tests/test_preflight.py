@@ -1,4 +1,4 @@
-"""ddpm/preflight.py: what a run is going to need, against what it does need."""
+"""ddpm/runs/preflight.py: what a run is going to need, against what it does need."""
 
 import resource
 import subprocess
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ddpm import checkpoint, preflight
 from ddpm.config import InvalidInput, build, compose
 from ddpm.data import ImageData
-from ddpm.preflight import Memory, activations, available, available_on_linux, in_words, memory, moments_of
+from ddpm.runs import checkpoint, preflight
+from ddpm.runs.preflight import Memory, activations, available, available_on_linux, in_words, memory, moments_of
 from models.unet import UNet
 
 REPOSITORY = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""ddpm/quality.py: every measure beside real images and noise, what several seeds say together, and what is kept."""
+"""ddpm/metrics/quality.py: measures beside real images and noise, several seeds together, what is kept."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm import quality
 from ddpm.data import ImageData
-from ddpm.kept import keep
+from ddpm.metrics import quality
 from ddpm.metrics.features import PCA, Features, Judge, Pixels
 from ddpm.metrics.frechet import moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.memorisation import memorisation
-from ddpm.quality import MEASURES, Drawn, Found, Real, bias_curve, copies, in_words, judge_of, together
+from ddpm.metrics.quality import MEASURES, Drawn, Found, Real, bias_curve, copies, in_words, judge_of, together
+from ddpm.runs.tensor_cache import keep
 from models.classifier import Classifier
 
 

@@ -1,4 +1,4 @@
-"""ddpm/ranks.py: several processes train as one, and go on after they were killed."""
+"""ddpm/training/ranks.py: several processes train as one, and go on after they were killed."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import checkpoint
-from ddpm.ranks import Ranks, join
-from ddpm.runs import Run, read_metrics
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, read_metrics
+from ddpm.training.ranks import Ranks, join
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = [
@@ -80,7 +80,7 @@ def test_no_two_ranks_drop_the_same():
 
 TALK = """
 import json, torch
-from ddpm.ranks import join
+from ddpm.training.ranks import join
 ranks, device = join(torch.device("cpu"))
 rows, mean = torch.arange(12.0).reshape(6, 2), [torch.full((2, 2), float(ranks.rank)), torch.ones(3) * ranks.rank]
 ranks.average_(mean)
@@ -110,7 +110,7 @@ import atexit, os, torch
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
 atexit.register(lambda: print(threads() - before))  # called after what join registers
-from ddpm.ranks import join
+from ddpm.training.ranks import join
 ranks, device = join(torch.device("cpu"))
 p = torch.nn.Parameter(torch.ones(3))
 (p * ranks.rank).sum().backward()

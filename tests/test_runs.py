@@ -1,4 +1,4 @@
-"""ddpm/runs.py: a name for what a result depends on, one process a run, and metrics that survive a stop."""
+"""ddpm/runs/directory.py: a name for what a result depends on, one process a run, and metrics that survive a stop."""
 
 import copy
 import json
@@ -17,16 +17,28 @@ import torch
 from torch import nn
 
 import ddpm
-from ddpm import checkpoint, config, runs
+from ddpm import config
 from ddpm.data import ImageData
-from ddpm.runs import DONE, FAILED, INTERRUPTED, RUNNING, Metrics, Run, RunIsHeld, open_run, read_metrics, science_hash
+from ddpm.runs import checkpoint, directory
+from ddpm.runs.directory import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    Metrics,
+    Run,
+    RunIsHeld,
+    open_run,
+    read_metrics,
+    science_hash,
+)
 
 CONFIG = {
     "model": {"_target_": "models.unet.UNet", "channels": 8, "channel_mults": [1, 2]},
     "schedule": {"_target_": "ddpm.schedules.cosine", "T": 20},
     "diffusion": {"_target_": "ddpm.diffusion.GaussianDiffusion", "target": "eps"},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
-    "trainer": {"_target_": "ddpm.trainer.Trainer", "steps": 5, "log_every": 1, "keep": 2},
+    "trainer": {"_target_": "ddpm.training.trainer.Trainer", "steps": 5, "log_every": 1, "keep": 2},
     "data": {"_target_": "ddpm.data.Folder", "root": "/here", "validation": 0.1, "flip": False},
     "seed": 0,
     "device": "cpu",
@@ -74,7 +86,7 @@ def test_the_order_of_keys_does_not_matter():
 
 
 def test_the_same_numbers_in_another_process_have_the_same_hash():
-    code = "import json, sys; from ddpm.runs import science_hash; print(science_hash(json.load(sys.stdin)))"
+    code = "import json, sys; from ddpm.runs.directory import science_hash; print(science_hash(json.load(sys.stdin)))"
     facts = config.science(CONFIG, images().identity(), {}, 1)
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(ddpm.__file__).parents[1])}
     out = subprocess.run(
@@ -177,7 +189,7 @@ def test_status_says_who_where_and_since_when(tmp_path):
         "format",
     }
     assert keys <= status.keys()
-    assert (status["state"], status["hash"], status["format"]) == (RUNNING, "0123456789ab", runs.FORMAT)
+    assert (status["state"], status["hash"], status["format"]) == (RUNNING, "0123456789ab", directory.FORMAT)
     assert (status["host"], status["pid"]) == (platform.node(), os.getpid())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", status["started"]) and status["ended"] is None
 
@@ -415,20 +427,20 @@ def git(folder: Path, *words: str) -> str:
 def test_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch):
     package = tmp_path / "ddpm"
     package.mkdir()
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    (package / "runs.py").write_text("1\n")
+    monkeypatch.setattr(directory, "__file__", str(package / "directory.py"))
+    (package / "directory.py").write_text("1\n")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert runs.git_commit() is None
+    assert directory.git_commit() is None
     git(tmp_path, "init", "-q")
-    assert runs.git_commit() is None  # no commit yet
+    assert directory.git_commit() is None  # no commit yet
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "one")
     head = git(tmp_path, "rev-parse", "HEAD")
-    assert runs.git_commit() == head
+    assert directory.git_commit() == head
     (tmp_path / "notes").write_text("untracked files are no change of the code")
-    assert runs.git_commit() == head
-    (package / "runs.py").write_text("2\n")
-    assert runs.git_commit() == head + "+"
+    assert directory.git_commit() == head
+    (package / "directory.py").write_text("2\n")
+    assert directory.git_commit() == head + "+"
 
 
 def test_an_installed_package_does_not_take_the_commit_of_a_repository_around_it(tmp_path, monkeypatch):
@@ -437,11 +449,11 @@ def test_an_installed_package_does_not_take_the_commit_of_a_repository_around_it
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
     package = tmp_path / ".venv" / "ddpm"
     package.mkdir(parents=True)
-    (package / "runs.py").write_text("")
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    assert runs.git_commit() is None
+    (package / "directory.py").write_text("")
+    monkeypatch.setattr(directory, "__file__", str(package / "directory.py"))
+    assert directory.git_commit() is None
 
 
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert runs.git_commit() is None
+    assert directory.git_commit() is None

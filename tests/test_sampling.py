@@ -1,4 +1,4 @@
-"""ddpm/sampling.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
+"""ddpm/samplers/trained.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
 
 import itertools
 import math
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.images import to_numpy
+from ddpm.figures.images import to_numpy
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.sampling import Range, Source
+from ddpm.samplers.trained import Range, Source
 from ddpm.schedules import cosine
 from models.unet import UNet
 

@@ -1,4 +1,4 @@
-"""ddpm/schema.py: what annotations admit, and what is said of the rest."""
+"""ddpm/runs/schema.py: what annotations admit, and what is said of the rest."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import pytest
 from torch import Tensor
 
 from ddpm.config import InvalidInput, allowed_targets, build
+from ddpm.runs.schema import _hints, check
 from ddpm.schedules import NoiseSchedule
-from ddpm.schema import _hints, check
 
 
 def anything(
@@ -62,7 +62,7 @@ REFUSED = [
     ("place", [5], "text"),
     ("alone", [5], "text"),
     ("bare", [5, {}], "a list"),
-    ("schedule", [5, {}, {"_target_": "ddpm.trainer.Trainer"}], "what builds a NoiseSchedule or null"),
+    ("schedule", [5, {}, {"_target_": "ddpm.training.trainer.Trainer"}], "what builds a NoiseSchedule or null"),
 ]
 
 

@@ -14,8 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpm import checkpoint
-from ddpm.runs import Run
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "stress.py"
 

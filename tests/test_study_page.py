@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from ddpm.study import figures, page, words
+from ddpm.study import figures, formatting, page
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import NOT_DECIDED, compare, estimate, front
 
@@ -210,7 +210,7 @@ def test_only_what_there_is_has_a_section(grid):
     assert sections(text) == ["arms", "made"]
     assert "lead" not in {a.get("class") for _, a in Parts(text).tags} and "How to read" not in text
     assert sections(page.page(replace(bare, arms=()))) == []
-    assert "no arm could be compared" in page.page(bare) and "no arm could be compared" in words.markdown(bare)
+    assert "no arm could be compared" in page.page(bare) and "no arm could be compared" in formatting.markdown(bare)
     without = replace(grid, effects=(), fronts=(), by_snr={}, failures=(), sheet={})
     text = page.page(without)
     assert not {"effects", "fronts", "failures"} & set(sections(text))
@@ -240,7 +240,7 @@ def test_text_is_text():
     assert parts.inside == [] and text.count("<script") == 1 and "<b>2</b>" not in text
     assert not {name for _, a in parts.tags for name in a if not re.fullmatch(r"[a-zA-Z:-]+", name)}
     assert "".join(parts.words).count(EVIL) > 30
-    report = words.markdown(evil, "a b.png")
+    report = formatting.markdown(evil, "a b.png")
     outside = re.sub(r"```+bash\n.*?\n```+\n", "", report, flags=re.DOTALL)
     assert "<script" not in outside and "](<a b.png>)" in report
     assert all(len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", table[0]))
@@ -269,33 +269,43 @@ def tables(report: str) -> list[list[str]]:
     ],
 )
 def test_the_interval_decides_the_digits(numbers, said):
-    assert words.interval(*numbers) == said
+    assert formatting.interval(*numbers) == said
 
 
 def test_numbers():
-    assert words.interval(0.53, 0.06, 1.0, signed=True) == "+0.53 (+0.06 to +1.00)"
-    assert words.number(float("nan")) == "not finite" and words.number(0.0, signed=True) == "0.00"
-    assert words.listed([-0.521, 0.1333, 0.2]) == "−0.52, +0.13, +0.20"
-    assert words.listed([1.0]) == "+1.00" and words.listed([]) == ""
-    assert [words.p_value(p) for p in (None, 1e-9, 0.0123, 0.04, 1.0)] == ["–", "< 0.001", "0.012", "0.040", "1"]
-    amounts = [words.amount(n) for n in (None, 7, 999, 1234, 35_746_307, 2.5e9)]
+    assert formatting.interval(0.53, 0.06, 1.0, signed=True) == "+0.53 (+0.06 to +1.00)"
+    assert formatting.number(float("nan")) == "not finite" and formatting.number(0.0, signed=True) == "0.00"
+    assert formatting.listed([-0.521, 0.1333, 0.2]) == "−0.52, +0.13, +0.20"
+    assert formatting.listed([1.0]) == "+1.00" and formatting.listed([]) == ""
+    assert [formatting.p_value(p) for p in (None, 1e-9, 0.0123, 0.04, 1.0)] == ["–", "< 0.001", "0.012", "0.040", "1"]
+    amounts = [formatting.amount(n) for n in (None, 7, 999, 1234, 35_746_307, 2.5e9)]
     assert amounts == ["–", "7", "999", "1.23 k", "35.7 M", "2.50 G"]
     times = [None, 3.21, 59.4, 130, 1500, 3900, 250_000]
-    assert [words.duration(t) for t in times] == ["–", "3.2 s", "59 s", "2 min 10 s", "25 min", "1 h 05 min", "2.9 d"]
+    assert [formatting.duration(t) for t in times] == [
+        "–",
+        "3.2 s",
+        "59 s",
+        "2 min 10 s",
+        "25 min",
+        "1 h 05 min",
+        "2.9 d",
+    ]
 
 
 def test_markdown(grid):
-    report = words.markdown(grid, "report.png")
+    report = formatting.markdown(grid, "report.png")
     heads = re.findall(r"^## (.*)", report, flags=re.MULTILINE)
     assert heads == ["Verdict", "Design", "Arms", f"Differences to {grid.baseline}", "Main effects",
                      "Runs that are not done", "Commands", "Environment"]  # fmt: skip
     assert report.startswith(f"# {grid.study}\n\n{grid.question}\n")
     assert report.index("## Verdict") < report.index("![") < report.index("## Design")
-    assert "![" not in words.markdown(grid)
+    assert "![" not in formatting.markdown(grid)
     first = grid.measures[0]
     for arm in grid.arms:
         of = first.arms[arm.label]
-        assert words.interval(of.mean, of.low, of.high) in next(row for row in tables(report)[0] if arm.label in row)
+        assert formatting.interval(of.mean, of.low, of.high) in next(
+            row for row in tables(report)[0] if arm.label in row
+        )
     assert "<sup>1</sup>" in report and "1. Another batch size: not paired in data order." in report
     assert "```bash\nddpm-train -m study=s \\\n" in report
     assert "FAILED: channels=128, attention=16+8, seed 3: the loss is not finite" in report
@@ -305,9 +315,9 @@ def test_what_is_not_decided_does_not_look_like_a_result(grid):
     label = grid.arms[-1].label
     found = grid.measures[0].differences[label]
     assert found.verdict == NOT_DECIDED and found.low is not None
-    mean = words.digits(found.mean, found.low, found.high, signed=True)
-    seeds = words.listed(found.points.values())
-    report, text = words.markdown(grid), page.page(grid)
+    mean = formatting.digits(found.mean, found.low, found.high, signed=True)
+    seeds = formatting.listed(found.points.values())
+    report, text = formatting.markdown(grid), page.page(grid)
     (row,) = [row for row in tables(report)[1] if label in row]
     assert seeds in row and "| not decided |" in row and mean[1] not in row
     rows = [row for row in re.findall(r"<tr.*?</tr>", text, flags=re.DOTALL) if f">{html.escape(label)}<" in row]
@@ -349,12 +359,12 @@ def test_a_diverged_arm_does_not_hide_the_others(grid):
     assert left.get_xscale() == "log" and max(map(abs, right.get_xlim())) < 20
     assert any(text.get_text().startswith("+396") for text in right.texts)
     assert "<svg" in figures.svg(figure, "a", "b")
-    assert "not finite" in words.markdown(replace(grid, measures=(found,)))
+    assert "not finite" in formatting.markdown(replace(grid, measures=(found,)))
 
 
 def test_one_seed_has_no_interval():
     found = study({"channels": ("32", "64")}, seeds=1)
-    text, report = page.page(found), words.markdown(found)
+    text, report = page.page(found), formatting.markdown(found)
     assert "not decided" in text and " to " not in tables(report)[0][2]
     assert 'class="verdict better"' not in text and "**better**" not in report
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from test_study_reading import arms_in, write_run
 
-from ddpm import images
 from ddpm.commands import studying
 from ddpm.config import InvalidInput
+from ddpm.figures import images
 from ddpm.study.findings import Findings
 from ddpm.study.report import HELD_OUT, findings
 from ddpm.study.statistics import BETTER, NO_DIFFERENCE, NOT_DECIDED, WORSE
@@ -663,7 +663,7 @@ def test_status_of_a_study(study, capsys):
 
 
 def test_status_of_a_run_that_is_held(tmp_path, capsys):
-    from ddpm.runs import Run
+    from ddpm.runs.directory import Run
 
     path = write_run(tmp_path, "x", state="RUNNING", step=1234)
     with Run(path).locked():

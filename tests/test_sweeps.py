@@ -18,12 +18,13 @@ import torch
 from conftest import OFFLINE
 from test_cli import TINY, assert_refused, run_of, status, typed, without_pictures, words  # noqa: F401
 
-from ddpm import checkpoint, cli, config, slots
+from ddpm import cli, config
 from ddpm.commands import evaluating, training
 from ddpm.config import InvalidInput, resolved
-from ddpm.runs import Run, read_metrics
-from ddpm.study.words import amount
-from ddpm.trainer import Trainer
+from ddpm.runs import checkpoint, device_slots
+from ddpm.runs.directory import Run, read_metrics
+from ddpm.study.formatting import amount
+from ddpm.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[1]
 SCIENCE_FREE = [  # keys and words that name no other run
@@ -40,7 +41,7 @@ def states(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def own_slots(tmp_path, monkeypatch):
-    monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device_slots.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------------ the jobs

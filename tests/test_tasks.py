@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm import checkpoint
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.points import Points
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import Keyed
-from ddpm.ranks import Ranks
-from ddpm.runs import Run, read_metrics
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, read_metrics
 from ddpm.schedules import cosine
-from ddpm.trainer import Trainer
+from ddpm.training.ranks import Ranks
 from ddpm.training.step import Training
 from ddpm.training.task import Drawn, Phase, Task, checksum, must_take, trial_loss
 from ddpm.training.tasks.diffusion import Diffusion
+from ddpm.training.trainer import Trainer
 from models.mlp import MLP
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""ddpm/trainer.py: the loop repeats itself to the bit, stops where it should, and learns."""
+"""ddpm/training/trainer.py: the loop repeats itself to the bit, stops where it should, and learns."""
 
 import functools
 import itertools
@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm import checkpoint
-from ddpm import trainer as trainer_module
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.precision import resolve
-from ddpm.runs import Run, read_metrics
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, read_metrics
+from ddpm.runs.precision import resolve
 from ddpm.samplers import DDIM, Sampler
 from ddpm.schedules import cosine
 from ddpm.times import TIME_SAMPLINGS, TimeSampler
-from ddpm.trainer import Interrupted, Previews, Trainer, signals
+from ddpm.training import trainer as trainer_module
 from ddpm.training.step import Training
 from ddpm.training.tasks.diffusion import Diffusion
+from ddpm.training.trainer import Interrupted, Previews, Trainer, signals
 from models.unet import UNet
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands.asked import job_name, multirun
-from ddpm.commands.planning import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
-from ddpm.commands.told import say
+from ddpm.commands.console import say
+from ddpm.commands.load import job_name, multirun
+from ddpm.commands.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
 from ddpm.config import InvalidInput, resolve_device
 
 CHECK = "--check"
@@ -18,8 +18,9 @@ def check(config: DictConfig) -> None:
 
     Raises: InvalidInput for all that would be refused, and where memory or disk do not suffice.
     """
-    from ddpm import preflight, ranks
-    from ddpm.runs import DONE, RUNNING
+    from ddpm.runs import preflight
+    from ddpm.runs.directory import DONE, RUNNING
+    from ddpm.training import ranks
 
     if ranks.started():
         raise InvalidInput(f"{CHECK} looks at one process: start it without torchrun")
@@ -62,8 +63,8 @@ def check(config: DictConfig) -> None:
 
 def _state(plan: Plan, status: dict[str, Any]) -> str:
     """What the same command without --check would find of a run, and do."""
-    from ddpm import checkpoint
-    from ddpm.runs import DONE
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import DONE
 
     if status.get("state") == DONE:
         return f"done ({status['step']:,} steps); nothing to do"
@@ -77,7 +78,7 @@ def _state(plan: Plan, status: dict[str, Any]) -> str:
 
 def _activations(plan: Plan) -> int:
     """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate
     try:
@@ -89,6 +90,6 @@ def _activations(plan: Plan) -> int:
 
 def _known(size: int | None) -> str:
     """Bytes in words, where the system tells them."""
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     return "an unknown amount" if size is None else preflight.in_words(size)

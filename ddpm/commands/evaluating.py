@@ -5,7 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands.asked import (
+from ddpm.commands.console import progress_bar, say, warn_of_range, with_bar
+from ddpm.commands.evaluation_context import Measure, Subject
+from ddpm.commands.load import (
     augmentation,
     data_of,
     must_be_drawable,
@@ -18,8 +20,6 @@ from ddpm.commands.asked import (
     task_of,
     trusted,
 )
-from ddpm.commands.subject import Measure, Subject
-from ddpm.commands.told import progress_bar, say, warn_of_range, with_bar
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
@@ -59,8 +59,8 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
         task: of the run; its networks with any weights, or on the meta device, which has none.
     Raises: InvalidInput.
     """
-    from ddpm.runs import Run
-    from ddpm.sampling import Source
+    from ddpm.runs.directory import Run
+    from ddpm.samplers.trained import Source
 
     metrics = _metrics(config)
     must_be_drawable(config)
@@ -141,7 +141,7 @@ def _warn_of_other_data(run: Any, data: Any) -> None:
 
 def _say_plan(subject: Subject, measures: list[Measure]) -> None:
     """What is going to be done, and how long the network will take for it, by the time of one batch."""
-    from ddpm import cost
+    from ddpm.training import cost
 
     config, source = subject.config, subject.source
     batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
@@ -197,7 +197,7 @@ def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
 
 def _by_regression(subject: Subject) -> bool:
     """Whether a logistic regression is to recognise samples; refuses data without labels, or of one class."""
-    from ddpm import quality
+    from ddpm.metrics import quality
 
     recogniser, (_, height, width) = subject.config.recogniser, subject.data.shape
     if subject.data.labels is None:
@@ -209,10 +209,10 @@ def _by_regression(subject: Subject) -> bool:
 
 def _must_compare(data: Any, metrics: list[str]) -> None:
     """Refuse data of which too few images are held out, or are trained on, for measures of samples."""
-    from ddpm import evaluation
+    from ddpm.metrics import denoising
 
     try:
-        evaluation.must_hold_out(data, metrics[0], 1)
+        denoising.must_hold_out(data, metrics[0], 1)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     least = max(LEAST.get(metric, 1) for metric in metrics)
@@ -249,7 +249,7 @@ def _kind(subject: Subject, metric: str) -> str:
 
 def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: int) -> None:
     """Draw the samples of every seed, measure them, and write what was found as soon as it is."""
-    from ddpm import quality
+    from ddpm.metrics import quality
 
     kinds = {metric: _kind(subject, metric) for metric in metrics}
     reals: dict[str, quality.Real] = {kind: subject.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
@@ -287,20 +287,21 @@ def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: 
 
 def _record_found(subject: Subject, protocol: str, found: dict[int, Any], n: int) -> None:
     """Write what was found with the seeds so far, and say it with the last one."""
-    from ddpm import evaluation, quality
+    from ddpm.metrics import quality
 
     results = list(found.values())
     values = subject.settings(n, subject.source.sampler) | quality.together(results, list(found))
     if "_classifier-" in protocol:
         values["judge_accuracy"] = subject.real("classifier")[1]
-    evaluation.record(subject.run.path, protocol, values)
+    results.record(subject.run.path, protocol, values)
     if subject.seeds[-1] in found:
         say(f"{protocol}:\n{quality.in_words(results, values)}")
 
 
 def _draw_bias(subject: Subject, real: Any, found: dict[str, dict[int, Any]], n: int) -> None:
     """The Frechet distance over the number of images."""
-    from ddpm import plots, quality
+    from ddpm.figures import plots
+    from ddpm.metrics import quality
 
     path, samples = subject.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
     if samples:
@@ -321,7 +322,7 @@ def _samples(subject: Subject, n: int, seed: int, sampler: Any = None) -> tuple[
 
 def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
     """The samples that are nearest to training images, with those, by features and by pixels."""
-    from ddpm import plots
+    from ddpm.figures import plots
 
     data, path, groups = subject.data, subject.run.path / "memorisation.png", {}
     for name, result in found.items():
@@ -338,8 +339,8 @@ def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
 
 def _measure_images(subject: Subject, metric: str) -> Measure:
     """Check the input of a measure of held-out images; returns what measures them."""
-    from ddpm import evaluation
     from ddpm.likelihood import flow_times
+    from ddpm.metrics import denoising
 
     config, source, data = subject.config, subject.source, subject.data
     schedule, options = source.diffusion.schedule, config.get(metric)
@@ -347,12 +348,12 @@ def _measure_images(subject: Subject, metric: str) -> Measure:
     must_match(source.model, data)
     times: list[int] = []
     try:
-        evaluation.must_hold_out(data, metric, n)
+        denoising.must_hold_out(data, metric, n)
         if metric == "bits_per_dim":
-            times = evaluation.bound_times(schedule.T, options.steps)
+            times = denoising.bound_times(schedule.T, options.steps)
             cost = len(times) * n
         elif metric == "loss_by_snr":
-            cost = len(evaluation.snr_bins(schedule)) * n
+            cost = len(denoising.snr_bins(schedule)) * n
         else:
             flow_times(schedule, options.steps, options.start)
             must_be_whole(options, "probes", least=1)
@@ -366,29 +367,30 @@ def _measure_images(subject: Subject, metric: str) -> Measure:
 
 def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: list[int]) -> None:
     """Measure held-out images, write what was found, and draw it."""
-    from ddpm import evaluation, plots
+    from ddpm.figures import plots
+    from ddpm.metrics import denoising
 
     config, source, data, path = subject.config, subject.source, subject.data, subject.run.path
     options, drawn = config.get(metric), ""
     with progress_bar(cost) as bar:
         try:
             if metric == "bits_per_dim":
-                protocol, found, values, bound = evaluation.measure_bits_per_dim(
+                protocol, found, values, bound = denoising.measure_bits_per_dim(
                     source, data, n, times, config.batch, bar.update
                 )
-                evaluation.write_terms(path / "bits_per_dim.csv", bound)
+                denoising.write_terms(path / "bits_per_dim.csv", bound)
                 plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
                 drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
             elif metric == "loss_by_snr":
-                protocol, found, values, curve = evaluation.measure_loss_by_snr(
+                protocol, found, values, curve = denoising.measure_loss_by_snr(
                     source, data, n, config.batch, bar.update
                 )
-                evaluation.write_loss_by_snr(path / "loss_by_snr.csv", curve)
+                denoising.write_loss_by_snr(path / "loss_by_snr.csv", curve)
                 plots.loss_by_snr(path / "loss_by_snr.png", {path.name: curve})
                 drawn = f"wrote {path / 'loss_by_snr.png'} and loss_by_snr.csv: the errors in each bin"
             else:
                 flow = (options.steps, options.probes, options.start)
-                protocol, found, values = evaluation.measure_log_likelihood(
+                protocol, found, values = denoising.measure_log_likelihood(
                     source, data, n, *flow, config.batch, bar.update
                 )
         except ValueError as error:
@@ -425,7 +427,9 @@ def _measure_steps(subject: Subject) -> Measure:
 
 def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
     """The Frechet distance of every combination, each written as soon as it is known."""
-    from ddpm import evaluation, plots, quality
+    from ddpm.figures import plots
+    from ddpm.metrics import quality
+    from ddpm.runs import results
 
     path, schedule = subject.run.path, subject.source.diffusion.schedule
     real, accuracy = subject.real(subject.config.features)
@@ -447,7 +451,7 @@ def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n
         cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
         best |= {} if accuracy is None else {"judge_accuracy": accuracy}
-        evaluation.record(path, protocol, settings | best)
+        results.record(path, protocol, settings | best)
         name = f"{told['sampler']}, {told['steps']} steps, {told['spacing']}"
         say(f"{name}: {quality.in_words(found, record)}")
     plots.steps_quality(path / "steps.png", cells, best["real_vs_real"], protocol)
@@ -456,10 +460,10 @@ def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n
 
 def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The record of combinations measured before with the same settings; {} for none, or where any is damaged."""
-    from ddpm import evaluation
+    from ddpm.runs import results
 
     try:
-        known = evaluation.earlier(evaluation.recorded(path), protocol)
+        known = results.earlier(results.recorded(path), protocol)
     except ValueError:  # which `record` is going to tell of
         return {}
     asked = ("n", "seeds", "weights", "checkpoint", "precision")
@@ -477,7 +481,7 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
 
 def _measure_cost(subject: Subject) -> Measure:
     """Check what training and sampling are to be timed with; returns what times them."""
-    from ddpm import cost
+    from ddpm.training import cost
 
     config, trained, trust = subject.config, subject.trained, trusted(subject.config)
     must_match(subject.source.model, subject.data)

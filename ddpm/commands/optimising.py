@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.commands import training
-from ddpm.commands.asked import composed, must_be_one_of, must_be_whole, settings, training_command
-from ddpm.commands.planning import Plan, planned, status_of
-from ddpm.commands.told import say
+from ddpm.commands.console import say
+from ddpm.commands.load import composed, must_be_one_of, must_be_whole, settings, training_command
+from ddpm.commands.prepare import Plan, planned, status_of
 from ddpm.config import SCIENCE, InvalidInput, compose, plain, resolve_device, with_known_keys
-from ddpm.stored import CADENCE, MEMORY
+from ddpm.runs.safe_yaml import CADENCE, MEMORY
 
 if TYPE_CHECKING:
     from ddpm.study.search import Search, Worker
@@ -79,7 +79,7 @@ def _asked(config: DictConfig, words: list[str]) -> "Search":
     must_be_one_of(config, "search.pruner", ("auto", "median", "halving", "none"))
     measure, pruner = asked.measure, asked.pruner
     if not isinstance(measure, str) or not measure:
-        raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in evaluation.json begins")
+        raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in denoising.json begins")
     if pruner == "auto":
         pruner = "median" if measure == HELD_OUT else "none"
     space = _space(asked)
@@ -203,8 +203,8 @@ def _value(search: "Search", trial: Any) -> float:
 
     Raises: training.Stopped if it is pruned; InvalidInput, training.RunFailed.
     """
-    from ddpm.ranks import Ranks
-    from ddpm.runs import DONE
+    from ddpm.runs.directory import DONE
+    from ddpm.training.ranks import Ranks
 
     words = search.words(trial.params)
     plan = _planned(words)
@@ -229,7 +229,7 @@ class Watcher:
     """Reports the losses on held-out images of a trial's run, those before it was interrupted too, and prunes it."""
 
     def __init__(self, search: "Search", plan: Plan, trial: Any):
-        from ddpm.runs import read_metrics
+        from ddpm.runs.directory import read_metrics
 
         self.trial, self.prunes = trial, search.pruner != "none"
         self.last: float | None = None
@@ -259,12 +259,12 @@ class Watcher:
 
 
 def _measured(plan: Plan, measure: str) -> float | None:
-    """The value in evaluation.json whose name begins with the measure; refuses none and several."""
-    from ddpm import evaluation
+    """The value in denoising.json whose name begins with the measure; refuses none and several."""
+    from ddpm.runs import results
 
     path = plan.run.path / "evaluation.json"
     try:
-        known = evaluation.recorded(path)
+        known = results.recorded(path)
     except ValueError as error:
         raise training.RunFailed(str(error)) from error
     names = [measure] if measure in known else [name for name in known if name.startswith(measure)]
@@ -279,8 +279,8 @@ def _measured(plan: Plan, measure: str) -> float | None:
 
 def _report(worker: "Worker") -> int:
     """Say what was found, write optimise.md and optimise.png; returns 1 if trials failed."""
-    from ddpm import plots
-    from ddpm.files import replacing
+    from ddpm.figures import plots
+    from ddpm.runs.files import replacing
 
     trials, search, folder = worker.trials(), worker.search, worker.folder
     counts = {name: sum(t.state.name == state for t in trials) for state, name in STATES.items()}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from ddpm.commands.asked import (
+from ddpm.commands.console import progress_bar, say
+from ddpm.commands.load import (
     composed,
     must_be_numbers,
     must_be_whole,
@@ -15,8 +16,7 @@ from ddpm.commands.asked import (
     settings,
     training_command,
 )
-from ddpm.commands.planning import Plan, planned
-from ddpm.commands.told import progress_bar, say
+from ddpm.commands.prepare import Plan, planned
 from ddpm.config import InvalidInput, resolve_device
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lr_range(words: list[str]) -> None:
     except KeyboardInterrupt:
         say("interrupted; nothing was written")
         sys.exit(130)
-    from ddpm import plots
+    from ddpm.figures import plots
 
     found, table = test.suggestion(), figure.with_suffix(".csv")
     test.write(table)

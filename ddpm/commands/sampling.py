@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.asked import data_of, must_be_whole, must_be_writable, must_walk, source_of, trusted
-from ddpm.commands.told import say, warn_of_range, with_bar
+from ddpm.commands.console import say, warn_of_range, with_bar
+from ddpm.commands.load import data_of, must_be_whole, must_be_writable, must_walk, source_of, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
 BETWEEN = 8  # pictures from one image to the other
@@ -20,8 +20,8 @@ def sample(config: DictConfig) -> None:
 
     Raises: InvalidInput.
     """
-    from ddpm import images, plots
-    from ddpm.images import as_pictures
+    from ddpm.figures import images, plots
+    from ddpm.figures.images import as_pictures
 
     resolved(config)
     must_be_whole(config, "n", least=1)
@@ -70,8 +70,8 @@ def sample(config: DictConfig) -> None:
 
 def save_way(path: Path, source: Any, n: int, columns: int | None = None) -> None:
     """The way of the first n samples from noise to data, as an animation of grids."""
-    from ddpm import images
-    from ddpm.images import as_pictures
+    from ddpm.figures import images
+    from ddpm.figures.images import as_pictures
 
     frames = [images.grid(as_pictures(x_t, side=320), columns) for _, x_t in source.way(n, 40)]
     images.save_gif(path, frames, seconds_per_frame=0.08)
@@ -90,8 +90,8 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
 
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
     """The same noise at several numbers of steps, one row each."""
-    from ddpm import plots
-    from ddpm.images import as_pictures
+    from ddpm.figures import plots
+    from ddpm.figures.images import as_pictures
 
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
@@ -108,8 +108,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     """The way between two held-out images, in one row with the images themselves at its ends."""
     import torch
 
-    from ddpm import plots
-    from ddpm.images import as_pictures
+    from ddpm.figures import plots
+    from ddpm.figures.images import as_pictures
 
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
@@ -132,8 +132,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
     """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
-    from ddpm import images
-    from ddpm.files import replacing
+    from ddpm.figures import images
+    from ddpm.runs.files import replacing
 
     out.mkdir(exist_ok=True)
     settings = {
@@ -160,7 +160,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
 
 def _noted(note: Path) -> Any:
     """The settings that samples of a folder were drawn with."""
-    from ddpm.files import read_json
+    from ddpm.runs.files import read_json
 
     try:
         return read_json(note)

@@ -2,14 +2,14 @@
 
 from omegaconf import DictConfig
 
-from ddpm.commands.asked import must_be_writable, trusted
-from ddpm.commands.told import say, schedule_name
+from ddpm.commands.console import say, schedule_name
+from ddpm.commands.load import must_be_writable, trusted
 from ddpm.config import InvalidInput, build, compose, must_be_finite, plain, resolved
 
 
 def schedule(config: DictConfig) -> None:
     """Print the table, with what is doubtful about each schedule, and draw the figure."""
-    from ddpm import plots
+    from ddpm.figures import plots
     from ddpm.schedules import concerns
     from ddpm.targets import TARGETS
 

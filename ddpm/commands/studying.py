@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import training
-from ddpm.commands.forecasting import science_of
-from ddpm.commands.told import say, table
+from ddpm.commands.console import say, table
+from ddpm.commands.sweep_plan import science_of
 from ddpm.config import InvalidInput, build, resolved
-from ddpm.stored import CADENCE
-from ddpm.study.words import counted
+from ddpm.runs.safe_yaml import CADENCE
+from ddpm.study.formatting import counted
 
 RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
 
@@ -118,9 +118,9 @@ def report(words: list[str]) -> None:
         words: the study's folder; baseline=ARM, measure=NAME, out=FOLDER.
     Raises: InvalidInput.
     """
-    from ddpm.files import replacing
+    from ddpm.runs.files import replacing
     from ddpm.study import figures, page
-    from ddpm.study import words as in_words
+    from ddpm.study import formatting as in_words
     from ddpm.study.report import findings
 
     folder, others = _folder(words)
@@ -151,7 +151,7 @@ def report(words: list[str]) -> None:
 def _network_of(model: str, shape: tuple[int, ...]) -> tuple[int, float]:
     import torch
 
-    from ddpm import cost
+    from ddpm.training import cost
 
     with torch.device("meta"):
         network = build(json.loads(model), "model")

@@ -13,10 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.asked import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
-from ddpm.commands.planning import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
+from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
+from ddpm.commands.load import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
+from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.sampling import save_way
-from ddpm.commands.told import how_drawn, say, schedule_name, warn_of_range
 from ddpm.config import InvalidInput, resolve_device
 
 MANY_POINTS = 2000  # that are drawn where a sample is a point: one picture shows them all
@@ -46,8 +46,8 @@ def train(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig, device: Any) -> None:
-    from ddpm import ranks
-    from ddpm.runs import DONE, FAILED
+    from ddpm.runs.directory import DONE, FAILED
+    from ddpm.training import ranks
 
     try:
         team, device = ranks.join(device)
@@ -74,7 +74,7 @@ def _slot(config: DictConfig) -> Iterator[str]:
 
     Raises: InvalidInput for a number of slots that is none.
     """
-    from ddpm import slots
+    from ddpm.runs import device_slots
 
     at_once, device = jobs_at_once(), config.device
     if at_once is None:
@@ -88,7 +88,7 @@ def _slot(config: DictConfig) -> Iterator[str]:
     else:
         resolved = resolve_device(device)
         devices, each = [str(resolved)], config.slots if resolved.type == "cuda" else at_once
-    with slots.taken(devices, each, say) as slot:
+    with device_slots.taken(devices, each, say) as slot:
         torch.set_num_threads(min(torch.get_num_threads(), slot.threads))
         yield slot.device
 
@@ -97,14 +97,15 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     """Train as the process that holds the run and writes, alone or before others.
 
     Args:
-        watch: is told the loss on held-out images, see `ddpm.trainer.Trainer.fit`; may raise Stopped.
+        watch: is told the loss on held-out images, see `ddpm.training.trainer.Trainer.fit`; may raise Stopped.
     Raises: InvalidInput, RunFailed, Stopped.
     """
     import torch
 
-    from ddpm import checkpoint, cost, files
-    from ddpm.runs import DONE, INTERRUPTED, RunIsHeld, now
-    from ddpm.trainer import Interrupted, terminable
+    from ddpm.runs import checkpoint, files
+    from ddpm.runs.directory import DONE, INTERRUPTED, RunIsHeld, now
+    from ddpm.training import cost
+    from ddpm.training.trainer import Interrupted, terminable
 
     run = plan.run
     try:
@@ -174,8 +175,8 @@ def measure(plan: Plan) -> None:
 
     Raises: RunFailed where a line cannot be carried out; Held.
     """
-    from ddpm.runs import DONE, RunIsHeld
-    from ddpm.trainer import Interrupted, terminable
+    from ddpm.runs.directory import DONE, RunIsHeld
+    from ddpm.training.trainer import Interrupted, terminable
 
     lines = plan.settings.get("evaluation", [])
     if set(lines) <= set(status_of(plan.run).get("evaluated") or []):
@@ -201,8 +202,8 @@ def measure(plan: Plan) -> None:
 
 def _follow(plan: Plan, team: Any) -> None:
     """Train beside the leading process, which holds the run and writes all that is written."""
-    from ddpm.runs import Run
-    from ddpm.trainer import Interrupted
+    from ddpm.runs.directory import Run
+    from ddpm.training.trainer import Interrupted
 
     told = team.told()
     if told is None:
@@ -248,8 +249,8 @@ def _compile(plan: Plan, processes: int) -> None:
 
 def _record_failure(run: Any, error: Exception) -> None:
     """Write FAILED with its reason, keep what was saved, and raise RunFailed with what to do."""
-    from ddpm import checkpoint
-    from ddpm.runs import FAILED, now
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import FAILED, now
 
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     reason = f"the disk is full ({error})" if full else f"{type(error).__name__}: {error}"
@@ -270,14 +271,16 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     """The pictures at the end of a run, and its figures."""
     import torch
 
-    from ddpm import evaluation, images, plots, quality
+    from ddpm.figures import images, plots
+    from ddpm.figures.images import as_pictures
     from ddpm.forward import q_sample
-    from ddpm.images import as_pictures
-    from ddpm.kept import keep
-    from ddpm.precision import as_trained
+    from ddpm.metrics import quality
     from ddpm.randomness import SampleNoise
-    from ddpm.runs import git_commit, read_metrics
-    from ddpm.sampling import Source
+    from ddpm.runs import results
+    from ddpm.runs.directory import git_commit, read_metrics
+    from ddpm.runs.precision import as_trained
+    from ddpm.runs.tensor_cache import keep
+    from ddpm.samplers.trained import Source
 
     run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
     history = read_metrics(run.path)
@@ -318,7 +321,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         found = quality.by_regression(drawn, data)
         settings = how_drawn(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
         values = settings | quality.together([found], [config.seed])
-        evaluation.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
+        results.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
         walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
         say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
 

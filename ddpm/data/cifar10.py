@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
-from ddpm.files import Origin, regular_size
+from ddpm.runs.files import Origin, regular_size
 
 URLS = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm.data.batch import Batch, Condition
-from ddpm.files import Origin
-from ddpm.images import to_float
-from ddpm.preflight import available, in_words
+from ddpm.figures.images import to_float
 from ddpm.randomness import generator as keyed
+from ddpm.runs.files import Origin
+from ddpm.runs.preflight import available, in_words
 
 EPOCHS_KEPT = 3  # permutations that `order` remembers: a batch rarely touches more than two epochs
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options, check_room, height_width
 from ddpm.data.splines import field
-from ddpm.files import Origin
-from ddpm.kept import keep, kept
 from ddpm.randomness import generator
+from ddpm.runs.files import Origin
+from ddpm.runs.tensor_cache import keep, kept
 
 
 class Character(NamedTuple):

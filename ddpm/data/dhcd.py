@@ -22,8 +22,8 @@ from ddpm.data.dataset import ImageData, check_choice, check_options
 from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
-from ddpm.files import Origin, regular_size, shown
-from ddpm.kept import keep, kept
+from ddpm.runs.files import Origin, regular_size, shown
+from ddpm.runs.tensor_cache import keep, kept
 
 URLS = (  # the first one holds what the second one is
     "https://archive.ics.uci.edu/static/public/389/devanagari+handwritten+character+dataset.zip",

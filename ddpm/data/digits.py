@@ -9,7 +9,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from ddpm.data.dataset import ImageData, check_options
-from ddpm.files import Origin
+from ddpm.runs.files import Origin
 
 
 class Digits(ImageData):

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from ddpm.files import regular_size, replacing
+from ddpm.runs.files import regular_size, replacing
 
 CHUNK = 1 << 20
 LARGEST_RECORD = 1 << 16  # bytes: a line of sha256sum, with a name as long as it may be

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
-from ddpm.files import Origin, regular_size
+from ddpm.runs.files import Origin, regular_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST = 1 << 28  # bytes of an image, more than all its pixels have: PIL looks through a JPEG's zeros one by one

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options
 from ddpm.data.folder import decode_all
-from ddpm.files import Origin, shown
+from ddpm.runs.files import Origin, shown
 
 READERS = {".parquet": "parquet", ".arrow": "arrow"}  # of a single file
 EXAMPLE = "huggan/smithsonian_butterflies_subset"

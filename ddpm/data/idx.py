@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_labels, check_options
 from ddpm.data.download import download as fetch
-from ddpm.files import Origin, regular_size
+from ddpm.runs.files import Origin, regular_size
 
 PREFIX = {"train": "train", "test": "t10k"}  # of the files of each half
 LARGEST = 1 << 28  # bytes that a header may announce, five times those of the largest published file

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.dataset import Dataset, check_labels, check_options
-from ddpm.files import Origin
 from ddpm.randomness import generator as keyed
+from ddpm.runs.files import Origin
 
 LEAST, MOST = 2, 10_000_000  # points: fewer have no spread, more are a slip
 NOISIEST = 100.0  # standard deviation of the noise, beyond which nothing is left of any of these shapes

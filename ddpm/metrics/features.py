@@ -10,9 +10,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm.files import regular_size, shown
-from ddpm.images import to_float, to_uint8
+from ddpm.figures.images import to_float, to_uint8
 from ddpm.metrics.judge import in_batches
+from ddpm.runs.files import regular_size, shown
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -137,7 +137,7 @@ class Inception(Features):
     size = 2048
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu"):
-        from ddpm import checkpoint
+        from ddpm.runs import checkpoint
 
         published = self.must_be_there(weights)
         path = _inception_weights() if weights is None else Path(weights).expanduser()

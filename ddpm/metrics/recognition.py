@@ -8,7 +8,7 @@ from einops import rearrange
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ddpm import images
+from ddpm.figures import images
 from ddpm.metrics.neighbours import nearest
 
 MOST_LISTED = 10  # classes whose shares are all told

@@ -20,8 +20,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 from PIL import Image
 
-from ddpm.plots import DPI, SIZE
-from ddpm.study import words
+from ddpm.figures.plots import DPI, SIZE
+from ddpm.study import formatting
 from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Estimate
 
@@ -120,7 +120,11 @@ def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) ->
         if near:
             axes.axvline(found.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
             every.append(found.real)
-        told = f"dashed: real, {words.number(found.real)}" if near else f"real: {words.number(found.real)}, not shown"
+        told = (
+            f"dashed: real, {formatting.number(found.real)}"
+            if near
+            else f"real: {formatting.number(found.real)}, not shown"
+        )
         axes.set_title(told, fontsize=SIZE - 1, color=MUTED)
     positive = [value for value in every if math.isfinite(value)]
     if positive and 0 < 20 * min(positive) < max(positive):
@@ -128,7 +132,7 @@ def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) ->
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
-    _looks(axes, plain(shorten(words.heading(found), 48)), "")
+    _looks(axes, plain(shorten(formatting.heading(found), 48)), "")
 
 
 def differences(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) -> None:
@@ -154,7 +158,12 @@ def differences(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) 
             axes.plot(0.985 if right else 0.015, y, ">" if right else "<", color=colour, transform=at_edge)
             beside: dict[str, Any] = {"ha": "right" if right else "left", "va": "center", "transform": at_edge}
             axes.text(
-                0.96 if right else 0.04, y, words.number(of.mean, signed=True), **beside, fontsize=SIZE, color=colour
+                0.96 if right else 0.04,
+                y,
+                formatting.number(of.mean, signed=True),
+                **beside,
+                fontsize=SIZE,
+                color=colour,
             )
         elif undecided:
             axes.plot(points, [y] * len(points), "o", markersize=4, markerfacecolor="none", color=MUTED)
@@ -193,7 +202,7 @@ def effects(found: Sequence[Effect], first: Measure) -> Figure:
         )
         axes.set_xticks(x, names, **slanted)
         axes.set_xlim(-0.5, len(of) - 0.5)
-        _looks(axes, plain(shorten(effect.factor, 34)), "" if i % across else words.heading(first))
+        _looks(axes, plain(shorten(effect.factor, 34)), "" if i % across else formatting.heading(first))
         axes.grid(axis="x", visible=False)
     return figure
 
@@ -223,9 +232,9 @@ def _heat(axes: Axes, found: Interaction, first: Measure) -> None:
     share = 0.05 + 0.75 * (1 - share if first.better == "lower" else share)
     axes.pcolormesh(np.ma.masked_invalid(share), cmap="Blues", vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     for (i, j), value in np.ndenumerate(means):
-        text, colour = (words.MISSING, MUTED)
+        text, colour = (formatting.MISSING, MUTED)
         if math.isfinite(value):
-            text, colour = words.digits(value, *_spread(there))[0], "#ffffff" if share[i, j] > 0.5 else "#10151c"
+            text, colour = formatting.digits(value, *_spread(there))[0], "#ffffff" if share[i, j] > 0.5 else "#10151c"
         size = SIZE - (len(found.column_levels) > 8) - (len(text) > 6)
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
     columns = [plain(shorten(level, 12)) for level in found.column_levels]
@@ -269,7 +278,7 @@ def fronts(found: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -
         for axis, values in (("x", cost), ("y", quality)):
             _log_if_wide(axes, axis, values)
         axes.margins(0.09, 0.12)
-        _looks(axes, of.cost, words.heading(first))
+        _looks(axes, of.cost, formatting.heading(first))
     return figure
 
 
@@ -421,7 +430,7 @@ def _summary_measure(
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
     _bands(panels, len(labels))
     estimates(panels[0], found, labels, findings.baseline)
-    panels[0].set_xlabel(plain(_two_lines(words.heading(found), int((half + 40) / 7))), **TEXT)
+    panels[0].set_xlabel(plain(_two_lines(formatting.heading(found), int((half + 40) / 7))), **TEXT)
     if verdicts:
         differences(panels[1], found, labels, findings.baseline)
         panels[1].set_xlabel("difference", **TEXT)
@@ -607,7 +616,7 @@ def _bands(panels: Iterable[Axes], rows: int) -> None:
 
 
 def _looks(axes: Axes, x_label: str, y_label: str) -> None:
-    """The looks that all panels share, those of `ddpm.plots`."""
+    """The looks that all panels share, those of `ddpm.figures.plots`."""
     axes.set_xlabel(x_label, **TEXT)
     axes.set_ylabel(y_label, **TEXT)
     axes.grid(color=LINE, linewidth=0.8)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.files import replacing
+from ddpm.runs.files import replacing
 
 FALL = 0.05  # of the loss from its first average to its lowest, or back up: less is taken for noise
 

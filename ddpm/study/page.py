@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from matplotlib.figure import Figure
 
-from ddpm.study import figures, words
+from ddpm.study import figures, formatting
 from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Comparison, Estimate
 
@@ -91,7 +91,7 @@ def _arms(findings: Findings) -> Section | None:
     """The table of all arms."""
     if not findings.arms:
         return None
-    total, notes = len(findings.arms), words.footnotes(findings.arms)
+    total, notes = len(findings.arms), formatting.footnotes(findings.arms)
     factors = list(dict.fromkeys(factor for arm in findings.arms for factor in arm.settings))
     factors = factors if len(factors) > 1 else []
     first, others = (findings.measures[0], findings.measures[1:]) if findings.measures else (None, ())
@@ -109,9 +109,9 @@ def _arms(findings: Findings) -> Section | None:
         f'<output id="arms-table-count" aria-live="polite">{total} of {total} arms</output></div>'
     )
     table = _table(heads, rows, name="arms-table", caption="Arms of the study")
-    flags = "".join(f'<li id="flag-{i}">{escape(words.sentence(flag))}</li>' for flag, i in notes.items())
+    flags = "".join(f'<li id="flag-{i}">{escape(formatting.sentence(flag))}</li>' for flag, i in notes.items())
     listed = f'<ol class="footnotes">{flags}</ol>' if flags else ""
-    how = f'<p class="note"><b>How to read.</b> {escape(words.HOW_TO_READ)}</p>' if first is not None else ""
+    how = f'<p class="note"><b>How to read.</b> {escape(formatting.HOW_TO_READ)}</p>' if first is not None else ""
     return Section("arms", "Arms", search + table + listed + how)
 
 
@@ -123,15 +123,15 @@ def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[st
     )
     badge = ' <span class="badge">baseline</span>' if base else ""
     cells = [_row_head(arm.label, marks + badge)]
-    cells += [f'<td class="level">{escape(arm.settings.get(factor, words.MISSING))}</td>' for factor in factors]
+    cells += [f'<td class="level">{escape(arm.settings.get(factor, formatting.MISSING))}</td>' for factor in factors]
     cells.append(_cell(str(len(arm.seeds)), len(arm.seeds)))
     if findings.measures:
         first = findings.measures[0]
         difference = first.differences.get(arm.label)
         cells += [_estimate(first.arms.get(arm.label)), _difference(difference), _verdict(difference, base)]
-    cells.append(_cell(words.amount(arm.parameters), arm.parameters))
-    cells.append(_cell(words.MISSING if arm.gflop is None else words.number(arm.gflop), arm.gflop))
-    cells.append(_cell(words.duration(arm.seconds), arm.seconds))
+    cells.append(_cell(formatting.amount(arm.parameters), arm.parameters))
+    cells.append(_cell(formatting.MISSING if arm.gflop is None else formatting.number(arm.gflop), arm.gflop))
+    cells.append(_cell(formatting.duration(arm.seconds), arm.seconds))
     cells += [_estimate(found.arms.get(arm.label)) for found in findings.measures[1:]]
     return f"<tr class='{'baseline' if base else 'arm'}'>{''.join(cells)}</tr>\n"
 
@@ -140,7 +140,7 @@ def _measure(i: int, found: Measure, findings: Findings, labels: Sequence[str]) 
     """A measure's figure and its table of differences."""
     if not found.arms:
         return None
-    parts = [f"<p>{escape(' '.join(words.context(found)))}</p>"]
+    parts = [f"<p>{escape(' '.join(formatting.context(found)))}</p>"]
     left_out = len(findings.arms) - len(labels)
     caption = "Dots: training seeds, each beneath its arm's mean and interval."
     if found.differences:
@@ -160,11 +160,11 @@ def _differences(found: Measure) -> str:
     """The table of a measure's differences."""
     rows = []
     for label, of in found.differences.items():
-        mean, ends = words.digits(of.mean, of.low, of.high, signed=True)
-        cells = [_cell(mean, of.mean), _cell(ends or words.MISSING, of.low)]
+        mean, ends = formatting.digits(of.mean, of.low, of.high, signed=True)
+        cells = [_cell(mean, of.mean), _cell(ends or formatting.MISSING, of.low)]
         if of.verdict == NOT_DECIDED:
-            cells = [_cell(words.difference(of), of.mean, "number points"), _cell(words.MISSING, None)]
-        cells += [_cell(str(len(of.points)), len(of.points)), _cell(words.p_value(of.p), of.p), _verdict(of)]
+            cells = [_cell(formatting.difference(of), of.mean, "number points"), _cell(formatting.MISSING, None)]
+        cells += [_cell(str(len(of.points)), len(of.points)), _cell(formatting.p_value(of.p), of.p), _verdict(of)]
         rows.append(f"<tr>{_row_head(label)}{''.join(cells)}</tr>\n")
     heads = [_head("arm"), _head("difference", number=True), _head("interval", number=True)]
     heads += [_head("pairs", number=True), _head("p", number=True), _head("verdict")]
@@ -176,8 +176,10 @@ def _effects(findings: Findings) -> Section | None:
     if not findings.effects or not findings.measures:
         return None
     first = findings.measures[0]
-    caption = f"{words.heading(first)} at each level of a factor, over whatever the other factors are: mean, interval, "
-    caption += f"and a dot for each seed. {words.aim(first).capitalize()}."
+    caption = (
+        f"{formatting.heading(first)} at each level of a factor, over whatever the other factors are: mean, interval, "
+    )
+    caption += f"and a dot for each seed. {formatting.aim(first).capitalize()}."
     figure = figures.effects(findings.effects, first)
     return Section("effects", "Main effects", _figure(figure, "effects", "Main effects", caption))
 
@@ -187,7 +189,7 @@ def _interactions(findings: Findings) -> Section | None:
     if not findings.interactions or not findings.measures:
         return None
     first = findings.measures[0]
-    caption = f"Mean {words.heading(first)} at each pair of levels; darker is better."
+    caption = f"Mean {formatting.heading(first)} at each pair of levels; darker is better."
     figure = figures.interactions(findings.interactions, first)
     return Section("interactions", "Two factors at a time", _figure(figure, "interactions", "Two factors", caption))
 
@@ -343,7 +345,9 @@ def _row_head(label: str, marks: str = "") -> str:
 
 def _measured(found: Measure) -> str:
     """The head of a measure's column."""
-    return _head(found.title, f"{found.unit}, {words.aim(found)}" if found.unit else words.aim(found), number=True)
+    return _head(
+        found.title, f"{found.unit}, {formatting.aim(found)}" if found.unit else formatting.aim(found), number=True
+    )
 
 
 def _table(heads: Iterable[str], rows: str, caption: str, name: str = "") -> str:
@@ -364,25 +368,25 @@ def _cell(text: str, value: float | None, kind: str = "number", under: str = "")
 
 def _estimate(found: Estimate | None) -> str:
     if found is None:
-        return _cell(words.MISSING, None)
-    mean, ends = words.digits(found.mean, found.low, found.high)
+        return _cell(formatting.MISSING, None)
+    mean, ends = formatting.digits(found.mean, found.low, found.high)
     return _cell(mean, found.mean, under=ends)
 
 
 def _difference(found: Comparison | None) -> str:
     """A difference with its interval; where nothing is decided, the seeds' differences in grey."""
     if found is None:
-        return _cell(words.MISSING, None)
+        return _cell(formatting.MISSING, None)
     if found.verdict == NOT_DECIDED:
-        return _cell(words.difference(found), found.mean, "number points")
-    mean, ends = words.digits(found.mean, found.low, found.high, signed=True)
+        return _cell(formatting.difference(found), found.mean, "number points")
+    mean, ends = formatting.digits(found.mean, found.low, found.high, signed=True)
     return _cell(mean, found.mean, under=ends)
 
 
 def _verdict(found: Comparison | None, baseline: bool = False) -> str:
     """The verdict as a word, in bold and colour only where it is a result."""
     if found is None:
-        return f'<td class="verdict undecided">{"" if baseline else words.MISSING}</td>'
+        return f'<td class="verdict undecided">{"" if baseline else formatting.MISSING}</td>'
     kind = {BETTER: "better", WORSE: "worse"}.get(found.verdict, "undecided")
     return f'<td class="verdict {kind}">{escape(found.verdict)}</td>'
 

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddpm.evaluation import recorded
-from ddpm.files import shown
-from ddpm.runs import DONE, STATES, Run, read_metrics
-from ddpm.stored import CADENCE, MEMORY, read_settings
+from ddpm.runs.directory import DONE, STATES, Run, read_metrics
+from ddpm.runs.files import shown
+from ddpm.runs.results import recorded
+from ddpm.runs.safe_yaml import CADENCE, MEMORY, read_settings
 
 NO_SCIENCE = {
     "runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline",

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm import images
-from ddpm.evaluation import SETTINGS
-from ddpm.kept import kept
-from ddpm.runs import FAILED
+from ddpm.figures import images
+from ddpm.runs.directory import FAILED
+from ddpm.runs.results import SETTINGS
+from ddpm.runs.tensor_cache import kept
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
+from ddpm.study.formatting import counted, interval
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
-from ddpm.study.words import counted, interval
 
 SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from ddpm.files import shown
+from ddpm.runs.files import shown
 
 if TYPE_CHECKING:
     import optuna

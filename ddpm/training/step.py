@@ -9,19 +9,19 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddpm import preflight
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset
-from ddpm.ema import EMA
-from ddpm.guard import Guard, Seen
-from ddpm.precision import computing, resolve
 from ddpm.randomness import Keyed
-from ddpm.ranks import Ranks
+from ddpm.runs import preflight
+from ddpm.runs.precision import computing, resolve
+from ddpm.training.ema import EMA
+from ddpm.training.nonfinite import Guard, Seen
+from ddpm.training.ranks import Ranks
 from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
 
 
 class Settings(Protocol):
-    """What a step asks of how training is done, see `ddpm.trainer.Trainer`."""
+    """What a step asks of how training is done, see `ddpm.training.trainer.Trainer`."""
 
     batch_size: int
     accumulate: int
@@ -49,7 +49,7 @@ class Training:
         data: to train on; lie on the device already, or are copied batch by batch.
         optimizer: makes one of parameters, for every phase that does not bring its own.
         seed: all randomness is keyed by it, and by the step.
-        precision: one of `ddpm.precision.PRECISIONS`; None for that of the settings.
+        precision: one of `ddpm.runs.precision.PRECISIONS`; None for that of the settings.
         augment: changes what is trained on; None for as it is.
         ranks: the processes that share every batch; None for this one alone.
     Raises: ValueError for a loss that couples the batch, and micro-batches.

@@ -14,7 +14,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.losses import offset
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM
-from ddpm.sampling import Source
+from ddpm.samplers.trained import Source
 from ddpm.schedules import concerns
 from ddpm.times import TimeSampler
 from ddpm.training.task import Drawn, Losses, Task, must_take

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ddpm.commands.told import how_drawn, say
+from ddpm.commands.console import how_drawn, say
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
@@ -33,7 +33,7 @@ class Subject:
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
         """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
-        from ddpm.runs import git_commit
+        from ddpm.runs.directory import git_commit
 
         schedule = self.source.diffusion.schedule
         told = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
@@ -41,10 +41,10 @@ class Subject:
         return told | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
-        """Write what was found into the run's evaluation.json, and say it."""
-        from ddpm import evaluation
+        """Write what was found into the run's denoising.json, and say it."""
+        from ddpm.runs import results
 
-        evaluation.record(self.run.path, protocol, values)
+        results.record(self.run.path, protocol, values)
         say(f"{protocol}:\n{words}")
 
     @functools.cached_property
@@ -68,14 +68,13 @@ class Subject:
     @property
     def has_judge(self) -> bool:
         """Whether the classifier was trained before."""
-        from ddpm import quality
+        from ddpm.metrics import quality
 
         return quality.judge_path(self.data, self.judge, self.cache).exists()
 
     def _features(self, kind: str) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
         """How many features of a kind there are, and what makes their extractor, with a classifier's accuracy."""
-        from ddpm import quality
-        from ddpm.metrics import features
+        from ddpm.metrics import features, quality
 
         config, data, device = self.config, self.data, self.source.device
         if kind == "classifier":
@@ -113,7 +112,7 @@ class Subject:
 
     def _real(self, kind: str) -> tuple[Any, float | None]:
         """The real images by features of a kind, and a classifier's accuracy."""
-        from ddpm import quality
+        from ddpm.metrics import quality
 
         try:
             extractor, accuracy = self.features(kind)[1]()

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm import preflight
 from ddpm.data.augment import Augment
 from ddpm.data.batch import Condition
 from ddpm.data.dataset import Dataset
-from ddpm.precision import computing
 from ddpm.randomness import SampleNoise
+from ddpm.runs import preflight
+from ddpm.runs.precision import computing
 from ddpm.samplers import Sampler
-from ddpm.sampling import Source
-from ddpm.trainer import Trainer
+from ddpm.samplers.trained import Source
 from ddpm.training.step import Training
 from ddpm.training.task import Optimizer, Task
+from ddpm.training.trainer import Trainer
 
 # ------------------------------------------------------------------------------------------------------- instruments
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ddpm.data.batch import takes
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.precision import computing
 from ddpm.randomness import SampleNoise
+from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 
 
@@ -50,7 +50,7 @@ class Source:
         seed: sample number i is a function of (seed, i), whatever is drawn beside it; where the network has K classes,
             its class is i modulo K.
         device: where the model is.
-        precision: in which it computes, one of `ddpm.precision.PRECISIONS`.
+        precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
     """
 
     def __init__(

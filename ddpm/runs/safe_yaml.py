@@ -5,12 +5,13 @@ from typing import Any
 
 import yaml
 
-from ddpm.files import regular_size
+from ddpm.runs.files import regular_size
 
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
 CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
 MEMORY = ("checkpointing",)  # of the model; neither does it
+MOVED = {"ddpm.trainer.Trainer": "ddpm.training.trainer.Trainer"}  # older `_target_`, which names of runs still hold
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML has it
 
 
@@ -30,7 +31,18 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds other than settings")
-    return settings
+    return with_moved(settings)
+
+
+def with_moved(node: Any) -> Any:
+    """Plain data whose `_target_` are where they are now."""
+    if isinstance(node, list):
+        return [with_moved(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    moved = {key: with_moved(value) for key, value in node.items()}
+    target = moved.get("_target_")
+    return moved | {"_target_": MOVED[target]} if isinstance(target, str) and target in MOVED else moved
 
 
 def must_be_plain(text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from pkgutil import resolve_name
 from typing import Any, Union, get_args, get_origin
 
-from ddpm.files import shown
+from ddpm.runs.files import shown
 
 PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 MANY = {int: "integers", float: "numbers", str: "texts", bool: "true or false"}

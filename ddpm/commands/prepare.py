@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.asked import (
+from ddpm.commands.load import (
     augmentation,
     job_number,
     load_into,
@@ -84,10 +84,10 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     import torch
 
     import ddpm
-    from ddpm import checkpoint
-    from ddpm.files import regular_size
     from ddpm.randomness import generator
-    from ddpm.runs import DONE, FAILED, RUNNING, Run, now, science_hash
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import DONE, FAILED, RUNNING, Run, now, science_hash
+    from ddpm.runs.files import regular_size
 
     trust = trusted(config)
     parents: dict[str, str] = {}
@@ -224,7 +224,7 @@ def _composed(device: str, line: str) -> DictConfig:
 
 def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     """The configuration of the run that `extend` names with the command line's values over it, and its checkpoint."""
-    from ddpm.runs import open_run
+    from ddpm.runs.directory import open_run
 
     try:
         parent, path = open_run(str(config.extend))
@@ -264,7 +264,7 @@ def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]
 
 def _checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
     """What a run starts from: the checksum of "model" by the key itself, those of other modules by key.NAME."""
-    from ddpm import checkpoint
+    from ddpm.runs import checkpoint
 
     return {key if name == "model" else f"{key}.{name}": checkpoint.sha256(file) for name, file in files.items()}
 
@@ -280,8 +280,8 @@ def _load(task: Any, files: dict[str, Path], word: str) -> None:
 
 def _weights_files(path: Path) -> dict[str, Path]:
     """Module -> its weights: the averaged ones of a run directory's last checkpoint, or of a folder with such files."""
-    from ddpm import checkpoint
-    from ddpm.runs import open_run
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import open_run
 
     folder = path
     if (path / "config.yaml").is_file():
@@ -301,7 +301,7 @@ def _weights_files(path: Path) -> dict[str, Path]:
 
 def _folder_of_runs(config: DictConfig) -> Path:
     """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
-    from ddpm.files import shown
+    from ddpm.runs.files import shown
 
     for key in ("runs", "study"):
         if config[key] is not None and type(config[key]) not in (str, int):
@@ -353,7 +353,7 @@ def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
     """Refuse an optimizer that can take no step on the device; returns what it keeps, see `preflight.moments_of`."""
     import torch
 
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     weight = torch.nn.Parameter(torch.ones(2, device=device))
     weight.grad = torch.tensor([0.0, 1.0], device=device)
@@ -375,7 +375,7 @@ def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tupl
 
     Without activations, whose count takes a moment, this is what it needs at least.
     """
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     trainer, modules = parts.trainer, parts.task.modules.values()
     batch = trainer.batch_size, trainer.accumulate
@@ -395,7 +395,7 @@ def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tupl
 
 def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Path) -> None:
     """Refuse to extend a run by a budget that it has used up already."""
-    from ddpm import checkpoint
+    from ddpm.runs import checkpoint
 
     try:
         state = checkpoint.load_state(parent)
@@ -416,7 +416,7 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
 
 def disk(plan: Plan) -> tuple[int, int, str]:
     """Bytes that the run is going to write, those that are free there, and what is written, in words."""
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     trainer, path = plan.parts.trainer, plan.run.path
     one = preflight.checkpoint(plan.parts.task.modules.values(), plan.parts.moments)
@@ -427,7 +427,7 @@ def disk(plan: Plan) -> tuple[int, int, str]:
 
 def no_room(plan: Plan) -> str:
     """What is said where the disk is too small for a run."""
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     room, free, parts = disk(plan)
     return (
@@ -438,7 +438,7 @@ def no_room(plan: Plan) -> str:
 
 def trial_loss(plan: Plan, n: int, phase: int = 0) -> Any:
     """The mean loss of n samples, all the same, computed as training does."""
-    from ddpm.precision import computing, resolve
+    from ddpm.runs.precision import computing, resolve
     from ddpm.training import task
 
     device = plan.device

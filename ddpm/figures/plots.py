@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
-from ddpm import images
+from ddpm.figures import images
 from ddpm.schedules import NoiseSchedule, report
 
 DPI = 110

@@ -17,9 +17,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from ddpm import checkpoint
 from ddpm.data import ImageData
-from ddpm.kept import keep, kept
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
@@ -28,6 +26,8 @@ from ddpm.metrics.memorisation import Memorisation, memorisation
 from ddpm.metrics.neighbours import density_coverage, precision_recall
 from ddpm.metrics.recognition import Recognition, recognised, recognition
 from ddpm.randomness import SampleNoise
+from ddpm.runs import checkpoint
+from ddpm.runs.tensor_cache import keep, kept
 
 MOST_IN_KERNEL = 10_000  # training images that the kernel distance is measured to: its mean does not depend on them
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm import checkpoint
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset
-from ddpm.files import replacing
-from ddpm.guard import write_autopsy
-from ddpm.images import as_pictures
-from ddpm.precision import PRECISIONS
+from ddpm.figures.images import as_pictures
 from ddpm.randomness import Keyed
-from ddpm.ranks import Ranks
-from ddpm.runs import Metrics, Run, Stopwatch
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Metrics, Run, Stopwatch
+from ddpm.runs.files import replacing
+from ddpm.runs.precision import PRECISIONS
 from ddpm.times import TIME_SAMPLINGS
+from ddpm.training.nonfinite import write_autopsy
+from ddpm.training.ranks import Ranks
 from ddpm.training.step import Training
 from ddpm.training.task import Losses, Optimizer, Task, checksum
 
@@ -59,7 +59,7 @@ class Trainer:
         clip: bound of the gradient's norm; null for none.
         time_sampling, offset_noise: for `ddpm.training.tasks.diffusion.Diffusion`, which a configuration gives them
             from here; the loop has no use for them.
-        ema_decay, ema_warmup: of the averaged weights, see `ddpm.ema.EMA`.
+        ema_decay, ema_warmup: of the averaged weights, see `ddpm.training.ema.EMA`.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep: how many of the last checkpoints are kept, besides the best.
@@ -378,7 +378,7 @@ class Previews:
         of_raw, of_averaged = (task.preview(n, self.shape, self.seed, self.precision) for task in (raw, averaged))
         if of_raw is None or of_averaged is None:
             return
-        from ddpm import plots  # and matplotlib with it, which the first step does not wait for
+        from ddpm.figures import plots  # and matplotlib with it, which the first step does not wait for
 
         self.rows.append((step, of_raw, of_averaged))
         with replacing(self.folder / "previews.pt") as temporary:

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ddpm.files import flush, read_json, regular_size, replacing, shown
+from ddpm.runs.files import flush, read_json, regular_size, replacing, shown
 
 FORMAT = 2
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a module

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ddpm.files import replacing
+from ddpm.runs.files import replacing
 
 BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
 TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise

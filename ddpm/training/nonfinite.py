@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ddpm import checkpoint
-from ddpm.files import replacing
+from ddpm.runs import checkpoint
+from ddpm.runs.files import replacing
 
 SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscaled
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.asked import trusted
-from ddpm.commands.planning import built, must_be_measurable, must_be_sound, status_of
-from ddpm.commands.told import say, table
+from ddpm.commands.console import say, table
+from ddpm.commands.load import trusted
+from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
 from ddpm.config import (
     InvalidInput,
     build_data,
@@ -164,7 +164,7 @@ class _DataAtHand:
 def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Planned:
     """A job with its data and its run directory, where the data tell its name."""
     import ddpm
-    from ddpm.runs import Run, science_hash
+    from ddpm.runs.directory import Run, science_hash
 
     settings = resolved(config)
     if config.extend is not None:
@@ -200,7 +200,8 @@ def _needs(run: Planned) -> Needs:
     """Parameters, floating point operations and memory of an arm, counted on the meta device; or why it is refused."""
     import torch
 
-    from ddpm import cost, preflight
+    from ddpm.runs import preflight
+    from ddpm.training import cost
     from ddpm.training.task import trial_loss
 
     config, data = run.config, run.data
@@ -225,7 +226,7 @@ def _needs(run: Planned) -> Needs:
 
 
 def _too_large(needed: Any, device: Any) -> str | None:
-    from ddpm import preflight
+    from ddpm.runs import preflight
 
     there = preflight.available(device)
     if there is None or sum(needed) <= there:
@@ -235,7 +236,7 @@ def _too_large(needed: Any, device: Any) -> str | None:
 
 def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | None:
     """GFLOP of training in a second, by timed steps of the first arm that can be trained; None if all is done."""
-    from ddpm import cost
+    from ddpm.training import cost
     from ddpm.training.step import Training
 
     legal = [(found[0], need) for found, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
@@ -270,8 +271,8 @@ def _seconds(found: list[Planned], need: Needs, rate: float | None) -> float | N
 
 
 def _row(label: str, found: list[Planned], need: Needs, a_run: float | None, reasons: dict[str, str]) -> list[str]:
-    from ddpm import preflight
-    from ddpm.study.words import MISSING, amount, duration, number
+    from ddpm.runs import preflight
+    from ddpm.study.formatting import MISSING, amount, duration, number
 
     states = [run.status.get("state", "new") for run in found]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -296,7 +297,7 @@ def _summary(
     missing: Sequence[str],
 ) -> str:
     """What the table adds up to."""
-    from ddpm.study.words import counted, duration
+    from ddpm.study.formatting import counted, duration
 
     done, config = sum(run.status.get("state") == "DONE" for run in runs), runs[0].config
     folder = Path(str(config.runs)) / str(config.study)

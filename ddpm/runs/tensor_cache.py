@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ddpm.files import regular_size, replacing, shown
+from ddpm.runs.files import regular_size, replacing, shown
 
 LARGEST = 1 << 32  # bytes of such a file
 

@@ -76,7 +76,7 @@ def training_command(words: list[str]) -> str:
 
 def composed(name: str, words: list[str]) -> DictConfig:
     """The configuration of words that were typed to ddpm-study, for what one process does, and which extends no run."""
-    from ddpm import ranks
+    from ddpm.training import ranks
 
     if ranks.started():
         raise InvalidInput("this is done by one process: start it without torchrun")
@@ -153,7 +153,7 @@ def must_be_writable(out: str | None) -> None:
 
 def must_be_drawable(config: DictConfig) -> None:
     """Refuse settings by which nothing can be drawn, whatever the run."""
-    from ddpm.precision import PRECISIONS
+    from ddpm.runs.precision import PRECISIONS
 
     must_be_one_of(config, "precision", ("auto", *PRECISIONS))
     must_be_one_of(config, "weights", ("ema", "raw"))
@@ -163,9 +163,9 @@ def must_be_drawable(config: DictConfig) -> None:
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
-    from ddpm.precision import PRECISIONS, as_trained
-    from ddpm.runs import open_run
-    from ddpm.sampling import Source
+    from ddpm.runs.directory import open_run
+    from ddpm.runs.precision import PRECISIONS, as_trained
+    from ddpm.samplers.trained import Source
     from ddpm.training.task import shape_of
 
     must_be_drawable(config)
@@ -225,7 +225,7 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
 
 def load_into(model: Any, file: Path) -> None:
     """Give a network its weights; refuses a file that does not hold them."""
-    from ddpm import checkpoint
+    from ddpm.runs import checkpoint
 
     try:
         checkpoint.load_into(model, file)

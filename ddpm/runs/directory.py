@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from ddpm import checkpoint
-from ddpm.files import read_json, regular_size, replacing, shown
+from ddpm.runs import checkpoint
+from ddpm.runs.files import read_json, regular_size, replacing, shown
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
