@@ -11,9 +11,8 @@ from ddpm.forward import q_sample
 from ddpm.losses import LOSSES, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.reverse import VARIANCES
 from ddpm.schedules import NoiseSchedule, Time
-from ddpm.targets import TARGETS, Prediction, eps_from_x_0, from_prediction, to_prediction
+from ddpm.targets import TARGETS, Denoise, Prediction, eps_from_x_0, from_prediction, to_prediction
 
-Denoise = Callable[[Tensor, Time], Prediction]
 """(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
 
 

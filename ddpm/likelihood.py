@@ -15,9 +15,8 @@ from ddpm.forward import q_sample
 from ddpm.losses import BINS, L_0, L_T, L_simple, L_t_1
 from ddpm.reverse import mu_theta, variance
 from ddpm.schedules import NoiseSchedule, Time, respace
-from ddpm.targets import Prediction, velocity
+from ddpm.targets import Denoise, Prediction, velocity
 
-Denoise = Callable[[Tensor, Time], Prediction]  # as in ddpm.diffusion
 Noise = Callable[[int, tuple[int, ...], torch.device], Tensor]
 """(t, shape of an image, device) -> standard normal (B, *shape), one draw a t; `ddpm.randomness.SampleNoise` is one."""
 

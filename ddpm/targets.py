@@ -1,5 +1,6 @@
 """What a denoiser says, in every coordinate: eps, x_0 and v are three names for one prediction."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,10 @@ class Prediction:
     eps: Tensor
     x_0: Tensor
     frac: float | Tensor = 0.0
+
+
+Denoise = Callable[[Tensor, Time], Prediction]
+"""What a network says of x_t at the time t, everything else bound: its condition, weights and guidance."""
 
 
 def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.directory import Run
 from ddpm.samplers import DDIM, Ancestral, Heun
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
 from ddpm.training import cost
 from ddpm.training.cost import flops, measure_cost
@@ -62,15 +62,15 @@ def data() -> ImageData:
     return ImageData("noise", "all", torch.randint(0, 256, (20, *SHAPE), dtype=torch.uint8), torch.arange(20) % 3)
 
 
-def source(num_classes: int | None = None) -> Source:
-    return Source(GaussianDiffusion(cosine(20)), Tiny(num_classes), DDIM(5), SHAPE, 0, CPU)
+def source(num_classes: int | None = None) -> TrainedSampler:
+    return TrainedSampler(GaussianDiffusion(cosine(20)), Tiny(num_classes), DDIM(5), SHAPE, 0, CPU)
 
 
-def task(evaluated: Source, **options: object) -> Diffusion:
+def task(evaluated: TrainedSampler, **options: object) -> Diffusion:
     return Diffusion(evaluated.model, evaluated.diffusion, **options)
 
 
-def of(evaluated: Source) -> tuple[Source, Diffusion]:
+def of(evaluated: TrainedSampler) -> tuple[TrainedSampler, Diffusion]:
     return evaluated, task(evaluated)
 
 

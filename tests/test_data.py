@@ -520,7 +520,7 @@ def serve_half(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pr
     """Move a written half to the server and publish it as MNIST."""
     server.files |= {path.name: path.read_bytes() for path in folder.glob(f"{prefix}-*")}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
-    monkeypatch.setitem(idx.SOURCES, "mnist", idx.Source((server.url(""),), md5, tuple("0123456789")))
+    monkeypatch.setitem(idx.SOURCES, "mnist", idx.Published((server.url(""),), md5, tuple("0123456789")))
 
 
 def test_idx_downloads_only_what_is_asked_and_missing(

@@ -22,7 +22,7 @@ from ddpm.data import ImageData
 from ddpm.metrics import quality
 from ddpm.metrics.features import PCA, Features, Judge
 from ddpm.runs import results
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 
 TINY = [
     "model.channels=8", "model.channel_mults=[1]", "model.groups=4", "model.blocks=1", "model.middle_attention=false",
@@ -113,14 +113,14 @@ def learned(monkeypatch) -> list[int]:
 def draws(monkeypatch) -> list[tuple[int, int]]:
     """(seed, number of the first) of all samples that are drawn, batch by batch."""
     noted: list[tuple[int, int]] = []
-    draw = Source.draw
+    draw = TrainedSampler.draw
 
-    def note(self: Source, numbers: range | list[int], *arguments: Any) -> Tensor:
+    def note(self: TrainedSampler, numbers: range | list[int], *arguments: Any) -> Tensor:
         noted.append((self.seed, numbers[0]))
         print("drawn")
         return draw(self, numbers, *arguments)
 
-    monkeypatch.setattr(Source, "draw", note)
+    monkeypatch.setattr(TrainedSampler, "draw", note)
     return noted
 
 
@@ -347,15 +347,15 @@ def cells(run: Path) -> list[tuple[str, int]]:
 @pytest.fixture
 def stop(draws, monkeypatch) -> Iterator[Callable[[int, BaseException], None]]:
     """From the given draw on, drawing raises."""
-    noted = Source.draw
+    noted = TrainedSampler.draw
 
     def stop(after: int, error: BaseException) -> None:
-        def draw(self: Source, *arguments: Any) -> Tensor:
+        def draw(self: TrainedSampler, *arguments: Any) -> Tensor:
             if len(draws) == after:
                 raise error
             return noted(self, *arguments)
 
-        monkeypatch.setattr(Source, "draw", draw)
+        monkeypatch.setattr(TrainedSampler, "draw", draw)
 
     yield stop
 
@@ -548,14 +548,14 @@ def test_the_fewest_images_that_will_do(tmp_path, typed):
 
 
 def test_samples_that_are_not_finite_are_counted_and_nothing_is_written(run, typed, monkeypatch):
-    draw = Source.draw
+    draw = TrainedSampler.draw
 
-    def broken(self: Source, *arguments: Any) -> Tensor:
+    def broken(self: TrainedSampler, *arguments: Any) -> Tensor:
         x = draw(self, *arguments)
         x[:3, 0, 0, 0] = torch.nan
         return x
 
-    monkeypatch.setattr(Source, "draw", broken)
+    monkeypatch.setattr(TrainedSampler, "draw", broken)
     steps = ["steps.samplers=[ddim]", "steps.steps=[1]"]
     for metric in ("recognition", "frechet", "steps"):
         result = typed(run, f"metric={metric}", "n=8", *PCA4, *steps)

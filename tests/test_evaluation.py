@@ -22,7 +22,7 @@ from ddpm.metrics import denoising
 from ddpm.metrics.denoising import bound_times, measure_bits_per_dim, measure_log_likelihood, must_hold_out
 from ddpm.runs.results import record
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import linear
 
 
@@ -50,8 +50,10 @@ class Shrinks(nn.Module):
         return x_t * (0.9 if y is None else 0.8 + 0.05 * y.reshape(-1, 1, 1, 1))
 
 
-def source(seed: int = 0, **options: object) -> Source:
-    return Source(GaussianDiffusion(linear(50)), Shrinks(**options), DDIM(2), (1, 8, 8), seed, torch.device("cpu"))
+def source(seed: int = 0, **options: object) -> TrainedSampler:
+    return TrainedSampler(
+        GaussianDiffusion(linear(50)), Shrinks(**options), DDIM(2), (1, 8, 8), seed, torch.device("cpu")
+    )
 
 
 def flow_bits(n: int, batch: int, seed: int = 0) -> tuple[str, str, dict]:

@@ -31,7 +31,7 @@ from ddpm import cli, config
 from ddpm.commands import training
 from ddpm.figures import plots
 from ddpm.runs import checkpoint
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -406,7 +406,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
 
     def draw(plan: Any, averaged: Any) -> None:
         shape, drawing = plan.data.shape, (averaged.diffusion, averaged.model, plan.parts.sampler)
-        assert Source(*drawing, shape, plan.config.seed, plan.device).drawn(2).shape[1:] == shape
+        assert TrainedSampler(*drawing, shape, plan.config.seed, plan.device).drawn(2).shape[1:] == shape
 
     def keep(*arguments: Any) -> None:
         if composing[0].get("evaluation"):  # which reads it

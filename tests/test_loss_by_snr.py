@@ -19,7 +19,7 @@ from ddpm.losses import errors_at_snr
 from ddpm.metrics.denoising import LOG_SNR_BINS, measure_loss_by_snr, snr_bins, write_loss_by_snr
 from ddpm.oracle import GaussianOracle
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, cosine, linear, sigmoid, zero_terminal_snr
 from ddpm.targets import from_prediction
 
@@ -44,9 +44,9 @@ def data() -> ImageData:
     return ImageData("gaussian", "all", ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), None, validation=0.25)
 
 
-def source(schedule: NoiseSchedule, target: str = "v", seed: int = 0, **options: Any) -> Source:
+def source(schedule: NoiseSchedule, target: str = "v", seed: int = 0, **options: Any) -> TrainedSampler:
     diffusion = GaussianDiffusion(schedule, target, **options)
-    return Source(diffusion, Exact(schedule, target), DDIM(1), (1, 8, 8), seed, torch.device("cpu"))
+    return TrainedSampler(diffusion, Exact(schedule, target), DDIM(1), (1, 8, 8), seed, torch.device("cpu"))
 
 
 def measured(schedule: NoiseSchedule, target: str = "v", batch: int = N, n: int = N, **options: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ddpm.metrics.features import PCA, Features, Judge, Pixels
 from ddpm.metrics.frechet import moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.memorisation import memorisation
-from ddpm.metrics.quality import MEASURES, Drawn, Found, Real, bias_curve, copies, in_words, judge_of, together
+from ddpm.metrics.quality import MEASURES, Real, Result, Samples, bias_curve, copies, in_words, judge_of, together
 from ddpm.runs.tensor_cache import keep
 from models.classifier import Classifier
 
@@ -100,14 +100,14 @@ def seen(judge) -> Callable[[str], Real]:
     return seen
 
 
-def drawn(x: Tensor, of: Real, y: Tensor | None = None) -> Drawn:
-    return Drawn(x, of.features(x), y)
+def drawn(x: Tensor, of: Real, y: Tensor | None = None) -> Samples:
+    return Samples(x, of.features(x), y)
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
 
 N = 70  # more than pixels, of which a covariance is taken; more than the 60 that are held out
-NEAR_AND_FAR: dict[str, Callable[[Found, Found], bool]] = {  # of real images that are new, and of noise
+NEAR_AND_FAR: dict[str, Callable[[Result, Result], bool]] = {  # of real images that are new, and of noise
     "frechet": lambda good, bad: abs(good.more["relative"]) < 0.1 and bad.more["relative"] > 0.5,
     "kernel": lambda good, bad: abs(good.value) < 0.1 * bad.low and good.low < good.value < good.high,
     "precision-k3": lambda good, bad: abs(good.value - good.real_vs_real) < 0.15 and bad.value < 0.1,
@@ -185,7 +185,7 @@ def test_samples_that_are_not_finite_are_counted(name, seen):
     with pytest.raises(ValueError, match=f"2 of {N} samples hold NaN or infinity"):
         MEASURES[name](drawn(samples, of), of)
     with pytest.raises(ValueError, match=f"2 of {N} samples hold NaN or infinity"):
-        quality.by_regression(Drawn(samples, torch.zeros(N, 0), None), data())
+        quality.by_regression(Samples(samples, torch.zeros(N, 0), None), data())
 
 
 def test_what_is_taken_of_many_images_is_spread_over_all_of_them():
@@ -231,7 +231,7 @@ def test_the_classes_that_were_asked_for_are_looked_for(seen, judge):
 def test_both_recognisers_count_classes_and_their_entropy(seen):
     of, x, y = seen("classifier"), real(30), pictures(30)[1]
     for chosen, shares, entropy in ((y >= 0, [1 / 3] * 3, math.log2(3)), (y == 2, [0, 0, 1], 0)):
-        by_pixels = quality.by_regression(Drawn(x[chosen], x.new_zeros(0, 0), None), of.data)
+        by_pixels = quality.by_regression(Samples(x[chosen], x.new_zeros(0, 0), None), of.data)
         by_judge = quality.by_classifier(drawn(x[chosen], of), of)["recognition"]
         for found in (by_pixels, by_judge):
             assert found.value > 0.9 and found.more["class_shares"] == pytest.approx(shares, abs=0.05)
@@ -245,8 +245,8 @@ def test_the_relative_frechet_distance_runs_from_held_out_images_to_noise():
     noise = 4 * torch.randn(4000, 5, generator=rng) + 3
     reference = SimpleNamespace(moments=moments(real), like=lambda n: held_out[:n], noise=lambda n: noise[:n])
 
-    def of(features: Tensor) -> Found:
-        return quality.frechet(Drawn(features, features, None), reference)["frechet"]
+    def of(features: Tensor) -> Result:
+        return quality.frechet(Samples(features, features, None), reference)["frechet"]
 
     assert of(held_out).more["relative"] == 0 and of(noise).more["relative"] == 1
     assert of(other).more["relative"] == pytest.approx(0, abs=1e-3)
@@ -266,7 +266,7 @@ def test_intervals_hold_what_other_samples_give(seen):
 
 
 def test_recognition_by_regression_tells_images_from_noise():
-    found, bad = (quality.by_regression(Drawn(x, x.new_zeros(0, 0), None), data()) for x in (real(60), noise(60)))
+    found, bad = (quality.by_regression(Samples(x, x.new_zeros(0, 0), None), data()) for x in (real(60), noise(60)))
     assert found.value > 0.9 and found.real_vs_real > 0.9
     assert bad.low <= bad.value <= bad.high < found.low < found.value <= found.high
     p, z = found.value, 1.959964
@@ -274,14 +274,14 @@ def test_recognition_by_regression_tells_images_from_noise():
     assert found.low == pytest.approx(wilson, abs=1e-6) and found.interval == "wilson"
     assert found.more["distance_ratio"] == pytest.approx(1, abs=0.1) and bad.more["distance_ratio"] > 1.5
     assert bad.real_vs_real == found.real_vs_real
-    asked = quality.by_regression(Drawn(real(60), torch.zeros(0, 0), pictures(60)[1]), data())
+    asked = quality.by_regression(Samples(real(60), torch.zeros(0, 0), pictures(60)[1]), data())
     assert asked.more["accuracy"] == 1 and asked.value == found.value
 
 
 def test_held_out_images_that_are_copies_have_no_distance_to_compare_with():
     x, y = pictures(12)
     copied = ImageData("copied", "all", x.repeat(8, 1, 1, 1), y.repeat(8), validation=0.1)
-    found = quality.by_regression(Drawn(real(6), torch.zeros(0, 0), None), copied)
+    found = quality.by_regression(Samples(real(6), torch.zeros(0, 0), None), copied)
     assert "distance_ratio" not in found.more
     json.dumps(together([found], [0]), allow_nan=False)
 
@@ -340,8 +340,8 @@ def test_the_bias_of_real_images_falls_with_their_number(seen):
 # ------------------------------------------------------------------------------------------------------------- together
 
 
-def found(value: float, **more: Any) -> Found:
-    return Found(value, 0.5, f"found {value}", value - 1, value + 1, more)
+def found(value: float, **more: Any) -> Result:
+    return Result(value, 0.5, f"found {value}", value - 1, value + 1, more)
 
 
 def test_one_seed_keeps_the_interval_of_the_measure():
@@ -349,7 +349,7 @@ def test_one_seed_keeps_the_interval_of_the_measure():
     expected = {"value": 2.0, "low": 1.0, "high": 3.0, "real_vs_real": 0.5, "seeds": [7], "share": 0.25}
     assert record == expected | {"interval": None}
     assert in_words([found(2.0)], record) == "found 2.0"
-    assert together([Found(2.0, None, "")], [0]) == {
+    assert together([Result(2.0, None, "")], [0]) == {
         "value": 2.0, "low": None, "high": None, "real_vs_real": None, "seeds": [0], "interval": None
     }  # fmt: skip
 
@@ -566,7 +566,7 @@ def test_samples_are_judged_as_files_would_hold_them(seen):
             for x in (shifted, real(60))
         )
         assert of_shifted == of_real, name
-    one, other = (quality.by_regression(Drawn(x, x.new_zeros(0, 0), None), data()) for x in (real(60), shifted))
+    one, other = (quality.by_regression(Samples(x, x.new_zeros(0, 0), None), data()) for x in (real(60), shifted))
     assert one == other
 
 
@@ -583,7 +583,7 @@ def test_data_without_labels_have_no_judge(tmp_path):
     with pytest.raises(ValueError, match="stripes has no labels, and this measure needs them"):
         judge_of(data(labels=False), classifier(), tmp_path, "cpu", silent)
     with pytest.raises(ValueError, match="stripes has no labels, and this measure needs them"):
-        quality.by_regression(Drawn(real(9), torch.zeros(0, 0), None), data(labels=False))
+        quality.by_regression(Samples(real(9), torch.zeros(0, 0), None), data(labels=False))
     assert list(tmp_path.iterdir()) == []
 
 

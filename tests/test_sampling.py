@@ -12,7 +12,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.figures.images import to_numpy
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.samplers.trained import Range, Source
+from ddpm.samplers.trained import Range, TrainedSampler
 from ddpm.schedules import cosine
 from models.unet import UNet
 
@@ -30,8 +30,8 @@ def model() -> UNet:
     return model
 
 
-def source(model: nn.Module, sampler: object = None, seed: int = 0, T: int = 20) -> Source:
-    return Source(GaussianDiffusion(cosine(T)), model, sampler or DDIM(5), SHAPE, seed, CPU)
+def source(model: nn.Module, sampler: object = None, seed: int = 0, T: int = 20) -> TrainedSampler:
+    return TrainedSampler(GaussianDiffusion(cosine(T)), model, sampler or DDIM(5), SHAPE, seed, CPU)
 
 
 SAMPLERS = [DDIM(5), DDIM(5, eta=1.0), Ancestral(7)]
@@ -124,7 +124,7 @@ def between(sampler: object, y: torch.Tensor | None = None, num_classes: int | N
     schedule = cosine(1000)
     network = Exact(schedule, num_classes)
     x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(3)) * 0.5 + 0.3
-    way = Source(GaussianDiffusion(schedule), network, sampler, SHAPE, 0, CPU).between(x, y, 5)
+    way = TrainedSampler(GaussianDiffusion(schedule), network, sampler, SHAPE, 0, CPU).between(x, y, 5)
     return x, way, network
 
 
@@ -191,10 +191,10 @@ def test_a_source_counts_all_that_it_draws():
             return 3 * torch.ones_like(x_t)
 
     unclipped = GaussianDiffusion(cosine(20), target="x_0", clip_x_0=False)
-    loud = Source(unclipped, Loud(), DDIM(5), SHAPE, 0, CPU)
+    loud = TrainedSampler(unclipped, Loud(), DDIM(5), SHAPE, 0, CPU)
     loud.drawn(3, batch=2)
     loud.using(DDIM(2)).drawn(1)
     assert loud.range.samples == 4 and str(loud.range).startswith("100.00% of all values")
-    clipped = Source(GaussianDiffusion(cosine(20), target="x_0"), Loud(), DDIM(5), SHAPE, 0, CPU)
+    clipped = TrainedSampler(GaussianDiffusion(cosine(20), target="x_0"), Loud(), DDIM(5), SHAPE, 0, CPU)
     clipped.drawn(3)
     assert str(clipped.range) == "" and clipped.range.samples == 3

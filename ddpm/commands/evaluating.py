@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm.commands.console import progress_bar, say, warn_of_range, with_bar
-from ddpm.commands.evaluation_context import Measure, Subject
+from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import (
     augmentation,
     data_of,
@@ -43,9 +43,9 @@ def evaluate(config: DictConfig) -> None:
     _warn_of_other_data(run, data)
     if data.labels is None and "recognition" in metrics and len(metrics) > 1:
         say(f"{data.name} has no labels: nothing is recognised")
-    subject = Subject(config, source, run, trained, step, data)
-    measures = _measures(subject, metrics)
-    _say_plan(subject, measures)
+    context = EvaluationContext(config, source, run, trained, step, data)
+    measures = _measures(context, metrics)
+    _say_plan(context, measures)
     for measure in measures:  # only now that all of them have found their input right
         measure.carry_out()
 
@@ -60,7 +60,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     Raises: InvalidInput.
     """
     from ddpm.runs.directory import Run
-    from ddpm.samplers.trained import Source
+    from ddpm.samplers.trained import TrainedSampler
 
     metrics = _metrics(config)
     must_be_drawable(config)
@@ -72,8 +72,8 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
-    source = Source(task.diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
-    _measures(Subject(config, source, Run(str(config.run)), trained, 0, data), metrics)
+    source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
+    _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
 
 
 def _metrics(config: DictConfig) -> list[str]:
@@ -97,19 +97,19 @@ def _metrics(config: DictConfig) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def _measures(subject: Subject, metrics: list[str]) -> list[Measure]:
+def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMeasure]:
     """What is going to be carried out; without recognition, if it is one among others and the data have no labels.
 
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
-    _must_hold(subject.data, metrics)
-    if subject.data.labels is None and len(metrics) > 1:
+    _must_hold(context.data, metrics)
+    if context.data.labels is None and len(metrics) > 1:
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
-    measures = [_measure_samples(subject, of_samples)] if of_samples else []
-    measures += [_measure_images(subject, metric) for metric in metrics if metric in OF_IMAGES]
-    measures += [_measure_steps(subject)] if "steps" in metrics else []
-    measures += [_measure_cost(subject)] if "cost" in metrics else []
+    measures = [_measure_samples(context, of_samples)] if of_samples else []
+    measures += [_measure_images(context, metric) for metric in metrics if metric in OF_IMAGES]
+    measures += [_measure_steps(context)] if "steps" in metrics else []
+    measures += [_measure_cost(context)] if "cost" in metrics else []
     return measures
 
 
@@ -139,24 +139,25 @@ def _warn_of_other_data(run: Any, data: Any) -> None:
         )
 
 
-def _say_plan(subject: Subject, measures: list[Measure]) -> None:
+def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> None:
     """What is going to be done, and how long the network will take for it, by the time of one batch."""
     from ddpm.training import cost
 
-    config, source = subject.config, subject.source
+    config, source = context.config, context.source
     batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
     took = cost.evaluation_seconds(source, batch) / batch
     lines = [f"  {measure.plan}" for measure in measures]
-    if any("inception" in measure.plan for measure in measures):  # 300x300 pixels take their time
-        extractor, _ = subject.features("inception")[1]()
-        x = subject.data.batch(subject.data.held_out[:8]).x
+    features = {kind for measure in measures for kind in measure.features}
+    if "inception" in features:  # 300x300 pixels take their time
+        extractor, _ = context.features("inception")[1]()
+        x = context.data.batch(context.data.held_out[:8]).x
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
-    if any("classifier" in measure.plan for measure in measures) and not subject.has_judge:
-        lines.append(f"  the classifier is trained first, on {len(subject.data.train):,} images, and kept")
+    if "classifier" in features and not context.has_judge:
+        lines.append(f"  the classifier is trained first, on {len(context.data.train):,} images, and kept")
     lines.append(
-        f"  the network: {evaluations:,} evaluations, counted by {subject.data.units.removesuffix('s')}; about "
-        f"{_duration(evaluations * took)} on {source.device} ({1 / took:,.0f} {subject.data.units}/s)"
+        f"  the network: {evaluations:,} evaluations, counted by {context.data.units.removesuffix('s')}; about "
+        f"{_duration(evaluations * took)} on {source.device} ({1 / took:,.0f} {context.data.units}/s)"
     )
     say("\n".join(["plan:", *lines]))
 
@@ -164,23 +165,23 @@ def _say_plan(subject: Subject, measures: list[Measure]) -> None:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
+def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedMeasure:
     """Check the input of measures of samples; returns what draws the samples and measures them."""
-    config, source, data = subject.config, subject.source, subject.data
+    config, source, data = context.config, context.source, context.data
     must_walk(source.sampler, source.diffusion)
-    logistic = "recognition" in metrics and _by_regression(subject)
-    _must_compare(data, metrics)
-    n = _number(subject, "frechet" in metrics)
+    logistic = "recognition" in metrics and _by_regression(context)
+    _must_hold_enough_images(data, metrics)
+    n = _number(context, "frechet" in metrics)
     by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
-    kinds = [_kind(subject, metric) for metric in by_features]
+    kinds = [_kind(context, metric) for metric in by_features]
     for kind in kinds:
-        subject.features(kind)  # refuses those that cannot be
+        context.features(kind)  # refuses those that cannot be
     if n < (least := max(LEAST.get(metric, 1) for metric in metrics)):
         raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
     if (
         "frechet" in metrics
         and config.frechet.bias
-        and len(data.held_out) <= (size := subject.features(config.features)[0])
+        and len(data.held_out) <= (size := context.features(config.features)[0])
     ):
         raise InvalidInput(
             f"frechet.bias=true: {len(data.held_out)} held-out images are too few for the covariance of {size} "
@@ -188,26 +189,26 @@ def _measure_samples(subject: Subject, metrics: list[str]) -> Measure:
         )
     cost = config.seeds * n * source.sampler.evaluations(source.diffusion.schedule)
     plan = (
-        f"{', '.join(metrics)}: {n:,} samples, {_listed(subject.seeds)}, {type(source.sampler).__name__} with "
+        f"{', '.join(metrics)}: {n:,} samples, {_listed(context.seeds)}, {type(source.sampler).__name__} with "
         f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
         + (f"; features of them and of {len(data):,} images by {' and '.join(dict.fromkeys(kinds))}" if kinds else "")
     )
-    return Measure(plan, cost, lambda: _carry_out_samples(subject, by_features, logistic, n))
+    return PlannedMeasure(plan, cost, lambda: _carry_out_samples(context, by_features, logistic, n), tuple(kinds))
 
 
-def _by_regression(subject: Subject) -> bool:
+def _by_regression(context: EvaluationContext) -> bool:
     """Whether a logistic regression is to recognise samples; refuses data without labels, or of one class."""
     from ddpm.metrics import quality
 
-    recogniser, (_, height, width) = subject.config.recogniser, subject.data.shape
-    if subject.data.labels is None:
-        raise InvalidInput(f"{subject.data.name} has no labels, and recognition needs them")
-    if not quality.has_classes(subject.data):
-        raise InvalidInput(f"{subject.data.name} has training images of one class only: there is nothing to recognise")
+    recogniser, (_, height, width) = context.config.recogniser, context.data.shape
+    if context.data.labels is None:
+        raise InvalidInput(f"{context.data.name} has no labels, and recognition needs them")
+    if not quality.has_classes(context.data):
+        raise InvalidInput(f"{context.data.name} has training images of one class only: there is nothing to recognise")
     return recogniser == "logistic" or (recogniser == "auto" and height * width <= FEW_PIXELS)
 
 
-def _must_compare(data: Any, metrics: list[str]) -> None:
+def _must_hold_enough_images(data: Any, metrics: list[str]) -> None:
     """Refuse data of which too few images are held out, or are trained on, for measures of samples."""
     from ddpm.metrics import denoising
 
@@ -222,18 +223,18 @@ def _must_compare(data: Any, metrics: list[str]) -> None:
             raise InvalidInput(f"{few}, but {', '.join(metrics)} need at least {least}")
 
 
-def _number(subject: Subject, of_covariance: bool) -> int:
+def _number(context: EvaluationContext, of_covariance: bool) -> int:
     """How many samples are measured: what was asked for; or 512, or as many as are held out, if those suffice."""
-    few = min(512, len(subject.data.held_out))
+    few = min(512, len(context.data.held_out))
     if not of_covariance:
-        return subject.config.n or few
-    size, _ = subject.features(subject.config.features)
-    if len(subject.data.train) <= size:
+        return context.config.n or few
+    size, _ = context.features(context.config.features)
+    if len(context.data.train) <= size:
         raise InvalidInput(
-            f"{len(subject.data.train)} training images are too few for the covariance of {size} features, which "
+            f"{len(context.data.train)} training images are too few for the covariance of {size} features, which "
             "frechet needs: take features=pca with fewer components (pca=...), or metric=kernel"
         )
-    n: int = subject.config.n or max(few, size + 1)
+    n: int = context.config.n or max(few, size + 1)
     if n <= size:
         raise InvalidInput(
             f"n = {n} samples are too few for the covariance of {size} features, which frechet needs: n is at least "
@@ -242,29 +243,29 @@ def _number(subject: Subject, of_covariance: bool) -> int:
     return n
 
 
-def _kind(subject: Subject, metric: str) -> str:
+def _kind(context: EvaluationContext, metric: str) -> str:
     """The features that a metric looks at: a classifier alone recognises."""
-    return "classifier" if metric == "recognition" else str(subject.config.features)
+    return "classifier" if metric == "recognition" else str(context.config.features)
 
 
-def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: int) -> None:
+def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic: bool, n: int) -> None:
     """Draw the samples of every seed, measure them, and write what was found as soon as it is."""
     from ddpm.metrics import quality
 
-    kinds = {metric: _kind(subject, metric) for metric in metrics}
-    reals: dict[str, quality.Real] = {kind: subject.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
-    found: dict[str, dict[int, quality.Found]] = {}  # by protocol and seed
+    kinds = {metric: _kind(context, metric) for metric in metrics}
+    reals: dict[str, quality.Real] = {kind: context.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
+    found: dict[str, dict[int, quality.Result]] = {}  # by protocol and seed
     failed, shown = [], None
-    for seed in subject.seeds:
-        x, y = _samples(subject, n, seed)
+    for seed in context.seeds:
+        x, y = _samples(context, n, seed)
         try:
-            drawn = {kind: quality.Drawn(x, real.features(x), y) for kind, real in reals.items()}
+            drawn = {kind: quality.Samples(x, real.features(x), y) for kind, real in reals.items()}
         except ValueError as error:
             raise InvalidInput(f"metric={','.join(metrics)}: {error}") from error
         for metric in [*["logistic"] * logistic, *metrics]:
             try:
                 if metric == "logistic":
-                    by_regression = quality.by_regression(quality.Drawn(x, x[:, :0], y), subject.data)
+                    by_regression = quality.by_regression(quality.Samples(x, x[:, :0], y), context.data)
                     results = {f"recognition_logistic_{n}_train": by_regression}
                 else:
                     real = reals[kinds[metric]]
@@ -275,56 +276,57 @@ def _carry_out_samples(subject: Subject, metrics: list[str], logistic: bool, n: 
                 continue
             for protocol, result in results.items():
                 found.setdefault(protocol, {})[seed] = result
-                _record_found(subject, protocol, found[protocol], n)
+                _record_found(context, protocol, found[protocol], n)
                 shown = shown or (result.detail and (x, result.detail))
     if shown:
-        _draw_copies(subject, *shown)
-    if "frechet" in metrics and subject.config.frechet.bias:
-        _draw_bias(subject, reals[kinds["frechet"]], found, n)
+        _draw_copies(context, *shown)
+    if "frechet" in metrics and context.config.frechet.bias:
+        _draw_bias(context, reals[kinds["frechet"]], found, n)
     if failed:
         raise InvalidInput(f"metric={'; '.join(dict.fromkeys(failed))}")
 
 
-def _record_found(subject: Subject, protocol: str, found: dict[int, Any], n: int) -> None:
+def _record_found(context: EvaluationContext, protocol: str, found: dict[int, Any], n: int) -> None:
     """Write what was found with the seeds so far, and say it with the last one."""
     from ddpm.metrics import quality
+    from ddpm.runs import results
 
-    results = list(found.values())
-    values = subject.settings(n, subject.source.sampler) | quality.together(results, list(found))
+    each = list(found.values())
+    values = context.settings(n, context.source.sampler) | quality.together(each, list(found))
     if "_classifier-" in protocol:
-        values["judge_accuracy"] = subject.real("classifier")[1]
-    results.record(subject.run.path, protocol, values)
-    if subject.seeds[-1] in found:
-        say(f"{protocol}:\n{quality.in_words(results, values)}")
+        values["judge_accuracy"] = context.real("classifier")[1]
+    results.record(context.run.path, protocol, values)
+    if context.seeds[-1] in found:
+        say(f"{protocol}:\n{quality.in_words(each, values)}")
 
 
-def _draw_bias(subject: Subject, real: Any, found: dict[str, dict[int, Any]], n: int) -> None:
+def _draw_bias(context: EvaluationContext, real: Any, found: dict[str, dict[int, Any]], n: int) -> None:
     """The Frechet distance over the number of images."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
 
-    path, samples = subject.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
+    path, samples = context.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
     if samples:
         plots.bias(path, quality.bias_curve(real), n, next(iter(samples.values())).value)
         say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
 
 
-def _samples(subject: Subject, n: int, seed: int, sampler: Any = None) -> tuple[Any, Any]:
+def _samples(context: EvaluationContext, n: int, seed: int, sampler: Any = None) -> tuple[Any, Any]:
     """n samples of a seed (n, C, H, W), and the classes (n,) that were asked for, or None."""
     import torch
 
-    source = subject.source.with_seed(seed)
+    source = context.source.with_seed(seed)
     source = source if sampler is None else source.using(sampler)
-    x = torch.cat([x for _, x in with_bar(source.batches(list(range(n)), subject.config.batch), n)])
+    x = torch.cat([x for _, x in with_bar(source.batches(list(range(n)), context.config.batch), n)])
     warn_of_range(source)
     return x, source.classes(range(n))
 
 
-def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
+def _draw_copies(context: EvaluationContext, x: Any, found: Any) -> None:
     """The samples that are nearest to training images, with those, by features and by pixels."""
     from ddpm.figures import plots
 
-    data, path, groups = subject.data, subject.run.path / "memorisation.png", {}
+    data, path, groups = context.data, context.run.path / "memorisation.png", {}
     for name, result in found.items():
         closest = result.relative.argsort()[:10]
         real = data.batch(data.train[result.index[closest].cpu()]).x
@@ -337,12 +339,12 @@ def _draw_copies(subject: Subject, x: Any, found: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ held-out images
 
 
-def _measure_images(subject: Subject, metric: str) -> Measure:
+def _measure_images(context: EvaluationContext, metric: str) -> PlannedMeasure:
     """Check the input of a measure of held-out images; returns what measures them."""
     from ddpm.likelihood import flow_times
     from ddpm.metrics import denoising
 
-    config, source, data = subject.config, subject.source, subject.data
+    config, source, data = context.config, context.source, context.data
     schedule, options = source.diffusion.schedule, config.get(metric)
     n = config.n or min(512, len(data.held_out))
     must_match(source.model, data)
@@ -362,15 +364,15 @@ def _measure_images(subject: Subject, metric: str) -> Measure:
         raise InvalidInput(f"{metric}: {error}") from error
     derivatives = f", {options.probes * cost:,} derivatives of the network" if metric == "log_likelihood" else ""
     plan = f"{metric}: {n:,} held-out {data.units}, {cost:,} evaluations{derivatives}"
-    return Measure(plan, cost, lambda: _carry_out_images(subject, metric, n, cost, times))
+    return PlannedMeasure(plan, cost, lambda: _carry_out_images(context, metric, n, cost, times))
 
 
-def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: list[int]) -> None:
-    """Measure held-out images, write what was found, and draw it."""
+def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int, times: list[int]) -> None:
+    """PlannedMeasure held-out images, write what was found, and draw it."""
     from ddpm.figures import plots
     from ddpm.metrics import denoising
 
-    config, source, data, path = subject.config, subject.source, subject.data, subject.run.path
+    config, source, data, path = context.config, context.source, context.data, context.run.path
     options, drawn = config.get(metric), ""
     with progress_bar(cost) as bar:
         try:
@@ -395,7 +397,7 @@ def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: l
                 )
         except ValueError as error:
             raise InvalidInput(f"metric={metric}: {error}") from error
-    told = subject.settings(n) | {
+    told = context.settings(n) | {
         "variance": source.diffusion.variance,
         "clip_x_0": source.diffusion.clip_x_0,
         "steps": cost // n,
@@ -403,7 +405,7 @@ def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: l
     }
     if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
         told |= {"seeds": [], "clip_x_0": False}
-    subject.record(protocol, told | values, found)
+    context.record(protocol, told | values, found)
     if drawn:
         say(drawn)
 
@@ -411,42 +413,42 @@ def _carry_out_images(subject: Subject, metric: str, n: int, cost: int, times: l
 # ---------------------------------------------------------------------------------------------------------------- steps
 
 
-def _measure_steps(subject: Subject) -> Measure:
+def _measure_steps(context: EvaluationContext) -> PlannedMeasure:
     """Check a grid of samplers, steps and spacings; returns what measures each combination that is not there yet."""
-    options, schedule = subject.config.steps, subject.source.diffusion.schedule
-    grid = _samplers(subject, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
-    _must_compare(subject.data, ["frechet"])
-    n = _number(subject, of_covariance=True)
-    cost = len(subject.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
+    options, schedule = context.config.steps, context.source.diffusion.schedule
+    grid = _samplers(context, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
+    _must_hold_enough_images(context.data, ["frechet"])
+    n = _number(context, of_covariance=True)
+    cost = len(context.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
     plan = (
-        f"steps: {n:,} samples, {_listed(subject.seeds)}, in each of {len(grid)} ways, less those that are there "
-        f"already; features by {subject.config.features}"
+        f"steps: {n:,} samples, {_listed(context.seeds)}, in each of {len(grid)} ways, less those that are there "
+        f"already; features by {context.config.features}"
     )
-    return Measure(plan, cost, lambda: _carry_out_steps(subject, grid, n))
+    return PlannedMeasure(plan, cost, lambda: _carry_out_steps(context, grid, n))
 
 
-def _carry_out_steps(subject: Subject, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
+def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
     """The Frechet distance of every combination, each written as soon as it is known."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
     from ddpm.runs import results
 
-    path, schedule = subject.run.path, subject.source.diffusion.schedule
-    real, accuracy = subject.real(subject.config.features)
-    protocol, settings = real.protocol("steps_frechet", n), subject.settings(n) | {"seeds": subject.seeds}
+    path, schedule = context.run.path, context.source.diffusion.schedule
+    real, accuracy = context.real(context.config.features)
+    protocol, settings = real.protocol("steps_frechet", n), context.settings(n) | {"seeds": context.seeds}
     best = _measured(path / "evaluation.json", protocol, settings)
     cells = list(best.get("cells", []))
     for told, sampler in grid:
         if any(told.items() <= cell.items() for cell in cells):
             continue
         try:
-            found: list[quality.Found] = []
-            for seed in subject.seeds:
-                x, y = _samples(subject, n, seed, sampler)
-                found += quality.frechet(quality.Drawn(x, real.features(x), y), real).values()
+            found: list[quality.Result] = []
+            for seed in context.seeds:
+                x, y = _samples(context, n, seed, sampler)
+                found += quality.frechet(quality.Samples(x, real.features(x), y), real).values()
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
-        record = quality.together(found, subject.seeds)
+        record = quality.together(found, context.seeds)
         kept = {key: record[key] for key in ("value", "low", "high", "relative")}
         cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
@@ -479,41 +481,43 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
 # ----------------------------------------------------------------------------------------------------------------- cost
 
 
-def _measure_cost(subject: Subject) -> Measure:
+def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     """Check what training and sampling are to be timed with; returns what times them."""
     from ddpm.training import cost
 
-    config, trained, trust = subject.config, subject.trained, trusted(subject.config)
-    must_match(subject.source.model, subject.data)
+    config, trained, trust = context.config, context.trained, trusted(context.config)
+    must_match(context.source.model, context.data)
     names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
     samplers = {
         f"{told['sampler']} {told['steps']}": sampler
-        for told, sampler in _samplers(subject, "cost", names, steps, [None])
+        for told, sampler in _samplers(context, "cost", names, steps, [None])
     }
     trainer = build(trained.trainer, "trainer", trust)
-    made = {"model": subject.source.model, "diffusion": subject.source.diffusion}
-    task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, subject.data)
+    made = {"model": context.source.model, "diffusion": context.source.diffusion}
+    task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, context.data)
     optimizer = optimizer_of(trained, trust)
 
     def carry_out() -> None:
         try:
             protocol, words, values = cost.measure_cost(
-                subject.source, task, subject.data, trainer, optimizer, samplers, config.batch, augment=augment
+                context.source, task, context.data, trainer, optimizer, samplers, config.batch, augment=augment
             )
         except ValueError as error:
             raise InvalidInput(f"metric=cost: {error}") from error
         first = next(iter(samplers))
-        steps = len(samplers[first].times(subject.source.diffusion.schedule)) - 1
-        settings = subject.settings(config.batch) | {"sampler": first, "steps": steps}
-        subject.record(protocol, settings | values, words)
+        steps = len(samplers[first].times(context.source.diffusion.schedule)) - 1
+        settings = context.settings(config.batch) | {"sampler": first, "steps": steps}
+        context.record(protocol, settings | values, words)
 
     plan = f"cost: training steps of {trainer.batch_size} images, and one evaluation of {config.batch}, timed"
-    return Measure(plan, 4 * config.batch, carry_out)
+    return PlannedMeasure(plan, 4 * config.batch, carry_out)
 
 
-def _samplers(subject: Subject, key: str, names: Any, steps: Any, spacings: Any) -> list[tuple[dict[str, Any], Any]]:
+def _samplers(
+    context: EvaluationContext, key: str, names: Any, steps: Any, spacings: Any
+) -> list[tuple[dict[str, Any], Any]]:
     """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
-    config, found = subject.config, []
+    config, found = context.config, []
     for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
         if not isinstance(values, list) or not values:
             raise InvalidInput(f"{key}.{option}={values} must be a list, such as {key}.{option}={EXAMPLES[option]}")
@@ -524,7 +528,7 @@ def _samplers(subject: Subject, key: str, names: Any, steps: Any, spacings: Any)
                 told = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
                 built = settings | {"steps": count, "spacing": told["spacing"], "times": None}
                 sampler = build(built, f"{key}, {name}", trusted(config))
-                must_walk(sampler, subject.source.diffusion, f"{key}, {name}")
+                must_walk(sampler, context.source.diffusion, f"{key}, {name}")
                 found.append((told, sampler))
     return found
 

@@ -13,15 +13,16 @@ ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are soug
 CHEAP = ("pca", "pixels")  # features that are not worth a file
 
 
-class Measure(NamedTuple):
+class PlannedMeasure(NamedTuple):
     """A measure whose input has been found right, and of which nothing is begun."""
 
     plan: str  # what it will do, in words
     evaluations: int  # of the network, counted by image
     carry_out: Callable[[], None]
+    features: tuple[str, ...] = ()  # kinds of features that it computes
 
 
-class Subject:
+class EvaluationContext:
     """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):

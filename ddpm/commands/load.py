@@ -165,7 +165,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
     from ddpm.runs.directory import open_run
     from ddpm.runs.precision import PRECISIONS, as_trained
-    from ddpm.samplers.trained import Source
+    from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
     must_be_drawable(config)
@@ -183,7 +183,12 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
-    return Source(diffusion, model, sampler, shape, config.seed, device, precision), run, trained, int(folder.name)
+    return (
+        TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision),
+        run,
+        trained,
+        int(folder.name),
+    )
 
 
 def data_of(config: DictConfig, trained: DictConfig) -> Any:

@@ -83,7 +83,7 @@ def _asked(config: DictConfig, words: list[str]) -> "Search":
     if pruner == "auto":
         pruner = "median" if measure == HELD_OUT else "none"
     space = _space(asked)
-    _must_compare(space, measure, pruner)
+    _must_leave_comparable(space, measure, pruner)
     keys = [word.partition("=")[0].lstrip("+~") for word in words]
     fixed = tuple(w for k, w in zip(keys, words, strict=True) if k not in space and not re.match(r"search\b|retry$", k))
     maximise = asked.direction == "maximize" or (asked.direction == "auto" and _better(measure) == "higher")
@@ -115,7 +115,7 @@ def _better(measure: str) -> str:
     return next((kind.better for name, kind in KINDS.items() if measure.startswith(name)), "lower")
 
 
-def _must_compare(space: dict[str, Any], measure: str, pruner: str) -> None:
+def _must_leave_comparable(space: dict[str, Any], measure: str, pruner: str) -> None:
     """Refuse held-out losses where they mean other things from trial to trial."""
     other = ", ".join(key for key in space if key.partition(".")[0] in INCOMPARABLE)
     if other and (measure == HELD_OUT or pruner != "none"):

@@ -227,9 +227,9 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     from ddpm.runs.directory import open_run
 
     try:
-        parent, path = open_run(str(config.extend))
+        parent, path = open_run(str(config.extend), key="extend")
     except FileNotFoundError as error:
-        raise InvalidInput(str(error).replace("run=", "extend=", 1)) from error
+        raise InvalidInput(str(error)) from error
     base = read_config(parent.path / "config.yaml")
     words = overrides()
     groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
@@ -286,9 +286,9 @@ def _weights_files(path: Path) -> dict[str, Path]:
     folder = path
     if (path / "config.yaml").is_file():
         try:
-            _, folder = open_run(path)
+            _, folder = open_run(path, key="init")
         except FileNotFoundError as error:
-            raise InvalidInput(str(error).replace("run=", "init=", 1)) from error
+            raise InvalidInput(str(error)) from error
     if (folder / "manifest.json").is_file():
         return checkpoint.weights_of(folder, averaged=True)
     for name in ("ema.safetensors", "model.safetensors"):

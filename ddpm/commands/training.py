@@ -194,7 +194,7 @@ def measure(plan: Plan) -> None:
                 done = [*done, line]
                 plan.run.write_status(DONE, evaluated=done)
     except RunIsHeld as error:
-        raise Held(str(error).replace("trained", "measured")) from error
+        raise Held(f"{error.path} is being measured by {error.holder}") from error
     except (Interrupted, KeyboardInterrupt) as error:
         say(f"{plan.run.path} is trained, but measuring it was interrupted; the same command goes on")
         sys.exit(128 + getattr(error, "signum", signal.SIGINT))
@@ -280,7 +280,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     from ddpm.runs.directory import git_commit, read_metrics
     from ddpm.runs.precision import as_trained
     from ddpm.runs.tensor_cache import keep
-    from ddpm.samplers.trained import Source
+    from ddpm.samplers.trained import TrainedSampler
 
     run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
     history = read_metrics(run.path)
@@ -296,7 +296,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     diffusion = averaged.diffusion
     plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
     precision = as_trained(run.status()["precision"], device)
-    source = Source(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision)
+    source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision)
     pictures = "pictures" in data.holds
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
@@ -317,7 +317,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     warn_of_range(source)
 
     if judged:
-        drawn = quality.Drawn(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
+        drawn = quality.Samples(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
         found = quality.by_regression(drawn, data)
         settings = how_drawn(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
         values = settings | quality.together([found], [config.seed])

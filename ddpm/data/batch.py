@@ -102,7 +102,13 @@ def takes(network: object) -> tuple[str, ...]:
     by_itself: tuple[str, ...] | None = getattr(network, "takes", None)
     if by_itself is not None:
         return by_itself
-    return ("classes",) if getattr(network, "num_classes", None) is not None else ()
+    return () if classes_of(network) is None else ("classes",)
+
+
+def classes_of(network: object) -> int | None:
+    """The number of classes that a network is told of; None if it is told of none."""
+    classes: int | None = getattr(network, "num_classes", None)
+    return classes
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def _content(path: Path) -> bytes:
 
 
 def read_folder(folder: Path, half: str) -> Tensor:
-    """The images of a half from an extracted folder, as `decode_all` gives them.
+    """The images of a half from an extracted folder, as `decode_characters` gives them.
 
     Raises: ValueError naming the file that is wrong, or what is missing.
     """
@@ -180,11 +180,11 @@ def read_folder(folder: Path, half: str) -> Tensor:
             return file.read(size)
 
     names = (path.relative_to(folder).as_posix() for path in _inside(folder / HALVES[half]))
-    return decode_all(arrange(names, half, folder), read, folder)
+    return decode_characters(arrange(names, half, folder), read, folder)
 
 
 def read_archive(path: Path, half: str, cache: Path) -> Tensor:
-    """The images of a half from the archive, as `decode_all` gives them; decoded once and kept in the folder `cache`.
+    """The images of a half from the archive, as `decode_characters` gives them; decoded once and kept in `cache`.
 
     Raises: ValueError naming the archive if it is damaged, lacks something, or has another checksum than the recorded.
     """
@@ -226,7 +226,7 @@ def decode_archive(content: bytes, half: str, path: Path) -> Tensor:
     names = arrange(archive.namelist(), half, path)
     if sum(archive.getinfo(name).file_size for name in names) > LARGEST:
         raise ValueError(f"{path} cannot be read: its images have more than {LARGEST:,} bytes")
-    return decode_all(names, read, path)
+    return decode_characters(names, read, path)
 
 
 @contextmanager
@@ -306,7 +306,7 @@ def _key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     return [(len(part.lstrip("0")), part.lstrip("0")) if n % 2 else part for n, part in enumerate(parts)], name
 
 
-def decode_all(names: Sequence[str], read: Callable[[str], bytes], where: Path) -> Tensor:
+def decode_characters(names: Sequence[str], read: Callable[[str], bytes], where: Path) -> Tensor:
     """Images uint8 (N, 32, 32).
 
     Args:

@@ -22,7 +22,7 @@ PREFIX = {"train": "train", "test": "t10k"}  # of the files of each half
 LARGEST = 1 << 28  # bytes that a header may announce, five times those of the largest published file
 
 
-class Source(NamedTuple):
+class Published(NamedTuple):
     """Where a data set is published: folders on the web, the MD5 of each file, the classes' names."""
 
     urls: tuple[str, ...]
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "mnist": Source(
+    "mnist": Published(
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         {
             "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -41,7 +41,7 @@ SOURCES = {
         },
         tuple("0123456789"),
     ),
-    "fashion_mnist": Source(
+    "fashion_mnist": Published(
         (
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -54,7 +54,7 @@ SOURCES = {
         },
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
-    "kmnist": Source(
+    "kmnist": Published(
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
         {
             "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",

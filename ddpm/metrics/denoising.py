@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ddpm.data.dataset import Dataset
-from ddpm.diffusion import Denoise
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
 from ddpm.randomness import SampleNoise
 from ddpm.runs.files import replacing
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule
+from ddpm.targets import Denoise
 
 LOG_SNR_BINS = range(-10, 10)
 """The lower edges of the bins of log-SNR, each 1 wide: the same for every schedule."""
@@ -28,7 +28,12 @@ LossBySNR = tuple[list[float], list[float | None], list[float | None]]
 
 
 def measure_bits_per_dim(
-    source: Source, data: Dataset, n: int, times: list[int], batch: int, callback: Callable[[int], None] | None = None
+    source: TrainedSampler,
+    data: Dataset,
+    n: int,
+    times: list[int],
+    batch: int,
+    callback: Callable[[int], None] | None = None,
 ) -> tuple[str, str, dict[str, Any], Bound]:
     """Protocol name, result in words, record and terms of the variational bound, on held-out images.
 
@@ -60,7 +65,7 @@ def measure_bits_per_dim(
 
 
 def measure_log_likelihood(
-    source: Source,
+    source: TrainedSampler,
     data: Dataset,
     n: int,
     steps: int,
@@ -109,7 +114,7 @@ def snr_bins(schedule: NoiseSchedule) -> list[int]:
 
 @torch.no_grad()
 def measure_loss_by_snr(
-    source: Source, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
+    source: TrainedSampler, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any], LossBySNR]:
     """Protocol name, result in words, record and curves of the held-out loss by log-SNR, of eps and of x_0.
 
@@ -196,7 +201,7 @@ def must_hold_out(data: Dataset, metric: str, n: int) -> None:
 
 
 def _held_out(
-    source: Source, data: Dataset, n: int, batch: int, clip: bool = True
+    source: TrainedSampler, data: Dataset, n: int, batch: int, clip: bool = True
 ) -> Iterator[tuple[list[int], Tensor, Denoise]]:
     """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor

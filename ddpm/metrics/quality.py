@@ -34,7 +34,7 @@ PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
 ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """What a measure found of the samples of one seed."""
 
     value: float
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     detail: Any = None  # for figures; no part of the record
 
 
-class Drawn(NamedTuple):
+class Samples(NamedTuple):
     """Samples of one seed."""
 
     x: Tensor  # (n, C, H, W) in [-1, 1]
@@ -116,7 +116,7 @@ def spread(count: int, n: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- measures
 
 
-def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
+def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
     """The Frechet distance to the training part, its interval over the choice of samples, and where it stands.
 
     It stands between held-out images and noise. It depends on the number of images: of n samples it is compared with
@@ -140,22 +140,22 @@ def frechet(drawn: Drawn, real: Real) -> dict[str, Found]:
     if m < len(drawn.features):
         words += f"; {m} images are held out, and their distance is larger for being fewer"
     more = {"noise": of_noise, "relative": relative, "real_n": m}
-    return {"frechet": Found(value, of_held_out, words, value - half, value + half, more, "jackknife")}
+    return {"frechet": Result(value, of_held_out, words, value - half, value + half, more, "jackknife")}
 
 
-def kernel(drawn: Drawn, real: Real) -> dict[str, Found]:
+def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
     """The kernel distance (KID) to the training part."""
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
     found, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
     words = f"{found}; held-out images {of_held_out.value:.4g}"
     return {
-        "kernel": Found(
+        "kernel": Result(
             found.value, of_held_out.value, words, found.low, found.high, {"real_n": len(held_out)}, "jackknife"
         )
     }
 
 
-def precision(drawn: Drawn, real: Real) -> dict[str, Found]:
+def precision(drawn: Samples, real: Real) -> dict[str, Result]:
     """Improved precision and recall, against as many training images as there are samples, or all of them.
 
     They depend on these numbers: held-out images, where they are fewer, are set against as many training images.
@@ -163,28 +163,28 @@ def precision(drawn: Drawn, real: Real) -> dict[str, Found]:
     return _pair(("precision", "recall"), precision_recall, PRECISION_K, drawn, real)
 
 
-def density(drawn: Drawn, real: Real) -> dict[str, Found]:
+def density(drawn: Samples, real: Real) -> dict[str, Result]:
     """Density and coverage, against as many training images as there are samples, or all; see `precision`."""
     return _pair(("density", "coverage"), density_coverage, DENSITY_K, drawn, real)
 
 
 def _pair(
-    names: tuple[str, str], measure: Callable[..., tuple[float, float]], k: int, drawn: Drawn, real: Real
-) -> dict[str, Found]:
+    names: tuple[str, str], measure: Callable[..., tuple[float, float]], k: int, drawn: Samples, real: Real
+) -> dict[str, Result]:
     """Two values of nearest neighbours, and those of held-out images."""
     held_out = real.like(len(drawn.features))
     values = measure(drawn.features, real.some(len(drawn.features)), k)
     of_held_out = measure(held_out, real.some(len(held_out)), k)
     fewer = f", {len(held_out)} of them" if len(held_out) < len(drawn.features) else ""
     return {
-        f"{name}-k{k}": Found(
+        f"{name}-k{k}": Result(
             value, other, f"{name} {value:.3f} (held-out images {other:.3f}{fewer})", more={"real_n": len(held_out)}
         )
         for name, value, other in zip(names, values, of_held_out, strict=True)
     }
 
 
-def by_classifier(drawn: Drawn, real: Real) -> dict[str, Found]:
+def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
     """How many samples the classifier recognises, and as what.
 
     Raises: ValueError for other features than a classifier's.
@@ -196,13 +196,13 @@ def by_classifier(drawn: Drawn, real: Real) -> dict[str, Found]:
     return {"recognition": _recognition(found, len(drawn.x))}
 
 
-def by_regression(drawn: Drawn, data: ImageData) -> Found:
+def by_regression(drawn: Samples, data: ImageData) -> Result:
     """The same by a logistic regression on pixels, for small images, with their distance to the training images."""
     (train_x, train_y), (held_out_x, _) = parts(data)
     return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
 
 
-def _recognition(found: Recognition, n: int) -> Found:
+def _recognition(found: Recognition, n: int) -> Result:
     """What n samples were recognised as; the interval of a share is Wilson's."""
     from scipy.stats import binomtest  # takes a second to import
 
@@ -215,7 +215,7 @@ def _recognition(found: Recognition, n: int) -> Found:
         "class_accuracy": found.class_accuracy,
         "accuracy": None if found.class_accuracy is None else found.accuracy,
     }
-    return Found(
+    return Result(
         found.recognised,
         found.held_out_recognised,
         str(found),
@@ -226,7 +226,7 @@ def _recognition(found: Recognition, n: int) -> Found:
     )
 
 
-def copies(drawn: Drawn, real: Real) -> dict[str, Found]:
+def copies(drawn: Samples, real: Real) -> dict[str, Result]:
     """Distances to the nearest training image, in features and in pixels; all that was found is the detail."""
     data, pixels = real.data, Pixels(real.data.shape)
     chosen = spread(len(data.held_out), max(len(drawn.x), ENOUGH_HELD_OUT))
@@ -242,10 +242,10 @@ def copies(drawn: Drawn, real: Real) -> dict[str, Found]:
     }
     found: dict[str, Memorisation] = {real.features.name: in_features, "pixels": in_pixels}
     words = "\n".join(f"by {name}: {result}" for name, result in found.items())
-    return {"memorisation": Found(in_features.ratio, 1.0, words, more=more, detail=found)}
+    return {"memorisation": Result(in_features.ratio, 1.0, words, more=more, detail=found)}
 
 
-MEASURES: dict[str, Callable[[Drawn, Real], dict[str, Found]]] = {
+MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {
     "recognition": by_classifier,
     "frechet": frechet,
     "kernel": kernel,
@@ -270,7 +270,7 @@ def bias_curve(real: Real) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------------------------------------------------- together
 
 
-def together(found: Sequence[Found], seeds: Sequence[int]) -> dict[str, Any]:
+def together(found: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
     """The record of what a measure found with several seeds: means, and the 95 % interval of the value over seeds.
 
     With one seed the interval is the measure's own, if it has one. With several it is Student's, n - 1 degrees of
@@ -290,7 +290,7 @@ def together(found: Sequence[Found], seeds: Sequence[int]) -> dict[str, Any]:
     return record | {"low": low, "high": high, "real_vs_real": first.real_vs_real, "seeds": list(seeds)} | more
 
 
-def in_words(found: Sequence[Found], record: dict[str, Any]) -> str:
+def in_words(found: Sequence[Result], record: dict[str, Any]) -> str:
     """What was found with the first seed, and what all of them say together."""
     if len(found) == 1:
         return found[0].words

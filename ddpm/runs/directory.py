@@ -30,7 +30,11 @@ STATES = RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTE
 
 
 class RunIsHeld(Exception):
-    """Another process trains this run."""
+    """Another process has this run: `holder` says which."""
+
+    def __init__(self, path: Path, status: dict[str, Any]):
+        self.path, self.holder = path, f"process {status.get('pid')} on {status.get('host')}"
+        super().__init__(f"{path} is being trained by {self.holder}")
 
 
 def science_hash(science: dict[str, Any]) -> str:
@@ -123,10 +127,7 @@ class Run:
         try:
             lock.acquire(timeout=PATIENCE, poll_interval=0.01)
         except filelock.Timeout:
-            status = self.status()
-            raise RunIsHeld(
-                f"{self.path} is being trained by process {status.get('pid')} on {status.get('host')}"
-            ) from None
+            raise RunIsHeld(self.path, self.status()) from None
         try:
             yield
         finally:
@@ -239,18 +240,19 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
+def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> tuple[Run, Path]:
     """A run that has something to sample from.
 
     Args:
         path: the run directory.
         which: "last", "best", or a step.
+        key: by which the path was given, for messages.
     Returns: the run, and the checkpoint's folder, verified.
     Raises: FileNotFoundError if there is no run, or no (whole) checkpoint in it.
     """
     run = Run(path)
     if not (run.path / "config.yaml").is_file():
-        raise FileNotFoundError(f"run={path}: no config.yaml there, so this is no run directory")
+        raise FileNotFoundError(f"{key}={path}: no config.yaml there, so this is no run directory")
     if which == "last":
         found = checkpoint.last_whole(run.checkpoints)
     else:
@@ -261,9 +263,9 @@ def open_run(path: str | Path, which: str | int = "last") -> tuple[Run, Path]:
         if damage:
             told = ", ".join(there) or "none"
             asked = shown(str(which))
-            raise FileNotFoundError(f"run={path}: checkpoint {asked} cannot be read ({damage}); there: {told}")
+            raise FileNotFoundError(f"{key}={path}: checkpoint {asked} cannot be read ({damage}); there: {told}")
     if found is None:
-        raise FileNotFoundError(f"run={path}: no whole checkpoint in {run.checkpoints}; train it further first")
+        raise FileNotFoundError(f"{key}={path}: no whole checkpoint in {run.checkpoints}; train it further first")
     return run, found
 
 

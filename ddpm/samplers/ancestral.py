@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.reverse import mu_theta, variance
 from ddpm.samplers.base import Sampler
 from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 
 class Ancestral(Sampler):

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.forward import q_step
 from ddpm.randomness import SampleNoise
 from ddpm.schedules import MOST, NoiseSchedule
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
 """(i, t, s, x_t, pred): what is shown of step i of a walk, from t to s."""

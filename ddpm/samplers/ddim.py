@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.forward import q_sample, transition
 from ddpm.samplers.base import Sampler, evaluate, integrate
 from ddpm.schedules import NoiseSchedule, at
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 
 class DDIM(Sampler):

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.samplers.base import Sampler, alpha_bars, check_order, evaluate, with_signal
 from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 ORDERS = {"multistep": (1, 2, 3), "singlestep": (1, 2), "sde": (1, 2)}
 

@@ -5,11 +5,10 @@ from math import inf, log, sqrt
 
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.forward import q_sample, transition
 from ddpm.samplers.base import Sampler, alpha_bars, evaluate
 from ddpm.schedules import NoiseSchedule, at
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 
 class Euler(Sampler):

@@ -6,12 +6,11 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.forward import q_sample
 from ddpm.samplers.base import Sampler, alpha_bars, check_order, with_signal
 from ddpm.samplers.edm import sigma_of
 from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 
 class LMS(Sampler):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import takes
+from ddpm.data.batch import classes_of, takes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
@@ -41,7 +41,7 @@ class Range:
         return "; ".join(told)
 
 
-class Source:
+class TrainedSampler:
     """All that decides a sample but its number.
 
     Args:
@@ -82,16 +82,16 @@ class Source:
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
-        classes = getattr(self.model, "num_classes", None)
+        classes = classes_of(self.model)
         return None if classes is None else torch.tensor(list(numbers)) % classes
 
-    def using(self, sampler: Sampler) -> "Source":
+    def using(self, sampler: Sampler) -> "TrainedSampler":
         """The same with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
         return other
 
-    def with_seed(self, seed: int) -> "Source":
+    def with_seed(self, seed: int) -> "TrainedSampler":
         """The same with another seed; what leaves [-1, 1] is counted anew."""
         other = copy.copy(self)
         other.seed, other.range = seed, Range()

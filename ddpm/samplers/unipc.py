@@ -6,11 +6,10 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ddpm.diffusion import Denoise
 from ddpm.samplers.base import Sampler, alpha_bars, check_order, with_signal
 from ddpm.samplers.dpm_solver import exp_minus_h, h_of
 from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Prediction
+from ddpm.targets import Denoise, Prediction
 
 
 class UniPC(Sampler):

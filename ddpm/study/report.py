@@ -280,7 +280,7 @@ def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
     for arm in arms:
         for run in arm.done.values():
             for protocol, result in run.evaluation.items():
-                if protocol.startswith("loss_by_snr") and (errors := _by_bin(result)):
+                if errors := _by_bin(result):
                     low, high = result.get("value_log_snr") or (min(errors), max(errors))
                     found.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
     return {protocol: sorted(set.intersection(*bins)) for protocol, bins in found.items()}
@@ -669,8 +669,7 @@ def _errors(arm: ArmRuns) -> Curve | None:
     """Error of eps over log-SNR."""
     lines = []
     for run in arm.done.values():
-        found = [_by_bin(result) for name, result in run.evaluation.items() if name.startswith("loss_by_snr")]
-        lines += found[:1]
+        lines += [errors for result in run.evaluation.values() if (errors := _by_bin(result))][:1]
     return _curve(lines)
 
 

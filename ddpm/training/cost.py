@@ -26,7 +26,7 @@ from ddpm.randomness import SampleNoise
 from ddpm.runs import preflight
 from ddpm.runs.precision import computing
 from ddpm.samplers import Sampler
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.training.step import Training
 from ddpm.training.task import Optimizer, Task
 from ddpm.training.trainer import Trainer
@@ -100,7 +100,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def measure_cost(
-    source: Source,
+    source: TrainedSampler,
     task: Task,
     data: Dataset,
     trainer: Trainer,
@@ -172,7 +172,7 @@ def measure_cost(
     return f"cost_{device.type}_{source.precision}_b{batch}", _in_words(values), values
 
 
-def gflop_forward(source: Source) -> float:
+def gflop_forward(source: TrainedSampler) -> float:
     """GFLOP of the network for one image, counted on the meta device."""
     return gflop(copy.deepcopy(source.model).to("meta"), source.shape, backward=False)
 
@@ -228,7 +228,7 @@ def _steps_of(training: Training) -> Callable[[], object]:
     return lambda: training.step(next(numbers))
 
 
-def _evaluate(source: Source, batch: int) -> Callable[[], object]:
+def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
     """What evaluates the network once for a batch of samples."""
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     t = torch.full((batch,), source.diffusion.schedule.T, device=source.device)
@@ -242,7 +242,7 @@ def _evaluate(source: Source, batch: int) -> Callable[[], object]:
     return evaluate
 
 
-def evaluation_seconds(source: Source, batch: int) -> float:
+def evaluation_seconds(source: TrainedSampler, batch: int) -> float:
     """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
     return _median(_evaluate(source, batch), source.device, 1)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Batch, Condition, Rows, takes
+from ddpm.data.batch import Batch, Condition, Rows, classes_of, takes
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
 
@@ -201,7 +201,7 @@ def shape_of(network: object) -> tuple[int, ...] | None:
 
 def must_take(network: nn.Module, data: Dataset) -> None:
     """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
-    shape, num_classes = shape_of(network), getattr(network, "num_classes", None)
+    shape, num_classes = shape_of(network), classes_of(network)
     if shape is not None and shape != data.shape:
         if len(shape) == len(data.shape) == 3:
             raise ValueError(

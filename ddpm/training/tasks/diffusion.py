@@ -14,7 +14,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.losses import offset
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import Source
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import concerns
 from ddpm.times import TimeSampler
 from ddpm.training.task import Drawn, Losses, Task, must_take
@@ -117,7 +117,7 @@ class Diffusion(Task):
         # a few pictures are not worth compiling the other mode
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             device = next(model.parameters()).device
-            return Source(self.diffusion, model, sampler, shape, seed, device, precision).draw(range(n))
+            return TrainedSampler(self.diffusion, model, sampler, shape, seed, device, precision).draw(range(n))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What the time sampler has learned."""
