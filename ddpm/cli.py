@@ -28,7 +28,7 @@ from ddpm.commands import (
     training,
 )
 from ddpm.commands.console import in_one_line, say
-from ddpm.commands.load import job_name, multirun
+from ddpm.commands.launch import job_name, multirun
 from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
 

@@ -58,7 +58,7 @@ BESIDES = {"samplers.trained": {"data", "runs"}}  # which binds a trained networ
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (
         ("ddpm", "models", "experiments"),
-        {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("load", "sweeping"))},
+        {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("launch", "sweeping"))},
     ),
     "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
     "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),

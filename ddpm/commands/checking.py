@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm.commands.console import say
-from ddpm.commands.load import job_name, multirun
+from ddpm.commands.launch import job_name, multirun
 from ddpm.commands.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
 from ddpm.config import InvalidInput, resolve_device
 

@@ -7,19 +7,8 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import progress_bar, say, warn_of_range, with_bar
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
-from ddpm.commands.load import (
-    augmentation,
-    data_of,
-    must_be_drawable,
-    must_be_one_of,
-    must_be_whole,
-    must_match,
-    must_walk,
-    optimizer_of,
-    source_of,
-    task_of,
-    trusted,
-)
+from ddpm.commands.load import augmentation, data_of, must_match, must_walk, optimizer_of, source_of, task_of
+from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")

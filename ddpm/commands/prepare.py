@@ -11,18 +11,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.load import (
-    augmentation,
-    job_number,
-    load_into,
-    multirun,
-    must_be_whole,
-    must_walk,
-    optimizer_of,
-    overrides,
-    task_of,
-    trusted,
-)
+from ddpm.commands.launch import job_number, multirun, overrides
+from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of, task_of
+from ddpm.commands.validate import must_be_whole, trusted
 from ddpm.config import (
     AUGMENTATION,
     InvalidInput,

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.load import data_of, must_be_whole, must_be_writable, must_walk, source_of, trusted
+from ddpm.commands.load import data_of, must_walk, source_of
+from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
 BETWEEN = 8  # pictures from one image to the other

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from ddpm.commands.console import say, schedule_name
-from ddpm.commands.load import must_be_writable, trusted
+from ddpm.commands.validate import must_be_writable, trusted
 from ddpm.config import InvalidInput, build, compose, must_be_finite, plain, resolved
 
 

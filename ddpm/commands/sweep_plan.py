@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say, table
-from ddpm.commands.load import trusted
 from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
+from ddpm.commands.validate import trusted
 from ddpm.config import (
     InvalidInput,
     build_data,

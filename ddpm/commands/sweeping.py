@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hydra.core.plugins import Plugins
 
 from ddpm.commands.console import in_one_line, say
-from ddpm.commands.load import jobs_at_once
+from ddpm.commands.launch import jobs_at_once
 
 
 class Outcome(NamedTuple):

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
-from ddpm.commands.load import command, job_number, jobs_at_once, multirun, must_be_whole, overrides
+from ddpm.commands.launch import command, job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.sampling import save_way
+from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
 MANY_POINTS = 2000  # that are drawn where a sample is a point: one picture shows them all

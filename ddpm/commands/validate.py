@@ -1,0 +1,79 @@
+"""Values that several commands check before they begin: each function refuses, with what is allowed."""
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.config import InvalidInput, plain, resolved
+
+
+def settings(config: DictConfig, name: str) -> DictConfig:
+    """A node of settings; refuses anything else, and interpolations that lead nowhere."""
+    node = config[name]
+    if not isinstance(node, DictConfig):
+        raise InvalidInput(f"{name}={node} must hold settings, such as {name}.KEY=VALUE")
+    resolved(node)
+    return node
+
+
+def trusted(config: DictConfig) -> list[str]:
+    """The names that the command line, and nothing else, adds to the allowed targets."""
+    names = plain(config.trust)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"trust={names} must be a list of names, such as trust=[my_package.MyNet]")
+    return names
+
+
+def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> None:
+    """Refuse what is not a whole number, or below `least`; a key may be dotted."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+            raise InvalidInput(f"{key}={value} must be an integer" + (f" >= {least}" if least is not None else ""))
+
+
+def must_be_numbers(config: DictConfig, *keys: str) -> None:
+    """Refuse what is not a finite number; a key may be dotted."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidInput(f"{key}={value} must be a finite number")
+
+
+def must_be_one_of(config: DictConfig, key: str, allowed: Iterable[str]) -> None:
+    """Refuse what is none of the names that are allowed; a key may be dotted."""
+    if (value := OmegaConf.select(config, key)) not in (allowed := tuple(allowed)):
+        raise InvalidInput(f"{key}={value} is not known; allowed: {', '.join(allowed)}")
+
+
+def must_be_writable(out: str | None) -> None:
+    """Refuse an `out` that could not be written in the end, before anything is drawn."""
+    if out is None:
+        return
+    if not isinstance(out, str) or not out:
+        raise InvalidInput(f"out={out} must be the name of a file or a folder/")
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")
+    if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ""):
+        raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: .npy, .png, .gif, or a folder/")
+    if path.is_dir() and path.suffix and not str(out).endswith("/"):
+        raise InvalidInput(f"out={out} is a folder; end it with / to write numbered pictures there")
+    if path.is_file() and (not path.suffix or str(out).endswith("/")):
+        raise InvalidInput(f"out={out} is a file, not a folder for numbered pictures")
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK):
+        raise InvalidInput(f"out={out}: {target} is not writable")
+
+
+def must_be_drawable(config: DictConfig) -> None:
+    """Refuse settings by which nothing can be drawn, whatever the run."""
+    from ddpm.runs.precision import PRECISIONS
+
+    must_be_one_of(config, "precision", ("auto", *PRECISIONS))
+    must_be_one_of(config, "weights", ("ema", "raw"))
+    must_be_whole(config, "batch", least=1)
+    must_be_whole(config, "seed")
