@@ -19,7 +19,8 @@ from ddpm.data.splines import basis, field
 from ddpm.randomness import generator
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import science_hash
-from ddpm.training.trainer import Interrupted, Trainer
+from ddpm.training.interrupt import Interrupted
+from ddpm.training.trainer import Trainer
 
 ALL = {"rotation": 180.0, "scale": 1.0, "translation": 0.5, "elastic": 9.0, "brightness": 1.0, "contrast": 1.0}
 SOME = {"rotation": 30.0, "scale": 0.3, "translation": 0.1, "elastic": 2.0, "brightness": 0.2, "contrast": 0.4}

@@ -35,7 +35,7 @@ from ddpm.config import InvalidInput, build, compose, read_config, resolved
 from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, idx
 from ddpm.runs import checkpoint, results
 from ddpm.runs.directory import Run, read_metrics
-from ddpm.training.trainer import Previews
+from ddpm.training.record import Previews
 from models.pretrained import load_unet
 
 SECRET = "a password of the environment"

@@ -29,6 +29,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "figures": {"figures", "runs", "schedules"},
     "data": {"data", "figures", "runs", "randomness"},
     "metrics": {
+        "targets",
         "metrics",
         "samplers",
         "diffusion",

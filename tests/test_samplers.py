@@ -9,7 +9,7 @@ import torch
 from conftest import GaussianOracle, MixtureOracle, propagate
 
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Sampler, UniPC
+from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Sampler, Step, UniPC
 from ddpm.schedules import cosine, linear
 from ddpm.targets import Prediction
 
@@ -112,7 +112,7 @@ def test_ddim_step_term_by_term(schedule, eta):
         bar_t, bar_s = schedule.alpha_bar[[t, s]].tolist()
         sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t)) * math.sqrt(1 - bar_t / bar_s)
         expected = math.sqrt(bar_s) * x_0 + math.sqrt(1 - bar_s - sigma**2) * eps + sigma * noise
-        x_s = DDIM(eta=eta).step(schedule, None, x_t, t, s, Prediction(eps, x_0), [], noise if eta else None)
+        x_s = DDIM(eta=eta).step(Step(schedule, None, x_t, t, s, Prediction(eps, x_0), [], noise if eta else None))
         torch.testing.assert_close(x_s, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_ddim_noise_is_eta_times_the_std_of_the_posterior(schedule, eta):
     """sigma_t, read off by probing the noise, against Var[x_s | x_t, x_0] from the joint Gaussian of x_s and x_t."""
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     for t, s in [(2, 1), (1000, 999), (1000, 500), (300, 1)]:
-        x_s = DDIM(eta=eta).step(schedule, None, zero, t, s, Prediction(zero, zero), [], one)
+        x_s = DDIM(eta=eta).step(Step(schedule, None, zero, t, s, Prediction(zero, zero), [], one))
         bar_t, bar_s = schedule.alpha_bar[[t, s]].tolist()
         covariance = math.sqrt(bar_t / bar_s) * (1 - bar_s)  # of x_s and x_t given x_0
         posterior = 1 - bar_s - covariance**2 / (1 - bar_t)
@@ -164,7 +164,7 @@ def test_ddim_converges_to_the_exact_flow_with_order_1(make, data):
     for n in counts:
         x = x_T
         for t, s in itertools.pairwise(range(1201, 0, -1200 // n)):
-            x = ddim.step(schedule, oracle.denoise, x, t, s, oracle.denoise(x, t), [], None)
+            x = ddim.step(Step(schedule, oracle.denoise, x, t, s, oracle.denoise(x, t), [], None))
         errors.append((x - exact).abs().max().item())
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert order == pytest.approx(1, abs=0.05) and errors[-1] < 0.01
@@ -246,7 +246,7 @@ def test_the_loop_step_by_step(sampler, T, times):
     for (i, t, s, x_t, pred), (_, shown) in zip(calls, seen, strict=True):
         assert torch.equal(x_t, shown) and torch.equal(pred.x_0, oracle.denoise(x_t, t).x_0)
         if s > 0:
-            expected = sampler.step(schedule, denoise, x_t, t, s, pred, [], again(i + 1, (1, 2, 2)))
+            expected = sampler.step(Step(schedule, denoise, x_t, t, s, pred, [], again(i + 1, (1, 2, 2))))
             assert torch.equal(calls[i + 1][3], expected)
     assert torch.equal(x_0, calls[-1][4].x_0)
 
@@ -264,7 +264,7 @@ def test_the_step_to_0_is_the_denoiser_itself(schedule):
     """So the loop, which returns pred.x_0 there, leaves the method unchanged. (Ancestral: its mean, for no noise.)"""
     x_t, eps, x_0, noise = torch.randn(4, 5, dtype=torch.float64)
     for sampler, z in ((Ancestral(), 0 * noise), (DDIM(), noise), (DDIM(eta=1.0), noise)):
-        x_s = sampler.step(schedule, None, x_t, 20, 0, Prediction(eps, x_0), [], z)
+        x_s = sampler.step(Step(schedule, None, x_t, 20, 0, Prediction(eps, x_0), [], z))
         torch.testing.assert_close(x_s, x_0, rtol=1e-14, atol=0)
 
 
@@ -296,10 +296,10 @@ def test_past_holds_the_last_predictions_newest_last(history, oracle):
     record = []
 
     class Multistep(Sampler):
-        def step(self, schedule, denoise, x_t, t, s, pred, past, noise):
-            assert noise is None
-            record.append([(u, p) for u, p in past])
-            return x_t
+        def step(self, step):
+            assert step.noise is None
+            record.append([(u, p) for u, p in step.past])
+            return step.x_t
 
     Multistep.history, preds = history, {}
     Multistep(5)(

@@ -9,7 +9,7 @@ import torch
 from conftest import GaussianOracle, MixtureOracle, propagate
 
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, UniPC, integrate, interpolate
+from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Step, UniPC, integrate, interpolate
 from ddpm.schedules import cosine, linear, zero_terminal_snr
 from ddpm.targets import Prediction
 
@@ -52,7 +52,7 @@ def test_dpm_solver_order_1_is_ddim(schedule):
     x_t, x_0 = torch.randn(2, 5, dtype=torch.float64)
     (_, sigma_t, l_t), (alpha_s, sigma_s, l_s) = dpm(schedule, 700), dpm(schedule, 300)
     expected = sigma_s / sigma_t * x_t - alpha_s * (math.exp(l_t - l_s) - 1) * x_0
-    x_s = DPMSolverPP(order=1).step(schedule, None, x_t, 700, 300, Prediction(x_t, x_0), [], None)
+    x_s = DPMSolverPP(order=1).step(Step(schedule, None, x_t, 700, 300, Prediction(x_t, x_0), [], None))
     torch.testing.assert_close(x_s, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -66,7 +66,7 @@ def test_2M_term_by_term(schedule, s):
     D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_0_before
     expected = sigma_s / sigma_t * x_t - alpha_s * (math.exp(-h) - 1) * D
     past = [(430, Prediction(eps, x_0_before))]
-    x_s = DPMSolverPP(order=2).step(schedule, None, x_t, 200, s, Prediction(eps, x_0), past, None)
+    x_s = DPMSolverPP(order=2).step(Step(schedule, None, x_t, 200, s, Prediction(eps, x_0), past, None))
     torch.testing.assert_close(x_s, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -89,7 +89,7 @@ def test_2S_term_by_term(schedule, t, s, m):
 
     D = (1 - 1 / (2 * r)) * x_0 + 1 / (2 * r) * x_0_m
     expected = sigma_s / sigma_t * x_t - alpha_s * (math.exp(-h) - 1) * D
-    x_s = DPMSolverPP(kind="singlestep").step(schedule, denoise, x_t, t, s, Prediction(eps, x_0), [], None)
+    x_s = DPMSolverPP(kind="singlestep").step(Step(schedule, denoise, x_t, t, s, Prediction(eps, x_0), [], None))
     torch.testing.assert_close(x_s, expected, rtol=1e-11, atol=1e-11)
     assert DPMSolverPP(kind="singlestep").calls(schedule, t, s) == 2
 
@@ -97,7 +97,7 @@ def test_2S_term_by_term(schedule, t, s, m):
 def test_2S_has_no_middle_between_neighbouring_integers(schedule):
     x_t, x_0, eps = torch.randn(3, 5, dtype=torch.float64)
     given = (schedule, None, x_t, 8, 7, Prediction(eps, x_0), [], None)
-    assert torch.equal(DPMSolverPP(kind="singlestep").step(*given), DPMSolverPP(order=1).step(*given))
+    assert torch.equal(DPMSolverPP(kind="singlestep").step(Step(*given)), DPMSolverPP(order=1).step(Step(*given)))
 
 
 @pytest.mark.equation("DPM-Solver++ (3M)")
@@ -106,7 +106,7 @@ def test_3M_is_exact_where_x_0_is_a_parabola_in_lambda(schedule, s):
     a, b, c, x_t = torch.randn(4, 2, dtype=torch.float64)
     parabola = lambda u: a + b * u + c * u**2  # noqa: E731
     *past, (_, pred) = of_x_0(schedule, parabola, TIMES)
-    x_s = DPMSolverPP(order=3).step(schedule, None, x_t, 200, s, pred, past[-2:], None)
+    x_s = DPMSolverPP(order=3).step(Step(schedule, None, x_t, 200, s, pred, past[-2:], None))
     torch.testing.assert_close(x_s, exact_for_x_0(schedule, x_t, 200, s, parabola), rtol=1e-9, atol=1e-10)
 
 
@@ -120,7 +120,7 @@ def test_the_sde_solver_term_by_term_and_order_1_is_ancestral_sampling(schedule)
     expected = sigma_s / sigma_t * math.exp(-h) * x_t + gain * x_0 + gain / (2 * r) * (x_0 - x_0_before)
     expected = expected + sigma_s * math.sqrt(1 - math.exp(-2 * h)) * z
     past = [(430, Prediction(eps, x_0_before))]
-    x_s = DPMSolverPP(kind="sde").step(schedule, None, x_t, 200, 120, Prediction(eps, x_0), past, z)
+    x_s = DPMSolverPP(kind="sde").step(Step(schedule, None, x_t, 200, 120, Prediction(eps, x_0), past, z))
     torch.testing.assert_close(x_s, expected, rtol=1e-11, atol=1e-12)
 
     mixture, noise = MixtureOracle(schedule, *MIXTURE, frac=0.0), SampleNoise(0, range(7))
@@ -146,8 +146,8 @@ def test_heun_is_the_papers_algorithm_in_the_papers_coordinates(schedule, t, s):
     d_next = (x_next - oracle.denoise(alpha_s * x_next, s).x_0) / level_s
     x_next = x + (level_s - level_t) * (0.5 * d + 0.5 * d_next)
     given = (schedule, oracle.denoise, X_T, t, s, oracle.denoise(X_T, t), [], None)
-    torch.testing.assert_close(Euler().step(*given), euler, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(Heun().step(*given), alpha_s * x_next, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(Euler().step(Step(*given)), euler, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(Heun().step(Step(*given)), alpha_s * x_next, rtol=1e-10, atol=1e-10)
 
 
 def test_euler_is_ddim(schedule):
@@ -205,7 +205,7 @@ def test_the_loop_steps_from_where_churn_ended(oracle):
             x, t_hat = sampler.perturb(oracle.schedule, x, planned, noise(i + 1, (2,)).double(), 8)
             assert t == t_hat and (t > planned or i == 0)
         assert torch.equal(x, x_t) and torch.equal(pred.x_0, oracle.denoise(x_t, t).x_0)
-        x = x_0 if s == 0 else sampler.step(oracle.schedule, oracle.denoise, x_t, t, s, pred, [], None)
+        x = x_0 if s == 0 else sampler.step(Step(oracle.schedule, oracle.denoise, x_t, t, s, pred, [], None))
     assert torch.equal(x, calls[-1][4].x_0) and len(calls) == 8
     still = Heun(8, churn=2.0, S_min=1e6, grid="continuous")(oracle.schedule, oracle.denoise, x_T, generator=noise)
     assert torch.equal(still, Heun(8, grid="continuous")(oracle.schedule, oracle.denoise, x_T))
@@ -233,7 +233,7 @@ def test_lms_is_exact_where_eps_is_a_polynomial_in_sigma(schedule, order, s):
     alpha_t, sigma_t, _ = dpm(schedule, 200)
     x_t = alpha_t * x_0 + sigma_t * eps(200)
     past = [(t, Prediction(eps(t), torch.full_like(x_0, math.nan))) for t in TIMES[:-1]][4 - order :]
-    x_s = LMS(order=order).step(schedule, None, x_t, 200, s, Prediction(eps(200), x_0), past, None)
+    x_s = LMS(order=order).step(Step(schedule, None, x_t, 200, s, Prediction(eps(200), x_0), past, None))
     expected = dpm(schedule, s)[0] * (x_t / alpha_t + primitive(s) - primitive(200))
     torch.testing.assert_close(x_s, expected, rtol=1e-10, atol=1e-11)
 
@@ -249,7 +249,7 @@ def test_unip_3_is_exact_where_x_0_is_a_parabola_in_lambda(schedule, variant, s)
     parabola = lambda u: a + b * u + c * u**2  # noqa: E731
     *past, (_, pred) = of_x_0(schedule, parabola, TIMES)
     sampler = UniPC(order=3, variant=variant, corrector=False)
-    x_s = sampler.step(schedule, None, x_t, 200, s, pred, past, None)
+    x_s = sampler.step(Step(schedule, None, x_t, 200, s, pred, past, None))
     torch.testing.assert_close(x_s, exact_for_x_0(schedule, x_t, 200, s, parabola), rtol=1e-9, atol=1e-10)
 
 
@@ -261,11 +261,11 @@ def test_unic_is_exact_where_x_0_is_a_polynomial_of_degree_p(schedule, order):
     *past, now = of_x_0(schedule, polynomial, TIMES)
     (u, pred_u), (t, pred) = past[-1], now
     both, alone = UniPC(order=order), UniPC(order=order, corrector=False)
-    predicted = alone.step(schedule, None, x_u, u, t, pred_u, past[-order:-1], None)
+    predicted = alone.step(Step(schedule, None, x_u, u, t, pred_u, past[-order:-1], None))
     exact = exact_for_x_0(schedule, x_u, u, t, polynomial)
     assert (predicted - exact).abs().max() > 1e-4
-    ours = both.step(schedule, None, predicted, t, 120, pred, past[-order:], None)
-    expected = alone.step(schedule, None, exact, t, 120, pred, past[-order:], None)
+    ours = both.step(Step(schedule, None, predicted, t, 120, pred, past[-order:], None))
+    expected = alone.step(Step(schedule, None, exact, t, 120, pred, past[-order:], None))
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -281,14 +281,14 @@ def test_unipc_of_order_1_and_2_term_by_term(schedule, variant):
 
     corrected = x_t + alpha_t * B_u * 0.5 * (x_0 - x_0_u)
     first = sigma_s / sigma_t * corrected - alpha_s * (math.exp(-h) - 1) * x_0
-    x_s = UniPC(order=1, variant=variant).step(schedule, None, x_t, 200, 120, pred, past, None)
+    x_s = UniPC(order=1, variant=variant).step(Step(schedule, None, x_t, 200, 120, pred, past, None))
     torch.testing.assert_close(x_s, first, rtol=1e-11, atol=1e-12)
 
     r = (l_u - l_t) / h
     second = sigma_s / sigma_t * x_t - alpha_s * (math.exp(-h) - 1) * x_0 + alpha_s * B * 0.5 / r * (x_0_u - x_0)
     sampler = UniPC(order=2, variant=variant, corrector=False)
     torch.testing.assert_close(
-        sampler.step(schedule, None, x_t, 200, 120, pred, past, None), second, rtol=1e-11, atol=1e-12
+        sampler.step(Step(schedule, None, x_t, 200, 120, pred, past, None)), second, rtol=1e-11, atol=1e-12
     )
 
 

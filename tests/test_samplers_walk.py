@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.forward import q_sample, q_step, transition
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Sampler, UniPC, integrate
+from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Sampler, Step, UniPC, integrate
 from ddpm.schedules import cosine, linear, zero_terminal_snr
 from ddpm.targets import Prediction
 
@@ -140,7 +140,7 @@ def test_after_an_up_a_multistep_method_starts_anew(name, oracle):
         past = []
         for i, (t, s) in enumerate(itertools.pairwise(times), start):
             pred, z = oracle.denoise(x, t), noise(i + 1, (2,)).double() if sampler.stochastic else None
-            x, past = sampler.step(schedule, None, x, t, s, pred, past, z), [*past, (t, pred)][-sampler.history :]
+            x, past = sampler.step(Step(schedule, None, x, t, s, pred, past, z)), [*past, (t, pred)][-sampler.history :]
         return x
 
     up = q_step(schedule, walked(x_T, 0, ONCE[:4]), 700, noise(4, (2,)).double(), 400)
@@ -148,10 +148,10 @@ def test_after_an_up_a_multistep_method_starts_anew(name, oracle):
     (i, t, s, x_t, pred), (*_, after, _) = calls[3:5]
     assert (i, t, s) == (4, 700, 500) and torch.equal(x_t, up)
     if not sampler.stochastic:
-        order_1 = DPMSolverPP(order=1).step(schedule, None, up, 700, 500, pred, [], None)
+        order_1 = DPMSolverPP(order=1).step(Step(schedule, None, up, 700, 500, pred, [], None))
         torch.testing.assert_close(after, order_1, rtol=0, atol=1e-12)
         past = [(c[1], c[4]) for c in calls[:3]][-sampler.history :]
-        assert (sampler.step(schedule, None, up, 700, 500, pred, past, None) - order_1).abs().max() > 1e-3
+        assert (sampler.step(Step(schedule, None, up, 700, 500, pred, past, None)) - order_1).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("make", [Euler, Heun])
@@ -321,7 +321,7 @@ def test_without_renoise_rising_times_are_the_samplers_own_steps(oracle):
     x, schedule, denoise = torch.randn(2, 3, dtype=torch.float64), oracle.schedule, Counter(oracle)
     expected = x
     for t, s in [(100, 400), (400, 900)]:
-        expected = DDIM().step(schedule, None, expected, t, s, oracle.denoise(expected, t), [], None)
+        expected = DDIM().step(Step(schedule, None, expected, t, s, oracle.denoise(expected, t), [], None))
     assert torch.equal(integrate(DDIM(), schedule, denoise, x, [100, 400, 900], generator=Spy(0, [])), expected)
     assert [t for t, _ in denoise.seen] == [100, 400]
 
@@ -359,7 +359,7 @@ def test_what_before_returns_is_evaluated_shown_and_stepped_from(sampler, oracle
         assert t == t_shown == t_hat and torch.equal(given, x)
         assert denoise.seen[evaluations][0] == t and torch.equal(denoise.seen[evaluations][1], x_t)
         assert torch.equal(x_t, x + i + 1) and torch.equal(pred.x_0, oracle.denoise(x_t, t).x_0)
-        x = pred.x_0 if s == 0 else sampler.step(schedule, oracle.denoise, x_t, t, s, pred, past, z)
+        x = pred.x_0 if s == 0 else sampler.step(Step(schedule, oracle.denoise, x_t, t, s, pred, past, z))
         past = [*past, (t, pred)][-sampler.history :] if sampler.history else past
     assert torch.equal(x_0, x)
 

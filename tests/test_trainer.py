@@ -24,9 +24,11 @@ from ddpm.samplers import DDIM, Sampler
 from ddpm.schedules import cosine
 from ddpm.times import TIME_SAMPLINGS, TimeSampler
 from ddpm.training import trainer as trainer_module
+from ddpm.training.interrupt import Interrupted, signals
+from ddpm.training.record import Previews
 from ddpm.training.step import Training
 from ddpm.training.tasks.diffusion import Diffusion
-from ddpm.training.trainer import Interrupted, Previews, Trainer, signals
+from ddpm.training.trainer import Trainer
 from models.unet import UNet
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -101,12 +101,8 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         watch: is told the loss on held-out images, see `ddpm.training.trainer.Trainer.fit`; may raise Stopped.
     Raises: InvalidInput, RunFailed, Stopped.
     """
-    import torch
-
-    from ddpm.runs import checkpoint, files
+    from ddpm.runs import checkpoint
     from ddpm.runs.directory import DONE, INTERRUPTED, RunIsHeld, now
-    from ddpm.training import cost
-    from ddpm.training.trainer import Interrupted, terminable
 
     run = plan.run
     try:
@@ -120,42 +116,8 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             except ValueError as error:  # a newer version's, which must not be deleted
                 team.told(None)
                 raise InvalidInput(str(error)) from error
-            say(
-                f"run {run.path}: {plan.parts.parameters:,} parameters, "
-                f"{len(plan.data.train):,} training {plan.data.units}, {plan.device}"
-                + (f", {team.size} processes" if team.size > 1 else "")
-            )
-            for concern in plan.parts.task.concerns():
-                say(f"warning: {concern}")
-            room, free, _ = disk(plan)
-            if room > free:
-                say(f"warning: {no_room(plan)}")
-            if resume is not None:
-                say(f"going on from {resume}")
-            try:
-                with files.replacing(run.path / "config.yaml", durable=True) as temporary:
-                    OmegaConf.save(OmegaConf.create(plan.settings), temporary)
-                machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
-                threads = torch.get_num_threads()
-                known = run.status()
-                facts = {"overrides": overrides() or known.get("overrides") or [], "job": job_number()}
-                facts |= {"begun": known.get("begun") or now(), "threads": threads, "machine": machine}
-                run.begin(data=plan.data.identity(), **facts)
-                team.told((run.path, resume))
-                ended, averaged = _fit(plan, team, resume, watch)
-                with terminable():
-                    _draw_results(plan, averaged)
-            except Interrupted as error:
-                run.write_status(INTERRUPTED, reason=str(error), ended=now())
-                say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
-                if error.signum not in (signal.SIGINT, signal.SIGTERM):
-                    signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
-                sys.exit(128 + error.signum)
-            except Stopped as error:
-                run.write_status(INTERRUPTED, reason=str(error), ended=now())
-                raise
-            except Exception as error:
-                _record_failure(run, error)
+            _say_beginning(plan, team, resume)
+            ended = _train_and_draw(plan, team, resume, watch)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
             if multirun() or watch is not None:  # one run among many
                 status = run.status()
@@ -171,13 +133,80 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         sys.exit(130)
 
 
+def _say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
+    """What is going to be trained, where, and what may go wrong with it."""
+    say(
+        f"run {plan.run.path}: {plan.parts.parameters:,} parameters, "
+        f"{len(plan.data.train):,} training {plan.data.units}, {plan.device}"
+        + (f", {team.size} processes" if team.size > 1 else "")
+    )
+    for concern in plan.parts.task.concerns():
+        say(f"warning: {concern}")
+    room, free, _ = disk(plan)
+    if room > free:
+        say(f"warning: {no_room(plan)}")
+    if resume is not None:
+        say(f"going on from {resume}")
+
+
+def _train_and_draw(
+    plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None
+) -> str:
+    """Train, and draw the results: returns the budget that ended it; any other end is written into the status."""
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import INTERRUPTED, now
+    from ddpm.training.interrupt import Interrupted, terminable
+
+    run = plan.run
+    try:
+        _begin(plan)
+        team.told((run.path, resume))
+        ended, averaged = _fit(plan, team, resume, watch)
+        with terminable():
+            _draw_results(plan, averaged)
+        return ended
+    except Interrupted as error:
+        run.write_status(INTERRUPTED, reason=str(error), ended=now())
+        say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
+        if error.signum not in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
+        sys.exit(128 + error.signum)
+    except Stopped as error:
+        run.write_status(INTERRUPTED, reason=str(error), ended=now())
+        raise
+    except Exception as error:
+        _record_failure(run, error)
+
+
+def _begin(plan: Plan) -> None:
+    """Write the run's configuration, and in its status what it is trained by."""
+    import torch
+
+    from ddpm.runs import files
+    from ddpm.runs.directory import now
+    from ddpm.training import cost
+
+    with files.replacing(plan.run.path / "config.yaml", durable=True) as temporary:
+        OmegaConf.save(OmegaConf.create(plan.settings), temporary)
+    machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
+    known = plan.run.status()
+    plan.run.begin(
+        data=plan.data.identity(),
+        overrides=overrides() or known.get("overrides") or [],
+        job=job_number(),
+        begun=known.get("begun") or now(),
+        threads=torch.get_num_threads(),
+        machine=machine,
+    )
+
+
 def measure(plan: Plan) -> None:
     """Measure a run that is done by the lines of `evaluation`, each once.
 
     Raises: RunFailed where a line cannot be carried out; Held.
     """
     from ddpm.runs.directory import DONE, RunIsHeld
-    from ddpm.training.trainer import Interrupted, terminable
+    from ddpm.training.interrupt import Interrupted, terminable
 
     lines = plan.settings.get("evaluation", [])
     if set(lines) <= set(status_of(plan.run).get("evaluated") or []):
@@ -204,7 +233,7 @@ def measure(plan: Plan) -> None:
 def _follow(plan: Plan, team: Any) -> None:
     """Train beside the leading process, which holds the run and writes all that is written."""
     from ddpm.runs.directory import Run
-    from ddpm.training.trainer import Interrupted
+    from ddpm.training.interrupt import Interrupted
 
     told = team.told()
     if told is None:
@@ -248,7 +277,7 @@ def _compile(plan: Plan, processes: int) -> None:
         module.zero_grad()
 
 
-def _record_failure(run: Any, error: Exception) -> None:
+def _record_failure(run: Any, error: Exception) -> NoReturn:
     """Write FAILED with its reason, keep what was saved, and raise RunFailed with what to do."""
     from ddpm.runs import checkpoint
     from ddpm.runs.directory import FAILED, now

@@ -1,7 +1,7 @@
 """Samplers: one loop, then one paper a file, one step each."""
 
 from ddpm.samplers.ancestral import Ancestral
-from ddpm.samplers.base import Before, Callback, Sampler, integrate
+from ddpm.samplers.base import Before, Callback, Sampler, Step, integrate
 from ddpm.samplers.ddim import DDIM, interpolate
 from ddpm.samplers.dpm_solver import DPMSolverPP
 from ddpm.samplers.edm import Euler, Heun
@@ -18,6 +18,7 @@ __all__ = [
     "Euler",
     "Heun",
     "Sampler",
+    "Step",
     "UniPC",
     "integrate",
     "interpolate",

@@ -3,9 +3,7 @@
 from torch import Tensor
 
 from ddpm.reverse import mu_theta, variance
-from ddpm.samplers.base import Sampler
-from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Denoise, Prediction
+from ddpm.samplers.base import Sampler, Step
 
 
 class Ancestral(Sampler):
@@ -20,18 +18,9 @@ class Ancestral(Sampler):
 
     stochastic = True
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`; a step to s = 0 would add no noise."""
+        schedule, _, x_t, t, s, pred, _, noise = step
         if s == 0:
             return mu_theta(schedule, pred, x_t, t, s)
         sigma_t = variance(schedule, pred, x_t, t, s).sqrt()

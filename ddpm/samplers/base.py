@@ -5,7 +5,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,25 @@ Before = Callable[[int, int | float, Tensor], Tensor]
 SPACINGS = ("uniform", "trailing", "quadratic", "log_snr", "karras")
 GRIDS = ("integer", "continuous")
 RHO = 7.0  # of EDM (5): how much more finely low noise is resolved than high noise
+
+
+class Step(NamedTuple):
+    """What a method makes x_s of: a step from t to s, 0 < s < t."""
+
+    schedule: NoiseSchedule
+    """On x_t's device."""
+    denoise: Denoise
+    """For methods that look at more than one point of a step."""
+    x_t: Tensor
+    """(B, *)."""
+    t: int | float
+    s: int | float
+    pred: Prediction
+    """denoise(x_t, t)."""
+    past: Sequence[tuple[int | float, Prediction]] = ()
+    """The last `history` pairs (t, prediction) before this one, newest last."""
+    noise: Any = None
+    """Standard normal (B, *) if the method is `stochastic`, else None."""
 
 
 class Sampler(ABC):
@@ -118,29 +137,8 @@ class Sampler(ABC):
         return x_t, t
 
     @abstractmethod
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Any,
-    ) -> Tensor:
-        """x_s from x_t, for 0 < s < t.
-
-        Args:
-            schedule: on x_t's device.
-            denoise: for methods that look at more than one point of a step.
-            x_t: (B, *).
-            pred: denoise(x_t, t).
-            past: the last `history` pairs (t, prediction) before this one, newest last.
-            noise: standard normal (B, *) if the method is `stochastic`, else None.
-        Returns:
-            (B, *).
-        """
+    def step(self, step: Step) -> Tensor:
+        """x_s from x_t, for 0 < s < t, (B, *)."""
 
     def __call__(
         self,
@@ -221,7 +219,7 @@ def integrate(
             callback(i, t, s, x_t, pred)
         if s == 0 and not renoise:
             return pred.x_0
-        x_t = pred.x_0 if s == 0 else sampler.step(schedule, denoise, x_t, t, s, pred, past, noise)
+        x_t = pred.x_0 if s == 0 else sampler.step(Step(schedule, denoise, x_t, t, s, pred, past, noise))
         past = [*past, (t, pred)][-sampler.history :] if sampler.history else past
     return x_t
 
@@ -243,7 +241,7 @@ def _alpha_bar(schedule: NoiseSchedule, t: int | float) -> float:
 
 
 def with_signal(
-    schedule: NoiseSchedule, past: list[tuple[int | float, Prediction]]
+    schedule: NoiseSchedule, past: Sequence[tuple[int | float, Prediction]]
 ) -> list[tuple[int | float, Prediction]]:
     """The past without predictions at alpha_bar_t = 0: their lambda is -infinity, and nothing can be extrapolated."""
     return [(t, pred) for t, pred in past if alpha_bars(schedule, t)[0] > 0]

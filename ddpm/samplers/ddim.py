@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ddpm.forward import q_sample, transition
-from ddpm.samplers.base import Sampler, evaluate, integrate
+from ddpm.samplers.base import Sampler, Step, evaluate, integrate
 from ddpm.schedules import NoiseSchedule, at
-from ddpm.targets import Denoise, Prediction
+from ddpm.targets import Denoise
 
 
 class DDIM(Sampler):
@@ -40,18 +40,9 @@ class DDIM(Sampler):
             raise ValueError(f"eta = {eta:g} must lie in [0, 1]: 0 is the ODE, 1 is ancestral sampling")
         self.eta, self.stochastic = eta, eta > 0
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`; with eta = 0 also from t up to s > t."""
+        schedule, _, x_t, t, s, pred, _, noise = step
         alpha_bar_t, alpha_bar_s, _, beta = transition(schedule, t, s)
         sigma_t = self.eta * ((1 - alpha_bar_s) / (1 - alpha_bar_t)).sqrt() * beta.clamp(min=0).sqrt()
         x_s = (

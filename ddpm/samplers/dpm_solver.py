@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from math import log, sqrt
-from typing import Any
 
 from torch import Tensor
 
-from ddpm.samplers.base import Sampler, alpha_bars, check_order, evaluate, with_signal
+from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, evaluate, with_signal
 from ddpm.schedules import NoiseSchedule
 from ddpm.targets import Denoise, Prediction
 
@@ -60,18 +59,9 @@ class DPMSolverPP(Sampler):
         self.order, self.kind, self.stochastic = order, kind, kind == "sde"
         self.history = 0 if kind == "singlestep" else order - 1
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Any,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`."""
+        schedule, denoise, x_t, t, s, pred, past, noise = step
         alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)
         D = pred.x_0
         if self.kind == "singlestep":

@@ -6,9 +6,8 @@ from math import inf, log, sqrt
 from torch import Tensor
 
 from ddpm.forward import q_sample, transition
-from ddpm.samplers.base import Sampler, alpha_bars, evaluate
+from ddpm.samplers.base import Sampler, Step, alpha_bars, evaluate
 from ddpm.schedules import NoiseSchedule, at
-from ddpm.targets import Denoise, Prediction
 
 
 class Euler(Sampler):
@@ -77,21 +76,12 @@ class Euler(Sampler):
         _, _, alpha, beta = transition(schedule, t_hat, t)
         return at(alpha.sqrt(), ..., x_t) * x_t + at(beta.sqrt(), ..., x_t) * self.S_noise * noise, t_hat
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         r"""x_s = sqrt(alpha_bar_s) (x_t / sqrt(alpha_bar_t) + (sigma_s - sigma_t) eps_theta), from t (churned) to s.
 
         Computed as sqrt(alpha_bar_s) (x_{0,theta} + sigma_s eps_theta), which also holds at alpha_bar_t = 0.
         """
+        schedule, _, _, _, s, pred, _, _ = step
         return q_sample(schedule, pred.x_0, s, pred.eps)
 
 
@@ -110,18 +100,9 @@ class Heun(Euler):
     DPM-Solver++.
     """
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`, from t (churned) to s."""
+        schedule, denoise, _, t, s, pred, _, _ = step
         x_s = q_sample(schedule, pred.x_0, s, pred.eps)
         if self.calls(schedule, t, s) == 1:
             return x_s

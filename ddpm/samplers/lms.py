@@ -7,10 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.samplers.base import Sampler, alpha_bars, check_order, with_signal
+from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, with_signal
 from ddpm.samplers.edm import sigma_of
-from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Denoise, Prediction
 
 
 class LMS(Sampler):
@@ -45,18 +43,9 @@ class LMS(Sampler):
         check_order(order, (1, 2, 3, 4), self.steps)
         self.order, self.history = order, order - 1
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`; the c_j add up to sigma_s - sigma_t, so that Euler's step can be taken out of the sum."""
+        schedule, _, _, t, s, pred, past, _ = step
         x_s = q_sample(schedule, pred.x_0, s, pred.eps)
         past = with_signal(schedule, past)[::-1]  # newest first
         if not past:

@@ -6,10 +6,10 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
-from ddpm.samplers.base import Sampler, alpha_bars, check_order, with_signal
+from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, with_signal
 from ddpm.samplers.dpm_solver import exp_minus_h, h_of
 from ddpm.schedules import NoiseSchedule
-from ddpm.targets import Denoise, Prediction
+from ddpm.targets import Prediction
 
 
 class UniPC(Sampler):
@@ -50,21 +50,12 @@ class UniPC(Sampler):
             raise ValueError(f"variant = {variant!r} is not known; allowed: bh1, bh2")
         self.order, self.variant, self.corrector, self.history = order, variant, corrector, order
 
-    def step(
-        self,
-        schedule: NoiseSchedule,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: int | float,
-        s: int | float,
-        pred: Prediction,
-        past: list[tuple[int | float, Prediction]],
-        noise: Tensor | None,
-    ) -> Tensor:
+    def step(self, step: Step) -> Tensor:
         """As `Sampler.step`: x_t, where the step before arrived, is corrected first, then x_s predicted from it.
 
         Predictor and corrector of a step differ in their sum alone, so x before that step need not be kept.
         """
+        schedule, _, x_t, t, s, pred, past, _ = step
         past = with_signal(schedule, past)
         alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)
         if past and self.corrector:

@@ -1,0 +1,179 @@
+"""What training leaves behind, step by step: metrics, a line of progress, previews, checkpoints."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm.data.dataset import Dataset
+from ddpm.figures.images import as_pictures
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Metrics, Run, Stopwatch
+from ddpm.runs.files import replacing
+from ddpm.training.step import Taken, Training
+from ddpm.training.task import Task
+
+PREVIEWED, MANY_POINTS = 8, 1000  # samples of a preview; points are one picture together
+PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and a long run's picture would grow
+
+
+class Record:
+    """What the process that has the run writes of its training, and shows.
+
+    Args:
+        run: the run directory.
+        training: the steps; `step`, `clock` and `fraction` say where they stand.
+        frozen: checksums of the modules that are not trained.
+        log_every, previews, keep: see `ddpm.training.trainer.Trainer`.
+        held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
+        watch: see `Trainer.fit`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        training: Training,
+        frozen: dict[str, str],
+        step: int,
+        clock: Stopwatch,
+        fraction: float,
+        *,
+        batch_size: int,
+        previews: int,
+        keep: int,
+        held_out: Callable[[], dict[str, float | None] | None],
+        watch: Callable[[int, float | None], None] | None,
+    ):
+        self.run, self.training, self.frozen, self.clock = run, training, frozen, clock
+        self.batch_size, self.keep, self.held_out, self.watch = batch_size, keep, held_out, watch
+        self.skipped = training.skipped
+        checkpoint.drop_after(run.checkpoints, step)
+        self.previews = Previews(run.path, training.data, training.seed, training.precision, previews, step, fraction)
+        self.metrics = Metrics(run.path, step)
+        self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units)
+        run.write_status("RUNNING", precision=training.precision, device=str(training.device))
+
+    def __enter__(self) -> "Record":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.__exit__(*error)
+        self.metrics.close()
+
+    def trained(self, step: int, seconds: float, fraction: float, taken: Taken) -> None:
+        """A line of metrics, and of progress, for a step that was taken."""
+        training = self.training
+        values = {"loss": taken.loss.item(), "grad_norm": taken.grad_norm.item(), "lr": training.lr}
+        values |= {f"loss_{name}": part.item() for name, part in taken.parts.items()}
+        skipped = training.skipped
+        self.metrics.write(step, "train", images=step * self.batch_size, seconds=seconds, **values, skipped=skipped)
+        self.bar.show(step, values["loss"], seconds, fraction)
+        if skipped > self.skipped:
+            self.bar.say(f"step {step:,}: {skipped} steps skipped so far, whose loss or gradient was not finite")
+        self.skipped = skipped
+
+    def preview(self, step: int, fraction: float) -> None:
+        """Draw samples, if it is time for that."""
+        if self.previews.due(fraction):
+            self.previews.take(step, self.training.task, self.training.averaged)
+
+    def save(self, step: int, measuring: bool) -> None:
+        """Write a checkpoint, before that the loss on held-out data if it is to be measured."""
+        loss = None
+        if measuring:
+            losses = self.held_out() or {"loss": None}
+            loss = losses["loss"]
+            self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=self.clock.seconds, **losses)
+        self.metrics.flush()  # all lines are on disk before a checkpoint says that they are
+        state = {"step": step, "seconds": self.clock.seconds} | self.training.state_dict()
+        task, averaged = self.training.task, self.training.averaged
+        checkpoint.save(self.run.checkpoints, step, task.modules, averaged.modules, state, loss, self.frozen)
+        checkpoint.rotate(self.run.checkpoints, self.keep)
+        self.run.write_status("RUNNING", step=step, seconds=round(self.clock.seconds, 2))
+        if self.watch is not None and measuring:
+            self.watch(step, loss)
+
+
+class Previews:
+    """The same noise turned into samples at intervals over training, by the raw weights and by the averaged ones.
+
+    The rows are kept in previews.pt, so that a resumed run goes on with its strip.
+    """
+
+    def __init__(
+        self, folder: Path, data: Dataset, seed: int, precision: str, previews: int, step: int, fraction: float
+    ):
+        self.folder, self.shape = folder, data.shape
+        self.seed, self.precision = seed, precision
+        self.previews, self.number = previews, int(fraction * previews)
+        self.rows = [row for row in self._kept() if row[0] <= step]
+
+    def _kept(self) -> list[tuple[int, Tensor, Tensor]]:
+        """The rows of the processes before; none, with a message, if they cannot be read: that is worth no stop."""
+        path = self.folder / "previews.pt"
+        if not path.exists():
+            return []
+        try:
+            rows = checkpoint.load_plain(path)
+            if not all(isinstance(step, int) and raw.shape == ema.shape for step, raw, ema in rows):
+                raise ValueError(f"{path} holds other than previews")
+        except (ValueError, TypeError, AttributeError) as error:
+            print(f"{path} cannot be read ({error}); the strip of previews begins anew")
+            return []
+        return list(rows)
+
+    def due(self, fraction: float) -> bool:
+        """Whether another 1 / previews of the budget has been used since the last call."""
+        before, self.number = self.number, int(fraction * self.previews)
+        return self.number > before
+
+    def take(self, step: int, raw: Task, averaged: Task) -> None:
+        """Sample from both, and draw preview.png; a task that draws nothing has none."""
+        n = PREVIEWED if len(self.shape) == 3 else MANY_POINTS
+        of_raw, of_averaged = (task.preview(n, self.shape, self.seed, self.precision) for task in (raw, averaged))
+        if of_raw is None or of_averaged is None:
+            return
+        from ddpm.figures import plots  # and matplotlib with it, which the first step does not wait for
+
+        self.rows.append((step, of_raw, of_averaged))
+        with replacing(self.folder / "previews.pt") as temporary:
+            torch.save(self.rows, temporary)
+        shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
+        chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in shown)]
+        plots.preview(self.folder / "preview.png", chosen)
+
+
+class ProgressBar:
+    """One line: step, loss, samples per second, time left. Without a terminal, such a line every ten seconds."""
+
+    def __init__(self, step: int, seconds: float, batch_size: int, units: str):
+        self.step, self.seconds, self.batch_size, self.units = step, seconds, batch_size, units
+        self.terminal, self.printed = sys.stderr.isatty(), seconds
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar = tqdm(
+            total=1.0, bar_format="{percentage:3.0f}% |{bar:24}| {desc}", dynamic_ncols=True, disable=not self.terminal
+        )
+        return self
+
+    def show(self, step: int, loss: float, seconds: float, fraction: float) -> None:
+        """After a step: its loss, and what the time since the start says about speed and end."""
+        speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
+        left = int(seconds * (1 - fraction) / max(fraction, 1e-9))
+        line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} {self.units}/s  ETA {left // 60}:{left % 60:02}"
+        self.bar.set_description_str(line, refresh=False)
+        self.bar.update(fraction - self.bar.n)
+        if not self.terminal and (fraction == 1 or seconds - self.printed >= 10):
+            self.printed = seconds
+            print(f"{fraction:4.0%}  {line}", file=sys.stderr, flush=True)
+
+    def say(self, message: str) -> None:
+        """A line of its own above the bar."""
+        self.bar.write(message, file=sys.stderr)
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
