@@ -1295,7 +1295,7 @@ def test_points_go_the_whole_way_of_images(call, tmp_path):
     command = (*POINTS, 'evaluation=["metric=loss_by_snr n=4"]', f"runs={runs}")
     assert call(cli.train, *command).code == 0
     run = run_of(runs)
-    pictures = ("samples.png", "preview.png", "denoising.gif", "forward.png", "samples.safetensors")
+    pictures = ("samples.png", "preview.png", "denoising.gif", "forward.png", "samples.npy")
     assert all((run / name).stat().st_size for name in pictures)
     (measured,) = json.loads((run / "evaluation.json").read_text())
     assert measured.startswith("loss_by_snr")

@@ -53,7 +53,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "runs",
         "randomness",
     },
-    "study": {"study", "figures", "runs", "randomness"},
+    "study": {"study", "metrics", "figures", "runs", "randomness"},
 }
 BESIDES = {"samplers.trained": {"data", "runs"}}  # which binds a trained network, its condition and its precision
 PACKAGES = {  # where nobody may import it, but these

@@ -485,7 +485,7 @@ def test_the_sheet_is_of_the_tiles_themselves(shape, tmp_path):
     for lr in (0.1, 0.2):
         for seed, path in enumerate(write_arm(tmp_path, lr, [None] * 2, values={"data.image_size": size})):
             x = torch.randint(0, 256, (64, *shape), dtype=torch.uint8)
-            images.save_samples(path / "samples.png", x)
+            images.save_samples(path / "samples.npy", x)
             drawn[f"lr={lr}", seed] = x
     sheet = found_in(tmp_path, baseline="lr=0.2").sheet
     assert list(sheet) == ["lr=0.2", "lr=0.1"]
@@ -497,14 +497,16 @@ def test_the_sheet_is_of_the_tiles_themselves(shape, tmp_path):
             assert (row[:, i * (width + 2) + width : (i + 1) * (width + 2)] == 255).all()
 
 
-def test_a_sheet_only_of_pictures_that_are_as_expected(tmp_path):
-    paths = [write_arm(tmp_path, 0.1 * i, [None])[0] / "samples.png" for i in range(1, 7)]
+def test_a_sheet_only_of_samples_that_are_whole(tmp_path):
+    paths = [write_arm(tmp_path, 0.1 * i, [None])[0] / "samples.npy" for i in range(1, 8)]
     images.save_samples(paths[0], torch.zeros(64, 1, 8, 8))
-    images.save_samples(paths[1], torch.zeros(16, 1, 8, 8))  # four in a row
-    images.save_samples(paths[2], torch.zeros(64, 1, 9, 9))  # of other data
+    images.save_samples(paths[1], torch.zeros(5, 1, 8, 8))
+    images.save_samples(paths[2], torch.randn(50, 2))  # points
     paths[3].write_bytes(paths[0].read_bytes()[:200])
-    Image.new("L", (8 * 48 + 18, 20)).save(paths[4])
-    assert list(found_in(tmp_path).sheet) == ["lr=0.1"]
+    np.save(paths[4], np.zeros((4, 8, 8, 1)))  # of another type
+    np.save(paths[5], np.array([{}]), allow_pickle=True)
+    shapes = {label: row.shape for label, row in found_in(tmp_path).sheet.items()}
+    assert shapes == {"lr=0.1": (8, 78, 1), "lr=0.2": (8, 48, 1), "lr=0.30000000000000004": (160, 160, 1)}
     write_run(tmp_path, "other", ["optimizer.lr=9"], 8, {"optimizer.lr": 9}, started="2027")
     assert found_in(tmp_path).sheet == {}  # no seed that all arms have
 

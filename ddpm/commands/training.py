@@ -309,7 +309,6 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     from ddpm.runs import results
     from ddpm.runs.directory import git_commit, read_metrics
     from ddpm.runs.precision import as_trained
-    from ddpm.runs.tensor_cache import keep
     from ddpm.samplers.trained import TrainedSampler
 
     run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
@@ -330,11 +329,11 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     pictures = "pictures" in data.holds
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
+    images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         images.save_samples(run.path / "samples.png", samples[:64])
     else:
         real = data.batch(data.held_out if len(data.held_out) else data.train).x[:MANY_POINTS].cpu()
-        keep(samples, run.path / "samples.safetensors")  # for a report
         plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
     save_way(run.path / "denoising.gif", source, *((32, 8) if pictures else (MANY_POINTS,)))
 

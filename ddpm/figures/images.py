@@ -14,13 +14,14 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ddpm.runs.files import replacing
+from ddpm.runs.files import regular_size, replacing
 
 BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
 TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise
 GREYS, COLOURS = 16, 64  # of an animation's palette: noise does not compress, fewer bits do
 WINDOW = 3.0  # points are shown in [-3, 3]^2: three standard deviations of standardised data
 SIDE, LARGE_SIDE = 160, 480  # pixels of a picture of points: of one among others, of one alone
+LARGEST_SAMPLES = 2**26  # bytes of a run's samples.npy
 FRAME = 200  # grey of the line around it
 
 
@@ -159,6 +160,26 @@ def save_samples(path: str | Path, x: Tensor) -> None:
             save_png(path, grid(pictures) if x.ndim == 4 else pictures[0, 0].numpy())
         case suffix:
             raise ValueError(f"samples are written to a .npy or .png file, not to {suffix!r}: {path}")
+
+
+def load_samples(path: Path) -> np.ndarray | None:
+    """What `save_samples` wrote as .npy: uint8 (n, H, W, C) or float32 (n, 2); None if it is not there, or is damaged.
+
+    The header is read as plain values and bounded by the file's size: nothing of it is run, or believed.
+    """
+    try:
+        size = regular_size(path, LARGEST_SAMPLES)
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            content = file.read(size)
+    except (OSError, ValueError):
+        return None
+    expected = (np.dtype(np.uint8), 4) if dtype == np.uint8 else (np.dtype(np.float32), 2)
+    if (dtype, len(shape)) != expected or fortran_order or len(content) != math.prod(shape) * dtype.itemsize:
+        return None
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def _told(x: Tensor) -> str:

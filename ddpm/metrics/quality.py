@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddpm.data import ImageData
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
+from ddpm.metrics.intervals import student
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
@@ -280,11 +281,7 @@ def together(found: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
     low, high = first.low, first.high
     record: dict[str, Any] = {"value": sum(values) / len(values), "interval": first.interval}
     if len(values) > 1:
-        from scipy.stats import t  # takes a second to import
-
-        spread = math.sqrt(sum((v - record["value"]) ** 2 for v in values) / (len(values) - 1))
-        half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-        low, high = record["value"] - half, record["value"] + half
+        _, low, high = student(values)
         record |= {"values": values, "interval": "seeds"}
     more = {name: _mean([each.more[name] for each in found]) for name in first.more}
     return record | {"low": low, "high": high, "real_vs_real": first.real_vs_real, "seeds": list(seeds)} | more

@@ -5,8 +5,9 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from ddpm.metrics.intervals import LEVEL
 from ddpm.study.findings import Arm, Failure, Findings, Measure
-from ddpm.study.statistics import BETTER, ENOUGH, LEVEL, NOT_DECIDED, WORSE, Comparison, Estimate
+from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, Comparison, Estimate
 
 MISSING = "–"  # in a cell of something that was not measured
 MARKED = (BETTER, WORSE)  # the verdicts that are results

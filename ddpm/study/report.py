@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ddpm.figures import images
 from ddpm.runs.directory import FAILED
 from ddpm.runs.results import SETTINGS
-from ddpm.runs.tensor_cache import kept
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.formatting import counted, interval
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
 
-SHOWN = 8  # samples of an arm on the contact sheet: a row of samples.png
+SHOWN = 8  # samples of an arm on the contact sheet
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
@@ -705,33 +703,15 @@ def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
 
 
 def _row(run: Recorded) -> Any | None:
-    """The first row of samples.png, its tiles not enlarged, as a grid of `images.grid`; None if it is not there.
-
-    Where samples are points, one picture of them all.
-    """
-    size = run.settings.get("data", {}).get("image_size")
-    if size is None:
-        return _points(run.path / "samples.safetensors")
-    height, width = (size, size) if isinstance(size, int) else size or (0, 0)
-    try:
-        with Image.open(run.path / "samples.png") as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # of a damaged PNG
+    """The first samples of a run side by side, (H, W, C), or all of its points in one picture; None if it kept none."""
+    samples = images.load_samples(run.path / "samples.npy")
+    if samples is None or len(samples) == 0:
         return None
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    scale, pad = -(-images.TILE // max(height, width, 1)), 2
-    if pixels.shape[1] != 8 * scale * width + 9 * pad or pixels.shape[0] < scale * height + 2 * pad:
-        return None  # not rows of 8 tiles with lines between and around them
-    starts = [pad + i * (scale * width + pad) for i in range(SHOWN)]
-    tiles = [pixels[pad : pad + scale * height : scale, x : x + scale * width : scale] for x in starts]
-    edge = [np.full((height, 2, pixels.shape[2]), 255, np.uint8)]
-    return np.concatenate([part for tile in tiles for part in (edge[0], tile)][1:], axis=1)
-
-
-def _points(path: Path) -> Any | None:
-    """A picture of points, (H, W, 1); None if there are none."""
-    points = kept(path, torch.float32, (None, 2))
-    return None if points is None else images.to_numpy(images.as_pictures(points))[0]
+    x = torch.from_numpy(samples.copy())
+    if x.ndim == 2:
+        return images.to_numpy(images.as_pictures(x))[0]
+    x = x[:SHOWN].permute(0, 3, 1, 2)
+    return images.grid(x, columns=len(x), scale=1, background=255)[2:-2, 2:-2]
 
 
 # ------------------------------------------------------------------------------------------------------ how it was made
