@@ -1,7 +1,7 @@
 r"""The index of equations: what a docstring quotes has a numeric test, and every such test a docstring.
 
-A docstring quotes as `[DDPM (7)]`; its test is marked `@pytest.mark.equation("DDPM (7)")`. README shows the table that
-`python tests/test_equations.py` prints between `<!-- equations -->` and `<!-- /equations -->`.
+A docstring quotes as `[DDPM (7)]`; its test is marked `@pytest.mark.equation("DDPM (7)")`. EQUATIONS.md shows the table
+between `<!-- equations -->` and `<!-- /equations -->`; `python tests/test_equations.py` writes it.
 """
 
 import ast
@@ -14,6 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 TAG = re.compile(r"\[([A-Za-z][\w+-]* \([^()\[\]]+\))\]")  # a paper and a number or name: [DDPM (7)], [PD (App. D)]
 BLOCK = re.compile(r"<!-- equations -->\n(.*?)\n?<!-- /equations -->", re.DOTALL)
+PAGE = Path(__file__).with_name("EQUATIONS.md")
 PAPERS = ["DDPM", "iDDPM", "DDIM", "PD"]  # first in the table; others follow by name
 
 
@@ -38,14 +39,14 @@ def marked_tests(source: str) -> list[tuple[str, str]]:
 
 
 def index() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """tag -> where it is quoted, tag -> where it is tested; in markdown, with paths from the root."""
+    """tag -> where it is quoted, tag -> where it is tested; in markdown, with paths from here."""
     quoted, tested = defaultdict(list), defaultdict(list)
     folders = [("ddpm", docstring_tags, quoted), ("models", docstring_tags, quoted), ("tests", marked_tests, tested)]
     for folder, collect, places in folders:
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             name = path.relative_to(REPOSITORY).as_posix()
             for tag, where in collect(path.read_text(encoding="utf-8")):
-                places[tag].append(f"[`{where}`]({name})")
+                places[tag].append(f"[`{where}`](../{name})")
     return quoted, tested
 
 
@@ -85,11 +86,9 @@ def test_equations_are_quoted_inside_text_and_ones_that_must_be_there_are():
     assert required | {"DDPM (Algorithm 2)", "iDDPM (15)", "DDIM (12)", "DDIM (16)"} <= index()[0].keys()
 
 
-def test_the_table_in_the_readme_is_this_one():
-    readme = REPOSITORY / "README.md"
-    block = BLOCK.search(readme.read_text(encoding="utf-8")) if readme.exists() else None
-    if block:
-        assert block[1].strip() == table(), "paste the output of `python tests/test_equations.py` into README.md"
+def test_the_table_in_the_file_is_this_one():
+    block = BLOCK.search(PAGE.read_text(encoding="utf-8"))
+    assert block is not None and block[1].strip() == table(), "`python tests/test_equations.py` writes it anew"
 
 
 @pytest.mark.parametrize(
@@ -111,4 +110,5 @@ def test_what_counts_as_a_marker():
 
 
 if __name__ == "__main__":
-    print(table())
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda _: f"<!-- equations -->\n{table()}\n<!-- /equations -->", page), encoding="utf-8")
