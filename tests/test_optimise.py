@@ -327,7 +327,7 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
         (["search.space={model.channels:{low:4,high:16,step:0.5}}"], "whole between whole numbers"),
         (["search.space={model.dropout:{choices:[0.1]}}"], "choices=[0.1] must be a list of two values or more"),
         (["search.space={model.dropout:{choices:0.1}}"], "must be a list of two values or more"),
-        (["search.space={model.drop:{low:0,high:0.5}}"], "model.drop is no key of this configuration; model has:"),
+        (["search.space={model.bogus:{low:0,high:0.5}}"], "model.bogus is no key of this configuration; model has:"),
         (["search.space={optimizer:{choices:[adam,newton]}}"], "newton"),
         (["search.space={seed:{low:0,high:5}}"], "seed cannot be searched; allowed are keys of model"),
         (["search.space={sampler.steps:{low:1,high:5}}"], "sampler.steps cannot be searched"),

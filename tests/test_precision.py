@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.training import precision
+from ddpm.runs import precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
