@@ -36,6 +36,11 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "model": {"drop": 0.0, "condition_channels": 0},
     "task": {"drop": 0.0, "only": None},
 }
+LINKED = {  # key -> the key that it takes its value from, where it has none of its own
+    "task.time_sampling": "trainer.time_sampling",
+    "task.offset_noise": "trainer.offset_noise",
+    "model.drop": "task.drop",
+}
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 
 
@@ -331,19 +336,18 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
-    chosen |= _task(task, config["trainer"])
+    chosen |= _task(task)
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     chosen |= _augmentation(config.get("augment"))
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
 
 
-def _task(settings: Any, trainer: Any) -> dict[str, Any]:
+def _task(settings: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         return {"task": settings}
-    known = {"_target_": TASK} | LATER["task"]
-    known |= {k: trainer.get(k) for k in ("time_sampling", "offset_noise")} if isinstance(trainer, dict) else {}
-    used = {k: v for k, v in settings.items() if k not in known or v != known[k]}
+    linked = [key.partition(".")[2] for key in LINKED]  # which count where they are set
+    used = {k: v for k, v in settings.items() if k != "_target_" and k not in linked and v != LATER["task"].get(k)}
     return {"task": used} if used else {}
 
 

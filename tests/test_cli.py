@@ -1338,3 +1338,31 @@ def test_a_folder_of_numbered_pictures_is_refused_for_points(call, tmp_path, wit
     assert call(cli.train, *POINTS, f"runs={tmp_path / 'runs'}").code == 0
     run = run_of(tmp_path / "runs")
     assert_refused(call(cli.sample, f"run={run}", "sampler.steps=2", f"out={tmp_path}/many/"), "points", ".npy")
+
+
+@pytest.mark.parametrize(
+    ("key", "linked"),
+    [("trainer.offset_noise=5", "offset_noise"), ("trainer.time_sampling=stratified", "time_sampling")],
+)
+def test_what_a_task_takes_from_the_trainer_is_changed_with_it_in_a_child_too(
+    key, linked, call, tmp_path, without_pictures
+):
+    runs = f"runs={tmp_path / 'runs'}"
+    assert call(cli.train, *words(), runs).code == 0
+    parent = run_of(tmp_path / "runs")
+    assert call(cli.train, f"extend={parent}", "trainer.steps=6", key, "device=cpu", runs).code == 0
+    (child,) = (path for path in (tmp_path / "runs" / "default").iterdir() if path != parent)
+    assert call(cli.train, f"extend={parent}", "trainer.steps=6", "device=cpu", runs).code == 0
+    (plain,) = (path for path in (tmp_path / "runs" / "default").iterdir() if path not in (parent, child))
+    stored = OmegaConf.load(child / "config.yaml")
+    assert stored.task[linked] == stored.trainer[linked] != OmegaConf.load(plain / "config.yaml").task[linked]
+    assert losses(child) != losses(plain)
+
+
+def test_a_value_that_is_taken_from_elsewhere_is_set_there_alone(call, tmp_path):
+    for word, told in [
+        ("task.time_sampling=loss_aware", "set trainer.time_sampling alone"),
+        ("task.offset_noise=0.1", "set trainer.offset_noise alone"),
+        ("model.drop=0.1", "set task.drop alone"),
+    ]:
+        assert_refused(call(cli.train, *words(), word, f"runs={tmp_path / 'runs'}"), word.partition("=")[0], told)

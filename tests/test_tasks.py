@@ -163,7 +163,7 @@ def test_a_manifest_that_names_no_modules_is_damaged(data, tmp_path, modules):
     assert checkpoint.last_whole(tmp_path / "checkpoints") is None
 
 
-@pytest.mark.parametrize("name", ["Encoder", "a b", "ema", "../x", "1st"])
+@pytest.mark.parametrize("name", ["Encoder", "a b", "ema", "../x", "1st", "_gen", "größe", "a" * 65])
 def test_modules_have_names_that_can_be_files(name):
     with pytest.raises(ValueError, match="a module cannot be called"):
         super(Autoencoder, Autoencoder()).__init__({name: nn.Linear(1, 1)})
@@ -343,3 +343,118 @@ def test_a_trial_loss_is_that_of_a_step_on_every_device(data):
     loss = trial_loss(there, data, 2, torch.device("meta"))
     loss.backward()
     assert loss.device.type == "meta" and all(p.grad is not None for p in there.model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------- what changes between
+
+
+def moments(training: Training) -> dict[str, Tensor]:
+    (phase,) = training.phases
+    return {
+        name: phase.optimizer.state[p]["exp_avg"].clone()
+        for name, p in zip(phase.names, phase.parameters, strict=True)
+        if p in phase.optimizer.state
+    }
+
+
+@pytest.mark.parametrize("before", [None, ["decoder.bias", "encoder.weight"]])
+@pytest.mark.parametrize("after", [None, ["decoder.*"], ["encoder.bias"]])
+def test_moments_follow_their_parameters_when_others_are_trained_from_a_checkpoint_on(before, after, data):
+    adam = functools.partial(torch.optim.Adam, lr=0.01)
+    first = training_of(Autoencoder(only=before), data, adam)
+    first.step(1)
+    second = training_of(Autoencoder(only=after), data, adam)
+    second.load_state_dict(first.state_dict())
+    known = moments(first)
+    assert known and same(moments(second), {name: m for name, m in known.items() if name in second.phases[0].names})
+    second.step(2)
+    assert moments(second).keys() == set(second.phases[0].names)
+
+
+class Odd(Autoencoder):
+    """With phases that are given."""
+
+    def __init__(self, *phases: Phase, **options: object):
+        super().__init__(**options)
+        self.given = phases
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.given
+
+
+def test_phases_that_cannot_be_told_apart_or_train_nothing_are_refused(data):
+    task = Autoencoder()
+    one = Phase("a", ("encoder",), task.losses)
+    for phases, told in [
+        ((one, one._replace(trains=("decoder",))), "names of their own"),
+        ((one, Phase("b", ("nope",), task.losses)), "train nope"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            training_of(Odd(*phases), data)
+    with pytest.raises(ValueError, match="'a' of Odd trains no parameter"):
+        training_of(Odd(one, only=["decoder.*"]), data)
+
+
+def test_phases_with_parts_of_one_name_are_logged_apart(data):
+    task = Odd()
+    task.given = (Phase("a", ("encoder",), task.losses), Phase("b", ("decoder",), task.losses))
+    parts = training_of(task, data).step(1).parts
+    assert parts.keys() == {f"{phase}_{part}" for phase in "ab" for part in ("reconstruction", "distance")}
+
+
+def test_a_checkpoint_of_other_modules_or_phases_is_refused(data, tmp_path):
+    fit(Autoencoder(), data, tmp_path, steps=2)
+    last = checkpoint.last_whole(tmp_path / "checkpoints")
+    other = Autoencoder()
+    other.modules["coder"] = other.modules.pop("encoder")
+    with pytest.raises(ValueError, match="has the modules encoder, decoder, but Autoencoder trains decoder, coder"):
+        fit(other, data, tmp_path, last)
+    odd = Odd()
+    odd.given = (Phase("b", ("encoder", "decoder"), odd.losses),)
+    with pytest.raises(ValueError, match="has the phases all, not b"):
+        fit(odd, data, tmp_path, last)
+
+
+@pytest.mark.parametrize("state", [{1, 2}, nn.Parameter(torch.ones(1)), [{"a": object()}]])
+def test_a_state_that_could_not_be_read_back_is_refused_before_the_first_step(state, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "state_dict", lambda self: {"seen": state})
+    with pytest.raises(ValueError, match=r"the state of the task, seen.* can be kept"):
+        fit(Autoencoder(), data, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_tied_weights_are_kept_and_come_back(data, tmp_path):
+    def tied() -> Autoencoder:
+        task = Autoencoder()
+        task.modules["decoder"].weight = nn.Parameter(torch.ones(2, 1))
+        task.modules["decoder"].register_parameter("again", task.modules["decoder"].weight)
+        return task
+
+    whole, parts = tied(), tied()
+    fit(whole, data, tmp_path / "whole")
+    fit(tied(), data, tmp_path / "parts", steps=2)
+    fit(parts, data, tmp_path / "parts", checkpoint.last_whole(tmp_path / "parts" / "checkpoints"))
+    assert same(weights(parts), weights(whole))
+
+
+def test_held_out_losses_that_couple_rows_do_not_depend_on_the_batch(data):
+    task = Contrastive()
+    one, other = (trainer(batch_size=size).held_out_losses(task, data, CPU) for size in (2, 3))
+    assert one == other
+
+
+def test_modules_that_are_not_averaged_stay_as_they_are(data, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "averages", lambda self, name: name == "encoder")
+    task = Autoencoder()
+    training = training_of(task, data)
+    for step in (1, 2, 3):
+        training.step(step)
+    raw, averaged = weights(task), weights(training.averaged)
+    assert all(torch.equal(raw[name], averaged[name]) == name.startswith("decoder") for name in raw)
+
+
+def test_a_loss_is_one_value_a_sample(data, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "losses", lambda self, drawn, progress: {"loss": drawn.x})
+    with pytest.raises(ValueError, match=r"the loss 'loss' has the shape \(8, 2\), not one value a sample"):
+        training_of(Autoencoder(), data).step(1)

@@ -25,6 +25,9 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     except FileNotFoundError as error:
         raise InvalidInput(str(error)) from error
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
+    if "model" not in trained or "diffusion" not in trained:
+        task = str(trained.task.get("_target_")).rpartition(".")[2]
+        raise InvalidInput(f"run={config.run}: {task} trained no network that a sampler draws from")
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = build(config.sampler, "sampler", trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))

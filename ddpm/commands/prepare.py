@@ -16,6 +16,7 @@ from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of,
 from ddpm.commands.validate import must_be_whole, trusted
 from ddpm.config import (
     AUGMENTATION,
+    LINKED,
     InvalidInput,
     build,
     build_data,
@@ -127,6 +128,10 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
     for key in ("recognition", "compile", "retry"):
         if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
             raise InvalidInput(f"{key}={config[key]} must be true or false")
+    for key, of in LINKED.items():
+        value, linked = OmegaConf.select(config, key), OmegaConf.select(config, of)
+        if value is not None and linked is not None and value != linked:
+            raise InvalidInput(f"{key}={value} takes its value from {of}={linked}: set {of} alone")
     if config.data is not None and config.data.get("root", "") is None:
         raise InvalidInput("data.root must be given: data.root=FOLDER")
     evaluations(Path("run"), settings.get("evaluation", []), config)
@@ -152,6 +157,8 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     augment = augmentation(config, trust, data)
     sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
     if sampler is not None:
+        if not hasattr(task, "diffusion"):
+            raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
         must_walk(sampler, task.diffusion)
     trainer = build(config.trainer, "trainer", trust)
     _must_divide(trainer, processes)
@@ -243,6 +250,11 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         {"trust": trusted(config), "compile": config.get("compile", False)},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
+    typed = {word.partition("=")[0] for word in words}
+    for key, of in LINKED.items():  # a run is stored resolved, and what was linked in its parent is so in it
+        before = OmegaConf.select(base, key), OmegaConf.select(base, of)
+        if key not in typed and of in typed and before[0] == before[1] and before[0] is not None:
+            OmegaConf.update(merged, key, OmegaConf.select(merged, of))
     return merged, path
 
 

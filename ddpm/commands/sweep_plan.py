@@ -138,7 +138,10 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on, by its settings alone: of the data not where they are."""
     parents = {key: str(settings[key]) for key in ("init", "extend") if settings.get(key) is not None}
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
-    return science(settings, {}, parents, 0) | {"data": data}
+    found = science(settings, {}, parents, 0) | {"data": data}
+    if isinstance(found.get("model"), dict) and found["model"].get("drop") == found.get("task", {}).get("drop"):
+        found["model"].pop("drop", None)  # which the network has from the task
+    return found
 
 
 class _DataAtHand:
@@ -209,6 +212,7 @@ def _needs(run: Planned) -> Needs:
         must_be_sound(config)
         at_hand = data if data is not None else _stand_in(run.settings["data"])
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
+        parts.task.to(torch.device("meta"))  # what it made by itself, too
         if data is not None:
             must_be_measurable(config, run.settings, parts, data)
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps

@@ -357,19 +357,23 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
 
 def _next_steps(plan: Plan, ended: str) -> None:
     """Where the results are and what to type next."""
-    run = plan.run
+    run, status = plan.run, plan.run.status()
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
-    status = run.status()
     draw, again = command("sample"), command("train")
-    axes = "'model.channels=16,32' 'model.attention_resolutions=[],[4]'"
-    if "pictures" not in plan.data.holds:
-        axes = "experiment=points data=swiss_roll,moons,gaussians model.width=32,128"
+    lines = [f"train longer  {again} extend={run.path} trainer.steps={2 * status['step']}"]
+    if plan.parts.sampler is not None:
+        points = "experiment=points data=swiss_roll,moons,gaussians model.width=32,128"
+        images = "'model.channels=16,32' 'model.attention_resolutions=[],[4]'"
+        lines = [
+            f"more samples  {draw} run={run.path} n=100 seed=1 out=samples.png",
+            f"few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png",
+            *lines,
+            f"a sweep       {again} -m {images if 'pictures' in plan.data.holds else points} schedule=linear,cosine",
+        ]
+    following = "\n  ".join(lines)
     say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
   results       {run.path}
   pictures      {pictures}
   curves        tensorboard --logdir {run.path.parent}
 next:
-  more samples  {draw} run={run.path} n=100 seed=1 out=samples.png
-  few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png
-  train longer  {again} extend={run.path} trainer.steps={2 * status["step"]}
-  a sweep       {again} -m {axes} schedule=linear,cosine""")
+  {following}""")

@@ -254,8 +254,26 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def _weights(network: nn.Module) -> bytes:
-    """Parameters and buffers in the format of safetensors."""
-    return safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})
+    """Parameters and buffers in the format of safetensors, which knows no shared memory: tied weights stand twice."""
+    tensors: dict[str, Tensor] = {}
+    places = set[int]()
+    for name, x in network.state_dict().items():
+        tensors[name] = x.contiguous() if x.data_ptr() not in places else x.clone(memory_format=torch.contiguous_format)
+        places.add(x.data_ptr())
+    return safetensors.torch.save(tensors)
+
+
+def must_be_plain(state: Any, name: str) -> None:
+    """Raise ValueError for a state that could be saved, but not read back: `load_plain` takes nothing but plain data."""
+    if isinstance(state, dict) and type(state) is dict:
+        for key, value in state.items():
+            must_be_plain(key, f"a key of {name}")
+            must_be_plain(value, f"{name}, {key}")
+    elif type(state) in (list, tuple):
+        for number, value in enumerate(state):
+            must_be_plain(value, f"{name}, {number}")
+    elif type(state) not in (Tensor, int, float, str, bool, type(None)):
+        raise ValueError(f"{name} is a {type(state).__name__}: only tensors, numbers, text, lists and dictionaries can be kept")
 
 
 def _plain_data(state: dict[str, Any]) -> memoryview:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
-from ddpm.runs import preflight
+from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
 from ddpm.training.ema import EMA
 from ddpm.training.nonfinite import Guard, Seen
@@ -73,13 +74,22 @@ class Training:
                 f"accumulate = {settings.accumulate}: the loss of {type(task).__name__} needs the whole batch at once; "
                 "set trainer.accumulate=1"
             )
+        names = [phase.name for phase in task.phases]
+        unknown = {name for phase in task.phases for name in phase.trains} - task.modules.keys()
+        if len(set(names)) < len(names) or unknown:
+            raise ValueError(
+                f"the phases of {type(task).__name__} need names of their own, and modules of the task: they are "
+                f"{', '.join(names)}" + (f", and train {', '.join(sorted(unknown))}" if unknown else "")
+            )
+        checkpoint.must_be_plain(task.state_dict(), "the state of the task")
         self.settings, self.task, self.data = settings, task.to(device), data
         self.seed, self.device, self.augment, self.ranks = seed, device, augment, ranks or Ranks()
         parameters = sum(p.numel() for module in task.modules.values() for p in module.parameters())
         self.precision = precision or resolve(settings.precision, device, parameters)
         self.autocast = computing(device, self.precision)
         self.averages = {
-            name: EMA(module, settings.ema_decay, settings.ema_warmup) for name, module in task.modules.items()
+            name: EMA(module, settings.ema_decay if task.averages(name) else 0.0, settings.ema_warmup)
+            for name, module in task.modules.items()
         }
         self.make = optimizer
         self.phases = [_Optimized(phase, self, optimizer) for phase in task.phases]
@@ -117,7 +127,7 @@ class Training:
         order = self.data.order(self.seed, step, self.settings.batch_size)
         batch = self.data.batch(order, self.device, random("flip"))
         if self.augment is not None:
-            batch = type(batch)(self.augment(batch.x, random("augment")), batch.condition)
+            batch = replace(batch, x=self.augment(batch.x, random("augment")))
         return self.task.draw(batch, random, progress)
 
     def micro_batches(self, drawn: Drawn) -> Iterator[Drawn]:
@@ -137,7 +147,12 @@ class Training:
             average.update(self.task.modules[name])
         first, losses = taken[0][0], taken[0][1]
         self.task.after_step(drawn, losses)
-        parts = {name: part.mean() for _, parts in taken for name, part in parts.items()}
+        names = [name for _, losses in taken for name in losses]
+        parts = {  # of two phases with a part of one name, each says whose it is
+            name if names.count(name) == 1 else f"{phase.phase.name}_{name}": part.mean()
+            for phase, (_, losses) in zip(self.phases, taken, strict=True)
+            for name, part in losses.items()
+        }
         return first._replace(parts=parts if len(parts) > 1 else {})
 
     def must_be_sound(self) -> None:
@@ -169,6 +184,8 @@ class Training:
         for name, average in self.averages.items():
             average.updates = state["ema_updates"][name]
         for phase in self.phases:
+            if phase.phase.name not in state["phases"]:
+                raise ValueError(f"the checkpoint has the phases {', '.join(state['phases'])}, not {phase.phase.name}")
             phase.load_state_dict(state["phases"][phase.phase.name])
         self.task.load_state_dict(state["task"])
 
@@ -196,8 +213,14 @@ class _Optimized:
 
     def __init__(self, phase: Phase, training: Training, optimizer: Optimizer):
         self.phase, self.training = phase, training
-        modules = [training.task.modules[name] for name in phase.trains]
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        named = [
+            (f"{name}.{key}", p) for name in phase.trains for key, p in training.task.modules[name].named_parameters()
+        ]
+        self.all_names = [name for name, _ in named]
+        self.names = [name for name, p in named if p.requires_grad]
+        self.parameters = [p for _, p in named if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(f"the phase {phase.name!r} of {type(training.task).__name__} trains no parameter")
         self.optimizer = (phase.optimizer or optimizer)(self.parameters)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(training.device.type, enabled=training.precision == "fp16")
@@ -211,6 +234,9 @@ class _Optimized:
         for rows in training.micro_batches(drawn):
             with training.autocast:
                 losses = self.phase.losses(rows, progress)
+            for name, value in losses.items():
+                if value.ndim != 1:
+                    raise ValueError(f"the loss {name!r} has the shape {tuple(value.shape)}, not one value a sample")
             total = task.total(losses)
             part = (total if rows.weight is None else rows.weight * total).mean() / training.settings.accumulate
             self.scaler.scale(part).backward()
@@ -227,14 +253,21 @@ class _Optimized:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
+        names = {} if self.names == self.all_names else {"parameters": self.names}
         return {
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
-        }
+        } | names
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        before = {name: number for number, name in enumerate(state.get("parameters", self.all_names))}
+        known = {  # of those that were trained before; what is newly trained begins without
+            number: state["optimizer"][before[name]]
+            for number, name in enumerate(self.names)
+            if before.get(name) in state["optimizer"]
+        }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": known})
         self.scaler.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])

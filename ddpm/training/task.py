@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddpm.data.batch import Batch, Condition, Rows, classes_of, takes
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
+from ddpm.runs.checkpoint import NAME
 
 __all__ = [
     "Batch",
@@ -79,9 +80,16 @@ class Task(ABC):
         only: Sequence[str] | None = None,
     ):
         self.modules, self.frozen, self.weights = dict(modules), dict(frozen or {}), dict(weights or {})
+        if not self.modules:
+            raise ValueError("a task without modules trains nothing")
         for name in (*self.modules, *self.frozen):
-            if not name.isidentifier() or name != name.lower() or name in ("ema", "state", "manifest"):
-                raise ValueError(f"a module cannot be called {name!r}: lower-case letters, digits and underscores can")
+            if not NAME.fullmatch(name) or name in ("ema", "state", "manifest"):
+                raise ValueError(
+                    f"a module cannot be called {name!r}: up to 64 lower-case letters, digits and underscores can, a "
+                    "letter first"
+                )
+        if both := self.modules.keys() & self.frozen.keys():
+            raise ValueError(f"{', '.join(sorted(both))}: a module is either trained or frozen")
         for module in self.frozen.values():
             module.eval().requires_grad_(False)
         if only is not None:
@@ -108,6 +116,10 @@ class Task(ABC):
     def phases(self) -> tuple[Phase, ...]:
         """The parts of a step, in order."""
         return (Phase("all", tuple(self.modules), self.losses),)
+
+    def averages(self, name: str) -> bool:
+        """Whether the weights of a module are averaged; where not, their average is what they are."""
+        return True
 
     @abstractmethod
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Drawn:
@@ -148,8 +160,8 @@ class Task(ABC):
         return self.draw(batch, random, 1.0)
 
     def held_out(self, drawn: Drawn) -> Losses:
-        """The parts of the loss on held-out data."""
-        return self.losses(drawn, 1.0)
+        """The parts of the loss on held-out data: those of the first phase."""
+        return self.phases[0].losses(drawn, 1.0)
 
     def preview(self, n: int, shape: tuple[int, ...], seed: int, precision: str) -> Tensor | None:
         """n samples (n, *shape), on the CPU, always from the same noise; None for a task that draws none."""
@@ -211,6 +223,7 @@ def must_take(network: nn.Module, data: Dataset) -> None:
         raise ValueError(
             f"the model takes samples of shape {shape}, but those of {data.name} have {data.shape}; model=unet takes "
             "images (C, H, W), model=mlp points (features,)"
+            + (f"; set model.features={data.shape[0]}" if len(shape) == len(data.shape) == 1 else "")
         )
     if num_classes is not None:
         if data.labels is None:

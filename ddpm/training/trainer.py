@@ -26,6 +26,7 @@ from ddpm.training.task import Losses, Optimizer, Task, checksum
 LR_SCHEDULES = ("constant", "cosine", "linear")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
 HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
+COUPLED = 64  # of them at a time, where the loss couples the batch
 
 
 class Trainer:
@@ -231,9 +232,13 @@ class Trainer:
         chosen = data.held_out[:HELD_OUT]
         if len(chosen) == 0:
             return None
+        size = self.batch_size // self.accumulate
+        if task.couples_batch:  # whose loss depends on the rows beside: always as many, whatever the run's batch
+            size = min(COUPLED, len(chosen))
+            chosen = chosen[: len(chosen) // size * size]
         drawn = task.draw_held_out(data.batch(chosen, device), Keyed(0, device=device))
         totals, parts = torch.zeros((), device=device), list[Losses]()
-        for part in torch.arange(len(chosen), device=device).split(self.batch_size // self.accumulate):
+        for part in torch.arange(len(chosen), device=device).split(size):
             losses = task.held_out(drawn.rows(itemgetter(part)))
             totals += task.total(losses).sum()
             parts.append(losses)
@@ -297,6 +302,12 @@ class Trainer:
 
 def _load(training: Training, resume: Path, state: dict[str, Any]) -> None:
     """Go on from a checkpoint: its modules, their averages, and the state that came with them."""
+    there = checkpoint.modules_of(resume)
+    if sorted(there) != sorted(training.task.modules):
+        own = ", ".join(training.task.modules)
+        raise ValueError(
+            f"{resume} has the modules {', '.join(there)}, but {type(training.task).__name__} trains {own}"
+        )
     for name in training.task.modules:
         weights, average = checkpoint.files_of(name)
         checkpoint.load_into(training.task.modules[name], resume / weights)
