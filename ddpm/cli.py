@@ -151,11 +151,11 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         else:
             return None
         outcome = Outcome(in_one_line(reason), held)
-        told = f"{in_one_line(job_name())}: {outcome.reason}" if multirun() else outcome.reason
+        message = f"{in_one_line(job_name())}: {outcome.reason}" if multirun() else outcome.reason
         if failing == 2:
-            print(f"error: {told}", file=sys.stderr, flush=True)
+            print(f"error: {message}", file=sys.stderr, flush=True)
         else:
-            say(f"{'HELD' if held else 'FAILED'} {told}")
+            say(f"{'HELD' if held else 'FAILED'} {message}")
         if not multirun():  # of which Hydra gives nothing back
             outcomes.append(outcome)
         return outcome

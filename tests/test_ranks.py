@@ -65,7 +65,9 @@ def test_one_process_is_alone():
     ranks, device = join(torch.device("cpu"))
     x = torch.arange(6.0)
     assert ranks.leads and ranks.size == 1 and device == torch.device("cpu")
-    assert ranks.share(x) is x and ranks.gathered(x) is x and ranks.told(5) == 5 and ranks.largest(1, 2.5) == [1, 2.5]
+    assert (
+        ranks.share(x) is x and ranks.gathered(x) is x and ranks.broadcast(5) == 5 and ranks.largest(1, 2.5) == [1, 2.5]
+    )
     ranks.average_([x])
     assert torch.equal(x, torch.arange(6.0))
 
@@ -90,7 +92,7 @@ print(json.dumps({
     "whole": torch.equal(ranks.gathered(ranks.share(rows)), rows),
     "mean": [x.tolist() for x in mean],
     "largest": ranks.largest(ranks.rank, 1.5, -ranks.rank),
-    "told": ranks.told({"a": ["b"]} if ranks.leads else None),
+    "told": ranks.broadcast({"a": ["b"]} if ranks.leads else None),
 }))
 """
 

@@ -243,7 +243,7 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
 
     kinds = {metric: _kind(context, metric) for metric in metrics}
     reals: dict[str, quality.Real] = {kind: context.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
-    found: dict[str, dict[int, quality.Result]] = {}  # by protocol and seed
+    measured: dict[str, dict[int, quality.Result]] = {}  # by protocol and seed
     failed, shown = [], None
     for seed in context.seeds:
         x, y = _samples(context, n, seed)
@@ -264,37 +264,37 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
                 failed.append(f"{'recognition' if metric == 'logistic' else metric}: {error}")
                 continue
             for protocol, result in results.items():
-                found.setdefault(protocol, {})[seed] = result
-                _record_found(context, protocol, found[protocol], n)
+                measured.setdefault(protocol, {})[seed] = result
+                _record_found(context, protocol, measured[protocol], n)
                 shown = shown or (result.detail and (x, result.detail))
     if shown:
         _draw_copies(context, *shown)
     if "frechet" in metrics and context.config.frechet.bias:
-        _draw_bias(context, reals[kinds["frechet"]], found, n)
+        _draw_bias(context, reals[kinds["frechet"]], measured, n)
     if failed:
         raise InvalidInput(f"metric={'; '.join(dict.fromkeys(failed))}")
 
 
-def _record_found(context: EvaluationContext, protocol: str, found: dict[int, Any], n: int) -> None:
+def _record_found(context: EvaluationContext, protocol: str, measured: dict[int, Any], n: int) -> None:
     """Write what was found with the seeds so far, and say it with the last one."""
     from ddpm.metrics import quality
     from ddpm.runs import results
 
-    each = list(found.values())
-    values = context.settings(n, context.source.sampler) | quality.together(each, list(found))
+    each = list(measured.values())
+    values = context.settings(n, context.source.sampler) | quality.together(each, list(measured))
     if "_classifier-" in protocol:
         values["judge_accuracy"] = context.real("classifier")[1]
     results.record(context.run.path, protocol, values)
-    if context.seeds[-1] in found:
+    if context.seeds[-1] in measured:
         say(f"{protocol}:\n{quality.in_words(each, values)}")
 
 
-def _draw_bias(context: EvaluationContext, real: Any, found: dict[str, dict[int, Any]], n: int) -> None:
+def _draw_bias(context: EvaluationContext, real: Any, measured: dict[str, dict[int, Any]], n: int) -> None:
     """The Frechet distance over the number of images."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
 
-    path, samples = context.run.path / "frechet_bias.png", found.get(real.protocol("frechet", n))
+    path, samples = context.run.path / "frechet_bias.png", measured.get(real.protocol("frechet", n))
     if samples:
         plots.bias(path, quality.bias_curve(real), n, next(iter(samples.values())).value)
         say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
@@ -311,12 +311,12 @@ def _samples(context: EvaluationContext, n: int, seed: int, sampler: Any = None)
     return x, source.classes(range(n))
 
 
-def _draw_copies(context: EvaluationContext, x: Any, found: Any) -> None:
+def _draw_copies(context: EvaluationContext, x: Any, measured: Any) -> None:
     """The samples that are nearest to training images, with those, by features and by pixels."""
     from ddpm.figures import plots
 
     data, path, groups = context.data, context.run.path / "memorisation.png", {}
-    for name, result in found.items():
+    for name, result in measured.items():
         closest = result.relative.argsort()[:10]
         real = data.batch(data.train[result.index[closest].cpu()]).x
         of_held_out = result.held_out_relative.sort().values[: len(closest)]
@@ -366,14 +366,14 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
     with progress_bar(cost) as bar:
         try:
             if metric == "bits_per_dim":
-                protocol, found, values, bound = denoising.measure_bits_per_dim(
+                protocol, measured, values, bound = denoising.measure_bits_per_dim(
                     source, data, n, times, config.batch, bar.update
                 )
                 denoising.write_terms(path / "bits_per_dim.csv", bound)
                 plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
                 drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
             elif metric == "loss_by_snr":
-                protocol, found, values, curve = denoising.measure_loss_by_snr(
+                protocol, measured, values, curve = denoising.measure_loss_by_snr(
                     source, data, n, config.batch, bar.update
                 )
                 denoising.write_loss_by_snr(path / "loss_by_snr.csv", curve)
@@ -381,20 +381,20 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
                 drawn = f"wrote {path / 'loss_by_snr.png'} and loss_by_snr.csv: the errors in each bin"
             else:
                 flow = (options.steps, options.probes, options.start)
-                protocol, found, values = denoising.measure_log_likelihood(
+                protocol, measured, values = denoising.measure_log_likelihood(
                     source, data, n, *flow, config.batch, bar.update
                 )
         except ValueError as error:
             raise InvalidInput(f"metric={metric}: {error}") from error
-    told = context.settings(n) | {
+    settings = context.settings(n) | {
         "variance": source.diffusion.variance,
         "clip_x_0": source.diffusion.clip_x_0,
         "steps": cost // n,
         "evaluations": cost // n,
     }
     if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
-        told |= {"seeds": [], "clip_x_0": False}
-    context.record(protocol, told | values, found)
+        settings |= {"seeds": [], "clip_x_0": False}
+    context.record(protocol, settings | values, measured)
     if drawn:
         say(drawn)
 
@@ -427,24 +427,24 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
     protocol, settings = real.protocol("steps_frechet", n), context.settings(n) | {"seeds": context.seeds}
     best = _measured(path / "evaluation.json", protocol, settings)
     cells = list(best.get("cells", []))
-    for told, sampler in grid:
-        if any(told.items() <= cell.items() for cell in cells):
+    for choice, sampler in grid:
+        if any(choice.items() <= cell.items() for cell in cells):
             continue
         try:
-            found: list[quality.Result] = []
+            measured: list[quality.Result] = []
             for seed in context.seeds:
                 x, y = _samples(context, n, seed, sampler)
-                found += quality.frechet(quality.Samples(x, real.features(x), y), real).values()
+                measured += quality.frechet(quality.Samples(x, real.features(x), y), real).values()
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
-        record = quality.together(found, context.seeds)
+        record = quality.together(measured, context.seeds)
         kept = {key: record[key] for key in ("value", "low", "high", "relative")}
-        cells.append(told | {"evaluations": sampler.evaluations(schedule)} | kept)
+        cells.append(choice | {"evaluations": sampler.evaluations(schedule)} | kept)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
         best |= {} if accuracy is None else {"judge_accuracy": accuracy}
         results.record(path, protocol, settings | best)
-        name = f"{told['sampler']}, {told['steps']} steps, {told['spacing']}"
-        say(f"{name}: {quality.in_words(found, record)}")
+        name = f"{choice['sampler']}, {choice['steps']} steps, {choice['spacing']}"
+        say(f"{name}: {quality.in_words(measured, record)}")
     plots.steps_quality(path / "steps.png", cells, best["real_vs_real"], protocol)
     say(f"{protocol}: {len(cells)} combinations\nwrote {path / 'steps.png'}")
 
@@ -478,8 +478,8 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     must_match(context.source.model, context.data)
     names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
     samplers = {
-        f"{told['sampler']} {told['steps']}": sampler
-        for told, sampler in _samplers(context, "cost", names, steps, [None])
+        f"{choice['sampler']} {choice['steps']}": sampler
+        for choice, sampler in _samplers(context, "cost", names, steps, [None])
     }
     trainer = build(trained.trainer, "trainer", trust)
     made = {"model": context.source.model, "diffusion": context.source.diffusion}
@@ -506,7 +506,7 @@ def _samplers(
     context: EvaluationContext, key: str, names: Any, steps: Any, spacings: Any
 ) -> list[tuple[dict[str, Any], Any]]:
     """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
-    config, found = context.config, []
+    config, measured = context.config, []
     for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
         if not isinstance(values, list) or not values:
             raise InvalidInput(f"{key}.{option}={values} must be a list, such as {key}.{option}={EXAMPLES[option]}")
@@ -514,12 +514,12 @@ def _samplers(
         settings = plain(compose("evaluate", [f"sampler={name}"]).sampler)
         for spacing in spacings:
             for count in steps:
-                told = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
-                built = settings | {"steps": count, "spacing": told["spacing"], "times": None}
+                choice = {"sampler": name, "spacing": spacing or settings["spacing"], "steps": count}
+                built = settings | {"steps": count, "spacing": choice["spacing"], "times": None}
                 sampler = build(built, f"{key}, {name}", trusted(config))
                 must_walk(sampler, context.source.diffusion, f"{key}, {name}")
-                found.append((told, sampler))
-    return found
+                measured.append((choice, sampler))
+    return measured
 
 
 # ------------------------------------------------------------------------------------------------------------- in words

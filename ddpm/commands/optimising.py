@@ -163,8 +163,8 @@ def _must_measure(search: "Search", base: Plan) -> None:
         return
     metrics: list[str] = ["recognition"] if base.config.recognition else []
     for line in base.settings.get("evaluation") or []:
-        found = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
-        metrics += found if isinstance(found, list) else [found]
+        result = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
+        metrics += result if isinstance(result, list) else [result]
     names: list[str] = []
     for metric in metrics:  # precision_recall, say, is two
         names += [PROTOCOLS[metric]] if metric in PROTOCOLS else [kind for kind in KINDS if kind in metric] or [metric]
@@ -187,16 +187,16 @@ def _carry_out(worker: "Worker", trial: Any) -> None:
     try:
         value = _value(search, trial)
     except training.Stopped as stopped:
-        state, told = TrialState.PRUNED, str(stopped)
+        state, message = TrialState.PRUNED, str(stopped)
     except (InvalidInput, training.RunFailed, OmegaConfBaseException) as error:
-        state, told = TrialState.FAIL, " ".join(str(error).split())
+        state, message = TrialState.FAIL, " ".join(str(error).split())
     if value is None:
-        trial.set_user_attr("reason", told)
+        trial.set_user_attr("reason", message)
     study.tell(trial, value, state)
     if value is not None:
         best = study.best_trial
-        told = f"{search.measure} {value:.5g}; best so far {best.value:.5g}, of trial {best.number}"
-    say(f"{'FAILED ' if state == TrialState.FAIL else ''}trial {trial.number}: {told}")
+        message = f"{search.measure} {value:.5g}; best so far {best.value:.5g}, of trial {best.number}"
+    say(f"{'FAILED ' if state == TrialState.FAIL else ''}trial {trial.number}: {message}")
 
 
 def _value(search: "Search", trial: Any) -> float:
@@ -247,8 +247,8 @@ class Watcher:
         if not self.prunes or step == self.last_step:  # the whole way gone, its value costs nothing more
             return
         if not finite or self.trial.should_prune():
-            told = f"{loss:.5g}" if finite else loss
-            raise training.Stopped(f"pruned at step {step:,}: the loss on held-out images is {told}")
+            shown = f"{loss:.5g}" if finite else loss
+            raise training.Stopped(f"pruned at step {step:,}: the loss on held-out images is {shown}")
 
     def _report(self, step: int, loss: float | None) -> bool:
         """Returns whether it is finite; Optuna takes one of each step."""
@@ -316,9 +316,9 @@ def _importance(worker: "Worker", done: int) -> list[str]:
 
     if done >= ENOUGH_TRIALS and len(worker.search.space) > 1:
         with contextlib.suppress(ValueError, RuntimeError, ImportError):  # all values alike, say
-            found = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
-            told = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
-            return [f"share of the variance of {worker.search.measure} between trials (fANOVA): {told}"]
+            result = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
+            shares = ", ".join(f"{key} {share:.0%}" for key, share in result.items())
+            return [f"share of the variance of {worker.search.measure} between trials (fANOVA): {shares}"]
     return []
 
 
@@ -333,6 +333,6 @@ def _table(search: "Search", trials: list[Any]) -> list[str]:
         run = f"`{t.user_attrs['run']}`" if "run" in t.user_attrs else ""
         ended = t.user_attrs.get("reason") or STATES[t.state.name]
         cells = [t.number, value, *(t.params.get(key) for key in search.space), run, ended]
-        told = (f"{x:.4g}" if isinstance(x, float) else str(x).replace("|", "\\|") for x in cells)
-        lines.append(f"| {' | '.join(told)} |")
+        texts = (f"{x:.4g}" if isinstance(x, float) else str(x).replace("|", "\\|") for x in cells)
+        lines.append(f"| {' | '.join(texts)} |")
     return lines

@@ -39,11 +39,15 @@ def lr_range(words: list[str]) -> None:
         sys.exit(130)
     from ddpm.figures import plots
 
-    found, table = test.suggestion(), figure.with_suffix(".csv")
+    suggestion, table = test.suggestion(), figure.with_suffix(".csv")
     test.write(table)
-    marks = {"steepest fall": found.steepest, "lowest loss": found.minimum, "a tenth of that rate": found.below_minimum}
+    marks = {
+        "steepest fall": suggestion.steepest,
+        "lowest loss": suggestion.minimum,
+        "a tenth of that rate": suggestion.below_minimum,
+    }
     plots.lr_range(figure, test.rates, test.losses, test.smoothed, marks)
-    _say(words, test, found, len(walk), plan.parts.trainer.batch_size)
+    _say(words, test, suggestion, len(walk), plan.parts.trainer.batch_size)
     say(f"wrote {figure} {table}")
 
 
@@ -81,13 +85,13 @@ def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
                 break
 
 
-def _say(words: list[str], test: "RangeTest", found: "Suggestion", steps: int, images: int) -> None:
+def _say(words: list[str], test: "RangeTest", suggestion: "Suggestion", steps: int, images: int) -> None:
     """How the test went, what it suggests, and what to type with it."""
     over = f"; ended because {test.ended}" if test.ended else ""
     first, last = test.rates[0], test.rates[-1]
     say(f"{len(test.rates)} of {steps} steps of {images:,} images, at rates from {first:.3g} to {last:.3g}{over}")
     kept = [word for word in words if not re.match(r"[+~]*(range[.=]|optimizer\.lr=)", word)]
-    told = {"steepest fall": found.steepest, "a tenth of the rate of the lowest loss": found.below_minimum}
+    told = {"steepest fall": suggestion.steepest, "a tenth of the rate of the lowest loss": suggestion.below_minimum}
     lines = [
         f"  {name:40}{rate:.2g}\n    {training_command([*kept, f'optimizer.lr={rate:.2g}'])}"
         for name, rate in told.items()
@@ -95,5 +99,5 @@ def _say(words: list[str], test: "RangeTest", found: "Suggestion", steps: int, i
     ]
     if lines:
         say("\n".join(["suggested learning rates, as the peak of the trainer's schedule:", *lines]))
-    if found.note:
-        say(("note: " if lines else "no learning rate is suggested: ") + found.note)
+    if suggestion.note:
+        say(("note: " if lines else "no learning rate is suggested: ") + suggestion.note)

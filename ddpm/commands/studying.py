@@ -130,20 +130,21 @@ def report(words: list[str]) -> None:
     if not out.is_dir():
         raise InvalidInput(f"out={out} is no folder")
     try:
-        found = findings(folder, arms, unread, _network, _schedule, options.get("baseline"), options.get("measure"))
+        result = findings(folder, arms, unread, _network, _schedule, options.get("baseline"), options.get("measure"))
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     with replacing(out / "report.html") as temporary:
-        temporary.write_text(page.page(found))
+        temporary.write_text(page.page(result))
     with replacing(out / "report.png") as temporary:
-        figures.summary(temporary, found)
+        figures.summary(temporary, result)
     with replacing(out / "report.md") as temporary:
-        temporary.write_text(in_words.markdown(found, "report.png"))
-    say("\n".join(found.verdict))
-    for warning in found.warnings:
+        temporary.write_text(in_words.markdown(result, "report.png"))
+    say("\n".join(result.verdict))
+    for warning in result.warnings:
         say(f"warning: {warning}")
     say(
-        f"wrote {out / 'report.html'}, report.md and report.png: {len(found.arms)} arms, {len(found.failures)} not done"
+        f"wrote {out / 'report.html'}, report.md and report.png: {len(result.arms)} arms, "
+        f"{len(result.failures)} not done"
     )
 
 
@@ -191,7 +192,7 @@ def _folder(words: list[str]) -> tuple[Path, list[str]]:
 
 def _must_be_known(words: list[str], allowed: Sequence[str]) -> dict[str, str]:
     """Words as key -> value; refuses others than those."""
-    found = {}
+    result = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in allowed:
@@ -199,8 +200,8 @@ def _must_be_known(words: list[str], allowed: Sequence[str]) -> dict[str, str]:
             raise InvalidInput(
                 f"{shlex.quote(word)} is not known here; allowed: " + (known or "nothing but the folder")
             )
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def _read(folder: Path) -> tuple[list[Any], list[str]]:

@@ -68,20 +68,20 @@ def plan(words: list[str]) -> None:
     arms = arms_of(records)
     by_record = dict(zip(map(id, records), runs, strict=True))
     of_arm = [[by_record[id(record)] for record in arm.runs] for arm in arms]
-    needs = [_needs(found[0]) for found in of_arm]
+    needs = [_needs(runs[0]) for runs in of_arm]
     rate = _rate(of_arm, needs)
     total, reasons = 0.0, dict[str, str]()
     rows = [["arm", "runs", "parameters", "GFLOP to train on an image", "memory", "a run", "state"]]
-    for arm, found, need in zip(arms, of_arm, needs, strict=True):
-        a_run = None if need.refused else _seconds(found, need, rate)
+    for arm, runs, need in zip(arms, of_arm, needs, strict=True):
+        a_run = None if need.refused else _seconds(runs, need, rate)
         if need.refused:
             reasons.setdefault(need.refused, f"refused ({len(reasons) + 1})")
-        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in found)
-        rows.append(_row(arm.label, found, need, a_run, reasons))
+        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in runs)
+        rows.append(_row(arm.label, runs, need, a_run, reasons))
     say(table(rows))
     for reason, name in reasons.items():
         say(f"{name}: {reason}")
-    refused = sum(len(found) for found, need in zip(of_arm, needs, strict=True) if need.refused)
+    refused = sum(len(runs) for runs, need in zip(of_arm, needs, strict=True) if need.refused)
     for line in incomplete:
         say(f"refused: {line}")
     say(_summary(runs, arms, merged, refused, total, rate, data.missing))
@@ -103,13 +103,13 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
     Raises: InvalidInput for what does not compose, and where all lack a value.
     """
     try:
-        found = jobs("train", words, multirun=True) or []
+        runs = jobs("train", words, multirun=True) or []
     except InvalidInput as error:
         raise InvalidInput(with_known_keys("train", str(error), words)) from error
     kept: dict[str, _Job] = {}
     incomplete: list[str] = []
     by_words: dict[tuple[str, ...], DictConfig] = {}
-    for job in found:
+    for job in runs:
         job = [word for word in job if not word.startswith("hydra")]
         seeds = [word for word in job if word.startswith("seed=")]
         others = tuple(word for word in job if word not in seeds)
@@ -124,24 +124,24 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
         try:
             settings = resolved(config)
         except InvalidInput as error:
-            own = " ".join(word for word in job if not all(word in other for other in found))
+            own = " ".join(word for word in job if not all(word in other for other in runs))
             incomplete.append(f"{own or 'the run'}: {error}")
             continue
         key = json.dumps(science_of(settings), sort_keys=True, default=str)
         kept.setdefault(key, _Job(job, config))
     if not kept:
         raise InvalidInput(incomplete[0])
-    return list(kept.values()), len(found) - len(kept) - len(incomplete), incomplete
+    return list(kept.values()), len(runs) - len(kept) - len(incomplete), incomplete
 
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on, by its settings alone: of the data not where they are."""
     parents = {key: str(settings[key]) for key in ("init", "extend") if settings.get(key) is not None}
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
-    found = science(settings, {}, parents, 0) | {"data": data}
-    if isinstance(found.get("model"), dict) and found["model"].get("drop") == found.get("task", {}).get("drop"):
-        found["model"].pop("drop", None)  # which the network has from the task
-    return found
+    result = science(settings, {}, parents, 0) | {"data": data}
+    if isinstance(result.get("model"), dict) and result["model"].get("drop") == result.get("task", {}).get("drop"):
+        result["model"].pop("drop", None)  # which the network has from the task
+    return result
 
 
 class _DataAtHand:
@@ -243,8 +243,8 @@ def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | No
     from ddpm.training import cost
     from ddpm.training.step import Training
 
-    legal = [(found[0], need) for found, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
-    if not legal or all(run.status.get("state") == "DONE" for found in of_arm for run in found):
+    legal = [(runs[0], need) for runs, need in zip(of_arm, needs, strict=True) if need.gflop and not need.refused]
+    if not legal or all(run.status.get("state") == "DONE" for runs in of_arm for run in runs):
         return None
     run, need = legal[0]
     assert need.gflop is not None
@@ -263,31 +263,31 @@ def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | No
     return need.gflop * trainer.batch_size / took
 
 
-def _seconds(found: list[Planned], need: Needs, rate: float | None) -> float | None:
+def _seconds(runs: list[Planned], need: Needs, rate: float | None) -> float | None:
     """Of a run: of those of the arm that are done, else by floating point operations, or a budget in time."""
-    done = [run.status["seconds"] for run in found if run.status.get("state") == "DONE" and run.status.get("seconds")]
+    done = [run.status["seconds"] for run in runs if run.status.get("state") == "DONE" and run.status.get("seconds")]
     if done:
         return sum(done) / len(done)
-    budget = found[0].config.trainer.seconds
+    budget = runs[0].config.trainer.seconds
     if rate is None or need.gflop is None or need.images is None:
         return budget
     return min(need.images * need.gflop / rate, budget or math.inf)
 
 
-def _row(label: str, found: list[Planned], need: Needs, a_run: float | None, reasons: dict[str, str]) -> list[str]:
+def _row(label: str, runs: list[Planned], need: Needs, a_run: float | None, reasons: dict[str, str]) -> list[str]:
     from ddpm.runs import preflight
     from ddpm.study.formatting import MISSING, amount, duration, number
 
-    states = [run.status.get("state", "new") for run in found]
-    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    states = [run.status.get("state", "new") for run in runs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return [
         label,
-        str(len(found)),
+        str(len(runs)),
         amount(need.parameters),
         MISSING if need.gflop is None else number(need.gflop),
         MISSING if need.memory is None else preflight.in_words(need.memory),
         duration(a_run),
-        reasons[need.refused] if need.refused else told,
+        reasons[need.refused] if need.refused else counts,
     ]
 
 

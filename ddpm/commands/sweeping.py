@@ -131,16 +131,16 @@ def _workers() -> list[int]:
 
 def _lost_processes() -> tuple[type[Exception], ...]:
     """What launchers raise where the system ended a process of theirs, for want of memory, say."""
-    found: list[type[Exception]] = []
+    failures: list[type[Exception]] = []
     if "joblib" in sys.modules:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        found.append(TerminatedWorkerError)
+        failures.append(TerminatedWorkerError)
     if "submitit" in sys.modules:
         from submitit.core.utils import UncompletedJobError
 
-        found.append(UncompletedJobError)
-    return tuple(found)
+        failures.append(UncompletedJobError)
+    return tuple(failures)
 
 
 def _first_line(error: Exception) -> str:

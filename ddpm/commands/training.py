@@ -60,7 +60,7 @@ def _train(config: DictConfig, device: Any) -> None:
         return
     status = status_of(plan.run)
     if status.get("state") == DONE:
-        team.told(None)
+        team.broadcast(None)
         say(f"{plan.run.path} is done already ({status.get('step')} steps); nothing to do")
     elif status.get("state") == FAILED and status.get("started") and multirun() and not config.get("retry"):
         raise RunFailed(f"{plan.run.path} failed before ({status.get('reason')}); retry=true tries it again")
@@ -108,13 +108,13 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     try:
         with run.locked():
             if status_of(run).get("state") == DONE:  # by another process, since it was looked at
-                team.told(None)
+                team.broadcast(None)
                 say(f"{run.path} is done already")
                 return
             try:
                 resume = checkpoint.last_whole(run.checkpoints) or plan.parent
             except ValueError as error:  # a newer version's, which must not be deleted
-                team.told(None)
+                team.broadcast(None)
                 raise InvalidInput(str(error)) from error
             _say_beginning(plan, team, resume)
             ended = _train_and_draw(plan, team, resume, watch)
@@ -125,7 +125,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             else:
                 _next_steps(plan, ended)
     except RunIsHeld as error:
-        team.told(None)
+        team.broadcast(None)
         raise Held(str(error)) from error
     except KeyboardInterrupt:
         run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
@@ -160,7 +160,7 @@ def _train_and_draw(
     run = plan.run
     try:
         _begin(plan)
-        team.told((run.path, resume))
+        team.broadcast((run.path, resume))
         ended, averaged = _fit(plan, team, resume, watch)
         with terminable():
             _draw_results(plan, averaged)
@@ -235,10 +235,10 @@ def _follow(plan: Plan, team: Any) -> None:
     from ddpm.runs.directory import Run
     from ddpm.training.interrupt import Interrupted
 
-    told = team.told()
-    if told is None:
+    beginning = team.broadcast()
+    if beginning is None:
         return
-    path, resume = told
+    path, resume = beginning
     try:
         _fit(plan._replace(run=Run(path)), team, resume)
     except Interrupted as error:
@@ -347,12 +347,12 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
 
     if judged:
         drawn = quality.Samples(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
-        found = quality.by_regression(drawn, data)
+        result = quality.by_regression(drawn, data)
         settings = how_drawn(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
-        values = settings | quality.together([found], [config.seed])
+        values = settings | quality.together([result], [config.seed])
         results.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
         walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
-        say(f"{len(samples)} samples, {walk}, EMA weights:\n{found.words}")
+        say(f"{len(samples)} samples, {walk}, EMA weights:\n{result.words}")
 
 
 def _next_steps(plan: Plan, ended: str) -> None:

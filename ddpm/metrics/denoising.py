@@ -57,11 +57,11 @@ def measure_bits_per_dim(
     )
     values = _interval(bound.total) | {name: getattr(bound, name).mean().item() for name in ("L_T", "L_t_1", "L_0")}
     share = bound.terms.mean(0).cumsum(0) >= bound.terms.mean(0).sum() / 2
-    found = (
+    summary = (
         f"{_in_words(values)} = L_T {values['L_T']:.4g} + sum of L_{{t-1}} {values['L_t_1']:.4g} + "
         f"L_0 {values['L_0']:.4g}\nhalf of the bits lie at t <= {times[int(share.int().argmax())]} of {schedule.T}"
     )
-    return f"bits_per_dim_vlb_{len(times)}of{schedule.T}_{n}_held_out", found, values, bound
+    return f"bits_per_dim_vlb_{len(times)}of{schedule.T}_{n}_held_out", summary, values, bound
 
 
 def measure_log_likelihood(
@@ -159,11 +159,11 @@ def measure_loss_by_snr(
     values = _interval(eps_error[:, middle].mean(1)) | {"value_log_snr": over}
     values |= dict(zip(("log_snr", "x_0", "eps"), curve, strict=True))
     interval = "" if values["low"] is None else f" (95% over {data.units}: {values['low']:.4f} to {values['high']:.4f})"
-    found = (
+    summary = (
         f"{values['value']:.4f} mean squared error of eps{interval}, over log-SNR {over[0]} to {over[1]}\n"
         f"measured in {len(bins)} bins of log-SNR, {bins[0]} to {bins[-1] + 1}"
     )
-    return f"loss_by_snr_w1_{n}_held_out", found, values, curve
+    return f"loss_by_snr_w1_{n}_held_out", summary, values, curve
 
 
 def write_loss_by_snr(path: Path, curve: LossBySNR) -> None:

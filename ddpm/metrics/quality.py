@@ -147,11 +147,11 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
 def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
     """The kernel distance (KID) to the training part."""
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
-    found, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
-    words = f"{found}; held-out images {of_held_out.value:.4g}"
+    results, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
+    words = f"{results}; held-out images {of_held_out.value:.4g}"
     return {
         "kernel": Result(
-            found.value, of_held_out.value, words, found.low, found.high, {"real_n": len(held_out)}, "jackknife"
+            results.value, of_held_out.value, words, results.low, results.high, {"real_n": len(held_out)}, "jackknife"
         )
     }
 
@@ -193,8 +193,8 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
     if not isinstance(real.features, Judge):
         raise ValueError(f"recognition needs features=classifier, not {real.features.name}")
     of_samples, of_held_out = (real.features.probabilities(f) for f in (drawn.features, real.held_out))
-    found = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
-    return {"recognition": _recognition(found, len(drawn.x))}
+    results = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
+    return {"recognition": _recognition(results, len(drawn.x))}
 
 
 def by_regression(drawn: Samples, data: ImageData) -> Result:
@@ -203,23 +203,23 @@ def by_regression(drawn: Samples, data: ImageData) -> Result:
     return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
 
 
-def _recognition(found: Recognition, n: int) -> Result:
+def _recognition(results: Recognition, n: int) -> Result:
     """What n samples were recognised as; the interval of a share is Wilson's."""
     from scipy.stats import binomtest  # takes a second to import
 
-    share = binomtest(round(found.recognised * n), n).proportion_ci(method="wilson")
-    ratio = found.distance_ratio
+    share = binomtest(round(results.recognised * n), n).proportion_ci(method="wilson")
+    ratio = results.distance_ratio
     more = {
-        "class_shares": found.class_shares,
-        "class_entropy": found.class_entropy,
+        "class_shares": results.class_shares,
+        "class_entropy": results.class_entropy,
         "distance_ratio": ratio if ratio is not None and math.isfinite(ratio) else None,  # held-out copies: none
-        "class_accuracy": found.class_accuracy,
-        "accuracy": None if found.class_accuracy is None else found.accuracy,
+        "class_accuracy": results.class_accuracy,
+        "accuracy": None if results.class_accuracy is None else results.accuracy,
     }
     return Result(
-        found.recognised,
-        found.held_out_recognised,
-        str(found),
+        results.recognised,
+        results.held_out_recognised,
+        str(results),
         float(share.low),
         float(share.high),
         {name: value for name, value in more.items() if value is not None},
@@ -241,9 +241,9 @@ def copies(drawn: Samples, real: Real) -> dict[str, Result]:
         "smallest": in_features.relative.min().item(),
         "smallest_held_out": in_features.held_out_relative.min().item(),
     }
-    found: dict[str, Memorisation] = {real.features.name: in_features, "pixels": in_pixels}
-    words = "\n".join(f"by {name}: {result}" for name, result in found.items())
-    return {"memorisation": Result(in_features.ratio, 1.0, words, more=more, detail=found)}
+    results: dict[str, Memorisation] = {real.features.name: in_features, "pixels": in_pixels}
+    words = "\n".join(f"by {name}: {result}" for name, result in results.items())
+    return {"memorisation": Result(in_features.ratio, 1.0, words, more=more, detail=results)}
 
 
 MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {
@@ -271,28 +271,28 @@ def bias_curve(real: Real) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------------------------------------------------- together
 
 
-def together(found: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
+def together(results: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
     """The record of what a measure found with several seeds: means, and the 95 % interval of the value over seeds.
 
     With one seed the interval is the measure's own, if it has one. With several it is Student's, n - 1 degrees of
     freedom.
     """
-    first, values = found[0], [each.value for each in found]
+    first, values = results[0], [each.value for each in results]
     low, high = first.low, first.high
     record: dict[str, Any] = {"value": sum(values) / len(values), "interval": first.interval}
     if len(values) > 1:
         _, low, high = student(values)
         record |= {"values": values, "interval": "seeds"}
-    more = {name: _mean([each.more[name] for each in found]) for name in first.more}
+    more = {name: _mean([each.more[name] for each in results]) for name in first.more}
     return record | {"low": low, "high": high, "real_vs_real": first.real_vs_real, "seeds": list(seeds)} | more
 
 
-def in_words(found: Sequence[Result], record: dict[str, Any]) -> str:
+def in_words(results: Sequence[Result], record: dict[str, Any]) -> str:
     """What was found with the first seed, and what all of them say together."""
-    if len(found) == 1:
-        return found[0].words
-    interval = f"(95% over {len(found)} seeds: {record['low']:.4g} to {record['high']:.4g})"
-    return f"{record['value']:.4g} {interval}; with the first one:\n{found[0].words}"
+    if len(results) == 1:
+        return results[0].words
+    interval = f"(95% over {len(results)} seeds: {record['low']:.4g} to {record['high']:.4g})"
+    return f"{record['value']:.4g} {interval}; with the first one:\n{results[0].words}"
 
 
 def _mean(values: list[Any]) -> Any:
@@ -344,8 +344,8 @@ def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:
 
 def data_key(data: ImageData, *facts: str | int) -> str:
     """What else depends on the training part of some data is known by: six digits."""
-    told = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:6]
+    identity = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:6]
 
 
 def has_classes(data: ImageData) -> bool:

@@ -141,10 +141,10 @@ def recognition(
         raise ValueError(f"{broken} of {len(samples)} samples hold NaN or infinity: nothing to recognise")
     recogniser = Recogniser().fit(train_x, train_y)
     probability, of_held_out = (recogniser.probabilities(x) for x in (samples, held_out_x))
-    found = recognised(probability, of_held_out, recogniser.classes, asked, threshold)
+    result = recognised(probability, of_held_out, recogniser.classes, asked, threshold)
     pixels = _pixels(train_x)
     distance, held_out_distance = (nearest(_pixels(x), pixels)[0].mean() for x in (samples, held_out_x))
-    return replace(found, distance_ratio=(distance / held_out_distance).item())
+    return replace(result, distance_ratio=(distance / held_out_distance).item())
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -273,7 +273,9 @@ def must_be_plain(state: Any, name: str) -> None:
         for number, value in enumerate(state):
             must_be_plain(value, f"{name}, {number}")
     elif type(state) not in (Tensor, int, float, str, bool, type(None)):
-        raise ValueError(f"{name} is a {type(state).__name__}: only tensors, numbers, text, lists and dictionaries can be kept")
+        raise ValueError(
+            f"{name} is a {type(state).__name__}: only tensors, numbers, text, lists and dictionaries can be kept"
+        )
 
 
 def _plain_data(state: dict[str, Any]) -> memoryview:
@@ -405,12 +407,12 @@ def load_into(network: nn.Module, path: Path) -> None:
     ]
     wrong = {"missing": missing, "unknown": unknown, "of another shape": shapes, "of another type": types}
     if any(wrong.values()):
-        told = "; ".join(
+        problems = "; ".join(
             f"{len(v)} {k}: {', '.join(shown(name) for name in v[:3])}{', ...' if len(v) > 3 else ''}"
             for k, v in wrong.items()
             if v
         )
-        raise ValueError(f"{path} does not fit the network: {told}")
+        raise ValueError(f"{path} does not fit the network: {problems}")
     network.load_state_dict(theirs)
 
 

@@ -261,9 +261,9 @@ def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> t
         found = run.checkpoints / str(step) if step is not None else None
         damage = found and (checkpoint.verify(found) if str(step) in there else "there is none of that name")
         if damage:
-            told = ", ".join(there) or "none"
+            names = ", ".join(there) or "none"
             asked = shown(str(which))
-            raise FileNotFoundError(f"{key}={path}: checkpoint {asked} cannot be read ({damage}); there: {told}")
+            raise FileNotFoundError(f"{key}={path}: checkpoint {asked} cannot be read ({damage}); there: {names}")
     if found is None:
         raise FileNotFoundError(f"{key}={path}: no whole checkpoint in {run.checkpoints}; train it further first")
     return run, found

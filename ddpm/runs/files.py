@@ -114,6 +114,6 @@ def _stamp(paths: Iterable[Path]) -> str:
         except OSError:
             digest.update(f"{path}\0".encode(errors="surrogateescape"))
             continue
-        told = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(f"{path}\0{told}".encode(errors="surrogateescape"))
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(f"{path}\0{stamp}".encode(errors="surrogateescape"))
     return digest.hexdigest()

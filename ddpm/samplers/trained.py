@@ -32,13 +32,13 @@ class Range:
 
     def __str__(self) -> str:
         """What is to be said of it; empty if all is within."""
-        told = []
+        concerns = []
         if self.not_finite:
-            told.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
+            concerns.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
         if self.outside:
             share = self.outside / self.values
-            told.append(f"{share:.2%} of all values lie outside [-1, 1], up to {self.largest:.3g}; shown clipped")
-        return "; ".join(told)
+            concerns.append(f"{share:.2%} of all values lie outside [-1, 1], up to {self.largest:.3g}; shown clipped")
+        return "; ".join(concerns)
 
 
 class TrainedSampler:

@@ -64,31 +64,31 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
 
 def styles(labels: Iterable[str], baseline: str | None = None) -> dict[str, Style]:
     """A colour and a line for each label, the same in every figure of a study; the baseline's is the ink's."""
-    found: dict[str, Style] = {}
+    result: dict[str, Style] = {}
     for label in labels:
-        i = len(found) - (baseline in found)
-        found[label] = {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
+        i = len(result) - (baseline in result)
+        result[label] = {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
         if label == baseline:
-            found[label] = {"color": INK, "linestyle": "-"}
-    return found
+            result[label] = {"color": INK, "linestyle": "-"}
+    return result
 
 
-def measure(found: Measure, labels: Sequence[str], baseline: str) -> Figure:
+def measure(result: Measure, labels: Sequence[str], baseline: str) -> Figure:
     """Arms in rows: on the left each seed, the mean and its interval, on the right the differences to the baseline.
 
     Args:
-        found: what to show.
+        result: what to show.
         labels: the arms, from the top; those without the measure are left out.
         baseline: the label of the arm that the others are compared with.
     """
-    rows = [label for label in labels if label in found.arms]
-    wide = any(label in found.differences for label in rows)
+    rows = [label for label in labels if label in result.arms]
+    wide = any(label in result.differences for label in rows)
     names = [_two_lines(name, 38) for name in shortened(rows, 74).values()]
     row = ROW if all("\n" not in name for name in names) else 1.35 * ROW
     figure = Figure(figsize=(WIDTH, 0.85 + row * max(len(rows), 2)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if wide else 1, sharey=True, squeeze=False)[0]
     _bands(panels, len(rows))
-    estimates(panels[0], found, rows, baseline)
+    estimates(panels[0], result, rows, baseline)
     panels[0].set_yticks([])
     beside = blended_transform_factory(panels[0].transAxes, panels[0].transData)
     for y, (label, name) in enumerate(zip(rows, names, strict=True)):
@@ -98,32 +98,32 @@ def measure(found: Measure, labels: Sequence[str], baseline: str) -> Figure:
             at = y + 0.4 * (line - (len(lines) - 1) / 2)
             panels[0].text(-0.015, at, text, transform=beside, ha="right", va="center", weight=weight, **TEXT)
     if wide:
-        differences(panels[1], found, rows, baseline)
+        differences(panels[1], result, rows, baseline)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) -> None:
+def estimates(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -> None:
     """Each row's seeds as small dots beneath its mean and interval; held-out images as a dashed line."""
     every = []
     for y, label in enumerate(rows):
-        if (of := found.arms.get(label)) is None:
+        if (of := result.arms.get(label)) is None:
             continue
         colour = INK if label == baseline else BLUE
         every += _row(axes, y, of.mean, of.low, of.high, list(of.points.values()), colour)
-    if found.real is not None:
+    if result.real is not None:
         finite = [value for value in every if math.isfinite(value)]
-        low, high = (min(finite), max(finite)) if finite else (found.real, found.real)
-        near = low - (high - low) / 2 <= found.real <= high + (high - low) / 2  # else it would press the arms together
+        low, high = (min(finite), max(finite)) if finite else (result.real, result.real)
+        near = low - (high - low) / 2 <= result.real <= high + (high - low) / 2  # else it would press the arms together
         if near:
-            axes.axvline(found.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
-            every.append(found.real)
+            axes.axvline(result.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
+            every.append(result.real)
         told = (
-            f"dashed: real, {formatting.number(found.real)}"
+            f"dashed: real, {formatting.number(result.real)}"
             if near
-            else f"real: {formatting.number(found.real)}, not shown"
+            else f"real: {formatting.number(result.real)}, not shown"
         )
         axes.set_title(told, fontsize=SIZE - 1, color=MUTED)
     positive = [value for value in every if math.isfinite(value)]
@@ -132,19 +132,19 @@ def estimates(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) ->
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
-    _looks(axes, plain(shorten(formatting.heading(found), 48)), "")
+    _looks(axes, plain(shorten(formatting.heading(result), 48)), "")
 
 
-def differences(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) -> None:
+def differences(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -> None:
     """Each row's difference to the baseline, with a line at zero; of an arm that is not decided only its seeds."""
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
-    shown = [found.differences[label] for label in rows if label in found.differences]
+    shown = [result.differences[label] for label in rows if label in result.differences]
     reaches = [_reach([of.mean, *of.points.values()]) for of in shown]
     limit = 4 * float(np.median(reaches))
     far = 0 < 2 * limit < max(reaches)  # one arm that failed to learn would press all others into the zero line
     at_edge = blended_transform_factory(axes.transAxes, axes.transData)
     for y, label in enumerate(rows):
-        if (of := found.differences.get(label)) is None:
+        if (of := result.differences.get(label)) is None:
             if label == baseline:
                 axes.text(1.02, y, "baseline", transform=at_edge, va="center", **TEXT)
             continue
@@ -171,21 +171,21 @@ def differences(axes: Axes, found: Measure, rows: Sequence[str], baseline: str) 
             _row(axes, y, of.mean, of.low, of.high, points, colour)
     if far:
         axes.set_xlim(-1.5 * limit, 1.5 * limit)
-    sides = ("← better", "worse →") if found.better == "lower" else ("← worse", "better →")
+    sides = ("← better", "worse →") if result.better == "lower" else ("← worse", "better →")
     axes.set_title(sides[0], loc="left", fontsize=SIZE - 1, color=MUTED)
     axes.set_title(sides[1], loc="right", fontsize=SIZE - 1, color=MUTED)
     _looks(axes, "difference to the baseline", "")
 
 
-def effects(found: Sequence[Effect], first: Measure) -> Figure:
+def effects(result: Sequence[Effect], first: Measure) -> Figure:
     """A panel for each factor: the mean of all runs at each of its levels, with its interval and seeds."""
-    across = min(len(found), 3)
-    down = math.ceil(len(found) / across)
+    across = min(len(result), 3)
+    down = math.ceil(len(result) / across)
     figure = Figure(figsize=(WIDTH * max(across, 2) / 3, 2.5 * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
-    for axes in panels.flat[len(found) :]:
+    for axes in panels.flat[len(result) :]:
         axes.set_axis_off()
-    for i, effect in enumerate(found):
+    for i, effect in enumerate(result):
         axes = panels.flat[i]
         x = range(len(effect.levels))
         of = list(effect.levels.values())
@@ -207,25 +207,25 @@ def effects(found: Sequence[Effect], first: Measure) -> Figure:
     return figure
 
 
-def interactions(found: Sequence[Interaction], first: Measure) -> Figure:
+def interactions(result: Sequence[Interaction], first: Measure) -> Figure:
     """A map for each pair of factors: the mean in each cell, darker where it is better; what was not run is blank."""
-    longest = max(len(of.column_levels) for of in found)
-    across = max(1, min(len(found), 3 if longest < 5 else 2 if longest < 8 else 1))
-    down = math.ceil(len(found) / across)
-    tall = max(len(of.row_levels) for of in found)
+    longest = max(len(of.column_levels) for of in result)
+    across = max(1, min(len(result), 3 if longest < 5 else 2 if longest < 8 else 1))
+    down = math.ceil(len(result) / across)
+    tall = max(len(of.row_levels) for of in result)
     wide = WIDTH * max(across, 2) / 3 if longest < 5 else WIDTH
     figure = Figure(figsize=(wide, (0.95 + 0.34 * tall) * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
-    for axes in panels.flat[len(found) :]:
+    for axes in panels.flat[len(result) :]:
         axes.set_axis_off()
-    for axes, of in zip(panels.flat, found, strict=False):
+    for axes, of in zip(panels.flat, result, strict=False):
         _heat(axes, of, first)
     return figure
 
 
-def _heat(axes: Axes, found: Interaction, first: Measure) -> None:
+def _heat(axes: Axes, result: Interaction, first: Measure) -> None:
     """One map, with its numbers."""
-    means = np.array([[math.nan if v is None else _finite(v) for v in row] for row in found.means], dtype=float)
+    means = np.array([[math.nan if v is None else _finite(v) for v in row] for row in result.means], dtype=float)
     there = means[np.isfinite(means)]
     low, high = (there.min(), there.max()) if len(there) else (0.0, 1.0)
     share = (means - low) / ((high - low) or 1.0)
@@ -235,36 +235,36 @@ def _heat(axes: Axes, found: Interaction, first: Measure) -> None:
         text, colour = (formatting.MISSING, MUTED)
         if math.isfinite(value):
             text, colour = formatting.digits(value, *_spread(there))[0], "#ffffff" if share[i, j] > 0.5 else "#10151c"
-        size = SIZE - (len(found.column_levels) > 8) - (len(text) > 6)
+        size = SIZE - (len(result.column_levels) > 8) - (len(text) > 6)
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
-    columns = [plain(shorten(level, 12)) for level in found.column_levels]
+    columns = [plain(shorten(level, 12)) for level in result.column_levels]
     slanted: dict[str, Any] = (
         {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len("".join(columns)) > 28 else {}
     )
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **slanted)
-    axes.set_yticks(np.arange(len(found.row_levels)) + 0.5, [plain(shorten(level, 16)) for level in found.row_levels])
+    axes.set_yticks(np.arange(len(result.row_levels)) + 0.5, [plain(shorten(level, 16)) for level in result.row_levels])
     axes.invert_yaxis()
-    _looks(axes, plain(shorten(found.columns, 34)), plain(shorten(found.rows, 28)))
+    _looks(axes, plain(shorten(result.columns, 34)), plain(shorten(result.rows, 28)))
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def fronts(found: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -> Figure:
+def fronts(result: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -> Figure:
     """A panel for each cost: every arm as a dot, and the front as a line through numbered ones.
 
     Args:
-        found: the fronts.
+        result: the fronts.
         first: the measure that is the quality.
         numbers: label -> the number that its point bears, of those on a front.
     """
-    across = min(len(found), 2)
-    down = math.ceil(len(found) / across)
+    across = min(len(result), 2)
+    down = math.ceil(len(result) / across)
     figure = Figure(figsize=(WIDTH if across > 1 else 0.6 * WIDTH, 3.0 * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
-    for axes in panels.flat[len(found) :]:
+    for axes in panels.flat[len(result) :]:
         axes.set_axis_off()
-    for axes, of in zip(panels.flat, found, strict=False):
+    for axes, of in zip(panels.flat, result, strict=False):
         cost, quality = np.array([of.points[label] for label in of.points], dtype=float).reshape(-1, 2).T
         axes.plot(cost, np.where(np.isfinite(quality), quality, math.nan), "o", color=MUTED, alpha=0.5, markersize=5)
         best = np.array([of.points[label] for label in of.best], dtype=float).reshape(-1, 2)
@@ -424,15 +424,15 @@ def _summary_measure(
 
     Returns: the pixels across of each.
     """
-    found = findings.measures[0]
-    verdicts = [found.differences[label].verdict for label in labels if label in found.differences]
+    result = findings.measures[0]
+    verdicts = [result.differences[label].verdict for label in labels if label in result.differences]
     half = (wide - 8.2 * max(map(len, verdicts)) - 40) / 2 if verdicts else wide
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
     _bands(panels, len(labels))
-    estimates(panels[0], found, labels, findings.baseline)
-    panels[0].set_xlabel(plain(_two_lines(formatting.heading(found), int((half + 40) / 7))), **TEXT)
+    estimates(panels[0], result, labels, findings.baseline)
+    panels[0].set_xlabel(plain(_two_lines(formatting.heading(result), int((half + 40) / 7))), **TEXT)
     if verdicts:
-        differences(panels[1], found, labels, findings.baseline)
+        differences(panels[1], result, labels, findings.baseline)
         panels[1].set_xlabel("difference", **TEXT)
     for axes in panels:
         axes.set_yticks([])
@@ -584,7 +584,7 @@ def _inline(text: str, title: str) -> str:
     body = text[text.index(">") + 1 :]
     for noise in (r"<metadata>.*?</metadata>", r'<style type="text/css">.*?</style>', r"<!--.*?-->"):
         body = re.sub(noise, "", body, flags=re.DOTALL)
-    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), body)  # 0.01 points
+    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda result: re.sub(r"(\.\d\d)\d+", r"\1", result[0]), body)  # 0.01 points
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
@@ -723,8 +723,8 @@ def _spread(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _rank(found: Estimate | None, sign: int) -> float:
-    return math.inf if found is None or not math.isfinite(found.mean) else sign * found.mean
+def _rank(result: Estimate | None, sign: int) -> float:
+    return math.inf if result is None or not math.isfinite(result.mean) else sign * result.mean
 
 
 def _reach(values: Iterable[float]) -> float:

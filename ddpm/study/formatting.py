@@ -98,18 +98,18 @@ def aim(measure: Measure) -> str:
     return f"{measure.better} is better"
 
 
-def estimate(found: Estimate | None) -> str:
+def estimate(result: Estimate | None) -> str:
     """A cell of the table of arms."""
-    return MISSING if found is None else interval(found.mean, found.low, found.high)
+    return MISSING if result is None else interval(result.mean, result.low, result.high)
 
 
-def difference(found: Comparison | None) -> str:
+def difference(result: Comparison | None) -> str:
     """A cell of differences; where nothing is decided no mean and no interval, which would look like a result."""
-    if found is None:
+    if result is None:
         return MISSING
-    if found.verdict == NOT_DECIDED:
-        return listed(found.points.values())
-    return interval(found.mean, found.low, found.high, signed=True)
+    if result.verdict == NOT_DECIDED:
+        return listed(result.points.values())
+    return interval(result.mean, result.low, result.high, signed=True)
 
 
 def context(measure: Measure) -> list[str]:
@@ -195,8 +195,8 @@ def _differences(findings: Findings) -> list[str]:
         if not measure.differences:
             continue
         rows = [
-            [_safe(label), difference(found), str(len(found.points)), p_value(found.p), _verdict(found.verdict)]
-            for label, found in measure.differences.items()
+            [_safe(label), difference(result), str(len(result.points)), p_value(result.p), _verdict(result.verdict)]
+            for label, result in measure.differences.items()
         ]
         parts += [f"### {_safe(heading(measure))}", _safe(" ".join(context(measure)))]
         parts.append(_table(["arm", "difference", "pairs", "p", "verdict"], rows, right=(1, 2, 3)))
@@ -210,9 +210,9 @@ def _effects(findings: Findings) -> list[str]:
     if not findings.effects or not findings.measures:
         return []
     rows = [
-        [_safe(effect.factor), _safe(level), estimate(found)]
+        [_safe(effect.factor), _safe(level), estimate(result)]
         for effect in findings.effects
-        for level, found in effect.levels.items()
+        for level, result in effect.levels.items()
     ]
     title = _safe(heading(findings.measures[0]))
     return ["## Main effects", _table(["factor", "level", f"mean {title}"], rows, right=(2,))]

@@ -38,7 +38,7 @@ def page(findings: Findings) -> str:
     styles = figures.styles(labels[: figures.LINES], findings.baseline)
     parts = [
         _arms(findings),
-        *(_measure(i, found, findings, labels) for i, found in enumerate(findings.measures, 1)),
+        *(_measure(i, result, findings, labels) for i, result in enumerate(findings.measures, 1)),
         _effects(findings),
         _interactions(findings),
         _fronts(findings),
@@ -101,7 +101,7 @@ def _arms(findings: Findings) -> Section | None:
         heads += [_head("difference to baseline", "interval of its test", number=True), _head("verdict")]
     heads += [_head("parameters", number=True), _head("GFLOP", "an image", number=True)]
     heads += [_head("training", "a run", number=True)]
-    heads += [_measured(found) for found in others]
+    heads += [_measured(result) for result in others]
     rows = "".join(_arm(arm, findings, factors, notes) for arm in findings.arms)
     search = (
         '<div class="tools"><input type="search" data-filters="arms-table" placeholder="filter: words of a row" '
@@ -132,34 +132,34 @@ def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[st
     cells.append(_cell(formatting.amount(arm.parameters), arm.parameters))
     cells.append(_cell(formatting.MISSING if arm.gflop is None else formatting.number(arm.gflop), arm.gflop))
     cells.append(_cell(formatting.duration(arm.seconds), arm.seconds))
-    cells += [_estimate(found.arms.get(arm.label)) for found in findings.measures[1:]]
+    cells += [_estimate(result.arms.get(arm.label)) for result in findings.measures[1:]]
     return f"<tr class='{'baseline' if base else 'arm'}'>{''.join(cells)}</tr>\n"
 
 
-def _measure(i: int, found: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
+def _measure(i: int, result: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
     """A measure's figure and its table of differences."""
-    if not found.arms:
+    if not result.arms:
         return None
-    parts = [f"<p>{escape(' '.join(formatting.context(found)))}</p>"]
+    parts = [f"<p>{escape(' '.join(formatting.context(result)))}</p>"]
     left_out = len(findings.arms) - len(labels)
     caption = "Dots: training seeds, each beneath its arm's mean and interval."
-    if found.differences:
+    if result.differences:
         caption += " On the right, the same for the differences to the baseline; rings: seeds of an arm not decided."
     if left_out:
         caption += f" Shown are the baseline and the best {len(labels) - 1} arms by {findings.measures[0].title};"
         caption += f" {left_out} more are in the tables."
-    parts.append(_figure(figures.measure(found, labels, findings.baseline), f"measure-{i}", found.title, caption))
-    if found.differences:
-        table = _differences(found)
-        many = len(found.differences) > FOLDED
-        parts.append(_details(f"Differences of all {len(found.differences)} arms", table) if many else table)
-    return Section(f"measure-{i}", found.title, "".join(parts))
+    parts.append(_figure(figures.measure(result, labels, findings.baseline), f"measure-{i}", result.title, caption))
+    if result.differences:
+        table = _differences(result)
+        many = len(result.differences) > FOLDED
+        parts.append(_details(f"Differences of all {len(result.differences)} arms", table) if many else table)
+    return Section(f"measure-{i}", result.title, "".join(parts))
 
 
-def _differences(found: Measure) -> str:
+def _differences(result: Measure) -> str:
     """The table of a measure's differences."""
     rows = []
-    for label, of in found.differences.items():
+    for label, of in result.differences.items():
         mean, ends = formatting.digits(of.mean, of.low, of.high, signed=True)
         cells = [_cell(mean, of.mean), _cell(ends or formatting.MISSING, of.low)]
         if of.verdict == NOT_DECIDED:
@@ -168,7 +168,7 @@ def _differences(found: Measure) -> str:
         rows.append(f"<tr>{_row_head(label)}{''.join(cells)}</tr>\n")
     heads = [_head("arm"), _head("difference", number=True), _head("interval", number=True)]
     heads += [_head("pairs", number=True), _head("p", number=True), _head("verdict")]
-    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {found.title}")
+    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {result.title}")
 
 
 def _effects(findings: Findings) -> Section | None:
@@ -264,13 +264,13 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
             cells.append(f"<div>{_picture(findings.sheet[label], label) if label in findings.sheet else ''}</div>")
     kind = "sheet scheduled" if findings.schedules and findings.sheet else "sheet"
     grid = f'<div class="{kind}">{"".join(cells)}</div>'
-    told = []
+    notes = []
     if findings.sheet:
-        told.append("Every arm starts from the same noise: what differs between two rows is the arm's doing.")
+        notes.append("Every arm starts from the same noise: what differs between two rows is the arm's doing.")
     if findings.schedules:
-        told.append("Schedules: how much of the image is left over time, each beside the others in grey.")
+        notes.append("Schedules: how much of the image is left over time, each beside the others in grey.")
     title = "Samples" if findings.sheet else "Schedules"
-    return Section("samples", title, f'<p class="note">{" ".join(told)}</p>{grid}')
+    return Section("samples", title, f'<p class="note">{" ".join(notes)}</p>{grid}')
 
 
 def _polyline(curve: Curve) -> str:
@@ -343,10 +343,10 @@ def _row_head(label: str, marks: str = "") -> str:
     return f'<th scope="row"{kind}>{escape(label)}{marks}</th>'
 
 
-def _measured(found: Measure) -> str:
+def _measured(result: Measure) -> str:
     """The head of a measure's column."""
     return _head(
-        found.title, f"{found.unit}, {formatting.aim(found)}" if found.unit else formatting.aim(found), number=True
+        result.title, f"{result.unit}, {formatting.aim(result)}" if result.unit else formatting.aim(result), number=True
     )
 
 
@@ -366,29 +366,29 @@ def _cell(text: str, value: float | None, kind: str = "number", under: str = "")
     return f'<td class="{kind}" data-value="{key}">{escape(text)}{small}</td>'
 
 
-def _estimate(found: Estimate | None) -> str:
-    if found is None:
+def _estimate(result: Estimate | None) -> str:
+    if result is None:
         return _cell(formatting.MISSING, None)
-    mean, ends = formatting.digits(found.mean, found.low, found.high)
-    return _cell(mean, found.mean, under=ends)
+    mean, ends = formatting.digits(result.mean, result.low, result.high)
+    return _cell(mean, result.mean, under=ends)
 
 
-def _difference(found: Comparison | None) -> str:
+def _difference(result: Comparison | None) -> str:
     """A difference with its interval; where nothing is decided, the seeds' differences in grey."""
-    if found is None:
+    if result is None:
         return _cell(formatting.MISSING, None)
-    if found.verdict == NOT_DECIDED:
-        return _cell(formatting.difference(found), found.mean, "number points")
-    mean, ends = formatting.digits(found.mean, found.low, found.high, signed=True)
-    return _cell(mean, found.mean, under=ends)
+    if result.verdict == NOT_DECIDED:
+        return _cell(formatting.difference(result), result.mean, "number points")
+    mean, ends = formatting.digits(result.mean, result.low, result.high, signed=True)
+    return _cell(mean, result.mean, under=ends)
 
 
-def _verdict(found: Comparison | None, baseline: bool = False) -> str:
+def _verdict(result: Comparison | None, baseline: bool = False) -> str:
     """The verdict as a word, in bold and colour only where it is a result."""
-    if found is None:
+    if result is None:
         return f'<td class="verdict undecided">{"" if baseline else formatting.MISSING}</td>'
-    kind = {BETTER: "better", WORSE: "worse"}.get(found.verdict, "undecided")
-    return f'<td class="verdict {kind}">{escape(found.verdict)}</td>'
+    kind = {BETTER: "better", WORSE: "worse"}.get(result.verdict, "undecided")
+    return f'<td class="verdict {kind}">{escape(result.verdict)}</td>'
 
 
 def _figure(figure: Figure, name: str, title: str, caption: str) -> str:

@@ -83,7 +83,7 @@ def findings(
     arms = [arm for arm in arms if arm.done]
     of_samplers = len(all_arms) == 1 and len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
     values = _values_by_sampler(arms[0]) if of_samplers else _values(arms)
-    labels = list(dict.fromkeys(label for found in values.values() for label in found)) if of_samplers else None
+    labels = list(dict.fromkeys(label for result in values.values() for label in result)) if of_samplers else None
     names = labels or [arm.label for arm in arms]
     base = _baseline(names, [arm.label for arm in all_arms], arms, baseline)
     order = sorted(names, key=lambda name: name != base)  # the baseline first
@@ -133,7 +133,7 @@ def findings(
 
 def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
     """Measure -> label -> seed -> value; of held-out losses where arms predict and weigh alike."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    results: dict[str, dict[str, dict[int, float]]] = {}
     common = _common_bins(arms)
     for arm in arms:
         for seed, run in arm.done.items():
@@ -147,15 +147,15 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
                     if not common[protocol] or not errors:  # another range of log-SNR, or none that is known
                         continue
                     value = statistics.fmean(errors[x] for x in common[protocol])
-                found.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
+                results.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
                 lines = [line for line in run.metrics if line["split"] == "held_out"]
                 if lines and not _is_cut(run):
                     last = math.nan if lines[-1]["loss"] is None else lines[-1]["loss"]
-                    found.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
-    return found
+                    results.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
+    return results
 
 
 def _is_cut(run: Recorded) -> bool:
@@ -166,12 +166,12 @@ def _is_cut(run: Recorded) -> bool:
 
 def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
     """The same where one trained network is sampled in several ways: these are the arms."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    result: dict[str, dict[str, dict[int, float]]] = {}
     for seed, run in arm.done.items():
         for protocol, cells in _cells(run).items():
             for cell in cells:
-                found.setdefault(protocol, {}).setdefault(_way(cell), {})[seed] = cell["value"]
-    return found
+                result.setdefault(protocol, {}).setdefault(_way(cell), {})[seed] = cell["value"]
+    return result
 
 
 def _cells(run: Recorded) -> dict[str, list[dict[str, Any]]]:
@@ -262,26 +262,26 @@ def _survivors(arms: Sequence[ArmRuns], base: str) -> set[str]:
 
 def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRuns]) -> str:
     """What the protocol was, and what is to be minded of it."""
-    told = [] if name == HELD_OUT else [f"measured as {name}"]
+    notes = [] if name == HELD_OUT else [f"measured as {name}"]
     ways = {json.dumps([r.get(key) for key in SETTINGS if key != "checkpoint"], sort_keys=True) for r in results}
     if len(ways) > 1:
-        told.append("runs were sampled or measured by different settings")
+        notes.append("runs were sampled or measured by different settings")
     bins = _common_bins(arms).get(name)
     if bins:
-        told.append(f"the mean over log-SNR {min(bins) - 0.5:g} to {max(bins) + 0.5:g}, which all arms reach")
-    return "; ".join(told)
+        notes.append(f"the mean over log-SNR {min(bins) - 0.5:g} to {max(bins) + 0.5:g}, which all arms reach")
+    return "; ".join(notes)
 
 
 def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
     """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have, of those that say any."""
-    found: dict[str, list[set[float]]] = {}
+    results: dict[str, list[set[float]]] = {}
     for arm in arms:
         for run in arm.done.values():
             for protocol, result in run.evaluation.items():
                 if errors := _by_bin(result):
                     low, high = result.get("value_log_snr") or (min(errors), max(errors))
-                    found.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
-    return {protocol: sorted(set.intersection(*bins)) for protocol, bins in found.items()}
+                    results.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
+    return {protocol: sorted(set.intersection(*bins)) for protocol, bins in results.items()}
 
 
 def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
@@ -341,16 +341,16 @@ def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
 def _sampler_arms(arm: ArmRuns, order: Sequence[str], network: Network) -> list[Arm]:
     """Ways of sampling one network, as arms."""
     trained = _arm(arm, arm, network)
-    found = {}
+    result = {}
     for run in arm.done.values():
         for cell in itertools.chain.from_iterable(_cells(run).values()):
             levels = {"sampler": str(cell["sampler"]), "steps": str(cell["steps"])}
             levels |= {} if cell["spacing"] == "uniform" else {"spacing": str(cell["spacing"])}
             gflop = None if trained.gflop is None else trained.gflop * cell["evaluations"]
-            found[_way(cell)] = Arm(
+            result[_way(cell)] = Arm(
                 _way(cell), levels, trained.runs, trained.seeds, trained.parameters, gflop, trained.seconds
             )
-    return [found[label] for label in order]
+    return [result[label] for label in order]
 
 
 def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
@@ -411,24 +411,26 @@ def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
 def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
     """What concerns the study as a whole."""
     commits = {str(run.status.get("commit")) for arm in arms for run in arm.done.values()}
-    found = []
+    result = []
     if len(commits) > 1:
-        found.append(f"its runs are of {len(commits)} commits")
+        result.append(f"its runs are of {len(commits)} commits")
     if any(commit.endswith("+") for commit in commits):
-        found.append("some runs are of code that was changed after its commit")
+        result.append("some runs are of code that was changed after its commit")
     seeds = {tuple(sorted(arm.done)) for arm in arms if arm.done}
     if len(seeds) > 1:
-        found.append("the arms have different seeds: an arm is compared by those that the baseline has too")
+        result.append("the arms have different seeds: an arm is compared by those that the baseline has too")
     runs = [run for arm in arms for run in arm.done.values()]
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
-        found.append(
+        result.append(
             f"{unmeasured} of {counted(len(runs), 'trained run')} are not measured by all that was asked for: "
             "repeat the sweep, or ddpm-study retry"
         )
     for run in runs:
         if _is_cut(run):
-            found.append(f"{run.path.name}: its metrics.jsonl ends before its last step; its held-out loss is left out")
-    return found
+            result.append(
+                f"{run.path.name}: its metrics.jsonl ends before its last step; its held-out loss is left out"
+            )
+    return result
 
 
 # ------------------------------------------------------------------------------------------------ design and verdict
@@ -437,7 +439,7 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
 def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) -> tuple[str, ...]:
     """What was varied, how often, what was held fixed."""
     levels = _factors([arm.settings for arm in shown] if of_samplers else [arm.differs for arm in arms])
-    varied = "; ".join(f"{factor}: {', '.join(found)}" for factor, found in levels.items() if len(found) > 1)
+    varied = "; ".join(f"{factor}: {', '.join(result)}" for factor, result in levels.items() if len(result) > 1)
     seeds = sorted({seed for arm in shown for seed in arm.seeds})
     runs = sum(len(arm.runs) for arm in arms)
     number = f"{len(shown)} ways to sample one network" if of_samplers else counted(len(arms), "arm")
@@ -465,8 +467,8 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
     """The data and the training that all arms share, in words."""
 
     def same(group: str, key: str) -> Any:
-        found = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
-        return json.loads(found.pop()) if len(found) == 1 else None
+        result = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
+        return json.loads(result.pop()) if len(result) == 1 else None
 
     parts = []
     data = next((known for arm in arms for run in arm.runs if (known := run.status.get("data"))), None)
@@ -492,11 +494,11 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if measure is None:
         return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.", *undone)
     name, sentences = measure.title, []
-    found = measure.differences
+    result = measure.differences
     sign = 1 if measure.better == "lower" else -1
-    better = sorted((label for label in found if found[label].verdict == BETTER), key=lambda x: sign * found[x].mean)
-    worse = sorted((label for label in found if found[label].verdict == WORSE), key=lambda x: sign * found[x].mean)
-    undecided = [label for label in found if found[label].verdict == NOT_DECIDED]
+    better = sorted((label for label in result if result[label].verdict == BETTER), key=lambda x: sign * result[x].mean)
+    worse = sorted((label for label in result if result[label].verdict == WORSE), key=lambda x: sign * result[x].mean)
+    undecided = [label for label in result if result[label].verdict == NOT_DECIDED]
     unit = f" {measure.unit}" if measure.unit else ""
     if base in measure.arms:
         of_base = measure.arms[base]
@@ -507,14 +509,14 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     else:
         sentences.append(f"{name} was not measured of the baseline, {base}: nothing is compared with it.")
     for label in better[:3]:
-        c = found[label]
+        c = result[label]
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
     if len(better) > 3:
         sentences.append(f"So are {_some(better[3:])}.")
     if worse:
-        told = [f"{label} ({interval(found[label].mean, None, None, signed=True)})" for label in worse]
-        sentences.append(f"Worse: {_some(told)}.")
-    neither = [label for label in found if label not in (*better, *worse, *undecided)]
+        worst = [f"{label} ({interval(result[label].mean, None, None, signed=True)})" for label in worse]
+        sentences.append(f"Worse: {_some(worst)}.")
+    neither = [label for label in result if label not in (*better, *worse, *undecided)]
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
     if undecided:
@@ -567,15 +569,15 @@ def _effects(arms: Sequence[Arm], measure: Measure | None) -> tuple[Effect, ...]
     seeds = set.intersection(*(set(measure.arms[arm.label].points) for arm in arms))
     if not seeds:
         return ()
-    found = []
+    result = []
     for factor, levels in grid.items():
         at = {level: [measure.arms[arm.label] for arm in arms if arm.settings[factor] == level] for level in levels}
         means = {
             level: estimate({seed: statistics.fmean(arm.points[seed] for arm in those) for seed in sorted(seeds)})
             for level, those in at.items()
         }
-        found.append(Effect(factor, means))
-    return tuple(found)
+        result.append(Effect(factor, means))
+    return tuple(result)
 
 
 def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interaction, ...]:
@@ -583,7 +585,7 @@ def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interac
     grid = _grid(arms)
     if not grid or measure is None:
         return ()
-    found = []
+    result = []
     for rows, columns in itertools.islice(itertools.combinations(grid, 2), MOST_INTERACTIONS):
         means = []
         for row in grid[rows]:
@@ -593,8 +595,8 @@ def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interac
                 values = [measure.arms[label].mean for label in those if label in measure.arms]
                 line.append(statistics.fmean(values) if len(values) == len(those) else None)
             means.append(tuple(line))
-        found.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
-    return tuple(found)
+        result.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
+    return tuple(result)
 
 
 def _differ_in_work(sampled: ArmRuns | None, measured: Sequence[ArmRuns]) -> bool:
@@ -619,7 +621,7 @@ def _fronts(
         costs = {"evaluations a sample": {_way(cell): cell["evaluations"] for cell in cells}}
     if not _differ_in_work(sampled, measured):
         costs.pop("seconds of training", None)  # what differs then is how busy the machine was
-    found = []
+    result = []
     for cost, of in costs.items():
         points = {
             label: (float(value), measure.arms[label].mean)
@@ -628,8 +630,8 @@ def _fronts(
         }
         values = [value for value, _ in points.values()]
         if len(points) > 1 and max(values) > 1.01 * min(values):
-            found.append(Front(cost, points, front(points, measure.better)))
-    return tuple(found)
+            result.append(Front(cost, points, front(points, measure.better)))
+    return tuple(result)
 
 
 # -------------------------------------------------------------------------------------------------- curves and pictures
@@ -643,24 +645,26 @@ def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
     values = np.array([[line[at] for at in x] for line in lines])  # (seeds, points)
     if len(x) < 2:
         return None
-    return Curve(tuple(x), *(tuple(found(values, 0).tolist()) for found in (np.mean, np.min, np.max)))
+    return Curve(tuple(x), *(tuple(result(values, 0).tolist()) for result in (np.mean, np.min, np.max)))
 
 
 def _losses(arms: Sequence[ArmRuns]) -> tuple[str, dict[str, Curve]]:
     """Held-out loss over steps; where runs are too short for a curve of it, the smoothed training loss."""
     for title, split, smooth in (("Held-out loss", "held_out", 1), ("Training loss, smoothed", "train", SMOOTH)):
         curves = {arm.label: _curve([_smoothed(run, split, smooth) for run in arm.done.values()]) for arm in arms}
-        found = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
-        if found:
-            return title, found
+        result = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
+        if result:
+            return title, result
     return "Held-out loss", {}
 
 
 def _smoothed(run: Recorded, split: str, smooth: int) -> dict[float, float]:
     """Step -> the mean of so many losses up to it."""
-    told = [(line["step"], line["loss"]) for line in run.metrics if line["split"] == split and line["loss"] is not None]
-    losses = [loss for _, loss in told]
-    return {float(step): statistics.fmean(losses[max(0, i + 1 - smooth) : i + 1]) for i, (step, _) in enumerate(told)}
+    points = [
+        (line["step"], line["loss"]) for line in run.metrics if line["split"] == split and line["loss"] is not None
+    ]
+    losses = [loss for _, loss in points]
+    return {float(step): statistics.fmean(losses[max(0, i + 1 - smooth) : i + 1]) for i, (step, _) in enumerate(points)}
 
 
 def _errors(arm: ArmRuns) -> Curve | None:
@@ -673,15 +677,15 @@ def _errors(arm: ArmRuns) -> Curve | None:
 
 def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
     """Arm and sampler -> Frechet distance over evaluations."""
-    found: dict[str, dict[int, dict[float, float]]] = {}
+    result: dict[str, dict[int, dict[float, float]]] = {}
     for arm in arms:
         for seed, run in arm.done.items():
             for cells in _cells(run).values():
                 for cell in cells:
                     name = cell["sampler"] if cell["spacing"] == "uniform" else f"{cell['sampler']} {cell['spacing']}"
                     name = name if len(arms) == 1 else f"{arm.label}, {name}"
-                    found.setdefault(name, {}).setdefault(seed, {})[float(cell["evaluations"])] = cell["value"]
-    curves = {name: _curve(list(lines.values())) for name, lines in found.items()}
+                    result.setdefault(name, {}).setdefault(seed, {})[float(cell["evaluations"])] = cell["value"]
+    curves = {name: _curve(list(lines.values())) for name, lines in result.items()}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
@@ -689,8 +693,8 @@ def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Cur
     """sqrt(alpha_bar) over t / T of every arm, if they differ."""
     if len({json.dumps(arm.first.science.get("schedule"), sort_keys=True) for arm in arms}) < 2:
         return {}
-    found = {arm.label: points(arm.first.settings) for arm in arms}
-    return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in found.items() if xy is not None}
+    result = {arm.label: points(arm.first.settings) for arm in arms}
+    return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in result.items() if xy is not None}
 
 
 def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
@@ -720,27 +724,27 @@ def _row(run: Recorded) -> Any | None:
 def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
     """Commit, machine, device and versions of the runs, each with all the values that it has."""
     runs = [run for arm in arms for run in arm.done.values()]
-    found: dict[str, dict[str, None]] = {}
+    result: dict[str, dict[str, None]] = {}
     for run in runs:
         machine = run.status.get("machine")
-        told = {key: run.status.get(key) for key in ("commit", "host", "device", "precision", "threads")}
+        facts = {key: run.status.get(key) for key in ("commit", "host", "device", "precision", "threads")}
         machine = machine if isinstance(machine, dict) else {}
-        told |= {"processor" if k == "name" else k: v for k, v in machine.items() if k not in told}
-        for key, value in told.items():
+        facts |= {"processor" if k == "name" else k: v for k, v in machine.items() if k not in facts}
+        for key, value in facts.items():
             if value is not None:
-                found.setdefault(key, {})[str(value)] = None
-    return {key: ", ".join(values) for key, values in found.items()}
+                result.setdefault(key, {})[str(value)] = None
+    return {key: ", ".join(values) for key, values in result.items()}
 
 
 def _commands(arms: Sequence[ArmRuns]) -> tuple[str, ...]:
     """What makes the runs, less where things lie on a machine; all combinations of some words are a sweep."""
     runs = [[word for word in run.typed if not word.startswith(PLACES)] for arm in arms for run in arm.runs]
-    found: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
+    result: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
     for words in runs:
         pairs = [word.partition("=")[::2] for word in words]
-        found.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
+        result.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
     commands = []
-    for keys, rows in found.items():
+    for keys, rows in result.items():
         values = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]  # the first is the baseline
         distinct = {tuple(row) for row in rows}
         if len(distinct) > 1 and math.prod(map(len, values)) == len(distinct):

@@ -29,22 +29,22 @@ class StudyRefused(Exception):
     """The study on disk cannot be gone on with; the message says why."""
 
 
-def space(told: Any) -> dict[str, Any]:
+def space(ranges: Any) -> dict[str, Any]:
     """Dotted keys, however far they are indented, with Optuna's distribution of each.
 
     Args:
-        told: key -> {low, high}, with log: true or step: S; or {choices: [...]}. Whole numbers where both ends are.
+        ranges: key -> {low, high}, with log: true or step: S; or {choices: [...]}. Whole numbers where both ends are.
     Raises: ValueError for anything else.
     """
-    if not isinstance(told, dict | None):
-        raise ValueError(f"it is {told}, but ranges are needed, such as {EXAMPLE}")
-    found = {}
-    for key, value in _leaves(told or {}):
+    if not isinstance(ranges, dict | None):
+        raise ValueError(f"it is {ranges}, but ranges are needed, such as {EXAMPLE}")
+    distributions = {}
+    for key, value in _leaves(ranges or {}):
         try:
-            found[key] = _distribution(value)
+            distributions[key] = _distribution(value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
-    return found
+    return distributions
 
 
 def _leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -55,21 +55,21 @@ def _leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _distribution(told: Any) -> Any:
+def _distribution(node: Any) -> Any:
     """Numbers in a range, or words to choose from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if not isinstance(told, dict) or not (told.keys() == {"choices"} or {"low", "high"} <= told.keys()):
-        raise ValueError(f"{told} must be {{low: L, high: H}}, with log: true or step: S, or {{choices: [...]}}")
-    if "low" not in told:
-        values = told["choices"]
+    if not isinstance(node, dict) or not (node.keys() == {"choices"} or {"low", "high"} <= node.keys()):
+        raise ValueError(f"{node} must be {{low: L, high: H}}, with log: true or step: S, or {{choices: [...]}}")
+    if "low" not in node:
+        values = node["choices"]
         words = tuple(dict.fromkeys(map(word, values))) if isinstance(values, list) else ()
         if len(words) < 2:
             raise ValueError(f"choices={values} must be a list of two values or more")
         return CategoricalDistribution(words)
-    if unknown := told.keys() - {"low", "high", "log", "step"}:
+    if unknown := node.keys() - {"low", "high", "log", "step"}:
         raise ValueError(f"{', '.join(map(str, unknown))} is not known; allowed: low, high, log, step")
-    low, high, log, step = told["low"], told["high"], told.get("log", False), told.get("step")
+    low, high, log, step = node["low"], node["high"], node.get("log", False), node.get("step")
     numbers = [low, high] if step is None else [low, high, step]
     if any(isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x) for x in numbers):
         raise ValueError(f"low, high and step must be finite numbers, not {', '.join(map(str, numbers))}")

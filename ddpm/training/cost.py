@@ -267,10 +267,10 @@ def _enough_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = str(error).strip().partition("\n")[0]
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in told:
+        reason = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in reason:
             raise
-        raise ValueError(f"out of memory: {told}; {advice}") from error
+        raise ValueError(f"out of memory: {reason}; {advice}") from error
 
 
 def _in_words(values: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def _in_words(values: dict[str, Any]) -> str:
         cost = f"{n:,} evaluations, {_short(gflop)} GFLOP an image"
         rows.append((name, f"{_short(speed)} images/s (batch {values['n']:,}, {values['precision']}): {cost}"))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {told}" for name, told in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
 def _short(x: float) -> str:

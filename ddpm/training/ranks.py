@@ -65,7 +65,7 @@ class Ranks:
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
         return agreed.tolist()
 
-    def told(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """What the leader says."""
         if self.size == 1:
             return value

@@ -242,10 +242,10 @@ class Trainer:
             losses = task.held_out(drawn.rows(itemgetter(part)))
             totals += task.total(losses).sum()
             parts.append(losses)
-        found: dict[str, float | None] = {"loss": totals.item() / len(chosen)}
+        means: dict[str, float | None] = {"loss": totals.item() / len(chosen)}
         if len(parts[0]) > 1:
-            found |= {f"loss_{name}": torch.cat([each[name] for each in parts]).mean().item() for name in parts[0]}
-        return found
+            means |= {f"loss_{name}": torch.cat([each[name] for each in parts]).mean().item() for name in parts[0]}
+        return means
 
     def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
         """What the learning rate of a step is multiplied by.

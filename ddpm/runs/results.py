@@ -1,0 +1,60 @@
+"""Results of a run's measures: its evaluation.json, protocol by protocol."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ddpm.runs.files import read_json, replacing
+
+SETTINGS = ("weights", "checkpoint", "precision", "sampler", "sampler_settings")
+"""What tells results of one protocol apart, besides their seeds."""
+MOST_BEFORE = 50  # results of one protocol that are kept
+
+
+def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
+    """Put a result into the run's evaluation.json, beside those of other protocols.
+
+    A result of the same protocol by other settings, such as another sampler or other weights, is kept in its list
+    `before`. A file that holds no such results gives way to the new one, and is kept as evaluation.damaged.json.
+    """
+    path = folder / "evaluation.json"
+    with FileLock(folder / "evaluation.lock"):
+        try:
+            known = recorded(path)
+            text = json.dumps(known | {protocol: values | _before(known.get(protocol), values)}, indent=1)
+        except (ValueError, RecursionError) as error:
+            aside = path.with_name("evaluation.damaged.json")
+            path.replace(aside)
+            print(f"{error}; it is kept as {aside}")
+            text = json.dumps({protocol: values}, indent=1)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+
+
+def earlier(known: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """The results of a protocol, by whatever settings, the last one first."""
+    last = known.get(protocol, {})
+    before = last.get("before")
+    others = before if isinstance(before, list) else []
+    return [last, *(values for values in others if isinstance(values, dict))] if last else []
+
+
+def _before(last: dict[str, Any] | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The list of results that a new one does not stand for."""
+    found = []
+    for old in earlier({"": last or {}}, ""):
+        same = all(old.get(key) == values.get(key) for key in SETTINGS)
+        fewer = set(map(str, old.get("seeds") or [])) <= set(map(str, values.get("seeds") or []))
+        if not (same and fewer):
+            found.append({key: value for key, value in old.items() if key != "before"})
+    return {"before": found[:MOST_BEFORE]} if found else {}
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Protocol -> result, of evaluation.json; ValueError if it holds anything else."""
+    known = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(values, dict) for values in known.values()):
+        raise ValueError(f"{path} holds other than results")
+    return known
