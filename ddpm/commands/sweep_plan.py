@@ -68,20 +68,20 @@ def plan(words: list[str]) -> None:
     arms = arms_of(records)
     by_record = dict(zip(map(id, records), runs, strict=True))
     of_arm = [[by_record[id(record)] for record in arm.runs] for arm in arms]
-    needs = [_needs(runs[0]) for runs in of_arm]
+    needs = [_needs(its[0]) for its in of_arm]
     rate = _rate(of_arm, needs)
     total, reasons = 0.0, dict[str, str]()
     rows = [["arm", "runs", "parameters", "GFLOP to train on an image", "memory", "a run", "state"]]
-    for arm, runs, need in zip(arms, of_arm, needs, strict=True):
-        a_run = None if need.refused else _seconds(runs, need, rate)
+    for arm, its_runs, need in zip(arms, of_arm, needs, strict=True):
+        a_run = None if need.refused else _seconds(its_runs, need, rate)
         if need.refused:
             reasons.setdefault(need.refused, f"refused ({len(reasons) + 1})")
-        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in runs)
-        rows.append(_row(arm.label, runs, need, a_run, reasons))
+        total += (a_run or 0.0) * sum(run.status.get("state") != "DONE" for run in its_runs)
+        rows.append(_row(arm.label, its_runs, need, a_run, reasons))
     say(table(rows))
     for reason, name in reasons.items():
         say(f"{name}: {reason}")
-    refused = sum(len(runs) for runs, need in zip(of_arm, needs, strict=True) if need.refused)
+    refused = sum(len(its) for its, need in zip(of_arm, needs, strict=True) if need.refused)
     for line in incomplete:
         say(f"refused: {line}")
     say(_summary(runs, arms, merged, refused, total, rate, data.missing))

@@ -264,7 +264,7 @@ def _weights(network: nn.Module) -> bytes:
 
 
 def must_be_plain(state: Any, name: str) -> None:
-    """Raise ValueError for a state that could be saved, but not read back: `load_plain` takes nothing but plain data."""
+    """Raise ValueError for a state that could be saved, but not read back: `load_plain` takes plain data alone."""
     if isinstance(state, dict) and type(state) is dict:
         for key, value in state.items():
             must_be_plain(key, f"a key of {name}")
