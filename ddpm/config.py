@@ -304,6 +304,10 @@ def resolve_device(name: str) -> "torch.device":
         device = torch.device(name)
     except (RuntimeError, TypeError, ValueError, OverflowError):
         device = None
+    if device is not None and device.type == "mps":
+        raise InvalidInput(
+            "device=mps knows no float64, in which schedules are computed; allowed: auto, cpu, cuda, cuda:N"
+        )
     if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidInput(f"device={name} is not known; allowed: auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

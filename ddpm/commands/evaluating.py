@@ -357,7 +357,7 @@ def _measure_images(context: EvaluationContext, metric: str) -> PlannedMeasure:
 
 
 def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int, times: list[int]) -> None:
-    """PlannedMeasure held-out images, write what was found, and draw it."""
+    """Measure what is held out, write the result, and draw it."""
     from ddpm.figures import plots
     from ddpm.metrics import denoising
 

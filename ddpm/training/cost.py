@@ -169,7 +169,7 @@ def measure_cost(
         "accumulate": trainer.accumulate,
         "machine": machine(device),
     }
-    return f"cost_{device.type}_{source.precision}_b{batch}", _in_words(values), values
+    return f"cost_{device.type}_{source.precision}_b{batch}", _in_words(values, data.units), values
 
 
 def gflop_forward(source: TrainedSampler) -> float:
@@ -273,21 +273,21 @@ def _enough_memory(advice: str) -> Iterator[None]:
         raise ValueError(f"out of memory: {reason}; {advice}") from error
 
 
-def _in_words(values: dict[str, Any]) -> str:
-    """The record as a small table."""
+def _in_words(values: dict[str, Any], units: str) -> str:
+    """The record as a small table; `units`: what samples are called."""
     about, batch = values["machine"], f"batch {values['training_batch']:,}"
     batch += f" in {values['accumulate']:,} parts" if values["accumulate"] > 1 else ""
     rows = [
         ("machine", f"{about['name']}; {about['device']}, {about['threads']} threads, torch {about['torch']}"),
         ("parameters", f"{values['parameters']:,}"),
         ("forward pass", f"{_short(values['gflop_image_forward'])} GFLOP an image"),
-        ("training", f"{_short(values['training_images_per_s'])} images/s ({batch}, {values['training_precision']})"),
+        ("training", f"{_short(values['training_images_per_s'])} {units}/s ({batch}, {values['training_precision']})"),
         ("its memory", f"{preflight.in_words(values['peak_memory_bytes'])}, {values['peak_memory']}"),
     ]
     for name, speed in values["sampling_images_per_s"].items():
         gflop, n = values["gflop_image_sampling"][name], values["evaluations"][name]
         cost = f"{n:,} evaluations, {_short(gflop)} GFLOP an image"
-        rows.append((name, f"{_short(speed)} images/s (batch {values['n']:,}, {values['precision']}): {cost}"))
+        rows.append((name, f"{_short(speed)} {units}/s (batch {values['n']:,}, {values['precision']}): {cost}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 

@@ -141,9 +141,10 @@ class Diffusion(Task):
         variance, channels = self.diffusion.variance, data.shape[0]
         needed = channels * (2 if variance == "learned" else 1)
         if getattr(self.model, "out_channels", needed) != needed:
+            key = "out_channels" if len(data.shape) == 3 else "out_features"
             raise ValueError(
-                f"model.out_channels = {self.model.out_channels}, but diffusion.variance={variance} with {channels} "
-                f"channels of the data takes model.out_channels={needed}"
+                f"model.{key} = {self.model.out_channels}, but diffusion.variance={variance} with {channels} "
+                f"{key.removeprefix('out_')} of the data takes model.{key}={needed}"
             )
         if self.drop and (not takes(self.model) or not getattr(self.model, "drop", 0)):
             lacks = "has no null condition; set model.drop too" if takes(self.model) else "is told of nothing"
