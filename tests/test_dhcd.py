@@ -20,7 +20,7 @@ from test_data import Server, names
 from ddpm.data import DHCD, dhcd
 from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download
-from ddpm.runs.tensor_cache import keep
+from ddpm.runs.tensor_cache import save_tensor
 
 server = test_data.server  # the fixture
 ARCHIVE, FOLDER = dhcd.ARCHIVES[0], dhcd.FOLDER
@@ -502,9 +502,9 @@ def flip_last_pixel(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"\xff" * 1000),
         flip_last_pixel,
-        lambda path: keep(torch.zeros(46, 2, 8, 8, dtype=torch.uint8), path),
-        lambda path: keep(torch.zeros(45, 1, 32, 32, dtype=torch.uint8), path),
-        lambda path: keep(torch.zeros(46, 0, 32, 32, dtype=torch.uint8), path),
+        lambda path: save_tensor(torch.zeros(46, 2, 8, 8, dtype=torch.uint8), path),
+        lambda path: save_tensor(torch.zeros(45, 1, 32, 32, dtype=torch.uint8), path),
+        lambda path: save_tensor(torch.zeros(46, 0, 32, 32, dtype=torch.uint8), path),
     ],
     ids=["cut", "no end", "empty", "no tensors", "a pixel", "another size", "another count", "no images"],
 )

@@ -25,7 +25,7 @@ from ddpm.metrics.frechet import moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.memorisation import memorisation
 from ddpm.metrics.quality import MEASURES, Real, Result, Samples, bias_curve, copies, in_words, judge_of, together
-from ddpm.runs.tensor_cache import keep
+from ddpm.runs.tensor_cache import save_tensor
 from models.classifier import Classifier
 
 
@@ -421,11 +421,11 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "garbage": lambda path: path.write_bytes(b"garbage"),
     "empty": lambda path: path.write_bytes(b""),
     "another name": lambda path: save_file({"other": torch.zeros(240, 64)}, path),
-    "fewer images": lambda path: keep(torch.zeros(239, 64), path),
-    "fewer features": lambda path: keep(torch.zeros(240, 63), path),
-    "one axis": lambda path: keep(torch.zeros(240 * 64), path),
+    "fewer images": lambda path: save_tensor(torch.zeros(239, 64), path),
+    "fewer features": lambda path: save_tensor(torch.zeros(240, 63), path),
+    "one axis": lambda path: save_tensor(torch.zeros(240 * 64), path),
     "a number": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\x01" + path.read_bytes()[-8:]),
-    "another type": lambda path: keep(torch.zeros(240, 64, dtype=torch.float64), path),
+    "another type": lambda path: save_tensor(torch.zeros(240, 64, dtype=torch.float64), path),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 

@@ -17,7 +17,7 @@ from ddpm.data.dataset import ImageData, check_choice, check_options, check_room
 from ddpm.data.splines import field
 from ddpm.randomness import generator
 from ddpm.runs.files import Origin
-from ddpm.runs.tensor_cache import keep, kept
+from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 
 class Character(NamedTuple):
@@ -103,11 +103,11 @@ class Devanagari(ImageData):
         facts = [DRAWING, half, count, seed, side, [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         place = Path(root).expanduser() / "devanagari" / f"{half}-{key}.safetensors"
-        images = kept(place, torch.uint8, (count, 1, side, side))
+        images = load_tensor(place, torch.uint8, (count, 1, side, side))
         if images is None:
             print(f"drawing {count:,} characters from {len(found)} fonts, once: they are kept as {place}", flush=True)
             images = draw(found, count, side, seed, half)
-            keep(images, place)
+            save_tensor(images, place)
         super().__init__(
             "devanagari",
             half,

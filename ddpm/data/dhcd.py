@@ -23,7 +23,7 @@ from ddpm.data.devanagari import CHARACTERS, CLASSES
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
 from ddpm.runs.files import Origin, regular_size, shown
-from ddpm.runs.tensor_cache import keep, kept
+from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 URLS = (  # the first one holds what the second one is
     "https://archive.ics.uci.edu/static/public/389/devanagari+handwritten+character+dataset.zip",
@@ -153,7 +153,7 @@ def _inspect(path: Path, cache: Path) -> None:
     print(f"dhcd: decoding both halves, once: their images will be kept in {cache}", flush=True)
     images = {half: decode_archive(content, half, path) for half in HALVES}
     for half in HALVES:
-        keep(_by_class(images[half]), _kept(cache, half, hashlib.sha256(content).hexdigest()))
+        save_tensor(_by_class(images[half]), _kept(cache, half, hashlib.sha256(content).hexdigest()))
 
 
 def _kept(cache: Path, half: str, checksum: str) -> Path:
@@ -192,11 +192,11 @@ def read_archive(path: Path, half: str, cache: Path) -> Tensor:
     checksum = hashlib.sha256(content).hexdigest()
     matches_record(checksum, _record(path), path)
     place = _kept(cache, half, checksum)
-    by_class = kept(place, torch.uint8, (len(CLASSES), None, SIDE, SIDE))
+    by_class = load_tensor(place, torch.uint8, (len(CLASSES), None, SIDE, SIDE))
     if by_class is None:
         print(f"dhcd: decoding the {half} half of {path}, once: its images will be kept as {place}", flush=True)
         by_class = _by_class(decode_archive(content, half, path))
-        keep(by_class, place)
+        save_tensor(by_class, place)
     return rearrange(by_class, "k n h w -> (k n) h w")
 
 

@@ -28,7 +28,7 @@ from ddpm.metrics.neighbours import density_coverage, precision_recall
 from ddpm.metrics.recognition import Recognition, recognised, recognition
 from ddpm.randomness import SampleNoise
 from ddpm.runs import checkpoint
-from ddpm.runs.tensor_cache import keep, kept
+from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 MOST_IN_KERNEL = 10_000  # training images that the kernel distance is measured to: its mean does not depend on them
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
@@ -81,10 +81,10 @@ class Real:
     def _kept(self, cache: Path) -> Tensor:
         """Features (N + M, D) of all the images, read or computed."""
         path = cache / f"{str(self.data.identity()['sha256'])[:12]}-{self.features.name}.safetensors"
-        every = kept(path, torch.float32, (len(self.data), self.features.size))
+        every = load_tensor(path, torch.float32, (len(self.data), self.features.size))
         if every is None:
             every = self._computed().float()
-            keep(every, path)
+            save_tensor(every, path)
         return every
 
     def protocol(self, measure: str, n: int) -> str:

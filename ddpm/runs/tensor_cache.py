@@ -14,7 +14,7 @@ from ddpm.runs.files import regular_size, replacing, shown
 LARGEST = 1 << 32  # bytes of such a file
 
 
-def keep(x: Tensor, path: Path) -> None:
+def save_tensor(x: Tensor, path: Path) -> None:
     """Write a tensor; where that is not possible, say so and go on."""
     x = x.cpu().contiguous()
     try:
@@ -25,8 +25,8 @@ def keep(x: Tensor, path: Path) -> None:
         print(f"{path} cannot be kept: {error.strerror or error}")
 
 
-def kept(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor | None:
-    """The tensor that `keep` wrote; None if there is none, or, with a printed line, if it is damaged or another.
+def load_tensor(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor | None:
+    """The tensor that `save_tensor` wrote; None if there is none, or, with a printed line, if it is damaged or another.
 
     Args:
         dtype, shape: that it must have; None for any size >= 1.

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     losses: Tensor  # (B,)
 
 
-class Guard:
+class NonFiniteGuard:
     """Takes the optimizer's steps, but for those whose loss or gradient is not finite, and counts what it skips.
 
     Where the optimizer can skip a step by itself (the fused ones) nothing waits for the device until somebody asks. The

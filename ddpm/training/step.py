@@ -16,7 +16,7 @@ from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
 from ddpm.training.ema import EMA
-from ddpm.training.nonfinite import Guard, Seen
+from ddpm.training.nonfinite import NonFiniteGuard, Seen
 from ddpm.training.ranks import Ranks
 from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
 
@@ -224,7 +224,7 @@ class _Optimized:
         self.optimizer = (phase.optimizer or optimizer)(self.parameters)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(training.device.type, enabled=training.precision == "fp16")
-        self.guard = Guard(training.settings.max_skipped, training.device)
+        self.guard = NonFiniteGuard(training.settings.max_skipped, training.device)
 
     def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
         """Step the optimizer; the losses of the whole batch, from all processes, come back."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ddpm.runs.results import record
 from PIL import Image
 from test_quality import data
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ddpm.commands import training
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.metrics import denoising
 from ddpm.metrics.denoising import bound_times, measure_bits_per_dim, measure_log_likelihood, must_hold_out
+from ddpm.runs.results import record
 from ddpm.samplers import DDIM
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import linear
