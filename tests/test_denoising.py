@@ -1,4 +1,4 @@
-"""ddpm/denoising.py: what is measured by held-out images, under which name, and where it is kept."""
+"""ddpm/metrics/denoising.py, ddpm/runs/results.py: what is measured of held-out data, by which name, where it is kept."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""ddpm/device_slots.py: jobs that share a machine, each with a slot of its own."""
+"""ddpm/runs/device_slots.py: jobs that share a machine, each with a slot of its own."""
 
 import os
 import subprocess
