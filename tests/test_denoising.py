@@ -1,4 +1,4 @@
-"""ddpm/metrics/denoising.py, ddpm/runs/results.py: what is measured of held-out data, by which name, where it is kept."""
+"""ddpm/metrics/denoising.py and ddpm/runs/results.py: what is measured of held-out data, by which name, and kept."""
 
 import csv
 import json
