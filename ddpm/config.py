@@ -350,7 +350,7 @@ def _task(settings: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         return {"task": settings}
-    linked = [key.partition(".")[2] for key in LINKED]  # which count where they are set
+    linked = [key.removeprefix("task.") for key in LINKED if key.startswith("task.")]  # which count where they are set
     used = {k: v for k, v in settings.items() if k != "_target_" and k not in linked and v != LATER["task"].get(k)}
     return {"task": used} if used else {}
 

@@ -442,6 +442,23 @@ def test_cadence_is_named_as_the_trainer_names_it():
     assert set(config.SCIENCE) <= set(compose("train", []))
 
 
+@pytest.mark.parametrize(
+    ("words", "in_task"),
+    [
+        ([], None),
+        (["model.num_classes=10", "task.drop=0.1"], {"drop": 0.1}),
+        (["task.only=[model.conv_in.*]"], {"only": ["model.conv_in.*"]}),
+        (["trainer.offset_noise=0.1", "trainer.time_sampling=loss_aware"], None),  # which the trainer's part says
+    ],
+)
+def test_science_holds_of_the_task_what_is_not_said_elsewhere(words, in_task):
+    settings = resolved(compose("train", words))
+    facts = config.science(settings, {}, {}, 1)
+    assert facts.get("task") == in_task
+    said = [facts["trainer"][key] for key in ("offset_noise", "time_sampling")]
+    assert said == [settings["task"][key] for key in ("offset_noise", "time_sampling")]
+
+
 def test_science_holds_everything_but_where_and_how_often():
     settings = resolved(compose("train", []))
     facts = config.science(settings, {"name": "digits"}, {"init": "abc"}, 3)

@@ -14,6 +14,7 @@ from ddpm.commands.console import say, table
 from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
 from ddpm.commands.validate import trusted
 from ddpm.config import (
+    LATER,
     InvalidInput,
     build_data,
     compose,
@@ -139,8 +140,12 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     parents = {key: str(settings[key]) for key in ("init", "extend") if settings.get(key) is not None}
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
     result = science(settings, {}, parents, 0) | {"data": data}
-    if isinstance(result.get("model"), dict) and result["model"].get("drop") == result.get("task", {}).get("drop"):
-        result["model"].pop("drop", None)  # which the network has from the task
+    task = result.get("task", {})
+    if isinstance(task, dict) and "_target_" not in task:  # of diffusion
+        result["task"] = LATER["task"] | task
+    if isinstance(result.get("model"), dict):
+        result["model"] = LATER["model"] | result["model"]
+        del result["model"]["drop"]  # which a network has from its task
     return result
 
 
