@@ -13,8 +13,6 @@ from ddpm.reverse import VARIANCES
 from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import TARGETS, Denoise, Prediction, eps_from_x_0, from_prediction, to_prediction
 
-"""(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
-
 
 class GaussianDiffusion:
     """A noise schedule, what the network predicts, how it is trained, and the variance of the reverse process.

@@ -26,7 +26,7 @@ class Prediction:
 
 
 Denoise = Callable[[Tensor, Time], Prediction]
-"""What a network says of x_t at the time t, everything else bound: its condition, weights and guidance."""
+"""(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
 
 
 def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:

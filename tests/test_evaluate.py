@@ -1,4 +1,4 @@
-"""`ddpm-evaluate`, from the words that are typed to denoising.json and the figures; what is refused or kept."""
+"""`ddpm-evaluate`, from the words that are typed to evaluation.json and the figures; what is refused or kept."""
 
 import json
 import shutil

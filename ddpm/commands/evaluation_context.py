@@ -42,7 +42,7 @@ class EvaluationContext:
         return told | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
-        """Write what was found into the run's denoising.json, and say it."""
+        """Write what was found into the run's evaluation.json, and say it."""
         from ddpm.runs import results
 
         results.record(self.run.path, protocol, values)

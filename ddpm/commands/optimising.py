@@ -80,7 +80,7 @@ def _asked(config: DictConfig, words: list[str]) -> "Search":
     must_be_one_of(config, "search.pruner", ("auto", "median", "halving", "none"))
     measure, pruner = asked.measure, asked.pruner
     if not isinstance(measure, str) or not measure:
-        raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in denoising.json begins")
+        raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in evaluation.json begins")
     if pruner == "auto":
         pruner = "median" if measure == HELD_OUT else "none"
     space = _space(asked)
@@ -260,7 +260,7 @@ class Watcher:
 
 
 def _measured(plan: Plan, measure: str) -> float | None:
-    """The value in denoising.json whose name begins with the measure; refuses none and several."""
+    """The value in evaluation.json whose name begins with the measure; refuses none and several."""
     from ddpm.runs import results
 
     path = plan.run.path / "evaluation.json"
