@@ -91,9 +91,9 @@ def differences(one: Run, other: Run) -> list[str]:
         {f"line {number}": line for number, line in enumerate(without("seconds", read_metrics(run.path)), 1)}
         for run in (one, other)
     ]
-    found += _told("metrics.jsonl", unequal(*lines))
+    found += _listed("metrics.jsonl", unequal(*lines))
     results = [without("commit", _json(run.path / "evaluation.json")) for run in (one, other)]
-    found += _told("evaluation.json", unequal(*results))
+    found += _listed("evaluation.json", unequal(*results))
     pictures = [
         {path.name: path.read_bytes() for path in run.path.iterdir() if path.suffix in (".png", ".gif")}
         for run in (one, other)
@@ -113,10 +113,10 @@ def _between(one: Path, other: Path) -> Iterator[str]:
         if len(paths) < 2:
             yield f"{name}: in one only"
         elif paths[0].read_bytes() != paths[1].read_bytes():
-            yield from _told(name, unequal(*map(checkpoint.load_weights, paths)) or ["not in its tensors"])
-    yield from _told("state", unequal(*(without("seconds", checkpoint.load_state(path)) for path in (one, other))))
+            yield from _listed(name, unequal(*map(checkpoint.load_weights, paths)) or ["not in its tensors"])
+    yield from _listed("state", unequal(*(without("seconds", checkpoint.load_state(path)) for path in (one, other))))
     manifests = [_json(path / "manifest.json") for path in (one, other)]
-    yield from _told("manifest", [key for key in ("step", "held_out") if not equal(*(m[key] for m in manifests))])
+    yield from _listed("manifest", [key for key in ("step", "held_out") if not equal(*(m[key] for m in manifests))])
 
 
 def unequal(one: Any, other: Any, name: str = "") -> list[str]:
@@ -151,7 +151,7 @@ def without(key: str, node: Any) -> Any:
     return [without(key, value) for value in node] if isinstance(node, list) else node
 
 
-def _told(what: str, names: list[str]) -> list[str]:
+def _listed(what: str, names: list[str]) -> list[str]:
     """One line on what differs, where anything does."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [f"{what}: {'; '.join(names[:3])}{more}"] if names else []

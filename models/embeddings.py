@@ -154,11 +154,11 @@ def parts_of(
             "an image must be given exactly when the network takes one: "
             f"condition_channels = {condition_channels}, image is {'missing' if image is None else 'given'}"
         )
-    told = {}
+    given = {}
     for name, part in {"classes": classes, "image": image}.items():
         if part is not None:
-            told[name] = part, _null_rows(name, part, null.get(name), drop)
-    return told
+            given[name] = part, _null_rows(name, part, null.get(name), drop)
+    return given
 
 
 def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Tensor | None:

@@ -73,8 +73,8 @@ def _library() -> ctypes.CDLL:
         raise Unavailable("no C++ compiler (c++, or what CXX names)")
     if not torch.backends.openmp.is_available():
         raise Unavailable("PyTorch was built without OpenMP")
-    told = (SOURCE.read_text(), FLAGS, compiler, torch.__version__, platform.machine(), _processor())
-    path = _cache() / f"kernels-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
+    key = (SOURCE.read_text(), FLAGS, compiler, torch.__version__, platform.machine(), _processor())
+    path = _cache() / f"kernels-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     failed = path.with_suffix(".failed")
     if failed.exists():
         raise Unavailable(f"{failed.read_text()[:300]}; delete {failed} to try again")

@@ -89,10 +89,10 @@ class MLP(nn.Module):
         """
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.shape[0]})")
-        told = parts_of(y, self.num_classes, drop=self.drop)
+        parts = parts_of(y, self.num_classes, drop=self.drop)
         emb = self.time_embedding(t)
         if self.class_embedding is not None:
-            emb = emb + self.class_embedding(*told["classes"])
+            emb = emb + self.class_embedding(*parts["classes"])
         emb = F.silu(emb)
         h = self.linear_in(x_t)
         for residual in self.residual:

@@ -137,10 +137,10 @@ def load_unet(folder: str | Path) -> UNet:
         with torch.device("meta"):
             on_paper = UNet(**arguments)
     except ValueError as error:
-        told = str(error)
+        message = str(error)
         for ours, published in SAME.items():
-            told = told.replace(f"{ours} = ", f"{published} = ")
-        raise ValueError(f"{folder / CONFIG} describes a network that cannot be: {told}") from error
+            message = message.replace(f"{ours} = ", f"{published} = ")
+        raise ValueError(f"{folder / CONFIG} describes a network that cannot be: {message}") from error
     weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = UNet(**arguments)
     model.load_state_dict(weights)
@@ -270,8 +270,8 @@ def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
             missing = [published_name(name) for name in shapes if name not in found]
             problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
             if any(problems.values()):
-                told = "; ".join(f"{len(v)} {k}: {_listed(v, ', ')}" for k, v in problems.items() if v)
-                raise ValueError(f"{path} does not fit its {CONFIG}: {told}")
+                message = "; ".join(f"{len(v)} {k}: {_listed(v, ', ')}" for k, v in problems.items() if v)
+                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
             return {mine: file.get_tensor(name).reshape(shapes[mine]) for mine, name in found.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
@@ -344,8 +344,8 @@ def _describe(model: UNet) -> dict[str, Any]:
         f"drop = {model.drop:g} (allowed: 0, since the form has no learned null)": model.drop > 0 and bool(model.takes),
     }
     if any(obstacles.values()):
-        told = "; ".join(obstacle for obstacle, there in obstacles.items() if there)
-        raise ValueError(f"the published form cannot describe this network: {told}")
+        message = "; ".join(obstacle for obstacle, there in obstacles.items() if there)
+        raise ValueError(f"the published form cannot describe this network: {message}")
     height, width = model.image_size
     norm = model.norm_out
     return {

@@ -205,13 +205,13 @@ class UNet(nn.Module):
                 f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, "
                 f"{self.image_size[0]}, {self.image_size[1]})"
             )
-        told = parts_of(y, self.num_classes, self.condition_channels, self.drop)
+        parts = parts_of(y, self.num_classes, self.condition_channels, self.drop)
         emb = self.time_embedding(t + self.time_offset)
         if self.class_embedding is not None:
-            emb = emb + self.class_embedding(*told["classes"])
+            emb = emb + self.class_embedding(*parts["classes"])
         emb = F.silu(emb)
-        if "image" in told:
-            x_t = self._beside(x_t, *told["image"])
+        if "image" in parts:
+            x_t = self._beside(x_t, *parts["image"])
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]

@@ -37,9 +37,9 @@ class EvaluationContext:
         from ddpm.runs.directory import git_commit
 
         schedule = self.source.diffusion.schedule
-        told = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
+        settings = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
         data = str(self.data.identity()["sha256"])
-        return told | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
+        return settings | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
         """Write what was found into the run's evaluation.json, and say it."""

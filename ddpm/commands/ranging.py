@@ -91,10 +91,10 @@ def _say(words: list[str], test: "RangeTest", suggestion: "Suggestion", steps: i
     first, last = test.rates[0], test.rates[-1]
     say(f"{len(test.rates)} of {steps} steps of {images:,} images, at rates from {first:.3g} to {last:.3g}{over}")
     kept = [word for word in words if not re.match(r"[+~]*(range[.=]|optimizer\.lr=)", word)]
-    told = {"steepest fall": suggestion.steepest, "a tenth of the rate of the lowest loss": suggestion.below_minimum}
+    rates = {"steepest fall": suggestion.steepest, "a tenth of the rate of the lowest loss": suggestion.below_minimum}
     lines = [
         f"  {name:40}{rate:.2g}\n    {training_command([*kept, f'optimizer.lr={rate:.2g}'])}"
-        for name, rate in told.items()
+        for name, rate in rates.items()
         if rate is not None
     ]
     if lines:

@@ -35,8 +35,8 @@ def status(words: list[str]) -> None:
     rows = [["arm", "seeds", "state"]]
     for arm in arms:
         states = [run.state for run in arm.runs]
-        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        rows.append([arm.label, str(len(arm.runs)), told])
+        line = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        rows.append([arm.label, str(len(arm.runs)), line])
     say(table(rows))
     for arm in arms:
         for run in arm.runs:
@@ -119,8 +119,7 @@ def report(words: list[str]) -> None:
     Raises: InvalidInput.
     """
     from ddpm.runs.files import replacing
-    from ddpm.study import figures, page
-    from ddpm.study import formatting as in_words
+    from ddpm.study import figures, formatting, page
     from ddpm.study.report import findings
 
     folder, others = _folder(words)
@@ -138,7 +137,7 @@ def report(words: list[str]) -> None:
     with replacing(out / "report.png") as temporary:
         figures.summary(temporary, result)
     with replacing(out / "report.md") as temporary:
-        temporary.write_text(in_words.markdown(result, "report.png"))
+        temporary.write_text(formatting.markdown(result, "report.png"))
     say("\n".join(result.verdict))
     for warning in result.warnings:
         say(f"warning: {warning}")

@@ -125,16 +125,16 @@ def load(
     if local is not None and local.is_file():
         files = {"data_files": str(local.resolve())}
     path = name if local is None else READERS[local.suffix] if files else str(local.resolve())
-    with _told(name, local is None):
+    with _translated_errors(name, local is None):
         builder = load_dataset_builder(path, config, revision=revision, cache_dir=str(cache), **files)
     half = choose_split(name, split, [str(one) for one in builder.config.data_files or builder.info.splits or ()])
-    with _told(name, local is None):
+    with _translated_errors(name, local is None):
         builder.download_and_prepare()
         return half, builder.as_dataset(split=half)
 
 
 @contextmanager
-def _told(name: str, on_hub: bool = False) -> Iterator[None]:
+def _translated_errors(name: str, on_hub: bool = False) -> Iterator[None]:
     """Say in one line, and as one of three errors, what the library raises."""
     try:
         yield
@@ -213,7 +213,7 @@ def decode_column(
     """The images of a column and the rows they come from, as `decode_all` gives them."""
     from datasets import Image
 
-    with _told(name):
+    with _translated_errors(name):
         cells = rows.select_columns([column]).cast_column(column, Image(decode=False))
     names = [f"image {n}" for n in range(len(cells))]
     return decode_all(names, lambda n: _content(cells[n][column]), name, image_size, channels)

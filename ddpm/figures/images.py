@@ -93,7 +93,7 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
     if x.ndim == 4:
         return x
     if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
-        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_told(x)}")
+        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_described(x)}")
     if side < 8:
         raise ValueError(f"side = {side}: a picture of points has at least 8 pixels a side")
     points = x.detach().cpu().double().numpy()  # of many small steps, NumPy does not wait for threads
@@ -182,7 +182,7 @@ def load_samples(path: Path) -> np.ndarray | None:
     return np.frombuffer(content, dtype).reshape(shape)
 
 
-def _told(x: Tensor) -> str:
+def _described(x: Tensor) -> str:
     return f"{x.dtype} {tuple(x.shape)}"
 
 

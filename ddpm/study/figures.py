@@ -120,12 +120,12 @@ def estimates(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -
         if near:
             axes.axvline(result.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
             every.append(result.real)
-        told = (
+        text = (
             f"dashed: real, {formatting.number(result.real)}"
             if near
             else f"real: {formatting.number(result.real)}, not shown"
         )
-        axes.set_title(told, fontsize=SIZE - 1, color=MUTED)
+        axes.set_title(text, fontsize=SIZE - 1, color=MUTED)
     positive = [value for value in every if math.isfinite(value)]
     if positive and 0 < 20 * min(positive) < max(positive):
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""What a report says, as data: `ddpm.study.reading` finds it in run directories, `page` and `words` show it."""
+"""What a report says, as data: `report` computes it from what `reading` finds, `page` and `formatting` show it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -27,7 +27,7 @@ class Record:
         run: the run directory.
         training: the steps; `step`, `clock` and `fraction` say where they stand.
         frozen: checksums of the modules that are not trained.
-        log_every, previews, keep: see `ddpm.training.trainer.Trainer`.
+        batch_size, previews, keep: see `ddpm.training.trainer.Trainer`.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
     """

@@ -147,5 +147,5 @@ class Diffusion(Task):
                 f"{key.removeprefix('out_')} of the data takes model.{key}={needed}"
             )
         if self.drop and (not takes(self.model) or not getattr(self.model, "drop", 0)):
-            lacks = "has no null condition; set model.drop too" if takes(self.model) else "is told of nothing"
+            lacks = "has no null condition" if takes(self.model) else "is told of nothing"
             raise ValueError(f"task.drop = {self.drop:g} nulls conditions, but the network {lacks}")
