@@ -335,8 +335,9 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
             chosen[group] = {k: v for k, v in chosen[group].items() if k not in keys}
     before = {now: then for then, now in MOVED.items()}
     for group, node in chosen.items():
-        if isinstance(node, dict) and node.get("_target_") in before:
-            chosen[group] = node | {"_target_": before[node["_target_"]]}
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if isinstance(target, str) and target in before:
+            chosen[group] = node | {"_target_": before[target]}
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}

@@ -459,6 +459,14 @@ def test_science_holds_of_the_task_what_is_not_said_elsewhere(words, in_task):
     assert said == [settings["task"][key] for key in ("offset_noise", "time_sampling")]
 
 
+@pytest.mark.parametrize("target", [["a"], {"a": 1}, 5, None, True])
+def test_science_is_made_of_names_that_are_none_too(target):
+    """They are refused when they are built, and not before."""
+    settings = resolved(compose("train", []))
+    settings["model"]["_target_"] = target
+    assert config.science(settings, {}, {}, 1)["model"]["_target_"] == target
+
+
 def test_science_holds_everything_but_where_and_how_often():
     settings = resolved(compose("train", []))
     facts = config.science(settings, {"name": "digits"}, {"init": "abc"}, 3)
