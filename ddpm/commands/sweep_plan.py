@@ -217,7 +217,8 @@ def _needs(run: Planned) -> Needs:
         must_be_sound(config)
         at_hand = data if data is not None else _stand_in(run.settings["data"])
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
-        parts.task.to(torch.device("meta"))  # what it made by itself, too
+        for module in (*parts.task.modules.values(), *parts.task.frozen.values()):
+            module.to("meta")  # what a task made by itself, too
         if data is not None:
             must_be_measurable(config, run.settings, parts, data)
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
