@@ -76,7 +76,7 @@ def targets() -> dict[str, frozenset[str]]:
             config = config[group]
         if isinstance(config, DictConfig) and "_target_" in config:
             names.setdefault(group, set()).add(plain(config)["_target_"])
-    return {group: frozenset(jobs) for group, jobs in names.items()}
+    return {group: frozenset(allowed) for group, allowed in names.items()}
 
 
 @cache
@@ -123,12 +123,12 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
             params = known["sweeper"].get("params") or {}
             words = [*(f"{key}={value}" for key, value in params.items()), *known["overrides"]["task"]]
             parsed = OverridesParser.create(main.config_loader).parse_overrides(words)
-            jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-            if not jobs:
+            composed = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+            if not composed:
                 sweeping = [override for override in parsed if override.is_sweep_override()]
                 empty = [str(o.input_line) for o in sweeping if not list(o.sweep_string_iterator())]
                 raise ValueError(f"the sweep has no jobs: {' and '.join(empty)} stand for no value")
-            return jobs
+            return composed
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InvalidInput(_one_line(error)) from error
     finally:
@@ -430,8 +430,8 @@ def _must_fit_64_bits(node: Any, key: str = "") -> None:
 
 def with_known_keys(name: str, message: str, overrides: list[str]) -> str:
     """Hydra's message on an unknown key, replaced by one that names the keys that are known."""
-    jobs = re.match(r"Could not override '([\w.]+)'", message)
-    key = jobs and jobs[1]
+    match = re.match(r"Could not override '([\w.]+)'", message)
+    key = match and match[1]
     if key is None:
         return message
     try:

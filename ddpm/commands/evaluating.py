@@ -265,7 +265,7 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
                 continue
             for protocol, result in results.items():
                 measured.setdefault(protocol, {})[seed] = result
-                _record_found(context, protocol, measured[protocol], n)
+                _record(context, protocol, measured[protocol], n)
                 shown = shown or (result.detail and (x, result.detail))
     if shown:
         _draw_copies(context, *shown)
@@ -275,7 +275,7 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
         raise InvalidInput(f"metric={'; '.join(dict.fromkeys(failed))}")
 
 
-def _record_found(context: EvaluationContext, protocol: str, measured: dict[int, Any], n: int) -> None:
+def _record(context: EvaluationContext, protocol: str, measured: dict[int, Any], n: int) -> None:
     """Write what was found with the seeds so far, and say it with the last one."""
     from ddpm.metrics import quality
     from ddpm.runs import results
@@ -366,14 +366,14 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
     with progress_bar(cost) as bar:
         try:
             if metric == "bits_per_dim":
-                protocol, measured, values, bound = denoising.measure_bits_per_dim(
+                protocol, summary, values, bound = denoising.measure_bits_per_dim(
                     source, data, n, times, config.batch, bar.update
                 )
                 denoising.write_terms(path / "bits_per_dim.csv", bound)
                 plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
                 drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
             elif metric == "loss_by_snr":
-                protocol, measured, values, curve = denoising.measure_loss_by_snr(
+                protocol, summary, values, curve = denoising.measure_loss_by_snr(
                     source, data, n, config.batch, bar.update
                 )
                 denoising.write_loss_by_snr(path / "loss_by_snr.csv", curve)
@@ -381,7 +381,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
                 drawn = f"wrote {path / 'loss_by_snr.png'} and loss_by_snr.csv: the errors in each bin"
             else:
                 flow = (options.steps, options.probes, options.start)
-                protocol, measured, values = denoising.measure_log_likelihood(
+                protocol, summary, values = denoising.measure_log_likelihood(
                     source, data, n, *flow, config.batch, bar.update
                 )
         except ValueError as error:
@@ -394,7 +394,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
     }
     if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
         settings |= {"seeds": [], "clip_x_0": False}
-    context.record(protocol, settings | values, measured)
+    context.record(protocol, settings | values, summary)
     if drawn:
         say(drawn)
 
@@ -506,7 +506,7 @@ def _samplers(
     context: EvaluationContext, key: str, names: Any, steps: Any, spacings: Any
 ) -> list[tuple[dict[str, Any], Any]]:
     """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
-    config, measured = context.config, []
+    config, pairs = context.config, []
     for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
         if not isinstance(values, list) or not values:
             raise InvalidInput(f"{key}.{option}={values} must be a list, such as {key}.{option}={EXAMPLES[option]}")
@@ -518,8 +518,8 @@ def _samplers(
                 built = settings | {"steps": count, "spacing": choice["spacing"], "times": None}
                 sampler = build(built, f"{key}, {name}", trusted(config))
                 must_walk(sampler, context.source.diffusion, f"{key}, {name}")
-                measured.append((choice, sampler))
-    return measured
+                pairs.append((choice, sampler))
+    return pairs
 
 
 # ------------------------------------------------------------------------------------------------------------- in words

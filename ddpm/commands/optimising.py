@@ -163,8 +163,8 @@ def _must_measure(search: "Search", base: Plan) -> None:
         return
     metrics: list[str] = ["recognition"] if base.config.recognition else []
     for line in base.settings.get("evaluation") or []:
-        result = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
-        metrics += result if isinstance(result, list) else [result]
+        named = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
+        metrics += named if isinstance(named, list) else [named]
     names: list[str] = []
     for metric in metrics:  # precision_recall, say, is two
         names += [PROTOCOLS[metric]] if metric in PROTOCOLS else [kind for kind in KINDS if kind in metric] or [metric]
@@ -316,8 +316,8 @@ def _importance(worker: "Worker", done: int) -> list[str]:
 
     if done >= ENOUGH_TRIALS and len(worker.search.space) > 1:
         with contextlib.suppress(ValueError, RuntimeError, ImportError):  # all values alike, say
-            result = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
-            shares = ", ".join(f"{key} {share:.0%}" for key, share in result.items())
+            importances = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
+            shares = ", ".join(f"{key} {share:.0%}" for key, share in importances.items())
             return [f"share of the variance of {worker.search.measure} between trials (fANOVA): {shares}"]
     return []
 

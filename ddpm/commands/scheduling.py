@@ -32,8 +32,8 @@ def schedule(config: DictConfig) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *cells in table:
         say("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
-    for name, result in named.items():
-        for concern in concerns(result, config.target):
+    for name, noise_schedule in named.items():
+        for concern in concerns(noise_schedule, config.target):
             say(f"warning: {name}: {concern}")
     plots.schedules(str(config.out), named)
     say(f"wrote {config.out}")

@@ -104,13 +104,13 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
     Raises: InvalidInput for what does not compose, and where all lack a value.
     """
     try:
-        runs = jobs("train", words, multirun=True) or []
+        sweep_jobs = jobs("train", words, multirun=True) or []
     except InvalidInput as error:
         raise InvalidInput(with_known_keys("train", str(error), words)) from error
     kept: dict[str, _Job] = {}
     incomplete: list[str] = []
     by_words: dict[tuple[str, ...], DictConfig] = {}
-    for job in runs:
+    for job in sweep_jobs:
         job = [word for word in job if not word.startswith("hydra")]
         seeds = [word for word in job if word.startswith("seed=")]
         others = tuple(word for word in job if word not in seeds)
@@ -125,14 +125,14 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
         try:
             settings = resolved(config)
         except InvalidInput as error:
-            own = " ".join(word for word in job if not all(word in other for other in runs))
+            own = " ".join(word for word in job if not all(word in other for other in sweep_jobs))
             incomplete.append(f"{own or 'the run'}: {error}")
             continue
         key = json.dumps(science_of(settings), sort_keys=True, default=str)
         kept.setdefault(key, _Job(job, config))
     if not kept:
         raise InvalidInput(incomplete[0])
-    return list(kept.values()), len(runs) - len(kept) - len(incomplete), incomplete
+    return list(kept.values()), len(sweep_jobs) - len(kept) - len(incomplete), incomplete
 
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:

@@ -131,16 +131,16 @@ def _workers() -> list[int]:
 
 def _lost_processes() -> tuple[type[Exception], ...]:
     """What launchers raise where the system ended a process of theirs, for want of memory, say."""
-    failures: list[type[Exception]] = []
+    kinds: list[type[Exception]] = []
     if "joblib" in sys.modules:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        failures.append(TerminatedWorkerError)
+        kinds.append(TerminatedWorkerError)
     if "submitit" in sys.modules:
         from submitit.core.utils import UncompletedJobError
 
-        failures.append(UncompletedJobError)
-    return tuple(failures)
+        kinds.append(UncompletedJobError)
+    return tuple(kinds)
 
 
 def _first_line(error: Exception) -> str:

@@ -147,11 +147,17 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
 def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
     """The kernel distance (KID) to the training part."""
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
-    results, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
-    words = f"{results}; held-out images {of_held_out.value:.4g}"
+    of_samples, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
+    words = f"{of_samples}; held-out images {of_held_out.value:.4g}"
     return {
         "kernel": Result(
-            results.value, of_held_out.value, words, results.low, results.high, {"real_n": len(held_out)}, "jackknife"
+            of_samples.value,
+            of_held_out.value,
+            words,
+            of_samples.low,
+            of_samples.high,
+            {"real_n": len(held_out)},
+            "jackknife",
         )
     }
 
@@ -193,8 +199,8 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
     if not isinstance(real.features, Judge):
         raise ValueError(f"recognition needs features=classifier, not {real.features.name}")
     of_samples, of_held_out = (real.features.probabilities(f) for f in (drawn.features, real.held_out))
-    results = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
-    return {"recognition": _recognition(results, len(drawn.x))}
+    result = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
+    return {"recognition": _recognition(result, len(drawn.x))}
 
 
 def by_regression(drawn: Samples, data: ImageData) -> Result:
@@ -203,23 +209,23 @@ def by_regression(drawn: Samples, data: ImageData) -> Result:
     return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
 
 
-def _recognition(results: Recognition, n: int) -> Result:
+def _recognition(result: Recognition, n: int) -> Result:
     """What n samples were recognised as; the interval of a share is Wilson's."""
     from scipy.stats import binomtest  # takes a second to import
 
-    share = binomtest(round(results.recognised * n), n).proportion_ci(method="wilson")
-    ratio = results.distance_ratio
+    share = binomtest(round(result.recognised * n), n).proportion_ci(method="wilson")
+    ratio = result.distance_ratio
     more = {
-        "class_shares": results.class_shares,
-        "class_entropy": results.class_entropy,
+        "class_shares": result.class_shares,
+        "class_entropy": result.class_entropy,
         "distance_ratio": ratio if ratio is not None and math.isfinite(ratio) else None,  # held-out copies: none
-        "class_accuracy": results.class_accuracy,
-        "accuracy": None if results.class_accuracy is None else results.accuracy,
+        "class_accuracy": result.class_accuracy,
+        "accuracy": None if result.class_accuracy is None else result.accuracy,
     }
     return Result(
-        results.recognised,
-        results.held_out_recognised,
-        str(results),
+        result.recognised,
+        result.held_out_recognised,
+        str(result),
         float(share.low),
         float(share.high),
         {name: value for name, value in more.items() if value is not None},
@@ -241,9 +247,9 @@ def copies(drawn: Samples, real: Real) -> dict[str, Result]:
         "smallest": in_features.relative.min().item(),
         "smallest_held_out": in_features.held_out_relative.min().item(),
     }
-    results: dict[str, Memorisation] = {real.features.name: in_features, "pixels": in_pixels}
-    words = "\n".join(f"by {name}: {result}" for name, result in results.items())
-    return {"memorisation": Result(in_features.ratio, 1.0, words, more=more, detail=results)}
+    distances: dict[str, Memorisation] = {real.features.name: in_features, "pixels": in_pixels}
+    words = "\n".join(f"by {name}: {result}" for name, result in distances.items())
+    return {"memorisation": Result(in_features.ratio, 1.0, words, more=more, detail=distances)}
 
 
 MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {

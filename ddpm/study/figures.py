@@ -64,13 +64,13 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
 
 def styles(labels: Iterable[str], baseline: str | None = None) -> dict[str, Style]:
     """A colour and a line for each label, the same in every figure of a study; the baseline's is the ink's."""
-    result: dict[str, Style] = {}
+    chosen: dict[str, Style] = {}
     for label in labels:
-        i = len(result) - (baseline in result)
-        result[label] = {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
+        i = len(chosen) - (baseline in chosen)
+        chosen[label] = {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
         if label == baseline:
-            result[label] = {"color": INK, "linestyle": "-"}
-    return result
+            chosen[label] = {"color": INK, "linestyle": "-"}
+    return chosen
 
 
 def measure(result: Measure, labels: Sequence[str], baseline: str) -> Figure:
@@ -177,15 +177,15 @@ def differences(axes: Axes, result: Measure, rows: Sequence[str], baseline: str)
     _looks(axes, "difference to the baseline", "")
 
 
-def effects(result: Sequence[Effect], first: Measure) -> Figure:
+def effects(factors: Sequence[Effect], first: Measure) -> Figure:
     """A panel for each factor: the mean of all runs at each of its levels, with its interval and seeds."""
-    across = min(len(result), 3)
-    down = math.ceil(len(result) / across)
+    across = min(len(factors), 3)
+    down = math.ceil(len(factors) / across)
     figure = Figure(figsize=(WIDTH * max(across, 2) / 3, 2.5 * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
-    for axes in panels.flat[len(result) :]:
+    for axes in panels.flat[len(factors) :]:
         axes.set_axis_off()
-    for i, effect in enumerate(result):
+    for i, effect in enumerate(factors):
         axes = panels.flat[i]
         x = range(len(effect.levels))
         of = list(effect.levels.values())
@@ -207,25 +207,25 @@ def effects(result: Sequence[Effect], first: Measure) -> Figure:
     return figure
 
 
-def interactions(result: Sequence[Interaction], first: Measure) -> Figure:
+def interactions(pairs: Sequence[Interaction], first: Measure) -> Figure:
     """A map for each pair of factors: the mean in each cell, darker where it is better; what was not run is blank."""
-    longest = max(len(of.column_levels) for of in result)
-    across = max(1, min(len(result), 3 if longest < 5 else 2 if longest < 8 else 1))
-    down = math.ceil(len(result) / across)
-    tall = max(len(of.row_levels) for of in result)
+    longest = max(len(of.column_levels) for of in pairs)
+    across = max(1, min(len(pairs), 3 if longest < 5 else 2 if longest < 8 else 1))
+    down = math.ceil(len(pairs) / across)
+    tall = max(len(of.row_levels) for of in pairs)
     wide = WIDTH * max(across, 2) / 3 if longest < 5 else WIDTH
     figure = Figure(figsize=(wide, (0.95 + 0.34 * tall) * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
-    for axes in panels.flat[len(result) :]:
+    for axes in panels.flat[len(pairs) :]:
         axes.set_axis_off()
-    for axes, of in zip(panels.flat, result, strict=False):
+    for axes, of in zip(panels.flat, pairs, strict=False):
         _heat(axes, of, first)
     return figure
 
 
-def _heat(axes: Axes, result: Interaction, first: Measure) -> None:
+def _heat(axes: Axes, interaction: Interaction, first: Measure) -> None:
     """One map, with its numbers."""
-    means = np.array([[math.nan if v is None else _finite(v) for v in row] for row in result.means], dtype=float)
+    means = np.array([[math.nan if v is None else _finite(v) for v in row] for row in interaction.means], dtype=float)
     there = means[np.isfinite(means)]
     low, high = (there.min(), there.max()) if len(there) else (0.0, 1.0)
     share = (means - low) / ((high - low) or 1.0)
@@ -235,36 +235,38 @@ def _heat(axes: Axes, result: Interaction, first: Measure) -> None:
         text, colour = (formatting.MISSING, MUTED)
         if math.isfinite(value):
             text, colour = formatting.digits(value, *_spread(there))[0], "#ffffff" if share[i, j] > 0.5 else "#10151c"
-        size = SIZE - (len(result.column_levels) > 8) - (len(text) > 6)
+        size = SIZE - (len(interaction.column_levels) > 8) - (len(text) > 6)
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
-    columns = [plain(shorten(level, 12)) for level in result.column_levels]
+    columns = [plain(shorten(level, 12)) for level in interaction.column_levels]
     slanted: dict[str, Any] = (
         {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len("".join(columns)) > 28 else {}
     )
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, **slanted)
-    axes.set_yticks(np.arange(len(result.row_levels)) + 0.5, [plain(shorten(level, 16)) for level in result.row_levels])
+    axes.set_yticks(
+        np.arange(len(interaction.row_levels)) + 0.5, [plain(shorten(level, 16)) for level in interaction.row_levels]
+    )
     axes.invert_yaxis()
-    _looks(axes, plain(shorten(result.columns, 34)), plain(shorten(result.rows, 28)))
+    _looks(axes, plain(shorten(interaction.columns, 34)), plain(shorten(interaction.rows, 28)))
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def fronts(result: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -> Figure:
+def fronts(frontiers: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -> Figure:
     """A panel for each cost: every arm as a dot, and the front as a line through numbered ones.
 
     Args:
-        result: the fronts.
+        frontiers: the fronts.
         first: the measure that is the quality.
         numbers: label -> the number that its point bears, of those on a front.
     """
-    across = min(len(result), 2)
-    down = math.ceil(len(result) / across)
+    across = min(len(frontiers), 2)
+    down = math.ceil(len(frontiers) / across)
     figure = Figure(figsize=(WIDTH if across > 1 else 0.6 * WIDTH, 3.0 * down), dpi=DPI, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
-    for axes in panels.flat[len(result) :]:
+    for axes in panels.flat[len(frontiers) :]:
         axes.set_axis_off()
-    for axes, of in zip(panels.flat, result, strict=False):
+    for axes, of in zip(panels.flat, frontiers, strict=False):
         cost, quality = np.array([of.points[label] for label in of.points], dtype=float).reshape(-1, 2).T
         axes.plot(cost, np.where(np.isfinite(quality), quality, math.nan), "o", color=MUTED, alpha=0.5, markersize=5)
         best = np.array([of.points[label] for label in of.best], dtype=float).reshape(-1, 2)
@@ -424,15 +426,15 @@ def _summary_measure(
 
     Returns: the pixels across of each.
     """
-    result = findings.measures[0]
-    verdicts = [result.differences[label].verdict for label in labels if label in result.differences]
+    first = findings.measures[0]
+    verdicts = [first.differences[label].verdict for label in labels if label in first.differences]
     half = (wide - 8.2 * max(map(len, verdicts)) - 40) / 2 if verdicts else wide
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
     _bands(panels, len(labels))
-    estimates(panels[0], result, labels, findings.baseline)
-    panels[0].set_xlabel(plain(_two_lines(formatting.heading(result), int((half + 40) / 7))), **TEXT)
+    estimates(panels[0], first, labels, findings.baseline)
+    panels[0].set_xlabel(plain(_two_lines(formatting.heading(first), int((half + 40) / 7))), **TEXT)
     if verdicts:
-        differences(panels[1], result, labels, findings.baseline)
+        differences(panels[1], first, labels, findings.baseline)
         panels[1].set_xlabel("difference", **TEXT)
     for axes in panels:
         axes.set_yticks([])
@@ -584,7 +586,7 @@ def _inline(text: str, title: str) -> str:
     body = text[text.index(">") + 1 :]
     for noise in (r"<metadata>.*?</metadata>", r'<style type="text/css">.*?</style>', r"<!--.*?-->"):
         body = re.sub(noise, "", body, flags=re.DOTALL)
-    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda result: re.sub(r"(\.\d\d)\d+", r"\1", result[0]), body)  # 0.01 points
+    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), body)  # 0.01 points
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
@@ -723,8 +725,8 @@ def _spread(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _rank(result: Estimate | None, sign: int) -> float:
-    return math.inf if result is None or not math.isfinite(result.mean) else sign * result.mean
+def _rank(estimate: Estimate | None, sign: int) -> float:
+    return math.inf if estimate is None or not math.isfinite(estimate.mean) else sign * estimate.mean
 
 
 def _reach(values: Iterable[float]) -> float:

@@ -38,7 +38,7 @@ def page(findings: Findings) -> str:
     styles = figures.styles(labels[: figures.LINES], findings.baseline)
     parts = [
         _arms(findings),
-        *(_measure(i, result, findings, labels) for i, result in enumerate(findings.measures, 1)),
+        *(_measure(i, measure, findings, labels) for i, measure in enumerate(findings.measures, 1)),
         _effects(findings),
         _interactions(findings),
         _fronts(findings),
@@ -101,7 +101,7 @@ def _arms(findings: Findings) -> Section | None:
         heads += [_head("difference to baseline", "interval of its test", number=True), _head("verdict")]
     heads += [_head("parameters", number=True), _head("GFLOP", "an image", number=True)]
     heads += [_head("training", "a run", number=True)]
-    heads += [_measured(result) for result in others]
+    heads += [_measured(measure) for measure in others]
     rows = "".join(_arm(arm, findings, factors, notes) for arm in findings.arms)
     search = (
         '<div class="tools"><input type="search" data-filters="arms-table" placeholder="filter: words of a row" '
@@ -132,34 +132,34 @@ def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[st
     cells.append(_cell(formatting.amount(arm.parameters), arm.parameters))
     cells.append(_cell(formatting.MISSING if arm.gflop is None else formatting.number(arm.gflop), arm.gflop))
     cells.append(_cell(formatting.duration(arm.seconds), arm.seconds))
-    cells += [_estimate(result.arms.get(arm.label)) for result in findings.measures[1:]]
+    cells += [_estimate(measure.arms.get(arm.label)) for measure in findings.measures[1:]]
     return f"<tr class='{'baseline' if base else 'arm'}'>{''.join(cells)}</tr>\n"
 
 
-def _measure(i: int, result: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
+def _measure(i: int, measure: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
     """A measure's figure and its table of differences."""
-    if not result.arms:
+    if not measure.arms:
         return None
-    parts = [f"<p>{escape(' '.join(formatting.context(result)))}</p>"]
+    parts = [f"<p>{escape(' '.join(formatting.context(measure)))}</p>"]
     left_out = len(findings.arms) - len(labels)
     caption = "Dots: training seeds, each beneath its arm's mean and interval."
-    if result.differences:
+    if measure.differences:
         caption += " On the right, the same for the differences to the baseline; rings: seeds of an arm not decided."
     if left_out:
         caption += f" Shown are the baseline and the best {len(labels) - 1} arms by {findings.measures[0].title};"
         caption += f" {left_out} more are in the tables."
-    parts.append(_figure(figures.measure(result, labels, findings.baseline), f"measure-{i}", result.title, caption))
-    if result.differences:
-        table = _differences(result)
-        many = len(result.differences) > FOLDED
-        parts.append(_details(f"Differences of all {len(result.differences)} arms", table) if many else table)
-    return Section(f"measure-{i}", result.title, "".join(parts))
+    parts.append(_figure(figures.measure(measure, labels, findings.baseline), f"measure-{i}", measure.title, caption))
+    if measure.differences:
+        table = _differences(measure)
+        many = len(measure.differences) > FOLDED
+        parts.append(_details(f"Differences of all {len(measure.differences)} arms", table) if many else table)
+    return Section(f"measure-{i}", measure.title, "".join(parts))
 
 
-def _differences(result: Measure) -> str:
+def _differences(measure: Measure) -> str:
     """The table of a measure's differences."""
     rows = []
-    for label, of in result.differences.items():
+    for label, of in measure.differences.items():
         mean, ends = formatting.digits(of.mean, of.low, of.high, signed=True)
         cells = [_cell(mean, of.mean), _cell(ends or formatting.MISSING, of.low)]
         if of.verdict == NOT_DECIDED:
@@ -168,7 +168,7 @@ def _differences(result: Measure) -> str:
         rows.append(f"<tr>{_row_head(label)}{''.join(cells)}</tr>\n")
     heads = [_head("arm"), _head("difference", number=True), _head("interval", number=True)]
     heads += [_head("pairs", number=True), _head("p", number=True), _head("verdict")]
-    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {result.title}")
+    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {measure.title}")
 
 
 def _effects(findings: Findings) -> Section | None:
@@ -343,10 +343,12 @@ def _row_head(label: str, marks: str = "") -> str:
     return f'<th scope="row"{kind}>{escape(label)}{marks}</th>'
 
 
-def _measured(result: Measure) -> str:
+def _measured(measure: Measure) -> str:
     """The head of a measure's column."""
     return _head(
-        result.title, f"{result.unit}, {formatting.aim(result)}" if result.unit else formatting.aim(result), number=True
+        measure.title,
+        f"{measure.unit}, {formatting.aim(measure)}" if measure.unit else formatting.aim(measure),
+        number=True,
     )
 
 
@@ -366,29 +368,29 @@ def _cell(text: str, value: float | None, kind: str = "number", under: str = "")
     return f'<td class="{kind}" data-value="{key}">{escape(text)}{small}</td>'
 
 
-def _estimate(result: Estimate | None) -> str:
-    if result is None:
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
         return _cell(formatting.MISSING, None)
-    mean, ends = formatting.digits(result.mean, result.low, result.high)
-    return _cell(mean, result.mean, under=ends)
+    mean, ends = formatting.digits(estimate.mean, estimate.low, estimate.high)
+    return _cell(mean, estimate.mean, under=ends)
 
 
-def _difference(result: Comparison | None) -> str:
+def _difference(comparison: Comparison | None) -> str:
     """A difference with its interval; where nothing is decided, the seeds' differences in grey."""
-    if result is None:
+    if comparison is None:
         return _cell(formatting.MISSING, None)
-    if result.verdict == NOT_DECIDED:
-        return _cell(formatting.difference(result), result.mean, "number points")
-    mean, ends = formatting.digits(result.mean, result.low, result.high, signed=True)
-    return _cell(mean, result.mean, under=ends)
+    if comparison.verdict == NOT_DECIDED:
+        return _cell(formatting.difference(comparison), comparison.mean, "number points")
+    mean, ends = formatting.digits(comparison.mean, comparison.low, comparison.high, signed=True)
+    return _cell(mean, comparison.mean, under=ends)
 
 
-def _verdict(result: Comparison | None, baseline: bool = False) -> str:
+def _verdict(comparison: Comparison | None, baseline: bool = False) -> str:
     """The verdict as a word, in bold and colour only where it is a result."""
-    if result is None:
+    if comparison is None:
         return f'<td class="verdict undecided">{"" if baseline else formatting.MISSING}</td>'
-    kind = {BETTER: "better", WORSE: "worse"}.get(result.verdict, "undecided")
-    return f'<td class="verdict {kind}">{escape(result.verdict)}</td>'
+    kind = {BETTER: "better", WORSE: "worse"}.get(comparison.verdict, "undecided")
+    return f'<td class="verdict {kind}">{escape(comparison.verdict)}</td>'
 
 
 def _figure(figure: Figure, name: str, title: str, caption: str) -> str:

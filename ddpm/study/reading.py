@@ -100,12 +100,12 @@ def run_directories(folder: Path) -> list[Path]:
 
     Raises: ValueError if there is none.
     """
-    result = sorted(path.parent for path in folder.rglob("status.json")) if folder.is_dir() else []
-    if not result:
+    folders = sorted(path.parent for path in folder.rglob("status.json")) if folder.is_dir() else []
+    if not folders:
         raise ValueError(
             f"{folder} holds no runs; a study is the folder RUNS/STUDY that training makes, such as runs/default"
         )
-    return result
+    return folders
 
 
 def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
@@ -115,7 +115,7 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
         science: picks of a configuration what the result depends on.
     Raises: ValueError if there are no runs.
     """
-    result, unread = [], []
+    records, unread = [], []
     for path in run_directories(folder):
         try:
             status = Run(path).status()
@@ -126,11 +126,11 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
             if settings:
                 _must_be_of_a_task(settings)
             evaluation, problems = _evaluation(path)
-            result.append(Recorded(path, settings, status, evaluation, _without_seed(science, settings)))
+            records.append(Recorded(path, settings, status, evaluation, _without_seed(science, settings)))
             unread += [f"{path.name}: {problem}" for problem in problems]
         except (ValueError, OSError) as error:
             unread.append(f"{path.name}: {error}")
-    return result, unread
+    return records, unread
 
 
 def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
@@ -215,11 +215,11 @@ def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
     if not settings:
         return {}
     try:
-        result = {key: value for key, value in science(settings).items() if key != "seed"}
-        json.dumps(result, sort_keys=True)
+        facts = {key: value for key, value in science(settings).items() if key != "seed"}
+        json.dumps(facts, sort_keys=True)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its config.yaml is not that of a run ({type(error).__name__}: {error})") from error
-    return result
+    return facts
 
 
 def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -232,20 +232,20 @@ def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
         of_known = iter(_levels([science for science in sciences if science]))
         return [next(of_known) if science else {} for science in sciences]
     groups = sorted({group for science in sciences for group in science})
-    result: list[dict[str, str]] = [{} for _ in sciences]
+    levels: list[dict[str, str]] = [{} for _ in sciences]
     for group in groups:
         values = [_flat(science.get(group)) for science in sciences]
         makers = [value.get("_target_", "") for value in values]
         if len(set(makers)) > 1:
-            for level, value, maker in zip(result, values, makers, strict=True):
+            for level, value, maker in zip(levels, values, makers, strict=True):
                 alike = [other for other in values if other.get("_target_", "") == maker]
                 arguments = [f"{key}={_short(value.get(key))}" for key in _differing(alike) if key in value]
                 level[group] = " ".join([str(maker).rpartition(".")[2] or MISSING, *arguments])
             continue
         for key in _differing(values):
-            for level, value in zip(result, values, strict=True):
+            for level, value in zip(levels, values, strict=True):
                 level[f"{group}.{key}" if key else group] = _short(value[key]) if key in value else MISSING
-    return [_with_short_keys(level) for level in result]
+    return [_with_short_keys(level) for level in levels]
 
 
 def _grid_of_files(own: Sequence[list[str]]) -> list[dict[str, str]]:

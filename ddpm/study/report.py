@@ -83,7 +83,7 @@ def findings(
     arms = [arm for arm in arms if arm.done]
     of_samplers = len(all_arms) == 1 and len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
     values = _values_by_sampler(arms[0]) if of_samplers else _values(arms)
-    labels = list(dict.fromkeys(label for result in values.values() for label in result)) if of_samplers else None
+    labels = list(dict.fromkeys(label for by_arm in values.values() for label in by_arm)) if of_samplers else None
     names = labels or [arm.label for arm in arms]
     base = _baseline(names, [arm.label for arm in all_arms], arms, baseline)
     order = sorted(names, key=lambda name: name != base)  # the baseline first
@@ -133,7 +133,7 @@ def findings(
 
 def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
     """Measure -> label -> seed -> value; of held-out losses where arms predict and weigh alike."""
-    results: dict[str, dict[str, dict[int, float]]] = {}
+    by_protocol: dict[str, dict[str, dict[int, float]]] = {}
     common = _common_bins(arms)
     for arm in arms:
         for seed, run in arm.done.items():
@@ -147,15 +147,15 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
                     if not common[protocol] or not errors:  # another range of log-SNR, or none that is known
                         continue
                     value = statistics.fmean(errors[x] for x in common[protocol])
-                results.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
+                by_protocol.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
                 lines = [line for line in run.metrics if line["split"] == "held_out"]
                 if lines and not _is_cut(run):
                     last = math.nan if lines[-1]["loss"] is None else lines[-1]["loss"]
-                    results.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
-    return results
+                    by_protocol.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
+    return by_protocol
 
 
 def _is_cut(run: Recorded) -> bool:
@@ -166,12 +166,12 @@ def _is_cut(run: Recorded) -> bool:
 
 def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
     """The same where one trained network is sampled in several ways: these are the arms."""
-    result: dict[str, dict[str, dict[int, float]]] = {}
+    by_protocol: dict[str, dict[str, dict[int, float]]] = {}
     for seed, run in arm.done.items():
         for protocol, cells in _cells(run).items():
             for cell in cells:
-                result.setdefault(protocol, {}).setdefault(_way(cell), {})[seed] = cell["value"]
-    return result
+                by_protocol.setdefault(protocol, {}).setdefault(_way(cell), {})[seed] = cell["value"]
+    return by_protocol
 
 
 def _cells(run: Recorded) -> dict[str, list[dict[str, Any]]]:
@@ -274,14 +274,14 @@ def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRun
 
 def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
     """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have, of those that say any."""
-    results: dict[str, list[set[float]]] = {}
+    by_protocol: dict[str, list[set[float]]] = {}
     for arm in arms:
         for run in arm.done.values():
             for protocol, result in run.evaluation.items():
                 if errors := _by_bin(result):
                     low, high = result.get("value_log_snr") or (min(errors), max(errors))
-                    results.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
-    return {protocol: sorted(set.intersection(*bins)) for protocol, bins in results.items()}
+                    by_protocol.setdefault(protocol, []).append({x for x in errors if low <= x <= high})
+    return {protocol: sorted(set.intersection(*bins)) for protocol, bins in by_protocol.items()}
 
 
 def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
@@ -341,16 +341,16 @@ def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
 def _sampler_arms(arm: ArmRuns, order: Sequence[str], network: Network) -> list[Arm]:
     """Ways of sampling one network, as arms."""
     trained = _arm(arm, arm, network)
-    result = {}
+    by_way = {}
     for run in arm.done.values():
         for cell in itertools.chain.from_iterable(_cells(run).values()):
             levels = {"sampler": str(cell["sampler"]), "steps": str(cell["steps"])}
             levels |= {} if cell["spacing"] == "uniform" else {"spacing": str(cell["spacing"])}
             gflop = None if trained.gflop is None else trained.gflop * cell["evaluations"]
-            result[_way(cell)] = Arm(
+            by_way[_way(cell)] = Arm(
                 _way(cell), levels, trained.runs, trained.seeds, trained.parameters, gflop, trained.seconds
             )
-    return [result[label] for label in order]
+    return [by_way[label] for label in order]
 
 
 def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
@@ -411,26 +411,26 @@ def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
 def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
     """What concerns the study as a whole."""
     commits = {str(run.status.get("commit")) for arm in arms for run in arm.done.values()}
-    result = []
+    warnings = []
     if len(commits) > 1:
-        result.append(f"its runs are of {len(commits)} commits")
+        warnings.append(f"its runs are of {len(commits)} commits")
     if any(commit.endswith("+") for commit in commits):
-        result.append("some runs are of code that was changed after its commit")
+        warnings.append("some runs are of code that was changed after its commit")
     seeds = {tuple(sorted(arm.done)) for arm in arms if arm.done}
     if len(seeds) > 1:
-        result.append("the arms have different seeds: an arm is compared by those that the baseline has too")
+        warnings.append("the arms have different seeds: an arm is compared by those that the baseline has too")
     runs = [run for arm in arms for run in arm.done.values()]
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
-        result.append(
+        warnings.append(
             f"{unmeasured} of {counted(len(runs), 'trained run')} are not measured by all that was asked for: "
             "repeat the sweep, or ddpm-study retry"
         )
     for run in runs:
         if _is_cut(run):
-            result.append(
+            warnings.append(
                 f"{run.path.name}: its metrics.jsonl ends before its last step; its held-out loss is left out"
             )
-    return result
+    return warnings
 
 
 # ------------------------------------------------------------------------------------------------ design and verdict
@@ -439,7 +439,7 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
 def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) -> tuple[str, ...]:
     """What was varied, how often, what was held fixed."""
     levels = _factors([arm.settings for arm in shown] if of_samplers else [arm.differs for arm in arms])
-    varied = "; ".join(f"{factor}: {', '.join(result)}" for factor, result in levels.items() if len(result) > 1)
+    varied = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in levels.items() if len(values) > 1)
     seeds = sorted({seed for arm in shown for seed in arm.seeds})
     runs = sum(len(arm.runs) for arm in arms)
     number = f"{len(shown)} ways to sample one network" if of_samplers else counted(len(arms), "arm")
@@ -467,8 +467,8 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
     """The data and the training that all arms share, in words."""
 
     def same(group: str, key: str) -> Any:
-        result = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
-        return json.loads(result.pop()) if len(result) == 1 else None
+        values = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
+        return json.loads(values.pop()) if len(values) == 1 else None
 
     parts = []
     data = next((known for arm in arms for run in arm.runs if (known := run.status.get("data"))), None)
@@ -494,11 +494,17 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if measure is None:
         return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.", *undone)
     name, sentences = measure.title, []
-    result = measure.differences
+    differences = measure.differences
     sign = 1 if measure.better == "lower" else -1
-    better = sorted((label for label in result if result[label].verdict == BETTER), key=lambda x: sign * result[x].mean)
-    worse = sorted((label for label in result if result[label].verdict == WORSE), key=lambda x: sign * result[x].mean)
-    undecided = [label for label in result if result[label].verdict == NOT_DECIDED]
+    better = sorted(
+        (label for label in differences if differences[label].verdict == BETTER),
+        key=lambda x: sign * differences[x].mean,
+    )
+    worse = sorted(
+        (label for label in differences if differences[label].verdict == WORSE),
+        key=lambda x: sign * differences[x].mean,
+    )
+    undecided = [label for label in differences if differences[label].verdict == NOT_DECIDED]
     unit = f" {measure.unit}" if measure.unit else ""
     if base in measure.arms:
         of_base = measure.arms[base]
@@ -509,14 +515,14 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     else:
         sentences.append(f"{name} was not measured of the baseline, {base}: nothing is compared with it.")
     for label in better[:3]:
-        c = result[label]
+        c = differences[label]
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
     if len(better) > 3:
         sentences.append(f"So are {_some(better[3:])}.")
     if worse:
-        worst = [f"{label} ({interval(result[label].mean, None, None, signed=True)})" for label in worse]
+        worst = [f"{label} ({interval(differences[label].mean, None, None, signed=True)})" for label in worse]
         sentences.append(f"Worse: {_some(worst)}.")
-    neither = [label for label in result if label not in (*better, *worse, *undecided)]
+    neither = [label for label in differences if label not in (*better, *worse, *undecided)]
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
     if undecided:
@@ -569,15 +575,15 @@ def _effects(arms: Sequence[Arm], measure: Measure | None) -> tuple[Effect, ...]
     seeds = set.intersection(*(set(measure.arms[arm.label].points) for arm in arms))
     if not seeds:
         return ()
-    result = []
+    effects = []
     for factor, levels in grid.items():
         at = {level: [measure.arms[arm.label] for arm in arms if arm.settings[factor] == level] for level in levels}
         means = {
             level: estimate({seed: statistics.fmean(arm.points[seed] for arm in those) for seed in sorted(seeds)})
             for level, those in at.items()
         }
-        result.append(Effect(factor, means))
-    return tuple(result)
+        effects.append(Effect(factor, means))
+    return tuple(effects)
 
 
 def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interaction, ...]:
@@ -585,7 +591,7 @@ def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interac
     grid = _grid(arms)
     if not grid or measure is None:
         return ()
-    result = []
+    interactions = []
     for rows, columns in itertools.islice(itertools.combinations(grid, 2), MOST_INTERACTIONS):
         means = []
         for row in grid[rows]:
@@ -595,8 +601,8 @@ def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interac
                 values = [measure.arms[label].mean for label in those if label in measure.arms]
                 line.append(statistics.fmean(values) if len(values) == len(those) else None)
             means.append(tuple(line))
-        result.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
-    return tuple(result)
+        interactions.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
+    return tuple(interactions)
 
 
 def _differ_in_work(sampled: ArmRuns | None, measured: Sequence[ArmRuns]) -> bool:
@@ -621,7 +627,7 @@ def _fronts(
         costs = {"evaluations a sample": {_way(cell): cell["evaluations"] for cell in cells}}
     if not _differ_in_work(sampled, measured):
         costs.pop("seconds of training", None)  # what differs then is how busy the machine was
-    result = []
+    fronts = []
     for cost, of in costs.items():
         points = {
             label: (float(value), measure.arms[label].mean)
@@ -630,8 +636,8 @@ def _fronts(
         }
         values = [value for value, _ in points.values()]
         if len(points) > 1 and max(values) > 1.01 * min(values):
-            result.append(Front(cost, points, front(points, measure.better)))
-    return tuple(result)
+            fronts.append(Front(cost, points, front(points, measure.better)))
+    return tuple(fronts)
 
 
 # -------------------------------------------------------------------------------------------------- curves and pictures
@@ -645,16 +651,16 @@ def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
     values = np.array([[line[at] for at in x] for line in lines])  # (seeds, points)
     if len(x) < 2:
         return None
-    return Curve(tuple(x), *(tuple(result(values, 0).tolist()) for result in (np.mean, np.min, np.max)))
+    return Curve(tuple(x), *(tuple(statistic(values, 0).tolist()) for statistic in (np.mean, np.min, np.max)))
 
 
 def _losses(arms: Sequence[ArmRuns]) -> tuple[str, dict[str, Curve]]:
     """Held-out loss over steps; where runs are too short for a curve of it, the smoothed training loss."""
     for title, split, smooth in (("Held-out loss", "held_out", 1), ("Training loss, smoothed", "train", SMOOTH)):
         curves = {arm.label: _curve([_smoothed(run, split, smooth) for run in arm.done.values()]) for arm in arms}
-        result = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
-        if result:
-            return title, result
+        shown = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
+        if shown:
+            return title, shown
     return "Held-out loss", {}
 
 
@@ -677,15 +683,15 @@ def _errors(arm: ArmRuns) -> Curve | None:
 
 def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
     """Arm and sampler -> Frechet distance over evaluations."""
-    result: dict[str, dict[int, dict[float, float]]] = {}
+    by_name: dict[str, dict[int, dict[float, float]]] = {}
     for arm in arms:
         for seed, run in arm.done.items():
             for cells in _cells(run).values():
                 for cell in cells:
                     name = cell["sampler"] if cell["spacing"] == "uniform" else f"{cell['sampler']} {cell['spacing']}"
                     name = name if len(arms) == 1 else f"{arm.label}, {name}"
-                    result.setdefault(name, {}).setdefault(seed, {})[float(cell["evaluations"])] = cell["value"]
-    curves = {name: _curve(list(lines.values())) for name, lines in result.items()}
+                    by_name.setdefault(name, {}).setdefault(seed, {})[float(cell["evaluations"])] = cell["value"]
+    curves = {name: _curve(list(lines.values())) for name, lines in by_name.items()}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
@@ -693,8 +699,8 @@ def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Cur
     """sqrt(alpha_bar) over t / T of every arm, if they differ."""
     if len({json.dumps(arm.first.science.get("schedule"), sort_keys=True) for arm in arms}) < 2:
         return {}
-    result = {arm.label: points(arm.first.settings) for arm in arms}
-    return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in result.items() if xy is not None}
+    curves = {arm.label: points(arm.first.settings) for arm in arms}
+    return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in curves.items() if xy is not None}
 
 
 def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
@@ -724,7 +730,7 @@ def _row(run: Recorded) -> Any | None:
 def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
     """Commit, machine, device and versions of the runs, each with all the values that it has."""
     runs = [run for arm in arms for run in arm.done.values()]
-    result: dict[str, dict[str, None]] = {}
+    known: dict[str, dict[str, None]] = {}
     for run in runs:
         machine = run.status.get("machine")
         facts = {key: run.status.get(key) for key in ("commit", "host", "device", "precision", "threads")}
@@ -732,19 +738,19 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
         facts |= {"processor" if k == "name" else k: v for k, v in machine.items() if k not in facts}
         for key, value in facts.items():
             if value is not None:
-                result.setdefault(key, {})[str(value)] = None
-    return {key: ", ".join(values) for key, values in result.items()}
+                known.setdefault(key, {})[str(value)] = None
+    return {key: ", ".join(values) for key, values in known.items()}
 
 
 def _commands(arms: Sequence[ArmRuns]) -> tuple[str, ...]:
     """What makes the runs, less where things lie on a machine; all combinations of some words are a sweep."""
     runs = [[word for word in run.typed if not word.startswith(PLACES)] for arm in arms for run in arm.runs]
-    result: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
+    groups: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
     for words in runs:
         pairs = [word.partition("=")[::2] for word in words]
-        result.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
+        groups.setdefault(tuple(key for key, _ in pairs), []).append([value for _, value in pairs])
     commands = []
-    for keys, rows in result.items():
+    for keys, rows in groups.items():
         values = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]  # the first is the baseline
         distinct = {tuple(row) for row in rows}
         if len(distinct) > 1 and math.prod(map(len, values)) == len(distinct):

@@ -105,7 +105,7 @@ def compare(
         levels[label] = 1 - (1 - level) / divisor
         if corrected[label] <= 1 - level:  # else the arms after it are tested no more
             divisor -= 1
-    result = {}
+    comparisons = {}
     for label, points in paired.items():
         if not points:
             continue
@@ -116,8 +116,8 @@ def compare(
             verdict = NO_DIFFERENCE
         else:
             verdict = BETTER if (mean < 0) == (better == "lower") else WORSE
-        result[label] = Comparison(mean, low, high, corrected.get(label), points, verdict)
-    return result
+        comparisons[label] = Comparison(mean, low, high, corrected.get(label), points, verdict)
+    return comparisons
 
 
 def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, ...]:
@@ -127,10 +127,10 @@ def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, 
     """
     sign = 1 if better == "lower" else -1
     signed = {label: (cost, sign * quality) for label, (cost, quality) in points.items() if math.isfinite(quality)}
-    best, result = (math.inf, math.inf), []
+    best, on_front = (math.inf, math.inf), []
     for label in sorted(signed, key=signed.__getitem__):
         if signed[label][1] < best[1]:
             best = signed[label]
         if signed[label] == best:
-            result.append(label)
-    return tuple(result)
+            on_front.append(label)
+    return tuple(on_front)
