@@ -200,7 +200,85 @@ class Dataset(ABC):
         return self._epochs[seed, epoch]
 
 
-class ImageData(Dataset):
+class InMemory(Dataset):
+    """Samples in one tensor, with labels or without; what is made of a sample is its subclass's `batch`.
+
+    Args:
+        name, split, validation: as in `Dataset`.
+        samples: (N, *), N >= 1.
+        labels: whole numbers (N,) in 0..num_classes-1, or None.
+        classes: the classes' names; without them, labels name themselves.
+        holds: what the samples are, "classes" left out: that the labels say.
+    Raises: ValueError for arguments outside these ranges.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        samples: Tensor,
+        labels: Tensor | None,
+        classes: Sequence[str],
+        validation: float,
+        holds: Iterable[str] = (),
+    ):
+        if labels is not None:
+            if labels.shape != samples.shape[:1]:
+                raise ValueError(f"{name}: {len(samples)} {self.units} but labels of shape {tuple(labels.shape)}")
+            classes = classes or tuple(str(y) for y in range(int(labels.max()) + 1))
+            check_labels(labels, len(classes), name)
+        self.samples = samples
+        self.labels = None if labels is None else labels.long()
+        self.classes, self.num_classes = tuple(classes), len(classes)
+        self.holds = frozenset({*holds, *(["classes"] if labels is not None else [])})
+        super().__init__(name, split, len(samples), validation)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.samples.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the samples."""
+        return self.samples.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples lie."""
+        return self.samples.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move samples and labels to a device; returns self."""
+        self.samples = self.samples.to(device)
+        self.labels = None if self.labels is None else self.labels.to(device)
+        return self
+
+    def _taken(self, indices: Tensor, device: torch.device | str) -> Batch:
+        """Samples of these numbers as they are kept, and as condition the classes int64 (B,) of labelled data."""
+        indices = indices.to(self.device)
+        classes = None if self.labels is None else self.labels[indices].to(device)
+        return Batch(self.samples[indices].to(device), Condition(classes=classes))
+
+    def identity(self) -> dict[str, Any]:
+        """What the data are, wherever they lie: {name, split, count, sha256}.
+
+        The checksum is over the samples as they are kept, and over the labels, and is computed once.
+        """
+        return {"name": self.name, "split": self.split, "count": len(self), "sha256": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Checksum of the samples' shape and bytes and of the labels."""
+        digest = hashlib.sha256(repr((tuple(self.samples.shape), self.labels is not None)).encode())
+        for x in (self.samples, self.labels):
+            if x is not None:
+                array = x.cpu().contiguous().numpy()
+                digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        return digest.hexdigest()
+
+
+class ImageData(InMemory):
     """Images in memory, with labels or without, of which a fixed part is held out.
 
     Every source of images is one of these.
@@ -236,44 +314,20 @@ class ImageData(Dataset):
         check_options(image_size, channels, validation)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
             raise ValueError(f"{name}: images are uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-        if labels is not None:
-            if labels.shape != images.shape[:1]:
-                raise ValueError(f"{name}: {len(images)} images but labels of shape {tuple(labels.shape)}")
-            classes = classes or tuple(str(y) for y in range(int(labels.max()) + 1))
-            check_labels(labels, len(classes), name)
         self.flip = flip
-        self.images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
-        self.labels = None if labels is None else labels.long()
-        self.classes, self.num_classes = tuple(classes), len(classes)
-        self.holds = frozenset({"pictures", "bytes", *(["classes"] if labels is not None else [])})
-        super().__init__(name, split, len(images), validation)
+        images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
+        super().__init__(name, split, images, labels, classes, validation, ("pictures", "bytes"))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    def images(self) -> Tensor:
+        """The samples: uint8 (N, C, H, W)."""
+        return self.samples
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of one image."""
-        return self.shape[1:]
-
-    @property
-    def nbytes(self) -> int:
-        """Of the images."""
-        return self.images.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the images lie."""
-        return self.images.device
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move images (still bytes) and labels to a device; returns self."""
-        self.images = self.images.to(device)
-        self.labels = None if self.labels is None else self.labels.to(device)
-        return self
+        _, height, width = self.shape
+        return height, width
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -287,33 +341,14 @@ class ImageData(Dataset):
 
         Returns: x float32 (B, C, H, W) in [-1, 1], and as condition the classes int64 (B,) of labelled data.
         """
-        indices = indices.to(self.images.device)
-        x_0 = to_float(self.images[indices].to(device))
+        taken = self._taken(indices, device)
+        x_0 = to_float(taken.x)
         if self.flip and generator is not None:
             coins = torch.rand(len(x_0), generator=generator, device=generator.device) < 0.5
             x_0 = torch.where(rearrange(coins, "b -> b 1 1 1").to(device), x_0.flip(-1), x_0)
-        return Batch(x_0, Condition(classes=None if self.labels is None else self.labels[indices].to(device)))
+        return Batch(x_0, taken.condition)
 
-    def identity(self) -> dict[str, str | int | list[int]]:
-        """What the data are, wherever they lie: {name, split, count, image_size, channels, sha256}.
-
-        The checksum is over images and labels as training sees them (after `fit`), and is computed once.
-        """
+    def identity(self) -> dict[str, Any]:
+        """What the data are, as training sees them (after `fit`): image_size and channels beside what all data say."""
         channels, height, width = self.shape
-        return {
-            "name": self.name,
-            "split": self.split,
-            "count": len(self),
-            "image_size": [height, width],
-            "channels": channels,
-            "sha256": self._sha256,
-        }
-
-    @cached_property
-    def _sha256(self) -> str:
-        """Checksum of the images' shape and bytes and of the labels."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.labels is not None)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().astype("<i8").data)
-        return digest.hexdigest()
+        return super().identity() | {"image_size": [height, width], "channels": channels}

@@ -1,16 +1,13 @@
 """Points in the plane, drawn from formulas: data on which training takes seconds and every sample can be seen."""
 
-import hashlib
 import math
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ddpm.data.batch import Batch, Condition
-from ddpm.data.dataset import Dataset, check_labels, check_options
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import InMemory, check_options
 from ddpm.randomness import generator as keyed
 from ddpm.runs.files import Origin
 
@@ -19,7 +16,7 @@ NOISIEST = 100.0  # standard deviation of the noise, beyond which nothing is lef
 LEVEL = 1e-9  # standard deviation below which a coordinate, before it is standardised, does not vary
 
 
-class Points(Dataset):
+class Points(InMemory):
     r"""Points in the plane, with labels or without, of which a fixed part is held out.
 
     Each coordinate is standardised by itself, with the mean and the standard deviation of all N points (those of the
@@ -33,7 +30,6 @@ class Points(Dataset):
         labels: whole numbers (N,) in 0..num_classes-1, or None.
         classes: the classes' names; without them, labels name themselves.
     Attributes:
-        points: x, float32 (N, 2).
         mean, std: m and s, float64 (2,), by which `x * std + mean` is what was given.
     Raises: ValueError for arguments outside these ranges, and for a coordinate that does not vary.
     """
@@ -52,11 +48,6 @@ class Points(Dataset):
         check_options(None, None, validation)
         if not points.is_floating_point() or points.ndim != 2 or points.shape[1] != 2 or len(points) < LEAST:
             raise ValueError(f"{name}: points are floats (N, 2), N >= 2, not {points.dtype} {tuple(points.shape)}")
-        if labels is not None:
-            if labels.shape != points.shape[:1]:
-                raise ValueError(f"{name}: {len(points)} points but labels of shape {tuple(labels.shape)}")
-            classes = classes or tuple(str(y) for y in range(int(labels.max()) + 1))
-            check_labels(labels, len(classes), name)
         p = points.double()
         self.mean, self.std = p.mean(0), p.std(0, correction=0)
         if not (self.std > LEVEL).all():  # nor for NaN
@@ -64,32 +55,12 @@ class Points(Dataset):
                 f"{name}: the coordinates have the standard deviations {self.std.tolist()}, and both must vary to be "
                 "standardised; where noise is added, choose noise > 0"
             )
-        self.points = ((p - self.mean) / self.std).float()
-        self.labels = None if labels is None else labels.long()
-        self.classes, self.num_classes = tuple(classes), len(classes)
-        self.holds = frozenset() if labels is None else frozenset({"classes"})
-        super().__init__(name, "all", len(points), validation)
+        super().__init__(name, "all", ((p - self.mean) / self.std).float(), labels, classes, validation)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(2,), of one point."""
-        return tuple(self.points.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Of the points."""
-        return self.points.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the points lie."""
-        return self.points.device
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move points and labels to a device; returns self."""
-        self.points = self.points.to(device)
-        self.labels = None if self.labels is None else self.labels.to(device)
-        return self
+    def points(self) -> Tensor:
+        """The samples: x, float32 (N, 2)."""
+        return self.samples
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -103,25 +74,7 @@ class Points(Dataset):
 
         Returns: x float32 (B, 2), and as condition the classes int64 (B,) of labelled data.
         """
-        indices = indices.to(self.points.device)
-        classes = None if self.labels is None else self.labels[indices].to(device)
-        return Batch(self.points[indices].to(device), Condition(classes=classes))
-
-    def identity(self) -> dict[str, Any]:
-        """What the data are: {name, split, count, sha256}.
-
-        The checksum is over the points as training sees them and over the labels, and is computed once.
-        """
-        return {"name": self.name, "split": self.split, "count": len(self), "sha256": self._sha256}
-
-    @cached_property
-    def _sha256(self) -> str:
-        """Checksum of the points' shape and float32 bytes and of the labels."""
-        digest = hashlib.sha256(repr((tuple(self.points.shape), self.labels is not None)).encode())
-        digest.update(self.points.cpu().contiguous().numpy().astype("<f4").data)
-        if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().astype("<i8").data)
-        return digest.hexdigest()
+        return self._taken(indices, device)
 
 
 class SwissRoll(Points):

@@ -54,7 +54,7 @@ class Pixels(Features):
         shape: (C, H, W).
     """
 
-    def __init__(self, shape: tuple[int, int, int]):
+    def __init__(self, shape: tuple[int, ...]):
         self.name, self.size = "pixels", shape[0] * shape[1] * shape[2]
 
     def _of(self, images: Tensor) -> Tensor:
