@@ -5,17 +5,29 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands.console import progress_bar, say, warn_of_range, with_bar
+from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
-from ddpm.commands.load import augmentation, data_of, must_match, must_walk, optimizer_of, source_of, task_of
+from ddpm.commands.load import (
+    asked_classes,
+    augmentation,
+    data_of,
+    must_match,
+    must_walk,
+    optimizer_of,
+    source_of,
+    task_of,
+)
+from ddpm.commands.reading import measure_reading
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
+METRICS = (*OF_SAMPLES, "reading_sheet", *OF_IMAGES, "cost", "steps")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
-NEEDS = {metric: "pictures" for metric in (*OF_SAMPLES, "steps")} | dict.fromkeys(OF_IMAGES[:2], "bytes")  # of the data
+OF_PICTURES = (*OF_SAMPLES, "reading_sheet", "steps")
+NEEDS = dict.fromkeys(OF_PICTURES, "pictures") | dict.fromkeys(OF_IMAGES[:2], "bytes")  # of the data
 LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
 FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
 EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
@@ -61,7 +73,11 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
-    source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, next(model.parameters()).device)
+    device, asked = next(model.parameters()).device, asked_classes(config)
+    try:
+        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, asked=asked)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
 
 
@@ -70,10 +86,9 @@ def _metrics(config: DictConfig) -> list[str]:
     resolved(config)
     metrics = plain(config.metric)
     metrics = metrics if isinstance(metrics, list) else [metrics]
-    allowed = (*OF_SAMPLES, *OF_IMAGES, "cost", "steps")
-    if not metrics or not set(map(str, metrics)) <= set(allowed):
-        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(allowed)}")
-    for key in ("data", "inception", "frechet", "steps", "cost", *OF_IMAGES[:2]):
+    if not metrics or not set(map(str, metrics)) <= set(METRICS):
+        raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(METRICS)}")
+    for key in ("data", "inception", "frechet", "reading_sheet", "steps", "cost", *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
             raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
     for key, known in (("features", FEATURES), ("recogniser", RECOGNISERS)):
@@ -96,6 +111,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
     measures = [_measure_samples(context, of_samples)] if of_samples else []
+    measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [_measure_images(context, metric) for metric in metrics if metric in OF_IMAGES]
     measures += [_measure_steps(context)] if "steps" in metrics else []
     measures += [_measure_cost(context)] if "cost" in metrics else []
@@ -106,7 +122,7 @@ def _must_hold(data: Any, metrics: list[str]) -> None:
     """Refuse measures of pictures, or of bytes, where the data hold none."""
     for metric in metrics:
         if NEEDS.get(metric, "") not in ("", *data.holds):
-            allowed = [m for m in (*OF_SAMPLES, *OF_IMAGES, "cost", "steps") if NEEDS.get(m, "") in ("", *data.holds)]
+            allowed = [m for m in METRICS if NEEDS.get(m, "") in ("", *data.holds)]
             raise InvalidInput(
                 f"metric={metric} needs {NEEDS[metric]}, but {data.name} holds {data.units} of shape "
                 f"{data.shape}; allowed: {', '.join(allowed)}"
@@ -134,7 +150,6 @@ def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> Non
 
     config, source = context.config, context.source
     batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
-    took = cost.evaluation_seconds(source, batch) / batch
     lines = [f"  {measure.plan}" for measure in measures]
     features = {kind for measure in measures for kind in measure.features}
     if "inception" in features:  # 300x300 pixels take their time
@@ -143,11 +158,13 @@ def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> Non
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
     if "classifier" in features and not context.has_judge:
-        lines.append(f"  the classifier is trained first, on {len(context.data.train):,} images, and kept")
-    lines.append(
-        f"  the network: {evaluations:,} evaluations, counted by {context.data.units.removesuffix('s')}; about "
-        f"{_duration(evaluations * took)} on {source.device} ({1 / took:,.0f} {context.data.units}/s)"
-    )
+        lines.append(f"  the classifier is trained first, on {len(context.every.train):,} images, and kept")
+    if evaluations:
+        took = cost.evaluation_seconds(source, batch) / batch
+        lines.append(
+            f"  the network: {evaluations:,} evaluations, counted by {context.data.units.removesuffix('s')}; about "
+            f"{_duration(evaluations * took)} on {source.device} ({1 / took:,.0f} {context.data.units}/s)"
+        )
     say("\n".join(["plan:", *lines]))
 
 
@@ -192,7 +209,7 @@ def _by_regression(context: EvaluationContext) -> bool:
     recogniser, (_, height, width) = context.config.recogniser, context.data.shape
     if context.data.labels is None:
         raise InvalidInput(f"{context.data.name} has no labels, and recognition needs them")
-    if not quality.has_classes(context.data):
+    if not quality.has_classes(context.every):
         raise InvalidInput(f"{context.data.name} has training images of one class only: there is nothing to recognise")
     return recogniser == "logistic" or (recogniser == "auto" and height * width <= FEW_PIXELS)
 
@@ -246,7 +263,7 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
     measured: dict[str, dict[int, quality.Result]] = {}  # by protocol and seed
     failed, shown = [], None
     for seed in context.seeds:
-        x, y = _samples(context, n, seed)
+        x, y = context.samples(list(range(n)), seed)
         try:
             drawn = {kind: quality.Samples(x, real.features(x), y) for kind, real in reals.items()}
         except ValueError as error:
@@ -254,7 +271,8 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
         for metric in [*["logistic"] * logistic, *metrics]:
             try:
                 if metric == "logistic":
-                    by_regression = quality.by_regression(quality.Samples(x, x[:, :0], y), context.data)
+                    samples = quality.Samples(x, x[:, :0], y)
+                    by_regression = quality.by_regression(samples, context.every, context.data.held_out)
                     results = {f"recognition_logistic_{n}_train": by_regression}
                 else:
                     real = reals[kinds[metric]]
@@ -282,7 +300,8 @@ def _record(context: EvaluationContext, protocol: str, measured: dict[int, Any],
 
     each = list(measured.values())
     values = context.settings(n, context.source.sampler) | quality.together(each, list(measured))
-    if "_classifier-" in protocol:
+    judged, protocol = "_classifier-" in protocol, context.named(protocol)
+    if judged:
         values["judge_accuracy"] = context.real("classifier")[1]
     results.record(context.run.path, protocol, values)
     if context.seeds[-1] in measured:
@@ -298,17 +317,6 @@ def _draw_bias(context: EvaluationContext, real: Any, measured: dict[str, dict[i
     if samples:
         plots.bias(path, quality.bias_curve(real), n, next(iter(samples.values())).value)
         say(f"wrote {path}: the distance of held-out images, for growing numbers of them")
-
-
-def _samples(context: EvaluationContext, n: int, seed: int, sampler: Any = None) -> tuple[Any, Any]:
-    """n samples of a seed (n, C, H, W), and the classes (n,) that were asked for, or None."""
-    import torch
-
-    source = context.source.with_seed(seed)
-    source = source if sampler is None else source.using(sampler)
-    x = torch.cat([x for _, x in with_bar(source.batches(list(range(n)), context.config.batch), n)])
-    warn_of_range(source)
-    return x, source.classes(range(n))
 
 
 def _draw_copies(context: EvaluationContext, x: Any, measured: Any) -> None:
@@ -424,7 +432,8 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
 
     path, schedule = context.run.path, context.source.diffusion.schedule
     real, accuracy = context.real(context.config.features)
-    protocol, settings = real.protocol("steps_frechet", n), context.settings(n) | {"seeds": context.seeds}
+    protocol = context.named(real.protocol("steps_frechet", n))
+    settings = context.settings(n) | {"seeds": context.seeds}
     best = _measured(path / "evaluation.json", protocol, settings)
     cells = list(best.get("cells", []))
     for choice, sampler in grid:
@@ -433,7 +442,7 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
         try:
             measured: list[quality.Result] = []
             for seed in context.seeds:
-                x, y = _samples(context, n, seed, sampler)
+                x, y = context.samples(list(range(n)), seed, sampler)
                 measured += quality.frechet(quality.Samples(x, real.features(x), y), real).values()
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error

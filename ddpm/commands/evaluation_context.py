@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ddpm.commands.console import how_drawn, say
+from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
@@ -26,7 +26,13 @@ class EvaluationContext:
     """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
-        self.config, self.source, self.data = config, source, data
+        self.config, self.source, self.every = config, source, data
+        self.data = data  # of the classes that are asked for, which samples are compared with
+        if source.asked is not None:
+            try:
+                self.data = data.of_classes(source.asked)
+            except ValueError as error:
+                raise InvalidInput(str(error)) from error
         self.run, self.trained, self.step = run, trained, step
         self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
@@ -45,8 +51,25 @@ class EvaluationContext:
         """Write what was found into the run's evaluation.json, and say it."""
         from ddpm.runs import results
 
+        protocol = self.named(protocol)
         results.record(self.run.path, protocol, values)
         say(f"{protocol}:\n{words}")
+
+    def named(self, protocol: str) -> str:
+        """The protocol's name, with the classes that it is restricted to."""
+        asked = sorted(set(self.source.asked or ()))
+        return f"{protocol}_class{'-'.join(map(str, asked))}" if asked else protocol
+
+    def samples(self, numbers: list[int], seed: int, sampler: Any = None) -> tuple[Any, Any]:
+        """The samples of a seed with these numbers (n, C, H, W), and the classes (n,) that were asked for, or None."""
+        import torch
+
+        source = self.source.with_seed(seed)
+        source = source if sampler is None else source.using(sampler)
+        batches = source.batches(numbers, self.config.batch)
+        x = torch.cat([x for _, x in with_bar(batches, len(numbers))])
+        warn_of_range(source)
+        return x, source.classes(numbers)
 
     @functools.cached_property
     def judge(self) -> Any:
@@ -71,13 +94,13 @@ class EvaluationContext:
         """Whether the classifier was trained before."""
         from ddpm.metrics import quality
 
-        return quality.judge_path(self.data, self.judge, self.cache).exists()
+        return quality.judge_path(self.every, self.judge, self.cache).exists()
 
     def _features(self, kind: str) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
         """How many features of a kind there are, and what makes their extractor, with a classifier's accuracy."""
         from ddpm.metrics import features, quality
 
-        config, data, device = self.config, self.data, self.source.device
+        config, data, device = self.config, self.every, self.source.device
         if kind == "classifier":
             judge = self.judge
             size = features.Judge(judge, "").size

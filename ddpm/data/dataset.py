@@ -1,5 +1,6 @@
 """Data in memory: a fixed held-out part, and an order that is a pure function of the step; images as bytes."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,11 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
         raise ValueError(f"image_size={image_size!r}: give a whole number of pixels >= 1, or [height, width]")
     return size
+
+
+def spread(count: int, n: int) -> Tensor:
+    """At most n places of 0..count-1, evenly spaced: samples may lie in the order of their classes."""
+    return torch.linspace(0, count - 1, min(n, count), dtype=torch.float64).round().long()
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
@@ -121,7 +127,7 @@ class Dataset(ABC):
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
-        self.name, self.split = name, split
+        self.name, self.split, self.count = name, split, count
         self.train, self.held_out = self._divide(count, validation)
         self._epochs: dict[tuple[int, int], Tensor] = {}
 
@@ -134,7 +140,19 @@ class Dataset(ABC):
         return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
 
     def __len__(self) -> int:
-        return len(self.train) + len(self.held_out)
+        return self.count
+
+    def of_classes(self, classes: Sequence[int]) -> Self:
+        """The same samples, of whose training part and held-out part only these classes are left.
+
+        Raises: ValueError for data without labels.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels: no class can be told from the others")
+        other, labels, chosen = copy.copy(self), self.labels.cpu(), torch.tensor(classes)
+        other.train, other.held_out = (part[torch.isin(labels[part], chosen)] for part in (self.train, self.held_out))
+        other._epochs = {}
+        return other
 
     @property
     @abstractmethod
@@ -211,6 +229,9 @@ class InMemory(Dataset):
         holds: what the samples are, "classes" left out: that the labels say.
     Raises: ValueError for arguments outside these ranges.
     """
+
+    glyphs: tuple[str, ...] = ()
+    """What a person would write for each class, of data whose classes are called otherwise."""
 
     def __init__(
         self,

@@ -74,6 +74,8 @@ class Devanagari(ImageData):
     Raises: FileNotFoundError where no font draws all 46 characters; ValueError for options outside their ranges.
     """
 
+    glyphs = GLYPHS
+
     def __init__(
         self,
         root: str | Path = "data",

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options
-from ddpm.data.devanagari import CHARACTERS, CLASSES
+from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
 from ddpm.runs.files import Origin, regular_size, shown
@@ -66,6 +66,8 @@ class DHCD(ImageData):
     Raises: FileNotFoundError if it is missing and not to be downloaded; ConnectionError if it cannot be;
         ValueError for damaged or other files than these, or options outside their ranges.
     """
+
+    glyphs = GLYPHS
 
     def __init__(
         self,

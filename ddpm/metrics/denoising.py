@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, spread
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
 from ddpm.randomness import SampleNoise
@@ -205,7 +205,7 @@ def _held_out(
 ) -> Iterator[tuple[list[int], Tensor, Denoise]]:
     """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor
-    chosen = data.held_out[torch.linspace(0, len(data.held_out) - 1, n, dtype=torch.float64).round().long()]
+    chosen = data.held_out[spread(len(data.held_out), n)]
     for numbers in chosen.split(batch):
         real = data.batch(numbers, source.device)
         yield numbers.tolist(), real.x, bind(source.model, real.condition.taken_by(source.model))

@@ -1,7 +1,8 @@
-"""How sure a mean of few numbers is."""
+"""How sure a mean of few numbers is, and a share of few cases."""
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 LEVEL = 0.95
 
@@ -21,6 +22,25 @@ def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
     s = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     half = _quantile((1 + level) / 2, n - 1) * s / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    r"""Wilson's score interval (low, high) of a share p = k / n, the k cases among n.
+
+    $$ \Big( p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}} \Big) \Big/
+       \Big( 1 + \frac{z^2}{n} \Big), \qquad z = \Phi^{-1}((1 + level) / 2) \qquad \text{[Wilson (interval)]} $$
+
+    It lies in [0, 1] and has a width where k is 0 or n. Wilson 1927, "Probable inference, the law of succession, and
+    statistical inference".
+
+    Raises: ValueError unless 0 <= k <= n and n >= 1.
+    """
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"k = {k} of n = {n}: a share needs 0 <= k <= n and n >= 1")
+    p, z = k / n, NormalDist().inv_cdf((1 + level) / 2)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((p + z**2 / (2 * n) + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    return 0.0 if k == 0 else low, 1.0 if k == n else high  # which rounding would miss
 
 
 def _quantile(p: float, n: int) -> float:

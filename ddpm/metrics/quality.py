@@ -18,9 +18,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from ddpm.data import ImageData
+from ddpm.data.dataset import spread
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
-from ddpm.metrics.intervals import student
+from ddpm.metrics.intervals import student, wilson
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
@@ -107,11 +108,6 @@ class Real:
     def _noise(self, n: int) -> Tensor:
         """Features (n, D) of noise."""
         return self.features(SampleNoise(0, range(n)).x_T(self.data.shape))
-
-
-def spread(count: int, n: int) -> Tensor:
-    """At most n places of so many, evenly spaced: images may lie in the order of their classes."""
-    return torch.linspace(0, count - 1, min(n, count), dtype=torch.float64).round().long()
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
@@ -203,17 +199,20 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
     return {"recognition": _recognition(result, len(drawn.x))}
 
 
-def by_regression(drawn: Samples, data: ImageData) -> Result:
-    """The same by a logistic regression on pixels, for small images, with their distance to the training images."""
+def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = None) -> Result:
+    """The same by a logistic regression on pixels, for small images, with their distance to the training images.
+
+    Args:
+        held_out: numbers of the held-out images that are recognised beside the samples; None for all.
+    """
     (train_x, train_y), (held_out_x, _) = parts(data)
+    held_out_x = held_out_x if held_out is None else data.batch(held_out).x
     return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
 
 
 def _recognition(result: Recognition, n: int) -> Result:
     """What n samples were recognised as; the interval of a share is Wilson's."""
-    from scipy.stats import binomtest  # takes a second to import
-
-    share = binomtest(round(result.recognised * n), n).proportion_ci(method="wilson")
+    low, high = wilson(round(result.recognised * n), n)
     ratio = result.distance_ratio
     more = {
         "class_shares": result.class_shares,
@@ -226,8 +225,8 @@ def _recognition(result: Recognition, n: int) -> Result:
         result.recognised,
         result.held_out_recognised,
         str(result),
-        float(share.low),
-        float(share.high),
+        low,
+        high,
         {name: value for name, value in more.items() if value is not None},
         "wilson",
     )

@@ -1,0 +1,143 @@
+"""A reading sheet as one HTML page that needs nothing else: picture by picture, a person says what they are."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ddpm.figures.images import to_numpy
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+POLICY += "form-action 'none'"
+SIDE, SCALE = 320, 16  # pixels of a picture's longer side, at most, which a phone shows; what enlarges it, at most
+LISTED = 64  # classes up to which they are listed at once
+
+
+def page(title: str, pictures: Tensor, classes: Sequence[Sequence[str]], sheet: str, file: str, command: str) -> str:
+    """The page; it says the same of every picture.
+
+    Args:
+        title: what the real images are called.
+        pictures: bytes (N, C, H, W), in the order in which they are shown.
+        classes: of each class, the texts that may be typed, the one that is offered first; empty for any text.
+        sheet: the sheet's id, which the answers carry.
+        file: the name that the answers are saved by.
+        command: what is to be typed once they are.
+    """
+    tiles = to_numpy(pictures)
+    _, height, width, _ = tiles.shape
+    content = {"sheet": sheet, "file": file, "pictures": [data_uri(tile) for tile in tiles]}
+    scale = max(1, min(SCALE, SIDE // max(height, width)))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Reading sheet: {escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{_asset("reading_page.css")}</style>
+</head>
+<body>
+<header>
+<p class="kind">Reading sheet</p>
+<h1>{escape(title)}</h1>
+<p>Some of these {len(tiles)} pictures are real images of the data, some were drawn by a network. Say of each what you
+read, and whether you take it for real.</p>
+</header>
+<noscript><p class="warning">This page needs JavaScript, which is switched off.</p></noscript>
+<main hidden>
+<p class="progress"><span id="place" aria-live="polite"></span> <span id="count"></span>
+<progress id="progress" max="{len(tiles)}" value="0" aria-label="Pictures that are answered"></progress></p>
+<form id="item" autocomplete="off">
+<figure><img id="picture" alt="" style="width:{scale * width}px"></figure>
+<div class="questions">
+<div>
+<label for="read">What do you read?</label>
+<div class="reading">
+<input id="read" type="text" dir="auto" maxlength="200" autocapitalize="off" spellcheck="false"{_list(classes)}>
+<button type="button" id="none" aria-pressed="false">No character</button>
+</div>
+{_classes(classes)}</div>
+<fieldset>
+<legend>Is it a real image?</legend>
+<label><input type="radio" name="real" value="true"> <span><u>R</u>eal</span></label>
+<label><input type="radio" name="real" value="false"> <span><u>D</u>rawn by the network</span></label>
+</fieldset>
+<div class="steps">
+<button type="button" id="back">Back</button>
+<button type="submit" id="next">Next</button>
+</div>
+<p class="note keys">Keys: type, Enter, R or D, Enter. Tab and space for “No character”.</p>
+</div>
+</form>
+<section aria-labelledby="saving">
+<h2 id="saving">Save the answers</h2>
+<p id="kept" class="note"></p>
+<p class="tools"><button type="button" id="save">Save answers</button>
+<button type="button" id="open">First unanswered picture</button>
+<button type="button" id="anew">Begin anew</button></p>
+<p>The browser saves <code>{escape(file)}</code>. Once it lies in the folder where you type, score it by:</p>
+<pre>{escape(command)}</pre>
+<details><summary>The answers as text, where nothing can be saved</summary>
+<textarea id="text" readonly rows="6" aria-label="The answers as text"></textarea></details>
+</section>
+</main>
+<script type="application/json" id="content">{_json(content)}</script>
+<script>
+{_asset("reading_page.js")}</script>
+</body>
+</html>
+"""
+
+
+def data_uri(picture: np.ndarray) -> str:
+    """A picture, uint8 (H, W, 1) or (H, W, 3), as a PNG that is not compressed: its length depends on its shape alone.
+
+    Of a compressed one the length tells much: noise takes more room.
+    """
+    file = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, format="PNG", compress_level=0)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _list(classes: Sequence[Sequence[str]]) -> str:
+    """The attribute that offers the classes while something is typed."""
+    return ' list="classes"' if classes else ""
+
+
+def _classes(classes: Sequence[Sequence[str]]) -> str:
+    """What may be typed: offered while typing, and as buttons."""
+    if not classes:
+        return ""
+    options = "".join(f'<option value="{escape(first)}">{escape(" ".join(rest))}</option>' for first, *rest in classes)
+    buttons = "".join(
+        f'<button type="button" dir="auto" data-text="{escape(first)}"{_named(rest)}>{escape(first)}</button>'
+        for first, *rest in classes
+    )
+    shown = " open" if len(classes) <= LISTED else ""
+    return (
+        f'<datalist id="classes">{options}</datalist>\n<details{shown}><summary>What may be typed</summary>'
+        f'<div class="classes">{buttons}</div></details>\n'
+    )
+
+
+def _named(texts: Sequence[str]) -> str:
+    """What else a class is called, shown while a button is pointed at."""
+    return f' title="{escape(", ".join(texts))}"' if texts else ""
+
+
+def _json(content: object) -> str:
+    """Plain data inside a page, where no text ends the element that it stands in."""
+    return json.dumps(content).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return (files("ddpm.figures") / name).read_text(encoding="utf-8")
