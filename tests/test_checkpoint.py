@@ -228,6 +228,18 @@ def test_a_damaged_checkpoint_is_recognised_named_and_passed_over(kind, tmp_path
     assert str(tmp_path / "2") in said and words in said and "going back to the one before" in said
 
 
+def test_the_best_is_one_of_those_that_were_measured_by_the_samples_of_the_last(tmp_path):
+    """An earlier version measured others: its losses, of which no number is noted, are no comparison."""
+    save(tmp_path, 1, held_out=0.1)
+    for step, held_out in ((2, 0.3), (3, 0.4)):
+        path = save(tmp_path, step, held_out=held_out)
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | {"n": 512}))
+    assert checkpoint.best(tmp_path) == 2
+    save(tmp_path, 4, held_out=0.2)
+    assert checkpoint.best(tmp_path) == 1
+
+
 @pytest.mark.parametrize("kind", [k for k in DAMAGES if "manifest" in k])
 def test_a_manifest_that_cannot_be_read_stops_neither_rotation_nor_the_search_for_the_best(kind, tmp_path):
     for step, held_out in ((1, 0.1), (2, 0.5), (3, 0.4), (4, 0.3)):

@@ -749,3 +749,16 @@ def test_a_study_of_which_nothing_is_done_says_so(tmp_path):
     found = found_in(tmp_path)
     assert found.design[0] == "1 arm, no training seed that is done, 2 runs."
     assert found.verdict[0].startswith("Nothing was measured") and found.verdict[1] == "2 runs are not done."
+
+
+def test_held_out_losses_of_other_samples_are_another_measure(tmp_path):
+    """Runs of an earlier version measured the first 512 samples; newer ones spread them and say how many they are."""
+    write_arm(tmp_path, 0.1, [{}, {}], losses=[3.0, 1.0])
+    for run in write_arm(tmp_path, 0.2, [{}, {}], losses=[2.0, 0.5]):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines[-1]["n"] = 512
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = found_in(tmp_path)
+    assert {m.name: list(m.arms) for m in found.measures} == {HELD_OUT: ["lr=0.1"], f"{HELD_OUT}_512": ["lr=0.2"]}
+    assert {m.title for m in found.measures} == {"Held-out loss", "Held-out loss (512)"}
+    assert [m.arms["lr=0.2"].mean for m in found.measures if m.name != HELD_OUT] == [0.5]

@@ -408,7 +408,7 @@ def test_whenever_the_time_is_up_the_last_step_is_logged_shown_and_kept(seconds,
         tmp_path, data, steps=None, seconds=seconds, batch_size=1, checkpoint_every=100, log_every=100, previews=1
     )
     last = fit.optimizer.state[fit.model.conv_in.weight]["step"]
-    assert fit.ended == "seconds" and fit.steps() == taken == [last]
+    assert fit.ended == "seconds" and fit.steps() == [last] and taken == [0, last]
     assert [line["step"] for line in fit.metrics("train")] == [last]
 
 
@@ -509,6 +509,46 @@ def test_clipping_bounds_the_update(data, tmp_path):
     assert wide == pytest.approx(free, rel=1e-5)
 
 
+def in_order_of_classes(classes: int, of_each: int) -> ImageData:
+    """Images that lie in the order of their classes, and whose pixels say which."""
+    labels = torch.arange(classes).repeat_interleave(of_each)
+    images = (5 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    return ImageData("sorted", "all", images, labels, validation=0.5)
+
+
+@pytest.mark.parametrize("couples", [False, True])
+def test_the_held_out_loss_is_of_all_classes_in_whatever_order_images_lie(couples, monkeypatch):
+    data, asked = in_order_of_classes(46, 50), list[torch.Tensor]()
+    batch = data.batch
+    monkeypatch.setattr(data, "batch", lambda numbers, device: asked.append(numbers) or batch(numbers, device))
+    task = Diffusion(network(), GaussianDiffusion(cosine(T)))
+    monkeypatch.setattr(task, "couples_batch", couples)
+    losses = Trainer(**options()).held_out_losses(task, data, CPU)
+    (numbers,) = asked
+    assert losses["n"] == len(numbers) == len(numbers.unique()) == 512 and len(data.held_out) == 1150
+    counts = data.labels[numbers].bincount(minlength=46)
+    there = data.labels[data.held_out].bincount(minlength=46)
+    assert (counts - there * 512 / 1150).abs().max() < 2
+
+
+def test_rows_of_a_coupled_loss_that_are_left_over_are_not_all_of_the_last_classes(monkeypatch):
+    data, asked = in_order_of_classes(10, 20), list[torch.Tensor]()
+    batch = data.batch
+    monkeypatch.setattr(data, "batch", lambda numbers, device: asked.append(numbers) or batch(numbers, device))
+    task = Diffusion(network(), GaussianDiffusion(cosine(T)))
+    monkeypatch.setattr(task, "couples_batch", True)
+    assert Trainer(**options()).held_out_losses(task, data, CPU)["n"] == len(asked[0]) == 64
+    assert set(data.labels[asked[0]].tolist()) == set(range(10))
+
+
+def test_how_many_samples_were_measured_stands_beside_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "HELD_OUT", 16)
+    fit = Fit(tmp_path, in_order_of_classes(4, 25))
+    line = fit.metrics("held_out")[-1]
+    manifest = json.loads((fit.run.checkpoints / str(line["step"]) / "manifest.json").read_text())
+    assert (line["n"], manifest["n"], manifest["held_out"]) == (16, 16, line["loss"])
+
+
 def test_held_out_loss_repeats_itself_and_needs_a_held_out_part(digits, data):
     trainer, model = Trainer(**options()), network()
     task = Diffusion(model, GaussianDiffusion(cosine(T)))
@@ -561,7 +601,7 @@ def test_classes_reach_a_network_that_takes_them(digits, tmp_path):
     Fit(tmp_path, data, model=model, optimizer="Adam", previews=2)
     moved = (model.class_embedding.weight != start).any(1)
     assert moved.tolist() == [True] * 5 + [False] * 5
-    assert len(torch.load(tmp_path / "previews.pt", weights_only=True)) == 2
+    assert len(torch.load(tmp_path / "previews.pt", weights_only=True)) == 3
 
 
 def test_a_network_without_classes_gets_none(data, tmp_path):
@@ -699,10 +739,18 @@ def test_an_infinite_gradient_in_fp16_is_skipped_and_not_an_error(data, tmp_path
     monkeypatch.setattr(
         torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0**40, enabled=enabled)
     )
-    fit = Fit(tmp_path, data, steps=2, precision="fp16", checkpoint_every=1)
+    fit = Fit(tmp_path, data, steps=40, precision="fp16", checkpoint_every=1, keep=40)
     assert fit.metrics("train")[0]["grad_norm"] is None and fit.metrics("train")[0]["loss"] is not None
     assert_same(fit.saved(1, "model"), network().state_dict())
     assert checkpoint.load_state(fit.run.checkpoints / "2")["phases"]["all"]["scaler"]["scale"] < 2.0**40
+    assert fit.metrics("train")[-1]["grad_norm"] is not None
+
+
+def test_a_run_whose_every_step_was_skipped_has_learned_nothing_and_failed(data, tmp_path):
+    with pytest.raises(FloatingPointError, match="nothing was learned: loss or gradient not finite in each of the 3"):
+        Fit(tmp_path / "all", data, model=Breaks(from_step(1)), steps=3, max_skipped=10)
+    assert (tmp_path / "all" / "autopsy" / "report.json").exists()
+    assert Fit(tmp_path / "but one", data, model=Breaks(from_step(2)), steps=3, max_skipped=10).ended == "steps"
 
 
 @pytest.mark.parametrize(
@@ -761,12 +809,12 @@ def test_previews_are_of_the_same_noise_at_even_shares_of_the_budget(data, tmp_p
         Fit(tmp_path, data, steps=9, previews=3, lr=1e-2)
     resume = checkpoint.last_whole(tmp_path / "checkpoints")
     Fit(tmp_path, data, steps=9, previews=3, lr=1e-2, resume=resume)
-    assert len(started) == 6 and all(torch.equal(x_T, started[0]) for x_T in started)  # raw and EMA, three times
+    assert len(started) == 8 and all(torch.equal(x_T, started[0]) for x_T in started)  # raw and EMA, four times
     rows = torch.load(tmp_path / "previews.pt", weights_only=True)
-    assert [row[0] for row in rows] == [3, 6, 9] and (tmp_path / "preview.png").stat().st_size > 0
-    for _, raw, ema in rows:
-        assert raw.shape == ema.shape == (8, 1, 8, 8) and not torch.equal(raw, ema)
-    assert not torch.equal(rows[0][1], rows[1][1])
+    assert [row[0] for row in rows] == [0, 3, 6, 9] and (tmp_path / "preview.png").stat().st_size > 0
+    for step, raw, ema in rows:
+        assert raw.shape == ema.shape == (8, 1, 8, 8) and torch.equal(raw, ema) == (step == 0)
+    assert not torch.equal(rows[1][1], rows[2][1])
 
 
 @pytest.mark.parametrize(("when", "step"), [("preview", 3), ("preview", 9), ("save", 9)])
@@ -790,7 +838,7 @@ def test_a_signal_beside_the_steps_is_neither_lost_nor_answered_without_a_checkp
     assert Run(tmp_path).status()["step"] == int(last.name)
     whole, again = Fit(tmp_path / "whole", data, steps=9), Fit(tmp_path, data, steps=9, previews=3, resume=last)
     assert_same(again.state, whole.state)
-    assert [row[0] for row in torch.load(tmp_path / "previews.pt", weights_only=True)] == [3, 6, 9]
+    assert [row[0] for row in torch.load(tmp_path / "previews.pt", weights_only=True)] == [0, 3, 6, 9]
 
 
 def test_a_run_without_previews_draws_none(data, tmp_path):

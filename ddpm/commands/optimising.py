@@ -230,16 +230,15 @@ class Watcher:
     """Reports the losses on held-out images of a trial's run, those before it was interrupted too, and prunes it."""
 
     def __init__(self, search: "Search", plan: Plan, trial: Any):
-        from ddpm.runs.directory import read_metrics
+        from ddpm.runs.directory import held_out_lines, read_metrics
 
         self.trial, self.prunes = trial, search.pruner != "none"
         self.last: float | None = None
         # another measure may have another direction; the loss is to be small all the same
         self.sign = -1 if search.maximise and search.measure != HELD_OUT else 1
         self.last_step = plan.parts.trainer.last_step(len(plan.data.train))
-        for line in read_metrics(plan.run.path):
-            if line["split"] == "held_out":
-                self._report(line["step"], line["loss"])
+        for line in held_out_lines(read_metrics(plan.run.path)):
+            self._report(line["step"], line["loss"])
 
     def __call__(self, step: int, loss: float | None) -> None:
         """A checkpoint: report its loss, and raise training.Stopped if others did better."""

@@ -88,6 +88,7 @@ def save(
     state: dict[str, Any],
     held_out: float | None,
     frozen: Mapping[str, str] = MappingProxyType({}),
+    n: float | None = None,
 ) -> Path:
     """Write folder/step: under a temporary name, flushed to disk, read back, then renamed.
 
@@ -97,6 +98,7 @@ def save(
         state: what else resuming needs; tensors, numbers, strings and containers of them.
         held_out: the averaged weights' loss on the held-out part, if it was measured.
         frozen: the checksums of modules that were used and not trained.
+        n: how many held-out samples that is the loss of; None for all.
     Returns: the checkpoint's folder.
     Raises: OSError if it cannot be written, or reads otherwise than it was written. Nothing is left of it then, and all
         that was there before stands.
@@ -118,6 +120,7 @@ def save(
             (temporary / name).write_bytes(content)
         measured = held_out if held_out is not None and math.isfinite(held_out) else None
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "held_out": measured, "modules": list(modules)}
+        manifest |= {} if n is None else {"n": n}
         manifest |= {"frozen": dict(frozen), "sha256": checksums}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in (*temporary.iterdir(), temporary):
@@ -185,10 +188,16 @@ def rotate(folder: Path, keep: int) -> None:
 
 
 def best(folder: Path) -> int | None:
-    """The step with the lowest held-out loss; the last step if none was measured; None without checkpoints."""
-    losses = {step: _held_out(folder / str(step)) for step in steps(folder)}
-    measured = {step: loss for step, loss in losses.items() if loss is not None}
-    return min(measured, key=lambda step: measured[step]) if measured else max(losses, default=None)
+    """The step with the lowest held-out loss, of those that the same samples were measured for as for the last one.
+
+    The last step if none was measured; None without checkpoints.
+    """
+    found = steps(folder)
+    measured = {step: loss for step in found if (loss := _held_out(folder / str(step))) is not None}
+    if not measured:
+        return max(found, default=None)
+    _, of_last = measured[max(measured)]
+    return min((step for step, (_, n) in measured.items() if n == of_last), key=lambda step: measured[step][0])
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -416,13 +425,14 @@ def load_into(network: nn.Module, path: Path) -> None:
     network.load_state_dict(theirs)
 
 
-def _held_out(path: Path) -> float | None:
-    """The held-out loss in a checkpoint's manifest; None if it was not measured or cannot be read."""
+def _held_out(path: Path) -> tuple[float, Any] | None:
+    """The held-out loss in a checkpoint's manifest, and of how many samples; None if there is none that can be read."""
     try:
-        held_out = read_json(path / "manifest.json", LARGEST_MANIFEST)["held_out"]
-    except (OSError, ValueError, LookupError, TypeError):
+        manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
+        held_out, n = manifest["held_out"], manifest.get("n")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return held_out if isinstance(held_out, int | float) and math.isfinite(held_out) else None
+    return (held_out, n) if isinstance(held_out, int | float) and math.isfinite(held_out) else None
 
 
 def steps(folder: Path) -> list[int]:

@@ -213,6 +213,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def held_out_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of losses on held-out data that are of as many samples as the last one ("n"): others are no comparison.
+
+    A run that an earlier version began has lines of the first samples instead of evenly spread ones, without "n".
+    """
+    held_out = [line for line in lines if line["split"] == "held_out"]
+    return [line for line in held_out if line.get("n") == held_out[-1].get("n")]
+
+
 def _is_of_metrics(values: Any) -> bool:
     """Whether these are a step, the name of a part of the data, and numbers or null, a loss among them."""
     if not isinstance(values, dict) or not {"step", "split", "loss"} <= values.keys():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddpm.figures import images
-from ddpm.runs.directory import FAILED
+from ddpm.runs.directory import FAILED, held_out_lines
 from ddpm.runs.results import SETTINGS
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.formatting import counted, interval
@@ -40,6 +40,7 @@ class Kind(NamedTuple):
     chosen: str = "samples"  # what is drawn or chosen anew in each run's interval
 
 
+HELD_OUT = "held_out_loss"  # the measure that metrics.jsonl has of every run
 KINDS = {  # by how a protocol begins; in the order in which a report has them, the first that there is decides
     "frechet": Kind("Frechet distance", "lower"),
     "kernel": Kind("Kernel distance (KID)", "lower"),
@@ -48,10 +49,13 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "recall": Kind("Recall", "higher"),
     "density": Kind("Density", "higher"),
     "coverage": Kind("Coverage", "higher"),
+    "reading_sheet-right": Kind("Samples read as what was asked for", "higher", "%", 100.0),
+    "reading_sheet-read": Kind("Samples read by a person", "higher", "%", 100.0),
+    "reading_sheet-real": Kind("Samples taken for real", "higher", "%", 100.0),
     "bits_per_dim": Kind("Variational bound", "lower", "bits/dim", chosen="held-out images"),
     "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
+    HELD_OUT: Kind("Held-out loss", "lower"),
 }
-HELD_OUT = "held_out_loss"  # the name of the measure that metrics.jsonl has of every run
 STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
 Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
 Points = tuple[list[float], list[float]]
@@ -151,10 +155,12 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
-                lines = [line for line in run.metrics if line["split"] == "held_out"]
+                lines = held_out_lines(run.metrics)
                 if lines and not _is_cut(run):
                     last = math.nan if lines[-1]["loss"] is None else lines[-1]["loss"]
-                    by_protocol.setdefault(HELD_OUT, {}).setdefault(arm.label, {})[seed] = last
+                    n = lines[-1].get("n")
+                    protocol = HELD_OUT if n is None else f"{HELD_OUT}_{n}"
+                    by_protocol.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = last
     return by_protocol
 
 
@@ -217,7 +223,8 @@ def _measure(
     name: str, values: dict[str, dict[int, float]], arms: Sequence[ArmRuns], base: str, order: Sequence[str]
 ) -> Measure:
     """A measure with its intervals and differences."""
-    kind = _kind(name) or Kind("Held-out loss", "lower")
+    kind = _kind(name)
+    assert kind is not None  # for `_values` takes no other
     results = [run.evaluation[name] for arm in arms for run in arm.done.values() if name in run.evaluation]
     values = {label: values[label] for label in order if label in values}
     reals = [r["real_vs_real"] for r in results if isinstance(r.get("real_vs_real"), int | float)]
@@ -248,8 +255,8 @@ def _told_apart(measures: Sequence[Measure]) -> list[Measure]:
 
     def title(measure: Measure) -> str:
         plain = measure.name.removeprefix(STEPS)
-        rest = next(plain.removeprefix(kind) for kind in KINDS if plain.startswith(kind))
-        return f"{measure.title} ({rest.lstrip('_-')})"
+        rest = next(plain.removeprefix(kind) for kind in KINDS if plain.startswith(kind)).lstrip("_-")
+        return f"{measure.title} ({rest})" if rest else measure.title
 
     return [replace(m, title=title(m)) if titles[m.title] > 1 else m for m in measures]
 
@@ -666,9 +673,8 @@ def _losses(arms: Sequence[ArmRuns]) -> tuple[str, dict[str, Curve]]:
 
 def _smoothed(run: Recorded, split: str, smooth: int) -> dict[float, float]:
     """Step -> the mean of so many losses up to it."""
-    points = [
-        (line["step"], line["loss"]) for line in run.metrics if line["split"] == split and line["loss"] is not None
-    ]
+    lines = held_out_lines(run.metrics) if split == "held_out" else run.metrics
+    points = [(line["step"], line["loss"]) for line in lines if line["split"] == split and line["loss"] is not None]
     losses = [loss for _, loss in points]
     return {float(step): statistics.fmean(losses[max(0, i + 1 - smooth) : i + 1]) for i, (step, _) in enumerate(points)}
 

@@ -70,8 +70,12 @@ class NonFiniteGuard:
         """Steps skipped so far."""
         return int(self.counts[0])
 
-    def must_be_sound(self, scaler: torch.amp.GradScaler) -> None:
-        """Raise FloatingPointError if too many steps were skipped in a row, or fp16's loss scale has collapsed."""
+    def must_be_sound(self, scaler: torch.amp.GradScaler, last: bool = False) -> None:
+        """Raise FloatingPointError if too many steps were skipped in a row, or fp16's loss scale has collapsed.
+
+        Args:
+            last: whether no step will follow; then also if every one of them was skipped.
+        """
         longest = int(self.counts[2])
         self.counts[2] = self.counts[1]
         seen, loss, grad_norm = self.recent[-1]
@@ -79,6 +83,11 @@ class NonFiniteGuard:
             raise FloatingPointError(
                 f"loss or gradient not finite in {longest} steps in a row, up to step {seen.step} (loss "
                 f"{loss.item():g}, gradient norm {grad_norm.item():g}; trainer.max_skipped = {self.limit})"
+            )
+        if last and self.skipped >= seen.step:
+            raise FloatingPointError(
+                f"nothing was learned: loss or gradient not finite in each of the {seen.step} steps (at last: loss "
+                f"{loss.item():g}, gradient norm {grad_norm.item():g})"
             )
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise FloatingPointError(

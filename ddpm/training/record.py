@@ -83,15 +83,15 @@ class Record:
 
     def save(self, step: int, measuring: bool) -> None:
         """Write a checkpoint, before that the loss on held-out data if it is to be measured."""
-        loss = None
+        loss = n = None
         if measuring:
             losses = self.held_out() or {"loss": None}
-            loss = losses["loss"]
+            loss, n = losses["loss"], losses.get("n")
             self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=self.clock.seconds, **losses)
         self.metrics.flush()  # all lines are on disk before a checkpoint says that they are
         state = {"step": step, "seconds": self.clock.seconds} | self.training.state_dict()
         task, averaged = self.training.task, self.training.averaged
-        checkpoint.save(self.run.checkpoints, step, task.modules, averaged.modules, state, loss, self.frozen)
+        checkpoint.save(self.run.checkpoints, step, task.modules, averaged.modules, state, loss, self.frozen, n)
         checkpoint.rotate(self.run.checkpoints, self.keep)
         self.run.write_status("RUNNING", step=step, seconds=round(self.clock.seconds, 2))
         if self.watch is not None and measuring:
@@ -109,8 +109,8 @@ class Previews:
     ):
         self.folder, self.shape = folder, data.shape
         self.seed, self.precision = seed, precision
-        self.previews, self.number = previews, int(fraction * previews)
-        self.rows = [row for row in self._kept() if row[0] <= step]
+        self.previews, self.number = previews, int(fraction * previews) if step > 0 or not previews else -1
+        self.rows = [row for row in self._kept() if row[0] <= step] if step > 0 else []
 
     def _kept(self) -> list[tuple[int, Tensor, Tensor]]:
         """The rows of the processes before; none, with a message, if they cannot be read: that is worth no stop."""
@@ -127,7 +127,7 @@ class Previews:
         return list(rows)
 
     def due(self, fraction: float) -> bool:
-        """Whether another 1 / previews of the budget has been used since the last call."""
+        """Whether another 1 / previews of the budget has been used since the last call; at a new run's first, true."""
         before, self.number = self.number, int(fraction * self.previews)
         return self.number > before
 

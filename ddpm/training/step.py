@@ -155,10 +155,14 @@ class Training:
         }
         return first._replace(parts=parts if len(parts) > 1 else {})
 
-    def must_be_sound(self) -> None:
-        """Raise FloatingPointError if too many steps were skipped in a row, or a loss scale has collapsed."""
+    def must_be_sound(self, last: bool = False) -> None:
+        """Raise FloatingPointError if too many steps were skipped in a row, or a loss scale has collapsed.
+
+        Args:
+            last: whether the budget is used up; then also if nothing was learned, for every step was skipped.
+        """
         for phase in self.phases:
-            phase.guard.must_be_sound(phase.scaler)
+            phase.guard.must_be_sound(phase.scaler, last)
 
     def report(self) -> list[dict[str, Any]]:
         """The last steps as plain data, for an autopsy: a line a step and phase."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddpm.data.augment import Augment
-from ddpm.data.dataset import Dataset
+from ddpm.data.dataset import Dataset, spread
 from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, Stopwatch
@@ -52,7 +52,7 @@ class Trainer:
         keep: how many of the last checkpoints are kept, besides the best.
         max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than so many in a row end
             the run.
-        previews: how often in the run the same noise is turned into images.
+        previews: how often in the run the same noise is turned into images, besides once before the first step.
     Raises:
         ValueError: an argument out of range.
     """
@@ -178,6 +178,8 @@ class Trainer:
             )  # fmt: skip
 
         with signals() as received, record or contextlib.nullcontext():
+            if record:
+                record.preview(step, fraction)  # of what is not trained yet: where all begins
             while ended is None:
                 step += 1
                 training.scale_lr(self.lr_factor(step, fraction, warmup))
@@ -191,7 +193,7 @@ class Trainer:
                 if record and logging:
                     record.trained(step, seconds, fraction, taken)
                 if logging or saving or step % (self.max_skipped + 1) == 0:
-                    self._must_be_sound(training, run if record else None)
+                    self._must_be_sound(training, run if record else None, last=ended is not None)
                 if record:
                     record.preview(step, fraction)
                 if record and saving:
@@ -205,17 +207,17 @@ class Trainer:
             run.write_status("RUNNING", step=step, seconds=round(clock.seconds, 2))
         return ended, training.averaged
 
-    def _must_be_sound(self, training: Training, run: Run | None) -> None:
+    def _must_be_sound(self, training: Training, run: Run | None, last: bool) -> None:
         """Raise FloatingPointError if the numbers are not sound, after an autopsy where this rank has the run."""
         try:
-            training.must_be_sound()
+            training.must_be_sound(last)
         except FloatingPointError as error:
             if run is not None:
                 steps = training.report()
                 for row in steps:
                     row["images"] = training.data.order(training.seed, row["step"], self.batch_size).tolist()
-                last = checkpoint.last_whole(run.checkpoints)
-                write_autopsy(run.path / "autopsy", str(error), training.seed, steps, last)
+                kept = checkpoint.last_whole(run.checkpoints)
+                write_autopsy(run.path / "autopsy", str(error), training.seed, steps, kept)
             raise
 
     def _held_out_losses(self, training: Training) -> dict[str, float | None] | None:
@@ -227,22 +229,26 @@ class Trainer:
     def held_out_losses(self, task: Task, data: Dataset, device: torch.device) -> dict[str, float | None] | None:
         """The mean loss on held-out data with frozen draws, as "loss", and its parts if there are several.
 
-        None if nothing is held out.
+        Where more than `HELD_OUT` samples are held out so many of them are measured, evenly spread, and "n" counts
+        them: losses of other samples are no comparison. None if nothing is held out.
         """
-        chosen = data.held_out[:HELD_OUT]
-        if len(chosen) == 0:
+        there = len(data.held_out)
+        if there == 0:
             return None
-        size = self.batch_size // self.accumulate
+        n, size = min(HELD_OUT, there), self.batch_size // self.accumulate
         if task.couples_batch:  # whose loss depends on the rows beside: always as many, whatever the run's batch
-            size = min(COUPLED, len(chosen))
-            chosen = chosen[: len(chosen) // size * size]
+            size = min(COUPLED, n)
+            n -= n % size
+        chosen = data.held_out[spread(there, n)]
         drawn = task.draw_held_out(data.batch(chosen, device), Keyed(0, device=device))
         totals, parts = torch.zeros((), device=device), list[Losses]()
-        for part in torch.arange(len(chosen), device=device).split(size):
+        for part in torch.arange(n, device=device).split(size):
             losses = task.held_out(drawn.rows(itemgetter(part)))
             totals += task.total(losses).sum()
             parts.append(losses)
-        means: dict[str, float | None] = {"loss": totals.item() / len(chosen)}
+        means: dict[str, float | None] = {"loss": totals.item() / n}
+        if n < there:
+            means["n"] = n
         if len(parts[0]) > 1:
             means |= {f"loss_{name}": torch.cat([each[name] for each in parts]).mean().item() for name in parts[0]}
         return means
