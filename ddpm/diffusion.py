@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpm.forward import q_sample
 from ddpm.losses import LOSSES, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.reverse import VARIANCES
-from ddpm.schedules import NoiseSchedule, Time
+from ddpm.schedules import NoiseSchedule, Time, is_integer
 from ddpm.targets import TARGETS, Denoise, Prediction, eps_from_x_0, from_prediction, to_prediction
 
 
@@ -27,7 +27,7 @@ class GaussianDiffusion:
             clip to it and divide by it, instead of to [-1, 1]; None for the plain clip.
         loss: "simple" (the target's own squared error); "x_0", "snr", "min_snr" or "p2", w(SNR) times the squared error
             of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little of the bound for the variance.
-        loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001).
+        loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001); None for that default.
     Raises:
         ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
             x_0 to solve for.
@@ -43,7 +43,7 @@ class GaussianDiffusion:
         clip_x_0: bool = True,
         dynamic_threshold: float | None = None,
         loss: str = "simple",
-        loss_options: dict[str, float] | None = None,
+        loss_options: dict[str, float | None] | None = None,
     ):
         allowed = {"target": TARGETS, "variance": (*VARIANCES, "learned"), "loss": LOSSES}
         for name, value in {"target": target, "variance": variance, "loss": loss}.items():
@@ -183,22 +183,23 @@ class GaussianDiffusion:
 
 def _of_each(t: Time, x_t: Tensor) -> Tensor:
     """t for each sample, (B,), on x_t's device: integers, or float64 for a real number."""
-    dtype = torch.float64 if isinstance(t, float) else None
+    dtype = None if isinstance(t, Tensor) or is_integer(t) else torch.float64
     return torch.as_tensor(t, dtype=dtype, device=x_t.device).expand(len(x_t))
 
 
-def _checked(loss: str, options: dict[str, float]) -> dict[str, float]:
-    """The options, or ValueError for one that the loss does not have."""
+def _checked(loss: str, options: dict[str, float | None]) -> dict[str, float]:
+    """The options that are given, or ValueError for one that the loss does not have."""
     function = {"min_snr": WEIGHTINGS["min_snr"], "p2": WEIGHTINGS["p2"], "hybrid": L_hybrid}.get(loss)
     parameters = inspect.signature(function).parameters.values() if function else ()
     known = [p.name for p in parameters if p.default is not p.empty]
     if not isinstance(options, dict):
         raise ValueError(f"loss_options = {options!r} must map names to numbers, such as {{gamma: 5}}")
-    for name, value in options.items():
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
         if name not in known:
             raise ValueError(
                 f"loss_options has {name!r}; loss = {loss!r} has the options: {', '.join(known) or 'none'}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"loss_options.{name} = {value!r} must be a number > 0")
-    return options
+    return given

@@ -1,5 +1,6 @@
 """The forward process q: data turned into noise, and the posterior of one step of it."""
 
+import torch
 from torch import Tensor
 
 from ddpm.schedules import NoiseSchedule, Time, at, is_integer
@@ -18,9 +19,12 @@ def q_step(schedule: NoiseSchedule, x_s: Tensor, t: Time, eps: Tensor, s: Time |
         eps: standard normal noise, (B, *).
     Returns:
         x_t, (B, *).
+    Raises:
+        ValueError: as `must_be_a_step`.
     """
+    must_be_a_step(t, s)
     if s is None and is_integer(t):
-        beta = schedule.beta
+        beta = schedule.following(t).beta
         return at((1 - beta).sqrt(), t, x_s) * x_s + at(beta.sqrt(), t, x_s) * eps
     _, _, alpha, beta = transition(schedule, t, s)
     return at(alpha.sqrt(), ..., x_s) * x_s + at(beta.sqrt(), ..., x_s) * eps
@@ -52,6 +56,9 @@ def transition(schedule: NoiseSchedule, t: Time, s: Time | None = None) -> tuple
     Returns:
         alpha_bar_t, alpha_bar_s, alpha = alpha_bar_t / alpha_bar_s (alpha_t for s = t - 1) and beta = 1 - alpha, in
         float64, each () or (B,).
+    Raises:
+        ValueError: times outside 0..T, where they are numbers or on the CPU; on a GPU, which would have to be waited
+            for, the result is then undefined.
     """
     schedule = schedule.following(t)
     alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t - 1 if s is None else s)
@@ -79,7 +86,10 @@ def q_posterior(
     Returns:
         mu_tilde, (B, *), and the variance beta_tilde, which broadcasts against it: (B, 1, ..., 1), or (1, ..., 1) for
         a number t.
+    Raises:
+        ValueError: as `must_be_a_step`; at t = 0 the posterior is 0 / 0.
     """
+    must_be_a_step(t, s)
     alpha_bar_t, alpha_bar_s, alpha, beta = transition(schedule.to(x_t.device), t, s)
     mu_tilde = (
         at(alpha_bar_s.sqrt() * beta / (1 - alpha_bar_t), ..., x_t) * x_0
@@ -87,3 +97,16 @@ def q_posterior(
     )
     beta_tilde = at((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta, ..., x_t)
     return mu_tilde, beta_tilde
+
+
+def must_be_a_step(t: Time, s: Time | None = None) -> None:
+    """Raise ValueError unless 0 <= s < t everywhere, where both are numbers or on the CPU: a GPU is not waited for.
+
+    Args:
+        t, s: as in `transition`.
+    """
+    later, earlier = torch.as_tensor(t), torch.as_tensor(t - 1 if s is None else s)
+    if later.device.type == earlier.device.type == "cpu" and not (right := (earlier >= 0) & (earlier < later)).all():
+        pairs = torch.stack(torch.broadcast_tensors(later.double(), earlier.double()), -1)
+        wrong_t, wrong_s = pairs[~right].flatten()[:2].tolist()
+        raise ValueError(f"from s = {wrong_s:g} to t = {wrong_t:g}: 0 <= s < t is needed")

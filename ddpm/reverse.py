@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ddpm.forward import q_posterior, transition
+from ddpm.forward import must_be_a_step, q_posterior, transition
 from ddpm.schedules import NoiseSchedule, Time, at
 from ddpm.targets import Prediction
 
@@ -40,7 +40,10 @@ def variance(schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: Time, s:
 
     Returns:
         sigma_t squared; it broadcasts against x_t, (B, *).
+    Raises:
+        ValueError: as `ddpm.forward.must_be_a_step`.
     """
+    must_be_a_step(t, s)
     schedule = schedule.to(x_t.device).following(t)
     alpha_bar_t, alpha_bar_s, _, beta = transition(schedule, t, s)
     beta_tilde = (1 - alpha_bar_s) / (1 - alpha_bar_t) * beta

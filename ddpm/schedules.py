@@ -5,6 +5,8 @@ The paper's index is the array's index: every constant has T + 1 entries, t runs
 
 import itertools
 import math
+import numbers
+import sys
 from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import TypeGuard
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
+REMEMBERED = 4096  # times of a schedule whose alpha_bar is kept as a number
 Time = int | float | Tensor
 """A moment of the process: integer, or real in [0, T]; one for all, or one for each sample, (B,)."""
 
@@ -31,7 +34,7 @@ class NoiseSchedule:
     Args:
         beta: the T variances beta_1 .. beta_T, each in (0, 1]; 1 is legal at T only (x_T is then pure noise).
     Raises:
-        ValueError: no betas, or one outside its range.
+        ValueError: no betas, one outside its range, or so many large ones that alpha_bar underflows.
     Source: DDPM (arXiv 2006.11239), section 2; lambda after DPM-Solver (arXiv 2206.00927).
     """
 
@@ -49,11 +52,19 @@ class NoiseSchedule:
         self.beta = torch.cat([beta.new_zeros(1), beta])
         self.alpha = 1 - self.beta
         self.alpha_bar = self.alpha.cumprod(0)
+        vanished = (self.alpha_bar < sys.float_info.min) & (self.alpha > 0)
+        if vanished.any():
+            t = int(vanished.int().argmax())
+            raise ValueError(
+                f"betas of up to {beta.max().item():g} leave nothing of x_0: alpha_bar_t underflows at t = {t} of "
+                f"{len(beta)}; take smaller betas, or fewer steps"
+            )
         self.beta_tilde = torch.zeros_like(self.beta)
         self.beta_tilde[1:] = (1 - self.alpha_bar[:-1]) / (1 - self.alpha_bar[1:]) * self.beta[1:]
         self.lambda_ = 0.5 * (self.alpha_bar.log() - (1 - self.alpha_bar).log())
         self.clipped = 0  # betas that were clipped by whoever made the schedule
         self._copies = {self.beta.device: self}
+        self._numbers: dict[int | float, float] = {}  # alpha_bar_t by t
 
     def lambda_at(self, t: Time) -> Tensor:
         r"""lambda at integer or real t in [0, T], monotone, and exact at integers.
@@ -78,7 +89,11 @@ class NoiseSchedule:
         return torch.where(f == 0, low, torch.where(f == 1, high, inside))
 
     def alpha_bar_at(self, t: Time) -> Tensor:
-        """alpha_bar at integer or real t in [0, T], through `lambda_at`: () or (B,), float64, exact at integers."""
+        """alpha_bar at integer or real t in [0, T], through `lambda_at`: () or (B,), float64, exact at integers.
+
+        Raises: ValueError for a time outside; a tensor is looked through where it is on the CPU, for a GPU would have
+            to be waited for: there the result is undefined.
+        """
         alpha_bar = self.following(t).alpha_bar
         if is_integer(t):
             return alpha_bar[t]
@@ -116,12 +131,22 @@ class NoiseSchedule:
         return self._copies[device]
 
     def following(self, t: Time) -> "NoiseSchedule":
-        """The same constants where t is; a number t is anywhere, and ValueError outside 0..T."""
-        if isinstance(t, Tensor):
-            return self.to(t.device)
-        if not 0 <= t <= self.T:
-            raise ValueError(f"t = {t} lies outside 0..{self.T}")
-        return self
+        """The same constants where t is; a number t is anywhere. ValueError outside 0..T, unless t is on a GPU."""
+        if not isinstance(t, Tensor):
+            if not 0 <= t <= self.T:
+                raise ValueError(f"t = {t} lies outside 0..{self.T}")
+            return self
+        if t.device.type == "cpu" and not (inside := (t >= 0) & (t <= self.T)).all():
+            raise ValueError(f"t = {t[~inside].flatten()[0].item()} lies outside 0..{self.T}")
+        return self.to(t.device)
+
+    def alpha_bar_of(self, t: int | float) -> float:
+        """alpha_bar at one time as a number, read on the CPU so that no device has to wait."""
+        if t not in self._numbers:
+            if len(self._numbers) >= REMEMBERED:
+                self._numbers.clear()
+            self._numbers[t] = self.to("cpu").alpha_bar_at(t).item()
+        return self._numbers[t]
 
     def __repr__(self) -> str:
         return f"NoiseSchedule(T={self.T}, alpha_bar_T={self.alpha_bar[-1].item():.3g})"
@@ -129,7 +154,7 @@ class NoiseSchedule:
 
 def is_integer(t: Time) -> TypeGuard[int | Tensor]:
     """Whether a time is an integer to index tables with, not real."""
-    return not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float))
+    return not t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, numbers.Integral)
 
 
 def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:

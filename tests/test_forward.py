@@ -247,3 +247,21 @@ def test_everything_follows_x_to_its_device_and_dtype(schedule, device):
         moved = q_step(schedule, x, t, x), q_step(schedule, x, t, x, 2), q_sample(schedule, x, t, x)
         for out in (*moved, *q_posterior(schedule, x, x, t), *q_posterior(schedule, x, x, t, 2)):
             assert out.device.type == device and out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "words"),
+    [
+        (torch.tensor([3, 0]), None, "from s = -1 to t = 0"),
+        (0, None, "from s = -1 to t = 0"),
+        (torch.tensor([3, 2]), torch.tensor([1, 2]), "from s = 2 to t = 2"),
+        (2, 5, "from s = 5 to t = 2"),
+        (torch.tensor([0.5]), None, "from s = -0.5 to t = 0.5"),
+    ],
+)
+def test_a_step_that_does_not_go_from_an_earlier_time_is_refused_on_the_cpu(t, s, words):
+    """Where t is 0 the posterior of t - 1 would be 0 / 0."""
+    x = torch.zeros(2, 1)
+    for step in (lambda: q_posterior(cosine(20), x, x, t, s), lambda: q_step(cosine(20), x, t, x, s)):
+        with pytest.raises(ValueError, match=f"{words}: 0 <= s < t is needed"):
+            step()

@@ -42,6 +42,18 @@ def test_the_oracle_is_the_score_and_its_flow_keeps_the_density(schedule):
 # --- Ancestral
 
 
+@pytest.mark.parametrize(("frac", "within"), [(50.0, 1.0), (-50.0, 0.0), (0.3, 0.3)])
+@pytest.mark.parametrize("each", [False, True])
+def test_a_learned_variance_stays_between_beta_tilde_and_beta(frac, within, each):
+    schedule, x_T = cosine(20), torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def drawn(value: float) -> torch.Tensor:
+        oracle = GaussianOracle(schedule, 0.7, 0.25, torch.full_like(x_T, value) if each else value)
+        return Ancestral()(schedule, oracle.denoise, x_T, generator=torch.Generator().manual_seed(1))
+
+    assert torch.equal(drawn(frac), drawn(within)) and drawn(frac).abs().max() < 4
+
+
 @pytest.mark.equation("DDPM (Algorithm 2)")
 @pytest.mark.parametrize(("frac", "variance"), [(0.0, 0.2461), (1.0, 0.2508)])
 def test_ancestral_moments_on_gaussian_data(schedule, frac, variance):
@@ -197,7 +209,7 @@ def test_wrong_numbers_of_steps_are_refused(sampler):
         with pytest.raises(ValueError, match=f"steps = {steps}: .* integer >= 1"):
             sampler(steps)
     with pytest.raises(ValueError, match=r"steps = 101 is more than the schedule's T = 100; allowed: 1\.\.100"):
-        sampler(101)(linear(100), lambda x, t: pytest.fail("called"), torch.zeros(1, 1))
+        sampler(101, grid="integer")(linear(100), lambda x, t: pytest.fail("called"), torch.zeros(1, 1))
 
 
 # --- The loop

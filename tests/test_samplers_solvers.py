@@ -153,7 +153,8 @@ def test_heun_is_the_papers_algorithm_in_the_papers_coordinates(schedule, t, s):
 def test_euler_is_ddim(schedule):
     mixture = MixtureOracle(schedule, *MIXTURE)
     for steps in (3, 40):
-        ours, ddim = (make(steps)(schedule, mixture.denoise, X_T[:, None]) for make in (Euler, DDIM))
+        samplers = (make(steps, spacing="uniform", grid="integer") for make in (Euler, DDIM))
+        ours, ddim = (sampler(schedule, mixture.denoise, X_T[:, None]) for sampler in samplers)
         torch.testing.assert_close(ours, ddim, rtol=0, atol=1e-12)
 
 
@@ -304,12 +305,12 @@ def test_unip_alone_is_dpm_solver(schedule, order):
 
 SOLVERS = {  # order on the flow from T to a fixed end, and how far the measured one may be from it
     "ddim": (DDIM, 1, 0.05),
-    "euler": (Euler, 1, 0.05),
+    "euler": (lambda n: Euler(n, spacing="uniform", grid="integer"), 1, 0.05),
     "dpmpp_1": (lambda n: DPMSolverPP(n, 1), 1, 0.05),
     "dpmpp_2m": (lambda n: DPMSolverPP(n, 2), 2, 0.12),
     "dpmpp_2s": (lambda n: DPMSolverPP(n, 2, "singlestep"), 2, 0.12),
     "dpmpp_3m": (lambda n: DPMSolverPP(n, 3), 3, 0.25),
-    "heun": (Heun, 2, 0.05),
+    "heun": (lambda n: Heun(n, spacing="uniform", grid="integer"), 2, 0.05),
     "lms_2": (lambda n: LMS(n, 2), 2, 0.15),
     "lms_3": (lambda n: LMS(n, 3), 3, 0.25),
     "lms_4": (LMS, 4, 0.35),
@@ -476,7 +477,10 @@ def test_float32_follows_float64(schedule, name):
         (lambda: UniPC(10, 4), "order = 4 is not known here"),
         (lambda: UniPC(1), "order = 2 needs at least 2 steps"),
         (lambda: UniPC(10, variant="bh3"), "variant = 'bh3' is not known; allowed: bh1, bh2"),
-        (lambda: Heun(10, churn=1.0), "churn = 1 raises t to times between integers; it needs grid=continuous"),
+        (
+            lambda: Heun(10, churn=1.0, grid="integer"),
+            "churn = 1 raises t to times between integers; it needs grid=continuous",
+        ),
         (lambda: Heun(10, churn=-1.0, grid="continuous"), "churn = -1 must be >= 0"),
         (lambda: Euler(10, churn=math.nan, grid="continuous"), "churn = nan must be >= 0"),
         (lambda: Euler(10, S_min=2.0, S_max=1.0), r"S_min = 2\.0 and S_max = 1\.0: 0 <= S_min < S_max"),

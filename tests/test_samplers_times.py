@@ -97,9 +97,21 @@ def test_more_steps_than_T_only_on_the_continuous_grid(schedule):
 
 
 @pytest.mark.parametrize("spacing", IN_LOG_SNR)
-def test_a_spacing_in_log_snr_needs_one_that_is_finite(spacing):
-    with pytest.raises(ValueError, match=f"spacing = {spacing} .*beta_T = 1 here; allowed: uniform, trailing, quadr"):
-        DDIM(10, spacing=spacing).times(zero_terminal_snr(linear(100)))
+def test_a_spacing_in_log_snr_begins_at_T_minus_1_where_that_of_T_is_infinite(spacing):
+    schedule = zero_terminal_snr(linear(100))
+    finite = NoiseSchedule(schedule.beta[1:-1])
+    for steps in (2, 3, 10):
+        sampler, rest = (DDIM(n, spacing=spacing, grid="continuous") for n in (steps, steps - 1))
+        assert sampler.times(schedule) == [100, *rest.times(finite)]
+    assert DDIM(1, spacing=spacing).times(schedule) == [100, 0]
+    assert DDIM(1, spacing=spacing).times(NoiseSchedule([1.0])) == [1, 0]
+
+
+@pytest.mark.parametrize("times", [np.linspace(20, 0, 5), torch.linspace(20, 0, 5), [np.float32(20), np.float64(5), 0]])
+def test_times_may_be_numbers_of_any_library(times):
+    listed = [float(t) for t in times]
+    assert DDIM(times=times, grid="continuous").times(cosine(20)) == listed
+    assert DDIM(times=np.array([20, 3, 0])).times(cosine(20)) == [20, 3, 0]
 
 
 # --- Times that are typed

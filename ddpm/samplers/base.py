@@ -1,6 +1,5 @@
 """The only sampling loop, and the times that it visits."""
 
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ddpm.forward import q_step
 from ddpm.randomness import SampleNoise
-from ddpm.schedules import MOST, NoiseSchedule
+from ddpm.schedules import MOST, NoiseSchedule, is_integer
 from ddpm.targets import Denoise, Prediction
 
 Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
@@ -56,6 +55,8 @@ class Sampler(ABC):
     - "log_snr": even in lambda, from lambda_T to lambda_1.
     - "karras": in the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar), from sigma_max at T to sigma_min at t = 1,
 
+    where, if beta_T = 1, the log-SNR at T is infinite, and T is followed by such times from T - 1 on;
+
     .. math:: \sigma_i = \left(\sigma_{\max}^{1/\rho} + \frac{i}{N - 1}
         \left(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\right)\right)^\rho, \quad \rho = 7 \qquad \text{[EDM (5)]}
 
@@ -70,8 +71,7 @@ class Sampler(ABC):
         times: the times themselves, falling, from at most T down to 0 (0 is added if it is left out). They are used as
             they are, and `steps` and `spacing` are then without effect.
     Raises:
-        ValueError: an argument out of range; on use, more steps than T on the integer grid, or a spacing in log-SNR for
-            a schedule with beta_T = 1.
+        ValueError: an argument out of range; on use, more steps than T on the integer grid.
     """
 
     stochastic = False  # whether `step` or `perturb` consumes noise
@@ -226,18 +226,13 @@ def integrate(
 
 def evaluate(denoise: Denoise, x_t: Tensor, t: int | float) -> Prediction:
     """denoise(x_t, t) with t for each sample, (B,): int64, or float64 for real t."""
-    dtype = torch.float64 if isinstance(t, float) else torch.int64
+    dtype = torch.int64 if is_integer(t) else torch.float64
     return denoise(x_t, torch.full((len(x_t),), t, dtype=dtype, device=x_t.device))
 
 
 def alpha_bars(schedule: NoiseSchedule, *times: int | float) -> list[float]:
     """alpha_bar at each time as a number, read on the CPU so that no device has to wait."""
-    return [_alpha_bar(schedule.to("cpu"), t) for t in times]
-
-
-@functools.lru_cache(maxsize=4096)
-def _alpha_bar(schedule: NoiseSchedule, t: int | float) -> float:
-    return schedule.alpha_bar_at(t).item()
+    return [schedule.alpha_bar_of(t) for t in times]
 
 
 def with_signal(
@@ -266,10 +261,7 @@ def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
         return [T * (N - i) ** 2 / N**2 for i in range(N)]
     schedule = schedule.to("cpu")
     if schedule.alpha_bar[-1] == 0:
-        raise ValueError(
-            f"spacing = {spacing} needs a finite log-SNR at T, but beta_T = 1 here; allowed: "
-            f"{', '.join(s for s in SPACINGS if s not in ('log_snr', 'karras'))}"
-        )
+        return [T, *(_spaced(NoiseSchedule(schedule.beta[1:-1]), spacing, N - 1) if T > 1 and N > 1 else [])]
     lambda_T, lambda_1 = schedule.lambda_[-1], schedule.lambda_[1]
     i = torch.arange(N, dtype=torch.float64)
     if spacing == "log_snr":
@@ -283,8 +275,12 @@ def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
 
 
 def _given(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
-    """Times that a user typed, checked; 0 is added if it is missing."""
-    listed = list(times) if isinstance(times, Sequence) and not isinstance(times, str) else [times]
+    """Times that a user gave, checked; 0 is added if it is missing."""
+    if isinstance(times, Sequence) and not isinstance(times, str):
+        listed = [t.item() if hasattr(t, "item") else t for t in times]
+    else:  # an array, say, or one time
+        listed = times.tolist() if hasattr(times, "tolist") else times
+        listed = listed if isinstance(listed, list) else [listed]
     kinds = int if grid == "integer" else int | float
     for t in listed:
         if isinstance(t, bool) or not isinstance(t, kinds) or not 0 <= t < math.inf:
