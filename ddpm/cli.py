@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
 
+import argparse
 import errno
 import os
 import re
@@ -30,7 +31,7 @@ from ddpm.commands import (
 from ddpm.commands.console import in_one_line, say
 from ddpm.commands.launch import job_name, multirun
 from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
-from ddpm.config import InvalidInput, compose, conf_dir, jobs, with_known_keys
+from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
 
@@ -116,6 +117,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         failing: the exit code where a job of a sweep failed; 2 if jobs only look whether their input is right.
     """
     try:
+        sys.argv[1:] = _in_order(sys.argv[1:])
         _check_composition(name, sys.argv[1:])
     except InvalidInput as error:
         _refuse(error)
@@ -169,14 +171,31 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         sys.exit(failing)
 
 
+def _in_order(argv: list[str]) -> list[str]:
+    """The settings first, then the options, which may be typed anywhere between them; what Hydra cannot read in quotes.
+
+    Raises: InvalidInput for an option that is not known.
+    """
+    settings = _parser().parse_intermixed_args(argv).overrides
+    options = list(argv)
+    for word in settings:
+        options.remove(word)
+    return [*map(in_quotes, settings), *options]
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's own, but that its refusal is one line."""
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]  # whose usage is a screen long
+    return parser
+
+
 def _check_composition(name: str, argv: list[str]) -> None:
     """Compose every job that Hydra would start, before it starts the first; of jobs that differ in the seed, one.
 
     Raises: InvalidInput for an option that is not known, and a group, choice, key or value that does not compose.
     """
-    parser = get_args_parser()
-    parser.error = _refuse_option  # type: ignore[method-assign]  # whose usage is a screen long
-    known = parser.parse_args(argv)
+    known = _parser().parse_args(argv)
     if known.help or known.hydra_help or known.shell_completion or known.info:
         return
     may_sweep = known.multirun or any(re.match(r"\+*(experiment|hydra)", word) for word in known.overrides)
@@ -203,6 +222,8 @@ def _check_composition(name: str, argv: list[str]) -> None:
 
 
 def _refuse_option(message: str) -> NoReturn:
+    if message.startswith("unrecognized arguments"):  # and settings that come after them
+        message = f"unrecognized {' '.join(word for word in message.split() if word.startswith('-'))}"
     raise InvalidInput(f"{message}; settings are given as key=value, and --help lists the options")
 
 

@@ -15,7 +15,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -35,6 +35,7 @@ HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings ma
 LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
     "model": {"drop": 0.0, "condition_channels": 0},
     "task": {"drop": 0.0, "only": None},
+    "optimizer": {"amsgrad": False},
 }
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own
     "task.time_sampling": "trainer.time_sampling",
@@ -85,6 +86,24 @@ def allowed_targets() -> frozenset[str]:
     return frozenset().union(*targets().values())
 
 
+def in_quotes(word: str) -> str:
+    """A word for Hydra, whose grammar knows ASCII alone, with quotes around what is beyond: study=é is study='é'.
+
+    What is quoted already stays as it is; of a list, a sweep or a mapping each element has quotes of its own.
+    """
+    key, equals, value = word.partition("=")
+    if value.isascii():
+        return word
+    delimiters = r",\[\]{}()" + (":" if "{" in value else "")
+    quoted, element = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", rf"[^\s{delimiters}'\"][^{delimiters}'\"]*"
+
+    def mended(match: re.Match[str]) -> str:
+        text = match[0]
+        return text if text[0] in "'\"" or text.isascii() else f"'{text}'"
+
+    return key + equals + re.sub(f"{quoted}|{element}", mended, value)
+
+
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """The configuration conf/NAME.yaml with command-line overrides; within a running job too.
 
@@ -93,7 +112,7 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
-            return hydra.compose(name, overrides)
+            return hydra.compose(name, list(map(in_quotes, overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InvalidInput(_one_line(error)) from error
     except (ValueError, RecursionError) as error:  # model=null, say, or brackets without end
@@ -116,7 +135,9 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
         with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
             main = GlobalHydra.instance().hydra
             assert main is not None
-            config = main.compose_config(name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+            config = main.compose_config(
+                name, list(map(in_quotes, overrides)), RunMode.MULTIRUN, validate_sweep_overrides=False
+            )
             if not multirun and config.hydra.mode != RunMode.MULTIRUN:
                 return None
             known: Any = OmegaConf.to_container(config.hydra, resolve=False)  # interpolations are those of the jobs
@@ -341,6 +362,10 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
+    options = chosen["diffusion"].get("loss_options") if isinstance(chosen.get("diffusion"), dict) else None
+    if isinstance(options, dict):  # of which null is the loss's own value, as when it is not mentioned
+        given = {k: v for k, v in options.items() if v is not None}
+        chosen["diffusion"] = chosen["diffusion"] | {"loss_options": given}
     chosen |= _task(task)
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     chosen |= _augmentation(config.get("augment"))
@@ -438,9 +463,12 @@ def with_known_keys(name: str, message: str, overrides: list[str]) -> str:
         config = compose(name, [o for o in overrides if o.partition("=")[0] != key])
     except InvalidInput:
         return message
-    parent = key.rpartition(".")[0]
+    parent, _, name = key.rpartition(".")
+    while parent and OmegaConf.select(config, parent) is None:  # a group that is not there either
+        key = parent
+        parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(node, DictConfig) or key.rpartition(".")[2] in node:
+    if not isinstance(node, DictConfig) or name in node:
         return message
     known = ", ".join(sorted(str(k) for k in node if k != "_target_"))
     return f"{key} is no key of this configuration; {parent or 'the top level'} has: {known}"
@@ -455,6 +483,11 @@ def _one_line(error: BaseException) -> str:
     """An error's message on one line, without Hydra's search path."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be given: {error.full_key}=..."
+    if isinstance(error, OverrideParseException) and "LexerNoViableAlt" in str(error):
+        return (
+            f"{error.override} cannot be read as key=value; a value with other characters than letters, digits and "
+            f"/-+.$%*@?| is put into quotes within quotes: \"{str(error.override).partition('=')[0]}='...'\""
+        )
     text = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
     return "; ".join(lines) or type(error).__name__

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -249,7 +251,7 @@ WRONG = {
     "data.validation=2": ["validation=2", "0 <= validation < 1"],
     "data=folder": ["data.root"],
     "data=folder data.root=/no/such/folder": ["/no/such/folder"],
-    "data=folder data.root={empty}": ["no PNG or JPEG", "{empty}"],
+    "data=folder data.root={empty}": ["no PNG, JPEG, WebP, BMP or TIFF file", "{empty}"],
     "data=folder data.root={file}": ["{file} is a file"],
     "data=folder data.root=null": ["root"],
     "data=mnist data.root={empty} data.download=false": ["{empty}", "download=true"],
@@ -1366,3 +1368,126 @@ def test_a_value_that_is_taken_from_elsewhere_is_set_there_alone(call, tmp_path)
         ("model.drop=0.1", "set task.drop alone"),
     ]:
         assert_refused(call(cli.train, *words(), word, f"runs={tmp_path / 'runs'}"), word.partition("=")[0], told)
+
+
+# ----------------------------------------------------------------------------------------------------- what is typed
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["a=1", "-m", "b=1,2"],
+        ["-m", "a=1", "b=1,2"],
+        ["a=1", "b=1,2", "--multirun"],
+        ["a=1", "--cfg", "job", "b=2"],
+        ["a=1", "--info", "defaults"],
+    ],
+)
+def test_options_may_stand_between_settings(typed):
+    known = cli._parser().parse_args(cli._in_order(typed))
+    settings = [word for word in typed if "=" in word]
+    assert known.overrides == settings and known.multirun == bool({"-m", "--multirun"} & set(typed))
+    assert (known.cfg, known.info) == ("job" if "--cfg" in typed else None, "defaults" if "--info" in typed else None)
+
+
+def test_a_sweep_whose_option_stands_between_its_settings(typed, without_pictures, tmp_path):
+    result = typed(cli.train, *words(f"runs={tmp_path}", "study=é"), "-m", "seed=0,1")
+    assert result.code == 0 and len(list(tmp_path.glob("é/*/config.yaml"))) == 2, result
+
+
+def test_an_option_that_is_not_known_is_named_without_the_settings(typed):
+    assert_refused(typed(cli.train, "seed=1", "--nope", "seed=2"), "error: unrecognized --nope; settings are given as")
+
+
+def test_numbers_that_no_optimizer_takes_are_refused_in_our_words(call):
+    for word, allowed in (
+        ("optimizer.lr=abc", "lr = 'abc' must be a number"),
+        ("optimizer.lr=-1", "optimizer.lr = -1 must be >= 0 and finite"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas = [0.9, 1] must be in [0, 1)"),
+        ("optimizer.weight_decay=-0.1", "optimizer.weight_decay = -0.1 must be >= 0 and finite"),
+    ):
+        assert_refused(call(cli.train, *words(word)), allowed)
+
+
+def test_a_key_of_a_group_that_is_not_there_is_told_with_those_that_are(call):
+    assert_refused(call(cli.sample, "run=x", "judge.width=3"), "judge", "has:", "steps_strip")
+
+
+def test_a_run_that_learned_nothing_has_failed(call, monkeypatch, tmp_path):
+    """Each step is skipped, fewer of them than trainer.max_skipped: it would else end as if all were well."""
+    monkeypatch.setattr("ddpm.diffusion.L_simple", lambda output, target: (output * math.nan).flatten(1).mean(1))
+    result = call(cli.train, *words("trainer.steps=2", f"runs={tmp_path}"))
+    run = run_of(tmp_path)
+    assert result.code == 1 and "nothing was learned: loss or gradient not finite in each of the 2 steps" in result.out
+    assert status(run)["state"] == "FAILED" and (run / "autopsy" / "report.json").exists()
+    assert not list((run / "checkpoints").glob("*"))
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def test_a_class_is_asked_for(call, tmp_path):
+    changes = words("model.num_classes=10", "trainer.steps=2", f"runs={tmp_path / 'runs'}", "data.validation=0.1")
+    assert call(cli.train, *changes).code == 0
+    run = run_of(tmp_path / "runs")
+    drawn = {}
+    for asked in ("3", "[3,5]", "all", "null"):
+        drawn[asked] = tmp_path / f"{len(drawn)}.npy"
+        result = call(cli.sample, f"run={run}", "sampler.steps=2", "n=12", f"class={asked}", f"out={drawn[asked]}")
+        assert result.code == 0 and ("class 3" in result.out) == ("3" in asked)
+    of_3, of_both, of_all, plain = (np.load(path) for path in drawn.values())
+    assert np.array_equal(of_all, plain) and np.array_equal(of_3[::2], of_both[::2]) and len(of_3) == 12
+    assert np.array_equal(of_3[3], plain[3]) and np.array_equal(of_both[5], plain[5])
+
+    result = call(cli.sample, f"run={run}", "sampler.steps=2", "n=2", "class=[3,5]")
+    assert result.code == 0 and (run / "samples_step2_ema_class3-5_ddim2_seed0.png").exists()
+    for asked, allowed in (("10", "classes 0..9"), ("[]", "number of a class"), ("x", "or all"), ("true", "or all")):
+        assert_refused(call(cli.sample, f"run={run}", f"class={asked}"), "class", allowed)
+    assert_refused(call(cli.sample, f"run={run}", "class=1", "between=[0,1]", "sampler.steps=2"), "class=", "between")
+
+    measured = ["metric=[recognition,frechet,loss_by_snr]", "features=pca", "pca=2", "n=10", "sampler.steps=2"]
+    assert call(cli.evaluate, f"run={run}", *measured, "class=[5,3]").code == 0
+    assert call(cli.evaluate, f"run={run}", *measured).code == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    of_classes = {name for name in found if name.endswith("_class3-5")}
+    assert len(found) == 6 and {name.removesuffix("_class3-5") for name in of_classes} == found.keys() - of_classes
+    (name,) = (name for name in of_classes if name.startswith("frechet"))
+    assert found[name]["real_vs_real"] != found[name.removesuffix("_class3-5")]["real_vs_real"]
+
+
+def test_a_network_without_classes_is_asked_for_none(call, finished):
+    assert_refused(call(cli.sample, f"run={finished}", "class=3"), "class = 3: the network was trained without classes")
+    assert_refused(call(cli.evaluate, f"run={finished}", "class=3"), "class = 3: the network was trained without")
+    line = 'evaluation=["metric=frechet class=3 features=pixels"]'
+    assert_refused(call(cli.train, *words(line)), "the network was trained without classes")
+
+
+# --------------------------------------------------------------------------------------------------- what comes next
+
+
+WITHOUT_T = [word for word in TINY if word != "schedule.T=10"]
+NEXT = {
+    "digits": words("trainer.seconds=200"),
+    "one step of noise": words("schedule.T=1", "sampler.steps=1"),
+    "epochs": words("trainer.steps=null", "trainer.epochs=0.01"),
+    "oblong images": words("data.image_size=[8,16]", "model.channel_mults=[1,2]", "model.attention_resolutions=[8]"),
+    "a zero terminal SNR": [*WITHOUT_T, "schedule=zero_terminal_snr", "diffusion.target=v", "schedule.schedule.T=30"],
+    "points": [*POINTS, "trainer.steps=2"],
+    "a folder with spaces": words("study=my é study"),
+}
+
+
+@pytest.mark.parametrize("kind", NEXT)
+def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = typed(cli.train, *NEXT[kind], "runs=runs")
+    assert result.code == 0, result
+    lines = result.out.split("next:\n")[1].splitlines()
+    proposed = {line[2:16].strip(): shlex.split(line[16:]) for line in lines}
+    assert proposed.keys() == {"more samples", "few steps", "train longer", "a sweep"}
+    commands = {"ddpm-sample": cli.sample, "ddpm-train": cli.train}
+    for command, *rest in proposed.values():
+        check = ["--check"] if "-m" in rest else []  # which trains nothing
+        result = typed(commands[command], *check, *rest)
+        assert result.code == 0, (rest, result)
+    assert Path("samples.png").exists() and Path("strip.png").exists()

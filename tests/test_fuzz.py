@@ -100,6 +100,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.groups": ["1", "2", "4", "8", "3"],
     "model.num_classes": ["null", "10", "3", "1000", "1"],
     "model.patch": ["1", "2", "4", "3"],
+    "optimizer.amsgrad": ["true", "false"],
     "model.norm_eps": ["1e-6", "1e-12", "1", "1e-30", "0"],
     "model.downsample_padding": ["0", "1", "2"],
     "model.flip_sin_to_cos": ["true", "false"],
@@ -418,7 +419,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.setattr(config, "compose", compose)
     patch.setattr(cli.hydra, "main", lambda **where: lambda job: lambda: job(composing[0]))
     patch.setattr(training, "_draw_results", draw)
-    patch.setattr(training, "_next_steps", lambda run, ended: None)
+    patch.setattr(training, "_say_next", lambda run, ended: None)
     patch.setattr(
         trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
     )

@@ -198,3 +198,28 @@ def test_a_source_counts_all_that_it_draws():
     clipped = TrainedSampler(GaussianDiffusion(cosine(20), target="x_0"), Loud(), DDIM(5), SHAPE, 0, CPU)
     clipped.drawn(3)
     assert str(clipped.range) == "" and clipped.range.samples == 3
+
+
+def test_classes_that_are_asked_for_are_drawn_in_turn():
+    torch.manual_seed(1)
+    model = UNet(8, 1, channels=8, channel_mults=(1,), blocks=1, attention_resolutions=(), groups=4, num_classes=5)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    diffusion = GaussianDiffusion(cosine(20), "x_0", clip_x_0=False)
+
+    def drawing(asked: list[int] | None) -> TrainedSampler:
+        return TrainedSampler(diffusion, model, DDIM(2), SHAPE, 0, CPU, asked=asked)
+
+    every = drawing(None)
+    assert every.classes(range(7)).tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert drawing([3]).classes([5, 2]).tolist() == [3, 3] and drawing([4, 0]).classes(range(3)).tolist() == [4, 0, 4]
+    torch.testing.assert_close(drawing([3]).draw([3]), every.draw([3]), rtol=0, atol=1e-5)  # sample 3 is of class 3
+    assert not torch.allclose(drawing([2]).draw([3]), every.draw([3]), atol=1e-3)
+    for asked in ([5], [0, -1], []):
+        with pytest.raises(ValueError, match=r"class = .*: the network has the classes 0\.\.4"):
+            drawing(asked)
+
+
+def test_no_class_can_be_asked_of_a_network_without(model):
+    with pytest.raises(ValueError, match="class = 3: the network was trained without classes"):
+        TrainedSampler(GaussianDiffusion(cosine(20)), model, DDIM(2), SHAPE, 0, CPU, asked=[3])

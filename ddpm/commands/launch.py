@@ -1,6 +1,7 @@
 """How a command was started: the words that were typed, and what Hydra makes of them."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def command(verb: str) -> str:
     """What is typed for ddpm-VERB: in a checkout its script."""
     own = (Path.cwd() / "experiments" / f"{verb}.py").is_file()
     return f"python experiments/{verb}.py" if own else f"ddpm-{verb}"
+
+
+def word(key: str, value: object) -> str:
+    """KEY=VALUE as it is typed into a shell, for a value of any characters."""
+    text, plain = str(value), r"[^\s,'\"\[\]{}()=:~#&;<>!`\\^]+"
+    if not re.fullmatch(rf"{plain}( {plain})*", text):
+        text = "'" + text.replace("'", "\\'") + "'"
+    return shlex.quote(f"{key}={text}")
 
 
 def training_command(words: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What a configuration or a run directory names, built: data, networks, samplers, tasks, optimizers."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.validate import must_be_drawable, trusted
-from ddpm.config import TASK, InvalidInput, build, build_data, build_group, plain, read_config, resolve_device
+from ddpm.config import (
+    TASK,
+    InvalidInput,
+    build,
+    build_data,
+    build_group,
+    plain,
+    read_config,
+    resolve_device,
+    resolved,
+)
+
+BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
+BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
@@ -31,17 +45,27 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = build(config.sampler, "sampler", trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
-    shape, precision = shape_of(model) or (), config.precision
+    shape, precision, asked = shape_of(model) or (), config.precision, asked_classes(config)
     if precision == "auto":
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
-    return (
-        TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision),
-        run,
-        trained,
-        int(folder.name),
-    )
+    try:
+        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return source, run, trained, int(folder.name)
+
+
+def asked_classes(config: DictConfig) -> list[int] | None:
+    """The classes that `class=` asks for; None for all, each in turn."""
+    asked = plain(config["class"])
+    if asked is None or asked == "all":
+        return None
+    listed = asked if isinstance(asked, list) else [asked]
+    if not listed or not all(isinstance(y, int) and not isinstance(y, bool) for y in listed):
+        raise InvalidInput(f"class={asked} must be the number of a class, a list of them such as [3,5], or all")
+    return listed
 
 
 def data_of(config: DictConfig, trained: DictConfig) -> Any:
@@ -67,7 +91,18 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
 
 
 def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:
-    """What makes the optimizer of a run from parameters."""
+    """What makes the optimizer of a run from parameters.
+
+    Raises: InvalidInput for numbers that no optimizer takes, before torch does in its own words.
+    """
+    settings = resolved(config.optimizer) if isinstance(config.optimizer, DictConfig) else {}
+    for key, value in settings.items():
+        least, below = BOUNDS.get(key, (-math.inf, math.inf))
+        for number in value if isinstance(value, list) else [value]:
+            real = isinstance(number, int | float) and not isinstance(number, bool)
+            if real and not least <= number < below:
+                allowed = f"in [{least:g}, {below:g})" if below < math.inf else f">= {least:g} and finite"
+                raise InvalidInput(f"optimizer.{key} = {value} must be {allowed}")
     return lambda parameters: build(config.optimizer, "optimizer", trust, params=list(parameters))
 
 

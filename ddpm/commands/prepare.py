@@ -167,8 +167,8 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
             f"trainer.accumulate = {trainer.accumulate}: the loss of {type(task).__name__} needs the whole batch at "
             "once; set trainer.accumulate=1"
         )
-    moments = _must_step(config.optimizer, trust, device)
-    parts = Parts(augment, task, sampler, optimizer_of(config, trust), trainer, moments)
+    optimizer = optimizer_of(config, trust)
+    parts = Parts(augment, task, sampler, optimizer, trainer, _must_step(optimizer, device))
     must_fit(parts, data, device)
     return parts
 
@@ -352,7 +352,7 @@ def _must_divide(trainer: Any, processes: int) -> None:
         )
 
 
-def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
+def _must_step(optimizer: Callable[..., Any], device: Any) -> float:
     """Refuse an optimizer that can take no step on the device; returns what it keeps, see `preflight.moments_of`."""
     import torch
 
@@ -360,7 +360,7 @@ def _must_step(config: DictConfig, trust: list[str], device: Any) -> float:
 
     weight = torch.nn.Parameter(torch.ones(2, device=device))
     weight.grad = torch.tensor([0.0, 1.0], device=device)
-    trial = build(config, "optimizer", trust, params=[weight])
+    trial = optimizer([weight])
     try:
         trial.step()
     except (RuntimeError, ValueError, AssertionError, TypeError, ArithmeticError) as error:

@@ -29,10 +29,11 @@ def sample(config: DictConfig) -> None:
     must_be_writable(config.out)
     source, run, trained, step = source_of(config)
     points = len(source.shape) == 1  # of which one picture shows many
-    must_walk(source.sampler, source.diffusion)
+    strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
+    if strip is None:  # whose samplers have other steps
+        must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
-    strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
     figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
     if figures and (folder or out.suffix != ".png"):
         raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
@@ -41,8 +42,11 @@ def sample(config: DictConfig) -> None:
     if folder and points:
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
-    cost = f"{type(source.sampler).__name__}, {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
-    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}"
+    cost = type(source.sampler).__name__
+    if strip is None:
+        cost += f", {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
+    classes = "" if source.asked is None else f", class {', '.join(map(str, source.asked))}"
+    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}"
     if not (figures or folder):
         say(drawn)
     if strip is not None:
@@ -81,7 +85,11 @@ def save_way(path: Path, source: Any, n: int, columns: int | None = None) -> Non
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
     sampler = type(source.sampler)
-    walk = f"{sampler.__name__.lower()}{len(source.sampler.times(source.diffusion.schedule)) - 1}"
+    several = config.steps_strip is not None
+    steps = "_strip" if several else len(source.sampler.times(source.diffusion.schedule)) - 1
+    walk = f"{sampler.__name__.lower()}{steps}"
+    if source.asked is not None:
+        walk = f"class{'-'.join(map(str, source.asked))[:40]}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
         value = plain(config.sampler.get(name, parameter.default))
         if name != "steps" and value != parameter.default:
@@ -112,6 +120,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
+    if source.asked is not None:
+        raise InvalidInput("class= has no say in between, whose images are of the classes of its ends; leave it out")
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
     legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
@@ -144,6 +154,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
         "seed": config.seed,
         "sampler": OmegaConf.to_container(config.sampler),
     }
+    settings |= {} if source.asked is None else {"class": source.asked}
     note = out / "samples.json"
     if note.exists() and _noted(note) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import shlex
 import signal
 import sys
 import time
@@ -14,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
-from ddpm.commands.launch import command, job_number, jobs_at_once, multirun, overrides
+from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
+from ddpm.commands.next_steps import next_commands
 from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.sampling import save_way
 from ddpm.commands.validate import must_be_whole
@@ -123,7 +125,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 status = run.status()
                 say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
             else:
-                _next_steps(plan, ended)
+                _say_next(plan, ended)
     except RunIsHeld as error:
         team.broadcast(None)
         raise Held(str(error)) from error
@@ -301,13 +303,14 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     """The pictures at the end of a run, and its figures."""
     import torch
 
+    from ddpm.data.dataset import spread
     from ddpm.figures import images, plots
     from ddpm.figures.images import as_pictures
     from ddpm.forward import q_sample
     from ddpm.metrics import quality
     from ddpm.randomness import SampleNoise
     from ddpm.runs import results
-    from ddpm.runs.directory import git_commit, read_metrics
+    from ddpm.runs.directory import git_commit, held_out_lines, read_metrics
     from ddpm.runs.precision import as_trained
     from ddpm.samplers.trained import TrainedSampler
 
@@ -315,10 +318,8 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     history = read_metrics(run.path)
     plots.loss(
         run.path / "loss.png",
-        *(
-            [(line["step"], line["loss"]) for line in history if line["split"] == split]
-            for split in ("train", "held_out")
-        ),
+        [(line["step"], line["loss"]) for line in history if line["split"] == "train"],
+        [(line["step"], line["loss"]) for line in held_out_lines(history)],
     )
     if sampler is None:  # a task that draws no samples
         return
@@ -333,13 +334,14 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     if pictures:
         images.save_samples(run.path / "samples.png", samples[:64])
     else:
-        real = data.batch(data.held_out if len(data.held_out) else data.train).x[:MANY_POINTS].cpu()
+        numbers = data.held_out if len(data.held_out) else data.train
+        real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
         plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
     save_way(run.path / "denoising.gif", source, *((32, 8) if pictures else (MANY_POINTS,)))
 
     T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
     times = [round(T * share / 4) for share in range(5)]
-    x_0 = data.batch(data.train[:n], device).x.cpu()
+    x_0 = data.batch(data.train[spread(len(data.train), n)], device).x.cpu()
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
     x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
@@ -355,25 +357,14 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         say(f"{len(samples)} samples, {walk}, EMA weights:\n{result.words}")
 
 
-def _next_steps(plan: Plan, ended: str) -> None:
+def _say_next(plan: Plan, ended: str) -> None:
     """Where the results are and what to type next."""
     run, status = plan.run, plan.run.status()
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
-    draw, again = command("sample"), command("train")
-    lines = [f"train longer  {again} extend={run.path} trainer.steps={2 * status['step']}"]
-    if plan.parts.sampler is not None:
-        points = "experiment=points data=swiss_roll,moons,gaussians model.width=32,128"
-        images = "'model.channels=16,32' 'model.attention_resolutions=[],[4]'"
-        lines = [
-            f"more samples  {draw} run={run.path} n=100 seed=1 out=samples.png",
-            f"few steps     {draw} run={run.path} 'steps_strip=[1,2,3,5,10,20,50]' out=strip.png",
-            *lines,
-            f"a sweep       {again} -m {images if 'pictures' in plan.data.holds else points} schedule=linear,cosine",
-        ]
-    following = "\n  ".join(lines)
+    following = "\n  ".join(f"{what:14}{line}" for what, line in next_commands(plan, status["step"]).items())
     say(f"""done: {status["step"]:,} steps in {status["seconds"]:.0f} s (the budget of {ended} is used)
   results       {run.path}
   pictures      {pictures}
-  curves        tensorboard --logdir {run.path.parent}
+  curves        tensorboard --logdir {shlex.quote(str(run.path.parent))}
 next:
   {following}""")

@@ -1,7 +1,7 @@
 """Samples of a trained network: batch by batch, and the way from noise to image."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,13 @@ class TrainedSampler:
     Args:
         diffusion, model, sampler: what was trained, and how to draw from it; the model is put into evaluation mode.
         shape: of a sample, such as (C, H, W).
-        seed: sample number i is a function of (seed, i), whatever is drawn beside it; where the network has K classes,
-            its class is i modulo K.
+        seed: sample number i is a function of (seed, i) and its class, whatever is drawn beside it.
         device: where the model is.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
+        asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
+            all K classes of a network that has any.
+    Raises:
+        ValueError: classes that the network does not have.
     """
 
     def __init__(
@@ -62,8 +65,14 @@ class TrainedSampler:
         seed: int,
         device: torch.device,
         precision: str = "fp32",
+        asked: Sequence[int] | None = None,
     ):
-        self.precision = precision
+        classes = classes_of(model)
+        if asked is not None and classes is None:
+            raise ValueError(f"class = {_listed(asked)}: the network was trained without classes")
+        if asked is not None and not (asked and all(0 <= y < (classes or 0) for y in asked)):
+            raise ValueError(f"class = {_listed(asked)}: the network has the classes 0..{(classes or 0) - 1}")
+        self.precision, self.asked = precision, asked
         self.diffusion, self.sampler = diffusion, sampler
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.shape, self.seed, self.device = shape, seed, device
@@ -83,7 +92,10 @@ class TrainedSampler:
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
         classes = classes_of(self.model)
-        return None if classes is None else torch.tensor(list(numbers)) % classes
+        if classes is None:
+            return None
+        asked = torch.arange(classes) if self.asked is None else torch.tensor(self.asked)
+        return asked[torch.tensor(list(numbers)) % len(asked)]
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
         """The same with another sampler."""
@@ -138,3 +150,7 @@ class TrainedSampler:
         seen.append((0, x_0))
         chosen = torch.linspace(0, len(seen) - 1, min(pictures, len(seen))).round().long().tolist()
         return [seen[i] for i in chosen]
+
+
+def _listed(classes: Sequence[int]) -> str:
+    return str(classes[0]) if len(classes) == 1 else str(list(classes))

@@ -1,0 +1,73 @@
+"""What a user would type next, when a run is done: only what this run's own settings allow."""
+
+import shlex
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ddpm.commands.launch import command, overrides, word
+from ddpm.commands.prepare import Plan, built
+from ddpm.commands.validate import trusted
+from ddpm.config import InvalidInput, plain
+
+STRIP = (1, 2, 3, 5, 10, 20, 50)  # steps of the figure that is proposed
+DEFAULT_STEPS = 50  # of ddpm-sample
+LINEAR = "ddpm.schedules.linear"  # a sweep over schedules has it beside cosine, which every T admits
+
+
+def next_commands(plan: Plan, step: int) -> dict[str, str]:
+    """What may come next, and the command for it.
+
+    Args:
+        step: the last one of the run.
+    """
+    trainer, names = plan.parts.trainer, trusted(plan.config)
+    trust = [shlex.quote(f"trust=[{','.join(names)}]")] if names else []
+    draw, again = f"{command('sample')} {word('run', plan.run.path)}", command("train")
+    used = {"steps": step, "epochs": trainer.epochs, "seconds": trainer.seconds}
+    longer = [f"trainer.{key}={2 * amount:g}" for key, amount in used.items() if getattr(trainer, key) is not None]
+    found = {"train longer": [again, word("extend", plan.run.path), *longer, *trust]}
+    if plan.parts.sampler is not None:
+        T = plan.parts.task.diffusion.schedule.T
+        few = [f"sampler.steps={T}"] if T < DEFAULT_STEPS else []
+        strip = ",".join(str(steps) for steps in STRIP if steps <= T)
+        found = {
+            "more samples": [draw, "n=100 seed=1 out=samples.png", *few, *trust],
+            "few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust],
+            **found,
+        }
+    if plan.config.extend is None:
+        found["a sweep"] = [again, "-m", shlex.join(_around(plan))]
+    return {what: " ".join(words) for what, words in found.items()}
+
+
+def _around(plan: Plan) -> list[str]:
+    """The words of a sweep: the run's own, with two values each of what its network and its schedule allow to vary."""
+    typed, model = overrides(), plan.config.model
+    axes: dict[str, list[Any]] = {}
+    if plan.config.init is None:  # the weights that a run starts from fit one network
+        axes |= {f"model.{key}": [model[key], 2 * model[key]] for key in ("channels", "width") if key in model}
+        if attention := plain(model.get("attention_resolutions")):
+            axes["model.attention_resolutions"] = [[], attention]
+    swept = {
+        key: ",".join(str(value).replace(" ", "") for value in values)
+        for key, values in axes.items()
+        if all(_is_legal(plan, key, value) for value in values)
+    }
+    linear = {"_target_": LINEAR, "T": plan.parts.task.diffusion.schedule.T} if "schedule" in plan.config else None
+    if linear and not any(word.startswith("schedule") for word in typed) and _is_legal(plan, "schedule", linear):
+        swept["schedule"] = "linear,cosine"
+    swept = swept or {"seed": "0,1,2"}
+    own = [word for word in typed if word.partition("=")[0].lstrip("+") not in swept]
+    return [*own, *(f"{key}={values}" for key, values in swept.items())]
+
+
+def _is_legal(plan: Plan, key: str, value: Any) -> bool:
+    """Whether the run could be trained with another value of one setting; its network is built without weights."""
+    config = plan.config.copy()
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    try:
+        built(config, trusted(config), plan.data, plan.device, on="meta")
+    except InvalidInput:
+        return False
+    return True
