@@ -1441,7 +1441,10 @@ def test_a_class_is_asked_for(call, tmp_path):
 
     result = call(cli.sample, f"run={run}", "sampler.steps=2", "n=2", "class=[3,5]")
     assert result.code == 0 and (run / "samples_step2_ema_class3-5_ddim2_seed0.png").exists()
-    for asked, allowed in (("10", "classes 0..9"), ("[]", "number of a class"), ("x", "or all"), ("true", "or all")):
+    assert call(cli.sample, f"run={run}", "sampler.steps=2", "n=12", 'class="5"', f"out={tmp_path / 'x.npy'}").code == 0
+    assert np.array_equal(np.load(tmp_path / "x.npy")[1::2], of_both[1::2])  # by its name
+    named = ("[3,x]", "class=x is not known; the classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+    for asked, allowed in (("10", "classes 0..9"), ("[]", "or all"), ("true", "or all"), named):
         assert_refused(call(cli.sample, f"run={run}", f"class={asked}"), "class", allowed)
     assert_refused(call(cli.sample, f"run={run}", "class=1", "between=[0,1]", "sampler.steps=2"), "class=", "between")
 

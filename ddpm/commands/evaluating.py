@@ -73,7 +73,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
-    device, asked = next(model.parameters()).device, asked_classes(config)
+    device, asked = next(model.parameters()).device, asked_classes(config, lambda: data.classes)
     try:
         source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, asked=asked)
     except ValueError as error:

@@ -194,6 +194,7 @@ def _begin(plan: Plan) -> None:
     known = plan.run.status()
     plan.run.begin(
         data=plan.data.identity(),
+        classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for
         overrides=overrides() or known.get("overrides") or [],
         job=job_number(),
         begun=known.get("begun") or now(),
