@@ -11,6 +11,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
+from ddpm.targets import Denoise
 
 
 class Range:
@@ -83,11 +84,19 @@ class TrainedSampler:
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
         y = self.classes(numbers)
-        denoise = self.diffusion.denoiser(self.model, None if y is None else y.to(self.device))
+        denoise = self.denoiser(None if y is None else y.to(self.device))
         with computing(self.device, self.precision):
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
         return x_0
+
+    def denoiser(self, condition: object | None = None) -> Denoise:
+        """The network, told of a condition, as a sampler consumes it: prediction, clip.
+
+        Args:
+            condition: as `GaussianDiffusion.predictor` has it, on the model's device.
+        """
+        return self.diffusion.denoiser(self.model, condition)
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
