@@ -3,6 +3,8 @@
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from ddpm.forward import q_sample
 from ddpm.losses import LOSSES, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.reverse import VARIANCES
 from ddpm.schedules import NoiseSchedule, Time, is_integer
-from ddpm.targets import TARGETS, Denoise, Prediction, eps_from_x_0, from_prediction, to_prediction
+from ddpm.targets import TARGETS, Denoise, Pair, Prediction, eps_from_x_0, from_prediction, to_prediction
 
 
 class GaussianDiffusion:
@@ -102,6 +104,29 @@ class GaussianDiffusion:
 
         return predict
 
+    def pair(self, model: Callable[..., Tensor], condition: Any, null: Any) -> Pair:
+        """The raw predictions with a condition and without, which guidance takes in place of the two.
+
+        Where both are asked for they are evaluated as one batch, of twice the rows.
+
+        Args:
+            model: as in `predictor`.
+            condition, null: what the network is told in the two: classes (B,), or conditions, of which `beside` puts
+                the rows of another after its own, such as `ddpm.data.batch.Condition`.
+        """
+
+        def both(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
+            t = _of_each(t, x_t)
+            tensors = isinstance(condition, Tensor) and isinstance(null, Tensor)
+            told = torch.cat([condition, null]) if tensors else condition.beside(null)
+            pred = self.predictor(model, told)(torch.cat([x_t, x_t]), torch.cat([t, t]))
+            eps, x_0 = pred.eps.chunk(2), pred.x_0.chunk(2)
+            frac_1, frac_2 = pred.frac.chunk(2) if isinstance(pred.frac, Tensor) else (pred.frac, pred.frac)
+            one = Prediction(eps[0], x_0[0], frac_1, pred.target)
+            return one, Prediction(eps[1], x_0[1], frac_2, pred.target)
+
+        return Pair(self.predictor(model, condition), self.predictor(model, null), both)
+
     def clipped(self, denoise: Denoise) -> Denoise:
         """The last stage of a denoiser: x_0 clipped, and eps derived from it anew, so that the pair composes x_t.
 
@@ -116,7 +141,7 @@ class GaussianDiffusion:
             t = _of_each(t, x_t)
             pred = denoise(x_t, t)
             x_0 = self._clip(pred.x_0)
-            return Prediction(eps_from_x_0(self.schedule, x_t, t, x_0), x_0, pred.frac)
+            return replace(pred, eps=eps_from_x_0(self.schedule, x_t, t, x_0), x_0=x_0)
 
         return clip
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,15 +19,26 @@ class Prediction:
         eps: the noise in x_t, (B, *).
         x_0: the data in x_t, (B, *); x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps holds for the pair.
         frac: the reverse variance between beta_tilde (0) and beta (1), the v of iDDPM (15): a number, or (B, *).
+        target: what the network itself said, one of `TARGETS`.
     """
 
     eps: Tensor
     x_0: Tensor
     frac: float | Tensor = 0.0
+    target: str = "eps"
 
 
 Denoise = Callable[[Tensor, Time], Prediction]
 """(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
+
+
+class Pair(NamedTuple):
+    """Predictions of the same x_t with a condition and without."""
+
+    conditional: Denoise
+    unconditional: Denoise
+    both: Callable[[Tensor, Time], tuple[Prediction, Prediction]]
+    """The two at once."""
 
 
 def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
@@ -83,10 +95,10 @@ def to_prediction(
         t: a number or (B,), integer or real, in (0, T].
     """
     if target == "eps":
-        return Prediction(output, x_0_from_eps(schedule, x_t, t, output), frac)
+        return Prediction(output, x_0_from_eps(schedule, x_t, t, output), frac, target)
     if target == "x_0":
-        return Prediction(eps_from_x_0(schedule, x_t, t, output), output, frac)
-    return Prediction(eps_from_v(schedule, x_t, t, output), x_0_from_v(schedule, x_t, t, output), frac)
+        return Prediction(eps_from_x_0(schedule, x_t, t, output), output, frac, target)
+    return Prediction(eps_from_v(schedule, x_t, t, output), x_0_from_v(schedule, x_t, t, output), frac, target)
 
 
 def from_prediction(schedule: NoiseSchedule, target: str, pred: Prediction, t: Time) -> Tensor:

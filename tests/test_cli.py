@@ -1494,3 +1494,85 @@ def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_
         result = typed(commands[command], *check, *rest)
         assert result.code == 0, (rest, result)
     assert Path("samples.png").exists() and Path("strip.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ guidance
+
+
+@pytest.fixture(scope="module")
+def guidable(tmp_path_factory) -> Path:
+    """A run with classes that learned to do without them, of which two checkpoints are kept."""
+    runs = tmp_path_factory.mktemp("guidable") / "runs"
+    changes = words("model.num_classes=10", "task.drop=0.2", "optimizer.lr=0.02", "data.validation=0.1")
+    before, sys.argv = sys.argv, ["train", *changes, f"runs={runs}"]
+    try:
+        cli.train()
+    finally:
+        sys.argv = before
+    return run_of(runs)
+
+
+def test_samples_are_guided(call, guidable, tmp_path):
+    drawn = {}
+    for name, given in {
+        "plain": [],
+        "none": ["guidance=none"],
+        "one": ["guidance=classifier_free", "guidance.w=1"],
+        "more": ["guidance=classifier_free", "guidance.w=4"],
+        "rescaled": ["guidance=classifier_free", "guidance.w=4", "guidance.rescale=0.7"],
+        "within": ["guidance=classifier_free", "guidance.w=4", "guidance.interval=[-90,-80]"],
+        "auto": ["guidance=auto", f"guidance.bad={guidable}@2", "guidance.w=3"],
+    }.items():
+        out = tmp_path / f"{name}.npy"
+        result = call(cli.sample, f"run={guidable}", "n=12", "sampler.steps=5", f"out={out}", *given)
+        assert result.code == 0, result
+        assert ("guidance w = " in result.out) == (name not in ("plain", "none"))
+        drawn[name] = np.load(out).astype(int)
+    for name in ("none", "one", "within"):
+        assert np.abs(drawn[name] - drawn["plain"]).max() <= 1
+    assert len({array.tobytes() for array in drawn.values()}) >= 4
+    result = call(cli.sample, f"run={guidable}", "n=2", "sampler.steps=2", "guidance=classifier_free", "guidance.w=3")
+    assert result.code == 0 and (guidable / "samples_step4_ema_ddim2_w-3_seed0.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["guidance=classifier_free", "guidance.w=nan"], ["w = nan must be a finite number"]),
+        (["guidance=classifier_free", "guidance.interval=[2,1]"], ["low < high"]),
+        (["guidance=classifier_free", "guidance.interval=[2]"], ["[low, high]"]),
+        (["guidance=auto"], ["guidance.bad must be given"]),
+        (["guidance=auto", "guidance.bad=/nowhere"], ["guidance.bad=/nowhere", "no run directory"]),
+        (["guidance=auto", "guidance.bad=RUN@3"], ["checkpoint 3", "2, 4"]),
+        (["guidance=nothing"], ["auto", "classifier_free", "none"]),
+        (["guidance=classifier_free", "between=[0,1]"], ["guidance=", "between"]),
+    ],
+)
+def test_guidance_that_cannot_be(given, told, call, guidable):
+    given = [word.replace("RUN", str(guidable)) for word in given]
+    assert_refused(call(cli.sample, f"run={guidable}", "sampler.steps=2", *given), *told)
+
+
+def test_a_network_that_was_never_trained_without_its_condition_is_not_guided(call, finished):
+    result = call(cli.sample, f"run={finished}", "sampler.steps=2", "guidance=classifier_free")
+    assert_refused(result, "told of a condition", "model.num_classes=K task.drop=0.1")
+
+
+def test_a_sweep_over_weights_is_kept_and_gone_on_with(call, guidable, tmp_path):
+    run = Path(shutil.copytree(guidable, tmp_path / "runs" / "default" / guidable.name))
+    asked = [f"run={run}", "metric=guidance_sweep", "n=24", "features=pca", "pca=2", "sampler.steps=2", "seeds=2"]
+    asked += ["judge.channels=4"] if "channels" in config.compose("evaluate", ["run=x"]).judge else []
+    assert_refused(call(cli.evaluate, *asked), "guidance with a weight")
+    asked += ["guidance=classifier_free"]
+    assert_refused(call(cli.evaluate, *asked, "guidance_sweep.w=[a]"), "guidance_sweep.w=", "numbers")
+    assert_refused(call(cli.evaluate, *asked, "metric=loss_by_snr"), "of the network itself")
+    result = call(cli.evaluate, *asked, "guidance_sweep.w=[0,2]")
+    assert result.code == 0 and (run / "guidance_sweep.png").exists(), result
+    (record,) = json.loads((run / "evaluation.json").read_text()).values()
+    assert [cell["w"] for cell in record["cells"]] == [0, 2] and record["seeds"] == [0, 1]
+    assert all(0 <= cell[key] <= 1 for cell in record["cells"] for key in ("precision", "recall", "agreement"))
+    result = call(cli.evaluate, *asked, "guidance_sweep.w=[1,2]")
+    assert result.code == 0 and "w = 1:" in result.out and "w = 2:" not in result.out
+    (after,) = json.loads((run / "evaluation.json").read_text()).values()
+    assert [cell["w"] for cell in after["cells"]] == [0, 1, 2] and after["cells"][::2] == record["cells"]
+    assert after["guidance"]["kind"] == "ClassifierFree" and "w" not in after["guidance"]

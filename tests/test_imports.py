@@ -24,6 +24,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "likelihood": {"losses", "reverse", "forward", "targets", "schedules"},
     "diffusion": {"losses", "reverse", "forward", "targets", "schedules"},
     "oracle": {"schedules", "targets"},
+    "guidance": {"guidance", "diffusion", "targets", "schedules"},
     "samplers": {"samplers", "diffusion", "reverse", "forward", "targets", "schedules", "randomness", "oracle"},
     "runs": {"runs"},
     "figures": {"figures", "runs", "schedules"},
@@ -55,7 +56,10 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     },
     "study": {"study", "metrics", "figures", "runs", "randomness"},
 }
-BESIDES = {"samplers.trained": {"data", "runs"}}  # which binds a trained network, its condition and its precision
+BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
+    "guidance.bound": {"data"},
+    "samplers.trained": {"data", "guidance", "runs"},
+}
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (
         ("ddpm", "models", "experiments"),

@@ -51,6 +51,8 @@ def how_drawn(
 ) -> dict[str, Any]:
     """The part of a record in evaluation.json that says how its samples were drawn, if any were: with a sampler."""
     walked = sampler is not None
+    guidance = plain(config.guidance) if "guidance" in config else {}
+    guided = {k: v for k, v in guidance.items() if k != "_target_"}
     return {
         "low": None,
         "high": None,
@@ -62,6 +64,7 @@ def how_drawn(
         "steps": len(sampler.times(schedule)) - 1 if walked else None,
         "evaluations": sampler.evaluations(schedule) if walked else None,
         "commit": commit,
+        **({"guidance": guided | {"kind": guidance["_target_"].rpartition(".")[2]}} if guided else {}),
     }
 
 

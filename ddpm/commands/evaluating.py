@@ -7,10 +7,12 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.guiding import measure_guidance
 from ddpm.commands.load import (
     asked_classes,
     augmentation,
     data_of,
+    guidance_of,
     must_match,
     must_walk,
     optimizer_of,
@@ -23,10 +25,10 @@ from ddpm.config import InvalidInput, build, compose, plain, resolve_device, res
 
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
-METRICS = (*OF_SAMPLES, "reading_sheet", *OF_IMAGES, "cost", "steps")
+METRICS = (*OF_SAMPLES, "reading_sheet", *OF_IMAGES, "cost", "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
-OF_PICTURES = (*OF_SAMPLES, "reading_sheet", "steps")
+OF_PICTURES = (*OF_SAMPLES, "reading_sheet", "steps", "guidance_sweep")
 NEEDS = dict.fromkeys(OF_PICTURES, "pictures") | dict.fromkeys(OF_IMAGES[:2], "bytes")  # of the data
 LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
 FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
@@ -74,8 +76,9 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
     device, asked = next(model.parameters()).device, asked_classes(config, lambda: data.classes)
+    drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device)}
     try:
-        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, asked=asked)
+        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, **drawing)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
@@ -88,7 +91,8 @@ def _metrics(config: DictConfig) -> list[str]:
     metrics = metrics if isinstance(metrics, list) else [metrics]
     if not metrics or not set(map(str, metrics)) <= set(METRICS):
         raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(METRICS)}")
-    for key in ("data", "inception", "frechet", "reading_sheet", "steps", "cost", *OF_IMAGES[:2]):
+    settings = ("data", "inception", "frechet", "reading_sheet", "steps", "guidance_sweep", "guidance", "cost")
+    for key in (*settings, *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
             raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
     for key, known in (("features", FEATURES), ("recogniser", RECOGNISERS)):
@@ -107,6 +111,9 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
     _must_hold(context.data, metrics)
+    for metric in set(metrics) & set(OF_IMAGES):
+        if str(context.source.guidance):
+            raise InvalidInput(f"metric={metric} is of the network itself; leave guidance out")
     if context.data.labels is None and len(metrics) > 1:
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
@@ -114,6 +121,9 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [_measure_images(context, metric) for metric in metrics if metric in OF_IMAGES]
     measures += [_measure_steps(context)] if "steps" in metrics else []
+    if "guidance_sweep" in metrics:
+        _must_hold_enough_images(context.data, ["frechet", "precision_recall"])
+        measures.append(measure_guidance(context, _number(context, of_covariance=True)))
     measures += [_measure_cost(context)] if "cost" in metrics else []
     return measures
 
@@ -466,8 +476,8 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
         known = results.earlier(results.recorded(path), protocol)
     except ValueError:  # which `record` is going to tell of
         return {}
-    asked = ("n", "seeds", "weights", "checkpoint", "precision")
-    before = next((r for r in known if all(r.get(key) == settings[key] for key in asked)), {})
+    asked = ("n", "seeds", "weights", "checkpoint", "precision", "guidance")
+    before = next((r for r in known if all(r.get(key) == settings.get(key) for key in asked)), {})
     cells, numbers = before.get("cells"), [before.get("real_vs_real")]
     if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
         return {}

@@ -60,12 +60,13 @@ class EvaluationContext:
         asked = sorted(set(self.source.asked or ()))
         return f"{protocol}_class{'-'.join(map(str, asked))}" if asked else protocol
 
-    def samples(self, numbers: list[int], seed: int, sampler: Any = None) -> tuple[Any, Any]:
+    def samples(self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None) -> tuple[Any, Any]:
         """The samples of a seed with these numbers (n, C, H, W), and the classes (n,) that were asked for, or None."""
         import torch
 
         source = self.source.with_seed(seed)
         source = source if sampler is None else source.using(sampler)
+        source = source if guidance is None else source.guided_by(guidance)
         batches = source.batches(numbers, self.config.batch)
         x = torch.cat([x for _, x in with_bar(batches, len(numbers))])
         warn_of_range(source)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,13 @@ BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
-    from ddpm.runs.directory import open_run
     from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
     must_be_drawable(config)
     device = resolve_device(config.device)
-    try:
-        run, folder = open_run(str(config.run), config.checkpoint)
-    except FileNotFoundError as error:
-        raise InvalidInput(str(error)) from error
+    run, folder = opened(str(config.run), config.checkpoint)
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
     if "model" not in trained or "diffusion" not in trained:
         task = str(trained.task.get("_target_")).rpartition(".")[2]
@@ -51,11 +48,42 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    guidance = guidance_of(config, trust, device)
     try:
-        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked)
+        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, guidance)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)
+
+
+def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
+    """What `guidance=` asks for; a network that it needs besides, RUN or RUN@STEP, is read from its run."""
+    from ddpm.guidance import Trained
+
+    settings = plain(config.guidance)
+    bad = settings.pop("bad", None) if isinstance(settings, dict) else None
+    if bad is None:
+        return build(config.guidance, "guidance", trust)
+    path, _, step = (
+        str(bad).rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", str(bad)) else (str(bad), "", "last")
+    )
+    run, folder = opened(path, int(step) if step.isdecimal() else step, "guidance.bad")
+    trained = read_config(run.path / "config.yaml")
+    if "model" not in trained or "diffusion" not in trained:
+        raise InvalidInput(f"guidance.bad={bad}: it trained no network that a sampler draws from")
+    model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
+    load_into(model, folder / "ema.safetensors")
+    return build(settings, "guidance", trust, bad=Trained(diffusion, model.to(device).eval()))
+
+
+def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
+    """A run that has something to sample from, and the folder of a checkpoint, see `ddpm.runs.directory.open_run`."""
+    from ddpm.runs.directory import open_run
+
+    try:
+        return open_run(path, which, key)
+    except FileNotFoundError as error:
+        raise InvalidInput(str(error)) from error
 
 
 def asked_classes(config: DictConfig, names: Callable[[], Sequence[str]]) -> list[int] | None:

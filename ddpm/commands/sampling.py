@@ -46,7 +46,8 @@ def sample(config: DictConfig) -> None:
     if strip is None:
         cost += f", {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
     classes = "" if source.asked is None else f", class {', '.join(map(str, source.asked))}"
-    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}"
+    guidance = f", {source.guidance}" if str(source.guidance) else ""
+    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}{guidance}"
     if not (figures or folder):
         say(drawn)
     if strip is not None:
@@ -88,6 +89,9 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
     several = config.steps_strip is not None
     steps = "_strip" if several else len(source.sampler.times(source.diffusion.schedule)) - 1
     walk = f"{sampler.__name__.lower()}{steps}"
+    for name, value in (plain(config.guidance) if str(source.guidance) else {}).items():
+        if name != "_target_" and value:
+            walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[-40:]}"
     if source.asked is not None:
         walk = f"class{'-'.join(map(str, source.asked))[:40]}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
@@ -122,6 +126,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
 
     if source.asked is not None:
         raise InvalidInput("class= has no say in between, whose images are of the classes of its ends; leave it out")
+    if str(source.guidance):
+        raise InvalidInput("guidance= has no say in between, which encodes and decodes without it; leave it out")
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
     legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
@@ -155,6 +161,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
         "sampler": OmegaConf.to_container(config.sampler),
     }
     settings |= {} if source.asked is None else {"class": source.asked}
+    settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
     note = out / "samples.json"
     if note.exists() and _noted(note) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")

@@ -74,6 +74,25 @@ class Condition(Rows):
             null[name] = both[0] if len(both) == 1 else both[0] | both[1]
         return replace(self, null=null)
 
+    def __len__(self) -> int:
+        """The number of rows; 0 without parts."""
+        return len(getattr(self, self.parts[0])) if self.parts else 0
+
+    def beside(self, other: "Condition") -> "Condition":
+        """The rows of two conditions with the same parts, these first."""
+        both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.parts}
+        if self.mask is not None and other.mask is not None:
+            both["mask"] = torch.cat([self.mask, other.mask])
+        null = {
+            name: torch.cat([one._null_rows(name) for one in (self, other)]) for name in {**self.null, **other.null}
+        }
+        return Condition(**both, null=null)
+
+    def _null_rows(self, name: str) -> Tensor:
+        """Where a part is null, (B,)."""
+        part = getattr(self, name)
+        return self.null.get(name, torch.zeros(len(part), dtype=torch.bool, device=part.device))
+
     def dropped(self, drop: float, generator: torch.Generator) -> "Condition":
         """Each part of each row nulled with probability `drop`; all parts have their draws, whether they are there.
 

@@ -392,6 +392,51 @@ def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_
     _save(figure, path)
 
 
+def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float, title: str = "") -> None:
+    """What a weight of guidance costs and brings: distance and shares over the weight, and the one against the other.
+
+    Args:
+        path: the PNG file to write.
+        cells: each with w, value (the Frechet distance), precision and recall, agreement (the share of the samples that
+            are what was asked for) where classes were asked for, and low and high of the distance where they are known.
+        real_vs_real: the distance of held-out images.
+        title: of the figure, such as the protocol.
+    """
+    w, distance = (np.array([cell[key] for cell in cells], dtype=float) for key in ("w", "value"))
+    low, high = (
+        np.array([cell["value"] if cell.get(end) is None else cell[end] for cell in cells], dtype=float)
+        for end in ("low", "high")
+    )
+    spans = np.stack([distance - low, high - distance]).clip(min=0)
+    shares = {"precision": "precision", "recall": "recall", "what was asked for": "agreement"}
+    known = {label: np.array([cell[key] for cell in cells]) for label, key in shares.items() if key in cells[0]}
+    label, share = next(reversed(known.items()))
+
+    figure = Figure(figsize=(1.15 * WIDTH / DPI, 0.4 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    guided = w >= 1 if (w >= 1).sum() > 1 else w == w  # below 1 a condition is not followed: a point far away
+    left.errorbar(w, distance, spans, fmt="o-", capsize=3, markersize=5, linewidth=1.5, label="samples")
+    right.plot(share[guided], distance[guided], "o-", markersize=5, linewidth=1.5)
+    for axes, shown in ((left, distance), (right, distance[guided])):
+        axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(0.7 * min(shown.min(), real_vs_real), 1.5 * shown.max())
+        _logarithmic(axes)
+    _axes(left, "weight w", "Frechet distance")
+    left.legend(frameon=False, fontsize=SIZE - 1)
+    for marker, (name, values) in zip("osD", known.items(), strict=False):
+        middle.plot(w, values, f"{marker}-", markersize=5, linewidth=1.5, label=name)
+    middle.set_ylim(-0.02, 1.02)
+    _axes(middle, "weight w", "share of the samples")
+    middle.legend(frameon=False, fontsize=SIZE - 1)
+    for x, y, weight in zip(share[guided], distance[guided], w[guided], strict=True):
+        right.annotate(f"{weight:g}", (x, y), xytext=(-5, 3), textcoords="offset points", ha="right", fontsize=SIZE - 1)
+    right.margins(x=0.2)
+    _axes(right, f"{label} (numbers: w)", "")
+    figure.suptitle(title, fontsize=SIZE)
+    _save(figure, path)
+
+
 def spacings(path: str | Path, rows: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
     """Where walks stop: each row's times as marks, over t on the left and over lambda on the right.
 
@@ -606,8 +651,8 @@ def _axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Numbers as they are read at 1, 2 and 5 of every decade, not as powers."""
-    for axis in (axes.xaxis, axes.yaxis):
+    """Numbers as they are read at 1, 2 and 5 of every decade, not as powers, on the axes that are logarithmic."""
+    for axis in (axis for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter("{x:g}")

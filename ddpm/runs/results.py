@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from ddpm.runs.files import read_json, replacing
 
-SETTINGS = ("weights", "checkpoint", "precision", "sampler", "sampler_settings")
+SETTINGS = ("weights", "checkpoint", "precision", "sampler", "sampler_settings", "guidance")
 """What tells results of one protocol apart, besides their seeds."""
 MOST_BEFORE = 50  # results of one protocol that are kept
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import classes_of, takes
+from ddpm.data.batch import Condition, classes_of, takes
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.guidance import Guidance
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
@@ -53,8 +54,9 @@ class TrainedSampler:
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
         asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
             all K classes of a network that has any.
+        guidance: how predictions are guided; None for not.
     Raises:
-        ValueError: classes that the network does not have.
+        ValueError: classes that the network does not have, guidance that it was not trained for.
     """
 
     def __init__(
@@ -67,13 +69,15 @@ class TrainedSampler:
         device: torch.device,
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
+        guidance: Guidance | None = None,
     ):
         classes = classes_of(model)
         if asked is not None and classes is None:
             raise ValueError(f"class = {_listed(asked)}: the network was trained without classes")
         if asked is not None and not (asked and all(0 <= y < (classes or 0) for y in asked)):
             raise ValueError(f"class = {_listed(asked)}: the network has the classes 0..{(classes or 0) - 1}")
-        self.precision, self.asked = precision, asked
+        self.precision, self.asked, self.guidance = precision, asked, guidance or Guidance()
+        self.guidance.check(diffusion, model)
         self.diffusion, self.sampler = diffusion, sampler
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.shape, self.seed, self.device = shape, seed, device
@@ -84,19 +88,15 @@ class TrainedSampler:
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
         y = self.classes(numbers)
-        denoise = self.denoiser(None if y is None else y.to(self.device))
+        denoise = self.denoiser(Condition(classes=None if y is None else y.to(self.device)))
         with computing(self.device, self.precision):
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
         return x_0
 
-    def denoiser(self, condition: object | None = None) -> Denoise:
-        """The network, told of a condition, as a sampler consumes it: prediction, clip.
-
-        Args:
-            condition: as `GaussianDiffusion.predictor` has it, on the model's device.
-        """
-        return self.diffusion.denoiser(self.model, condition)
+    def denoiser(self, condition: Condition) -> Denoise:
+        """The network, told of a condition on its device, as a sampler consumes it: prediction, guidance, clip."""
+        return self.diffusion.clipped(self.guidance(self.diffusion, self.model, condition))
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
@@ -110,6 +110,13 @@ class TrainedSampler:
         """The same with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
+        return other
+
+    def guided_by(self, guidance: Guidance) -> "TrainedSampler":
+        """The same with another guidance; ValueError for one that the network was not trained for."""
+        guidance.check(self.diffusion, self.model)
+        other = copy.copy(self)
+        other.guidance = guidance
         return other
 
     def with_seed(self, seed: int) -> "TrainedSampler":

@@ -1,0 +1,7 @@
+"""Guidance: predictions combined or tilted towards a condition, Denoise in, Denoise out, before the clip."""
+
+from ddpm.guidance.bound import Auto, ClassifierFree, Guidance, Trained
+from ddpm.guidance.classifier import classifier
+from ddpm.guidance.classifier_free import autoguidance, classifier_free
+
+__all__ = ["Auto", "ClassifierFree", "Guidance", "Trained", "autoguidance", "classifier", "classifier_free"]

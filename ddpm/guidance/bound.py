@@ -1,0 +1,121 @@
+"""What a sampler's settings say of guidance, bound to a network and a condition."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ddpm.data.batch import Condition, takes
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.guidance.classifier_free import autoguidance, classifier_free
+from ddpm.targets import Denoise
+
+
+class Trained(NamedTuple):
+    """A network and its mathematics."""
+
+    diffusion: GaussianDiffusion
+    model: nn.Module
+
+
+class Guidance:
+    """None: a network's own prediction. Every other guidance is one of these."""
+
+    def __str__(self) -> str:
+        """What is said of samples that are drawn so; empty for none."""
+        return ""
+
+    def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
+        """Raise ValueError for a network that cannot be guided so."""
+
+    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+        """A raw prediction for a condition, on the model's device."""
+        return diffusion.predictor(model, condition.taken_by(model))
+
+
+class ClassifierFree(Guidance):
+    """Between what a network says with a condition and without, see `ddpm.guidance.classifier_free`.
+
+    Args:
+        w: the weight; 0 is without the condition, 1 with it.
+        rescale: in [0, 1].
+        interval: [low, high] of the log-SNR within which it is guided; None for everywhere.
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, w: float = 2.0, rescale: float = 0.0, interval: Sequence[float] | None = None):
+        if interval is not None and len(interval) != 2:
+            raise ValueError(f"interval = {list(interval)!r} must be [low, high]")
+        self.w, self.rescale = w, rescale
+        self.interval = None if interval is None else (interval[0], interval[1])
+        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
+        classifier_free(nothing, nothing, w, rescale=0.0, interval=self.interval)
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale = {rescale!r} must lie in [0, 1]")
+
+    def __str__(self) -> str:
+        """Weight, and what else is set."""
+        more = f", rescale {self.rescale:g}" if self.rescale else ""
+        more += f", within log-SNR {self.interval[0]:g} to {self.interval[1]:g}" if self.interval else ""
+        return f"classifier-free guidance w = {self.w:g}{more}"
+
+    def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
+        """Raise ValueError for a network that has no condition, or was never trained without it."""
+        if not takes(model):
+            raise ValueError(
+                "guidance=classifier_free needs a network that is told of a condition; train one with "
+                "model.num_classes=K task.drop=0.1"
+            )
+        if not getattr(model, "drop", 0):
+            raise ValueError(
+                "guidance=classifier_free needs a network that was trained without its condition too; train one with "
+                "task.drop=0.1"
+            )
+
+    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+        """A raw prediction, guided."""
+        with_it = condition.nulled(torch.zeros(len(condition), dtype=torch.bool))
+        pair = diffusion.pair(model, with_it.taken_by(model), condition.nulled().taken_by(model))
+        return classifier_free(
+            pair, w=self.w, schedule=diffusion.schedule, rescale=self.rescale, interval=self.interval
+        )
+
+
+class Auto(Guidance):
+    """Away from what a worse network says, see `ddpm.guidance.autoguidance`.
+
+    Args:
+        bad: the worse network: smaller, or an earlier checkpoint of the same run, on the same device.
+        w: the weight; 1 is the network itself.
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, bad: Trained, w: float = 2.0):
+        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
+        autoguidance(nothing, nothing, w)
+        self.bad, self.w = bad, w
+
+    def __str__(self) -> str:
+        """The weight."""
+        return f"autoguidance w = {self.w:g}"
+
+    def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
+        """Raise ValueError for a bad network of another process, of other samples, or told of other conditions."""
+        ours, theirs = diffusion.schedule.alpha_bar.cpu(), self.bad.diffusion.schedule.alpha_bar.cpu()
+        if ours.shape != theirs.shape or not (ours == theirs).all():
+            raise ValueError(
+                "guidance.bad was trained on another noise schedule: its x_t are not those of this network"
+            )
+        for name in ("shape", "takes", "num_classes"):
+            mine, others = getattr(model, name, None), getattr(self.bad.model, name, None)
+            if mine != others:
+                raise ValueError(f"guidance.bad has {name} = {others}, but this network {mine}")
+
+    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+        """A raw prediction, guided."""
+        good = diffusion.predictor(model, condition.taken_by(model))
+        bad = self.bad.diffusion.predictor(self.bad.model, condition.taken_by(self.bad.model))
+        return autoguidance(good, bad, self.w)
