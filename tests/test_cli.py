@@ -1477,6 +1477,7 @@ NEXT = {
     "a zero terminal SNR": [*WITHOUT_T, "schedule=zero_terminal_snr", "diffusion.target=v", "schedule.schedule.T=30"],
     "points": [*POINTS, "trainer.steps=2"],
     "a folder with spaces": words("study=my é study"),
+    "classes": words("model.num_classes=10", "task.drop=0.1"),
 }
 
 
@@ -1487,7 +1488,8 @@ def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_
     assert result.code == 0, result
     lines = result.out.split("next:\n")[1].splitlines()
     proposed = {line[2:16].strip(): shlex.split(line[16:]) for line in lines}
-    assert proposed.keys() == {"more samples", "few steps", "train longer", "a sweep"}
+    usual = {"more samples", "few steps", "train longer", "a sweep"}
+    assert proposed.keys() == usual | ({"guided"} if kind == "classes" else set())
     commands = {"ddpm-sample": cli.sample, "ddpm-train": cli.train}
     for command, *rest in proposed.values():
         check = ["--check"] if "-m" in rest else []  # which trains nothing

@@ -21,6 +21,8 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
     Args:
         step: the last one of the run.
     """
+    from ddpm.data.batch import classes_of
+
     trainer, names = plan.parts.trainer, trusted(plan.config)
     trust = [shlex.quote(f"trust=[{','.join(names)}]")] if names else []
     draw, again = f"{command('sample')} {word('run', plan.run.path)}", command("train")
@@ -36,6 +38,8 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
             "few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust],
             **found,
         }
+        if getattr(plan.parts.task.model, "drop", 0) and classes_of(plan.parts.task.model):
+            found["guided"] = [draw, "guidance=classifier_free guidance.w=2 class=0 out=guided.png", *few, *trust]
     if plan.config.extend is None:
         found["a sweep"] = [again, "-m", shlex.join(_around(plan))]
     return {what: " ".join(words) for what, words in found.items()}
