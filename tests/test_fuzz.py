@@ -51,6 +51,8 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "digits_short": [],
     "fashion": [],
     "mnist": [],
+    "mnist_class": [],
+    "mnist_class_channels": [],
     "points": ["data.count=20", "model.width=8", "model.depth=1"],
 }
 TINY_UNET = ["model.channels=8", "model.groups=4", "model.blocks=1"]
