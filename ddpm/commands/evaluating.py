@@ -75,7 +75,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     model = task.model
     device, asked = next(model.parameters()).device, asked_classes(config, lambda: data.classes)
     try:
-        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, asked=asked)
+        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, asked=asked, data=data)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)

@@ -27,6 +27,7 @@ BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.data.batch import takes
     from ddpm.runs.directory import open_run
     from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
@@ -51,8 +52,9 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    data = data_of(config, trained) if "image" in takes(model) else None
     try:
-        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked)
+        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, data)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)
