@@ -33,9 +33,10 @@ AUGMENTATION = "ddpm.data.augment.Augment"
 TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
 HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings may build something
 LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
-    "model": {"drop": 0.0, "condition_channels": 0},
+    "model": {"drop": 0.0, "condition_channels": 0, "class_channels": 0},
     "task": {"drop": 0.0, "only": None},
     "optimizer": {"amsgrad": False},
+    "data": {"condition": None},
 }
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own
     "task.time_sampling": "trainer.time_sampling",
@@ -49,6 +50,18 @@ REFUSALS = (  # what a constructor raises for its arguments, torch's for numbers
     ValueError, TypeError, LookupError, OSError, ArithmeticError, MemoryError, RuntimeError,
     OmegaConfBaseException, HydraException,
 )  # fmt: skip
+
+
+def _condition_channels(kind: Any, channels: Any) -> int:
+    """Of the image that data with `condition=KIND` tell, as model.condition_channels has it; 0 where they refuse it."""
+    if kind is None:
+        return 0
+    from ddpm.data.conditions import KINDS, channels_of
+
+    return channels_of(kind, channels) if kind in KINDS and isinstance(channels, int) else 0
+
+
+OmegaConf.register_new_resolver("condition_channels", _condition_channels, replace=True)
 
 
 class InvalidInput(Exception):
@@ -368,6 +381,7 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         chosen["diffusion"] = chosen["diffusion"] | {"loss_options": given}
     chosen |= _task(task)
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
+    treatment |= {k: v for k, v in config["data"].items() if k in LATER["data"] and v != LATER["data"][k]}
     chosen |= _augmentation(config.get("augment"))
     return chosen | {"data": identity | treatment, "parents": parents, "numerics": numerics}
 

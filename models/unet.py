@@ -71,6 +71,8 @@ class UNet(nn.Module):
             part that it takes: a vector in place of the class, a constant a channel in place of the image.
         condition_channels: channels C' of an image that is given as part of the condition and concatenated to x_t; 0
             for none.
+        class_channels: length of a learned vector for each class that is spread over the image and concatenated to
+            x_t, as so many further channels, in place of being added to the time embedding; 0 adds it there.
     Attributes:
         takes: the parts of a condition that the network takes, of "classes" and "image", in this order.
     Raises:
@@ -104,6 +106,7 @@ class UNet(nn.Module):
         checkpointing: bool = False,
         drop: float = 0.0,
         condition_channels: int = 0,
+        class_channels: int = 0,
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -131,17 +134,20 @@ class UNet(nn.Module):
             norm_eps,
             drop,
             condition_channels,
+            class_channels,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
-        self.drop, self.condition_channels = drop, condition_channels
+        self.drop, self.condition_channels, self.class_channels = drop, condition_channels, class_channels
         given = {"classes": num_classes is not None, "image": condition_channels > 0}
         self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
-        self.class_embedding = ClassEmbedding(num_classes, embedding, drop > 0) if num_classes is not None else None
+        self.class_embedding = (
+            ClassEmbedding(num_classes, class_channels or embedding, drop > 0) if num_classes is not None else None
+        )
 
         def residual(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
@@ -154,7 +160,7 @@ class UNet(nn.Module):
         resolutions = [max(image_size) // patch >> level for level in range(levels)]
         widths = [channels * m for m in channel_mults]
 
-        self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch**2, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + class_channels + condition_channels) * patch**2, channels, 3, padding=1)
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
@@ -216,11 +222,17 @@ class UNet(nn.Module):
             )
         parts = parts_of(y, self.num_classes, self.condition_channels, self.drop)
         emb = self.time_embedding(t + self.time_offset)
+        beside = [x_t]
         if self.class_embedding is not None:
-            emb = emb + self.class_embedding(*parts["classes"])
+            of_class = self.class_embedding(*parts["classes"])
+            if self.class_channels:
+                beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *self.image_size))
+            else:
+                emb = emb + of_class
         emb = F.silu(emb)
         if "image" in parts:
-            x_t = self._beside(x_t, *parts["image"])
+            beside.append(self._image(x_t, *parts["image"]))
+        x_t = torch.cat(beside, dim=1) if len(beside) > 1 else x_t
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
         skips = [h]
@@ -246,8 +258,8 @@ class UNet(nn.Module):
         h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
-    def _beside(self, x_t: Tensor, image: Tensor, null: Tensor | None) -> Tensor:
-        """x_t and the condition's image: (B, C, H, W), (B, C', H, W), null rows (B,) -> (B, C + C', H, W)."""
+    def _image(self, x_t: Tensor, image: Tensor, null: Tensor | None) -> Tensor:
+        """The condition's image, its null rows (B,) replaced, in the type of x_t: (B, C', H, W) -> (B, C', H, W)."""
         taken = (len(x_t), self.condition_channels, *self.image_size)
         if tuple(image.shape) != taken:
             raise ValueError(f"the condition's image has shape {tuple(image.shape)}; this network takes {taken}")
@@ -255,7 +267,7 @@ class UNet(nn.Module):
         if null is not None:
             assert self.null_image is not None
             image = torch.where(null[:, None, None, None], self.null_image[:, None, None].to(x_t.dtype), image)
-        return torch.cat([x_t, image], dim=1)
+        return image
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
@@ -349,6 +361,7 @@ def _check(
     norm_eps: float,
     drop: float,
     condition_channels: int,
+    class_channels: int,
 ) -> None:
     """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
@@ -370,8 +383,13 @@ def _check(
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
     if not 0 <= drop < 1:
         raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
-    if type(condition_channels) is not int or not 0 <= condition_channels <= MOST:
-        raise ValueError(f"condition_channels = {condition_channels!r} must be an integer >= 0, and at most {MOST:,}")
+    for name, value in {"condition_channels": condition_channels, "class_channels": class_channels}.items():
+        if type(value) is not int or not 0 <= value <= MOST:
+            raise ValueError(f"{name} = {value!r} must be an integer >= 0, and at most {MOST:,}")
+    if class_channels and num_classes is None:
+        raise ValueError(
+            f"class_channels = {class_channels} are those of classes: set num_classes, or class_channels = 0"
+        )
     if not LEAST_EPS <= norm_eps <= 1:
         raise ValueError(f"norm_eps = {norm_eps:g} must lie in [{LEAST_EPS:g}, 1]")
     unit = patch * 2 ** (levels - 1)

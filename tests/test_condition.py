@@ -250,6 +250,42 @@ def test_class_embedding_is_an_embedding_and_a_vector():
         ClassEmbedding(3, 6)(CLASSES, SOME)
 
 
+# --- Classes as channels
+
+
+def test_channels_of_a_class_are_its_vector_at_every_pixel():
+    """The network is that of in_channels + 4 channels, fed the concatenation: of x_t, the classes, the image."""
+    for options in ({}, {"patch": 2, "channel_mults": (1,)}, {"condition_channels": 3}):
+        net = randomised(unet(num_classes=3, class_channels=4, **options))
+        channels = options.get("condition_channels", 0)
+        plain = unet(in_channels=6 + channels, out_channels=2, **options | {"condition_channels": 0}).double()
+        weights = net.state_dict()
+        vectors = weights.pop("class_embedding.weight")
+        plain.load_state_dict(weights)
+        assert vectors.shape == (3, 4)
+        x, t = inputs()
+        image = IMAGE[:, :channels]
+        spread = vectors[CLASSES][:, :, None, None].expand(B, 4, 8, 8)
+        condition = Condition(classes=CLASSES, image=image) if channels else CLASSES
+        assert torch.equal(net(x, t, condition), plain(torch.cat([x, spread, image], dim=1), t))
+
+
+def test_channels_of_a_class_tell_one_class_from_another_and_from_none():
+    net, (x, t) = randomised(unet(num_classes=3, class_channels=4, drop=0.1)), inputs(1)
+    told = [net(x, t, torch.tensor([y])) for y in range(3)]
+    told.append(net(x, t, Condition(classes=CLASSES[:1]).nulled()))
+    assert net.class_embedding.null.shape == (4,) and takes(net) == ("classes",)
+    assert all((told[i] - told[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
+    assert torch.equal(told[3], net(x, t, Condition(classes=torch.tensor([-1])).nulled()))
+    with pytest.raises(ValueError, match=r"task\.drop > 0 makes one"):
+        unet(num_classes=3, class_channels=4).double()(x, t, Condition(classes=CLASSES[:1]).nulled())
+
+
+def test_channels_of_classes_are_of_a_network_that_has_classes():
+    with pytest.raises(ValueError, match="class_channels = 4 are those of classes: set num_classes"):
+        unet(class_channels=4)
+
+
 # --- Images
 
 
@@ -417,6 +453,8 @@ def test_parts_are_unpacked_with_their_null_rows():
         ({"condition_channels": 1.5}, "condition_channels = 1.5 must"),
         ({"condition_channels": True}, "condition_channels = True must"),
         ({"condition_channels": 2**40}, f"condition_channels = {2**40} must .* at most 1,048,576"),
+        ({"num_classes": 3, "class_channels": -1}, "class_channels = -1 must be an integer >= 0"),
+        ({"num_classes": 3, "class_channels": 4.0}, "class_channels = 4.0 must be an integer >= 0"),
     ],
     ids=str,
 )
@@ -460,9 +498,12 @@ def test_a_learned_null_draws_nothing_and_is_0_at_first():
 
 # --- Devices, layouts, checkpointing, compilation
 
+FORMS = [BOTH, BOTH | {"class_channels": 4}]
 
-def test_checkpointing_changes_nothing_of_a_conditional_network():
-    plain, saving = randomised(unet(**BOTH)), unet(**BOTH, checkpointing=True).double()
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_checkpointing_changes_nothing_of_a_conditional_network(options):
+    plain, saving = randomised(unet(**options)), unet(**options, checkpointing=True).double()
     saving.load_state_dict(plain.state_dict())
     (x, t), ends = inputs(), []
     for net in (plain.train(), saving.train()):
@@ -472,8 +513,9 @@ def test_checkpointing_changes_nothing_of_a_conditional_network():
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-def test_channels_last_and_16_bits():
-    net = randomised(unet(**BOTH)).float().eval()
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_channels_last_and_16_bits(options):
+    net = randomised(unet(**options)).float().eval()
     (x, t), condition = inputs(), Condition(classes=CLASSES, image=IMAGE.float()).nulled(SOME)
     x, expected = x.float(), net(x.float(), t, condition)
     net.to(memory_format=torch.channels_last)
@@ -484,16 +526,18 @@ def test_channels_last_and_16_bits():
         assert net(last, t, condition).dtype == torch.bfloat16
 
 
-def test_on_paper():
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_on_paper(options):
     with torch.device("meta"):
-        net = unet(**BOTH)
+        net = unet(**options)
     condition = Condition(classes=CLASSES, image=IMAGE).nulled(SOME).to("meta")  # no value is looked at
     out = net(torch.zeros(B, 2, 8, 8, device="meta"), torch.ones(B, device="meta"), condition)
     assert out.shape == (B, 2, 8, 8) and out.device.type == "meta"
 
 
-def test_compiled_in_one_graph():
-    net, (x, t) = randomised(unet(**BOTH)), inputs()
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_compiled_in_one_graph(options):
+    net, (x, t) = randomised(unet(**options)), inputs()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     for null in (SOME, ALL, ~SOME):
         condition = Condition(classes=CLASSES, image=IMAGE).nulled(null)

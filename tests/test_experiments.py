@@ -46,9 +46,18 @@ def parameters(name: str) -> int:
 def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
     of_digits = ["digits", "digits_short"]
-    others = ["fashion", "mnist", "pictures", "points"]
+    others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
-    assert STUDIES == ["attention", "channels", "ema", "learning_rate", "samplers", "schedules", "targets"]
+    assert STUDIES == [
+        "attention",
+        "channels",
+        "class_mnist",
+        "ema",
+        "learning_rate",
+        "samplers",
+        "schedules",
+        "targets",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -75,6 +84,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "mnist": {"data.name": "mnist", "data.image_size": 28, "data.split": "auto", "trainer.seconds": 300,
               "trainer.steps": None, "trainer.epochs": None},
+    "mnist_class": {
+        "data.name": "mnist", "model.num_classes": 10, "model.class_channels": 0, "task.drop": 0.1, "model.drop": 0.1,
+        "trainer.seconds": 300, "diffusion.target": "v",
+    },
+    "mnist_class_channels": LITERAL | {
+        "data.name": "mnist", "data.image_size": 28, "schedule.T": 1000, "diffusion.target": "eps",
+        "model.num_classes": 10, "model.class_channels": 4, "model.channels": 32, "model.channel_mults": [1, 2, 2],
+        "model.blocks": 2, "model.attention_resolutions": [14, 7], "optimizer._target_": ADAM, "optimizer.lr": 1e-3,
+        "trainer.batch_size": 128, "trainer.epochs": 10, "trainer.steps": None, "trainer.seconds": None,
+        "task.drop": 0.0,
+    },
     "fashion": LITERAL | {
         "data.name": "fashion_mnist", "data.image_size": 28, "data.channels": 1, "schedule.T": 1000,
         "diffusion.target": "eps", "diffusion.variance": "beta", "trainer.batch_size": 128, "optimizer.lr": 1e-3,
@@ -204,6 +224,15 @@ def test_attention_is_placed_at_equal_cost():
     assert all(abs(found / mean - 1) < 0.07 for found in gflop.values())
 
 
+def test_classes_of_mnist_are_channels_beside_x_t_in_twelve_settings():
+    found = arms("class_mnist").values()
+    with torch.device("meta"):
+        widths = {build(config.model, "model").conv_in.in_channels for config in found}
+    assert widths == {1 + 4}
+    settings = {(c.optimizer.lr, c.trainer.batch_size, c.trainer.epochs) for c in found}
+    assert settings == {(lr, n, epochs) for lr in (2e-3, 3e-3, 4e-3) for n in (64, 128) for epochs in (10, 15)}
+
+
 def test_the_widths_of_the_channels_study_are_an_eighth_of_those_in_use():
     widths = {}
     for words, config in arms("channels").items():
@@ -263,7 +292,7 @@ def write_font(folder: Path) -> Path:
 
 WRITERS = {
     "fashion": lambda folder: write_idx(folder / "fashion_mnist").parent,
-    "mnist": write_idx,
+    **dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels"), write_idx),
     "cifar10_ddpm": write_cifar,
     "devanagari_small": write_font,
     **dict.fromkeys(FOLDERS, write_pictures),

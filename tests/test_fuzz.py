@@ -51,6 +51,8 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "digits_short": [],
     "fashion": [],
     "mnist": [],
+    "mnist_class": [],
+    "mnist_class_channels": [],
     "pictures": ["data.image_size=16", "model.head_channels=8"],
     "points": ["data.count=20", "model.width=8", "model.depth=1"],
 }
@@ -110,6 +112,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.checkpointing": ["true", "false"],
     "model.drop": ["0", "0.1", "0.999", "1"],
     "model.condition_channels": ["0", "1", "3"],
+    "model.class_channels": ["0", "4", "1"],
     "model.features": ["2", "1", "3"],
     "model.width": ["8", "1", "2", "6"],
     "model.depth": ["1", "2", "100"],
@@ -153,6 +156,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.split": ["auto", "train", "test", "all"],
     "data.validation": ["0", "0.5", "0.999", "1e-300", "1"],
     "data.flip": ["true", "false"],
+    "data.condition": ["null", "mask", "low_resolution", "gray", "edges"],
     "data.root": ["nowhere", ".", "/dev/null"],
     "data.name": ["null", "mnist", "kmnist", "a/b", "abc"],
     "data.download": ["false"],
@@ -319,7 +323,7 @@ def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[
     typed += [f"data.fonts={root}"] if root and root.name == "fonts" else []
     schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
     if schedule is None:
-        plain = experiment in ("digits", "mnist", "points")  # whose schedule is the cosine
+        plain = experiment in ("digits", "mnist", "mnist_class", "points")  # whose schedule is the cosine
         typed += SCHEDULES["cosine" if plain else "linear"]
     elif schedule in ("betas", "zero_terminal_snr"):
         typed.remove("schedule.T=4")
@@ -356,7 +360,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     return (
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
-        | dict.fromkeys(("mnist", "fashion", "fashion_mnist", "kmnist"), idx)
+        | dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels", "fashion", "fashion_mnist", "kmnist"), idx)
     )
 
 
@@ -414,7 +418,8 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
 
     def draw(plan: Any, averaged: Any) -> None:
         shape, drawing = plan.data.shape, (averaged.diffusion, averaged.model, plan.parts.sampler)
-        assert TrainedSampler(*drawing, shape, plan.config.seed, plan.device).drawn(2).shape[1:] == shape
+        source = TrainedSampler(*drawing, shape, plan.config.seed, plan.device, data=plan.data)
+        assert source.drawn(2).shape[1:] == shape
 
     def keep(*arguments: Any) -> None:
         if composing[0].get("evaluation"):  # which reads it

@@ -76,7 +76,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
     device, asked = next(model.parameters()).device, asked_classes(config, lambda: data.classes)
-    drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device)}
+    drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device), "data": data}
     try:
         source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, **drawing)
     except ValueError as error:

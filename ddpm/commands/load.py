@@ -28,6 +28,7 @@ BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.data.batch import takes
     from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
@@ -49,8 +50,9 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
     guidance = guidance_of(config, trust, device)
+    data = data_of(config, trained) if "image" in takes(model) else None
     try:
-        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, guidance)
+        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, guidance, data)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)

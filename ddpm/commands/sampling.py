@@ -58,7 +58,10 @@ def sample(config: DictConfig) -> None:
         if isinstance(process, bool) or not isinstance(process, int) or process < 2:
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(config.n if points else min(config.n, 8), process)
-        plots.labelled_columns(out, [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way])
+        told = source.pictures_told(range(len(way[0][1])))
+        columns = [("told", told)] if told is not None else []
+        columns += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
+        plots.labelled_columns(out, columns)
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
@@ -114,7 +117,10 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     points = len(source.shape) == 1
     n, figure = (config.n, plots.labelled_columns) if points else (min(config.n, 12), plots.labelled_rows)
-    figure(out, [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers])
+    told = source.pictures_told(range(n))
+    rows = [("told", told)] if told is not None else []
+    rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
+    figure(out, rows)
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
@@ -136,9 +142,9 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
             f"between={between}: two of the {len(data.held_out)} held-out {data.units}, such as between=[0,1]"
         )
     ends = data.batch(data.held_out[pair])
-    x, y = ends.x, ends.y
+    x = ends.x
     try:
-        way = source.between(x, y, BETWEEN)
+        way = source.between(x, ends.condition, BETWEEN)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]

@@ -327,13 +327,15 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     diffusion = averaged.diffusion
     plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
     precision = as_trained(run.status()["precision"], device)
-    source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision)
+    source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision, data=data)
     pictures = "pictures" in data.holds
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         images.save_samples(run.path / "samples.png", samples[:64])
+        if (told := source.pictures_told(range(64))) is not None:
+            images.save_samples(run.path / "samples_told.png", told)
     else:
         numbers = data.held_out if len(data.held_out) else data.train
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()

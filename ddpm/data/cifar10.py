@@ -35,7 +35,7 @@ class CIFAR10(ImageData):
     Args:
         root: the folder of data sets.
         split: "train", "test", or "auto", which is the train half.
-        image_size, channels, validation, flip: as in `ImageData`.
+        image_size, channels, validation, flip, condition: as in `ImageData`.
         download: fetch a missing archive (170 MB) to root/cifar10.
 
     Raises: FileNotFoundError if it is missing and not to be downloaded; ConnectionError if it cannot be;
@@ -51,9 +51,10 @@ class CIFAR10(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         download: bool = True,
+        condition: str | None = None,
     ):
         check_choice("split", split, ("auto", *FILES))
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         half = "train" if split == "auto" else split
         self.origin = Origin(partial(_candidates, Path(root).expanduser(), half))
         source = _locate(Path(root).expanduser(), download)
@@ -69,6 +70,7 @@ class CIFAR10(ImageData):
             channels=channels,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm.data.batch import Batch, Condition
+from ddpm.data.conditions import KINDS, image_of
 from ddpm.figures.images import to_float
 from ddpm.randomness import generator as keyed
 from ddpm.runs.files import Origin
@@ -41,7 +43,9 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{key}={value!r}: choose one of {', '.join(allowed)}")
 
 
-def check_options(image_size: int | Sequence[int] | None, channels: int | None, validation: float) -> None:
+def check_options(
+    image_size: int | Sequence[int] | None, channels: int | None, validation: float, condition: str | None = None
+) -> None:
     """Raise ValueError for options that no source admits; a source calls it before it reads or downloads anything."""
     if image_size is not None:
         height_width(image_size)
@@ -49,6 +53,10 @@ def check_options(image_size: int | Sequence[int] | None, channels: int | None, 
         raise ValueError(f"channels={channels!r}: choose 1 (grayscale) or 3 (RGB)")
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise ValueError(f"validation={validation!r}: the held-out fraction lies in 0 <= validation < 1")
+    if condition is not None:
+        check_choice("condition", condition, KINDS)
+    if condition == "gray" and channels == 1:
+        raise ValueError("condition='gray' tells all of a gray image; set channels=3, or another condition")
 
 
 def check_room(count: int, image_size: int | Sequence[int], channels: int) -> None:
@@ -185,6 +193,26 @@ class Dataset(ABC):
             generator: draws what is drawn anew each time, such as mirrored images; None, as in evaluation, draws none.
         """
 
+    def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """A batch whose x has been changed, with what is told of x computed anew; the same where nothing is.
+
+        Args:
+            batch, indices, generator: what `batch` returned, with another x, and was given.
+        """
+        return batch
+
+    def shown(self, numbers: Sequence[int]) -> Tensor:
+        """The samples (n,), by number, whose conditions are told to the samples of these numbers that are drawn.
+
+        Of the held-out ones, or, if none are held out, of those that are trained on, number i modulo how many they are.
+
+        Raises: ValueError if there are none of either.
+        """
+        pool = self.held_out if len(self.held_out) else self.train
+        if not len(pool):
+            raise ValueError(f"{self.name} has no such {self.units} of which a sample could be told")
+        return pool[torch.tensor(list(numbers), dtype=torch.long) % len(pool)]
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the data are, wherever they lie: plain data with name, split, count and sha256 at least."""
@@ -312,6 +340,8 @@ class ImageData(InMemory):
         image_size: side or (H, W) to bring the images to (see `fit`); None leaves them.
         channels: 1 or 3; None leaves them.
         flip: mirror half of the training images left to right, drawn anew each time.
+        condition: an image that is told beside x_t, computed from the image itself: "mask", "low_resolution", "gray" or
+            "edges", see `ddpm.data.conditions`; None for none.
 
     Raises: ValueError for arguments outside these ranges.
     """
@@ -330,13 +360,15 @@ class ImageData(InMemory):
         channels: int | None = None,
         validation: float = 0.1,
         flip: bool = False,
+        condition: str | None = None,
     ):
         check_name(name)
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
             raise ValueError(f"{name}: images are uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-        self.flip = flip
+        self.flip, self.condition = flip, condition
         images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
+        check_options(None, images.shape[1], validation, condition)
         super().__init__(name, split, images, labels, classes, validation, ("pictures", "bytes"))
 
     @property
@@ -358,16 +390,25 @@ class ImageData(InMemory):
         Args:
             indices: image numbers (B,), whole numbers in 0..N-1.
             device: where the result goes.
-            generator: draws which rows are mirrored, if the data flip; None, as in evaluation, mirrors none.
+            generator: draws which rows are mirrored, if the data flip, and then the holes of masks, if they tell of
+                any; None, as in evaluation, mirrors none, and gives each image the hole that it always has.
 
-        Returns: x float32 (B, C, H, W) in [-1, 1], and as condition the classes int64 (B,) of labelled data.
+        Returns: x float32 (B, C, H, W) in [-1, 1], and as condition the classes int64 (B,) of labelled data, and the
+            image float32 (B, C', H, W) if there is one.
         """
         taken = self._taken(indices, device)
         x_0 = to_float(taken.x)
         if self.flip and generator is not None:
             coins = torch.rand(len(x_0), generator=generator, device=generator.device) < 0.5
             x_0 = torch.where(rearrange(coins, "b -> b 1 1 1").to(device), x_0.flip(-1), x_0)
-        return Batch(x_0, taken.condition)
+        return self.conditioned(Batch(x_0, taken.condition), indices, generator)
+
+    def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """A batch with the image of its condition, computed from its x."""
+        if self.condition is None:
+            return batch
+        image = image_of(self.condition, batch.x, indices, generator)
+        return replace(batch, condition=replace(batch.condition, image=image))
 
     def identity(self) -> dict[str, Any]:
         """What the data are, as training sees them (after `fit`): image_size and channels beside what all data say."""

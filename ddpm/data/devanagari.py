@@ -69,7 +69,7 @@ class Devanagari(ImageData):
         seed: of the variations.
         fonts: a folder of .ttf and .otf files; None for the fonts that are installed.
         split: "train", "test" with other variations, or "auto", which is "train".
-        image_size, channels, validation, flip: as in `ImageData`; drawn at that size, and cropped if not square.
+        image_size, channels, validation, flip, condition: as in `ImageData`; drawn at that size, cropped if not square.
 
     Raises: FileNotFoundError where no font draws all 46 characters; ValueError for options outside their ranges.
     """
@@ -87,9 +87,10 @@ class Devanagari(ImageData):
         split: str = "auto",
         validation: float = 0.1,
         flip: bool = False,
+        condition: str | None = None,
     ):
         check_choice("split", split, ("auto", "train", "test"))
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         for key, value, least in (("count", count, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
@@ -120,6 +121,7 @@ class Devanagari(ImageData):
             channels=channels,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

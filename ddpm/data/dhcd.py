@@ -60,7 +60,7 @@ class DHCD(ImageData):
     Args:
         root: the folder of data sets.
         split: "train", "test", or "auto", which is the train half.
-        image_size, channels, validation, flip: as in `ImageData`.
+        image_size, channels, validation, flip, condition: as in `ImageData`.
         download: fetch a missing archive to root/dhcd.
 
     Raises: FileNotFoundError if it is missing and not to be downloaded; ConnectionError if it cannot be;
@@ -78,9 +78,10 @@ class DHCD(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         download: bool = True,
+        condition: str | None = None,
     ):
         check_choice("split", split, ("auto", *HALVES))
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         half, root = "train" if split == "auto" else split, Path(root).expanduser()
         source = _locate(root, download)
         self.origin = Origin(partial(_looked_at, root, half))
@@ -98,6 +99,7 @@ class DHCD(ImageData):
             channels=channels,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

@@ -15,7 +15,7 @@ from ddpm.runs.files import Origin
 class Digits(ImageData):
     """scikit-learn's `load_digits`: 1,797 images of 8x8 with 17 gray levels, labels 0..9 (Alpaydin & Kaynak, UCI 1998).
 
-    Args: image_size, channels, validation, flip as in `ImageData`; split is "auto", which is all of them.
+    Args: image_size, channels, validation, flip, condition as in `ImageData`; split is "auto", which is all of them.
 
     Raises: ValueError for another split, or for options outside their ranges.
     """
@@ -27,10 +27,11 @@ class Digits(ImageData):
         split: str = "auto",
         validation: float = 0.2,
         flip: bool = False,
+        condition: str | None = None,
     ):
         if split != "auto":
             raise ValueError(f"split={split!r}: digits has no published split; use auto, which is all 1,797 images")
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         self.origin = Origin(tuple)  # nothing that changes while a process runs
         table = _table()
         levels = torch.from_numpy(np.round(table[:, :-1] * 255.0 / 16).astype(np.uint8))  # (1797, 64), from 0..16
@@ -44,6 +45,7 @@ class Digits(ImageData):
             channels=channels,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

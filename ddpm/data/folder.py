@@ -39,7 +39,7 @@ class Folder(ImageData):
 
     Args:
         root: the folder.
-        image_size, channels, validation, flip: as in `ImageData`.
+        image_size, channels, validation, flip, condition: as in `ImageData`.
         split: "auto", which is everything. In a folder with the subfolders train and test (in any case) it is the train
             one, and "train" and "test" are allowed.
         name: what the data are called; None for the folder's name.
@@ -57,9 +57,10 @@ class Folder(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         name: str | None = None,
+        condition: str | None = None,
     ):
         check_choice("split", split, ("auto", "train", "test"))
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         check_name(name or "")
         root = Path(root).expanduser()
         try:
@@ -78,6 +79,7 @@ class Folder(ImageData):
             classes,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

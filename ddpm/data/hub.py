@@ -41,7 +41,7 @@ class Hub(ImageData):
         revision: branch, tag or commit on the hub; None for its main branch.
         root: the folder of data sets. What the library makes of files goes to root/hub, what it downloads to where
             its variable HF_HOME says.
-        image_size, channels, validation, flip: as in `ImageData`.
+        image_size, channels, validation, flip, condition: as in `ImageData`.
 
     Raises: FileNotFoundError if there is no such data set, or none that may be read; ConnectionError if the hub cannot
         be reached; ValueError if the library is missing or cannot load the data, they have no such column or split, no
@@ -61,8 +61,9 @@ class Hub(ImageData):
         channels: int = 3,
         validation: float = 0.1,
         flip: bool = False,
+        condition: str | None = None,
     ):
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         local, cache = find_local(name), Path(root).expanduser() / "hub"
         if local is not None:
             check_apart(local, cache)
@@ -79,6 +80,7 @@ class Hub(ImageData):
             classes,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

@@ -77,7 +77,7 @@ class IDX(ImageData):
         root: the folder of data sets.
         split: "train" (train-*), "test" (t10k-*), or "auto": the train half if it is there, else the test half with a
             printed line, else the train half is downloaded.
-        image_size, channels, validation, flip: as in `ImageData`.
+        image_size, channels, validation, flip, condition: as in `ImageData`.
         download: fetch what is missing to root/name.
 
     Raises: FileNotFoundError if files are missing and not to be downloaded; ConnectionError if they cannot be;
@@ -94,10 +94,11 @@ class IDX(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         download: bool = True,
+        condition: str | None = None,
     ):
         check_choice("name", name, SOURCES)
         check_choice("split", split, ("auto", *PREFIX))
-        check_options(image_size, channels, validation)
+        check_options(image_size, channels, validation, condition)
         folders = [Path(root).expanduser() / name, Path(root).expanduser()]
         halves = list(PREFIX) if split == "auto" else [split]
         self.origin = Origin(partial(_candidates, folders, halves))
@@ -118,6 +119,7 @@ class IDX(ImageData):
             channels=channels,
             validation=validation,
             flip=flip,
+            condition=condition,
         )
 
 

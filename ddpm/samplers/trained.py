@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.batch import Condition, classes_of, takes
+from ddpm.data.conditions import shown
+from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import Guidance
 from ddpm.randomness import SampleNoise
@@ -55,8 +57,11 @@ class TrainedSampler:
         asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
             all K classes of a network that has any.
         guidance: how predictions are guided; None for not.
+        data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
+            (modulo their number) has as condition, its class too; of those of the classes that are asked for.
     Raises:
-        ValueError: classes that the network does not have, guidance that it was not trained for.
+        ValueError: classes that the network does not have, guidance that it was not trained for; no data, or none of
+            these classes, for a network that is told of an image.
     """
 
     def __init__(
@@ -70,12 +75,14 @@ class TrainedSampler:
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
         guidance: Guidance | None = None,
+        data: Dataset | None = None,
     ):
         classes = classes_of(model)
         if asked is not None and classes is None:
             raise ValueError(f"class = {_listed(asked)}: the network was trained without classes")
         if asked is not None and not (asked and all(0 <= y < (classes or 0) for y in asked)):
             raise ValueError(f"class = {_listed(asked)}: the network has the classes 0..{(classes or 0) - 1}")
+        self.told = None if "image" not in takes(model) else _of_classes(data, asked)
         self.precision, self.asked, self.guidance = precision, asked, guidance or Guidance()
         self.guidance.check(diffusion, model)
         self.diffusion, self.sampler = diffusion, sampler
@@ -87,8 +94,7 @@ class TrainedSampler:
         """The samples of these numbers, (n, *shape), on the CPU."""
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
-        y = self.classes(numbers)
-        denoise = self.denoiser(Condition(classes=None if y is None else y.to(self.device)))
+        denoise = self.denoiser(self.condition(numbers))
         with computing(self.device, self.precision):
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
@@ -98,11 +104,25 @@ class TrainedSampler:
         """The network, told of a condition on its device, as a sampler consumes it: prediction, guidance, clip."""
         return self.diffusion.clipped(self.guidance(self.diffusion, self.model, condition))
 
+    def condition(self, numbers: range | list[int]) -> Condition:
+        """What there is to tell the network of the samples of these numbers, on its device."""
+        if self.told is not None:
+            return self.told.batch(self.told.shown(numbers), self.device).condition
+        y = self.classes(numbers)
+        return Condition(classes=None if y is None else y.to(self.device))
+
+    def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
+        """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
+        image = self.condition(numbers).image if self.told is not None else None
+        return None if image is None else shown(image, self.shape[0]).cpu()
+
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
         classes = classes_of(self.model)
         if classes is None:
             return None
+        if self.told is not None and self.told.labels is not None:
+            return self.told.labels.cpu()[self.told.shown(numbers)]
         asked = torch.arange(classes) if self.asked is None else torch.tensor(self.asked)
         return asked[torch.tensor(list(numbers)) % len(asked)]
 
@@ -135,15 +155,15 @@ class TrainedSampler:
         """The first n samples, (n, *shape)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
 
-    def between(self, x: Tensor, y: Tensor | None, k: int) -> Tensor:
+    def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
         """k images on the way from one image to another: both encoded to their x_T, then interpolated and decoded.
 
-        Nothing is clipped, so that the ends come out close to what went in. Where the network has classes, an image is
-        of the class of the end that it is nearer to.
+        Nothing is clipped, so that the ends come out close to what went in. Where the network is told of anything, an
+        image has the condition of the end that it is nearer to.
 
         Args:
             x: the two images, (2, C, H, W), in [-1, 1].
-            y: their classes, (2,), for a network with classes.
+            y: their classes, (2,), for a network with classes; or their condition.
         Returns:
             (k, C, H, W), on the CPU.
         Raises:
@@ -151,12 +171,16 @@ class TrainedSampler:
         """
         if not isinstance(self.sampler, DDIM):
             raise ValueError(f"{type(self.sampler).__name__} has no inverse; between takes sampler=ddim, sampler.eta=0")
-        y = None if y is None or "classes" not in takes(self.model) else y.to(self.device)
-        schedule, denoise = self.diffusion.schedule, self.diffusion.predictor(self.model, y)
+        condition = (y if isinstance(y, Condition) else Condition(classes=y)).to(self.device)
+        schedule, denoise = (
+            self.diffusion.schedule,
+            self.diffusion.predictor(self.model, condition.taken_by(self.model)),
+        )
         with computing(self.device, self.precision):
             x_T = self.sampler.encode(schedule, denoise, x.to(self.device))
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
-            denoise = self.diffusion.predictor(self.model, None if y is None else y[ends])
+            nearer = condition.rows(lambda part: part[ends]).taken_by(self.model)
+            denoise = self.diffusion.predictor(self.model, nearer)
             return self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
@@ -166,6 +190,15 @@ class TrainedSampler:
         seen.append((0, x_0))
         chosen = torch.linspace(0, len(seen) - 1, min(pictures, len(seen))).round().long().tolist()
         return [seen[i] for i in chosen]
+
+
+def _of_classes(data: Dataset | None, asked: Sequence[int] | None) -> Dataset:
+    """The data of which a network is told, with their classes that are asked for."""
+    if data is None:
+        raise ValueError("the network is told of an image beside x_t, and there are no data to take it from")
+    told = data if asked is None else data.of_classes(asked)
+    told.shown([0])  # of which there must be some
+    return told
 
 
 def _listed(classes: Sequence[int]) -> str:

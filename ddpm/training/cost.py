@@ -232,8 +232,7 @@ def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
     """What evaluates the network once for a batch of samples."""
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     t = torch.full((batch,), source.diffusion.schedule.T, device=source.device)
-    y = source.classes(range(batch))
-    denoise = source.denoiser(Condition(classes=None if y is None else y.to(source.device)))
+    denoise = source.denoiser(source.condition(range(batch)))
 
     def evaluate() -> None:
         with torch.no_grad(), computing(source.device, source.precision):

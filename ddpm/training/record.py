@@ -107,7 +107,7 @@ class Previews:
     def __init__(
         self, folder: Path, data: Dataset, seed: int, precision: str, previews: int, step: int, fraction: float
     ):
-        self.folder, self.shape = folder, data.shape
+        self.folder, self.data = folder, data
         self.seed, self.precision = seed, precision
         self.previews, self.number = previews, int(fraction * previews) if step > 0 or not previews else -1
         self.rows = [row for row in self._kept() if row[0] <= step] if step > 0 else []
@@ -133,8 +133,8 @@ class Previews:
 
     def take(self, step: int, raw: Task, averaged: Task) -> None:
         """Sample from both, and draw preview.png; a task that draws nothing has none."""
-        n = PREVIEWED if len(self.shape) == 3 else MANY_POINTS
-        of_raw, of_averaged = (task.preview(n, self.shape, self.seed, self.precision) for task in (raw, averaged))
+        n = PREVIEWED if len(self.data.shape) == 3 else MANY_POINTS
+        of_raw, of_averaged = (task.preview(n, self.data, self.seed, self.precision) for task in (raw, averaged))
         if of_raw is None or of_averaged is None:
             return
         from ddpm.figures import plots  # and matplotlib with it, which the first step does not wait for

@@ -128,6 +128,7 @@ class Training:
         batch = self.data.batch(order, self.device, random("flip"))
         if self.augment is not None:
             batch = replace(batch, x=self.augment(batch.x, random("augment")))
+            batch = self.data.conditioned(batch, order, random("condition image"))
         return self.task.draw(batch, random, progress)
 
     def micro_batches(self, drawn: Drawn) -> Iterator[Drawn]:

@@ -163,8 +163,12 @@ class Task(ABC):
         """The parts of the loss on held-out data: those of the first phase."""
         return self.phases[0].losses(drawn, 1.0)
 
-    def preview(self, n: int, shape: tuple[int, ...], seed: int, precision: str) -> Tensor | None:
-        """n samples (n, *shape), on the CPU, always from the same noise; None for a task that draws none."""
+    def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
+        """n samples (n, *shape of the data), on the CPU, always from the same noise; None for a task that draws none.
+
+        Args:
+            data: of which samples are told, where the task tells them of anything.
+        """
         return None
 
     # -------------------------------------------------------------------------------------------------- what is kept
@@ -230,11 +234,17 @@ def must_take(network: nn.Module, data: Dataset) -> None:
             raise ValueError(f"model.num_classes = {num_classes}, but the data have no labels")
         if num_classes < data.num_classes:
             raise ValueError(f"model.num_classes = {num_classes}, but the data have {data.num_classes} classes")
-    there = data.batch(data.train[:1]).condition.parts
-    if missing := [part for part in takes(network) if part not in there]:
+    there = data.batch(data.train[:1]).condition
+    if missing := [part for part in takes(network) if part not in there.parts]:
         raise ValueError(
             f"the model must be told of {' and '.join(missing)}, of which {data.name} has nothing"
-            + ("; set model.condition_channels=0" if "image" in missing else "")
+            + ("; set model.condition_channels=0, or data.condition" if "image" in missing else "")
+        )
+    taken = getattr(network, "condition_channels", None)
+    if there.image is not None and taken not in (None, there.image.shape[1]):
+        raise ValueError(
+            f"model.condition_channels = {taken}, but the image that {data.name} tells of has {there.image.shape[1]}; "
+            f"set model.condition_channels={there.image.shape[1]}, or data.condition=null"
         )
 
 

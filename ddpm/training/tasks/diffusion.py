@@ -110,14 +110,15 @@ class Diffusion(Task):
         t = t[torch.randperm(n, generator=together, device=device)]
         return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
 
-    def preview(self, n: int, shape: tuple[int, ...], seed: int, precision: str) -> Tensor:
+    def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor:
         """By DDIM, with few steps."""
         model, sampler = self.model, DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
         compiled = getattr(model, "_compiled_call_impl", None) is not None
         # a few pictures are not worth compiling the other mode
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             device = next(model.parameters()).device
-            return TrainedSampler(self.diffusion, model, sampler, shape, seed, device, precision).draw(range(n))
+            source = TrainedSampler(self.diffusion, model, sampler, data.shape, seed, device, precision, data=data)
+            return source.draw(range(n))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What the time sampler has learned."""
