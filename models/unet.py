@@ -215,6 +215,26 @@ class UNet(nn.Module):
             ValueError: x_t or an image of another shape than the network's, a part of a condition given to one that
                 does not take it (or the reverse), null rows given to one without a learned null.
         """
+        h, emb, skips = self.encode(x_t, t, y)
+        for stage in self.up:
+            assert isinstance(stage, Stage)
+            for residual, attention in zip(stage.residual, stage.attention, strict=True):
+                h = self._run(partial(_block, residual, attention), emb, h, skips.pop())
+            if stage.resample is not None:
+                h = self._run(stage.resample, h)
+
+        h = self.conv_out(normed(self.norm_out, h, silu=True))
+        return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
+
+    def encode(
+        self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The way down and the middle; arguments and errors as in `forward`.
+
+        Returns:
+            The features of the last level, (B, C', H', W'); the embedding of t and what is added to it, (B, E); the
+            features that the way up takes besides, the last ones last.
+        """
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(
                 f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, "
@@ -246,17 +266,7 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = self._run(partial(_block, self.middle_1, self.middle_attention), emb, h)
-        h = self._run(self.middle_2, h, emb)
-
-        for stage in self.up:
-            assert isinstance(stage, Stage)
-            for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(_block, residual, attention), emb, h, skips.pop())
-            if stage.resample is not None:
-                h = self._run(stage.resample, h)
-
-        h = self.conv_out(normed(self.norm_out, h, silu=True))
-        return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
+        return self._run(self.middle_2, h, emb), emb, skips
 
     def _image(self, x_t: Tensor, image: Tensor, null: Tensor | None) -> Tensor:
         """The condition's image, its null rows (B,) replaced, in the type of x_t: (B, C', H, W) -> (B, C', H, W)."""

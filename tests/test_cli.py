@@ -1578,3 +1578,22 @@ def test_a_sweep_over_weights_is_kept_and_gone_on_with(call, guidable, tmp_path)
     (after,) = json.loads((run / "evaluation.json").read_text()).values()
     assert [cell["w"] for cell in after["cells"]] == [0, 1, 2] and after["cells"][::2] == record["cells"]
     assert after["guidance"]["kind"] == "ClassifierFree" and "w" not in after["guidance"]
+
+
+def test_a_classifier_of_noisy_images_is_trained_and_guides(call, finished, tmp_path):
+    changes = ["model.num_classes=10", "trainer.steps=4"]
+    tiny = [
+        word for word in words(*changes) if word.partition("=")[0] not in ("model.middle_attention", "sampler.steps")
+    ]
+    result = call(cli.train, "task=classifier", *tiny, f"runs={tmp_path / 'runs'}")
+    assert result.code == 0, result
+    run = run_of(tmp_path / "runs")
+    assert (run / "accuracy.png").stat().st_size and status(run)["state"] == "DONE" and "a sweep" in result.out
+    out, given = tmp_path / "x.npy", ["sampler.steps=2", "n=4", "guidance=classifier", f"guidance.run={run}"]
+    result = call(cli.sample, f"run={finished}", *given, "class=3", f"out={out}")
+    assert result.code == 0 and "class 3, classifier guidance w = 1" in result.out, result
+    assert np.load(out).shape == (4, 8, 8, 1)
+    assert_refused(call(cli.sample, f"run={finished}", *given, "class=11"), "classes 0..9")
+    assert_refused(call(cli.sample, f"run={run}"), "trained no network that a sampler draws from")
+    other = [given[0], "guidance=classifier", f"guidance.run={finished}"]
+    assert_refused(call(cli.sample, f"run={finished}", *other), "trained no classifier", "task=classifier")

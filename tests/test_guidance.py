@@ -7,13 +7,28 @@ import torch
 from conftest import GaussianOracle, MixtureOracle
 from torch import Tensor, nn
 
+from ddpm.data import ImageData
 from ddpm.data.batch import Condition
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.guidance import Auto, ClassifierFree, Guidance, Trained, autoguidance, classifier, classifier_free
+from ddpm.forward import q_sample
+from ddpm.guidance import (
+    Auto,
+    ByClassifier,
+    ClassifierFree,
+    ClassifierOf,
+    Guidance,
+    Trained,
+    autoguidance,
+    classifier,
+    classifier_free,
+)
+from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM, DPMSolverPP, Heun, UniPC, integrate
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, Time, cosine, linear, zero_terminal_snr
 from ddpm.targets import Denoise, Prediction
+from ddpm.training.tasks.classifier import Classifier
+from models.noisy_classifier import NoisyClassifier
 from models.unet import UNet
 
 WEIGHTS, MEANS, VARIANCES = [0.2, 0.5, 0.3], [-0.9, 0.1, 0.8], [0.04, 0.01, 0.09]
@@ -300,3 +315,94 @@ def test_autoguidance_by_an_earlier_network():
 def test_a_network_that_was_not_trained_for_guidance_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         drawn(network(**options), ClassifierFree(2.0))
+
+
+# --- By a classifier
+
+
+class Bayes(nn.Module):
+    """The exact classifier of images whose every pixel is of the mixture's component of their class."""
+
+    shape, num_classes, takes = (1, 8, 8), 3, ()
+
+    def __init__(self, schedule: NoiseSchedule):
+        super().__init__()
+        self.of = [MixtureOracle(schedule, [1.0], [m], [c2]) for m, c2 in zip(MEANS, VARIANCES, strict=True)]
+        self.prior = torch.tensor(WEIGHTS).log()
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([one.log_prob(x_t, t).sum((1, 2, 3)) for one in self.of], 1) + self.prior
+
+
+class OfClass(nn.Module):
+    """The exact network for such images, told of their class."""
+
+    shape, num_classes, takes = (1, 8, 8), None, ()
+
+    def __init__(self, schedule: NoiseSchedule, bayes: Bayes):
+        super().__init__()
+        self.bayes, self.one = bayes, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[eps | x_t], the mean of the classes' by their probabilities."""
+        share = self.bayes(x_t, t).softmax(1)
+        eps = torch.stack([one.denoise(x_t, t).eps for one in self.bayes.of], 1)
+        return (share[:, :, None, None, None] * eps).sum(1)
+
+
+def test_samples_that_a_classifier_guides_are_of_the_class_that_is_asked_for():
+    schedule = cosine(50)
+    bayes = Bayes(schedule)
+    guidance, diffusion = ByClassifier(ClassifierOf(schedule, bayes), 1.0), GaussianDiffusion(schedule)
+    source = TrainedSampler(
+        diffusion, OfClass(schedule, bayes), DDIM(25), (1, 8, 8), 0, torch.device("cpu"), asked=[2], guidance=guidance
+    )
+    x = source.draw(range(6))
+    assert (x.mean((1, 2, 3)) - MEANS[2]).abs().max() < 0.15
+    assert source.classes(range(3)).tolist() == [2, 2, 2] and "classifier guidance w = 1" in str(guidance)
+    free = TrainedSampler(diffusion, OfClass(schedule, bayes), DDIM(25), (1, 8, 8), 0, torch.device("cpu"))
+    assert free.classes(range(3)) is None and (free.draw(range(6)).mean((1, 2, 3)) - MEANS[2]).abs().max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "words"),
+    [
+        (cosine(40), {}, "guidance.run was trained on another noise schedule"),
+        (cosine(50), {"num_classes": 4}, "guidance.run knows 3 classes, but this network 4"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused(schedule, options, words):
+    classifies = NoisyClassifier(8, 1, 3, channels=8, groups=4)
+    with pytest.raises(ValueError, match=words):
+        drawn(network(**options), ByClassifier(ClassifierOf(schedule, classifies)))
+    with pytest.raises(ValueError, match=r"samples of shape \(1, 16, 16\), but this network draws \(1, 8, 8\)"):
+        drawn(network(), ByClassifier(ClassifierOf(cosine(50), NoisyClassifier(16, 1, 3, channels=8, groups=4))))
+    with pytest.raises(ValueError, match="w = nan must be a finite number"):
+        ByClassifier(ClassifierOf(cosine(50), classifies), math.nan)
+
+
+@pytest.mark.equation("ADM (classifier)")
+def test_a_classifier_learns_the_class_of_what_is_noisy():
+    """Two classes of even images: its loss falls well below log 2, and its accuracy from 1 to chance with the noise."""
+    labels = torch.arange(200) % 2
+    images = (100 + 60 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    data = ImageData("gray", "all", images, labels, validation=0.5)
+    torch.manual_seed(0)
+    task = Classifier(NoisyClassifier(8, 1, 2, channels=8, groups=4, dropout=0.0), cosine(50))
+    task.check(data)
+    optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)
+    for step in range(60):
+        drawn = task.draw(data.batch(data.order(0, step + 1, 50)), Keyed(0, step), 0.0)
+        loss = task.losses(drawn, 0.0)["loss"]
+        assert loss.shape == (50,)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    assert loss.mean() < 0.5
+    clean, middle, noise = task.accuracy(data, [0, 20, 50])
+    assert clean == 1 and middle > 0.9 and abs(noise - 0.5) < 0.2
+    expected = -task.model(q_sample(task.schedule, drawn.x_0, drawn.t, drawn.eps), drawn.t).log_softmax(1)
+    rows = expected.gather(1, drawn.condition.classes[:, None])[:, 0]
+    torch.testing.assert_close(task.losses(drawn, 0.0)["loss"], rows)
+    with pytest.raises(ValueError, match="needs labels"):
+        task.check(ImageData("gray", "all", images, validation=0.5))

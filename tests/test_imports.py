@@ -44,6 +44,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     },
     "training": {
         "training",
+        "forward",
         "samplers",
         "diffusion",
         "losses",

@@ -22,6 +22,7 @@ from ddpm.config import (
     resolved,
 )
 
+CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
 BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
 BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
@@ -37,7 +38,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     device = resolve_device(config.device)
     run, folder = opened(str(config.run), config.checkpoint)
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
-    if "model" not in trained or "diffusion" not in trained:
+    if not _has(trained, "model", "diffusion"):
         task = str(trained.task.get("_target_")).rpartition(".")[2]
         raise InvalidInput(f"run={config.run}: {task} trained no network that a sampler draws from")
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
@@ -60,22 +61,30 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
 
 def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     """What `guidance=` asks for; a network that it needs besides, RUN or RUN@STEP, is read from its run."""
-    from ddpm.guidance import Trained
+    from ddpm.guidance import ClassifierOf, Trained
 
     settings = plain(config.guidance)
-    bad = settings.pop("bad", None) if isinstance(settings, dict) else None
-    if bad is None:
+    key = next((key for key in ("bad", "run") if isinstance(settings, dict) and settings.get(key) is not None), None)
+    if key is None or settings[key] == "???":
         return build(config.guidance, "guidance", trust)
-    path, _, step = (
-        str(bad).rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", str(bad)) else (str(bad), "", "last")
-    )
-    run, folder = opened(path, int(step) if step.isdecimal() else step, "guidance.bad")
+    named = str(settings.pop(key))
+    path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
+    run, folder = opened(path, int(step) if step.isdecimal() else step, f"guidance.{key}")
     trained = read_config(run.path / "config.yaml")
-    if "model" not in trained or "diffusion" not in trained:
-        raise InvalidInput(f"guidance.bad={bad}: it trained no network that a sampler draws from")
-    model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
+    needed, how = ("diffusion", "") if key == "bad" else ("schedule", "; train one with task=classifier")
+    classifies = trained.get("task") is not None and trained.task.get("_target_") == CLASSIFIER
+    if not _has(trained, "model", needed) or classifies != (key == "run"):
+        what = "network that a sampler draws from" if key == "bad" else "classifier"
+        raise InvalidInput(f"guidance.{key}={named}: it trained no {what}{how}")
+    model, mathematics = (build_group(trained, group, trust) for group in ("model", needed))
     load_into(model, folder / "ema.safetensors")
-    return build(settings, "guidance", trust, bad=Trained(diffusion, model.to(device).eval()))
+    network = (Trained if key == "bad" else ClassifierOf)(mathematics, model.to(device).eval())
+    return build(settings, "guidance", trust, **{key: network})
+
+
+def _has(config: DictConfig, *groups: str) -> bool:
+    """Whether a run's configuration builds something of each group."""
+    return all(isinstance(config.get(group), DictConfig) and "_target_" in config[group] for group in groups)
 
 
 def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:

@@ -58,8 +58,9 @@ def _around(plan: Plan) -> list[str]:
         for key, values in axes.items()
         if all(_is_legal(plan, key, value) for value in values)
     }
-    linear = {"_target_": LINEAR, "T": plan.parts.task.diffusion.schedule.T} if "schedule" in plan.config else None
-    if linear and not any(word.startswith("schedule") for word in typed) and _is_legal(plan, "schedule", linear):
+    T = plan.config.schedule.get("T") if "schedule" in plan.config else None
+    linear = {"_target_": LINEAR, "T": T}
+    if T and not any(word.startswith("schedule") for word in typed) and _is_legal(plan, "schedule", linear):
         swept["schedule"] = "linear,cosine"
     swept = swept or {"seed": "0,1,2"}
     own = [word for word in typed if word.partition("=")[0].lstrip("+") not in swept]

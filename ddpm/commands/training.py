@@ -322,6 +322,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         [(line["step"], line["loss"]) for line in history if line["split"] == "train"],
         [(line["step"], line["loss"]) for line in held_out_lines(history)],
     )
+    averaged.draw_results(run.path, data)
     if sampler is None:  # a task that draws no samples
         return
     diffusion = averaged.diffusion

@@ -392,6 +392,25 @@ def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_
     _save(figure, path)
 
 
+def accuracy(path: str | Path, times: Sequence[int], shares: Sequence[float], chance: float) -> None:
+    """How often a classifier of x_t is right, over t.
+
+    Args:
+        path: the PNG file to write.
+        times: t, from 0.
+        shares: of held-out samples that are named rightly, in 0..1.
+        chance: the share that guessing has.
+    """
+    figure = Figure(figsize=(0.7 * WIDTH / DPI, 0.4 * WIDTH / DPI), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(times, shares, "o-", markersize=5, linewidth=1.5, label="held out, EMA weights")
+    axes.axhline(chance, color="0.5", linestyle="--", linewidth=1, label="guessing")
+    axes.set_ylim(0, 1.02)
+    _axes(axes, "t", "named rightly")
+    axes.legend(frameon=False, fontsize=SIZE)
+    _save(figure, path)
+
+
 def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float, title: str = "") -> None:
     """What a weight of guidance costs and brings: distance and shares over the weight, and the one against the other.
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ddpm.data.batch import Condition, takes
+from ddpm.data.batch import Condition, classes_of, takes
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.guidance.classifier import classifier
 from ddpm.guidance.classifier_free import autoguidance, classifier_free
+from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import Denoise
 
 
@@ -19,8 +21,18 @@ class Trained(NamedTuple):
     model: nn.Module
 
 
+class ClassifierOf(NamedTuple):
+    """A classifier of x_t, and the noise schedule that it was trained on."""
+
+    schedule: NoiseSchedule
+    model: nn.Module  # (x_t, t) -> logits (B, K)
+
+
 class Guidance:
     """None: a network's own prediction. Every other guidance is one of these."""
+
+    num_classes: int | None = None
+    """Classes that may be asked for besides those that the network itself knows."""
 
     def __str__(self) -> str:
         """What is said of samples that are drawn so; empty for none."""
@@ -119,3 +131,52 @@ class Auto(Guidance):
         good = diffusion.predictor(model, condition.taken_by(model))
         bad = self.bad.diffusion.predictor(self.bad.model, condition.taken_by(self.bad.model))
         return autoguidance(good, bad, self.w)
+
+
+class ByClassifier(Guidance):
+    """By the gradient of a classifier's log p(y given x_t), see `ddpm.guidance.classifier`.
+
+    Args:
+        run: the classifier, on the same device; on the command line the run that trained it.
+        w: the weight; 0 is without it.
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, run: ClassifierOf, w: float = 1.0):
+        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
+        classifier(run.schedule, nothing, lambda x_t, t: x_t, w)
+        self.classifier, self.w = run, w
+        self.num_classes = classes_of(run.model)
+
+    def __str__(self) -> str:
+        """The weight."""
+        return f"classifier guidance w = {self.w:g}"
+
+    def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
+        """Raise ValueError for a classifier of another process, of other samples, or of other classes."""
+        _must_be_of_one_process("guidance.run", diffusion.schedule, self.classifier.schedule)
+        mine, others = (getattr(network, "shape", None) for network in (model, self.classifier.model))
+        if mine != others:
+            raise ValueError(f"guidance.run names samples of shape {others}, but this network draws {mine}")
+        told = classes_of(model)
+        if told is not None and told != self.num_classes:
+            raise ValueError(f"guidance.run knows {self.num_classes} classes, but this network {told}")
+
+    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+        """A raw prediction, guided."""
+        y = condition.classes
+        assert y is not None  # for the classifier has classes
+
+        def log_prob(x_t: Tensor, t: Time) -> Tensor:
+            each = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+            return self.classifier.model(x_t, each).log_softmax(1).gather(1, y[:, None])[:, 0]
+
+        denoise = diffusion.predictor(model, condition.taken_by(model))
+        return classifier(diffusion.schedule, denoise, log_prob, self.w)
+
+
+def _must_be_of_one_process(name: str, ours: NoiseSchedule, theirs: NoiseSchedule) -> None:
+    """Raise ValueError for schedules that differ: the x_t of one are not those of the other."""
+    if ours.T != theirs.T or not torch.equal(ours.alpha_bar.cpu(), theirs.alpha_bar.cpu()):
+        raise ValueError(f"{name} was trained on another noise schedule: its x_t are not those of this network")

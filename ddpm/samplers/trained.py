@@ -77,13 +77,14 @@ class TrainedSampler:
         guidance: Guidance | None = None,
         data: Dataset | None = None,
     ):
-        classes = classes_of(model)
+        guidance = guidance or Guidance()
+        classes = classes_of(model) or guidance.num_classes
         if asked is not None and classes is None:
             raise ValueError(f"class = {_listed(asked)}: the network was trained without classes")
         if asked is not None and not (asked and all(0 <= y < (classes or 0) for y in asked)):
             raise ValueError(f"class = {_listed(asked)}: the network has the classes 0..{(classes or 0) - 1}")
         self.told = None if "image" not in takes(model) else _of_classes(data, asked)
-        self.precision, self.asked, self.guidance = precision, asked, guidance or Guidance()
+        self.precision, self.asked, self.guidance = precision, asked, guidance
         self.guidance.check(diffusion, model)
         self.diffusion, self.sampler = diffusion, sampler
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -117,8 +118,8 @@ class TrainedSampler:
         return None if image is None else shown(image, self.shape[0]).cpu()
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
-        """The classes (n,) of the samples of these numbers, on the CPU; None for a network without."""
-        classes = classes_of(self.model)
+        """The classes (n,) of the samples of these numbers, on the CPU; None where network and guidance have none."""
+        classes = classes_of(self.model) or self.guidance.num_classes
         if classes is None:
             return None
         if self.told is not None and self.told.labels is not None:

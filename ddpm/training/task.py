@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -170,6 +171,9 @@ class Task(ABC):
             data: of which samples are told, where the task tells them of anything.
         """
         return None
+
+    def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
+        """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""
 
     # -------------------------------------------------------------------------------------------------- what is kept
 

@@ -39,6 +39,15 @@ class Noised(Drawn):
     eps: Tensor
 
 
+def noised_evenly(batch: Batch, T: int, random: Keyed) -> Noised:
+    """Each sample at one of T times that are evenly spread over them, with noise that is always the same."""
+    n, device, together = len(batch), batch.x.device, random("held out")
+    t = torch.linspace(1, T, n, device=device).round().long()
+    eps = torch.randn(batch.x.shape, generator=together, device=device)
+    t = t[torch.randperm(n, generator=together, device=device)]
+    return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
+
+
 class Diffusion(Task):
     """Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
 
@@ -104,11 +113,7 @@ class Diffusion(Task):
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Noised:
         """t evenly spread over the schedule, and eps always the same; no condition is nulled."""
-        n, device, together = len(batch), batch.x.device, random("held out")
-        t = torch.linspace(1, self.diffusion.schedule.T, n, device=device).round().long()
-        eps = torch.randn(batch.x.shape, generator=together, device=device)
-        t = t[torch.randperm(n, generator=together, device=device)]
-        return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
+        return noised_evenly(batch, self.diffusion.schedule.T, random)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor:
         """By DDIM, with few steps."""
