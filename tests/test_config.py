@@ -24,7 +24,7 @@ WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group'
 GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name not in WHOLE)
 BOUND = {  # by the name of a file, or of its group: arguments that are built from other groups
     "task": {"model", "diffusion"},
-    "classifier": {"model", "schedule"},
+    "task/classifier": {"model", "schedule"},
     "diffusion": {"schedule"},
     "optimizer": {"params"},
     "judge": {"image_size", "in_channels", "num_classes"},
@@ -70,7 +70,7 @@ def test_every_key_of_a_group_is_an_argument_of_its_constructor_and_no_argument_
     assert isinstance(keys.get("_target_"), str), f"{path} has no _target_"
     arguments = set(inspect.signature(target(keys.pop("_target_"))).parameters)
     group = path.parent.name
-    bound = BOUND.get(path.stem if group == "task" else group, BOUND.get(group, set()))
+    bound = BOUND.get(f"{group}/{path.stem}", BOUND.get(group, set()))
     if group == "optimizer":
         assert keys.keys() <= arguments and "lr" in keys and "params" not in keys
     else:
