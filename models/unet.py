@@ -24,6 +24,10 @@ from models.layers import (
 )
 
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
+# Of networks that are fitted to a size: pixels of a side, at least and at most; of the last level's shorter side, at
+# least, and of its whole, at most; of a whole with attention, at most; and the channel_mults by the number of levels.
+FITTED, DEEPEST, LARGEST_DEEPEST, ATTENDED = (16, 128), 8, 32 * 32, 16 * 16
+WIDTHS = {2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4)}
 LEAST_EPS = 1e-12  # float32 has nothing left of less beside a variance, and divides a constant group by 0
 
 
@@ -46,10 +50,10 @@ class UNet(nn.Module):
         out_channels: channels of the output; None for as many as the image has.
         channels: width of the first level; the time embedding has four times as many.
         channel_mults: width of each level in units of `channels`; one entry a level, each level has half the resolution
-            of the one before.
+            of the one before. None for those that fit image_size: `fitted_channel_mults`.
         blocks: residual blocks a level on the way down (one more on the way up), one number or one a level.
         attention_resolutions: resolutions in pixels (the longer side) whose residual blocks are followed by attention;
-            [] for none.
+            [] for none; None for those that fit image_size: `fitted_attention_resolutions`.
         attention: "full" or "linear".
         heads: attention heads; head_channels: or the width of one head, which takes precedence.
         middle_attention: attention between the two middle blocks.
@@ -83,9 +87,9 @@ class UNet(nn.Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         channels: int = 128,
-        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        channel_mults: Sequence[int] | None = (1, 2, 2, 2),
         blocks: int | Sequence[int] = 2,
-        attention_resolutions: Sequence[int] = (16,),
+        attention_resolutions: Sequence[int] | None = (16,),
         attention: str = "full",
         heads: int | None = 1,
         head_channels: int | None = None,
@@ -108,7 +112,12 @@ class UNet(nn.Module):
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         one_of("attention", attention, ATTENTION_KINDS)  # also where no such layer is built
         one_of("downsample_padding", downsample_padding, PADDINGS)
+        _check_size(image_size, patch)
+        if channel_mults is None:
+            channel_mults = fitted_channel_mults(image_size, patch)
         levels = len(channel_mults)
+        if attention_resolutions is None:
+            attention_resolutions = fitted_attention_resolutions(image_size, levels, patch)
         blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
         out_channels = in_channels if out_channels is None else out_channels
         _check(
@@ -272,6 +281,72 @@ def _block(residual: nn.Module, attention: nn.Module, emb: Tensor, *h: Tensor) -
     return attention(residual(h[0] if len(h) == 1 else torch.cat(h, dim=1), emb))
 
 
+def fitted_channel_mults(image_size: Sequence[int], patch: int = 1) -> tuple[int, ...]:
+    """Levels and their widths for a size: the shorter side is halved until it has 8 to 15 pixels, if both sides can be.
+
+    So end the networks of Dhariwal and Nichol (arXiv 2105.05233) for 64 and 128 pixels, whose widths these are; fewer
+    levels have the first of them. Runs store None in place of what this gives, which must therefore stay so.
+
+    Args:
+        image_size: (H, W) in pixels: of squares, even ones up to 64 and multiples of 4 beyond; times patch.
+        patch: as in `UNet`; what is halved is H / patch and W / patch.
+
+    Returns: channel_mults: 2 levels from 16 pixels on, 3 from 32, 4 from 64, 5 at 128, and fewer where a half would not
+        be whole.
+
+    Raises: ValueError, with the nearest sizes that are allowed, for sides outside 16..128 pixels, times patch, that
+        cannot be halved, or only to more than 32 x 32 pixels.
+    """
+    height, width = image_size
+    levels = _fitted_levels(height, width, patch)
+    if levels == 0:
+        least, most = FITTED
+        rows, columns = ([min(max(n // patch, least), most) + i for i in range(-4, 5)] for n in image_size)
+        sizes = [(h * patch, w * patch) for h in rows for w in columns if height != width or h == w]
+        legal = [size for size in sizes if _fitted_levels(*size, patch)]
+        near = sorted(legal, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
+        raise ValueError(
+            f"image_size = {height}x{width} with patch = {patch}: a network is fitted to sides of {least * patch} to "
+            f"{most * patch} pixels that can be halved to 32x32 or less; nearest legal sizes: "
+            f"{', '.join(f'{h}x{w}' for h, w in near)}; for others set channel_mults"
+        )
+    return WIDTHS[levels]
+
+
+def _fitted_levels(height: int, width: int, patch: int) -> int:
+    """The levels that are fitted to a size; 0 where none are."""
+    least, most = (side * patch for side in FITTED)
+    if min(height, width) < least or max(height, width) > most:
+        return 0
+    for levels in range((min(height, width) // patch // DEEPEST).bit_length(), 1, -1):
+        unit = patch * 2 ** (levels - 1)
+        if height % unit == width % unit == 0 and height * width <= LARGEST_DEEPEST * unit**2:
+            return levels
+    return 0
+
+
+def fitted_attention_resolutions(image_size: Sequence[int], levels: int, patch: int = 1) -> tuple[int, ...]:
+    """The resolutions whose feature maps have at most 16 x 16 pixels, where full attention is cheap.
+
+    Args:
+        image_size: (H, W) in pixels.
+        levels: of the network.
+        patch: as in `UNet`.
+
+    Returns: the longer sides of those feature maps in pixels, from the largest on; none if all are larger.
+    """
+    sides = [[n // patch >> level for n in image_size] for level in range(levels)]
+    return tuple(max(height, width) for height, width in sides if height * width <= ATTENDED)
+
+
+def _check_size(size: Sequence[int], patch: int) -> None:
+    """Raise ValueError for a size or a patch that no network has."""
+    if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch <= MOST:
+        raise ValueError(f"patch = {patch!r} must be an integer >= 1, and at most {MOST:,}")
+    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):
+        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W), and at most {MOST:,}")
+
+
 def _check(
     size: Sequence[int],
     in_channels: int,
@@ -292,7 +367,7 @@ def _check(
     levels = len(channel_mults)
     if levels == 0:
         raise ValueError("channel_mults is empty: give one multiple of `channels` a level, such as [1, 2, 2]")
-    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "patch": patch}
+    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
     positive |= {f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
     positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
     positive |= {} if num_classes is None else {"num_classes": num_classes}
@@ -317,8 +392,6 @@ def _check(
         )
     if not LEAST_EPS <= norm_eps <= 1:
         raise ValueError(f"norm_eps = {norm_eps:g} must lie in [{LEAST_EPS:g}, 1]")
-    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):
-        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W), and at most {MOST:,}")
     unit = patch * 2 ** (levels - 1)
     for n in size:
         if n % unit:

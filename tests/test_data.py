@@ -726,7 +726,7 @@ def test_broken_images_are_named_counted_and_skipped(tmp_path: Path, capsys: pyt
     d = Folder(tmp_path, image_size=8, validation=0)
     assert d.labels.tolist() == [0, 0, 1, 1, 1] and d.images[:2, 0, 0, 0].tolist() == [0, 2]
     said = capsys.readouterr().out.strip()
-    assert said.count("\n") == 0 and "skipped 3 of 8 images" in said and "cat/1.png (not a PNG or JPEG)" in said
+    assert said.count("\n") == 0 and "skipped 3 of 8 images" in said and "cat/1.png (not a PNG, JPEG, WebP" in said
     assert "cat/3.png" in said and "dog/0.jpg" in said and "cat/0.png" not in said
 
 
@@ -796,7 +796,7 @@ def test_folder_that_is_missing_empty_or_unreadable(tmp_path: Path, monkeypatch:
     with pytest.raises(NotADirectoryError, match="is a file; point root"):
         Folder(save(tmp_path / "one.png"))
     (tmp_path / "empty" / "class").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"no PNG or JPEG file in .*empty or in its subfolders"):
+    with pytest.raises(ValueError, match=r"no PNG, JPEG, WebP, BMP or TIFF file in .*empty or in its subfolders"):
         Folder(tmp_path / "empty")
 
     def refuse(path: Path) -> None:

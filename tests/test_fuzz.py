@@ -53,6 +53,7 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "mnist": [],
     "mnist_class": [],
     "mnist_class_channels": [],
+    "pictures": ["data.image_size=16", "model.head_channels=8"],
     "points": ["data.count=20", "model.width=8", "model.depth=1"],
 }
 TINY_UNET = ["model.channels=8", "model.groups=4", "model.blocks=1"]
@@ -349,7 +350,13 @@ def data(tmp_path_factory) -> dict[str, Path]:
     pictures = WRITERS["cars"](base / "pictures")
     idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
-    of_experiments = {"butterflies": pictures, "cars": pictures, "devanagari": pictures, "cifar10_ddpm": cifar}
+    of_experiments = {
+        "butterflies": pictures,
+        "pictures": pictures,
+        "cars": pictures,
+        "devanagari": pictures,
+        "cifar10_ddpm": cifar,
+    }
     return (
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}

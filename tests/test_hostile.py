@@ -386,7 +386,7 @@ def test_pictures_that_are_a_pickle(trick, tmp_path, trap, capsys):
     for name in ("b.png", "c.jpg", "d.npy", "e.pt", "f.pkl"):
         (tmp_path / name).write_bytes(PICKLES[trick](trap))
     assert len(Folder(tmp_path, validation=0)) == 1
-    assert "b.png (not a PNG or JPEG), c.jpg (not a PNG or JPEG)" in capsys.readouterr().out
+    assert "b.png (not a PNG, JPEG, WebP, BMP or TIFF that can be read), c.jpg (not a PNG" in capsys.readouterr().out
     (tmp_path / "a.png").unlink()
     refused(lambda: Folder(tmp_path), tmp_path, "b.png", kind=ValueError)
 
@@ -858,7 +858,7 @@ def test_links_that_lead_in_circles_and_things_that_are_no_files(tmp_path):
     (root / "zero.png").symlink_to("/dev/zero")
     (root / "folder.png").mkdir()
     os.mkfifo(root / "pipe.png")
-    refused(lambda: Folder(root), root, "no PNG or JPEG", kind=ValueError)
+    refused(lambda: Folder(root), root, "no PNG, JPEG, WebP, BMP or TIFF", kind=ValueError)
     Image.new("L", (8, 8)).save(root / "a.png")
     assert len(Folder(root, validation=0)) == 1
 
@@ -1185,17 +1185,15 @@ PICTURES = {
     "many texts": (lambda: png(8, 8, *[chunk(b"zTXt", b"a\0\0" + MEGABYTE)] * 70), "Too much memory"),
     "a chunk of 2 GB": (lambda: png(8, 8, struct.pack(">I", 2**31 - 1) + b"tEXt"), ""),
     "no pixels": (lambda: png(0, 0), ""),
-    "GIF": (lambda: drawn("GIF"), "not a PNG or JPEG"),
+    "GIF": (lambda: drawn("GIF"), "not a PNG, JPEG"),
     "an animated GIF": (
         lambda: drawn("GIF", save_all=True, append_images=[Image.new("P", (8, 8), i) for i in range(9)]),
-        "not a PNG or JPEG",
+        "not a PNG, JPEG",
     ),
-    "TIFF": (lambda: drawn("TIFF"), "not a PNG or JPEG"),
-    "BMP": (lambda: drawn("BMP"), "not a PNG or JPEG"),
-    "PDF": (lambda: drawn("PDF"), "not a PNG or JPEG"),
-    "PSD": (lambda: b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(100), "not a PNG or JPEG"),
-    "EPS": (lambda: POSTSCRIPT, "not a PNG or JPEG"),
-    "SVG": (lambda: b"<svg><script>alert(1)</script></svg>", "not a PNG or JPEG"),
+    "PDF": (lambda: drawn("PDF"), "not a PNG, JPEG"),
+    "PSD": (lambda: b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(100), "not a PNG, JPEG"),
+    "EPS": (lambda: POSTSCRIPT, "not a PNG, JPEG"),
+    "SVG": (lambda: b"<svg><script>alert(1)</script></svg>", "not a PNG, JPEG"),
 }
 
 

@@ -197,7 +197,7 @@ def test_broken_images_are_named_counted_and_left_out_with_their_labels(
     said = capsys.readouterr().out.strip()
     assert said.count("\n") == 0 and "one.parquet: skipped 5 of 8 images, which cannot be read: image 2 (not a" in said
     assert "image 3 (" in said and "image 4 (there is none)" in said and "image 5 (Image size (1024 pixels)" in said
-    with pytest.raises(ValueError, match=r"none of its 1 images can be read: image 0 \(not a PNG or JPEG\)"):
+    with pytest.raises(ValueError, match=r"none of its 1 images can be read: image 0 \(not a PNG, JPEG, WebP, BMP or"):
         of(write(tmp_path / "two.parquet", library, [b"no image"]))
 
 

@@ -1,6 +1,7 @@
 """models/unet.py: the forward pass written out, the counts of parameters, where attention is, and every refusal."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers import Attention
-from models.unet import UNet
+from models.unet import UNet, fitted_attention_resolutions, fitted_channel_mults
 
 SMALL = {"in_channels": 1, "channels": 8, "groups": 4, "attention_resolutions": ()}
 
@@ -191,6 +192,97 @@ def test_full_and_linear_attention_have_the_same_weights_and_different_outputs()
     linear.load_state_dict(full.state_dict())
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
     assert not torch.allclose(full.eval()(x, t), linear.eval()(x, t), atol=1e-3)
+
+
+# --- A network fitted to a size
+
+LEVELS = [  # of squares; runs store null for them, so no size may ever get others
+    *[(n, 2) for n in range(16, 32, 2)],
+    *[(n, 2 + (n % 4 == 0)) for n in range(32, 64, 2)],
+    *[(n, 3 + (n % 8 == 0)) for n in range(64, 128, 4)],
+    (128, 5),
+]
+MULTS = {2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4)}
+
+
+def fitted(size, **options) -> UNet:
+    with torch.device("meta"):
+        return small(size, channel_mults=None, attention_resolutions=None, **options)
+
+
+@pytest.mark.parametrize(("side", "levels"), LEVELS)
+def test_a_network_fits_every_size_that_is_allowed(side, levels):
+    net = fitted(side)
+    widths = [stage.residual[-1].conv_2.out_channels for stage in net.down]
+    assert tuple(width // 8 for width in widths) == fitted_channel_mults((side, side)) == MULTS[levels]
+    deepest = side >> levels - 1
+    assert 8 <= deepest <= 31 and (deepest < 16 or deepest % 2)
+    resolutions = fitted_attention_resolutions((side, side), levels)
+    assert resolutions == tuple(n for n in (side >> level for level in range(levels)) if n <= 16)
+    attention = {side >> level for level, stage in enumerate(net.down) if isinstance(stage.attention[0], Attention)}
+    assert attention == set(resolutions)
+    x, t = torch.empty(2, 1, side, side, device="meta"), torch.ones(2, device="meta")
+    assert net(x, t).shape == x.shape
+
+
+def test_all_other_squares_are_refused_with_the_nearest_that_are_allowed():
+    allowed = [side for side, _ in LEVELS]
+    assert allowed == [n for n in range(16, 129) if n % 2 == 0 and (n <= 64 or n % 4 == 0)]
+    for side in set(range(1, 200)) - set(allowed):
+        with pytest.raises(ValueError, match=f"image_size = {side}x{side} .* sides of 16 to 128 pixels") as error:
+            fitted(side)
+        near = [int(n) for n in re.findall(r"(\d+)x\1", str(error.value).partition("nearest legal sizes: ")[2])]
+        distances = sorted(abs(n - side) for n in allowed)[:2]
+        assert set(near) <= set(allowed) and [abs(n - side) for n in near] == distances, side
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "levels", "resolutions"),
+    [
+        ((32, 48), 1, 3, (12,)),
+        ((48, 32), 1, 3, (12,)),
+        ((16, 128), 1, 2, ()),
+        ((20, 16), 1, 2, (10,)),
+        ((16, 16), 1, 2, (16, 8)),
+        ((64, 128), 1, 4, (16,)),
+        ((128, 128), 1, 5, (16, 8)),
+        ((64, 64), 2, 3, (16, 8)),
+        ((256, 256), 2, 5, (16, 8)),
+        ((36, 84), 2, 2, (21,)),
+    ],
+)
+def test_sizes_that_are_no_squares_and_patches(size, patch, levels, resolutions):
+    net = fitted(size, patch=patch)
+    assert len(net.down) == len(fitted_channel_mults(size, patch)) == levels
+    assert fitted_attention_resolutions(size, levels, patch) == resolutions
+    x, t = torch.empty(1, 1, *size, device="meta"), torch.ones(1, device="meta")
+    assert net(x, t).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "message"),
+    [
+        ((32, 51), 1, "32x51 with patch = 1: .* nearest legal sizes: 32x50, 32x52; for others set channel_mults$"),
+        ((62, 128), 1, "halved to 32x32 or less; nearest legal sizes: 60x128, 64x128; "),
+        ((16, 129), 1, "sides of 16 to 128 pixels .* nearest legal sizes: 16x128, 16x126; "),
+        ((16, 16), 2, "16x16 with patch = 2: .* sides of 32 to 256 pixels .* nearest legal sizes: 32x32, 36x36; "),
+        ((2**20, 1), 2**20, "nearest legal sizes: "),
+        ((8, 0), 1, r"image_size = \(8, 0\) must be"),
+        ((8, 8, 8), 1, r"image_size = \(8, 8, 8\) must be"),
+        ((8, 8), 0, "patch = 0 must be an integer >= 1"),
+        ((8, 8), True, "patch = True must be an integer >= 1"),
+    ],
+)
+def test_sizes_that_no_network_is_fitted_to(size, patch, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(size, patch=patch)
+
+
+def test_either_can_be_fitted_alone():
+    assert attended(small(32, channel_mults=(1, 1), attention_resolutions=None)) == [(16, 16)] * 4
+    assert attended(small(32, channel_mults=None, attention_resolutions=[])) == [(8, 8)]
+    with pytest.raises(ValueError, match=r"has 4, which never occurs; a 32x32 .* resolutions 32, 16, 8$"):
+        small(32, channel_mults=None, attention_resolutions=[4])
 
 
 # --- t, y, dropout, the details in which published weights differ

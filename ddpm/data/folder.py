@@ -1,32 +1,41 @@
-"""Any folder of PNG or JPEG files, with a subfolder a class or without."""
+"""Any folder of image files, with a subfolder a class or without."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
-from ddpm.runs.files import Origin, regular_size
+from ddpm.runs.files import Origin, regular_size, shown
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whose decoders in PIL are tried, and no others
+KINDS = "PNG, JPEG, WebP, BMP or TIFF"
 LARGEST = 1 << 28  # bytes of an image, more than all its pixels have: PIL looks through a JPEG's zeros one by one
-NAMED = 5  # broken images that are named; the rest are counted
+NAMED = 5  # broken images, and suffixes of other files, that are named; the rest are counted
+BITS, COMPRESSION, PHOTOMETRIC, PLANES, TILE, SAMPLE_FORMAT = 258, 259, 262, 284, (322, 323), 339  # tags of TIFF
+UNCOMPRESSED, WHITE_IS_ZERO, SEPARATE, UNSIGNED = 1, 0, 2, 1  # and values of theirs
 
 
 class Folder(ImageData):
-    """The PNG and JPEG files of a folder, in sorted order.
+    """The PNG, JPEG, WebP, BMP and TIFF files of a folder, in sorted order.
 
     If images lie directly in the folder, they have no labels; otherwise each subfolder with images, one level deep, is
-    a class. Images are turned as their EXIF data say, transparent ones laid on white, scaled and cropped (see `fit`).
-    Broken images, and such as PIL takes for decompression bombs, are named, counted and left out.
+    a class. Images are turned as their EXIF data say, transparent ones laid on white, 16-bit ones brought to 8 bits,
+    scaled and cropped (see `fit`). Of an animation, or of several pages, the first is read. Broken images, such as PIL
+    takes for decompression bombs, and TIFF files of signed or floating-point pixels, of which nothing says what is
+    white, are named, counted and left out; files with other suffixes are counted.
 
     Args:
         root: the folder.
@@ -79,17 +88,27 @@ def _visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """The PNG and JPEG files directly in a folder, in sorted order."""
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images directly in a folder, and its other files, in sorted order."""
+    files = [path for path in _visible(folder) if path.is_file()]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return images, [path for path in files if path.suffix.lower() not in SUFFIXES]
+
+
+def _counted(files: Sequence[Path]) -> str:
+    """Files by their suffixes, such as "9 .gif, 3 .txt", the most frequent first."""
+    counts = Counter(path.suffix.lower() for path in files).most_common()
+    words = [f"{n:,} {shown(suffix, 20) or 'without a suffix'}" for suffix, n in counts[:NAMED]]
+    rest = sum(n for _, n in counts[NAMED:])
+    return ", ".join(words + [f"{rest:,} others"] * (rest > 0))
 
 
 def _choose_half(root: Path, split: str) -> tuple[str, Path]:
     """The split's resolved name and its folder."""
     if not root.exists():
-        raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of PNG or JPEG")
+        raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of images")
     if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; point root at a folder of PNG or JPEG files")
+        raise NotADirectoryError(f"{root} is a file; point root at a folder of images")
     halves = {path.name.lower(): path for path in _visible(root) if path.is_dir()}
     if "train" in halves and "test" in halves:
         half = "train" if split == "auto" else split
@@ -110,18 +129,22 @@ def _looked_at(root: Path, split: str) -> Iterator[Path]:
 
 def list_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
     """The images' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
-    subfolders = {path: _images_in(path) for path in _visible(folder) if path.is_dir()}
-    classes = [path for path, images in subfolders.items() if images]
-    direct = _images_in(folder)
+    direct, others = _files_in(folder)
+    subfolders = {path: _files_in(path) for path in _visible(folder) if path.is_dir()}
+    classes = {path: images for path, (images, _) in subfolders.items() if images}
+    if not direct:
+        others += [path for _, more in subfolders.values() for path in more]
+    if not direct and not classes:
+        found = f"; there are {_counted(others)}" if others else ""
+        raise ValueError(f"no {KINDS} file in {folder} or in its subfolders (one level deep){found}")
+    if others:
+        print(f"{folder}: {len(others):,} other files are not read: {_counted(others)}; read are {', '.join(SUFFIXES)}")
     if direct:
         if classes:
             print(f"{folder}: using the {len(direct):,} images directly in it, not those of {len(classes)} subfolders")
         return direct, None, []
-    if not classes:
-        raise ValueError(f"no PNG or JPEG file in {folder} or in its subfolders (one level deep)")
-    paths = [path for name in classes for path in subfolders[name]]
-    labels = [label for label, name in enumerate(classes) for _ in subfolders[name]]
-    return paths, torch.tensor(labels), [path.name for path in classes]
+    labels = [label for label, images in enumerate(classes.values()) for _ in images]
+    return [path for images in classes.values() for path in images], torch.tensor(labels), [p.name for p in classes]
 
 
 def decode_all(
@@ -145,48 +168,90 @@ def decode_all(
     """
     check_room(len(names), image_size, channels)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", UserWarning)  # of damaged metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         attempt = partial(_attempt, load=load, image_size=image_size, channels=channels)
         results = list(pool.map(attempt, range(len(names))))
-    whole = {n: result for n, result in enumerate(results) if isinstance(result, Tensor)}
-    broken = [_shown(f"{name} ({r})") for name, r in zip(names, results, strict=True) if type(r) is str]
-    named = ", ".join(broken[:NAMED]) + ", ..." * (len(broken) > NAMED)
+    whole = {n: result[0] for n, result in enumerate(results) if not isinstance(result, str)}
+    broken = [f"{name} ({reason})" for name, reason in zip(names, results, strict=True) if isinstance(reason, str)]
     if not whole:
-        raise ValueError(f"{where}: none of its {len(names):,} images can be read: {named}")
+        raise ValueError(f"{where}: none of its {len(names):,} images can be read: {_first(broken)}")
     if broken:
-        print(f"{where}: skipped {len(broken):,} of {len(names):,} images, which cannot be read: {named}")
+        print(f"{where}: skipped {len(broken):,} of {len(names):,} images, which cannot be read: {_first(broken)}")
+    several = [name for name, result in zip(names, results, strict=True) if not isinstance(result, str) and result[1]]
+    if several:
+        print(f"{where}: of {len(several):,} images with several frames or pages the first is read: {_first(several)}")
     return torch.cat(list(whole.values())), torch.tensor(list(whole))
 
 
-def _shown(text: str) -> str:
-    """Text for a terminal: what a file is called must not steer it."""
-    return text if text.isprintable() else repr(text)
+def _first(texts: Sequence[str]) -> str:
+    """The first few of some texts, for a terminal."""
+    return ", ".join(map(shown, texts[:NAMED])) + ", ..." * (len(texts) > NAMED)
 
 
 def _attempt(
     place: int, load: Callable[[int], Path | bytes], image_size: int | Sequence[int], channels: int
-) -> Tensor | str:
-    """The decoded image, or the reason why there is none."""
+) -> tuple[Tensor, bool] | str:
+    """What `decode` gives, or the reason why there is nothing."""
     try:
         return decode(load(place), image_size, channels)
     except UnidentifiedImageError:
-        return "not a PNG or JPEG"
+        return f"not a {KINDS} that can be read"
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> Tensor:
-    """One PNG or JPEG file, or what it holds, as uint8 (1, channels, H, W); raises what PIL raises."""
+def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> tuple[Tensor, bool]:
+    """One image file, or what it holds, of a format in `FORMATS`.
+
+    Returns: uint8 (1, channels, H, W), and whether it is the first of several frames or pages.
+
+    Raises: what PIL raises; ValueError for what of TIFF is refused.
+    """
     if isinstance(source, Path):
         regular_size(source, LARGEST)
     elif len(source) > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} bytes")
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=("PNG", "JPEG")) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit gray, which PIL's convert would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        several = getattr(file, "is_animated", False) and file.format != "MPO"  # a JPEG with previews of itself
+        tags = dict(file.tag_v2) if isinstance(file, TiffImageFile) else None
+        if tags is not None:
+            _check_tiff(tags, file.mode)
+        image = _with_bytes(ImageOps.exif_transpose(file), tags)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return fit(rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w"), image_size, channels)
+    return fit(rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w"), image_size, channels), several
+
+
+def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:
+    """Refuse what PIL would decode to other pixels than are meant, or in tiles beyond all memory.
+
+    Args:
+        tags: of the file, by number.
+        mode: PIL's, in which its pixels come.
+    Raises: ValueError.
+    """
+    bits, (width, height) = tags.get(BITS, (1,)), (tags.get(tag, 1) for tag in TILE)
+    if mode in ("I", "F") or set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED}:
+        raise ValueError("its pixels have a sign, 32 bits or floating point; allowed: 1 to 16 unsigned bits")
+    raw = tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
+    if raw and tags.get(PLANES) == SEPARATE and max(bits[1:], default=0) > 8:
+        raise ValueError("its colours of more than 8 bits lie in separate planes; allowed: side by side, or compressed")
+    if width * height > (Image.MAX_IMAGE_PIXELS or LARGEST):
+        raise ValueError(f"its tiles of {width}x{height} pixels are decompression bombs")
+
+
+def _with_bytes(image: Image.Image, tags: Mapping[int, Any] | None) -> Image.Image:
+    """The upper 8 bits of gray images with more, which PIL's convert would clip at 255; others as they are.
+
+    Args:
+        tags: of a TIFF file, by number; None for others.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    bits = 16 if tags is None else tags.get(BITS, (16,))[0]
+    gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    inverted = tags is not None and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
+    return Image.fromarray(255 - gray if inverted else gray)

@@ -25,8 +25,9 @@ LONGEST = 500  # characters of a message of the library
 class Hub(ImageData):
     """A data set that Hugging Face's library `datasets` reads, decoded into memory.
 
-    Images are treated as those of `Folder`: PNG or JPEG, turned as their EXIF data say, transparent ones laid on white,
-    scaled and cropped; broken ones, and such as PIL takes for decompression bombs, are named, counted and left out.
+    Images are of the formats of `Folder`, and treated as those: turned as their EXIF data say, transparent ones laid on
+    white, scaled and cropped; broken ones, and such as PIL takes for decompression bombs, are named, counted and left
+    out.
     No code of a data set is run: since its version 4 the library has no way to.
 
     Args:
