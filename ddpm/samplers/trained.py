@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Condition, classes_of, takes
+from ddpm.data.batch import Condition, classes_of, labels_of, takes
 from ddpm.data.conditions import shown
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
@@ -54,7 +54,7 @@ class TrainedSampler:
         device: where the model is.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
         asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
-            all K classes of a network that has any.
+            all K classes of a network that has any. Of several labels the next one is the same for a whole turn.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
             (modulo their number) has as condition, its class too; of those of the classes that are asked for.
     Raises:
@@ -109,7 +109,13 @@ class TrainedSampler:
         if self.told is not None:
             return self.told.batch(self.told.shown(numbers), self.device).condition.taken_by(self.model)
         y = self.classes(numbers)
-        return None if y is None else y.to(self.device)
+        if y is None:
+            return None
+        labels, turn = [y], torch.tensor(list(numbers)) // len(self.asked or range(labels_of(self.model)[0]))
+        for count in labels_of(self.model)[1:]:
+            labels.append(turn % count)
+            turn = turn // count
+        return (y if len(labels) == 1 else torch.stack(labels, dim=1)).to(self.device)
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
         """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
