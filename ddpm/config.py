@@ -36,7 +36,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "model": {"drop": 0.0, "condition_channels": 0, "class_channels": 0},
     "task": {"drop": 0.0, "only": None},
     "optimizer": {"amsgrad": False},
-    "data": {"condition": None},
+    "data": {"condition": None, "labels": ["class"]},
 }
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own
     "task.time_sampling": "trainer.time_sampling",

@@ -1,7 +1,7 @@
 """What a network is told besides x_t: the time and the class, as vectors, and the parts of a condition."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -88,11 +88,37 @@ class ClassEmbedding(nn.Embedding):
         return torch.where(null[:, None], self.null, super().forward(classes.masked_fill(null, 0)))
 
 
+class LabelEmbeddings(nn.ModuleList):
+    """The sum of a `ClassEmbedding` for each of K labels that a sample has at once.
+
+    Args:
+        num_classes: the number of classes of each label.
+        out: length E of the vectors.
+        null: whether each label has a vector for rows without it.
+    """
+
+    def __init__(self, num_classes: Sequence[int], out: int, null: bool = False):
+        super().__init__(ClassEmbedding(count, out, null) for count in num_classes)
+
+    def forward(self, labels: Tensor, null: Tensor | None = None) -> Tensor:
+        """The sums (B, E) of the vectors of labels.
+
+        Args:
+            labels: integers (B, K).
+            null: true where a row has no such label, (B, K); None for nowhere.
+        Raises:
+            ValueError: null labels given to embeddings without a vector for them.
+        """
+        told = (embed(labels[:, k], None if null is None else null[:, k]) for k, embed in enumerate(self))
+        return torch.stack(list(told)).sum(0)
+
+
 class Condition(Protocol):
     """What a network may be told beside x_t and t; each part may be None. The networks ask for no more than this.
 
-    classes (B,); tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask of tokens, (B, L); null: a
-    part's name -> true for the rows in whose place the network has its learned null, (B,).
+    classes (B,), or (B, K) for K labels at once; tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask
+    of tokens, (B, L); null: a part's name -> true for the rows in whose place the network has its learned null, (B,),
+    of K labels (B, K) too.
     """
 
     @property
@@ -118,21 +144,24 @@ NO_NULL = (
 
 
 def parts_of(
-    y: Tensor | Condition | None, num_classes: int | None, condition_channels: int = 0, drop: float = 0.0
+    y: Tensor | Condition | None,
+    num_classes: int | Sequence[int] | None,
+    condition_channels: int = 0,
+    drop: float = 0.0,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The parts of a condition, each with its null rows; exactly those that a network takes.
 
     Args:
-        y: classes (B,), or a condition with at most classes and an image, or None.
-        num_classes: of the network; None for one that takes no classes.
+        y: classes (B,) or (B, K), or a condition with at most classes and an image, or None.
+        num_classes: of the network; of each of K labels, where it takes several; None for one that takes no classes.
         condition_channels: of the image that the network takes; 0 for none.
         drop: share of conditions that the network's training nulls; with 0 it has no learned null.
     Returns:
         "classes" -> ((B,), null rows), "image" -> ((B, C', H, W), null rows), as the network takes them. Null rows are
-        (B,), or None for nowhere.
+        (B,), or None for nowhere. Of K labels both classes and null rows are (B, K).
     Raises:
-        ValueError: a part that is given and not taken, or the reverse; several classes a row; null rows, where the
-            network has no learned null, or of another shape or type than bool (B,).
+        ValueError: a part that is given and not taken, or the reverse; another number of classes a row; null rows,
+            where the network has no learned null, or of another shape or type than bool (B,).
     """
     null: Mapping[str, Tensor] = {}
     classes = image = tokens = None
@@ -147,8 +176,10 @@ def parts_of(
             "y must be given exactly when the network has classes: "
             f"num_classes = {num_classes}, y is {'missing' if classes is None else 'given'}"
         )
-    if classes is not None and classes.ndim > 1:
-        raise ValueError(f"classes have shape {tuple(classes.shape)}; this network takes one class a row, (B,)")
+    several = () if num_classes is None or isinstance(num_classes, int) else (len(num_classes),)
+    if classes is not None and (classes.ndim < 1 or tuple(classes.shape[1:]) != several):
+        takes = f"{several[0]} labels a row, (B, {several[0]})" if several else "one class a row, (B,)"
+        raise ValueError(f"classes have shape {tuple(classes.shape)}; this network takes {takes}")
     if (image is None) != (condition_channels == 0):
         raise ValueError(
             "an image must be given exactly when the network takes one: "
@@ -167,9 +198,12 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
         return None
     if not drop:
         raise ValueError(NO_NULL)
-    if null.shape != part.shape[:1] or null.dtype != torch.bool:
+    labels = name == "classes" and part.ndim == 2
+    if labels and null.shape == part.shape[:1]:
+        null = null[:, None].expand_as(part)
+    if null.shape != part.shape[: 1 + labels] or null.dtype != torch.bool:
         raise ValueError(
             f"null rows of {name} are {null.dtype} of shape {tuple(null.shape)}; allowed: torch.bool of shape "
-            f"{tuple(part.shape[:1])}"
+            f"{tuple(part.shape[: 1 + labels])}"
         )
     return null

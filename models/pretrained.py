@@ -341,6 +341,7 @@ def _describe(model: UNet) -> dict[str, Any]:
         f"heads of widths {sorted(head_widths)} (allowed: one width, or one head)": not one_head
         and len(head_widths) > 1,
         f"condition_channels = {model.condition_channels} (allowed: 0)": model.condition_channels > 0,
+        f"num_classes = {model.num_classes} (allowed: one label)": isinstance(model.num_classes, tuple),
         f"class_channels = {model.class_channels} (allowed: 0)": model.class_channels > 0,
         f"drop = {model.drop:g} (allowed: 0, since the form has no learned null)": model.drop > 0 and bool(model.takes),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.embeddings import ClassEmbedding, Condition, TimeEmbedding, parts_of
+from models.embeddings import ClassEmbedding, Condition, LabelEmbeddings, TimeEmbedding, parts_of
 from models.layers import (
     ATTENTION_KINDS,
     PADDINGS,
@@ -59,7 +60,8 @@ class UNet(nn.Module):
         middle_attention: attention between the two middle blocks.
         dropout: inside residual blocks, in [0, 1).
         groups: groups of every group norm; must divide every width.
-        num_classes: classes that may be given as y; None for an unconditional network.
+        num_classes: classes that may be given as y; of several labels at once those of each, such as [46, 11]; None
+            for an unconditional network.
         patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
             the last; 1 is the network of Ho et al., with 2 nothing is computed at full resolution and the resolutions
             start at half the image's size.
@@ -96,7 +98,7 @@ class UNet(nn.Module):
         middle_attention: bool = True,
         dropout: float = 0.1,
         groups: int = 32,
-        num_classes: int | None = None,
+        num_classes: int | Sequence[int] | None = None,
         patch: int = 1,
         norm_eps: float = 1e-6,
         downsample_padding: int = 1,
@@ -120,6 +122,8 @@ class UNet(nn.Module):
             attention_resolutions = fitted_attention_resolutions(image_size, levels, patch)
         blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
         out_channels = in_channels if out_channels is None else out_channels
+        if num_classes is not None and not isinstance(num_classes, int):  # one label is one, however it is written
+            num_classes = num_classes[0] if len(num_classes) == 1 else tuple(num_classes)
         _check(
             image_size,
             in_channels,
@@ -145,9 +149,10 @@ class UNet(nn.Module):
 
         embedding = 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
-        self.class_embedding = (
-            ClassEmbedding(num_classes, class_channels or embedding, drop > 0) if num_classes is not None else None
-        )
+        self.class_embedding: ClassEmbedding | LabelEmbeddings | None = None
+        if num_classes is not None:
+            kind: Callable[..., Any] = ClassEmbedding if isinstance(num_classes, int) else LabelEmbeddings
+            self.class_embedding = kind(num_classes, class_channels or embedding, drop > 0)
 
         def residual(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
@@ -206,9 +211,9 @@ class UNet(nn.Module):
         Args:
             x_t: (B, in_channels, H, W).
             t: (B,), integer or real, in 0..T.
-            y: classes, integers (B,), if that is all that the network takes; or a condition with exactly the parts
-                that it takes, of classes (B,) and an image (B, condition_channels, H, W). The image takes the type of
-                x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
+            y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
+                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W). The image
+                takes the type of x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
@@ -366,7 +371,7 @@ def _check(
     blocks: Sequence[int],
     attention_resolutions: Sequence[int],
     dropout: float,
-    num_classes: int | None,
+    num_classes: int | Sequence[int] | None,
     patch: int,
     norm_eps: float,
     drop: float,
@@ -380,7 +385,12 @@ def _check(
     positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
     positive |= {f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
     positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
-    positive |= {} if num_classes is None else {"num_classes": num_classes}
+    if isinstance(num_classes, Sequence):
+        if not num_classes:
+            raise ValueError("num_classes is empty: give the number of classes, of several labels a list, or null")
+        positive |= {f"num_classes[{i}]": n for i, n in enumerate(num_classes)}
+    elif num_classes is not None:
+        positive["num_classes"] = num_classes
     for name, value in positive.items():
         most = MOST_BLOCKS if name.startswith("blocks") else MOST
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import PARTS, Batch, Condition, takes
+from ddpm.data.batch import PARTS, Batch, Condition, labels_of, takes
 from ddpm.randomness import generator
 from models.embeddings import ClassEmbedding, parts_of
 from models.unet import UNet
@@ -248,6 +248,66 @@ def test_class_embedding_is_an_embedding_and_a_vector():
     assert torch.equal(embed(CLASSES, SOME), torch.stack(expected))
     with pytest.raises(ValueError, match=r"task\.drop > 0 makes one"):
         ClassEmbedding(3, 6)(CLASSES, SOME)
+
+
+# --- Several labels at once
+
+LABELS = torch.tensor([[2, 0], [0, 1], [1, 1], [2, 1]])
+
+
+@pytest.mark.parametrize("options", [{}, {"class_channels": 4}], ids=str)
+def test_of_several_labels_the_vectors_are_added(options):
+    """So the network is one of all pairs as classes, whose vectors are the sums."""
+    net = randomised(unet(num_classes=[3, 2], drop=0.1, **options))
+    pairs = unet(num_classes=6, drop=0.1, **options).double()
+    weights = {name: p for name, p in net.state_dict().items() if not name.startswith("class_embedding")}
+    first, second = net.class_embedding
+    weights["class_embedding.weight"] = torch.cat([first.weight + row for row in second.weight])
+    weights["class_embedding.null"] = first.null + second.null
+    pairs.load_state_dict(weights)
+    (x, t), condition = inputs(), Condition(classes=LABELS)
+    one = Condition(classes=LABELS[:, 0] + 3 * LABELS[:, 1])
+    assert net.num_classes == (3, 2) and takes(net) == ("classes",) and labels_of(net) == (3, 2)
+    close(net(x, t, LABELS), pairs(x, t, one.classes))
+    close(net(x, t, condition), pairs(x, t, one))
+    close(net(x, t, condition.nulled(SOME)), pairs(x, t, one.nulled(SOME)))
+    close(net(x, t, Condition(classes=LABELS, null={"classes": SOME})), pairs(x, t, one.nulled(SOME)))
+
+
+def test_each_label_can_be_null_without_the_others():
+    net, (x, t) = randomised(unet(num_classes=[3, 2], drop=0.1)), inputs()
+    single = torch.zeros(B, 2).bool()
+    single[1, 0] = single[2, 1] = True
+    out = net(x, t, Condition(classes=LABELS).nulled({"classes": single}))
+    other = LABELS.masked_fill(single, -1)  # of a null label no value is looked at
+    assert torch.equal(out, net(x, t, Condition(classes=other).nulled({"classes": single})))
+    whole = net(x, t, LABELS)
+    close(out[[0, 3]], whole[[0, 3]])
+    assert (out - whole)[1:3].abs().amax((1, 2, 3)).min() > 1e-3
+
+
+def test_labels_are_dropped_together_and_one_by_one():
+    n, drop = 40_000, 0.2
+    condition = Condition(classes=torch.zeros(n, 3).long())
+    null = condition.dropped(drop, generator(3, "condition")).null["classes"]
+    row = Condition(classes=torch.zeros(n).long()).dropped(drop, generator(3, "condition")).null["classes"]
+    assert null.shape == (n, 3) and null[row].all()  # the coin of the row is as ever
+    single = null[~row].double()
+    for share, expected in ((single.mean(0), drop), (single.prod(1).mean(), drop**3)):
+        assert (share - expected).abs().max() < 4 * (expected / len(single)) ** 0.5
+
+
+def test_one_label_is_one_however_it_is_written_and_another_number_is_refused():
+    (x, t), net = inputs(), unet(num_classes=[3])
+    assert net.num_classes == 3 and net.state_dict().keys() == unet(num_classes=3).state_dict().keys()
+    with pytest.raises(ValueError, match=r"classes have shape \(4,\); this network takes 2 labels a row, \(B, 2\)"):
+        unet(num_classes=[3, 2]).double()(x, t, CLASSES)
+    with pytest.raises(ValueError, match=r"null rows of classes .* of shape \(4, 3\); allowed: .* of shape \(4, 2\)"):
+        condition = Condition(classes=LABELS, null={"classes": torch.zeros(B, 3).bool()})
+        unet(num_classes=[3, 2], drop=0.1).double()(x, t, condition)
+    for wrong, message in (([], "num_classes is empty"), ([3, 0], r"num_classes\[1\] = 0 must"), ([3, "a"], "must be")):
+        with pytest.raises(ValueError, match=message):
+            unet(num_classes=wrong)
 
 
 # --- Classes as channels

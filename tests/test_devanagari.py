@@ -9,10 +9,18 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.path import Path as Outline
 
+from ddpm.config import compose, resolved, science
 from ddpm.data import Devanagari, devanagari, glyphs
-from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS, Variation, draw, vary
+from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS, Variation, draw, styles, vary
 from ddpm.data.splines import basis, field
+from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import generator
+from ddpm.samplers import DDIM
+from ddpm.samplers.trained import TrainedSampler
+from ddpm.schedules import cosine
+from ddpm.training.cost import gflop
+from ddpm.training.task import must_take
+from models.unet import UNet
 
 LIGATURES = {"kssa": "क्ष", "tra": "त्र", "jnya": "ज्ञ"}
 
@@ -248,3 +256,71 @@ def test_labels_of_a_batch_are_those_of_the_table(source):
     y = data.batch(torch.arange(46, 92)).y
     assert y.tolist() == [character.label for character in CHARACTERS]
     assert all(b.label == a.label + 1 for a, b in pairwise(CHARACTERS))
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+@pytest.fixture(scope="module")
+def two_fonts(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    make_font(folder / "a.ttf")
+    make_font(folder / "b.ttf")
+    (folder / "b.ttf").write_bytes((folder / "b.ttf").read_bytes() + b"\0")
+    return folder
+
+
+def test_the_style_is_the_font_that_an_image_is_drawn_with(monkeypatch):
+    """Letters that are full in one font and nothing in the other."""
+    letters = {"full": torch.ones(46, 32, 32), "thin": -torch.ones(46, 32, 32)}
+    letters["thin"][:, 14:18, 14:18] = 1
+    monkeypatch.setattr(glyphs, "distances", lambda path, texts: letters[path.name])
+    images = draw([Path("full"), Path("thin")], 1200, 16)
+    ink = images.double().mean((1, 2, 3))
+    style = styles(2, 1200)
+    assert style.shape == (1200,) and 400 < style.sum() < 800
+    assert torch.equal(styles(2, 7), style[:7]) and not torch.equal(styles(2, 1200, seed=1), style)
+    assert not torch.equal(styles(2, 1200, stream="test"), style)
+    spread = [ink[style == k] for k in (0, 1)]
+    assert (spread[0].mean() - spread[1].mean()).abs() > 3 * max(s.std() for s in spread) / 400**0.5
+
+
+def test_a_sample_has_its_class_and_its_style(two_fonts, tmp_path):
+    made = {"root": tmp_path, "fonts": two_fonts, "count": 100}
+    plain, both = Devanagari(**made), Devanagari(**made, labels=["class", "style"])
+    assert (plain.label_counts, both.label_counts) == ((46,), (46, 2))
+    numbers = torch.tensor([3, 50, 99])
+    batch = both.batch(numbers)
+    expected = torch.stack([numbers % 46, styles(2, 100)[numbers]], 1)
+    assert torch.equal(batch.condition.classes, expected) and torch.equal(batch.y, numbers % 46)
+    assert plain.batch(numbers).condition.classes.tolist() == (numbers % 46).tolist()
+    assert torch.equal(batch.x, plain.batch(numbers).x) and both.identity() == plain.identity()
+    with pytest.raises(ValueError, match=r"labels=\['style'\]: choose \[class\] or \[class, style\]"):
+        Devanagari(**made, labels=["style"])
+
+    unet = {"image_size": 32, "in_channels": 1, "channels": 4, "channel_mults": (1,), "blocks": 1, "groups": 2}
+    unet |= {"attention_resolutions": ()}
+    must_take(UNet(**unet, num_classes=[46, 2]), both)
+    for counts, message in (
+        (46, r"num_classes = 46, but a sample of devanagari has 2 of such labels; set model.num_classes=\[46,2\]"),
+        ([46, 1], r"num_classes = \[46, 1\], but the data have 2 classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            must_take(UNet(**unet, num_classes=counts), both)
+    with pytest.raises(ValueError, match=r"= \[46, 2\], but .* has 1 of such labels; set model.num_classes=46"):
+        must_take(UNet(**unet, num_classes=[46, 2]), plain)
+    drawing = TrainedSampler(
+        GaussianDiffusion(cosine(4)), UNet(**unet, num_classes=[3, 2]), DDIM(1), (1, 32, 32), 0, torch.device("cpu")
+    )
+    assert drawing.condition(range(7)).classes.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1], [0, 0]]
+    assert drawing.classes(range(4)).tolist() == [0, 1, 2, 0] and drawing.draw(range(2)).shape == (2, 1, 32, 32)
+    assert gflop(UNet(**unet, num_classes=[3, 2]).to("meta"), (1, 32, 32)) > 0
+
+
+def test_a_run_is_named_by_its_labels_and_as_ever_by_the_class():
+    facts = [
+        science(resolved(compose("train", ["data=devanagari", *words])), {}, {}, 1)
+        for words in ([], ["data.labels=[class]"], ["data.labels=[class,style]"])
+    ]
+    assert facts[0] == facts[1] and "labels" not in facts[0]["data"]
+    assert facts[2]["data"]["labels"] == ["class", "style"]

@@ -425,6 +425,7 @@ def test_a_saved_network_is_the_published_one(tmp_path, folder):
             r"heads of widths \[4, 8\] \(allowed: one width, or one head\)",
         ),
         ({"condition_channels": 2}, r"condition_channels = 2 \(allowed: 0\)"),
+        ({"num_classes": [3, 2]}, r"num_classes = \(3, 2\) \(allowed: one label\)"),
         ({"num_classes": 3, "class_channels": 4}, r"class_channels = 4 \(allowed: 0\)"),
         ({"num_classes": 3, "drop": 0.1}, r"drop = 0.1 \(allowed: 0, since the form has no learned null\)"),
     ],

@@ -1,6 +1,6 @@
 """What a step is computed from: data, and what a network may be told beside x_t and t."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -58,7 +58,8 @@ class Condition(Rows):
         """The same, null where it was and in further rows.
 
         Args:
-            where: true for the rows whose every part is nulled, (B,); or a part's name -> such rows; None for all rows.
+            where: true for the rows whose every part is nulled, (B,); or a part's name -> such rows, (B,), of K labels
+                (B, K) too; None for all rows.
         """
         null = dict(self.null)
         for name in self.parts:
@@ -96,13 +97,18 @@ class Condition(Rows):
     def dropped(self, drop: float, generator: torch.Generator) -> "Condition":
         """Each part of each row nulled with probability `drop`; all parts have their draws, whether they are there.
 
+        Of several labels further coins null single ones, each with probability `drop`, in the rows where not all are.
         With `drop` = 0 the condition stays as it is, without rows that are null nowhere: a network that has no learned
         null refuses them, since it looks at no value.
         """
         if not self.parts or not drop:
             return self
         coins = torch.rand(len(getattr(self, self.parts[0])), len(PARTS), generator=generator, device=generator.device)
-        return self.nulled({name: coins[:, PARTS.index(name)] < drop for name in self.parts})
+        dropped = self.nulled({name: coins[:, PARTS.index(name)] < drop for name in self.parts})
+        if self.classes is None or self.classes.ndim == 1:
+            return dropped
+        single = torch.rand(self.classes.shape, generator=generator, device=generator.device)
+        return dropped.nulled({"classes": single < drop})
 
     def taken_by(self, network: nn.Module) -> "Condition | Tensor | None":
         """What of it a network takes, as the network is called with it: `network(x_t, t, condition)`.
@@ -125,9 +131,14 @@ def takes(network: object) -> tuple[str, ...]:
 
 
 def classes_of(network: object) -> int | None:
-    """The number of classes that a network is told of; None if it is told of none."""
-    classes: int | None = getattr(network, "num_classes", None)
-    return classes
+    """The number of classes that a network is told of, of several labels those of the first; None if of none."""
+    return next(iter(labels_of(network)), None)
+
+
+def labels_of(network: object) -> tuple[int, ...]:
+    """The number of classes of each label that a network is told of; empty if it is told of none."""
+    classes: int | Sequence[int] | None = getattr(network, "num_classes", None)
+    return () if classes is None else (classes,) if isinstance(classes, int) else tuple(classes)
 
 
 @dataclass(frozen=True)
@@ -144,8 +155,9 @@ class Batch(Rows):
 
     @property
     def y(self) -> Tensor | None:
-        """The classes (B,), where the data have labels."""
-        return self.condition.classes
+        """The classes (B,), where the data have labels; of several the first."""
+        classes = self.condition.classes
+        return classes if classes is None or classes.ndim == 1 else classes[:, 0]
 
     def __len__(self) -> int:
         return len(self.x)

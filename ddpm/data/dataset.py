@@ -132,6 +132,10 @@ class Dataset(ABC):
     """What they are called in messages."""
     labels: Tensor | None = None
     num_classes = 0
+    further_labels: Tensor | None = None
+    """Labels that a network is told of besides the class, int64 (N, K - 1)."""
+    further_counts: tuple[int, ...] = ()
+    """How many values each of them has."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
@@ -149,6 +153,11 @@ class Dataset(ABC):
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """How many values each label of a sample has, the class first; empty for data without labels."""
+        return () if self.labels is None else (self.num_classes, *self.further_counts)
 
     def of_classes(self, classes: Sequence[int]) -> Self:
         """The same samples, of whose training part and held-out part only these classes are left.
@@ -301,12 +310,19 @@ class InMemory(Dataset):
         """Move samples and labels to a device; returns self."""
         self.samples = self.samples.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
+        self.further_labels = None if self.further_labels is None else self.further_labels.to(device)
         return self
 
     def _taken(self, indices: Tensor, device: torch.device | str) -> Batch:
-        """Samples of these numbers as they are kept, and as condition the classes int64 (B,) of labelled data."""
+        """Samples of these numbers as they are kept, and as condition the classes int64 (B,) of labelled data.
+
+        Of K labels (B, K).
+        """
         indices = indices.to(self.device)
-        classes = None if self.labels is None else self.labels[indices].to(device)
+        classes = None if self.labels is None else self.labels[indices]
+        if classes is not None and self.further_labels is not None:
+            classes = torch.cat([classes[:, None], self.further_labels[indices]], dim=1)
+        classes = None if classes is None else classes.to(device)
         return Batch(self.samples[indices].to(device), Condition(classes=classes))
 
     def identity(self) -> dict[str, Any]:

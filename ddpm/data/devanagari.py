@@ -70,6 +70,7 @@ class Devanagari(ImageData):
         fonts: a folder of .ttf and .otf files; None for the fonts that are installed.
         split: "train", "test" with other variations, or "auto", which is "train".
         image_size, channels, validation, flip, condition: as in `ImageData`; drawn at that size, cropped if not square.
+        labels: what a network may be told of an image: [class], or [class, style], whose style is its font's number.
 
     Raises: FileNotFoundError where no font draws all 46 characters; ValueError for options outside their ranges.
     """
@@ -88,9 +89,12 @@ class Devanagari(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         condition: str | None = None,
+        labels: Sequence[str] = ("class",),
     ):
         check_choice("split", split, ("auto", "train", "test"))
         check_options(image_size, channels, validation, condition)
+        if list(labels) not in (["class"], ["class", "style"]):
+            raise ValueError(f"labels={list(labels)!r}: choose [class] or [class, style]")
         for key, value, least in (("count", count, 1), ("seed", seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
@@ -123,6 +127,9 @@ class Devanagari(ImageData):
             flip=flip,
             condition=condition,
         )
+        if "style" in labels:
+            self.further_labels = styles(len(found), count, seed, half)[:, None]
+            self.further_counts = (len(found),)
 
 
 def _fonts(folder: Path | None) -> list[Path]:
@@ -152,13 +159,28 @@ def draw(fonts: Sequence[Path], count: int, side: int, seed: int = 0, stream: st
     letters = torch.stack([glyphs.distances(path, GLYPHS) for path in fonts])  # (fonts, 46, SIDE, SIDE)
     blocks = []
     for start in range(0, count, BLOCK):
-        random = generator(seed, f"devanagari {stream}", start // BLOCK)
-        font = torch.randint(len(fonts), (BLOCK,), generator=random)
+        random = _random(seed, stream, start // BLOCK)
+        font = _style(len(fonts), random)
         variation = Variation.drawn(BLOCK, random)
         numbers = torch.arange(min(BLOCK, count - start))
         label = (start + numbers) % len(CHARACTERS)
         blocks.append(vary(letters[font[numbers], label], variation.of(numbers), side))
     return torch.cat(blocks)
+
+
+def styles(fonts: int, count: int, seed: int = 0, stream: str = "train") -> Tensor:
+    """The number (count,), in 0..fonts-1, of the font that `draw` draws each image with, of so many fonts."""
+    blocks = range(math.ceil(count / BLOCK))
+    return torch.cat([_style(fonts, _random(seed, stream, block)) for block in blocks])[:count]
+
+
+def _random(seed: int, stream: str, block: int) -> torch.Generator:
+    return generator(seed, f"devanagari {stream}", block)
+
+
+def _style(fonts: int, random: torch.Generator) -> Tensor:
+    """The fonts (BLOCK,) of a block of images: the first that is drawn of it."""
+    return torch.randint(fonts, (BLOCK,), generator=random)
 
 
 class Variation(NamedTuple):

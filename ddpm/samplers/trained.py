@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Condition, classes_of, takes
+from ddpm.data.batch import Condition, classes_of, labels_of, takes
 from ddpm.data.conditions import shown
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
@@ -55,7 +55,7 @@ class TrainedSampler:
         device: where the model is.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
         asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
-            all K classes of a network that has any.
+            all K classes of a network that has any. Of several labels the next one is the same for a whole turn.
         guidance: how predictions are guided; None for not.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
             (modulo their number) has as condition, its class too; of those of the classes that are asked for.
@@ -110,21 +110,32 @@ class TrainedSampler:
         if self.told is not None:
             return self.told.batch(self.told.shown(numbers), self.device).condition
         y = self.classes(numbers)
-        return Condition(classes=None if y is None else y.to(self.device))
+        if y is None:
+            return Condition()
+        labels, others = [y], labels_of(self.model)[1:]
+        turn = torch.tensor(list(numbers)) // len(self.asked or range(self.num_classes or 1))
+        for count in others:
+            labels.append(turn % count)
+            turn = turn // count
+        return Condition(classes=(torch.stack(labels, dim=1) if others else y).to(self.device))
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
         """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
         image = self.condition(numbers).image if self.told is not None else None
         return None if image is None else shown(image, self.shape[0]).cpu()
 
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that may be asked for, of the network or of its guidance; None for none."""
+        return classes_of(self.model) or self.guidance.num_classes
+
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of the samples of these numbers, on the CPU; None where network and guidance have none."""
-        classes = classes_of(self.model) or self.guidance.num_classes
-        if classes is None:
+        if self.num_classes is None:
             return None
         if self.told is not None and self.told.labels is not None:
             return self.told.labels.cpu()[self.told.shown(numbers)]
-        asked = torch.arange(classes) if self.asked is None else torch.tensor(self.asked)
+        asked = torch.arange(self.num_classes) if self.asked is None else torch.tensor(self.asked)
         return asked[torch.tensor(list(numbers)) % len(asked)]
 
     def using(self, sampler: Sampler) -> "TrainedSampler":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.data.augment import Augment
-from ddpm.data.batch import Condition
+from ddpm.data.batch import Condition, labels_of
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import SampleNoise
 from ddpm.runs import preflight
@@ -181,7 +181,9 @@ def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> fl
     """GFLOP of a network on the meta device for one image (C, H, W), of the forward and the backward pass."""
     x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
     image = torch.empty(1, getattr(model, "condition_channels", 0), *shape[1:], device="meta")
-    condition = Condition(classes=torch.zeros(1, dtype=torch.long, device="meta"), image=image).taken_by(model)
+    several = labels_of(model)[1:]
+    labels = torch.zeros((1, 1 + len(several)) if several else (1,), dtype=torch.long, device="meta")
+    condition = Condition(classes=labels, image=image).taken_by(model)
     return flops(model, x_t, t, *([] if condition is None else [condition]), backward=backward) / 1e9
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Batch, Condition, Rows, classes_of, takes
+from ddpm.data.batch import Batch, Condition, Rows, labels_of, takes
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
 from ddpm.runs.checkpoint import NAME
@@ -221,7 +221,7 @@ def shape_of(network: object) -> tuple[int, ...] | None:
 
 def must_take(network: nn.Module, data: Dataset) -> None:
     """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
-    shape, num_classes = shape_of(network), classes_of(network)
+    shape, counts = shape_of(network), labels_of(network)
     if shape is not None and shape != data.shape:
         if len(shape) == len(data.shape) == 3:
             raise ValueError(
@@ -233,11 +233,19 @@ def must_take(network: nn.Module, data: Dataset) -> None:
             "images (C, H, W), model=mlp points (features,)"
             + (f"; set model.features={data.shape[0]}" if len(shape) == len(data.shape) == 1 else "")
         )
-    if num_classes is not None:
+    if counts:
+        given = f"model.num_classes = {counts[0] if len(counts) == 1 else list(counts)}"
         if data.labels is None:
-            raise ValueError(f"model.num_classes = {num_classes}, but the data have no labels")
-        if num_classes < data.num_classes:
-            raise ValueError(f"model.num_classes = {num_classes}, but the data have {data.num_classes} classes")
+            raise ValueError(f"{given}, but the data have no labels")
+        if len(counts) != len(data.label_counts):
+            needs = data.label_counts[0] if len(data.label_counts) == 1 else list(data.label_counts)
+            raise ValueError(
+                f"{given}, but a sample of {data.name} has {len(data.label_counts)} of such labels; set "
+                f"model.num_classes={str(needs).replace(' ', '')}"
+            )
+        for count, needed in zip(counts, data.label_counts, strict=True):
+            if count < needed:
+                raise ValueError(f"{given}, but the data have {needed} classes")
     there = data.batch(data.train[:1]).condition
     if missing := [part for part in takes(network) if part not in there.parts]:
         raise ValueError(
