@@ -175,6 +175,11 @@ def _attempt(
 
 def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> Tensor:
     """One PNG or JPEG file, or what it holds, as uint8 (1, channels, H, W); raises what PIL raises."""
+    return fit(read_pixels(source, channels), image_size, channels)
+
+
+def read_pixels(source: Path | bytes, channels: int) -> Tensor:
+    """The same in the size that the file has."""
     if isinstance(source, Path):
         regular_size(source, LARGEST)
     elif len(source) > LARGEST:
@@ -187,4 +192,4 @@ def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int)
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return fit(rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w"), image_size, channels)
+    return rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w")
