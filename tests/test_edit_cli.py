@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from test_cli import Call, assert_refused, call, typed, words  # noqa: F401
 
 from ddpm import cli
-from ddpm.config import build_group, compose, resolved
+from ddpm.commands import editing
+from ddpm.config import InvalidInput, build_group, compose, resolved
 from ddpm.data import Digits
 from ddpm.runs import checkpoint
 
@@ -152,7 +153,7 @@ WRONG = {
     "image=eight.png operator=sharpen": ["operator=sharpen", "super_resolution, blur, inpainting"],
     "image=eight.png strength=1.2": ["strength=1.2 must lie in [0, 1]"],
     "image=eight.png strength=-0.1": ["strength=-0.1 must lie in [0, 1]"],
-    "image=eight.png strength=nan": ["strength=nan must be a finite number"],
+    "image=eight.png strength=.nan": ["strength=nan must be a finite number"],
     "image=eight.png strength=much": ["strength=much must be a finite number"],
     "image=eight.png strength=0.5 from_class=3": ["from_class=3", "redraw=true"],
     "image=eight.png strength=0.5 class=3": ["class = 3: the network was trained without classes"],
@@ -166,7 +167,7 @@ WRONG = {
     "image=. strength=0.5": ["image=. cannot be read"],
     "image=held_out:36 strength=0.5": ["image=held_out:36: held-out images have the numbers 0..35"],
     "image=held_out:x strength=0.5": ["have the numbers 0..35"],
-    "image=3 strength=0.5": ["image=3: no such file"],
+    "image=3 strength=0.5": ["image=3 must be a PNG or JPEG file"],
     "image=eight.png mask=black.png": ["mask=black.png is black everywhere", "white is drawn anew"],
     "image=eight.png mask=low.png": ["mask=low.png is 8x5; it must have the size of the image, 8x8"],
     "image=wide.png mask=low.png": ["mask=low.png is 8x5", "the image, 48x32, or of the network's images, 8x8"],
@@ -185,10 +186,18 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    return compose("edit", ["device=cpu", "sampler.steps=5"])
+
+
 @pytest.mark.parametrize("given", WRONG)
-def test_wrong_input(given, call, runs, files):  # noqa: F811
+def test_wrong_input(given, composed, runs, files):
     before = sorted(files.iterdir())
-    assert_refused(call(cli.edit, f"run={runs['plain']}", *given.split()), *WRONG[given])
+    changes = OmegaConf.from_dotlist([f"run={runs['plain']}", *given.split()])
+    with pytest.raises(InvalidInput) as refused:
+        editing.edit(OmegaConf.merge(composed, changes))
+    assert not [word for word in WRONG[given] if word not in str(refused.value)], refused.value
     assert sorted(files.iterdir()) == before
 
 

@@ -282,7 +282,7 @@ def test_replacement_is_biased_and_resampling_takes_the_bias_away():
     print("\n".join(f"| {n} | {mean:.3f} | {variance:.2f} |" for n, (mean, variance) in found.items()))
     for n, expected in TABLE.items():
         assert found[n] == pytest.approx(expected, abs=0.006)
-    jumps = {n: bias(Ancestral(250), n, jump=10) for n in TABLE}
+    jumps = {n: bias(Ancestral(250), n, jump=10) for n in (1, 2, 5)}
     for errors in (found, jumps):
         means, variances = zip(*errors.values(), strict=True)
         assert list(means) == sorted(means) and means[-1] < 0
