@@ -8,7 +8,8 @@ import torch
 from conftest import GaussianOracle, Probes
 from torch import Tensor
 
-from ddpm.editing import img2img, inpaint
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.editing import img2img, inpaint, redraw
 from ddpm.editing.img2img import last_steps
 from ddpm.editing.inpaint import walk
 from ddpm.forward import q_sample
@@ -120,6 +121,18 @@ def test_a_torch_generator_repeats(oracle):
         for _ in range(2)
     )
     assert torch.equal(a, b)
+
+
+def test_editing_goes_where_the_images_are(device):
+    diffusion, x = GaussianDiffusion(cosine(100), "v"), torch.ones((2, 1, 4, 4), device=device)
+    denoise = diffusion.denoiser(lambda x_t, t: 0.3 * x_t)
+    for noise in (None, SampleNoise(0, range(2))):
+        edited = [
+            img2img(Ancestral(5), diffusion.schedule, denoise, x, 0.5, noise),
+            inpaint(Ancestral(5), diffusion.schedule, denoise, x, torch.eye(4), resamples=2, generator=noise),
+            redraw(DDIM(5), diffusion.schedule, denoise, x, denoise, 0.5),
+        ]
+        assert all(y.shape == x.shape and y.device.type == device for y in edited)
 
 
 # --- inpainting

@@ -12,7 +12,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.editing import Blur, Inpainting, Operator, SuperResolution, dps, pigdm, redraw
 from ddpm.oracle import JointGaussian, PointsOracle
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.schedules import cosine
+from ddpm.schedules import cosine, zero_terminal_snr
 
 SHAPE = (1, 4, 6)
 UNEVEN = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) - 0.3
@@ -157,6 +157,27 @@ def test_guidance_comes_before_the_clip_and_leaves_no_graph_behind(guide):
     assert not pred.eps.requires_grad and not pred.x_0.requires_grad
     single = guide(diffusion.schedule, raw, A, y[1:2])(x_T[1:2], 500)
     torch.testing.assert_close(single.x_0, pred.x_0[1:2])
+
+
+def test_where_nothing_is_left_of_the_data_nothing_is_guided():
+    schedule, A, y = zero_terminal_snr(cosine(50)), SuperResolution(2), torch.rand(1, 1, 2, 3)
+    raw = GaussianDiffusion(schedule, "v").predictor(lambda x_t, t: 0.3 * x_t)
+    x_T = torch.randn(2, *SHAPE)
+    for guided in (dps(schedule, raw, A, y, 0.5), pigdm(schedule, raw, A, y, 0.1)):
+        assert torch.equal(guided(x_T, 50).x_0, raw(x_T, 50).x_0) and guided(x_T, 49).x_0.isfinite().all()
+        mixed = guided(x_T, torch.tensor([50, 25]))
+        assert torch.equal(mixed.x_0[:1], raw(x_T[:1], 50).x_0)
+        torch.testing.assert_close(mixed.x_0[1:], guided(x_T[1:], 25).x_0)
+        assert DDIM(10)(schedule, guided, x_T).isfinite().all()
+
+
+@pytest.mark.parametrize("guide", [lambda *a: dps(*a, 0.5), lambda *a: pigdm(*a, 0.1)], ids=["dps", "pigdm"])
+@every_operator
+def test_guidance_goes_where_the_images_are(A, guide, device):
+    diffusion = GaussianDiffusion(cosine(100), "v")
+    raw, x = diffusion.predictor(lambda x_t, t: 0.3 * x_t), torch.ones((2, *SHAPE), device=device)
+    drawn = DDIM(3)(diffusion.schedule, diffusion.clipped(guide(diffusion.schedule, raw, A, A(x))), x)
+    assert drawn.shape == x.shape and drawn.device.type == device
 
 
 # --- redrawing

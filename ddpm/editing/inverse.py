@@ -192,7 +192,8 @@ def pigdm(
 def _guided(schedule: NoiseSchedule, denoise: Denoise, of: Callable[[Tensor, Time], Tensor]) -> Denoise:
     """The prediction whose score is that of `denoise` plus the gradient of a function of (x_0_theta, t) by x_t.
 
-    The score is -eps / sqrt(1 - alpha_bar_t), and x_0 follows, so that the pair composes x_t as before.
+    The score is -eps / sqrt(1 - alpha_bar_t), and x_0 follows, so that the pair composes x_t as before. Where
+    alpha_bar_t = 0 the prediction stays as it is: x_t holds nothing of x_0 there that could be guided.
     """
 
     def guided(x_t: Tensor, t: Time) -> Prediction:
@@ -201,8 +202,10 @@ def _guided(schedule: NoiseSchedule, denoise: Denoise, of: Callable[[Tensor, Tim
             x = x_t.detach().requires_grad_()
             pred = denoise(x, t)
             [gradient] = torch.autograd.grad(of(pred.x_0, t), x)
+        gain = torch.where(alpha_bar > 0, (1 - alpha_bar) / alpha_bar.sqrt(), 0)
+        gradient = torch.where(at(alpha_bar, ..., x_t) > 0, gradient, 0)
         eps = pred.eps.detach() - at((1 - alpha_bar).sqrt(), ..., x_t) * gradient
-        x_0 = pred.x_0.detach() + at((1 - alpha_bar) / alpha_bar.sqrt(), ..., x_t) * gradient
+        x_0 = pred.x_0.detach() + at(gain, ..., x_t) * gradient
         frac = pred.frac.detach() if isinstance(pred.frac, Tensor) else pred.frac
         return Prediction(eps, x_0, frac)
 
