@@ -22,6 +22,10 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     kinds = {
         "classes": words("model.num_classes=10", "schedule.T=100"),
         "plain": words("schedule.T=100"),
+        "colour": words(
+            "data=folder", "data.root=pictures", "data.image_size=[8,12]", "data.channels=3", "schedule.T=100"
+        ),
+        "lost": words("data=folder", "data.root=gone", "data.image_size=8", "data.channels=1", "model.num_classes=4"),
         "points": ["experiment=points", "data=moons", "schedule.T=100"],
     }
     return {kind: made(tmp_path_factory.mktemp(kind), changes) for kind, changes in kinds.items()}
@@ -108,6 +112,23 @@ def test_an_image_of_another_size_is_fitted_and_told_so(fit, told, call, runs, f
     assert (rows[0] == rows[0, 0]).all() == (fit == "pad")
 
 
+def test_colour_images_that_are_wider_than_high(call, runs, files):  # noqa: F811
+    """Gray files become colour ones, and width and height keep their places."""
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(picture).save("colour.png")
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, 9:] = 255
+    Image.fromarray(mask).save("side.png")
+    kept = results(call, runs["colour"], "image=colour.png", "mask=side.png", "precision=bf16")
+    assert kept.shape == (4, 8, 12, 3) and all(np.array_equal(x[:, :9], picture[:, :9]) for x in kept)
+    small = ("operator=super_resolution", "factor=4", "n=1", "precision=bf16")
+    assert results(call, runs["colour"], "image=colour.png", *small).shape == (1, 8, 12, 3)
+    assert results(call, runs["colour"], "image=eight.png", "strength=0", "fit=pad", "n=1").shape == (1, 8, 12, 3)
+    assert_refused(call(cli.edit, f"run={runs['colour']}", "image=colour.png", "mask=half.png"), "8x8", "image, 12x8")
+    given = ("image=held_out:0", "strength=0.5")
+    assert_refused(call(cli.edit, f"run={runs['colour']}", *given), "no folder pictures")
+
+
 def test_classes_of_an_edit(call, runs, files):  # noqa: F811
     run, given = runs["classes"], ("strength=0.9", "n=3")
     of_5 = results(call, run, "image=eight.png", "class=5", *given)
@@ -117,6 +138,12 @@ def test_classes_of_an_edit(call, runs, files):  # noqa: F811
     label = int(Digits(validation=0.02).batch(Digits(validation=0.02).held_out[[3]]).y)
     assert done.code == 0 and f"class {label}" in done.out  # its own
     assert_refused(call(cli.edit, f"run={run}", "image=eight.png", *given), "class= is needed", "0, 1, 2", "or all")
+
+
+def test_classes_without_their_data_are_numbers(call, runs, files):  # noqa: F811
+    given = (f"run={runs['lost']}", "image=eight.png", "strength=0.5", "sampler.steps=5")
+    assert call(cli.edit, *given, "class=[3,1]", "out=x.png").code == 0
+    assert_refused(call(cli.edit, *given), "class= is needed", "0, 1, 2, 3, or all")
 
 
 def test_redrawing(call, runs, files):  # noqa: F811

@@ -1,5 +1,6 @@
 """`ddpm-edit`: an image, and what a run's network makes of it."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,6 @@ def edit(config: DictConfig) -> None:
 
     Raises: InvalidInput.
     """
-    from ddpm.data.batch import classes_of
-
     resolved(config)
     kind = _kind(config)
     _check(config)
@@ -41,12 +40,12 @@ def edit(config: DictConfig) -> None:
     must_walk(source.sampler, source.diffusion)
     if len(source.shape) != 3 or source.shape[0] not in (1, 3):
         raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")
-    names = tuple(class_names(config, run, trained)) if classes_of(source.model) else ()
+    names = _names(config, source, run, trained)
     x, size, label = image_of(config, trained, _shape(config, source))
     edited = {"strength": _img2img, "mask": _inpaint, "operator": _measured, "redraw": _redraw}[kind]
     if kind == "redraw":
         label = _from_class(config, source, names, label)
-        classes = list(range(classes_of(source.model) or 0)) if source.asked is None else source.asked
+        classes = names if source.asked is None else source.asked
     elif names and config["class"] is None:
         if label is None:
             raise InvalidInput(f"class= is needed, for the network has classes: {', '.join(names)}, or all")
@@ -103,9 +102,9 @@ def _check(config: DictConfig) -> None:
         must_be_one_of(config, "operator", OPERATORS)
     must_be_one_of(config, "method", ("pigdm", "dps"))
     must_be_numbers(config, "std", "sigma_y", "scale")
-    for key, least in (("sigma_y", 0), ("scale", 0), ("std", 0)):
-        if config[key] < least or (key == "std" and config[key] == 0):
-            raise InvalidInput(f"{key}={config[key]} must be a number {'>' if key == 'std' else '>='} {least}")
+    for key, beyond in (("sigma_y", ">= 0"), ("scale", ">= 0"), ("std", "> 0")):
+        if config[key] < 0 or (config[key] == 0 and beyond == "> 0"):
+            raise InvalidInput(f"{key}={config[key]} must be a number {beyond}")
     if not isinstance(config.observed, bool):
         raise InvalidInput(f"observed={config.observed} must be true or false")
 
@@ -222,6 +221,18 @@ def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
         raise InvalidInput(f"factor={config.factor} does not divide {width}x{height}, the size of the network's images")
     small = config.factor if config.observed else 1
     return channels, height // small, width // small
+
+
+def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> tuple[str, ...]:
+    """What the classes of a network are called, if it has any: numbers, where its data cannot be asked."""
+    from ddpm.data.batch import classes_of
+
+    classes = classes_of(source.model) or 0
+    names: tuple[str, ...] = ()
+    if classes:
+        with contextlib.suppress(InvalidInput):
+            names = tuple(class_names(config, run, trained))
+    return names if len(names) == classes else tuple(map(str, range(classes)))
 
 
 def _from_class(config: DictConfig, source: Any, names: tuple[str, ...], label: int | None) -> int:
