@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, schedule and study, and the exit code of how each ends.
+"""The command line: train, sample, edit, evaluate, schedule and study, and the exit code of how each ends.
 
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.commands import (
     checking,
+    editing,
     evaluating,
     optimising,
     ranging,
@@ -48,6 +49,12 @@ def train() -> None:
 def sample() -> None:
     """`ddpm-sample`: draw samples from a run directory."""
     _without_traces("sample", sampling.sample)
+
+
+def edit() -> None:
+    """`ddpm-edit`: edit an image by what a run directory learned."""
+    sys.argv[1:] = [_path_in_quotes(word) for word in sys.argv[1:]]
+    _without_traces("edit", editing.edit)
 
 
 def evaluate() -> None:
@@ -219,6 +226,19 @@ def _check_composition(name: str, argv: list[str]) -> None:
 
         if ranks.started():
             raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
+
+
+def _path_in_quotes(word: str) -> str:
+    """A file's name for Hydra, to which brackets and commas mean something: image=a (1).png is image='a (1).png'.
+
+    What is quoted already, null and what a sweep lists stay as they are.
+    """
+    key, equals, value = word.partition("=")
+    if key not in ("image", "mask", "out") or value in ("", "null") or value[0] in "'\"" or "$" in value:
+        return word
+    if {"-m", "--multirun"} & set(sys.argv):
+        return word
+    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _refuse_option(message: str) -> NoReturn:

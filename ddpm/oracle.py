@@ -97,6 +97,45 @@ class GaussianOracle(MixtureOracle):
         return mean_s + math.sqrt(var_s / var_t) * (x_t - mean_t)
 
 
+class JointGaussian:
+    """Data N(mean, covariance) whose pixels depend on each other: what is told of one says something of the others.
+
+    Args:
+        schedule: the forward process.
+        mean: m, (d,).
+        covariance: S, (d, d), symmetric, without negative eigenvalues.
+        frac: of the reverse variance, as in `Prediction`.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, mean: Tensor, covariance: Tensor, frac: float | Tensor = 0.0):
+        self.schedule, self.frac = schedule, frac
+        self.mean, self.covariance = mean.double(), covariance.double()
+        self.values, self.vectors = torch.linalg.eigh(self.covariance)
+
+    def denoise(self, x_t: Tensor, t: Time) -> Prediction:
+        """E[eps | x_t] and E[x_0 | x_t], (B, *) with d numbers a row, for t > 0. A `Denoise`."""
+        alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1)
+        a = alpha_bar.sqrt()
+        score = (x_t.double().flatten(1) - a * self.mean) @ self.vectors
+        score = score / (alpha_bar * self.values + 1 - alpha_bar)  # of x_t, in the eigenvectors, but for its sign
+        x_0 = self.mean + (a * self.values * score) @ self.vectors.T
+        eps = (1 - alpha_bar).sqrt() * (score @ self.vectors.T)
+        eps, x_0 = (part.reshape(x_t.shape).to(x_t.dtype) for part in (eps, x_0))
+        return Prediction(eps, x_0, self.frac)
+
+    def posterior(self, A: Tensor, y: Tensor, sigma_y: float = 0.0) -> "JointGaussian":
+        """The data given y = A x_0 + sigma_y z, z standard normal: Gaussian again.
+
+        Args:
+            A: (k, d), of full rank if sigma_y = 0; rows of the identity for pixels that are known.
+            y: (k,).
+        """
+        A, y = A.double(), y.double()
+        gain = torch.linalg.solve(A @ self.covariance @ A.T + sigma_y**2 * torch.eye(len(A)), A @ self.covariance).T
+        mean, covariance = self.mean + gain @ (y - A @ self.mean), self.covariance - gain @ A @ self.covariance
+        return JointGaussian(self.schedule, mean, (covariance + covariance.T) / 2, self.frac)
+
+
 class PointsOracle:
     """Data that are one of K known images, each as likely, blurred by N(0, c^2) in every pixel.
 

@@ -4,6 +4,7 @@ Nothing needs to save or restore a generator, so an interrupted run resumes exac
 same noise, and the batch size of sampling never changes a sample.
 """
 
+import copy
 import hashlib
 
 import torch
@@ -61,3 +62,26 @@ class SampleNoise:
     def x_T(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The starting noise (B, *shape)."""
         return self(0, shape, device)
+
+    def of(self, stream: str) -> "SampleNoise":
+        """The noise of the same samples in another stream."""
+        other = copy.copy(self)
+        other.stream = stream
+        return other
+
+
+def normal(generator: torch.Generator | SampleNoise | None, draw: int, x: Tensor) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of x, (B, *).
+
+    Args:
+        generator: a torch generator on x's device, drawn from in the order of the calls; noise keyed by sample number;
+            None for torch's global generator.
+        draw: which noise of a sample, as in `SampleNoise`: 0 for x_T; a generator knows no numbers.
+    Raises:
+        ValueError: noise keyed for another number of samples.
+    """
+    if isinstance(generator, SampleNoise):
+        if len(generator.indices) != len(x):
+            raise ValueError(f"noise keyed for {len(generator.indices)} samples, but x_t has {len(x)}")
+        return generator(draw, x.shape[1:], x.device).to(x.dtype)
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)

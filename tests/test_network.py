@@ -49,7 +49,7 @@ try:
     for name in names:
         importlib.import_module(name)
     from ddpm import cli
-    for command in ("train", "sample", "evaluate", "schedule"):
+    for command in ("train", "sample", "edit", "evaluate", "schedule"):
         typed(command, "--cfg", "job")
     typed("train", *words)
 finally:

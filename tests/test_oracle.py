@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpm.oracle import GaussianOracle, MixtureOracle, PointsOracle
+from ddpm.oracle import GaussianOracle, JointGaussian, MixtureOracle, PointsOracle
 from ddpm.schedules import linear
 
 SCHEDULE = linear(1000)
@@ -63,3 +63,40 @@ def test_the_flow_keeps_quantiles_and_of_one_gaussian_is_affine():
     assert MIXTURE.cdf(x_s, 1) == pytest.approx(MIXTURE.cdf(x_T, 1000), abs=1e-12)
     gaussian = GaussianOracle(SCHEDULE, 0.7, 0.25)
     assert gaussian.exact_ode(x_T, 1000, 1) == pytest.approx(MixtureOracle.exact_ode(gaussian, x_T, 1000, 1), abs=1e-9)
+
+
+def joint(d: int = 5) -> JointGaussian:
+    root = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return JointGaussian(SCHEDULE, torch.linspace(-1, 1, d, dtype=torch.float64), root @ root.T / d)
+
+
+@pytest.mark.parametrize("t", [*TIMES, torch.tensor([3, 700, 1000])])
+def test_a_joint_gaussian_denoises_by_its_covariance_and_eps_is_the_score(t):
+    oracle, x_t = joint(4), torch.randn(3, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    alpha_bar = SCHEDULE.alpha_bar_at(t).reshape(-1, 1, 1, 1)
+    covariance = alpha_bar[..., 0] * oracle.covariance + (1 - alpha_bar[..., 0]) * torch.eye(4)
+    law = torch.distributions.MultivariateNormal(alpha_bar[..., 0, 0].sqrt() * oracle.mean, covariance)
+    [score] = torch.autograd.grad(law.log_prob(x_t.flatten(1)).sum(), x_t)
+    pred = oracle.denoise(x_t, t)
+    assert torch.allclose(pred.eps, -(1 - alpha_bar).sqrt() * score)
+    assert torch.allclose(alpha_bar.sqrt() * pred.x_0 + (1 - alpha_bar).sqrt() * pred.eps, x_t)
+
+
+def test_pixels_of_a_joint_gaussian_that_do_not_depend_on_each_other_are_gaussians():
+    alone, t = GaussianOracle(SCHEDULE, 0.3, 0.2), torch.tensor([1, 500, 1000])
+    oracle, x_t = JointGaussian(SCHEDULE, torch.full((4,), 0.3), 0.2 * torch.eye(4)), torch.randn(3, 4)
+    assert torch.allclose(oracle.denoise(x_t, t).x_0, alone.denoise(x_t, t).x_0)
+    assert torch.allclose(oracle.denoise(x_t, t).eps, alone.denoise(x_t, t).eps)
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.3])
+def test_the_posterior_of_a_joint_gaussian_is_that_of_its_precision(sigma_y):
+    """Told of without noise is the limit of little noise: the precisions of what is known add up."""
+    oracle, generator = joint(), torch.Generator().manual_seed(2)
+    A = torch.randn(2, 5, dtype=torch.float64, generator=generator)
+    y = torch.tensor([0.4, -1.0], dtype=torch.float64)
+    precision = torch.linalg.inv(oracle.covariance) + A.T @ A / max(sigma_y, 1e-5) ** 2
+    covariance = torch.linalg.inv(precision)
+    mean = oracle.mean + covariance @ A.T @ (y - A @ oracle.mean) / max(sigma_y, 1e-5) ** 2
+    found = oracle.posterior(A, y, sigma_y)
+    assert torch.allclose(found.mean, mean, atol=1e-5) and torch.allclose(found.covariance, covariance, atol=1e-5)

@@ -68,6 +68,14 @@ def how_drawn(
     }
 
 
+def how_walked(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
+    """What samples are drawn from, and how: a line for the terminal."""
+    cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
+    classes = "" if source.asked is None else f", class {', '.join(map(str, source.asked))}"
+    guidance = f", {source.guidance}" if str(source.guidance) else ""
+    return f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}{guidance}"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns side by side; numbers to the right, the last one as it is."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]

@@ -45,7 +45,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     sampler = build(config.sampler, "sampler", trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
     shape, precision = shape_of(model) or (), config.precision
-    asked = asked_classes(config, lambda: _class_names(config, run, trained))
+    asked = asked_classes(config, lambda: class_names(config, run, trained))
     if precision == "auto":
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
@@ -97,27 +97,28 @@ def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
         raise InvalidInput(str(error)) from error
 
 
-def asked_classes(config: DictConfig, names: Callable[[], Sequence[str]]) -> list[int] | None:
+def asked_classes(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
     """The classes that `class=` asks for, by number or by name; None for all, each in turn.
 
     Args:
         names: gives those of all classes, by number; called where one is asked for by its name.
+        key: another that asks for classes.
     Raises: InvalidInput for a name that is none, with those that are.
     """
-    asked = plain(config["class"])
+    asked = plain(config[key])
     if asked is None or asked == "all":
         return None
     listed = asked if isinstance(asked, list) else [asked]
     if not listed or not all(isinstance(y, int | str) and not isinstance(y, bool) for y in listed):
-        raise InvalidInput(f"class={asked} must be a class, by number or name, a list such as [3,5], or all")
+        raise InvalidInput(f"{key}={asked} must be a class, by number or name, a list such as [3,5], or all")
     by_name = {name: y for y, name in enumerate(names())} if any(isinstance(y, str) for y in listed) else {}
     for y in listed:
         if isinstance(y, str) and y not in by_name:
-            raise InvalidInput(f"class={y} is not known; the classes are {', '.join(by_name) or 'without names'}")
+            raise InvalidInput(f"{key}={y} is not known; the classes are {', '.join(by_name) or 'without names'}")
     return [by_name[y] if isinstance(y, str) else y for y in listed]
 
 
-def _class_names(config: DictConfig, run: Any, trained: DictConfig) -> Sequence[str]:
+def class_names(config: DictConfig, run: Any, trained: DictConfig) -> Sequence[str]:
     """The names of the classes of a run's data, as it noted them; of a run of earlier versions, those of its data."""
     noted = None
     with contextlib.suppress(ValueError):  # a newer version's status

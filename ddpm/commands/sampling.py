@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.console import say, warn_of_range, with_bar
+from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
 from ddpm.commands.load import data_of, must_walk, source_of
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
@@ -42,12 +42,8 @@ def sample(config: DictConfig) -> None:
     if folder and points:
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
-    cost = type(source.sampler).__name__
-    if strip is None:
-        cost += f", {source.sampler.evaluations(source.diffusion.schedule)} evaluations"
-    classes = "" if source.asked is None else f", class {', '.join(map(str, source.asked))}"
-    guidance = f", {source.guidance}" if str(source.guidance) else ""
-    drawn = f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}{guidance}"
+    evaluations = None if strip is not None else source.sampler.evaluations(source.diffusion.schedule)
+    drawn = how_walked(source, run, step, config, evaluations)
     if not (figures or folder):
         say(drawn)
     if strip is not None:

@@ -208,6 +208,12 @@ def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int)
 
     Raises: what PIL raises; ValueError for what of TIFF is refused.
     """
+    pixels, several = read_pixels(source, channels)
+    return fit(pixels, image_size, channels), several
+
+
+def read_pixels(source: Path | bytes, channels: int) -> tuple[Tensor, bool]:
+    """The same in the size that the file has."""
     if isinstance(source, Path):
         regular_size(source, LARGEST)
     elif len(source) > LARGEST:
@@ -222,7 +228,7 @@ def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int)
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return fit(rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w"), image_size, channels), several
+    return rearrange(torch.from_numpy(pixels), "h w ... -> 1 (...) h w"), several
 
 
 def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.forward import q_step
-from ddpm.randomness import SampleNoise
+from ddpm.randomness import SampleNoise, normal
 from ddpm.schedules import MOST, NoiseSchedule, is_integer
 from ddpm.targets import Denoise, Prediction
 
@@ -304,8 +304,4 @@ def _rising(times: Sequence[int | float]) -> set[int]:
 
 
 def _noise(generator: torch.Generator | SampleNoise | None, i: int, x_t: Tensor) -> Tensor:
-    if isinstance(generator, SampleNoise):
-        if len(generator.indices) != len(x_t):
-            raise ValueError(f"noise keyed for {len(generator.indices)} samples, but x_t has {len(x_t)}")
-        return generator(i + 1, x_t.shape[1:], x_t.device).to(x_t.dtype)
-    return torch.randn(x_t.shape, dtype=x_t.dtype, device=x_t.device, generator=generator)
+    return normal(generator, i + 1, x_t)

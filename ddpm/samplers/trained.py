@@ -101,9 +101,13 @@ class TrainedSampler:
         self.range.note(x_0)
         return x_0
 
+    def predictor(self, condition: Condition) -> Denoise:
+        """The network, told of a condition on its device: its raw prediction, guided."""
+        return self.guidance(self.diffusion, self.model, condition)
+
     def denoiser(self, condition: Condition) -> Denoise:
-        """The network, told of a condition on its device, as a sampler consumes it: prediction, guidance, clip."""
-        return self.diffusion.clipped(self.guidance(self.diffusion, self.model, condition))
+        """The same as a sampler consumes it: clipped."""
+        return self.diffusion.clipped(self.predictor(condition))
 
     def condition(self, numbers: range | list[int]) -> Condition:
         """What there is to tell the network of the samples of these numbers, on its device."""

@@ -1,0 +1,302 @@
+"""`ddpm-edit`: an image, and what a run's network makes of it."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
+from ddpm.commands.given_image import FITS, image_of, mask_of
+from ddpm.commands.load import asked_classes, class_names, must_walk, source_of
+from ddpm.commands.validate import must_be_numbers, must_be_one_of, must_be_whole, must_be_writable
+from ddpm.config import InvalidInput, plain, resolved
+
+KINDS = ("strength", "mask", "operator", "redraw")
+OPERATORS = ("super_resolution", "blur", "inpainting")
+SHOWN = 12  # results in a strip
+
+
+class Edit(NamedTuple):
+    """What is drawn, and what a strip shows beside it."""
+
+    draw: Callable[[list[int]], Any]
+    """Numbers of samples -> images (n, C, H, W), on the CPU."""
+    before: list[tuple[str, Any]]
+    """(label, images (1, C, H, W)) of what the results come from."""
+
+
+def edit(config: DictConfig) -> None:
+    """Edit an image, as a strip of input and results, or the results alone.
+
+    Raises: InvalidInput.
+    """
+    resolved(config)
+    kind = _kind(config)
+    _check(config)
+    source, run, trained, step = source_of(config)
+    must_walk(source.sampler, source.diffusion)
+    if len(source.shape) != 3 or source.shape[0] not in (1, 3):
+        raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")
+    if source.told is not None and (kind != "mask" or source.told.condition != "mask"):
+        raise InvalidInput(
+            f"run={config.run} is told of an image (data.condition={source.told.condition}): of such networks those of "
+            "data.condition=mask edit, by mask=FILE"
+        )
+    if kind == "redraw" and str(source.guidance):
+        raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
+    names = _names(config, source, run, trained)
+    x, size, label = image_of(config, trained, _shape(config, source))
+    edited = {"strength": _img2img, "mask": _inpaint, "operator": _measured, "redraw": _redraw}[kind]
+    if kind == "redraw":
+        label = _from_class(config, source, names, label)
+        classes = names if source.asked is None else source.asked
+    elif names and config["class"] is None:
+        if label is None:
+            raise InvalidInput(f"class= is needed, for the network has classes: {', '.join(names)}, or all")
+        source.asked = [label]
+    n = config.n if config.n is not None else len(classes) if kind == "redraw" else 4
+    out = Path(str(config.out)) if config.out is not None else run.path / f"edit_{_name(config, kind)}.png"
+    if out.suffix == ".png" and n > SHOWN:
+        raise InvalidInput(f"n={n}: a strip shows up to {SHOWN} results; out=FILE.npy holds more")
+    try:
+        draw, before = edited(config, source, x, size, label)
+        say(how_walked(source, run, step, config))
+        parts = list(with_bar(((part, draw(part)) for part in _batches(n, config.batch)), n))
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    _write(out, parts, before, _labels(source, names, n))
+    warn_of_range(source)
+    say(f"wrote {out}")
+
+
+def _kind(config: DictConfig) -> str:
+    """Which of KINDS is asked for."""
+    redraw = plain(config.redraw)
+    if not isinstance(redraw, bool):
+        raise InvalidInput(f"redraw={redraw} must be true or false")
+    asked = [name for name in KINDS if config[name] is not None and (name != "redraw" or redraw)]
+    if asked == ["strength", "redraw"]:
+        return "redraw"
+    if asked == ["mask", "operator"] and config.operator == "inpainting":
+        return "operator"
+    if len(asked) != 1:
+        given = f"{' and '.join(asked)} are different edits" if asked else "what is to be done is missing"
+        raise InvalidInput(f"{given}; give one of strength=0.6, mask=FILE, operator=NAME, redraw=true")
+    if config.operator == "inpainting":
+        raise InvalidInput("operator=inpainting needs mask=FILE")
+    if config.from_class is not None and not redraw:
+        raise InvalidInput(f"from_class={plain(config.from_class)} says what redraw=true encodes by; leave it out")
+    return asked[0]
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse values that are out of their ranges, whatever the run."""
+    must_be_one_of(config, "fit", FITS)
+    must_be_writable(config.out)
+    if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy"):
+        raise InvalidInput(f"out={config.out}: an edit is written to FILE.png, a strip, or FILE.npy, its results")
+    if config.n is not None:
+        must_be_whole(config, "n", least=1)
+    if config.strength is not None:
+        must_be_numbers(config, "strength")
+        if not 0 <= config.strength <= 1:
+            raise InvalidInput(f"strength={config.strength} must lie in [0, 1]: 0 keeps the image, 1 draws a new one")
+    must_be_whole(config, "resamples", "jump", "factor", least=1)
+    if config.operator is not None:
+        must_be_one_of(config, "operator", OPERATORS)
+    must_be_one_of(config, "method", ("pigdm", "dps"))
+    must_be_numbers(config, "std", "sigma_y", "scale")
+    for key, beyond in (("sigma_y", ">= 0"), ("scale", ">= 0"), ("std", "> 0")):
+        if config[key] < 0 or (config[key] == 0 and beyond == "> 0"):
+            raise InvalidInput(f"{key}={config[key]} must be a number {beyond}")
+    if not isinstance(config.observed, bool):
+        raise InvalidInput(f"observed={config.observed} must be true or false")
+
+
+def _img2img(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+    from ddpm.editing import img2img
+
+    def draw(numbers: list[int]) -> Any:
+        denoise, noise, x_0 = _bound(source, numbers, x)
+        return img2img(source.sampler, source.diffusion.schedule, denoise, x_0, config.strength, noise)
+
+    return Edit(_computing(source, draw), [("input", x)])
+
+
+def _inpaint(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+    import torch
+
+    from ddpm.data.batch import takes
+    from ddpm.editing import inpaint
+
+    mask = mask_of(config, source, size)
+
+    def told(numbers: list[int]) -> Any:
+        """By a network that is told of the mask and of what it leaves, which need not be put in at every step."""
+        _, noise, x_0 = _bound(source, numbers, x)
+        hole = mask.to(source.device).expand(len(numbers), 1, -1, -1)
+        image = torch.cat([x_0.masked_fill(hole, 0), hole.to(x_0.dtype)], dim=1)
+        denoise = source.denoiser(replace(source.condition(numbers), image=image))
+        drawn = source.sampler(
+            source.diffusion.schedule, denoise, noise.x_T(source.shape, source.device), generator=noise
+        )
+        return drawn.where(hole, x_0)
+
+    def draw(numbers: list[int]) -> Any:
+        denoise, noise, x_0 = _bound(source, numbers, x)
+        options = {"resamples": config.resamples, "jump": config.jump, "generator": noise}
+        return inpaint(source.sampler, source.diffusion.schedule, denoise, x_0, mask.to(source.device), **options)
+
+    drawing = told if "image" in takes(source.model) else draw
+    return Edit(_computing(source, drawing), [("input", x), ("kept", x.where(~mask, x.new_zeros(())))])
+
+
+def _measured(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+    from ddpm.editing import Blur, Inpainting, Operator, SuperResolution, dps, pigdm
+    from ddpm.randomness import SampleNoise
+
+    schedule = source.diffusion.schedule
+    makers: dict[str, Callable[[], Operator]] = {
+        "super_resolution": lambda: SuperResolution(config.factor),
+        "blur": lambda: Blur.gaussian(float(config.std)),
+        "inpainting": lambda: Inpainting(mask_of(config, source, size)),
+    }
+    A = makers[config.operator]()
+    y = x if config.observed else A(x)
+    if not config.observed:
+        y = y + config.sigma_y * SampleNoise(config.seed, [0], "measured")(0, tuple(y.shape[1:]))
+    if config.operator == "inpainting":
+        y = A(y)
+    shown = A.transpose(y) * config.factor**2 if config.operator == "super_resolution" else y
+
+    def draw(numbers: list[int]) -> Any:
+        noise = SampleNoise(source.seed, numbers)
+        raw, measured = source.predictor(source.condition(numbers)), y.to(source.device)
+        if config.method == "dps":
+            guided = dps(schedule, raw, A, measured, config.scale)
+        else:
+            guided = pigdm(schedule, raw, A, measured, config.sigma_y)
+        x_T = noise.x_T(source.shape, source.device)
+        return source.sampler(schedule, source.diffusion.clipped(guided), x_T, generator=noise)
+
+    before = [] if config.observed else [("input", x)]
+    return Edit(_computing(source, draw), [*before, ("measured", shown)])
+
+
+def _redraw(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+    from ddpm.editing import redraw
+
+    def draw(numbers: list[int]) -> Any:
+        import torch
+
+        predictor, model = source.diffusion.predictor, source.model
+        own = torch.full((len(numbers),), label or 0, device=source.device)
+        ways = predictor(model, own), predictor(model, _classes(source, numbers))
+        x_0 = x.to(source.device).expand(len(numbers), -1, -1, -1)
+        strength = 1.0 if config.strength is None else config.strength
+        redrawn = redraw(source.sampler, source.diffusion.schedule, ways[0], x_0, ways[1], strength)
+        return redrawn.clamp(-1, 1)  # only here, for a clipped prediction is no longer the flow's
+
+    return Edit(_computing(source, draw), [("input", x)])
+
+
+def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
+    """The denoiser, the noise and the images that samples of these numbers start from."""
+    from ddpm.randomness import SampleNoise
+
+    denoise = source.denoiser(source.condition(numbers))
+    return denoise, SampleNoise(source.seed, numbers), x.to(source.device).expand(len(numbers), -1, -1, -1)
+
+
+def _classes(source: Any, numbers: list[int]) -> Any:
+    """The classes of samples on the network's device, or None."""
+    y = source.classes(numbers)
+    return None if y is None else y.to(source.device)
+
+
+def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
+    """The same in the source's precision, its results counted and on the CPU."""
+    from ddpm.runs.precision import computing
+
+    def drawn(numbers: list[int]) -> Any:
+        with computing(source.device, source.precision):
+            x = draw(numbers).cpu()
+        source.range.note(x)
+        return x
+
+    return drawn
+
+
+def _batches(n: int, batch: int) -> list[list[int]]:
+    return [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
+
+
+def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
+    """(C, H, W) that the image is brought to: the network's, or that of what was measured."""
+    channels, height, width = source.shape
+    if config.operator != "super_resolution":
+        return channels, height, width
+    if height % config.factor or width % config.factor:
+        raise InvalidInput(f"factor={config.factor} does not divide {width}x{height}, the size of the network's images")
+    small = config.factor if config.observed else 1
+    return channels, height // small, width // small
+
+
+def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> tuple[str, ...]:
+    """What the classes of a network are called, if it has any: numbers, where its data cannot be asked."""
+    from ddpm.data.batch import classes_of
+
+    classes = classes_of(source.model) or 0
+    names: tuple[str, ...] = ()
+    if classes:
+        with contextlib.suppress(InvalidInput):
+            names = tuple(class_names(config, run, trained))
+    return names if len(names) == classes else tuple(map(str, range(classes)))
+
+
+def _from_class(config: DictConfig, source: Any, names: tuple[str, ...], label: int | None) -> int:
+    """The class that an image is encoded by."""
+    if not names:
+        raise InvalidInput("redraw: the network was trained without classes, so there is nothing to redraw an image as")
+    given = asked_classes(config, lambda: names, "from_class")
+    if given is None and label is None:
+        raise InvalidInput(f"redraw needs from_class=, the class of the image: {', '.join(names)}")
+    chosen = given or [label or 0]
+    if len(chosen) != 1 or not 0 <= chosen[0] < len(names):
+        raise InvalidInput(f"from_class={plain(config.from_class)} must be one of the classes: {', '.join(names)}")
+    return chosen[0]
+
+
+# --- What is written
+
+
+def _name(config: DictConfig, kind: str) -> str:
+    """Part of a file's name."""
+    image = Path(str(config.image)).stem.replace(":", "")
+    value = config[kind] if kind in ("strength", "operator") else kind
+    return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in (image, value, config.seed))
+
+
+def _labels(source: Any, names: tuple[str, ...], n: int) -> list[str]:
+    """What stands above the results: their numbers where they share a class, or the classes, or both."""
+    y = source.classes(range(n))
+    if y is None or not names:
+        return [f"sample {i}" for i in range(n)]
+    several = len(set(y.tolist())) < n
+    return [f"class {names[k]}" + f"\nsample {i}" * several for i, k in enumerate(y.tolist())]
+
+
+def _write(out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str, Any]], labels: list[str]) -> None:
+    import torch
+
+    from ddpm.figures import images, plots
+
+    x = torch.cat([part for _, part in parts])
+    if out.suffix == ".npy":
+        images.save_samples(out, x)
+    else:
+        plots.labelled_columns(out, [*before, *zip(labels, torch.split(x, 1), strict=True)])

@@ -1,0 +1,101 @@
+"""Images that are given to be edited, and their masks: read, checked, and brought to the network's size."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.console import say
+from ddpm.commands.load import data_of
+from ddpm.config import InvalidInput, plain
+
+HELD_OUT = "held_out:"
+FITS = {"crop": "cropped and scaled", "pad": "scaled and padded", "error": ""}
+
+
+def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int]) -> tuple[Any, str, Any]:
+    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its class, if it is a held-out one that has one."""
+    from ddpm.figures.images import to_float
+
+    given = plain(config.image)
+    if not isinstance(given, str) or not given:
+        raise InvalidInput(f"image={given} must be a PNG or JPEG file, or such as held_out:5")
+    if not given.startswith(HELD_OUT):
+        pixels = _read(given, "image", shape[0])
+        size = _size(pixels)
+        return to_float(_fitted(pixels, shape, config.fit, f"image={given}")), size, None
+    data, number = data_of(config, trained), given.removeprefix(HELD_OUT)
+    if not (number.isascii() and number.isdigit() and int(number) < len(data.held_out)):
+        raise InvalidInput(f"image={given}: held-out {data.units} have the numbers 0..{len(data.held_out) - 1}")
+    batch = data.batch(data.held_out[[int(number)]])
+    if tuple(batch.x.shape[1:]) != shape:
+        raise InvalidInput(f"image={given} is {_size(batch.x)}, but {shape[2]}x{shape[1]} is needed")
+    return batch.x, _size(batch.x), None if batch.y is None or batch.y.ndim > 1 else int(batch.y)
+
+
+def mask_of(config: DictConfig, source: Any, size: str) -> Any:
+    """True where pixels are drawn anew, (1, 1, H, W)."""
+    given = plain(config.mask)
+    if not isinstance(given, str) or not given:
+        raise InvalidInput(f"mask={given} must be a PNG or JPEG file")
+    pixels = _read(given, "mask", 1)
+    _, height, width = source.shape
+    if _size(pixels) not in (size, f"{width}x{height}"):
+        network = "" if size == f"{width}x{height}" else f", or of the network's images, {width}x{height}"
+        raise InvalidInput(f"mask={given} is {_size(pixels)}; it must have the size of the image, {size}{network}")
+    mask = _fitted(pixels, (1, height, width), config.fit, None) >= 128
+    if not mask.any():
+        raise InvalidInput(f"mask={given} is black everywhere; what is white is drawn anew")
+    return mask
+
+
+def _size(images: Any) -> str:
+    """Width and height of images (n, C, H, W), as they are told."""
+    return f"{images.shape[-1]}x{images.shape[-2]}"
+
+
+def _read(path: str, key: str, channels: int) -> Any:
+    """The pixels of a file, uint8 (1, C, H, W)."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ddpm.data.folder import KINDS, read_pixels
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            pixels, _ = read_pixels(Path(path).expanduser(), channels)
+            return pixels
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{key}={path}: no such file (that is {Path(path).expanduser().absolute()})") from error
+    except UnidentifiedImageError as error:
+        raise InvalidInput(f"{key}={path} is not a {KINDS} file") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+        raise InvalidInput(f"{key}={path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _fitted(images: Any, shape: tuple[int, int, int], how: str, name: str | None) -> Any:
+    """uint8 (1, C, H, W) of another size: `name` is told so; masks have none, and are padded with black."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    from ddpm.data.dataset import fit
+
+    channels, height, width = shape
+    if tuple(images.shape[-2:]) == (height, width):
+        return images
+    needed = f"{width}x{height}"
+    if how == "error":
+        raise InvalidInput(
+            f"{name or 'the mask'} is {_size(images)}, but {needed} is needed; fit=crop and fit=pad fit it"
+        )
+    if name is not None:
+        say(f"{name} is {_size(images)}: {FITS[how]} to {needed}")
+    if how == "crop":
+        return fit(images, (height, width), channels)
+    pixels = images[0].movedim(0, -1).numpy()
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    colour: Any = 0 if name is None else picture.getpixel((0, 0))
+    padded = np.asarray(ImageOps.pad(picture, (width, height), Image.Resampling.BICUBIC, colour))
+    return torch.from_numpy(padded.reshape(height, width, channels).copy()).movedim(-1, 0)[None]
