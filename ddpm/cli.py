@@ -170,7 +170,11 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
         return outcome
 
     with collecting(outcomes):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(130)
     lines = [f"  {'held' if held else 'failed'}: {name}: {reason}" for reason, held, name in outcomes if name]
     if lines and failing != 2:
         say(f"{len(lines)} {'run is' if len(lines) == 1 else 'runs are'} not done:\n" + "\n".join(lines))
@@ -203,6 +207,9 @@ def _check_composition(name: str, argv: list[str]) -> None:
     Raises: InvalidInput for an option that is not known, and a group, choice, key or value that does not compose.
     """
     known = _parser().parse_args(argv)
+    modes = {"--multirun": known.multirun, "--run": known.run, "--cfg": known.cfg, "--info": known.info}
+    if len(given := [name for name, value in modes.items() if value]) > 1:
+        raise InvalidInput(f"{' and '.join(given)} exclude each other")
     if known.help or known.hydra_help or known.shell_completion or known.info:
         return
     may_sweep = known.multirun or any(re.match(r"\+*(experiment|hydra)", word) for word in known.overrides)

@@ -115,6 +115,10 @@ class GaussianDiffusion:
                 the rows of another after its own, such as `ddpm.data.batch.Condition`.
         """
 
+        mixed = isinstance(condition, Tensor) != isinstance(null, Tensor)
+        if mixed or null is None or condition is None:
+            raise ValueError("a pair needs two conditions of one kind, classes (B,) both or `Condition` both")
+
         def both(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
             t = _of_each(t, x_t)
             tensors = isinstance(condition, Tensor) and isinstance(null, Tensor)

@@ -1459,8 +1459,8 @@ def test_a_class_is_asked_for(call, tmp_path):
 
 
 def test_a_network_without_classes_is_asked_for_none(call, finished):
-    assert_refused(call(cli.sample, f"run={finished}", "class=3"), "class = 3: the network was trained without classes")
-    assert_refused(call(cli.evaluate, f"run={finished}", "class=3"), "class = 3: the network was trained without")
+    assert_refused(call(cli.sample, f"run={finished}", "class=3"), "class=3: the network was trained without classes")
+    assert_refused(call(cli.evaluate, f"run={finished}", "class=3"), "class=3: the network was trained without")
     line = 'evaluation=["metric=frechet class=3 features=pixels"]'
     assert_refused(call(cli.train, *words(line)), "the network was trained without classes")
 
@@ -1534,7 +1534,7 @@ def test_samples_are_guided(call, guidable, tmp_path):
         assert np.abs(drawn[name] - drawn["plain"]).max() <= 1
     assert len({array.tobytes() for array in drawn.values()}) >= 4
     result = call(cli.sample, f"run={guidable}", "n=2", "sampler.steps=2", "guidance=classifier_free", "guidance.w=3")
-    assert result.code == 0 and (guidable / "samples_step4_ema_ddim2_w-3_seed0.png").exists()
+    assert result.code == 0 and (guidable / "samples_step4_ema_ddim2_w3_seed0.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -1597,3 +1597,47 @@ def test_a_classifier_of_noisy_images_is_trained_and_guides(call, finished, tmp_
     assert_refused(call(cli.sample, f"run={run}"), "trained no network that a sampler draws from")
     other = [given[0], "guidance=classifier", f"guidance.run={finished}"]
     assert_refused(call(cli.sample, f"run={finished}", *other), "trained no classifier", "task=classifier")
+
+
+def test_modes_that_exclude_each_other(typed):
+    assert_refused(typed(cli.train, "seed=0,1", "-m", "--cfg", "job"), "--multirun and --cfg exclude each other")
+
+
+def test_an_interrupted_evaluation_ends_without_a_traceback(call, finished, monkeypatch):
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.evaluating, "evaluate", interrupted)
+    result = call(cli.evaluate, f"run={finished}")
+    assert result.code == 130 and "Traceback" not in result.err + result.out
+
+
+def test_names_of_guided_samples_tell_them_apart(call, guidable):
+    written = set()
+    for given in (
+        ["w=0"],
+        ["w=2"],
+        ["w=-2"],
+        ["w=2", "interval=[-3,5]"],
+        ["w=2", "interval=[3,5]"],
+        ["w=2", "rescale=1"],
+    ):
+        words = ["guidance=classifier_free", *(f"guidance.{word}" for word in given)]
+        result = call(cli.sample, f"run={guidable}", "sampler.steps=1", "n=1", *words)
+        assert result.code == 0
+        written.add(result.out.split("wrote ")[1].strip())
+    result = call(cli.sample, f"run={guidable}", "sampler.steps=1", "n=1")
+    written.add(result.out.split("wrote ")[1].strip())
+    assert len(written) == 7
+
+
+def test_a_sweep_by_another_sampler_or_with_more_seeds_takes_nothing_over_and_loses_nothing(call, guidable, tmp_path):
+    run = Path(shutil.copytree(guidable, tmp_path / "runs" / "default" / guidable.name))
+    asked = [f"run={run}", "metric=guidance_sweep", "n=24", "features=pca", "pca=2", "guidance=classifier_free"]
+    one = [*asked, "sampler=heun", "sampler.steps=2"]
+    assert call(cli.evaluate, *one, "guidance_sweep.w=[0,1]").code == 0
+    result = call(cli.evaluate, *asked, "sampler=euler", "sampler.steps=2", "guidance_sweep.w=[0,1]")
+    assert result.code == 0 and "w = 0:" in result.out and "w = 1:" in result.out
+    assert "w = 2:" in call(cli.evaluate, *one, "guidance_sweep.w=[2]", "seeds=2").out
+    result = call(cli.evaluate, *one, "guidance_sweep.w=[0,1]")
+    assert result.code == 0 and "w = 0:" not in result.out and "w = 1:" not in result.out

@@ -183,7 +183,7 @@ WRONG = {
     "image=eight.png strength=.nan": ["strength=nan must be a finite number"],
     "image=eight.png strength=much": ["strength=much must be a finite number"],
     "image=eight.png strength=0.5 from_class=3": ["from_class=3", "redraw=true"],
-    "image=eight.png strength=0.5 class=3": ["class = 3: the network was trained without classes"],
+    "image=eight.png strength=0.5 class=3": ["class=3: the network was trained without classes"],
     "image=eight.png redraw=true": ["trained without classes"],
     "image=eight.png strength=0.5 n=0": ["n=0 must be an integer >= 1"],
     "image=eight.png strength=0.5 n=13": ["n=13: a strip shows up to 12", "FILE.npy"],

@@ -217,6 +217,13 @@ def test_rescaling_acts_on_the_networks_own_target(target):
         torch.testing.assert_close(guided.x_0, said.x_0, rtol=1e-9, atol=1e-9)
 
 
+def test_an_even_picture_is_not_rescaled():
+    schedule, x_t = cosine(20), torch.zeros(2, 1)
+    one, other = (lambda x, t: Prediction(x + 1, x, target="eps")), (lambda x, t: Prediction(x, x, target="eps"))
+    guided = classifier_free(one, other, 3.0, schedule=schedule, rescale=1.0)(x_t, torch.tensor([5, 5]))
+    assert torch.equal(guided.eps, torch.full((2, 1), 3.0))
+
+
 def test_where_x_t_is_pure_noise_a_classifier_says_nothing():
     schedule = zero_terminal_snr(linear(100))
     classes = Classes(schedule)

@@ -11,7 +11,7 @@ from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, plain
 
 PROTOCOL = "guidance_frechet"  # how the names of its results begin
-AGREED = ("n", "seeds", "weights", "checkpoint", "precision", "sampler_settings", "guidance")
+AGREED = ("n", "seeds", "weights", "checkpoint", "precision", "sampler", "sampler_settings", "guidance")
 
 
 def measure_guidance(context: EvaluationContext, n: int) -> PlannedMeasure:

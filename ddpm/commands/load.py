@@ -29,7 +29,7 @@ BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
-    from ddpm.data.batch import takes
+    from ddpm.data.batch import classes_of, takes
     from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
@@ -45,12 +45,14 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     sampler = build(config.sampler, "sampler", trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
     shape, precision = shape_of(model) or (), config.precision
+    guidance = guidance_of(config, trust, device)
+    if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
+        raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
     asked = asked_classes(config, lambda: class_names(config, run, trained))
     if precision == "auto":
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
-    guidance = guidance_of(config, trust, device)
     data = data_of(config, trained) if "image" in takes(model) else None
     try:
         source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, guidance, data)
@@ -76,6 +78,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     if not _has(trained, "model", needed) or classifies != (key == "run"):
         what = "network that a sampler draws from" if key == "bad" else "classifier"
         raise InvalidInput(f"guidance.{key}={named}: it trained no {what}{how}")
+    config.guidance[key] = f"{run.path}@{folder.name}"  # what is noted of the samples: a run may go on
     model, mathematics = (build_group(trained, group, trust) for group in ("model", needed))
     load_into(model, folder / "ema.safetensors")
     network = (Trained if key == "bad" else ClassifierOf)(mathematics, model.to(device).eval())
@@ -111,6 +114,15 @@ def asked_classes(config: DictConfig, names: Callable[[], Sequence[str]], key: s
     listed = asked if isinstance(asked, list) else [asked]
     if not listed or not all(isinstance(y, int | str) and not isinstance(y, bool) for y in listed):
         raise InvalidInput(f"{key}={asked} must be a class, by number or name, a list such as [3,5], or all")
+    known: Sequence[str] = ()
+    with contextlib.suppress(InvalidInput):  # numbers do without names that are not at hand
+        known = names()
+    for y in listed:
+        if isinstance(y, int) and str(y) in known and known.index(str(y)) != y:
+            raise InvalidInput(
+                f"{key}={y} is the number of one class and the name of another, which is number "
+                f"{known.index(str(y))}: give the one by its name, the other by its number"
+            )
     by_name = {name: y for y, name in enumerate(names())} if any(isinstance(y, str) for y in listed) else {}
     for y in listed:
         if isinstance(y, str) and y not in by_name:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,25 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
     several = config.steps_strip is not None
     steps = "_strip" if several else len(source.sampler.times(source.diffusion.schedule)) - 1
     walk = f"{sampler.__name__.lower()}{steps}"
+    defaults = inspect.signature(type(source.guidance)).parameters
     for name, value in (plain(config.guidance) if str(source.guidance) else {}).items():
-        if name != "_target_" and value:
-            walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[-40:]}"
+        if name == "w" or (name in defaults and value != defaults[name].default):
+            number = isinstance(value, int | float)
+            walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
     if source.asked is not None:
-        walk = f"class{'-'.join(map(str, source.asked))[:40]}_{walk}"
+        walk = f"class{_short('-'.join(map(str, source.asked)))}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
         value = plain(config.sampler.get(name, parameter.default))
         if name != "steps" and value != parameter.default:
             walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[:40]}"
     return f"step{step}_{config.weights}_{walk}_seed{config.seed}"
+
+
+def _short(value: Any) -> str:
+    """A value as part of a file's name: a long one, or one of other characters, with a checksum that tells it apart."""
+    text = str(value)
+    plainly = re.sub(r"[^0-9A-Za-z.-]+", "-", text).strip("-")
+    return plainly if plainly == text and len(text) <= 40 else f"{plainly[:32]}-{sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:

@@ -32,7 +32,7 @@ def classifier(
         ValueError: a w that is not finite.
     Source: Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, arXiv 2105.05233), algorithm 2.
     """
-    if isinstance(w, bool) or not math.isfinite(w):
+    if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
         raise ValueError(f"w = {w!r} must be a finite number")
     if w == 0:
         return denoise

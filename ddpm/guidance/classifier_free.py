@@ -47,6 +47,8 @@ def classifier_free(
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, arXiv 2207.12598); rescale: Common Diffusion Noise
         Schedules (Lin et al., arXiv 2305.08891), section 3.4; interval: Kynkäänniemi et al., arXiv 2404.07724.
     """
+    if isinstance(conditional, Pair) and unconditional is not None:
+        raise ValueError("a pair has its own unconditional prediction: give no other")
     pair = conditional if isinstance(conditional, Pair) else _pair(conditional, unconditional)
     _must_be_finite(w)
     if not 0 <= rescale <= 1:
@@ -106,8 +108,9 @@ def _rescaled(
     schedule: NoiseSchedule, guided: Prediction, c: Prediction, x_t: Tensor, t: Time, rescale: float
 ) -> Prediction:
     y_c, y_w = (from_prediction(schedule, c.target, pred, t) for pred in (c, guided))
-    std_c, std_w = (y.flatten(1).std(1) for y in (y_c, y_w))
-    factor = rescale * std_c / std_w + (1 - rescale)
+    std_c, std_w = (y.flatten(1).std(1, correction=0) for y in (y_c, y_w))
+    ratio = torch.where(std_w > 0, std_c / std_w, 1)  # an even picture has none
+    factor = rescale * ratio + (1 - rescale)
     return to_prediction(schedule, c.target, at(factor, ..., y_w) * y_w, x_t, t, c.frac)
 
 
@@ -124,5 +127,5 @@ def _where(inside: Tensor, one: Prediction, other: Prediction) -> Prediction:
 
 
 def _must_be_finite(w: float) -> None:
-    if isinstance(w, bool) or not math.isfinite(w):
+    if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
         raise ValueError(f"w = {w!r} must be a finite number")

@@ -47,7 +47,8 @@ def _before(last: dict[str, Any] | None, values: dict[str, Any]) -> dict[str, An
     for old in earlier({"": last or {}}, ""):
         same = all(old.get(key) == values.get(key) for key in SETTINGS)
         fewer = set(map(str, old.get("seeds") or [])) <= set(map(str, values.get("seeds") or []))
-        if not (same and fewer):
+        alike = "cells" not in values or old.get("seeds") == values.get("seeds")  # whose cells are in the new ones
+        if not (same and fewer and alike):
             found.append({key: value for key, value in old.items() if key != "before"})
     return {"before": found[:MOST_BEFORE]} if found else {}
 
