@@ -1481,7 +1481,10 @@ NEXT = {
 }
 
 
-@pytest.mark.parametrize("kind", NEXT)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("one step of noise", "classes") else pytest.param(kind, marks=pytest.mark.slow) for kind in NEXT],
+)
 def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = typed(cli.train, *NEXT[kind], "runs=runs")
@@ -1631,6 +1634,7 @@ def test_names_of_guided_samples_tell_them_apart(call, guidable):
     assert len(written) == 7
 
 
+@pytest.mark.slow
 def test_a_sweep_by_another_sampler_or_with_more_seeds_takes_nothing_over_and_loses_nothing(call, guidable, tmp_path):
     run = Path(shutil.copytree(guidable, tmp_path / "runs" / "default" / guidable.name))
     asked = [f"run={run}", "metric=guidance_sweep", "n=24", "features=pca", "pca=2", "guidance=classifier_free"]

@@ -179,7 +179,11 @@ def arms(study: str) -> dict[str, DictConfig]:
     return {" ".join(word for word in job if "seed" not in word): compose("train", job) for job in found}
 
 
-@pytest.mark.parametrize("study", STUDIES)
+QUICK = ("channels", "samplers")
+BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in STUDIES]
+
+
+@pytest.mark.parametrize("study", BY_TIME)
 def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(study):
     whole = jobs("train", [f"experiment=study/{study}"], multirun=False)
     found = arms(study)
@@ -342,6 +346,7 @@ def test_pictures_has_a_network_for_every_size(side):
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(PICTURES[side] * 1e6, rel=0.03)
 
 
+@pytest.mark.slow
 def test_pictures_is_trained_and_drawn_at_several_sizes(tmp_path, monkeypatch):
     """As it is typed: a sweep over sizes of files of every format, then samples of each run."""
     root = tmp_path / "pictures"
