@@ -154,6 +154,7 @@ def test_checkpointing_is_on_for_a_step_alone(benchmark):
 # ------------------------------------------------------------------------------------------------------ the whole of it
 
 
+@pytest.mark.slow
 def test_all_of_it_without_peers(tiny, tmp_path, capsys):
     """Limits, training and sampling of both, then growth: the second run keeps what the first one found."""
     words = "--what", "training,sampling,limits", "--ours", "fp32,bf16"

@@ -1141,6 +1141,7 @@ def test_a_smaller_micro_batch_takes_less_and_then_it_fits(call, tmp_path, monke
     assert call(cli.train, "--check", *words("trainer.batch_size=128"), "trainer.accumulate=16").code == 0
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_and_makes_the_same_run(call, tmp_path, monkeypatch, without_pictures):
     asked, counted = words("trainer.batch_size=32", "model.dropout=0.1"), []
     monkeypatch.setattr(preflight, "memory", lambda *arguments: (counted.append(arguments[-1]), (0,))[1])
@@ -1483,7 +1484,7 @@ NEXT = {
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("one step of noise", "classes") else pytest.param(kind, marks=pytest.mark.slow) for kind in NEXT],
+    [kind if kind == "one step of noise" else pytest.param(kind, marks=pytest.mark.slow) for kind in NEXT],
 )
 def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -183,6 +183,7 @@ def test_images_have_their_margin_their_classes_and_their_size(source):
     assert small.shape == (3, 16, 20)
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_number_alone_and_not_on_the_count(source, font):
     few, many = source(count=60), source(count=1100)
     assert torch.equal(few.images, many.images[:60])

@@ -973,6 +973,7 @@ def test_lines_of_metrics(line, run, capsys):
     assert capsys.readouterr().out == f"{run / 'metrics.jsonl'}, line 2 cannot be read and is left out\n"
 
 
+@pytest.mark.slow
 def test_a_million_damaged_lines_are_counted(run, capsys):
     (run / "metrics.jsonl").write_bytes(b"\n" * 10**6)
     assert read_metrics(run) == [] and "so are 999,995 more" in (said := capsys.readouterr().out)

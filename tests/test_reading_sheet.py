@@ -528,6 +528,7 @@ window.addEventListener("load", async () => {
 """
 
 
+@pytest.mark.slow
 def test_a_sheet_is_read_in_a_browser_and_scored(run, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:

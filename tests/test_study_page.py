@@ -330,6 +330,7 @@ def test_what_is_not_decided_does_not_look_like_a_result(grid):
     assert len(re.findall(r'class="verdict (?:better|worse)"', text)) == marked > 0
 
 
+@pytest.mark.slow
 def test_two_hundred_arms():
     found = study(
         {"channels": ("16", "32", "48", "64", "96"), "attention": ("none", "8", "16", "16+8", "32+16+8"),

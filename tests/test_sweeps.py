@@ -220,6 +220,7 @@ def test_a_run_that_is_held_is_looked_at_again_in_the_end(typed, tmp_path, witho
     assert sorted(states(tmp_path / "default").values()) == ["DONE", "INTERRUPTED"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_held_and_is_free_in_the_end_is_gone_on_with(
     typed,  # noqa: F811
     tmp_path,
