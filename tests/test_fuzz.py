@@ -461,7 +461,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.undo()
 
 
-DIVERGED = re.compile(r"FloatingPointError: (loss or gradient not finite|the loss scale of fp16)")
+DIVERGED = re.compile(r"FloatingPointError: (loss or gradient not finite|nothing was learned|the loss scale of fp16)")
 
 
 def judge(result: Result, left: list[Path]) -> str:
