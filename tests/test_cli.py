@@ -620,6 +620,7 @@ def test_init_from_weights_of_another_network(call, finished, tmp_path):
 # ---------------------------------------------------------------------------------------------- many runs
 
 
+@pytest.mark.slow
 def test_a_sweep_over_channels_attention_and_schedule(typed, tmp_path, without_pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep = ["model.channels=8,16", "model.attention_resolutions=[],[4]", "schedule=linear,cosine", "schedule.T=25"]
@@ -693,6 +694,7 @@ def test_checkpoints_of_a_newer_version_are_not_deleted(call, tmp_path, without_
 
 
 @pytest.mark.parametrize("source", ["digits", "folder"])
+@pytest.mark.slow
 def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
     source, typed, tmp_path, without_pictures, monkeypatch
 ):
@@ -1564,6 +1566,7 @@ def test_a_network_that_was_never_trained_without_its_condition_is_not_guided(ca
     assert_refused(result, "told of a condition", "model.num_classes=K task.drop=0.1")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_weights_is_kept_and_gone_on_with(call, guidable, tmp_path):
     run = Path(shutil.copytree(guidable, tmp_path / "runs" / "default" / guidable.name))
     asked = [f"run={run}", "metric=guidance_sweep", "n=24", "features=pca", "pca=2", "sampler.steps=2", "seeds=2"]

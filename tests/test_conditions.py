@@ -258,6 +258,7 @@ def test_between_two_images_the_nearer_one_is_told_of():
     torch.testing.assert_close(way, ends.condition.image[[0, 0, 0, 1, 1]])
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_sampled_with_its_images(tmp_path, monkeypatch):
     words = [
         "data.condition=mask", "model.channels=8", "model.groups=4", "augment=script", "trainer.steps=2",

@@ -220,6 +220,7 @@ def test_attention_is_placed_at_equal_cost():
     assert all(abs(found / mean - 1) < 0.07 for found in gflop.values())
 
 
+@pytest.mark.slow
 def test_classes_of_mnist_are_channels_beside_x_t_in_twelve_settings():
     found = arms("class_mnist").values()
     with torch.device("meta"):

@@ -97,6 +97,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_ranks_share_gather_average_and_agree():
     results = ended(start(3, [sys.executable, "-c", TALK]))
     assert [code for code, _, _ in results] == [0, 0, 0], results

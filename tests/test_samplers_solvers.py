@@ -381,6 +381,7 @@ def test_weak_order_of_stochastic_solvers(oracle, make, order):
     assert found == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_last_step_to_0_is_of_first_order_for_all(schedule):
     """x_0 - D(x_t, t) falls like 1 - alpha_bar_t, so a walk to 0 has an error that falls like 1 / steps at best."""
     oracle = GaussianOracle(schedule)

@@ -208,6 +208,7 @@ def test_a_study_tries_again_what_failed_and_goes_on_with_what_was_interrupted(
     assert "nothing in" in typed(cli.study, "retry", moved).out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_held_is_looked_at_again_in_the_end(typed, tmp_path, without_pictures):  # noqa: F811
     assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
     held = Run(run_of(tmp_path))
@@ -406,6 +407,7 @@ def test_that_it_is_going_to_be_measured_changes_no_run(typed, tmp_path, without
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
     sweep = ["-m", *words("schedule.T=2,10"), f"runs={tmp_path}"]
