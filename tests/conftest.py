@@ -1,8 +1,14 @@
 """Shared by the tests: data whose exact denoiser, flow and moments are known in closed form, seeds, no network."""
 
+import html
+import json
 import os
 import random
+import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +28,36 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 settings.register_profile("the same everywhere", deadline=None, derandomize=True, database=None)
 settings.load_profile("the same everywhere")
+
+
+SAY = """
+  const asked = performance.getEntriesByType("resource").map((entry) => entry.name);
+  said.requests = asked.filter((name) => !name.startsWith("data:"));
+  said.wide = document.documentElement.scrollWidth > innerWidth;
+  const out = document.createElement("pre");
+  out.id = "said";
+  out.textContent = JSON.stringify(said);
+  document.body.append(out);
+"""  # how a script in a page ends that fills `said`
+
+
+def said_in_a_browser(page: str, script: str, folder: Path, *options: str) -> dict[str, Any]:
+    """What a script says that is put into a page before its own, in headless Chromium; skips where there is none.
+
+    The page must write nothing to the console, ask for nothing and be no wider than the window.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    path = folder / "page.html"
+    path.write_text(page.replace("<script>\n", f"<script>{script}</script><script>\n", 1), encoding="utf-8")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
+    words += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri()]
+    done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    said = json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    assert said["errors"] == said["requests"] == [] and not said["wide"]
+    return said
 
 
 @pytest.fixture(autouse=True)

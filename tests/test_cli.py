@@ -131,8 +131,12 @@ def assert_refused(result: Result, *told: str) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A run of six steps with all its pictures. Tests that change it take a copy."""
-    runs = tmp_path_factory.mktemp("finished") / "runs"
     changes = words("trainer.steps=6", "trainer.keep=1", "trainer.previews=2", "recognition=true", "optimizer.lr=0.01")
+    return trained(tmp_path_factory.mktemp("finished") / "runs", changes)
+
+
+def trained(runs: Path, changes: list[str]) -> Path:
+    """The run of what is typed."""
     before, sys.argv = sys.argv, ["train", *changes, f"runs={runs}"]
     try:
         cli.train()
@@ -1510,14 +1514,8 @@ def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_
 @pytest.fixture(scope="module")
 def guidable(tmp_path_factory) -> Path:
     """A run with classes that learned to do without them, of which two checkpoints are kept."""
-    runs = tmp_path_factory.mktemp("guidable") / "runs"
     changes = words("model.num_classes=10", "task.drop=0.2", "optimizer.lr=0.02", "data.validation=0.1")
-    before, sys.argv = sys.argv, ["train", *changes, f"runs={runs}"]
-    try:
-        cli.train()
-    finally:
-        sys.argv = before
-    return run_of(runs)
+    return trained(tmp_path_factory.mktemp("guidable") / "runs", changes)
 
 
 def test_samples_are_guided(call, guidable, tmp_path):
@@ -1548,7 +1546,7 @@ def test_samples_are_guided(call, guidable, tmp_path):
     [
         (["guidance=classifier_free", "guidance.w=nan"], ["w = nan must be a finite number"]),
         (["guidance=classifier_free", "guidance.interval=[2,1]"], ["low < high"]),
-        (["guidance=classifier_free", "guidance.interval=[2]"], ["[low, high]"]),
+        (["guidance=classifier_free", "guidance.interval=[2]"], ["interval = [2]", "(low, high)"]),
         (["guidance=auto"], ["guidance.bad must be given"]),
         (["guidance=auto", "guidance.bad=/nowhere"], ["guidance.bad=/nowhere", "no run directory"]),
         (["guidance=auto", "guidance.bad=RUN@3"], ["checkpoint 3", "2, 4"]),

@@ -27,6 +27,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         ),
         "lost": words("data=folder", "data.root=gone", "data.image_size=8", "data.channels=1", "model.num_classes=4"),
         "points": ["experiment=points", "data=moons", "schedule.T=100"],
+        "told": words("data.condition=mask", "schedule.T=100"),
     }
     return {kind: made(tmp_path_factory.mktemp(kind), changes) for kind, changes in kinds.items()}
 
@@ -102,6 +103,18 @@ def test_a_mask_keeps_what_is_black(call, runs, files):  # noqa: F811
         assert not np.array_equal(drawn, results(call, runs["plain"], *given, change))
     alike = results(call, runs["plain"], "image=wide.png", "mask=wide mask.png", "sampler=ancestral", "fit=pad")
     assert len(alike) == 4  # both are fitted alike
+
+
+def test_a_network_that_is_told_of_the_mask_draws_what_is_white(call, runs, files):  # noqa: F811
+    drawn = results(call, runs["told"], "image=eight.png", "mask=half.png")
+    kept = pixels_of("eight.png")[:, :4]
+    assert all(np.array_equal(x[:, :4, 0], kept) for x in drawn) and len(np.unique(drawn, axis=0)) == 4
+    black = Image.fromarray(np.zeros((8, 8), np.uint8))
+    black.save("black.png")
+    other = results(call, runs["told"], "image=black.png", "mask=half.png")
+    assert not np.array_equal(other[:, :, 4:], drawn[:, :, 4:])  # the same noise beside other known pixels
+    refused = call(cli.edit, f"run={runs['told']}", "image=eight.png", "strength=0.5")
+    assert_refused(refused, "told of an image (data.condition=mask)", "mask=FILE")
 
 
 @pytest.mark.parametrize(("fit", "told"), [("crop", "cropped and scaled to 8x8"), ("pad", "scaled and padded to 8x8")])
@@ -194,7 +207,7 @@ WRONG = {
     "image=. strength=0.5": ["image=. cannot be read"],
     "image=held_out:36 strength=0.5": ["image=held_out:36: held-out images have the numbers 0..35"],
     "image=held_out:x strength=0.5": ["have the numbers 0..35"],
-    "image=3 strength=0.5": ["image=3 must be a PNG or JPEG file"],
+    "image=3 strength=0.5": ["image=3 must be an image file"],
     "image=eight.png mask=black.png": ["mask=black.png is black everywhere", "white is drawn anew"],
     "image=eight.png mask=low.png": ["mask=low.png is 8x5; it must have the size of the image, 8x8"],
     "image=wide.png mask=low.png": ["mask=low.png is 8x5", "the image, 48x32, or of the network's images, 8x8"],

@@ -324,7 +324,8 @@ def test_every_experiment_takes_a_step(name, tmp_path):
     ended, averaged = trainer.fit(run, task, data, optimizer, seed=0, device=torch.device("cpu"))
 
     train, held_out = read_metrics(run.path)
-    assert ended == "steps" and 0.1 < train["loss"] < 3 and train["grad_norm"] > 0 and 0.1 < held_out["loss"] < 3
+    least = 0.1 if name == "pictures" else 0.3  # whose sizes make these pictures nearly even
+    assert ended == "steps" and least < train["loss"] < 3 and train["grad_norm"] > 0 and least < held_out["loss"] < 3
     assert checkpoint.last_whole(run.checkpoints).name == "1"
     rate = config.optimizer.lr * trainer.lr_factor(1, 0.0, config.trainer.warmup or round(
         (config.trainer.warmup_epochs or 0) * len(data.train) / 2))  # fmt: skip

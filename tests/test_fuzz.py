@@ -505,7 +505,7 @@ def test_every_key_with_every_wrong_value(group, train, data, here):
 UNLIKE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the folder is emptied after each example
 
 
-@settings(max_examples=25, suppress_health_check=UNLIKE)
+@settings(max_examples=80, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_a_run_takes_a_step_or_is_refused(example, train, data, here):
     event(end_of(train, data, here, command(*example, data)))

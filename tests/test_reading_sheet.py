@@ -1,7 +1,6 @@
 """The reading sheet: its intervals, its blindness, its scores, what is refused, and all of it in a browser."""
 
 import base64
-import html
 import io
 import json
 import re
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import SAY, said_in_a_browser
 from PIL import Image
 from test_evaluate import pictures as folder_of_pictures
 from test_evaluate import records, train
@@ -517,33 +517,17 @@ window.addEventListener("load", async () => {
   const named = (input) => input.labels?.length || input.getAttribute("aria-label") || input.textContent;
   said.unnamed = [...document.querySelectorAll("input,button,textarea,progress")].filter((e) => !named(e)).length;
   said.alt = element("picture").alt;
-  const asked = performance.getEntriesByType("resource").map((entry) => entry.name);
-  said.requests = asked.filter((name) => !name.startsWith("data:"));
-  said.wide = document.documentElement.scrollWidth > innerWidth;
-  const out = document.createElement("pre");
-  out.id = "said";
-  out.textContent = JSON.stringify(said);
-  document.body.append(out);
-});
 """
 
 
 @pytest.mark.slow
 def test_a_sheet_is_read_in_a_browser_and_scored(run, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
     evaluate(run)
-    key, path = key_of(run), tmp_path / "page.html"
-    text = (run / reading.PAGE).read_text(encoding="utf-8")
-    path.write_text(text.replace("<script>\n", f"<script>{SCRIPT}</script><script>\n", 1), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    options += ["--disable-component-update", "--no-first-run", "--window-size=1200,900", "--enable-logging=stderr"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", path.as_uri()]
-    done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    said = json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    assert said["errors"] == said["requests"] == [] and said["unnamed"] == 0 and not said["wide"]
+    key, text = key_of(run), (run / reading.PAGE).read_text(encoding="utf-8")
+    options = ["--disable-background-networking", "--disable-sync", "--disable-component-update", "--no-first-run"]
+    options += ["--window-size=1200,900", "--virtual-time-budget=20000"]
+    said = said_in_a_browser(text, f"{SCRIPT}{SAY}}});", tmp_path, *options)
+    assert said["unnamed"] == 0
     assert said["begin"] == ["Picture 1 of 12", "0 answered", 0] and said["options"] == [str(y) for y in range(10)]
     assert said["pressed"] == ["true", 1] and said["middle"] == ["Picture 4 of 12", "3 answered", 3]
     assert said["loads"] == 2 and said["restored"] == [*said["middle"], "r"]

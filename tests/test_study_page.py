@@ -2,10 +2,7 @@
 
 import html
 import io
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations, product
@@ -13,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SAY, said_in_a_browser
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -498,30 +496,12 @@ window.addEventListener("load", () => {
   said.filter = [filter("ATTENTION=8 channels=128"), filter("nowhere"), filter("")];
   document.querySelector(".copyable button").click();
   said.selected = getSelection().toString();
-  const asked = performance.getEntriesByType("resource").map((entry) => entry.name);
-  said.requests = asked.filter((name) => !name.startsWith("data:"));
-  said.wide = document.documentElement.scrollWidth > innerWidth;
-  const out = document.createElement("pre");
-  out.id = "said";
-  out.textContent = JSON.stringify(said);
-  document.body.append(out);
-});
 """
 
 
 def test_the_page_in_a_browser(grid, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
-    text = page.page(grid)
-    path = tmp_path / "page.html"
-    path.write_text(text.replace("<script>", f"<script>{SCRIPT}</script><script>", 1), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--enable-logging=stderr"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
-    done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    said = json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    assert said["errors"] == said["requests"] == [] and said["keyboard"] and not said["wide"]
+    said = said_in_a_browser(page.page(grid), f"{SCRIPT}{SAY}}});", tmp_path, "--window-size=1280,900")
+    assert said["keyboard"]
     means = [of.mean for of in grid.measures[0].arms.values()]
     (up, rising), (down, falling) = said["numbers"]
     assert (up, down) == ("ascending", "descending")

@@ -20,7 +20,7 @@ def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int
 
     given = plain(config.image)
     if not isinstance(given, str) or not given:
-        raise InvalidInput(f"image={given} must be a PNG or JPEG file, or such as held_out:5")
+        raise InvalidInput(f"image={given} must be an image file, or such as held_out:5")
     if not given.startswith(HELD_OUT):
         pixels = _read(given, "image", shape[0])
         size = _size(pixels)
@@ -38,7 +38,7 @@ def mask_of(config: DictConfig, source: Any, size: str) -> Any:
     """True where pixels are drawn anew, (1, 1, H, W)."""
     given = plain(config.mask)
     if not isinstance(given, str) or not given:
-        raise InvalidInput(f"mask={given} must be a PNG or JPEG file")
+        raise InvalidInput(f"mask={given} must be an image file")
     pixels = _read(given, "mask", 1)
     _, height, width = source.shape
     if _size(pixels) not in (size, f"{width}x{height}"):

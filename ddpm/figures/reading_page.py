@@ -5,16 +5,14 @@ import io
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ddpm.figures.images import to_numpy
+from ddpm.figures.offline_page import document
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-POLICY += "form-action 'none'"
 SIDE, SCALE = 320, 16  # pixels of a picture's longer side, at most, which a phone shows; what enlarges it, at most
 LISTED = 64  # classes up to which they are listed at once
 
@@ -34,19 +32,7 @@ def page(title: str, pictures: Tensor, classes: Sequence[Sequence[str]], sheet: 
     _, height, width, _ = tiles.shape
     content = {"sheet": sheet, "file": file, "pictures": [data_uri(tile) for tile in tiles]}
     scale = max(1, min(SCALE, SIDE // max(height, width)))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Reading sheet: {escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_asset("reading_page.css")}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <p class="kind">Reading sheet</p>
 <h1>{escape(title)}</h1>
 <p>Some of these {len(tiles)} pictures are real images of the data, some were drawn by a network. Say of each what you
@@ -91,11 +77,8 @@ read, and whether you take it for real.</p>
 </section>
 </main>
 <script type="application/json" id="content">{_json(content)}</script>
-<script>
-{_asset("reading_page.js")}</script>
-</body>
-</html>
 """
+    return document(f"Reading sheet: {title}", body, "ddpm.figures", "reading_page")
 
 
 def data_uri(picture: np.ndarray) -> str:
@@ -137,7 +120,3 @@ def _named(texts: Sequence[str]) -> str:
 def _json(content: object) -> str:
     """Plain data inside a page, where no text ends the element that it stands in."""
     return json.dumps(content).replace("<", "\\u003c")
-
-
-def _asset(name: str) -> str:
-    return (files("ddpm.figures") / name).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddpm.data.batch import Condition, classes_of, takes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance.classifier import classifier
-from ddpm.guidance.classifier_free import autoguidance, classifier_free
+from ddpm.guidance.classifier_free import autoguidance, classifier_free, must_be_settings
 from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import Denoise
 
@@ -58,14 +58,9 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(self, w: float = 2.0, rescale: float = 0.0, interval: Sequence[float] | None = None):
-        if interval is not None and len(interval) != 2:
-            raise ValueError(f"interval = {list(interval)!r} must be [low, high]")
+        must_be_settings(w, rescale, interval)
         self.w, self.rescale = w, rescale
         self.interval = None if interval is None else (interval[0], interval[1])
-        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
-        classifier_free(nothing, nothing, w, rescale=0.0, interval=self.interval)
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale = {rescale!r} must lie in [0, 1]")
 
     def __str__(self) -> str:
         """Weight, and what else is set."""
@@ -106,8 +101,7 @@ class Auto(Guidance):
     """
 
     def __init__(self, bad: Trained, w: float = 2.0):
-        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
-        autoguidance(nothing, nothing, w)
+        must_be_settings(w)
         self.bad, self.w = bad, w
 
     def __str__(self) -> str:
@@ -144,8 +138,7 @@ class ByClassifier(Guidance):
     """
 
     def __init__(self, run: ClassifierOf, w: float = 1.0):
-        nothing: Denoise = lambda x_t, t: None  # type: ignore[assignment,return-value]  # noqa: E731
-        classifier(run.schedule, nothing, lambda x_t, t: x_t, w)
+        must_be_settings(w)
         self.classifier, self.w = run, w
         self.num_classes = classes_of(run.model)
 

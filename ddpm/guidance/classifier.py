@@ -1,12 +1,12 @@
 """Guidance by a classifier of noisy data."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ddpm.guidance.classifier_free import must_be_settings
 from ddpm.schedules import NoiseSchedule, Time, at
 from ddpm.targets import Denoise, Prediction, x_0_from_eps
 
@@ -32,8 +32,7 @@ def classifier(
         ValueError: a w that is not finite.
     Source: Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, arXiv 2105.05233), algorithm 2.
     """
-    if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
-        raise ValueError(f"w = {w!r} must be a finite number")
+    must_be_settings(w)
     if w == 0:
         return denoise
 

@@ -1,7 +1,7 @@
 """Guidance by two predictions: with and without a condition, or by a good and a bad network."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -50,13 +50,9 @@ def classifier_free(
     if isinstance(conditional, Pair) and unconditional is not None:
         raise ValueError("a pair has its own unconditional prediction: give no other")
     pair = conditional if isinstance(conditional, Pair) else _pair(conditional, unconditional)
-    _must_be_finite(w)
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale = {rescale!r} must lie in [0, 1]")
+    must_be_settings(w, rescale, interval)
     if rescale and schedule is None:
         raise ValueError(f"rescale = {rescale:g} acts on the network's own target, and needs the schedule")
-    if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
-        raise ValueError(f"interval = {interval!r} must be (low, high) with low < high")
     if w == 1 or (w == 0 and interval is None):
         return pair.conditional if w == 1 else pair.unconditional
 
@@ -95,8 +91,10 @@ def autoguidance(good: Denoise, bad: Denoise, w: float) -> Denoise:
 def _pair(conditional: Denoise, unconditional: Denoise | None) -> Pair:
     if unconditional is None:
         raise ValueError("the unconditional prediction is missing; a pair of both may be given in place of the two")
-    both: Callable[[Tensor, Time], tuple[Prediction, Prediction]]
-    both = lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t))  # noqa: E731
+
+    def both(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
+        return conditional(x_t, t), unconditional(x_t, t)
+
     return Pair(conditional, unconditional, both)
 
 
@@ -126,6 +124,11 @@ def _where(inside: Tensor, one: Prediction, other: Prediction) -> Prediction:
     return replace(one, eps=one.eps.where(rows, other.eps), x_0=one.x_0.where(rows, other.x_0))
 
 
-def _must_be_finite(w: float) -> None:
+def must_be_settings(w: float, rescale: float = 0.0, interval: Sequence[float] | None = None) -> None:
+    """Raise ValueError for a weight, a rescale or an interval out of range, see `classifier_free`."""
     if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
         raise ValueError(f"w = {w!r} must be a finite number")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale = {rescale!r} must lie in [0, 1]")
+    if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
+        raise ValueError(f"interval = {interval!r} must be (low, high) with low < high")

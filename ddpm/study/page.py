@@ -5,16 +5,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 
 from matplotlib.figure import Figure
 
+from ddpm.figures.offline_page import document
 from ddpm.study import figures, formatting
 from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Comparison, Estimate
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-POLICY += "form-action 'none'"
 SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
 FOLDED = 30  # rows of a secondary table from which on it is folded
 
@@ -52,24 +50,8 @@ def page(findings: Findings) -> str:
     bodies = "".join(
         f'<section id="{part.name}"><h2>{escape(part.title)}</h2>{part.body}</section>\n' for part in sections
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(findings.study)}</title>
-<link rel="icon" href="data:,">
-<style>
-{_asset("page.css")}</style>
-</head>
-<body>
-{_opening(findings)}<nav aria-label="Contents">{links}</nav>
-{bodies}<script>
-{_asset("page.js")}</script>
-</body>
-</html>
-"""
+    body = f'{_opening(findings)}<nav aria-label="Contents">{links}</nav>\n{bodies}'
+    return document(findings.study, body, "ddpm.study", "page")
 
 
 def _opening(findings: Findings) -> str:
@@ -408,7 +390,3 @@ def _details(title: str, body: str) -> str:
 def _copyable(text: str) -> str:
     """Text as typed, with a button that copies it."""
     return f'<div class="copyable"><button type="button" hidden>copy</button><pre>{escape(text)}</pre></div>'
-
-
-def _asset(name: str) -> str:
-    return (files("ddpm.study") / name).read_text(encoding="utf-8")

@@ -1,0 +1,35 @@
+"""A page that needs nothing but itself: no server, no network, no other file."""
+
+from html import escape
+from importlib.resources import files
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+POLICY += "form-action 'none'"
+
+
+def document(title: str, body: str, package: str, name: str) -> str:
+    """The HTML of a whole page.
+
+    Args:
+        title: plain text.
+        body: HTML; what it shows of others is escaped by who made it.
+        package, name: where its looks and its script lie: NAME.css and NAME.js of a Python package.
+    """
+    style, script = ((files(package) / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+{body}<script>
+{script}</script>
+</body>
+</html>
+"""
