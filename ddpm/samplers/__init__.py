@@ -5,6 +5,7 @@ from ddpm.samplers.base import Before, Callback, Sampler, Step, integrate
 from ddpm.samplers.ddim import DDIM, interpolate
 from ddpm.samplers.dpm_solver import DPMSolverPP
 from ddpm.samplers.edm import Euler, Heun
+from ddpm.samplers.langevin import AnnealedLangevin
 from ddpm.samplers.lms import LMS
 from ddpm.samplers.unipc import UniPC
 
@@ -12,6 +13,7 @@ __all__ = [
     "DDIM",
     "LMS",
     "Ancestral",
+    "AnnealedLangevin",
     "Before",
     "Callback",
     "DPMSolverPP",

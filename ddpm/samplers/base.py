@@ -25,7 +25,7 @@ RHO = 7.0  # of EDM (5): how much more finely low noise is resolved than high no
 
 
 class Step(NamedTuple):
-    """What a method makes x_s of: a step from t to s, 0 < s < t."""
+    """What a method makes x_s of: a step from t to s, 0 < s < t; Langevin dynamics also moves at s = t."""
 
     schedule: NoiseSchedule
     """On x_t's device."""
