@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ddpm.data.dataset import Dataset, spread
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
+from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise
 from ddpm.runs.files import replacing
 from ddpm.samplers.trained import TrainedSampler
-from ddpm.schedules import NoiseSchedule
+from ddpm.schedules import NoiseSchedule, cosine
 from ddpm.targets import Denoise
 
 LOG_SNR_BINS = range(-10, 10)
@@ -37,20 +39,22 @@ def measure_bits_per_dim(
 ) -> tuple[str, str, dict[str, Any], Bound]:
     """Protocol name, result in words, record and terms of the variational bound, on held-out images.
 
+    Of data that are no bytes it is the bound on the bits of a density, beside those of one Gaussian that is fitted to
+    the training part; and, where the density is known, beside its own and the bound that the exact denoiser has.
+
     Args:
         source: the network; its seed keys the noise by (image number, t).
-        data: bytes, n of whose held-out images are taken, evenly spaced.
+        data: n of whose held-out images are taken, evenly spaced.
         times: that are evaluated, rising; all of 1..T, or fewer for the bound of a shorter chain.
         batch: images at a time; changes no result.
         callback: called with the number of images after each evaluation of the network.
     Raises: ValueError where the bound of an image is not finite.
     """
     schedule, parts = source.diffusion.schedule, []
+    options = {"times": _unless_all(times, schedule.T), "discrete": "bytes" in data.holds}
     for numbers, x_0, denoise in _held_out(source, data, n, batch):
         noise = SampleNoise(source.seed, numbers, "bits_per_dim")
-        parts.append(
-            bits_per_dim(schedule, denoise, x_0, noise, times=_unless_all(times, schedule.T), callback=callback)
-        )
+        parts.append(bits_per_dim(schedule, denoise, x_0, noise, **options, callback=callback))
     bound = Bound(
         tuple(times),
         *(torch.cat([getattr(p, f).double().cpu() for p in parts]) for f in ("L_T", "terms", "x_0_mse", "eps_mse")),
@@ -59,8 +63,13 @@ def measure_bits_per_dim(
     share = bound.terms.mean(0).cumsum(0) >= bound.terms.mean(0).sum() / 2
     summary = (
         f"{_in_words(values)} = L_T {values['L_T']:.4g} + sum of L_{{t-1}} {values['L_t_1']:.4g} + "
-        f"L_0 {values['L_0']:.4g}\nhalf of the bits lie at t <= {times[int(share.int().argmax())]} of {schedule.T}"
+        f"L_0 {values['L_0']:.4g}"
     )
+    if options["discrete"]:
+        summary += f"\nhalf of the bits lie at t <= {times[int(share.int().argmax())]} of {schedule.T}"
+    else:
+        references = _references(data, n) | _of_the_exact_denoiser(source, data, n, options)
+        values, summary = values | references, summary + _beside(references)
     return f"bits_per_dim_vlb_{len(times)}of{schedule.T}_{n}_held_out", summary, values, bound
 
 
@@ -83,15 +92,21 @@ def measure_log_likelihood(
     Raises: ValueError where the likelihood of an image is not finite.
     """
     schedule, parts = source.diffusion.schedule, []
+    of_bytes, dims = "bytes" in data.holds, math.prod(data.shape)
     for numbers, x_0, denoise in _held_out(source, data, n, batch):
         noise = SampleNoise(source.seed, numbers, "log_likelihood")
-        x = dequantised(x_0, noise(0, data.shape, x_0.device))
+        x = dequantised(x_0, noise(0, data.shape, x_0.device)) if of_bytes else x_0
         e = torch.stack([rademacher(noise(k, data.shape, x_0.device)) for k in range(1, probes + 1)])
         log_p = log_likelihood(schedule, denoise, x, e, steps=steps, start=start, callback=callback)
-        parts.append(bits_of_bytes(log_p, math.prod(data.shape)).cpu())
+        parts.append((bits_of_bytes(log_p, dims) if of_bytes else -log_p / (dims * math.log(2))).cpu())
     values = _interval(torch.cat(parts)) | {"solver": "rk4", "ode_steps": steps, "probes": probes, "start": start}
     protocol = f"bits_per_dim_flow_rk4_{steps}_t{start:g}_probes{probes}_{n}_held_out"
-    return protocol, f"{_in_words(values)}, of dequantised bytes, by the probability flow from t = {start:g}", values
+    what = "of dequantised bytes, " if of_bytes else ""
+    summary = f"{_in_words(values)}, {what}by the probability flow from t = {start:g}"
+    if not of_bytes:
+        references = _references(data, n)
+        values, summary = values | references, summary + _beside(references)
+    return protocol, summary, values
 
 
 def snr_bins(schedule: NoiseSchedule) -> list[int]:
@@ -205,10 +220,44 @@ def _held_out(
 ) -> Iterator[tuple[list[int], Tensor, Denoise]]:
     """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor
-    chosen = data.held_out[spread(len(data.held_out), n)]
-    for numbers in chosen.split(batch):
+    for numbers in _chosen(data, n).split(batch):
         real = data.batch(numbers, source.device)
         yield numbers.tolist(), real.x, bind(source.model, real.condition.taken_by(source.model))
+
+
+def _references(data: Dataset, n: int) -> dict[str, float]:
+    """Bits per dimension of the same held-out points: by the density itself, if it is known, and by one Gaussian."""
+    x, train = (data.batch(part).x.double().flatten(1).cpu() for part in (_chosen(data, n), data.train))
+    fitted = MultivariateNormal(train.mean(0), torch.cov(train.T, correction=0).reshape(x.shape[1], x.shape[1]))
+    bits = {"gaussian": fitted.log_prob(x)}
+    if JointMixture.knows(data):
+        bits = {"exact": JointMixture.of(cosine(), data).log_prob(x, 0)} | bits  # at t = 0 no schedule matters
+    return {name: -log_p.mean().item() / (x.shape[1] * math.log(2)) for name, log_p in bits.items()}
+
+
+def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, options: dict[str, Any]) -> dict[str, float]:
+    """The bound that the exact denoiser has on the same points, with the same noise; of the fixed variances the better.
+
+    With a variance that is learned; else with that of the run.
+    """
+    schedule, numbers = source.diffusion.schedule, _chosen(data, n)
+    if not JointMixture.knows(data):
+        return {}
+    noise, x_0 = SampleNoise(source.seed, numbers.tolist(), "bits_per_dim"), data.batch(numbers).x.double()
+    fracs = {"beta_tilde": [0.0], "beta": [1.0]}.get(source.diffusion.variance, [0.0, 1.0])
+    exact = (JointMixture.of(schedule, data, frac=frac).denoise for frac in fracs)
+    return {"exact_bound": min(bits_per_dim(schedule, each, x_0, noise, **options).total.mean().item() for each in exact)}
+
+
+def _beside(references: dict[str, float]) -> str:
+    """What else is said of the bits of points."""
+    names = {"exact": "the density itself", "exact_bound": "the exact denoiser's bound", "gaussian": "one Gaussian"}
+    return "\n" + ", ".join(f"{names[name]} {bits:.4f}" for name, bits in references.items())
+
+
+def _chosen(data: Dataset, n: int) -> Tensor:
+    """The numbers of n held-out samples, evenly spaced."""
+    return data.held_out[spread(len(data.held_out), n)]
 
 
 def _unless_all(times: list[int], T: int) -> list[int] | None:

@@ -1,0 +1,135 @@
+"""Score matching: a network learns the gradient of the log density of noised data, by any of the objectives."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import Dataset
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.oracle import JointMixture
+from ddpm.randomness import Keyed
+from ddpm.schedules import at
+from ddpm.score import (
+    PROJECTIONS,
+    denoising,
+    explicit,
+    finite_difference_sliced,
+    finite_difference_sliced_vr,
+    implicit,
+    noise_level,
+    score_at_sigma,
+    sliced,
+    sliced_vr,
+)
+from ddpm.training.task import Losses
+from ddpm.training.tasks.diffusion import Diffusion, Noised
+
+PROJECTED: dict[str, Callable[..., Tensor]] = {
+    "sliced": sliced,
+    "sliced_vr": sliced_vr,
+    "finite_difference": finite_difference_sliced,
+    "finite_difference_vr": finite_difference_sliced_vr,
+}
+OBJECTIVES = ("denoising", "explicit", "implicit", *PROJECTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projected(Noised):
+    """Noised data, and the directions that objectives look along.
+
+    Args:
+        v: of mean 0 and covariance I, (B, *).
+    """
+
+    v: Tensor
+
+
+class Score(Diffusion):
+    r"""Train a network to be the score of data with noise, at each level of a schedule.
+
+    What the network predicts of x_t is read as the score of x = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps, so that it
+    is sampled from, measured and drawn like any diffusion network. The loss of a row is its objective J(x), in the
+    units of the squared error of eps, a mean over the d dimensions:
+
+    .. math:: L = \frac{2 \sigma^2}{d} J(s_\theta; x) + c, \quad s_\theta(x) = -\frac{\epsilon_\theta(x_t, t)}{\sigma}
+        \qquad \text{[Score (loss)]}
+
+    With the denoising objective and c = 0 that is DDPM's loss. The others know nothing of eps; with c = 1, the sigma^2
+    E || eps / sigma ||^2 / d by which the denoising objective exceeds them on average, they have the same mean. The
+    explicit one, c = 0, is less than all of these by what no network can learn, and 0 at best.
+
+    Args:
+        model, diffusion, drop, only: as in `Diffusion`; the loss of the diffusion has to be "simple".
+        objective: "denoising", "explicit" (of data whose density is known), "implicit", "sliced", "sliced_vr",
+            "finite_difference", "finite_difference_vr", see `ddpm.score`.
+        projection: what the last four look along, "rademacher" or "gaussian".
+        step: of the finite differences, in units of sigma, > 0.
+    Raises: ValueError for an argument that is not known or out of range.
+    Source: see `ddpm.score`; a network that is told the level of noise: NCSN (arXiv 1907.05600).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        objective: str = "denoising",
+        projection: str = "rademacher",
+        step: float = 0.1,
+        drop: float = 0.0,
+        only: Sequence[str] | None = None,
+    ):
+        super().__init__(model, diffusion, drop, only=only)
+        for name, value, allowed in (("objective", objective, OBJECTIVES), ("projection", projection, PROJECTIONS)):
+            if value not in allowed:
+                raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed)}")
+        if isinstance(step, bool) or not 0 < step < float("inf"):
+            raise ValueError(f"step = {step!r} must be > 0")
+        if diffusion.loss_name != "simple":
+            raise ValueError(f"diffusion.loss = {diffusion.loss_name!r} has no say in score matching; leave it at simple")
+        if diffusion.schedule.alpha_bar[-1] == 0:
+            raise ValueError("beta_T = 1 makes the noise level sigma_T infinite, and there is no score at it")
+        self.objective, self.projection, self.step = objective, projection, step
+        self.truth: JointMixture | None = None  # of the data, where the objective needs it
+
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Projected:
+        """t, eps, directions, and which conditions are nulled, for a step's whole batch."""
+        return self._with_directions(super().draw(batch, random, progress), random)
+
+    def draw_held_out(self, batch: Batch, random: Keyed) -> Projected:
+        """t evenly spread over the schedule; eps and directions always the same."""
+        return self._with_directions(super().draw_held_out(batch, random), random)
+
+    def losses(self, drawn: Projected, progress: float) -> Losses:  # type: ignore[override]  # its own draws
+        """One part, "loss": the objective, (B,)."""
+        schedule, t, x_0 = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.x_0
+        sigma, a = noise_level(schedule, t), at(schedule.alpha_bar.sqrt(), t, x_0)
+        predict = self.diffusion.predictor(self.model, drawn.condition.taken_by(self.model))
+
+        def score(x: Tensor) -> Tensor:
+            return score_at_sigma(predict(a * x, t).eps, sigma)
+
+        x = x_0 + at(sigma, ..., x_0) * drawn.eps
+        weight = (2 * sigma**2 / x_0[0].numel()).to(x_0.dtype)
+        if self.objective == "denoising":
+            return {"loss": weight * denoising(score, x_0, sigma, drawn.eps)}
+        if self.objective == "explicit":
+            assert self.truth is not None  # see `check`
+            target = a * self.truth.score((a * x).cpu(), t.cpu()).to(x)
+            return {"loss": weight * explicit(score, x, target)}
+        if self.objective == "implicit":
+            return {"loss": weight * implicit(score, x) + 1}
+        options = {"step": self.step * sigma} if self.objective.startswith("finite") else {}
+        return {"loss": weight * PROJECTED[self.objective](score, x, drawn.v, **options) + 1}
+
+    def check(self, data: Dataset) -> None:
+        """As `Diffusion.check`; ValueError too for the explicit objective on data whose density is not known."""
+        super().check(data)
+        if self.objective == "explicit":
+            self.truth = JointMixture.of(self.diffusion.schedule, data)
+
+    def _with_directions(self, drawn: Noised, random: Keyed) -> Projected:
+        eps = torch.randn(drawn.x_0.shape, device=drawn.x_0.device, generator=random("directions"))
+        return Projected(**vars(drawn), v=PROJECTIONS[self.projection](eps))
