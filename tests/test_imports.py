@@ -27,6 +27,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "guidance": {"guidance", "diffusion", "targets", "schedules"},
     "samplers": {"samplers", "diffusion", "reverse", "forward", "targets", "schedules", "randomness", "oracle"},
     "editing": {"editing", "samplers", "diffusion", "forward", "targets", "schedules", "randomness"},
+    "score": {"score", "likelihood", "schedules"},
     "runs": {"runs"},
     "figures": {"figures", "runs", "schedules"},
     "data": {"data", "figures", "runs", "randomness"},
