@@ -21,7 +21,7 @@ class GaussianDiffusion:
 
     Args:
         schedule: the constants.
-        target: what the network's output is: "eps" (DDPM), "x_0" or "v".
+        target: what the network's output is: "eps" (DDPM), "x_0", "v", or "flow": eps - x_0 (flow matching).
         variance: sigma_t squared of the reverse process: "beta", "beta_tilde", or "learned": the network has twice the
             channels, and (output + 1) / 2 of the second half lies between beta_tilde (0) and beta (1).
         clip_x_0: clip the predicted x_0 to [-1, 1] and derive eps from it anew, so that the pair stays consistent.
@@ -52,7 +52,8 @@ class GaussianDiffusion:
             if value not in allowed[name]:
                 raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed[name])}")
         if target == "eps" and schedule.alpha_bar[-1] == 0:
-            raise ValueError("target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v")
+            others = ", ".join(name for name in TARGETS if name != "eps")
+            raise ValueError(f"target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: {others}")
         if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
             raise ValueError(f"dynamic_threshold = {dynamic_threshold!r} must lie in (0, 1], with clip_x_0 = true")
         self.schedule, self.target, self.variance = schedule, target, variance

@@ -13,6 +13,9 @@ from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import Prediction
 
 
+PARTS = ("weights", "means", "covariances")  # of data whose density is known
+
+
 class MixtureOracle:
     """Data whose pixels are drawn independently from a mixture of Gaussians N(m_k, c_k^2) with weights w_k.
 
@@ -97,8 +100,98 @@ class GaussianOracle(MixtureOracle):
         return mean_s + math.sqrt(var_s / var_t) * (x_t - mean_t)
 
 
-class JointGaussian:
-    """Data N(mean, covariance) whose pixels depend on each other: what is told of one says something of the others.
+class JointMixture:
+    """Data from a mixture of Gaussians N(m_k, S_k) with weights w_k, whose pixels depend on each other.
+
+    With a = sqrt(alpha_bar_t), component k of x_t is N(a m_k, a^2 S_k + (1 - a^2) I), diagonal in the eigenvectors of
+    S_k at every t.
+
+    Args:
+        schedule: the forward process.
+        weights: w_k, (K,), which add up to 1.
+        means: m_k, (K, d).
+        covariances: S_k, (K, d, d), symmetric, without negative eigenvalues; without vanishing ones, if t = 0 is asked.
+        frac: of the reverse variance, as in `Prediction`.
+    Raises:
+        ValueError: weights, means or covariances that are none, or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        weights: Tensor | list[float],
+        means: Tensor,
+        covariances: Tensor,
+        frac: float | Tensor = 0.0,
+    ):
+        self.schedule, self.frac = schedule, frac
+        self.weights, self.means, self.covariances = (
+            torch.as_tensor(given, dtype=torch.float64) for given in (weights, means, covariances)
+        )
+        self._must_fit()
+        values, self.vectors = torch.linalg.eigh(self.covariances)
+        if not torch.allclose(self.covariances, self.covariances.mT) or values.min() < -1e-8 * values.abs().max():
+            raise ValueError("every covariance must be symmetric, without negative eigenvalues")
+        self.values = values.clamp(min=0)
+        self.centres = torch.einsum("kij,ki->kj", self.vectors, self.means)  # the means in the eigenvectors
+
+    def _must_fit(self) -> None:
+        w, S, d = self.weights, self.covariances, self.means.shape[-1]
+        if w.ndim != 1 or self.means.shape != (len(w), d) or S.shape != (len(w), d, d):
+            shapes = ", ".join(str(tuple(part.shape)) for part in (w, self.means, S))
+            raise ValueError(f"weights, means, covariances of shapes {shapes}: (K,), (K, d), (K, d, d) are needed")
+        if not (w >= 0).all() or abs(w.sum().item() - 1) > 1e-6:
+            raise ValueError(f"weights = {w.tolist()} must be >= 0 and add up to 1")
+
+    def at(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha_bar_t (B or 1, 1, 1); x_t - a m_k in the eigenvectors of S_k, and its variance there, (B, K, d)."""
+        alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1, 1)
+        y = torch.einsum("bi,kij->bkj", x_t.double().flatten(1), self.vectors) - alpha_bar.sqrt() * self.centres
+        return alpha_bar, y, alpha_bar * self.values + 1 - alpha_bar
+
+    def joint(self, x_t: Tensor, t: Time) -> Tensor:
+        """log w_k N(x_t; component k), (B, K)."""
+        return self._joint(*self.at(x_t, t)[1:])
+
+    def _joint(self, y: Tensor, var: Tensor) -> Tensor:
+        return self.weights.log() - 0.5 * (y**2 / var + (2 * math.pi * var).log()).sum(-1)
+
+    def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
+        """log q(x_t), (B,), in nats; x_t is (B, *) with d numbers a row."""
+        return self.joint(x_t, t).logsumexp(1)
+
+    def shares(self, x_t: Tensor, t: Time) -> Tensor:
+        """P(component k | x_t), (B, K): the responsibilities."""
+        return self.joint(x_t, t).softmax(1)
+
+    def score(self, x_t: Tensor, t: Time) -> Tensor:
+        """The gradient of log q at x_t, (B, *)."""
+        _, y, var = self.at(x_t, t)
+        score = -self._mixed(self._joint(y, var).softmax(1), y / var)
+        return score.reshape(x_t.shape).to(x_t.dtype)
+
+    def denoise(self, x_t: Tensor, t: Time) -> Prediction:
+        """E[eps | x_t] and E[x_0 | x_t], (B, *) with d numbers a row, for t > 0. A `Denoise`."""
+        alpha_bar, y, var = self.at(x_t, t)
+        share = self._joint(y, var).softmax(1)
+        x_0 = share @ self.means + self._mixed(share, alpha_bar.sqrt() * self.values * y / var)
+        eps = (1 - alpha_bar[..., 0]).sqrt() * self._mixed(share, y / var)
+        eps, x_0 = (part.reshape(x_t.shape).to(x_t.dtype) for part in (eps, x_0))
+        return Prediction(eps, x_0, self.frac)
+
+    def _mixed(self, share: Tensor, y: Tensor) -> Tensor:
+        """Vectors (B, K, d), given in the eigenvectors of each component, weighed by its share and added up, (B, d)."""
+        return torch.einsum("bk,bkj,kij->bi", share, y, self.vectors)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_0, (n, d), float64."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[k] + torch.einsum("nij,nj->ni", self.vectors[k], self.values[k].sqrt() * z)
+
+
+class JointGaussian(JointMixture):
+    """Data N(mean, covariance): the mixture with one component, where what is told of some pixels has a closed form.
 
     Args:
         schedule: the forward process.
@@ -108,20 +201,8 @@ class JointGaussian:
     """
 
     def __init__(self, schedule: NoiseSchedule, mean: Tensor, covariance: Tensor, frac: float | Tensor = 0.0):
-        self.schedule, self.frac = schedule, frac
-        self.mean, self.covariance = mean.double(), covariance.double()
-        self.values, self.vectors = torch.linalg.eigh(self.covariance)
-
-    def denoise(self, x_t: Tensor, t: Time) -> Prediction:
-        """E[eps | x_t] and E[x_0 | x_t], (B, *) with d numbers a row, for t > 0. A `Denoise`."""
-        alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1)
-        a = alpha_bar.sqrt()
-        score = (x_t.double().flatten(1) - a * self.mean) @ self.vectors
-        score = score / (alpha_bar * self.values + 1 - alpha_bar)  # of x_t, in the eigenvectors, but for its sign
-        x_0 = self.mean + (a * self.values * score) @ self.vectors.T
-        eps = (1 - alpha_bar).sqrt() * (score @ self.vectors.T)
-        eps, x_0 = (part.reshape(x_t.shape).to(x_t.dtype) for part in (eps, x_0))
-        return Prediction(eps, x_0, self.frac)
+        super().__init__(schedule, [1.0], mean[None], covariance[None], frac)
+        self.mean, self.covariance = self.means[0], self.covariances[0]
 
     def posterior(self, A: Tensor, y: Tensor, sigma_y: float = 0.0) -> "JointGaussian":
         """The data given y = A x_0 + sigma_y z, z standard normal: Gaussian again.

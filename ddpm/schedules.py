@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
+LEVELS = (1e-5, 1e5)  # of sigma: beyond, alpha_bar in float64 holds fewer than six digits of it
 REMEMBERED = 4096  # times of a schedule whose alpha_bar is kept as a number
 Time = int | float | Tensor
 """A moment of the process: integer, or real in [0, T]; one for all, or one for each sample, (B,)."""
@@ -258,6 +259,62 @@ def constant(T: int = 1000, beta: float = 0.01, rescale: bool = True) -> NoiseSc
     return _quoted_for_1000(T, rescale, {"beta": beta}, lambda: torch.full((T,), beta, dtype=torch.float64))
 
 
+def sigmas(sigma: Tensor | list[float]) -> NoiseSchedule:
+    r"""A schedule of these noise levels: x_t is x_0 + sigma_t eps, but for a scale that brings it to unit noise.
+
+    .. math:: \bar\alpha_t = \frac{1}{1 + \sigma_t^2}, \quad
+        \frac{x_t}{\sqrt{\bar\alpha_t}} = x_0 + \sigma_t \epsilon \qquad \text{[NCSN (levels)]}
+
+    Args:
+        sigma: sigma_1 < ... < sigma_T in units of x_0, each from 1e-5 to 1e5. NCSN numbers its levels the other way
+            round; here t = 1 has the least noise.
+    Raises:
+        ValueError: no levels, one out of range, or one that does not rise.
+    Source: Generative Modeling by Estimating Gradients of the Data Distribution (arXiv 1907.05600), section 4.
+    """
+    levels = torch.as_tensor(sigma, dtype=torch.float64)
+    if levels.ndim != 1 or len(levels) == 0:
+        raise ValueError(f"sigma must be a list of T >= 1 noise levels, got shape {tuple(levels.shape)}")
+    legal = (levels >= LEVELS[0]) & (levels <= LEVELS[1])
+    if not legal.all():
+        raise ValueError(
+            f"sigma holds {levels[~legal][0].item():g}: noise levels must lie in [{LEVELS[0]:g}, {LEVELS[1]:g}]"
+        )
+    before = torch.cat([levels.new_zeros(1), levels[:-1]])
+    if not (levels > before).all():
+        t = int((levels <= before).nonzero()[0]) + 1
+        raise ValueError(
+            f"sigma_{t} = {levels[t - 1].item():g} follows {before[t - 1].item():g}: noise levels must rise, from the "
+            "least noise at t = 1"
+        )
+    return NoiseSchedule((levels**2 - before**2) / (1 + levels**2))
+
+
+def geometric(T: int = 10, sigma_min: float = 0.01, sigma_max: float = 10.0) -> NoiseSchedule:
+    r"""Noise levels in a geometric sequence: the ladder of NCSN, as a schedule.
+
+    .. math:: \sigma_t = \sigma_\text{min} \left(\frac{\sigma_\text{max}}{\sigma_\text{min}}\right)^{(t - 1) / (T - 1)}
+        \qquad \text{[NCSN (ladder)]}
+
+    Args:
+        T: number of levels, at least 2; a single one is `sigmas([sigma])`.
+        sigma_min, sigma_max: the levels at t = 1 and at T, in units of x_0; what is above 10 for data in [-1, 1] leaves
+            less than a tenth of the signal in x_T.
+    Raises:
+        ValueError: T < 2, or levels as in `sigmas`.
+    Source: Generative Modeling by Estimating Gradients of the Data Distribution (arXiv 1907.05600), section 4.
+    """
+    _check_T(T)
+    if T < 2:
+        raise ValueError(f"T = {T}: a geometric sequence needs at least two levels; for one, schedule=sigmas")
+    for name, sigma in {"sigma_min": sigma_min, "sigma_max": sigma_max}.items():
+        if not LEVELS[0] <= sigma <= LEVELS[1]:
+            raise ValueError(f"{name} = {sigma:g} must lie in [{LEVELS[0]:g}, {LEVELS[1]:g}]")
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min = {sigma_min:g} must be below sigma_max = {sigma_max:g}")
+    return sigmas(torch.logspace(math.log10(sigma_min), math.log10(sigma_max), T, dtype=torch.float64).clamp(*LEVELS))
+
+
 def respace(schedule: NoiseSchedule, times: Sequence[int]) -> NoiseSchedule:
     r"""The schedule of a sub-sequence of the steps: alpha_bar stays what it was at every time that is kept.
 
@@ -334,7 +391,8 @@ def concerns(schedule: NoiseSchedule, target: str) -> list[str]:
     if target == "eps" and root < 1 / EPS_AMPLIFIED:
         found.append(
             f"target eps: at T an error of eps is multiplied by 1 / sqrt(alpha_bar_T) = "
-            f"{1 / root if root else math.inf:,.0f} in x_0, and only clipping hides it; targets v and x_0 are safe"
+            f"{1 / root if root else math.inf:,.0f} in x_0, and only clipping hides it; targets v, x_0 and flow are "
+            "safe"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What a denoiser says, in every coordinate: eps, x_0 and v are three names for one prediction."""
+"""What a denoiser says, in every coordinate: eps, x_0, v and the flow's u are four names for one prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm.schedules import NoiseSchedule, Time, at
 
-TARGETS = ("eps", "x_0", "v")
+TARGETS = ("eps", "x_0", "v", "flow")
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,58 @@ def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tens
     return at((1 - alpha_bar_t).sqrt(), ..., x_t) * x_t + at(alpha_bar_t.sqrt(), ..., x_t) * v
 
 
+def straight_path(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    r"""x_t where the way from data to noise is a straight line, and how far along it is.
+
+    .. math:: \frac{x_t}{a + b} = (1 - \tau)\, x_0 + \tau\, \epsilon, \quad \tau = \frac{b}{a + b}, \quad
+        a = \sqrt{\bar\alpha_t}, \quad b = \sqrt{1 - \bar\alpha_t} \qquad \text{[FM (straight path)]}
+
+    Its velocity in tau is u = eps - x_0, what a network of flow matching predicts. Every schedule walks this line, at a
+    pace of its own: a step of DDIM is a step of Euler along it.
+
+    Args:
+        x_t: (B, *).
+        t: a number or (B,), integer or real, in [0, T].
+    Returns:
+        x_t / (a + b), (B, *), and tau in [0, 1], which broadcasts against it.
+    Source: Flow Matching (Lipman et al., arXiv 2210.02747); Rectified Flow (Liu et al., arXiv 2209.03003). There t = 1
+        is data, and the velocity is x_0 - eps.
+    """
+    a, b = _a_b(schedule, x_t, t)
+    return x_t / (a + b), b / (a + b)
+
+
+def x_0_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tensor:
+    r"""The data in x_t, given the velocity u of the straight path.
+
+    .. math:: x_0 = \frac{x_t - b u}{a + b} \qquad \text{[FM (x from u)]}
+    """
+    a, b = _a_b(schedule, x_t, t)
+    return (x_t - b * u) / (a + b)
+
+
+def eps_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tensor:
+    r"""The noise in x_t, given the velocity u of the straight path.
+
+    .. math:: \epsilon = \frac{x_t + a u}{a + b} \qquad \text{[FM (eps from u)]}
+    """
+    a, b = _a_b(schedule, x_t, t)
+    return (x_t + a * u) / (a + b)
+
+
+def _a_b(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), which broadcast against x_t."""
+    alpha_bar_t = schedule.alpha_bar_at(t)
+    return at(alpha_bar_t.sqrt(), ..., x_t), at((1 - alpha_bar_t).sqrt(), ..., x_t)
+
+
 def to_prediction(
     schedule: NoiseSchedule, target: str, output: Tensor, x_t: Tensor, t: Time, frac: float | Tensor = 0.0
 ) -> Prediction:
-    """The network's output, which is eps, x_0 or v as `target` says, in every coordinate.
+    """The network's output, which is eps, x_0, v or u as `target` says, in every coordinate.
 
     Args:
+        target: one of `TARGETS`; "flow" is u.
         output, x_t: (B, *).
         t: a number or (B,), integer or real, in (0, T].
     """
@@ -98,9 +144,12 @@ def to_prediction(
         return Prediction(output, x_0_from_eps(schedule, x_t, t, output), frac, target)
     if target == "x_0":
         return Prediction(eps_from_x_0(schedule, x_t, t, output), output, frac, target)
-    return Prediction(eps_from_v(schedule, x_t, t, output), x_0_from_v(schedule, x_t, t, output), frac, target)
+    eps_from, x_0_from = {"v": (eps_from_v, x_0_from_v), "flow": (eps_from_u, x_0_from_u)}[target]
+    return Prediction(eps_from(schedule, x_t, t, output), x_0_from(schedule, x_t, t, output), frac, target)
 
 
 def from_prediction(schedule: NoiseSchedule, target: str, pred: Prediction, t: Time) -> Tensor:
     """The value of `target` in a prediction; for the true (eps, x_0) what the network is trained towards, (B, *)."""
-    return {"eps": lambda: pred.eps, "x_0": lambda: pred.x_0, "v": lambda: velocity(schedule, pred, t)}[target]()
+    if target == "v":
+        return velocity(schedule, pred, t)
+    return {"eps": lambda: pred.eps, "x_0": lambda: pred.x_0, "flow": lambda: pred.eps - pred.x_0}[target]()

@@ -115,6 +115,8 @@ def test_every_schedule_composes_and_builds(name):
         "zero_terminal_snr": ["schedule@schedule.schedule=cosine", "schedule.schedule.T=3"],
         "cosine": ["schedule.T=3"],
         "sigmoid": ["schedule.T=3"],
+        "geometric": ["schedule.T=3"],
+        "sigmas": ["schedule.sigma=[0.1,1,10]"],
     }.get(name, ["schedule.T=3", "schedule.rescale=false"])
     schedule = build(compose("train", [f"schedule={name}", *given]).schedule, "schedule")
     assert schedule.T == 3 and (schedule.alpha_bar[-1] == 0) == (name == "zero_terminal_snr")

@@ -39,7 +39,7 @@ class Recorder:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_loss_of_the_true_target_is_zero_and_that_of_an_offset_its_square(schedule, pair, target):
     x_0, eps = pair
-    truth = {"eps": eps, "x_0": x_0, "v": velocity(schedule, Prediction(eps, x_0), t)}[target]
+    truth = {"eps": eps, "x_0": x_0, "v": velocity(schedule, Prediction(eps, x_0), t), "flow": eps - x_0}[target]
     loss = GaussianDiffusion(schedule, target).loss
     assert torch.equal(loss(Recorder(truth), x_0, t=t, eps=eps), torch.zeros(4).double())
     offset = torch.tensor([0.0, 1, 2, 3]).double()[:, None, None, None]
@@ -129,7 +129,7 @@ def test_a_clipped_x_0_and_its_eps_still_compose_x_t(schedule, target):
     torch.testing.assert_close(q_sample(schedule, pred.x_0, t, pred.eps), x_t, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pred.eps[~outside], raw.eps[~outside], rtol=1e-10, atol=1e-10)
     assert ((pred.eps - raw.eps)[outside].abs() > 1e-6).all()
-    assert torch.equal(from_prediction(schedule, target, raw, t), output) or target == "v"
+    assert torch.equal(from_prediction(schedule, target, raw, t), output) or target in ("v", "flow")
 
 
 def test_the_variance_by_name(schedule, pair):
@@ -243,7 +243,7 @@ def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "noise"}, "target = 'noise' is not known; allowed: eps, x_0, v"),
+        ({"target": "noise"}, "target = 'noise' is not known; allowed: eps, x_0, v, flow"),
         ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta, learned"),
         ({"loss": "mse"}, "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, p2, vlb, hybrid"),
         ({"loss_options": {"gamma": 5}}, "has 'gamma'; loss = 'simple' has the options: none"),
@@ -268,12 +268,14 @@ def test_options_that_are_refused(schedule, options, message):
 
 def test_eps_is_refused_where_x_T_is_pure_noise():
     schedule = zero_terminal_snr(linear(100))
-    with pytest.raises(ValueError, match="'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v"):
+    with pytest.raises(
+        ValueError, match="'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v, flow"
+    ):
         GaussianDiffusion(schedule, "eps")
     x_T = torch.randn(3, 1, 2, 2)
-    for target in ("v", "x_0"):
+    for target, expected in {"v": -0.5, "x_0": 0.5, "flow": 0.5}.items():
         pred = GaussianDiffusion(schedule, target, clip_x_0=False).denoiser(lambda x, t: 0.5 * x)(x_T, 100)
-        torch.testing.assert_close(pred.x_0, {"v": -0.5, "x_0": 0.5}[target] * x_T)
+        torch.testing.assert_close(pred.x_0, expected * x_T)
         torch.testing.assert_close(pred.eps, x_T)
 
 

@@ -68,7 +68,9 @@ SCHEDULES = {
     "scaled_linear": ["schedule.T=4", "schedule.rescale=false"],
     "sigmoid": ["schedule.T=4"],
     "constant": ["schedule.T=4", "schedule.rescale=false"],
+    "geometric": ["schedule.T=4"],
     "betas": ["schedule.beta=[0.1,0.2,0.3,0.4]"],
+    "sigmas": ["schedule.sigma=[0.1,0.5,2,10]"],
     "zero_terminal_snr": ["schedule.schedule.T=4", "schedule.schedule.rescale=false", "diffusion.target=v"],
 }
 DATA = {  # the keys that an experiment may have set for another kind of data
@@ -131,8 +133,11 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "schedule.end": ["3", "0", "1e300", "-3"],
     "schedule.tau": ["1", "0.1", "1e-300", "1e300", "0"],
     "schedule.beta": ["0.01", "0.5", "[0.5]", "[0.1,1]", "[1]", "[1,0.1]", "[1e-300]", "0.9999999999999999"],
+    "schedule.sigma": ["0.1", "[0.5]", "[1,0.1]", "[0.1,1]", "[1,1]", "[1e-300]", "[]", "[1e5]", "[1e-5,1e5]"],
+    "schedule.sigma_min": ["0.01", "1e-5", "0", "1", "10"],
+    "schedule.sigma_max": ["10", "1e5", "1e300", "0.01", "80"],
     "schedule.schedule": ["{_target_:ddpm.schedules.cosine,T:3}", "{_target_:ddpm.schedules.linear}", "linear"],
-    "diffusion.target": ["eps", "x_0", "v"],
+    "diffusion.target": ["eps", "x_0", "v", "flow"],
     "diffusion.variance": ["beta", "beta_tilde", "learned"],
     "diffusion.clip_x_0": ["true", "false"],
     "diffusion.dynamic_threshold": ["null", "0.995", "1", "1e-300", "0"],
@@ -326,7 +331,7 @@ def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[
     if schedule is None:
         plain = experiment in ("digits", "mnist", "mnist_class", "points")  # whose schedule is the cosine
         typed += SCHEDULES["cosine" if plain else "linear"]
-    elif schedule in ("betas", "zero_terminal_snr"):
+    elif schedule in ("betas", "sigmas", "zero_terminal_snr"):
         typed.remove("schedule.T=4")
     if "experiment=nope" in changed:
         typed = [word for word in typed if not word.startswith("experiment=")]

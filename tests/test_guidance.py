@@ -26,7 +26,7 @@ from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM, DPMSolverPP, Heun, UniPC, integrate
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, Time, cosine, linear, zero_terminal_snr
-from ddpm.targets import Denoise, Prediction
+from ddpm.targets import TARGETS, Denoise, Prediction
 from ddpm.training.tasks.classifier import Classifier
 from models.noisy_classifier import NoisyClassifier
 from models.unet import UNet
@@ -201,7 +201,7 @@ def test_weight_0_within_an_interval_asks_the_unconditional_alone(classes):
 
 
 @pytest.mark.equation("Lin (16)")
-@pytest.mark.parametrize("target", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_rescaling_acts_on_the_networks_own_target(target):
     schedule, x_t = cosine(100), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     diffusion = GaussianDiffusion(schedule, target, clip_x_0=False)

@@ -40,7 +40,8 @@ def test_gradient_of_L_simple():
 def test_L_simple_of_the_best_denoiser_is_the_posterior_variance(oracle, t):
     """E over x_0, eps on Gauss-Hermite nodes, exact for squares: Var[eps | x_t] = alpha_bar c^2 / Var[x_t].
 
-    For x_0 and v it is c^2 (1 - alpha_bar) / Var[x_t] and c^2 / Var[x_t].
+    For x_0 and v it is c^2 (1 - alpha_bar) / Var[x_t] and c^2 / Var[x_t], for the velocity of the straight path
+    c^2 (sqrt(alpha_bar) + sqrt(1 - alpha_bar))^2 / Var[x_t].
     """
     nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(4))
     weights = weights / weights.sum()
@@ -49,12 +50,13 @@ def test_L_simple_of_the_best_denoiser_is_the_posterior_variance(oracle, t):
 
     alpha_bar, (_, var_t) = oracle.schedule.alpha_bar[t].item(), oracle.marginal(t)
     share = oracle.variance / var_t
-    for target, expected in {"eps": alpha_bar * share, "x_0": (1 - alpha_bar) * share, "v": share}.items():
+    of_target = {"eps": alpha_bar, "x_0": 1 - alpha_bar, "v": 1, "flow": (alpha_bar**0.5 + (1 - alpha_bar) ** 0.5) ** 2}
+    for target, expected in {name: factor * share for name, factor in of_target.items()}.items():
 
         def model(x_t, t, target=target, alpha_bar=alpha_bar):
             pred = oracle.denoise(x_t, t)
             v = alpha_bar**0.5 * pred.eps - (1 - alpha_bar) ** 0.5 * pred.x_0
-            return {"eps": pred.eps, "x_0": pred.x_0, "v": v}[target]
+            return {"eps": pred.eps, "x_0": pred.x_0, "v": v, "flow": pred.eps - pred.x_0}[target]
 
         diffusion = GaussianDiffusion(oracle.schedule, target)
         loss = diffusion.loss(model, x_0, t=torch.full((16,), t), eps=eps)
@@ -110,9 +112,10 @@ def test_a_weighted_loss_and_its_gradient_do_not_depend_on_the_target(schedule, 
 
 
 def test_L_simple_is_a_weighted_loss_of_x_0_too(schedule):
-    """Of eps with weight SNR, of x_0 with 1, of v with SNR + 1."""
+    """Of eps with weight SNR, of x_0 with 1, of v with SNR + 1, of the flow with (sqrt(SNR) + 1)^2."""
     case = Case(schedule)
-    for target, weight in {"eps": case.snr, "x_0": torch.ones(5).double(), "v": case.snr + 1}.items():
+    weights = {"eps": case.snr, "x_0": torch.ones(5).double(), "v": case.snr + 1, "flow": (case.snr.sqrt() + 1) ** 2}
+    for target, weight in weights.items():
         loss, gradient = case.loss(GaussianDiffusion(schedule, target))
         torch.testing.assert_close(loss, weight * case.error, **CLOSE)
         by_hand = weight[:, None, None] * 2 * (case.pred.x_0 - case.x_0) / 6

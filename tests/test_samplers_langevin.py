@@ -8,23 +8,17 @@ from conftest import GaussianOracle, MixtureOracle, propagate
 
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, AnnealedLangevin, integrate
-from ddpm.schedules import NoiseSchedule, linear, zero_terminal_snr
+from ddpm.schedules import linear, sigmas, zero_terminal_snr
 
 SIGMAS = [0.05, 0.2, 0.8, 3.0]
 
 
-def ladder(sigmas: list[float] = SIGMAS) -> NoiseSchedule:
-    """alpha_bar_t = 1 / (1 + sigma_t^2)."""
-    alpha_bar = 1 / (1 + torch.tensor([0.0, *sigmas], dtype=torch.float64) ** 2)
-    return NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
-
-
-@pytest.mark.equation("NCSN (Algorithm 1)")
+@pytest.mark.equation("NCSN (move)")
 @pytest.mark.parametrize("r", [0.05, 0.2, 1.0])
 def test_the_moments_of_every_move_are_those_of_the_recursion(r):
     """In x = x_t / sqrt(alpha_bar): mean and variance by x + h/2 s + sqrt(h) z with s = (m - x) / v, level by level."""
     m, c2 = 0.7, 0.25
-    oracle, sampler = GaussianOracle(ladder(), m, c2), AnnealedLangevin(moves=5, r=r)
+    oracle, sampler = GaussianOracle(sigmas(SIGMAS), m, c2), AnnealedLangevin(moves=5, r=r)
     found = propagate(sampler, oracle)
     sigma = [0.0, *SIGMAS]
     mean, variance = 0.0, 1 + sigma[4] ** 2  # x_T = N(0, 1), in x
@@ -49,7 +43,7 @@ def test_the_moments_of_every_move_are_those_of_the_recursion(r):
 @pytest.mark.parametrize("r", [0.05, 0.2, 1.0])
 def test_a_level_converges_to_its_variance_up_to_a_bias_of_first_order(r):
     sigma, c2 = 0.8, 0.25
-    oracle, v = GaussianOracle(ladder([sigma]), 0.0, c2), c2 + sigma**2
+    oracle, v = GaussianOracle(sigmas([sigma]), 0.0, c2), c2 + sigma**2
     *_, (_, mean, variance), _ = propagate(AnnealedLangevin(moves=1500, r=r), oracle)
     assert variance * (1 + sigma**2) == pytest.approx(v / (1 - r * sigma**2 / (4 * v)), rel=1e-8)
     assert mean == pytest.approx(0, abs=1e-12)
@@ -68,7 +62,7 @@ def test_the_predictor_is_ddims_step():
 
 
 def test_samples_of_a_mixture_by_one_level_are_of_its_shares():
-    oracle = MixtureOracle(ladder([0.5]), [0.3, 0.7], [-0.5, 0.5], [0.04, 0.01])
+    oracle = MixtureOracle(sigmas([0.5]), [0.3, 0.7], [-0.5, 0.5], [0.04, 0.01])
     n = 4000
     sampler, generator = AnnealedLangevin(moves=200, r=0.2), torch.Generator().manual_seed(0)
     seen = []
@@ -94,7 +88,7 @@ def test_samples_of_a_mixture_by_one_level_are_of_its_shares():
     ],
 )
 def test_what_it_costs(sampler, evaluations):
-    calls, oracle = [], GaussianOracle(ladder())
+    calls, oracle = [], GaussianOracle(sigmas(SIGMAS))
     assert sampler.evaluations(oracle.schedule) == evaluations
     x = sampler(oracle.schedule, lambda x_t, t: calls.append(t) or oracle.denoise(x_t, t), torch.zeros(2, 1))
     assert len(calls) == evaluations and x.shape == (2, 1)

@@ -20,10 +20,12 @@ from ddpm.schedules import (
     concerns,
     constant,
     cosine,
+    geometric,
     linear,
     report,
     respace,
     scaled_linear,
+    sigmas,
     sigmoid,
     zero_terminal_snr,
 )
@@ -37,6 +39,8 @@ SCHEDULES = {  # alpha_bar_T to three digits, 1 / sqrt(alpha_bar_T)
     "cosine 100": (lambda: cosine(100), "2.43e-07", pytest.approx(2029, abs=0.5)),
     "sigmoid 1000": (lambda: sigmoid(1000), "3e-07", pytest.approx(1825, abs=0.5)),
     "scaled linear 1000": (lambda: scaled_linear(1000), "0.00466", pytest.approx(14.6, abs=0.05)),
+    "geometric 10": (lambda: geometric(), "0.0099", pytest.approx(101**0.5, rel=1e-12)),
+    "three noise levels": (lambda: sigmas([0.1, 1, 30]), "0.00111", pytest.approx(901**0.5, rel=1e-12)),
     "constant 100": (lambda: constant(100), "2.66e-05", pytest.approx(0.9**-50, rel=1e-12)),
 }
 
@@ -201,7 +205,7 @@ def test_linear_ends_out_of_range(ends, message):
         linear(10, *ends, rescale=False)
 
 
-@pytest.mark.parametrize("make", [linear, cosine, sigmoid, scaled_linear, constant])
+@pytest.mark.parametrize("make", [linear, cosine, sigmoid, scaled_linear, constant, geometric])
 @pytest.mark.parametrize("T", [0, -1, 2.5, True])
 def test_T_must_be_a_positive_integer(make, T):
     with pytest.raises(ValueError, match=rf"T = {T}: the number of steps must be an integer >= 1"):
@@ -311,6 +315,52 @@ def test_a_lower_temperature_spends_more_steps_at_both_ends():
 def test_sigmoid_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         sigmoid(10, **options)
+
+
+# --- noise levels
+
+
+@pytest.mark.equation("NCSN (levels)")
+@pytest.mark.parametrize("levels", [[0.5], [0.01, 0.3, 0.31, 7], [1e-5, 1, 1e5]])
+def test_noise_levels_are_those_that_are_asked_for(levels):
+    schedule = sigmas(levels)
+    for t, sigma in enumerate(levels, 1):
+        assert schedule.alpha_bar[t].item() == pytest.approx(1 / (1 + sigma**2), rel=1e-14 if sigma < 1e3 else 1e-6)
+        x_0, eps = torch.randn(2, 3, 4, dtype=torch.float64)
+        x = q_sample(schedule, x_0, t, eps) / schedule.alpha_bar[t].sqrt()
+        torch.testing.assert_close(x, x_0 + sigma * eps, rtol=1e-10 if 1e-3 < sigma < 1e3 else 1e-6, atol=1e-15)
+    assert torch.equal(sigmas(torch.tensor(levels, dtype=torch.float64)).beta, schedule.beta)
+
+
+@pytest.mark.equation("NCSN (ladder)")
+@pytest.mark.parametrize(("T", "ends"), [(10, (0.01, 10.0)), (2, (0.1, 0.2)), (232, (0.01, 50.0)), (3, (1e-5, 1e5))])
+def test_a_ladder_is_a_geometric_sequence(T, ends):
+    schedule, (low, high) = geometric(T, *ends), ends
+    for t in range(1, T + 1):
+        sigma = low * (high / low) ** ((t - 1) / (T - 1))
+        assert (-schedule.lambda_[t]).exp().item() == pytest.approx(sigma, rel=1e-9 if 1e-3 < sigma < 1e3 else 1e-6)
+    assert schedule.lambda_[1:].diff().tolist() == pytest.approx([-math.log(high / low) / (T - 1)] * (T - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sigmas([]), "sigma must be a list of T >= 1 noise levels, got shape (0,)"),
+        (lambda: sigmas(0.5), "got shape ()"),
+        (lambda: sigmas([0.1, 0.0]), "sigma holds 0: noise levels must lie in [1e-05, 100000]"),
+        (lambda: sigmas([math.nan]), "sigma holds nan"),
+        (lambda: sigmas([1e6]), "sigma holds 1e+06"),
+        (lambda: sigmas([10, 1, 0.1]), "sigma_2 = 1 follows 10: noise levels must rise, from the least noise at t = 1"),
+        (lambda: sigmas([1, 1]), "sigma_2 = 1 follows 1"),
+        (lambda: geometric(1), "T = 1: a geometric sequence needs at least two levels; for one, schedule=sigmas"),
+        (lambda: geometric(5, 10, 0.1), "sigma_min = 10 must be below sigma_max = 0.1"),
+        (lambda: geometric(5, -0.1), "sigma_min = -0.1 must lie in [1e-05, 100000]"),
+        (lambda: geometric(5, sigma_max=math.inf), "sigma_max = inf must lie in"),
+    ],
+)
+def test_noise_levels_that_are_refused(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
 
 
 # --- respaced, and ended in pure noise

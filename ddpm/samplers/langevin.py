@@ -7,6 +7,7 @@ from torch import Tensor
 from ddpm.forward import q_sample
 from ddpm.samplers.base import Sampler, Step, alpha_bars
 from ddpm.schedules import NoiseSchedule
+from ddpm.score import score_from_eps, unadjusted
 
 
 class AnnealedLangevin(Sampler):
@@ -16,7 +17,7 @@ class AnnealedLangevin(Sampler):
     is -eps_theta / sigma, a move is
 
     .. math:: x' = x + \frac h2 s_\theta(x, \sigma) + \sqrt h\, z, \quad h = r \sigma^2
-        \qquad \text{[NCSN (Algorithm 1)]}
+        \qquad \text{[NCSN (move)]}
 
     After the moves at a level x goes on to the next one as it is, or by a step of DDIM: a predictor, whose x Langevin
     dynamics then corrects. The last step is D(x_t, t), the mean, as for every sampler.
@@ -72,6 +73,6 @@ class AnnealedLangevin(Sampler):
         if s < t and self.predictor:
             return q_sample(schedule, pred.x_0, s, pred.eps)
         alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)
-        b = (1 - alpha_bar_t) ** 0.5  # sqrt(alpha_bar_t) sigma
-        moved = x_t - self.r / 2 * b * pred.eps + self.r**0.5 * b * noise
+        h = self.r * (1 - alpha_bar_t)  # r sigma^2, in x_t
+        moved = unadjusted(lambda x_t: score_from_eps(schedule, pred.eps, t), x_t, h, noise)
         return moved if s == t else (alpha_bar_s / alpha_bar_t) ** 0.5 * moved
