@@ -100,8 +100,10 @@ def energy_distance(x: Tensor, y: Tensor, chunk: int = 512) -> Distance:
     Source: Szekely & Rizzo 2013, Energy statistics, doi 10.1016/j.jspi.2013.03.018.
     """
     x, y = finite_features(x=x, y=y, least=3)
-    pairs = ((x, x), (y, y), (x, y), (y, x))
-    value, half = discrepancy(*(-_distances(one, other, chunk) for one, other in pairs))
+    centre = y.mean(0)  # products of points far from 0 lose the digits of their distance
+    x, y = x - centre, y - centre
+    (xx, _), (yy, _), (xy, yx) = (_distances(*pair, chunk) for pair in ((x, x), (y, y), (x, y)))
+    value, half = discrepancy(-xx, -yy, -xy, -yx)
     return Distance(value, value - half, value + half)
 
 
@@ -127,7 +129,11 @@ def _potential(x: Tensor, y: Tensor) -> Tensor:
     return F.pad(rise.cumsum(0), (1, 0))
 
 
-def _distances(x: Tensor, y: Tensor, chunk: int) -> Tensor:
-    """Sums (n,) of |x_i - y_j| over j. Not by products, so that a point's distance to itself is 0."""
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cat([torch.cdist(part, y, compute_mode=mode).sum(1) for part in x.split(chunk)])
+def _distances(x: Tensor, y: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Sums (n,) of |x_i - y_j| over j, and (m,) over i."""
+    of_x, of_y = [], torch.zeros_like(y[:, 0])
+    for part in x.split(chunk):
+        distances = torch.cdist(part, y)  # by products: that of a point to itself is 1e-8 of its size, or 0
+        of_x.append(distances.sum(1))
+        of_y += distances.sum(0)
+    return torch.cat(of_x), of_y
