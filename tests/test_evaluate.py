@@ -30,6 +30,10 @@ TINY = [
     "trainer.seconds=null", "trainer.batch_size=8", "trainer.warmup=0", "trainer.previews=0", "recognition=false",
     "trainer.checkpoint_every=2", "device=cpu",
 ]  # fmt: skip
+POINTS = [
+    "experiment=points", "data.count=60", "model.width=16", "model.depth=1", "schedule.T=10", "sampler.steps=2",
+    "trainer.steps=4", "trainer.batch_size=8", "trainer.warmup=0", "trainer.previews=0", "device=cpu",
+]  # fmt: skip
 PCA4 = ["features=pca", "pca=4"]
 SMALL_JUDGE = ["features=classifier", "judge.channels=4", "judge.features=4"]
 KEYS = {"value", "low", "high", "n", "seeds", "real_vs_real", "weights", "sampler", "steps", "commit", "checkpoint"}
@@ -44,10 +48,10 @@ class Result(NamedTuple):
 Evaluate = Callable[..., Result]
 
 
-def train(runs: Path, *words: str) -> Path:
-    """A run of a few steps; `words` over those of TINY."""
+def train(runs: Path, *words: str, base: list[str] = TINY) -> Path:
+    """A run of a few steps; `words` over those of `base`."""
     changed = {word.partition("=")[0] for word in words}
-    words = (*(word for word in TINY if word.partition("=")[0] not in changed), *words)
+    words = (*(word for word in base if word.partition("=")[0] not in changed), *words)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_draw_results", lambda *arguments: None)  # which takes longer than such a run
         patch.setattr(sys, "argv", ["train", *words, f"runs={runs}"])
@@ -156,14 +160,14 @@ def pictures(folder: Path, *counts: int) -> list[str]:
 
 
 def test_every_measure_of_samples_leaves_its_record_and_its_figure(run, typed, draws):
-    metrics = "metric=[recognition,frechet,kernel,precision_recall,density_coverage,memorisation]"
+    metrics = f"metric=[{','.join(evaluating.OF_SAMPLES)}]"
     result = typed(run, metrics, "n=16", "batch=7", *PCA4, "frechet.bias=true")
     assert result.code == 0, result
     found = records(run)
     (pca,) = {name.split("_")[1] for name in found if name.startswith("frechet_")}
     assert pca.startswith("pca4-") and found.keys() == {
         "recognition_logistic_16_train",
-        *(f"{name}_{pca}_16_train" for name in ("frechet", "kernel", "memorisation")),
+        *(f"{name}_{pca}_16_train" for name in ("frechet", "kernel", "memorisation", *evaluating.OF_ANY)),
         *(f"{name}_{pca}_16_train" for name in ("precision-k3", "recall-k3", "density-k5", "coverage-k5")),
     }
     for name, record in found.items():
@@ -233,6 +237,30 @@ def test_pixels_are_features_too_and_more_samples_than_held_out_images_are_measu
     found = records(run)
     assert found.keys() == {"frechet_pixels_65_train", "kernel_pixels_65_train"}
     assert all(record["n"] == 65 and record["real_n"] == 36 for record in found.values())
+
+
+def test_points_are_measured_by_their_coordinates(tmp_path, typed, draws):
+    run = train(tmp_path / "runs", base=POINTS)
+    both = "metric=[sliced_wasserstein,energy_distance]"
+    result = typed(run, both, "n=16", "seeds=2")
+    assert result.code == 0 and [seed for seed, _ in draws] == [0, 1], result
+    assert "16 samples, seeds 0 to 1, DDIM with 2 steps; features of them and of 60 points by coordinates" in result.out
+    assert "held-out points" in result.out and "12 of them" in result.out
+    found = records(run)
+    assert found.keys() == {f"{name}_coordinates_16_train" for name in evaluating.OF_ANY}
+    for record in found.values():
+        assert record.keys() >= KEYS and record["real_n"] == 12 and record["seeds"] == [0, 1]
+        assert record["interval"] == "seeds" and record["low"] < record["value"] < record["high"]
+    assert typed(run, both).code == 0
+    for name in evaluating.OF_ANY:
+        record = records(run)[f"{name}_coordinates_12_train"]
+        assert record["interval"] == "jackknife" and record["low"] < record["value"] < record["high"]
+    assert_refused(typed(run, "metric=frechet"), "metric=frechet needs pictures", "sliced_wasserstein, energy_distance")
+    assert_refused(typed(run, "metric=energy_distance", "n=2"), "n = 2", "at least 3")
+    words = ["data=gaussians", "model.num_classes=8", "data.count=80", "data.validation=0.5"]
+    by_class = train(tmp_path / "classes", *words, base=POINTS)
+    assert typed(by_class, both, "n=6", "class=3", "seeds=2").code == 0
+    assert records(by_class).keys() == {f"{name}_coordinates_6_train_class3" for name in evaluating.OF_ANY}
 
 
 def test_what_is_asked_for_twice_is_measured_once(run, typed, draws):

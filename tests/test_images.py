@@ -167,6 +167,20 @@ def test_what_is_neither_image_nor_point_is_no_picture():
         images.as_pictures(torch.zeros(4, 2), 7)
 
 
+def test_samples_lie_over_the_data_in_the_same_window():
+    data, x = torch.tensor([[-1.5, 0.0], [1.5, 1.5]]), torch.tensor([[1.5, 1.5]])
+    picture = images.scatter(x, data, 120).astype(int)
+    assert picture.shape == (120, 120, 3) and (picture[0] == images.FRAME).all()
+    inside = picture[1:-1, 1:-1]
+    blue, grey = inside[..., 2] - inside[..., 0] > 90, (inside.max(2) < 230) & (np.ptp(inside, axis=2) < 20)
+    for there, (row, column) in ((blue, (30, 90)), (grey, (60, 30))):
+        y, x_of = np.nonzero(there)
+        assert (y.mean() + 1, x_of.mean() + 1) == pytest.approx((row - 0.5, column - 0.5), abs=1)
+    assert np.array_equal(images.scatter(data), images.scatter(data, data[:0]))
+    with pytest.raises(ValueError, match=r"points, floats \(n, 2\), not"):
+        images.scatter(data, torch.zeros(3, 3))
+
+
 def test_samples_that_are_points_are_written_by_suffix(tmp_path):
     x = torch.randn(50, 2, dtype=torch.float64, requires_grad=True)
     images.save_samples(tmp_path / "s.npy", x)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm.data import ImageData
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import InMemory
 from ddpm.metrics import quality
-from ddpm.metrics.features import PCA, Features, Judge, Pixels
+from ddpm.metrics.features import PCA, Coordinates, Features, Judge, Pixels
 from ddpm.metrics.frechet import moments
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.memorisation import memorisation
@@ -116,6 +118,8 @@ NEAR_AND_FAR: dict[str, Callable[[Result, Result], bool]] = {  # of real images 
     "coverage-k5": lambda good, bad: abs(good.value - good.real_vs_real) < 0.15 and bad.value < 0.1,
     "recognition": lambda good, bad: good.value > 0.9 < good.real_vs_real and bad.value < 0.1,
     "memorisation": lambda good, bad: good.value == pytest.approx(1, abs=0.1) and bad.value > 2,
+    "sliced_wasserstein": lambda good, bad: good.low < good.real_vs_real < good.high < bad.low < bad.value,
+    "energy_distance": lambda good, bad: abs(good.value) < 0.1 * bad.low and good.low < good.value < good.high,
 }
 
 
@@ -135,7 +139,12 @@ def test_a_measure_puts_images_near_real_ones_and_noise_far(name, features, seen
         record = together([good[measure]], [0])
         assert record["value"] == good[measure].value and record["real_vs_real"] == good[measure].real_vs_real
         assert json.loads(json.dumps(record, allow_nan=False)) == record
-        assert f"{good[measure].value:.3f}"[:4] in good[measure].words or name in ("kernel", "recognition")
+        assert f"{good[measure].value:.3f}"[:4] in good[measure].words or name not in (
+            "frechet",
+            "memorisation",
+            "precision_recall",
+            "density_coverage",
+        )
 
 
 def test_protocols_name_the_measure_the_extractor_the_number_and_what_is_compared_with(seen, judge):
@@ -152,13 +161,42 @@ def test_fewer_held_out_images_than_samples_are_told_and_so_is_how_many(seen):
     assert more.more["relative"] == pytest.approx(as_many.more["relative"]) and more.value != as_many.value
     few = quality.frechet(drawn(real(20), of), of)["frechet"]
     assert few.more["real_n"] == 20 and few.real_vs_real > as_many.real_vs_real
-    for name in ("kernel", "precision_recall", "density_coverage"):
+    for name in ("kernel", "precision_recall", "density_coverage", "sliced_wasserstein", "energy_distance"):
         assert {f.more["real_n"] for f in MEASURES[name](drawn(real(20), of), of).values()} == {20}
 
 
 def test_a_covariance_needs_more_samples_than_features(seen):
     with pytest.raises(ValueError, match="64 samples are too few for the covariance of 64 features"):
         quality.frechet(drawn(real(64), seen("pixels")), seen("pixels"))
+
+
+def test_points_are_compared_by_their_coordinates():
+    """Of any dimension, as they are: not clipped, not quantised."""
+    for d in (1, 2, 5):
+        x = 40 * torch.randn(300, d, generator=torch.Generator().manual_seed(d))
+        of = Real(cast(ImageData, Cloud(x)), Coordinates((d,)))
+        assert of.protocol("energy_distance", 9) == "energy_distance_coordinates_9_train"
+        assert torch.equal(of.train, x[of.data.train]) and torch.equal(of.held_out, x[of.data.held_out])
+        for name in ("sliced_wasserstein", "energy_distance"):
+            (good,), (far,) = (MEASURES[name](drawn(part, of), of).values() for part in (of.held_out, of.held_out + 99))
+            assert good.value == good.real_vs_real == far.real_vs_real < far.low < far.value < far.high
+            assert "; held-out points " in good.words and "of them" not in good.words and good.more["real_n"] == 60
+            (more,) = MEASURES[name](drawn(of.train, of), of).values()
+            assert more.words.endswith(", 60 of them)") and more.value < good.value + 1
+        with pytest.raises(ValueError, match="1 of 300 samples hold NaN or infinity"):
+            of.features(torch.where(torch.arange(300)[:, None] == 7, torch.inf, x))
+
+
+class Cloud(InMemory):
+    """Points in as many dimensions as they have."""
+
+    units = "points"
+
+    def __init__(self, x: Tensor):
+        super().__init__("cloud", "all", x, None, (), 0.2)
+
+    def batch(self, indices: Tensor, device: Any = "cpu", generator: Any = None) -> Batch:
+        return self._taken(indices, device)
 
 
 class Blind(Features):

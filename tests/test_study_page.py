@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SAY, said_in_a_browser
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from ddpm.figures import images
 from ddpm.study import figures, formatting, page
 from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import NOT_DECIDED, compare, estimate, front
@@ -368,10 +370,29 @@ def test_one_seed_has_no_interval():
     assert 'class="verdict better"' not in text and "**better**" not in report
 
 
-@pytest.mark.parametrize("kind", ["samples", "curves", "neither", "large", "grey", "nothing"])
+def scatter() -> np.ndarray:
+    return images.scatter(torch.randn(2000, 2), torch.randn(4000, 2), 240)
+
+
+@pytest.mark.parametrize("schedules", [False, True], ids=["alike", "differing"])
+def test_points_stand_beside_each_other_each_with_its_label(grid, schedules):
+    """Or in the rows of their schedules."""
+    found = replace(grid, sheet={arm.label: scatter() for arm in grid.arms}, sheet_of_points=True)
+    found = found if schedules else replace(found, schedules={})
+    text = page.page(found)
+    samples = text[text.index('<section id="samples">') :]
+    samples = samples[: samples.index("</section>")]
+    assert samples.count("<img ") == len(grid.arms) and "width:240px" in samples and page.OF_POINTS in samples
+    assert ('class="tiles"' in samples) is not schedules and ("sheet scheduled" in samples) is schedules
+    assert all(html.escape(arm.label) in samples for arm in grid.arms) and samples.count("baseline</span>") == 1
+    assert page.OF_POINTS not in page.page(grid)
+
+
+@pytest.mark.parametrize("kind", ["samples", "points", "curves", "neither", "large", "grey", "nothing"])
 def test_the_summary(grid, kind, tmp_path):
     found = {
         "samples": grid,
+        "points": replace(grid, sheet={arm.label: scatter() for arm in grid.arms}, sheet_of_points=True),
         "curves": replace(grid, by_steps={f"a, {i}": curve(1 + i) for i in range(20)}),
         "neither": replace(grid, sheet={}, schedules={}),
         "large": replace(grid, sheet={arm.label: noise((128, 1024, 3)) for arm in grid.arms}, study="s" * 300),

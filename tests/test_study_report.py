@@ -16,7 +16,9 @@ from test_study_reading import arms_in, write_run
 
 from ddpm.commands import studying
 from ddpm.config import InvalidInput
+from ddpm.data.points import SwissRoll
 from ddpm.figures import images
+from ddpm.study import formatting
 from ddpm.study.findings import Findings
 from ddpm.study.report import HELD_OUT, findings
 from ddpm.study.statistics import BETTER, NO_DIFFERENCE, NOT_DECIDED, WORSE
@@ -506,9 +508,38 @@ def test_a_sheet_only_of_samples_that_are_whole(tmp_path):
     np.save(paths[4], np.zeros((4, 8, 8, 1)))  # of another type
     np.save(paths[5], np.array([{}]), allow_pickle=True)
     shapes = {label: row.shape for label, row in found_in(tmp_path).sheet.items()}
-    assert shapes == {"lr=0.1": (8, 78, 1), "lr=0.2": (8, 48, 1), "lr=0.30000000000000004": (160, 160, 1)}
+    assert shapes == {"lr=0.1": (8, 78, 1), "lr=0.2": (8, 48, 1), "lr=0.30000000000000004": (240, 240, 3)}
     write_run(tmp_path, "other", ["optimizer.lr=9"], 8, {"optimizer.lr": 9}, started="2027")
     assert found_in(tmp_path).sheet == {}  # no seed that all arms have
+
+
+POINTS = {"name": "swiss_roll", "count": 400, "sha256": "c0"}
+ROLL = {"_target_": "ddpm.data.SwissRoll", "count": 400, "noise": 0.5, "split": "auto", "validation": 0.2}
+
+
+def test_points_are_shown_over_the_data_in_the_window_of_all_arms(tmp_path):
+    drawn = {}
+    for lr in (0.1, 0.2):
+        result = {"energy_distance_coordinates_9_train": {"value": lr, "real_vs_real": 0.0, "low": 0.0, "high": 0.3}}
+        values = {"data": ROLL}
+        for seed, path in enumerate(write_arm(tmp_path, lr, [result] * 5, values=values, data=POINTS)):
+            drawn[lr, seed] = lr * torch.randn(50, 2)
+            images.save_samples(path / "samples.npy", drawn[lr, seed])
+    found = found_in(tmp_path, outline=studying._outline)
+    assert found.sheet_of_points and found.measures[0].title == "Energy distance"
+    assert formatting.context(found.measures[0])[1] == "Held-out points have 0.00."
+    data = SwissRoll(400)
+    for lr in (0.1, 0.2):
+        assert np.array_equal(found.sheet[f"lr={lr}"], images.scatter(drawn[lr, 0], data.points[data.train], 240))
+    assert np.array_equal(found_in(tmp_path).sheet["lr=0.1"], images.scatter(drawn[0.1, 0], None, 240))
+    assert studying._outline({}) is None and studying._outline({"data": {"image_size": 8}}) is None
+    assert studying._outline({"data": ROLL | {"count": 1}}) is None
+
+
+def test_points_of_other_dimensions_have_no_sheet(tmp_path):
+    for path in write_arm(tmp_path, 0.1, [None], data=POINTS):
+        np.save(path / "samples.npy", np.zeros((9, 3), np.float32))
+    assert found_in(tmp_path).sheet == {}
 
 
 # ------------------------------------------------------------------------------------------------------ how it was made

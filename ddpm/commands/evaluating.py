@@ -23,14 +23,16 @@ from ddpm.commands.reading import measure_reading
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
-OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
+OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
+OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 METRICS = (*OF_SAMPLES, "reading_sheet", *OF_IMAGES, "cost", "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
-OF_PICTURES = (*OF_SAMPLES, "reading_sheet", "steps", "guidance_sweep")
+OF_PICTURES = (*(metric for metric in OF_SAMPLES if metric not in OF_ANY), "reading_sheet", "steps", "guidance_sweep")
 NEEDS = dict.fromkeys(OF_PICTURES, "pictures")  # of the data
-LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # images it takes
+LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # samples it takes
+LEAST |= {"sliced_wasserstein": 2, "energy_distance": 3}
 FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
 EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
 
@@ -207,7 +209,11 @@ def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedM
     plan = (
         f"{', '.join(metrics)}: {n:,} samples, {_listed(context.seeds)}, {type(source.sampler).__name__} with "
         f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
-        + (f"; features of them and of {len(data):,} images by {' and '.join(dict.fromkeys(kinds))}" if kinds else "")
+        + (
+            f"; features of them and of {len(data):,} {data.units} by {' and '.join(dict.fromkeys(kinds))}"
+            if kinds
+            else ""
+        )
     )
     return PlannedMeasure(plan, cost, lambda: _carry_out_samples(context, by_features, logistic, n), tuple(kinds))
 
@@ -235,7 +241,7 @@ def _must_hold_enough_images(data: Any, metrics: list[str]) -> None:
     least = max(LEAST.get(metric, 1) for metric in metrics)
     for part, numbers in (("held out", data.held_out), ("trained on", data.train)):
         if len(numbers) < least:
-            few = f"of {data.name} {len(numbers)} images are {part}"
+            few = f"of {data.name} {len(numbers)} {data.units} are {part}"
             raise InvalidInput(f"{few}, but {', '.join(metrics)} need at least {least}")
 
 
@@ -260,7 +266,9 @@ def _number(context: EvaluationContext, of_covariance: bool) -> int:
 
 
 def _kind(context: EvaluationContext, metric: str) -> str:
-    """The features that a metric looks at: a classifier alone recognises."""
+    """The features that a metric looks at: a classifier alone recognises, and what is no picture has coordinates."""
+    if "pictures" not in context.data.holds:
+        return "coordinates"
     return "classifier" if metric == "recognition" else str(context.config.features)
 
 

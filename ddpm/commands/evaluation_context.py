@@ -10,7 +10,7 @@ from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
-CHEAP = ("pca", "pixels")  # features that are not worth a file
+CHEAP = ("pca", "pixels", "coordinates")  # features that are not worth a file
 
 
 class PlannedMeasure(NamedTuple):
@@ -61,7 +61,7 @@ class EvaluationContext:
         return f"{protocol}_class{'-'.join(map(str, asked))}" if asked else protocol
 
     def samples(self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None) -> tuple[Any, Any]:
-        """The samples of a seed with these numbers (n, C, H, W), and the classes (n,) that were asked for, or None."""
+        """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None."""
         import torch
 
         source = self.source.with_seed(seed)
@@ -111,8 +111,8 @@ class EvaluationContext:
             if kind == "inception":
                 features.Inception.must_be_there(self._weights)
                 return features.Inception.size, lambda: (self._inception, None)
-            if kind == "pixels":
-                made = features.Pixels(data.shape)
+            if kind in ("pixels", "coordinates"):
+                made = (features.Pixels if kind == "pixels" else features.Coordinates)(data.shape)
             else:
                 some = data.train[:: -(-len(data.train) // ENOUGH_FOR_PCA)]
                 made = features.PCA(data.batch(some).x, config.pca, quality.data_key(data))

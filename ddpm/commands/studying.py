@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import training
 from ddpm.commands.console import say, table
 from ddpm.commands.sweep_plan import science_of
-from ddpm.config import InvalidInput, build, resolved
+from ddpm.config import InvalidInput, build, build_data, resolved
 from ddpm.runs.safe_yaml import CADENCE
 from ddpm.study.formatting import counted
 
+OUTLINE = 4000  # points of the data behind those of a run
 RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
 
 
@@ -129,7 +130,8 @@ def report(words: list[str]) -> None:
     if not out.is_dir():
         raise InvalidInput(f"out={out} is no folder")
     try:
-        result = findings(folder, arms, unread, _network, _schedule, options.get("baseline"), options.get("measure"))
+        asked = (options.get("baseline"), options.get("measure"))
+        result = findings(folder, arms, unread, _network, _schedule, *asked, _outline)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     with replacing(out / "report.html") as temporary:
@@ -177,6 +179,19 @@ def _schedule(settings: dict[str, Any]) -> tuple[list[float], list[float]] | Non
         return None
     chosen = range(0, schedule.T + 1, max(1, schedule.T // 100))
     return [t / schedule.T for t in chosen], schedule.alpha_bar[list(chosen)].sqrt().tolist()
+
+
+def _outline(settings: dict[str, Any]) -> Any:
+    """Points (n, 2) of the training part of a configuration's data; None where they are no points in the plane."""
+    from ddpm.data.dataset import spread
+
+    try:
+        if settings["data"].get("image_size") is not None:  # which takes time to read
+            return None
+        data = build_data(settings["data"], [])
+        return data.batch(data.train[spread(len(data.train), OUTLINE)]).x.cpu() if data.shape == (2,) else None
+    except (InvalidInput, ValueError, KeyError, TypeError, AttributeError, OSError):
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------- what is typed

@@ -23,6 +23,8 @@ WINDOW = 3.0  # points are shown in [-3, 3]^2: three standard deviations of stan
 SIDE, LARGE_SIDE = 160, 480  # pixels of a picture of points: of one among others, of one alone
 LARGEST_SAMPLES = 2**26  # bytes of a run's samples.npy
 FRAME = 200  # grey of the line around it
+INK = 14  # opacity of a dot, times the root of how many there are
+DOTS, OUTLINE = (31, 119, 180), (170, 170, 170)  # colours of samples, and of the data behind them
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -92,6 +94,32 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
     """
     if x.ndim == 4:
         return x
+    picture = (255 * _light(x, side, max(1, side / 130))).round().astype(np.uint8)
+    return rearrange(torch.from_numpy(_framed(picture)), "h w -> 1 1 h w")
+
+
+def scatter(x: Tensor, outline: Tensor | None = None, side: int = SIDE) -> np.ndarray:
+    """Points in colour over others in grey, in the window of `as_pictures`: samples over the data.
+
+    Args:
+        x: points, floats (n, 2).
+        outline: points, floats (m, 2), or None.
+        side: pixels of the picture, >= 8.
+
+    Returns: uint8 (side, side, 3).
+
+    Raises: ValueError for another shape or type.
+    """
+    picture = np.full((side, side, 3), 255.0)
+    for points, colour, ink in ((outline, OUTLINE, INK), (x, DOTS, 2 * INK)):
+        if points is not None:
+            light = _light(points, side, max(0.8, side / 180), ink)[..., None]
+            picture = picture * light + np.array(colour) * (1 - light)
+    return _framed(picture.round().astype(np.uint8))
+
+
+def _light(x: Tensor, side: int, radius: float, ink: float = INK) -> np.ndarray:
+    """What dots of points (n, 2) let through of the light, the more the more there are: (side, side) in 0..1."""
     if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
         raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_described(x)}")
     if side < 8:
@@ -100,7 +128,7 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
     points = points[np.isfinite(points).all(1)]
     place = np.stack([WINDOW - points[:, 1], points[:, 0] + WINDOW]) * side / (2 * WINDOW) - 0.5  # row, column
     place = place.clip(1, side - 2)  # inside the line
-    radius, opacity = max(1, side / 130), min(0.9, 14 / math.sqrt(max(len(points), 1)))
+    opacity = min(0.9, ink / math.sqrt(max(len(points), 1)))
     light = np.zeros(side * side)  # its logarithm
     reach = range(-math.ceil(radius), math.ceil(radius) + 1)
     for offset in itertools.product(reach, reach):
@@ -109,31 +137,44 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
         inside = ((pixel >= 0) & (pixel < side)).all(0)
         row, column = pixel[:, inside].astype(np.int64)
         light += np.bincount(side * row + column, covered[inside] * math.log(1 - opacity), side * side)
-    picture = np.full((side, side), FRAME, np.uint8)
-    picture[1:-1, 1:-1] = (255 * np.exp(light)).round().reshape(side, side)[1:-1, 1:-1]
-    return rearrange(torch.from_numpy(picture), "h w -> 1 1 h w")
+    return np.exp(light).reshape(side, side)
 
 
-def save_png(path: str | Path, array: np.ndarray) -> None:
-    """Write one image, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+def _framed(picture: np.ndarray) -> np.ndarray:
+    """The picture (H, W, *) with a grey line around it."""
+    framed = np.full_like(picture, FRAME)
+    framed[1:-1, 1:-1] = picture[1:-1, 1:-1]
+    return framed
+
+
+def save_png(path: str | Path, array: np.ndarray, colours: int | None = None) -> None:
+    """Write one image, uint8 (H, W), (H, W, 1) or (H, W, 3); of so many colours, which makes a smaller file."""
     image = _image(array)
+    image = image if colours is None else image.quantize(colours, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
 
 
-def save_gif(path: str | Path, frames: Sequence[np.ndarray], seconds_per_frame: float = 0.1, hold: float = 2) -> None:
+def save_gif(
+    path: str | Path,
+    frames: Sequence[np.ndarray],
+    seconds_per_frame: float = 0.1,
+    hold: float = 2,
+    colours: int = COLOURS,
+) -> None:
     """Write an animation that loops for ever.
 
     Args:
         frames: one or more images, uint8 (H, W, 1) or (H, W, 3), all of one shape.
         seconds_per_frame: how long a frame is shown; the format counts in hundredths.
         hold: how long the last frame is shown.
+        colours: of the palette that all frames share, of those in colour.
     """
     shapes = {np.shape(frame) for frame in frames}
     if len(shapes) != 1:
         raise ValueError(f"an animation needs at least one frame and one shape, not {len(frames)} frames of {shapes}")
     film = _image(np.concatenate(list(frames)))
-    film = film.quantize(GREYS if film.mode == "L" else COLOURS, dither=Image.Dither.NONE)  # one palette for all frames
+    film = film.quantize(GREYS if film.mode == "L" else colours, dither=Image.Dither.NONE)  # one palette for all frames
     width, height = film.width, film.height // len(frames)
     first, *others = (film.crop((0, i * height, width, (i + 1) * height)) for i in range(len(frames)))
     milliseconds = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * hold)]

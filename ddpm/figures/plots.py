@@ -759,10 +759,15 @@ def _text_width(label: str) -> float:
     return TextPath((0, 0), label, size=SIZE).get_extents().width * DPI / 72
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    """Draw with Agg and write a small file: no alpha, and one channel where there is no colour."""
+def drawn(figure: Figure) -> np.ndarray:
+    """A figure's pixels, uint8 (H, W, 3), by Agg."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba())[..., :3]
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Draw with Agg and write a small file: no alpha, and one channel where there is no colour."""
+    picture = drawn(figure)
     grey = (picture == picture[..., :1]).all()
-    images.save_png(path, np.ascontiguousarray(picture[..., :1] if grey else picture))
+    images.save_png(path, np.ascontiguousarray(picture[..., :1]) if grey else picture)

@@ -1,5 +1,6 @@
-"""What samples and images are compared by: their features, under a name that says whose they are."""
+"""What samples are compared with data by: their features, under a name that says whose they are."""
 
+import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -34,17 +35,38 @@ class Features(ABC):
     size: int
 
     def __call__(self, x: Tensor, batch_size: int = 500) -> Tensor:
-        """Features (n, D), on the CPU, of images (n, C, H, W) in [-1, 1], which are quantised as in files.
+        """Features (n, D), on the CPU, of samples: of images (n, C, H, W) in [-1, 1], which are quantised as in files.
 
         Raises: ValueError that counts images which hold NaN or infinity.
         """
         if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
             raise ValueError(f"{broken} of {len(x)} samples hold NaN or infinity")
-        return in_batches(lambda part: self._of(to_uint8(part)).cpu(), x, batch_size)
+        return in_batches(lambda part: self._of(self._as_kept(part)).cpu(), x, batch_size)
+
+    def _as_kept(self, x: Tensor) -> Tensor:
+        """Samples as a file keeps them: bytes of floats."""
+        return to_uint8(x)
 
     @abstractmethod
     def _of(self, images: Tensor) -> Tensor:
         """Features (B, D) of bytes (B, C, H, W)."""
+
+
+class Coordinates(Features):
+    """The numbers themselves, of samples that are no pictures, such as points.
+
+    Args:
+        shape: of one sample.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.name, self.size = "coordinates", math.prod(shape)
+
+    def _as_kept(self, x: Tensor) -> Tensor:
+        return x
+
+    def _of(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float()
 
 
 class Pixels(Features):

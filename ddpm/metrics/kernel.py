@@ -47,17 +47,27 @@ def kernel_distance(samples: Tensor, real: Tensor, chunk: int = 512) -> KernelDi
     Raises: ValueError for features that cannot be compared, or fewer than 3 rows: the jackknife must leave 2.
     """
     x, y = finite_features(samples=samples, real=real, least=3)
-    n, m = len(x), len(y)
     xx, yy = (_row_sums(z, z, chunk) - _kernel(z.square().sum(1), z) for z in (x, y))  # (n,), (m,); without i = j
-    xy, yx = _row_sums(x, y, chunk), _row_sums(y, x, chunk)  # (n,), (m,)
+    value, half = discrepancy(xx, yy, _row_sums(x, y, chunk), _row_sums(y, x, chunk))
+    return KernelDistance(value, value - half, value + half)
+
+
+def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[float, float]:
+    """The unbiased squared discrepancy of two sets under any kernel, and half its interval by the jackknife.
+
+    Args:
+        xx: sums (n,) of k(x_i, x_j) over j, without j = i.
+        yy: the same (m,) of the other set.
+        xy, yx: sums (n,) of k(x_i, y_j) over j, and (m,) over i.
+    """
+    n, m = len(xx), len(yy)
     sum_xx, sum_yy, sum_xy = xx.sum(), yy.sum(), xy.sum()
     value = _statistic(sum_xx, sum_yy, sum_xy, n, m).item()
     # a row that is left out takes its row and its column with it
     without_x = _statistic(sum_xx - 2 * xx, sum_yy, sum_xy - xy, n - 1, m)  # (n,)
     without_y = _statistic(sum_xx, sum_yy - 2 * yy, sum_xy - yx, n, m - 1)  # (m,)
     variance = sum((len(left) - 1) * left.var(correction=0).item() for left in (without_x, without_y))
-    half = 1.96 * math.sqrt(variance)
-    return KernelDistance(value, value - half, value + half)
+    return value, 1.96 * math.sqrt(variance)
 
 
 def _statistic(xx: Tensor, yy: Tensor, xy: Tensor, n: int, m: int) -> Tensor:

@@ -27,11 +27,12 @@ from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
 from ddpm.metrics.neighbours import density_coverage, precision_recall
 from ddpm.metrics.recognition import Recognition, recognised, recognition
+from ddpm.metrics.transport import Distance, directions, energy_distance, sliced_wasserstein
 from ddpm.randomness import SampleNoise
 from ddpm.runs import checkpoint
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
-MOST_IN_KERNEL = 10_000  # training images that the kernel distance is measured to: its mean does not depend on them
+MOST_IN_KERNEL = 10_000  # of the training part that unbiased distances are measured to: their mean depends on no number
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
 ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
 
@@ -52,7 +53,7 @@ class Result(NamedTuple):
 class Samples(NamedTuple):
     """Samples of one seed."""
 
-    x: Tensor  # (n, C, H, W) in [-1, 1]
+    x: Tensor  # (n, C, H, W) in [-1, 1], or of another shape
     features: Tensor  # (n, D)
     y: Tensor | None  # the classes (n,) that were asked for
 
@@ -158,6 +159,28 @@ def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
     }
 
 
+def transport(drawn: Samples, real: Real) -> dict[str, Result]:
+    """The sliced Wasserstein distance to the training part; it falls with the number of samples, as Frechet's does."""
+    lines, held_out = directions(real.features.size), real.like(len(drawn.features))
+    of_samples, of_held_out = (sliced_wasserstein(x, real.train, lines) for x in (drawn.features, held_out))
+    return {"sliced_wasserstein": _distance("sliced Wasserstein distance", of_samples, of_held_out, drawn, real)}
+
+
+def energy(drawn: Samples, real: Real) -> dict[str, Result]:
+    """The energy distance to the training part."""
+    reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
+    of_samples, of_held_out = (energy_distance(x, reference) for x in (drawn.features, held_out))
+    return {"energy_distance": _distance("energy distance", of_samples, of_held_out, drawn, real)}
+
+
+def _distance(name: str, of_samples: Distance, of_held_out: Distance, drawn: Samples, real: Real) -> Result:
+    """A distance to the training part, beside that of as many held-out samples, or of all."""
+    (value, low, high), m = of_samples, len(real.like(len(drawn.features)))
+    words = f"{name} {value:.4g} (95%: {low:.4g} to {high:.4g}; held-out {real.data.units} {of_held_out.value:.4g}"
+    fewer = f", {m} of them" if m < len(drawn.features) else ""
+    return Result(value, of_held_out.value, f"{words}{fewer})", low, high, {"real_n": m}, "jackknife")
+
+
 def precision(drawn: Samples, real: Real) -> dict[str, Result]:
     """Improved precision and recall, against as many training images as there are samples, or all of them.
 
@@ -258,6 +281,8 @@ MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {
     "precision_recall": precision,
     "density_coverage": density,
     "memorisation": copies,
+    "sliced_wasserstein": transport,
+    "energy_distance": energy,
 }
 
 

@@ -39,6 +39,7 @@ LABEL = 52  # characters of a label on one line
 SUMMARY = 1000  # pixels that the summary is wide
 ROOM = 140  # pixels across of a panel in which words and numbers do not meet
 SUMMARY_BYTES = 190_000
+TILE, SCATTER = 58, 74  # pixels that an arm's samples, or the picture of its points, are high in the summary
 TEXT: dict[str, Any] = {"fontsize": SIZE, "color": INK}
 
 Style = Mapping[str, Any]
@@ -384,7 +385,8 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     """The summary with at most so many samples of an arm, and the pixels across that a panel of numbers has."""
     curves = dict(findings.by_steps)
     shown = [label for label in labels if label in findings.sheet and not curves]
-    strips = {label: _resized(_strip(findings.sheet[label], tiles), 58, 290 * tiles // 8) for label in shown}
+    high, wide = (SCATTER, SCATTER) if findings.sheet_of_points else (TILE, 290 * tiles // 8)
+    strips = {label: _resized(_strip(findings.sheet[label], tiles), high, wide) for label in shown}
     head, foot, count = 58, 68, max(len(labels), 1)
     row = max([36, *(strip.shape[0] + 8 for strip in strips.values())])
     row = min(48, max(row, 270 // count)) if curves else row
@@ -507,7 +509,8 @@ def _summary_strips(
     title.set_axis_off()
     if curve:
         title.text(0, 0.3, "√ᾱ over t/T", fontsize=SIZE - 1, color=MUTED)
-    title.text(curve / (wide + curve), 0.3, "samples, same noise", fontsize=SIZE - 1, color=MUTED)
+    words = "samples" if findings.sheet_of_points else "samples, same noise"
+    title.text(curve / (wide + curve), 0.3, words, fontsize=SIZE - 1, color=MUTED)
     return wide + curve + 16
 
 

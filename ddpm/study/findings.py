@@ -36,6 +36,7 @@ class Measure:
     real: float | None = None  # the same of held-out images
     noise: float | None = None  # half the width of the widest interval within a run
     noise_of: str = "samples"  # whose choice that is
+    units: str = "images"  # what the data are called
     note: str = ""  # such as: the arms were measured over different ranges
 
 
@@ -109,7 +110,9 @@ class Findings:
     by_steps: Mapping[str, Curve] = field(default_factory=dict)  # "label, sampler" -> Frechet distance over evaluations
     schedules: Mapping[str, Curve] = field(default_factory=dict)  # label -> sqrt(alpha_bar) over t / T, if they differ
     sheet: Mapping[str, Any] = field(default_factory=dict)
-    """label -> (H, W, C) uint8, samples of the same x_T: a row of tiles, not enlarged, two lines between them"""
+    """label -> (H, W, C) uint8, samples of the same x_T: a row of tiles, not enlarged, two lines between them; of
+    points one picture of all"""
+    sheet_of_points: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)  # commit, machine, versions ...
     commands: tuple[str, ...] = ()  # what made the runs
     failures: tuple[Failure, ...] = ()

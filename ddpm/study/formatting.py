@@ -117,7 +117,7 @@ def context(measure: Measure) -> list[str]:
     sentences = [f"{aim(measure).capitalize()}."]
     unit = "" if not measure.unit else measure.unit if measure.unit == "%" else f" {measure.unit}"
     if measure.real is not None:
-        sentences.append(f"Held-out images have {number(measure.real)}{unit}.")
+        sentences.append(f"Held-out {measure.units} have {number(measure.real)}{unit}.")
     if measure.noise is not None:
         sentences.append(
             f"The choice of {measure.noise_of} alone moves the number of one run by up to ±{measure.noise:.2g}{unit}."

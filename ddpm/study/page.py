@@ -13,6 +13,11 @@ from ddpm.study import figures, formatting
 from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Comparison, Estimate
 
+SAME_NOISE = "Every arm starts from the same noise: what differs between two of them is the arm's doing."
+OF_POINTS = (
+    "Blue: samples; grey: the data. All show the same window, three standard deviations of the data to each side, with "
+    "what lies beyond at its edge."
+)
 SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
 FOLDED = 30  # rows of a secondary table from which on it is folded
 
@@ -245,14 +250,25 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
         if findings.sheet:
             cells.append(f"<div>{_picture(findings.sheet[label], label) if label in findings.sheet else ''}</div>")
     kind = "sheet scheduled" if findings.schedules and findings.sheet else "sheet"
+    if findings.sheet_of_points and not findings.schedules:
+        return Section("samples", "Samples", f'<p class="note">{SAME_NOISE} {OF_POINTS}</p>{_tiles(findings, shown)}')
     grid = f'<div class="{kind}">{"".join(cells)}</div>'
     notes = []
     if findings.sheet:
-        notes.append("Every arm starts from the same noise: what differs between two rows is the arm's doing.")
+        notes += [SAME_NOISE, OF_POINTS] if findings.sheet_of_points else [SAME_NOISE]
     if findings.schedules:
         notes.append("Schedules: how much of the image is left over time, each beside the others in grey.")
     title = "Samples" if findings.sheet else "Schedules"
     return Section("samples", title, f'<p class="note">{" ".join(notes)}</p>{grid}')
+
+
+def _tiles(findings: Findings, labels: Sequence[str]) -> str:
+    """Pictures of the arms' points beside each other, each under its arm's label."""
+    tiles = []
+    for label in labels:
+        base = ' <span class="badge">baseline</span>' if label == findings.baseline else ""
+        tiles.append(f"<div>{_picture(findings.sheet[label], label)}{escape(label)}{base}</div>")
+    return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _polyline(curve: Curve) -> str:

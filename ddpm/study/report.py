@@ -23,6 +23,7 @@ from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
 
 SHOWN = 8  # samples of an arm on the contact sheet
+SIDE = 240  # pixels of an arm's points
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
@@ -44,6 +45,8 @@ HELD_OUT = "held_out_loss"  # the measure that metrics.jsonl has of every run
 KINDS = {  # by how a protocol begins; in the order in which a report has them, the first that there is decides
     "frechet": Kind("Frechet distance", "lower"),
     "kernel": Kind("Kernel distance (KID)", "lower"),
+    "sliced_wasserstein": Kind("Sliced Wasserstein distance", "lower"),
+    "energy_distance": Kind("Energy distance", "lower"),
     "recognition": Kind("Recognised samples", "higher", "%", 100.0),
     "precision": Kind("Precision", "higher"),
     "recall": Kind("Recall", "higher"),
@@ -60,6 +63,7 @@ STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
 Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
 Points = tuple[list[float], list[float]]
 SchedulePoints = Callable[[dict[str, Any]], Points | None]  # settings -> t / T, sqrt(alpha_bar)
+Outline = Callable[[dict[str, Any]], torch.Tensor | None]  # settings -> points (n, 2) of the data
 
 
 def findings(
@@ -70,6 +74,7 @@ def findings(
     schedule: SchedulePoints,
     baseline: str | None = None,
     measure: str | None = None,
+    outline: Outline = lambda settings: None,
 ) -> Findings:
     """What a study says.
 
@@ -81,6 +86,7 @@ def findings(
         schedule: t / T and sqrt(alpha_bar) of a configuration, likewise.
         baseline: an arm's label; None for what the study names, else the arm that was begun first.
         measure: how the name of the measure begins that the verdict is about; None for the first of `KINDS`.
+        outline: points (n, 2) of a configuration's data, behind what its runs drew; None if they are no points.
     Raises: ValueError for a baseline or a measure that is not there, with those that are.
     """
     failures, all_arms = _failures(arms), arms
@@ -124,7 +130,8 @@ def findings(
         by_snr={arm.label: curve for arm in arms if (curve := _errors(arm)) is not None},
         by_steps=_by_steps(arms),
         schedules=_schedules(arms, schedule),
-        sheet=_sheet(arms, order),
+        sheet=_sheet(arms, order, outline),
+        sheet_of_points=any(_is_of_points(run) for arm in arms for run in arm.done.values()),
         environment=_environment(arms),
         commands=_commands(all_arms),
         failures=failures,
@@ -235,6 +242,7 @@ def _measure(
     ]
     others = {label: points for label, points in values.items() if label != base}
     survivors = _survivors(arms, base)
+    units = "points" if any(_is_of_points(run) for arm in arms for run in arm.done.values()) else "images"
     return Measure(
         name=name,
         title=kind.title,
@@ -244,7 +252,8 @@ def _measure(
         differences=compare(others, values[base], kind.better, survivors=survivors) if base in values else {},
         real=kind.scale * statistics.mean(reals) if reals else None,
         noise=max(widths) if widths else None,
-        noise_of=kind.chosen,
+        noise_of=kind.chosen.replace("images", units),
+        units=units,
         note=_note(name, results, arms),
     )
 
@@ -709,23 +718,32 @@ def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Cur
     return {label: Curve(tuple(xy[0]), tuple(xy[1]), (), ()) for label, xy in curves.items() if xy is not None}
 
 
-def _sheet(arms: Sequence[ArmRuns], order: Sequence[str]) -> dict[str, Any]:
-    """A row of samples of every arm, of one seed that all have: from the same x_T."""
+def _sheet(arms: Sequence[ArmRuns], order: Sequence[str], outline: Outline) -> dict[str, Any]:
+    """Samples of every arm, of one seed that all have: from the same x_T."""
     seeds = set.intersection(*(set(arm.done) for arm in arms)) if arms else set()
     if not seeds:
         return {}
-    rows = {arm.label: _row(arm.done[min(seeds)]) for arm in arms}
+    rows = {arm.label: _row(arm.done[min(seeds)], outline) for arm in arms}
     return {label: rows[label] for label in order if rows.get(label) is not None}
 
 
-def _row(run: Recorded) -> Any | None:
-    """The first samples of a run side by side, (H, W, C), or all of its points in one picture; None if it kept none."""
+def _is_of_points(run: Recorded) -> bool:
+    """Whether its data have no pixels."""
+    data = run.status.get("data")
+    return isinstance(data, dict) and not data.get("image_size")
+
+
+def _row(run: Recorded, outline: Outline) -> Any | None:
+    """The first samples of a run side by side, (H, W, C), or all of its points over the data's; None if it kept none.
+
+    Points are shown in the plane alone, always in the same window.
+    """
     samples = images.load_samples(run.path / "samples.npy")
     if samples is None or len(samples) == 0:
         return None
     x = torch.from_numpy(samples.copy())
     if x.ndim == 2:
-        return images.to_numpy(images.as_pictures(x))[0]
+        return images.scatter(x, outline(run.settings), SIDE) if x.shape[1] == 2 else None
     x = x[:SHOWN].permute(0, 3, 1, 2)
     return images.grid(x, columns=len(x), scale=1, background=255)[2:-2, 2:-2]
 
