@@ -56,8 +56,8 @@ def store(path: Path) -> None:
     print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
-def test_all_five_are_there_and_listed():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_all_seven_are_there_and_listed():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
     readme = (REPOSITORY / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"\((\w+\.ipynb)\)", readme) == [path.name for path in NOTEBOOKS]
 
@@ -97,7 +97,8 @@ def test_links_lead_somewhere(path):
 @EVERY
 def test_the_sources_that_it_shows_are_those_of_today(path):
     """Stored outputs with the text of a function: a changed function asks for a new execution."""
-    package = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "ddpm").rglob("*.py")]
+    files = [file for folder in ("ddpm", "models") for file in (REPOSITORY / folder).rglob("*.py")]
+    package = [file.read_text(encoding="utf-8") for file in files]
     for cell in cells(path, "code"):
         for output in cell.outputs:
             text = output.get("data", {}).get("text/markdown", "")

@@ -166,6 +166,22 @@ def test_points_far_away_are_counted_and_leave_the_others_large(tmp_path):
     read(path)
 
 
+def test_points_lie_on_grey_ones_that_every_panel_shows(tmp_path):
+    path, data = tmp_path / "points.png", torch.cat([cloud(400, -1, 0), cloud(400, 1, 0)])
+    plots.points(path, {"a": cloud(400, 1, 0), "b": cloud(400, -1, 0)}, behind=data)
+    picture = read(path)
+    grey = (abs(picture.astype(int) - 217) <= 3).all(2)  # 0.85 of white
+    half = picture.shape[1] // 2
+    for colour, panel, right in ((BLUE, slice(0, half), True), (ORANGE, slice(half, None), False)):
+        (_, own), *_ = coloured(picture[:, panel], colour)
+        _, below = np.nonzero(grey[40:-60, panel] & (np.arange(grey[:, panel].shape[1]) > 60))
+        assert (below.mean() < own.mean() - 50) if right else (below.mean() > own.mean() + 50)
+    plots.points(path, {"a": cloud(400, 1, 0)}, behind=3 * data)
+    wide, _ = coloured(read(path), BLUE, ORANGE)
+    plots.points(path, {"a": cloud(400, 1, 0)})
+    assert np.ptp(coloured(read(path), BLUE)[0][1]) > 1.5 * np.ptp(wide[1])  # they count for the limits
+
+
 @pytest.mark.parametrize("wrong", [{}, {"a": torch.zeros(3, 3)}, {"a": torch.zeros(0, 2)}, {"a": torch.zeros(2)}])
 def test_what_are_no_points_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"groups of one or more points \(n, 2\), not"):

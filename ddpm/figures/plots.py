@@ -69,7 +69,9 @@ def labelled_columns(path: str | Path, columns: Sequence[tuple[str, Tensor]], ti
     _tiles(path, [("", list(rows))], columns=[label for label, _ in columns], title=title)
 
 
-def points(path: str | Path, groups: Mapping[str, Tensor], title: str | None = None) -> None:
+def points(
+    path: str | Path, groups: Mapping[str, Tensor], title: str | None = None, behind: Tensor | None = None
+) -> None:
     """Points in the plane, a panel for each group, all with the same limits and with dots as small as they are many.
 
     The limits are the same on both axes, around 0: a quarter beyond what holds 99% of the coordinates of each group. A
@@ -79,6 +81,8 @@ def points(path: str | Path, groups: Mapping[str, Tensor], title: str | None = N
         path: the PNG file to write.
         groups: title of a panel -> points (n, 2), in the order of the panels; four in a row.
         title: of the figure.
+        behind: points (n, 2) that every panel shows in grey beneath its own, such as the data; they count for the
+            limits as a group does.
     Raises:
         ValueError: no groups, or one that holds other than one or more points.
     """
@@ -86,16 +90,18 @@ def points(path: str | Path, groups: Mapping[str, Tensor], title: str | None = N
     if wrong or not groups:
         raise ValueError(f"a figure of points needs groups of one or more points (n, 2), not {wrong or 'none'}")
     arrays = {name: x.detach().cpu().double().numpy() for name, x in groups.items()}
-    sizes = [abs(x[np.isfinite(x).all(1)]) for x in arrays.values()]
+    beneath = np.empty((0, 2)) if behind is None else behind.detach().cpu().double().numpy()
+    sizes = [abs(x[np.isfinite(x).all(1)]) for x in (*arrays.values(), beneath)]
     limit = 1.25 * max([np.quantile(size, 0.99) for size in sizes if size.size], default=0.0) or 1.0
     columns, rows = min(4, len(arrays)), math.ceil(len(arrays) / 4)
     side = min(400, WIDTH / columns)  # pixels of a panel
-    size = (columns * side / DPI, (rows * (side + 20) + (24 if title else 0)) / DPI)
+    size = (columns * side / DPI, (rows * (side + 28) + (24 if title else 0)) / DPI)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for i, (axes, (name, x)) in enumerate(zip(grid, arrays.items(), strict=False)):
         n, shown = len(x), x[(abs(x) <= limit).all(1)]  # nor what is NaN
         style = {"s": min(12, max(2.5, 6000 / n)), "alpha": min(0.8, max(0.15, 18 / math.sqrt(n)))}
+        axes.scatter(*beneath.T, color="0.85", s=4, linewidths=0)
         axes.scatter(*shown.T, color=f"C{i % 10}", linewidths=0, **style)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         _axes(axes, "", "")
