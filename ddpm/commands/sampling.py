@@ -58,7 +58,7 @@ def sample(config: DictConfig) -> None:
         told = source.pictures_told(range(len(way[0][1])))
         columns = [("told", told)] if told is not None else []
         columns += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
-        plots.labelled_columns(out, columns)
+        plots.labelled_columns(out, columns, _plane(source))
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
@@ -126,7 +126,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
     told = source.pictures_told(range(n))
     rows = [("told", told)] if told is not None else []
     rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
-    figure(out, rows)
+    figure(out, rows, _plane(source))
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
@@ -156,7 +156,14 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
     one = data.units.removesuffix("s")
     row = [(f"{one} {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"{one} {pair[1]}", x[1:])]
-    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row])
+    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row], _plane(source))
+
+
+def _plane(source: Any) -> str | None:
+    """What a figure shows of points that do not lie in a plane, in words; None of points that do, and of images."""
+    from ddpm.figures.images import plane_of
+
+    return plane_of(source.shape[0]) if len(source.shape) == 1 else None
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
