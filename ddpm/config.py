@@ -33,7 +33,14 @@ AUGMENTATION = "ddpm.data.augment.Augment"
 TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
 HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings may build something
 LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
-    "model": {"drop": 0.0, "condition_channels": 0, "class_channels": 0},
+    "model": {
+        "drop": 0.0,
+        "condition_channels": 0,
+        "class_channels": 0,
+        "time": "sinusoidal",
+        "fourier_scale": 0.016,
+        "energy": False,
+    },
     "task": {"drop": 0.0, "only": None},
     "optimizer": {"amsgrad": False},
     "data": {"condition": None, "labels": ["class"]},

@@ -42,12 +42,51 @@ class SinusoidalEmbedding(nn.Module):
         return nn.functional.pad(torch.cat(parts, dim=1), (0, self.dim % 2))
 
 
-class TimeEmbedding(nn.Sequential):
-    """t (B,) -> (B, out): the sinusoidal embedding of size `channels`, through a two-layer MLP."""
+class FourierEmbedding(nn.Module):
+    r"""Sines and cosines of t at random frequencies, which are drawn once and not trained.
 
-    def __init__(self, channels: int, out: int, flip_sin_to_cos: bool = False, freq_shift: float = 1):
+    .. math:: (\sin 2\pi b_k t, \ldots, \cos 2\pi b_k t, \ldots), \quad b_k \sim \mathcal N(0, \text{scale}^2),
+        \quad k = 1 .. d/2
+
+    Args:
+        dim: length d >= 2 of the vector; an odd one is padded with a zero.
+        scale: standard deviation of the frequencies, > 0, in turns for each unit of t.
+    Attributes:
+        b: the frequencies, (d/2,), drawn as weights are, by torch's global generator; a buffer, kept in a checkpoint.
+    Raises:
+        ValueError: an argument out of range.
+    Source: Tancik et al. (arXiv 2006.10739), section 4; of t, Song et al. (arXiv 2011.13456), with scale 16 for t in
+        [0, 1].
+    """
+
+    b: Tensor
+
+    def __init__(self, dim: int, scale: float):
+        super().__init__()
+        if dim < 2 or not 0 < scale < math.inf:
+            raise ValueError(f"an embedding has dim >= 2 and scale > 0, not dim = {dim}, scale = {scale:g}")
+        self.dim = dim
+        self.register_buffer("b", scale * torch.randn(dim // 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: (B,), integer or real -> (B, dim)."""
+        angle = 2 * math.pi * t[:, None].to(self.b.dtype) * self.b
+        return nn.functional.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, self.dim % 2))
+
+
+class TimeEmbedding(nn.Sequential):
+    """t (B,) -> (B, out): the embedding of size `channels`, sinusoidal unless another is given, through an MLP."""
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        flip_sin_to_cos: bool = False,
+        freq_shift: float = 1,
+        embedding: nn.Module | None = None,
+    ):
         super().__init__(
-            SinusoidalEmbedding(channels, flip_sin_to_cos, freq_shift),
+            SinusoidalEmbedding(channels, flip_sin_to_cos, freq_shift) if embedding is None else embedding,
             nn.Linear(channels, out),
             nn.SiLU(),
             nn.Linear(out, out),

@@ -1,37 +1,54 @@
 """A residual network of linear layers, for points and other vectors: what the U-Net is for images."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embeddings import ClassEmbedding, Condition, TimeEmbedding, parts_of
-from models.layers import zeroed
+from models.embeddings import ClassEmbedding, Condition, FourierEmbedding, TimeEmbedding, parts_of
+from models.layers import one_of, zeroed
 
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
 LEAST_WIDTH = 4  # of a sinusoidal embedding that has more than one frequency
+TIMES = ("sinusoidal", "fourier", "none")
 
 
 class ResidualLinear(nn.Module):
-    """Linear - SiLU - linear, the embedded time added after the first; the input added at the end.
+    """Linear - SiLU - linear, what is told added after the first; the input added at the end.
 
     Args:
         width: of input and output, and of the embedding.
         dropout: before the second linear layer.
+        told: whether there is an embedding of what is told.
     """
 
-    def __init__(self, width: int, dropout: float):
+    def __init__(self, width: int, dropout: float, told: bool = True):
         super().__init__()
         self.linear_1 = nn.Linear(width, width)
-        self.embedding = nn.Linear(width, width)
+        self.embedding = nn.Linear(width, width) if told else None
         self.dropout = nn.Dropout(dropout)
         self.linear_2 = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h (B, W), emb (B, W), which SiLU was applied to -> (B, W)."""
-        return h + self.linear_2(self.dropout(F.silu(self.linear_1(h) + self.embedding(emb))))
+    def forward(self, h: Tensor, emb: Tensor | None) -> Tensor:
+        """h (B, W), emb (B, W), which SiLU was applied to, or None where nothing is told -> (B, W)."""
+        inner = self.linear_1(h)
+        if self.embedding is not None:
+            inner = inner + self.embedding(emb)
+        return h + self.linear_2(self.dropout(F.silu(inner)))
 
 
 class MLP(nn.Module):
-    """Residual blocks of linear layers, each of which is told the time, and the class if there are classes.
+    r"""Residual blocks of linear layers, each of which is told the time, and the class if there are classes.
+
+    The output is f(x_t, t), of any form, or with `energy` the gradient of a scalar, with the same parameters:
+
+    .. math:: E(x_t, t) = -x_t^T f(x_t, t), \quad
+        -\nabla_{x_t} E = f + \left(\frac{\partial f}{\partial x_t}\right)^T x_t
+
+    A score is a gradient, -E then being log q(x_t) but for a constant; so are the eps, x_0 and v that a perfect network
+    answers, which are a x_t + b score with a and b of t alone: E is theirs, scaled as they are. No scale is put on it
+    besides. A field of any form can rotate, this one cannot.
 
     Args:
         features: numbers F of one sample x_t, such as 2 for points in the plane.
@@ -39,15 +56,23 @@ class MLP(nn.Module):
         depth: residual blocks.
         num_classes: classes that may be given as y; None for an unconditional network.
         dropout: inside residual blocks, in [0, 1).
-        out_features: numbers of the output; None for `features`. A learned variance takes 2 * features.
+        out_features: numbers of the output; None for `features`. A learned variance takes 2 * features, which no energy
+            gives.
         drop: share of conditions that training nulls, in [0, 1). More than 0 gives a network with classes a learned
             null: a vector in place of the class.
+        time: how t is told: "sinusoidal", see `SinusoidalEmbedding`; "fourier", with random frequencies, see
+            `FourierEmbedding`; "none", for a field at one level of noise: t is taken, and has no effect.
+        fourier_scale: standard deviation of those frequencies, in turns for each unit of t, > 0. The 0.016 of Song et
+            al. is for t in 0..1000.
+        energy: whether the output is the gradient.
     Attributes:
         shape: (features,), of one x_t.
         out_channels: numbers of the output.
         takes: the parts of a condition that the network takes: "classes" or none.
     Raises:
-        ValueError: a count or a share out of range.
+        ValueError: a count or a share out of range, another time, an energy with out_features.
+    Source: energies of diffusion, Salimans and Ho, Should EBMs model the energy or the score? (2021), and Du et al.
+        (arXiv 2302.11552), section 3.
     """
 
     def __init__(
@@ -59,18 +84,31 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         out_features: int | None = None,
         drop: float = 0.0,
+        time: str = "sinusoidal",
+        fourier_scale: float = 0.016,
+        energy: bool = False,
     ):
         super().__init__()
         out_features = features if out_features is None else out_features
         _check(features, width, depth, num_classes, dropout, out_features, drop)
+        one_of("time", time, TIMES)
+        if not 0 < fourier_scale < math.inf:
+            raise ValueError(f"fourier_scale = {fourier_scale:g} must be a number > 0")
+        if energy and out_features != features:
+            raise ValueError(
+                f"out_features = {out_features}: the gradient of an energy has as many numbers as x_t, {features}; set "
+                "energy=false, or out_features=null"
+            )
         self.shape, self.out_channels = (features,), out_features
-        self.num_classes, self.drop = num_classes, drop
+        self.num_classes, self.drop, self.is_gradient = num_classes, drop, energy
         self.takes: tuple[str, ...] = () if num_classes is None else ("classes",)
 
-        self.time_embedding = TimeEmbedding(width, width)
+        fourier = FourierEmbedding(width, fourier_scale) if time == "fourier" else None
+        self.time_embedding = TimeEmbedding(width, width, embedding=fourier) if time != "none" else None
         self.class_embedding = ClassEmbedding(num_classes, width, drop > 0) if num_classes is not None else None
         self.linear_in = nn.Linear(features, width)
-        self.residual = nn.ModuleList(ResidualLinear(width, dropout) for _ in range(depth))
+        told = self.time_embedding is not None or self.class_embedding is not None
+        self.residual = nn.ModuleList(ResidualLinear(width, dropout, told) for _ in range(depth))
         self.linear_out = zeroed(nn.Linear(width, out_features))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
@@ -87,17 +125,40 @@ class MLP(nn.Module):
             ValueError: x_t of another shape than the network's, a part of a condition given to one that does not take
                 it (or the reverse), null rows given to one without a learned null.
         """
+        if not self.is_gradient:
+            return self._f(x_t, t, y)
+        gradient: Tensor = torch.func.grad(lambda x: -self.energy(x, t, y).sum())(x_t)  # rows depend on no others
+        return gradient
+
+    def energy(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
+        """E(x_t, t), (B,), of which the output is the negative gradient.
+
+        Args: as of `forward`.
+
+        Raises: ValueError for a network whose output is none, and as `forward`.
+        """
+        if not self.is_gradient:
+            raise ValueError("this network has no energy: it was made with energy = False")
+        return -(x_t * self._f(x_t, t, y)).sum(1)
+
+    def _f(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> Tensor:
+        """The network itself, (B, out_features)."""
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.shape[0]})")
-        parts = parts_of(y, self.num_classes, drop=self.drop)
-        emb = self.time_embedding(t)
-        if self.class_embedding is not None:
-            emb = emb + self.class_embedding(*parts["classes"])
-        emb = F.silu(emb)
+        emb = self._told(t, y)
         h = self.linear_in(x_t)
         for residual in self.residual:
             h = residual(h, emb)
-        return self.linear_out(F.silu(h))
+        out: Tensor = self.linear_out(F.silu(h))
+        return out
+
+    def _told(self, t: Tensor, y: Tensor | Condition | None) -> Tensor | None:
+        """What every block is told, (B, W); None where that is nothing."""
+        parts = parts_of(y, self.num_classes, drop=self.drop)
+        told = [] if self.time_embedding is None else [self.time_embedding(t)]
+        if self.class_embedding is not None:
+            told.append(self.class_embedding(*parts["classes"]))
+        return F.silu(sum(told[1:], told[0])) if told else None
 
 
 def _check(

@@ -1326,6 +1326,23 @@ def test_points_go_the_whole_way_of_images(call, tmp_path):
     assert len(list(tmp_path.glob("x*.png"))) == 4 and Path(f"{out}.gif").exists()
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_points_of_other_dimensions_go_that_way_too(call, tmp_path, d):
+    """Fresh ones, by the gradient of an energy."""
+    runs = tmp_path / "runs"
+    of = ("data=mixture", f"data.grid={[2] * d}".replace(" ", ""), "data.fresh=true", f"model.features={d}")
+    assert call(cli.train, *POINTS, *of, "model.energy=true", f"runs={runs}").code == 0
+    run = run_of(runs)
+    assert all((run / name).stat().st_size for name in ("samples.png", "preview.png", "denoising.gif", "forward.png"))
+    assert np.load(run / "samples.npy").shape[1:] == (d,)
+    for words in (["out=x.npy", "n=5"], ["out=x.gif"], ["out=x_strip.png", "steps_strip=[1,2]"],
+                  ["out=x_way.png", "process=3"], ["out=x_between.png", "between=[0,1]"]):  # fmt: skip
+        words[0] = words[0].replace("x", str(tmp_path / "x"), 1)
+        assert call(cli.sample, f"run={run}", "sampler.steps=2", *words).code == 0
+    assert np.load(tmp_path / "x.npy").shape == (5, d)
+    assert_refused(call(cli.train, *POINTS, *of[:-1], f"runs={tmp_path / 'no'}"), f"set model.features={d}")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.embeddings import SinusoidalEmbedding, TimeEmbedding
+from models.embeddings import FourierEmbedding, SinusoidalEmbedding, TimeEmbedding
 
 
 def literal(t: float, dim: int, flip: bool, shift: float) -> list[float]:
@@ -59,3 +59,26 @@ def test_the_mlp_of_the_time():
     expected = (h / (1 + (-h).exp())) @ second.weight.mT + second.bias
     assert expected.shape == (2, 20) and sum(p.numel() for p in embed.parameters()) == 8 * 20 + 20 + 20 * 20 + 20
     torch.testing.assert_close(embed(t), expected, rtol=0, atol=1e-4)
+
+
+# --- Random frequencies
+
+
+def test_fourier_features_have_frequencies_of_the_scale_that_are_not_trained():
+    torch.manual_seed(0)
+    embed = FourierEmbedding(20_000, 0.25)
+    assert embed.b.shape == (10_000,) and abs(float(embed.b.mean())) < 0.01 and abs(float(embed.b.std()) - 0.25) < 0.01
+    assert list(embed.parameters()) == [] and embed.state_dict().keys() == {"b"}
+    again = FourierEmbedding(20_000, 0.25)
+    assert not torch.equal(again.b, embed.b)
+    t = torch.tensor([0.0, 3.0, 7.5])
+    angle = 2 * math.pi * t[:, None] * embed.b
+    torch.testing.assert_close(embed(t), torch.cat([angle.sin(), angle.cos()], 1))
+    torch.testing.assert_close(embed(torch.tensor([3])), embed(t)[1:2])
+
+
+def test_an_odd_fourier_embedding_is_padded_and_what_is_none_is_refused():
+    assert FourierEmbedding(5, 1.0)(torch.tensor([2.0]))[0, 4] == 0
+    for dim, scale in ((1, 1.0), (4, 0.0), (4, math.inf), (4, math.nan)):
+        with pytest.raises(ValueError, match="dim >= 2 and scale > 0"):
+            FourierEmbedding(dim, scale)

@@ -86,7 +86,14 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "swiss_roll": ["data.count=20"],
     "moons": ["data.count=20"],
     "gaussians": ["data.count=20"],
+    "checkerboard": ["data.count=20"],
+    "spiral": ["data.count=20"],
+    "rings": ["data.count=20"],
+    "pinwheel": ["data.count=20"],
+    "mixture": ["data.count=20"],
+    "points_file": [],
 }
+POINTS = {"checkerboard", "gaussians", "mixture", "moons", "pinwheel", "points_file", "rings", "spiral", "swiss_roll"}
 NARROW = ["model.channel_mults=[1]", "model.blocks=1", "model.attention_resolutions=[]", "model.patch=1"]
 
 KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or some together, are refused
@@ -119,6 +126,9 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.width": ["8", "1", "2", "6"],
     "model.depth": ["1", "2", "100"],
     "model.out_features": ["null", "2", "4", "1"],
+    "model.time": ["sinusoidal", "fourier", "none"],
+    "model.fourier_scale": ["0.016", "1e-300", "1e300", "0"],
+    "model.energy": ["true", "false"],
     "task.drop": ["0", "0.1", "0.999", "1"],
     "task.only": ["null", "['model.*']", "['*.weight']", "[]", "['nope']"],
     "task.time_sampling": ["uniform", "stratified", "loss_aware"],
@@ -169,6 +179,19 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.count": ["1", "20", "0", "1000000000000"],
     "data.noise": ["0", "0.1", "100", "101"],
     "data.modes": ["1", "2", "8", "1000"],
+    "data.squares": ["2", "4", "3", "64", "66"],
+    "data.arms": ["1", "2", "20", "1000"],
+    "data.turns": ["0", "1.5", "100", "101"],
+    "data.rings": ["1", "4", "1000"],
+    "data.grid": ["null", "[5,5]", "[2]", "[1,1]", "[2,2,2]", "[100,100,100]", "[0]", "[]"],
+    "data.spacing": ["1", "1e-300", "1e300", "0"],
+    "data.means": ["null", "[[0,0],[1,2]]", "[[0],[1,2]]", "[[1e300,0]]", "[]"],
+    "data.std": ["null", "0.2", "[0.1,0.2]", "0", "1e-300", "1e300"],
+    "data.covariances": ["null", "[[[1,0.5],[0.5,1]]]", "[[[1,0],[0,0]]]", "[[1,0],[0,1]]"],
+    "data.weights": ["null", "[0.5,0.5]", "[1]", "[1,-1]", "[0.3,0.3]"],
+    "data.fresh": ["true", "false"],
+    "data.standardise": ["true", "false"],
+    "data.labelled": ["true", "false"],
     "data.seed": ["0", "1", "-1"],
     "data.fonts": ["nowhere", "."],
     "data.config": ["null", "a"],
@@ -229,7 +252,11 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "compile": ["false"],  # compiling takes a minute, and a test of its own
     "trust": ["[]", "[os.system]", "[nowhere.Net]"],
 }
-OF_POINTS = {f"model.{key}" for key in ("features", "width", "depth", "out_features")} | {"data.noise", "data.modes"}
+OF_POINTS = {
+    *(f"model.{key}" for key in ("features", "width", "depth", "out_features", "time", "fourier_scale", "energy")),
+    *(f"data.{key}" for key in ("noise", "modes", "squares", "arms", "turns", "rings", "grid", "spacing", "means")),
+    *(f"data.{key}" for key in ("std", "covariances", "weights", "fresh", "standardise", "labelled")),
+}
 WRONG = [
     "abc", "''", "null", "true", "false", "nan", "inf", "-inf", "-1", "0", "-0.5", "1.5", "1e30", "-1e300", "10000000",
     "-10000000", "99999999999999999999999999", "-9223372036854775808", "1e400", "[]", "[1,2]", "[abc]", "[[1]]",
@@ -279,6 +306,7 @@ def chosen_for(key: str) -> list[str]:
     """Words that choose of a group what has this key."""
     group, _, name = key.partition(".")
     having = [choice for choice in choices(group) if name in conf(group, choice)] if group in GROUPS else []
+    having.sort(key=lambda choice: group == "data" and choice in POINTS)  # which networks of images do not take
     if key == "schedule.schedule":
         having = ["zero_terminal_snr"]
     if not having or group in ("model", "diffusion", "trainer", "task"):
@@ -355,6 +383,8 @@ def data(tmp_path_factory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("data")
     pictures = WRITERS["cars"](base / "pictures")
     idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
+    table = base / "points.csv"
+    table.write_text("x,y\n" + "".join(f"{n % 7},{n % 3}\n" for n in range(20)))
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
     of_experiments = {
         "butterflies": pictures,
@@ -366,6 +396,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     return (
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
+        | {"points_file": table}
         | dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels", "fashion", "fashion_mnist", "kmnist"), idx)
     )
 
@@ -442,7 +473,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
         trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
     )
     patch.setattr(trainer, "HELD_OUT", 4)
-    patch.setattr(plots, "preview", lambda path, rows: None)
+    patch.setattr(plots, "preview", lambda path, rows, title: None)
     patch.setattr("ddpm.runs.directory.git_commit", lambda: None)
     patch.setattr(torch.nn.Module, "compile", lambda model: None)  # which takes a minute
     patch.setattr(checkpoint, "save", keep)

@@ -160,8 +160,8 @@ def test_density_shows():
 
 
 def test_what_is_neither_image_nor_point_is_no_picture():
-    for wrong in (torch.zeros(4, 3), torch.zeros(2, 4, 4), torch.zeros(4, 2, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"images \(n, C, H, W\) or points, floats \(n, 2\), not torch"):
+    for wrong in (torch.zeros(4, 0), torch.zeros(2, 4, 4), torch.zeros(4, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"images \(n, C, H, W\) or points, floats \(n, d\), not torch"):
             images.as_pictures(wrong)
     with pytest.raises(ValueError, match="side = 7"):
         images.as_pictures(torch.zeros(4, 2), 7)
@@ -191,8 +191,20 @@ def test_samples_that_are_points_are_written_by_suffix(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "s.png")), drawn)
     with pytest.raises(ValueError, match=r"not to '\.gif'"):
         images.save_samples(tmp_path / "s.gif", x)
-    with pytest.raises(ValueError, match=r"not torch\.float32 \(4, 3\)"):
-        images.save_samples(tmp_path / "s.npy", torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"not torch\.float32 \(4, 0\)"):
+        images.save_samples(tmp_path / "s.npy", torch.zeros(4, 0))
+
+
+@pytest.mark.parametrize("d", [1, 3, 7])
+def test_points_of_other_dimensions_than_two_are_kept_whole_and_shown_in_the_plane(tmp_path, d):
+    x = torch.randn(50, d)
+    images.save_samples(tmp_path / "s.npy", x)
+    assert np.array_equal(images.load_samples(tmp_path / "s.npy"), x.numpy())
+    beside = x[:, 1] if d > 1 else torch.linspace(-1, 1, 50)
+    assert torch.equal(images.in_plane(x), torch.stack([x[:, 0], beside], 1))
+    assert torch.equal(images.as_pictures(x), images.as_pictures(images.in_plane(x)))
+    said = {1: "the coordinate, and which sample it is", 3: "the first two of 3 coordinates"}
+    assert images.plane_of(d) == said.get(d, "the first two of 7 coordinates") and images.plane_of(2) is None
 
 
 def test_what_cannot_be_written_as_a_picture_is_refused(tmp_path):

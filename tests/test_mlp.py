@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ddpm.data.batch import Condition, takes
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.runs.preflight import activations
 from ddpm.samplers import DDIM
 from ddpm.schedules import linear
+from ddpm.training.ema import EMA
 from models.mlp import MLP
 
 
@@ -138,13 +140,175 @@ def test_a_null_is_learned_only_with_drop_and_changes_no_other_first_value():
         small(num_classes=3)(X, T, Condition(classes=Y, null={"classes": NULL}))
 
 
+# --- How it is told the time
+
+
+@pytest.mark.parametrize("options", [{}, {"time": "fourier"}, {"time": "none"}, {"energy": True}], ids=str)
+def test_parameters_that_a_form_has(options):
+    def shapes(**options) -> dict[str, torch.Size]:
+        return {name: p.shape for name, p in small(num_classes=3, drop=0.1, **options).state_dict().items()}
+
+    found, default = shapes(**options), shapes()
+    added = {"time_embedding.0.b": torch.Size([4])} if options.get("time") == "fourier" else {}
+    lacking = (
+        {name for name in default if name.startswith("time_embedding")} if options.get("time") == "none" else set()
+    )
+    assert found == {name: shape for name, shape in default.items() if name not in lacking} | added
+
+
+def test_first_values_are_those_of_the_network_before_it_had_forms():
+    """Seeded, and summed up; so old runs are begun as they were."""
+    torch.manual_seed(1)
+    state = MLP(num_classes=3, drop=0.1).state_dict()
+    assert sum(float(p.double().sum()) for p in state.values()) == pytest.approx(17.499549722605366, rel=1e-6)
+
+
+def test_fourier_features_are_the_formula_and_are_kept():
+    torch.manual_seed(0)
+    net = randomised(small(time="fourier", fourier_scale=0.5)).double()
+    w, x = net.state_dict(), X.double()
+    angles = 2 * math.pi * T.double()[:, None] * w["time_embedding.0.b"]
+    features = torch.cat([angles.sin(), angles.cos()], 1)
+
+    def linear(name: str, h: Tensor) -> Tensor:
+        return h @ w[f"{name}.weight"].mT + w[f"{name}.bias"]
+
+    emb, h = silu(linear("time_embedding.3", silu(linear("time_embedding.1", features)))), linear("linear_in", x)
+    for i in range(2):
+        inner = linear(f"residual.{i}.linear_1", h) + linear(f"residual.{i}.embedding", emb)
+        h = h + linear(f"residual.{i}.linear_2", silu(inner))
+    torch.testing.assert_close(net(x, T.double()), linear("linear_out", silu(h)))
+    other = small(time="fourier", fourier_scale=0.5).double()
+    assert not torch.equal(other(x, T), net(x, T))
+    other.load_state_dict(w)
+    assert torch.equal(other(x, T), net(x, T))
+    assert "time_embedding.0.b" not in dict(net.named_parameters())
+
+
+def test_without_a_time_t_has_no_effect_and_no_layer_waits_for_it():
+    net = randomised(small(time="none"))
+    assert torch.equal(net(X, T), net(X, T + 5)) and not any("embedding" in name for name in net.state_dict())
+    net(X, T).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    told = randomised(small(time="none", num_classes=3))
+    assert torch.equal(told(X, T, Y), told(X, T + 5, Y)) and not torch.equal(told(X, T, Y), told(X, T, (Y + 1) % 3))
+
+
+# --- The gradient of an energy
+
+
+def jacobian(net: MLP, *told: Tensor) -> Tensor:
+    """Of each row's output with respect to the row, (B, F, F)."""
+
+    def row(x: Tensor, t: Tensor, *y: Tensor) -> Tensor:
+        return net(x[None], t[None], *(one[None] for one in y))[0]
+
+    return torch.func.vmap(torch.func.jacrev(row))(X3, T, *told)
+
+
+X3 = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def conservative(**options) -> MLP:
+    return randomised(small(3, energy=True, **options)).double()
+
+
+def test_the_output_is_minus_the_gradient_of_the_energy():
+    net = conservative(num_classes=3)
+    default = small(3, num_classes=3).double()
+    default.load_state_dict(net.state_dict())
+    f, x = default(X3, T, Y), X3.clone().requires_grad_()
+    energy = net.energy(x, T, Y)
+    torch.testing.assert_close(energy, -(X3 * f).sum(1))
+    (gradient,) = torch.autograd.grad(energy.sum(), x)
+    out = net(X3, T, Y)
+    torch.testing.assert_close(out, -gradient)
+    torch.testing.assert_close(out, f + (jacobian(default, Y).mT @ X3[..., None])[..., 0])
+    h = 1e-5
+    for k in range(3):  # and by differences
+        step = h * torch.eye(3, dtype=torch.float64)[k]
+        difference = (net.energy(X3 + step, T, Y) - net.energy(X3 - step, T, Y)) / (2 * h)
+        torch.testing.assert_close(out[:, k], -difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"time": "fourier"}, {"time": "none"}], ids=str)
+def test_its_jacobian_is_symmetric_and_that_of_the_default_form_is_not(options):
+    J = jacobian(conservative(**options))
+    torch.testing.assert_close(J, J.mT, rtol=1e-9, atol=1e-11)
+    assert (J - J.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() > 0.1
+    J = jacobian(randomised(small(3, **options)).double())
+    assert (J - J.mT).abs().max() > 0.1
+
+
+def test_gradients_of_the_gradient_are_right_for_parameters_and_inputs():
+    net = conservative()
+    names, parameters = zip(*net.named_parameters(), strict=True)
+
+    def loss(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (x, T[:2])).square().sum()
+
+    inputs = [X3[:2].clone().requires_grad_(), *(p.detach().clone().requires_grad_() for p in parameters)]
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
+
+
+def test_it_is_evaluated_without_gradients_and_differentiated_along_a_direction():
+    net = conservative().eval()
+    out = net(X3, T)
+    with torch.no_grad():
+        quiet = net(X3, T)
+    with torch.inference_mode():
+        assert torch.equal(net(X3, T), out)
+    assert torch.equal(quiet, out) and out.requires_grad and not quiet.requires_grad
+    v = torch.randn_like(X3)
+    with torch.no_grad():
+        again, along = torch.func.jvp(lambda x: net(x, T), (X3,), (v,))
+    torch.testing.assert_close(again, out)
+    torch.testing.assert_close(along, (jacobian(net) @ v[..., None])[..., 0])
+
+
+def test_a_copy_of_the_average_and_rows_are_as_of_the_default_form():
+    net = conservative(num_classes=3, drop=0.1)
+    average = EMA(net).model
+    condition = Condition(classes=Y, null={"classes": NULL})
+    assert torch.equal(average(X3, T, condition), net(X3, T, condition))
+    alone = net(X3[1:2], T[1:2], Condition(classes=Y[1:2], null={"classes": NULL[1:2]}))
+    torch.testing.assert_close(alone, net(X3, T, condition)[1:2])
+    assert torch.equal(small(3, energy=True)(X3.float(), T), torch.zeros(5, 3))
+
+
+def test_every_parameter_of_an_energy_learns():
+    net = conservative(num_classes=3, drop=0.1)
+    net(X3, T, Condition(classes=Y, null={"classes": NULL})).square().mean().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name
+
+
+def test_the_memory_of_a_step_is_counted_of_an_energy_too():
+    """Where autograd saves nothing by a hook."""
+
+    def kept(net: MLP, n: int) -> int:
+        x, t = torch.ones(n, 2), torch.ones(n)
+        return activations(lambda n: net(x[:n], t[:n]).square().mean(), net.parameters(), n)
+
+    plain, gradient = kept(small(), 40), kept(small(energy=True), 40)
+    assert plain < gradient < 10 * plain and kept(small(energy=True), 80) == 2 * gradient
+
+
 # --- Within the mathematics
 
 
-@pytest.mark.parametrize(("variance", "out_features", "loss"), [("beta", None, "simple"), ("learned", 4, "hybrid")])
-def test_it_is_trained_and_sampled_as_a_denoiser(variance, out_features, loss):
+@pytest.mark.parametrize(
+    ("variance", "out_features", "loss", "form"),
+    [
+        ("beta", None, "simple", {}),
+        ("learned", 4, "hybrid", {}),
+        ("beta", None, "simple", {"energy": True}),
+        ("beta", None, "simple", {"time": "fourier", "energy": True}),
+    ],
+)
+def test_it_is_trained_and_sampled_as_a_denoiser(variance, out_features, loss, form):
     diffusion = GaussianDiffusion(linear(50), "v", variance, clip_x_0=False, loss=loss)
-    net = small(out_features=out_features, width=16)
+    net = small(out_features=out_features, width=16, **form)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
     for _ in range(60):
@@ -199,3 +363,18 @@ def test_counts_are_integers_in_a_range(name, value):
 def test_shares_lie_between_0_and_1(name, value):
     with pytest.raises(ValueError, match=rf"{name} = {value:g} must lie in \[0, 1\)"):
         MLP(**{name: value})
+
+
+def test_forms_that_are_none():
+    with pytest.raises(ValueError, match="time = 'cosine' is not known; allowed: sinusoidal, fourier, none"):
+        small(time="cosine")
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"fourier_scale = {scale:g} must be a number > 0"):
+            small(fourier_scale=scale)
+    with pytest.raises(ValueError, match="out_features = 4: the gradient of an energy has as many numbers as x_t, 2"):
+        small(energy=True, out_features=4)
+    assert small(energy=True, out_features=2).out_channels == 2
+    with pytest.raises(ValueError, match="this network has no energy"):
+        small().energy(X, T)
+    with pytest.raises(ValueError, match=r"this network takes \(B, 2\)"):
+        small(energy=True)(torch.zeros(5, 3), T)

@@ -1,18 +1,27 @@
-"""ddpm/data/points.py: the formulas in closed form, moments, identity, and every refusal."""
+"""ddpm/data/points.py, shapes.py and points_file.py: formulas in closed form, moments, identity, every refusal."""
 
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
-from ddpm.data import Gaussians, Moons, Points, SwissRoll
+from ddpm.data import Checkerboard, Gaussians, Moons, Pinwheel, Points, PointsFile, Rings, Spiral, SwissRoll
 from ddpm.runs.schema import check
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
-SOURCES = {"swiss_roll": SwissRoll, "moons": Moons, "gaussians": Gaussians}
+SOURCES = {
+    "swiss_roll": SwissRoll,
+    "moons": Moons,
+    "gaussians": Gaussians,
+    "checkerboard": Checkerboard,
+    "spiral": Spiral,
+    "rings": Rings,
+    "pinwheel": Pinwheel,
+}
 every = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 
 
@@ -93,11 +102,76 @@ def test_one_gaussian_is_standard_normal():
     close((x**4).mean(0), torch.tensor(3.0), 0.2)
 
 
-@pytest.mark.parametrize(("source", "noise"), [(SwissRoll, 0.5), (Moons, 0.05), (Gaussians, 0.1)])
+@pytest.mark.parametrize("squares", [2, 4, 6])
+def test_the_dark_squares_of_a_checkerboard_are_filled_evenly(squares):
+    n, half = 20_000, squares / 2
+    p = as_drawn(Checkerboard(n, squares=squares)) + half
+    assert (p > -1e-6).all() and (p < squares + 1e-6).all()
+    inside = p[((p - p.round()).abs() > 1e-5).all(1)]  # not where rounding may move a point over an edge
+    square = inside.floor().long()
+    assert len(inside) > 0.99 * n and (square.sum(1) % 2 == 0).all()
+    each = (square @ torch.tensor([squares, 1])).bincount()
+    filled, expected = each[each > 0], n / (squares**2 / 2)
+    assert len(filled) == squares**2 // 2 and ((filled - expected).abs() < 5 * expected**0.5).all()
+    quantiles = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for coordinate in (inside - square).T:
+        close(coordinate.quantile(quantiles), quantiles, 0.015)
+
+
+@pytest.mark.parametrize(("arms", "turns"), [(1, 0.5), (2, 1.5), (3, 0.75), (2, 3)])
+def test_a_spiral_winds_in_proportion_to_the_radius(arms, turns):
+    d = Spiral(12_000, noise=0.0, arms=arms, turns=turns)
+    p, r = as_drawn(d), as_drawn(d).norm(dim=1)
+    angle = 2 * math.pi * (turns * r + d.labels / arms)
+    close(p, r[:, None] * torch.stack([angle.cos(), angle.sin()], 1), 2e-5)
+    quantiles = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    close(r.square().quantile(quantiles), quantiles, 0.02)  # as even as a disc
+    assert d.labels.bincount().tolist() == [12_000 // arms] * arms
+
+
+@pytest.mark.parametrize("rings", [1, 4])
+def test_rings_are_circles_around_one_centre(rings):
+    d = Rings(4_000, noise=0.0, rings=rings)
+    p = as_drawn(d)
+    close(p.norm(dim=1), (d.labels + 1) / rings)
+    share = (torch.atan2(p[:, 1], p[:, 0]) / (2 * math.pi)) % 1
+    quantiles = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    close(share.quantile(quantiles), quantiles, 0.03)
+    assert d.labels.bincount().tolist() == [4_000 // rings] * rings
+
+
+@pytest.mark.parametrize("arms", [1, 5])
+def test_a_pinwheel_unwinds_into_long_gaussians(arms):
+    d = Pinwheel(20_000, noise=0.1, arms=arms)
+    p = as_drawn(d)
+    clean = as_drawn(Pinwheel(20_000, noise=0.0, arms=arms))
+    along = clean.norm(dim=1)  # of an arm without width its length, but for the few beyond the centre
+    angle = 2 * math.pi * d.labels / arms + along.exp() / 4
+    axes = torch.stack([torch.stack([angle.cos(), angle.sin()], 1), torch.stack([-angle.sin(), angle.cos()], 1)], 1)
+    beyond = (clean * axes[:, 0]).sum(1) < along - 1e-4
+    assert beyond.double().mean() < 0.002
+    a = (axes @ p[..., None])[~beyond, :, 0]
+    close(a[:, 0], along[~beyond], 2e-5)
+    close(a.mean(0), torch.tensor([1.0, 0.0]), 0.01)
+    close(a.std(0), torch.tensor([0.3, 0.1]), 0.005)
+
+
+def test_points_do_not_depend_on_how_many_there_are_where_nothing_says_so():
+    for source in (Checkerboard, Spiral, Rings):
+        few, many = as_drawn(source(500, noise=0.0)), as_drawn(source(1000, noise=0.0))
+        close(few, many[:500], 1e-5)
+
+
+ADDED = [
+    (SwissRoll, 0.5), (Moons, 0.05), (Gaussians, 0.1), (Checkerboard, 0.05), (Spiral, 0.03), (Rings, 0.03)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "noise"), ADDED)
 def test_noise_is_added_to_the_same_places(source, noise):
     """It is normal in both coordinates, independent of each other and of the place, and scaled by `noise`."""
     clean = as_drawn(source(20_000, noise=0.0))
-    n = (as_drawn(source(20_000)) - clean) / noise
+    n = (as_drawn(source(20_000, noise=noise)) - clean) / noise
     assert n.mean(0).abs().max() < 0.03 and (n.std(0) - 1).abs().max() < 0.02 and ((n**4).mean(0) - 3).abs().max() < 0.3
     together = torch.corrcoef(torch.cat([n, clean], 1).mT)
     assert together[0, 1].abs() < 0.03 and together[:2, 2:].abs().max() < 0.03
@@ -109,6 +183,10 @@ FIRST = {
     "swiss_roll": [[0.4103706, 0.8269573], [1.0080165, 1.2807037]],
     "moons": [[-1.0676357, 1.3787766], [-0.5411426, 0.2663031]],
     "gaussians": [[1.5949906, 0.0924225], [0.8133206, 1.1251525]],
+    "checkerboard": [[-0.1822842, -0.8188844], [-1.7068077, -1.1741158]],
+    "spiral": [[-0.9551895, 1.4703634], [-0.3492307, 0.9296606]],
+    "rings": [[0.3786631, 0.2072580], [-1.0849924, -0.1545377]],
+    "pinwheel": [[0.9855443, 0.8471979], [-0.6420818, 1.2126953]],
 }
 
 
@@ -129,6 +207,9 @@ def test_labels_and_their_names():
     assert (moons.num_classes, moons.classes, moons.holds) == (2, ("upper", "lower"), {"classes"})
     assert (gaussians.num_classes, gaussians.classes, gaussians.holds) == (3, ("0", "1", "2"), {"classes"})
     assert gaussians.labels.dtype == torch.int64 and toy().classes == ("0", "1", "2")
+    assert Checkerboard(100).labels is None
+    assert [source(100).num_classes for source in (Spiral, Rings, Pinwheel)] == [2, 4, 5]
+    assert Rings(100, rings=2).classes == ("0", "1") and Rings(100).holds == {"classes"}
 
 
 @every
@@ -173,7 +254,8 @@ def test_identity_is_what_the_data_are(source):
     d = source(100)
     assert d.identity() | {"sha256": ""} == {"name": d.name, "split": "all", "count": 100, "sha256": ""}
     assert len(d.identity()["sha256"]) == 64 and source(100, validation=0.5).identity() == d.identity()
-    others = [source(101), source(100, noise=0.3), *([Gaussians(100, modes=5)] if source is Gaussians else [])]
+    shaped = {Gaussians: {"modes": 5}, Checkerboard: {"squares": 6}, Spiral: {"arms": 3}, Rings: {"rings": 3}}
+    others = [source(101), source(100, noise=0.3), *([source(100, **shaped[source])] if source in shaped else [])]
     assert len({d.identity()["sha256"], *(other.identity()["sha256"] for other in others)}) == 1 + len(others)
 
 
@@ -230,17 +312,58 @@ def test_modes_are_at_least_one_and_have_a_point_each(modes):
         Gaussians(100, modes=modes)
 
 
+@pytest.mark.parametrize(("source", "key"), [(Spiral, "arms"), (Rings, "rings"), (Pinwheel, "arms")])
+@pytest.mark.parametrize("value", [0, -1, 101, 2.5, True])
+def test_classes_are_at_least_one_and_have_a_point_each(source, key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}: a whole number, 1 <= {key} <= count = 100"):
+        source(100, **{key: value})
+
+
+@pytest.mark.parametrize("squares", [0, 3, 1, 66, 4.0, True])
+def test_squares_are_an_even_number(squares):
+    with pytest.raises(ValueError, match=f"squares={squares}: (an even number|a whole number, 2 <= squares <= 64)"):
+        Checkerboard(100, squares=squares)
+
+
+@pytest.mark.parametrize("turns", [-1, 101, math.nan, "two", True])
+def test_turns_are_a_number(turns):
+    with pytest.raises(ValueError, match=f"turns={turns!r}: a number, 0 <= turns <= 100"):
+        Spiral(100, turns=turns)
+
+
 @pytest.mark.parametrize("modes", [1, 2])
 def test_points_on_a_line_cannot_be_standardised(modes):
-    with pytest.raises(ValueError, match=r"both must vary .* choose noise > 0"):
+    with pytest.raises(ValueError, match=r"all must vary .* choose noise > 0"):
         Gaussians(100, noise=0.0, modes=modes)
     assert Gaussians(100, noise=1e-3, modes=modes).points.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(5, 3), torch.zeros(5), torch.zeros(1, 2), torch.zeros(5, 2).long()])
+@pytest.mark.parametrize("wrong", [torch.zeros(5, 0), torch.zeros(5), torch.zeros(1, 2), torch.zeros(5, 2).long()])
 def test_other_tensors_than_points_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"points are floats \(N, 2\), N >= 2, not torch\..* \("):
+    with pytest.raises(ValueError, match=r"points are floats \(N, d\), N >= 2, d >= 1, not torch\..* \("):
         Points("toy", wrong)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+def test_numbers_that_float32_does_not_hold_are_refused(value):
+    x = torch.zeros(5, 3, dtype=torch.float64)
+    x[3, 1] = value
+    for standardise in (True, False):
+        with pytest.raises(ValueError, match="toy: point 3 has a coordinate that is no finite number"):
+            Points("toy", x, standardise=standardise)
+
+
+@pytest.mark.parametrize("d", [1, 3, 8])
+def test_points_have_any_number_of_coordinates(d):
+    p = 3 + 2 * torch.randn(100, d, dtype=torch.float64)
+    x = Points("toy", p)
+    assert x.shape == (d,) and x.points.dtype == torch.float32 and x.batch(torch.arange(4)).x.shape == (4, d)
+    close(x.points.double().std(0, correction=0), torch.ones(d), 1e-6)
+    close(as_drawn(x), p)
+    as_they_are = Points("toy", p, standardise=False)
+    assert torch.equal(as_they_are.points, p.float()) and torch.equal(as_they_are.mean, torch.zeros(d).double())
+    assert torch.equal(as_they_are.std, torch.ones(d).double()) and as_they_are.identity() != x.identity()
+    assert len(Points("toy", torch.ones(5, d), standardise=False)) == 5  # without spread, and with none to divide by
 
 
 def test_other_labels_than_those_of_the_points_are_refused():
@@ -249,7 +372,137 @@ def test_other_labels_than_those_of_the_points_are_refused():
         Points("toy", x, torch.arange(2))
     with pytest.raises(ValueError, match=r"label 2 .* is outside 0\.\.1"):
         Points("toy", x, torch.arange(3), ("a", "b"))
-    with pytest.raises(ValueError, match="both must vary"):
-        Points("toy", x * torch.tensor([1, math.nan]))
+    with pytest.raises(ValueError, match="all must vary"):
+        Points("toy", x * torch.tensor([1, 0]))
     with pytest.raises(ValueError, match="without / and"):
         Points("a/b", x)
+
+
+# ---------------------------------------------------------------------------------------------- a file
+
+
+TABLE = np.array([[1.0, 2.5, 0], [-3, 4e-1, 1], [0.25, 7, 1], [5, -6, 0]])
+
+
+def saved(path: Path, array: np.ndarray = TABLE) -> Path:
+    np.save(path, array) if path.suffix == ".npy" else np.savetxt(path, array, fmt="%.17g", delimiter=",")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_the_rows_of_a_file_are_points(tmp_path, suffix):
+    path = saved(tmp_path / f"mine.{suffix}")
+    d = PointsFile(path)
+    assert (d.name, d.split, d.shape, d.labels, len(d)) == ("mine", "all", (3,), None, 4)
+    assert d.identity() == Points("mine", torch.from_numpy(TABLE)).identity()
+    labelled = PointsFile(str(path), labelled=True, standardise=False, name="other")
+    assert labelled.shape == (2,) and labelled.labels.tolist() == [0, 1, 1, 0] and labelled.classes == ("0", "1")
+    assert labelled.name == "other" and np.array_equal(labelled.points.numpy(), TABLE[:, :2].astype(np.float32))
+    assert not d.origin.changed()
+    saved(path, 2 * TABLE)
+    assert d.origin.changed()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float32", ">f8"])
+def test_real_numbers_of_any_kind(tmp_path, dtype):
+    array = np.arange(12).reshape(4, 3)
+    d = PointsFile(saved(tmp_path / "a.npy", np.asfortranarray(array.astype(dtype))), standardise=False)
+    assert d.points.tolist() == array.tolist()
+
+
+def test_a_first_line_of_names_and_comments_are_left_out(tmp_path):
+    (tmp_path / "a.csv").write_bytes("\ufeffx, y\r\n1, 2\r\n# two\r\n3,4 # more\r\n\r\n".encode())
+    assert PointsFile(tmp_path / "a.csv", standardise=False).points.tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "b.csv").write_text("5\n6\n")
+    assert PointsFile(tmp_path / "b.csv", standardise=False).points.tolist() == [[5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,2\n3,abc\n", "no table of numbers .* 'abc'"),
+        ("1,2\n3\n", "no table of numbers"),
+        ("1,2\n3,nan\n", r"row 1, column 1 \(both from 0\) is nan, no finite number"),
+        ("1,2\n-inf,3\n", "row 1, column 0 .* is -inf"),
+        ("1,2\n", r"has the shape \(1, 2\); points are \(N, d\), N >= 2"),
+        ("", r"has the shape \(0, 1\)|no table"),
+        ("x,y\n", r"has the shape \(0, 1\)|no table"),
+        ("1;2\n3;4\n", "no table of numbers"),
+        (b"\xff\xfe1,2\n", "no table of numbers"),
+        (b"\x1b[2J,1\n2,\x1b[2J", "no table of numbers"),
+    ],
+)
+def test_a_csv_file_that_holds_no_points(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as raised:
+        PointsFile(path)
+    assert "a.csv" in str(raised.value) and str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(5), r"shape \(5,\); points are \(N, d\)"),
+        (np.zeros((5, 2, 2)), r"shape \(5, 2, 2\)"),
+        (np.zeros((1, 2)), r"shape \(1, 2\)"),
+        (np.zeros((5, 2), complex), "holds complex128, and points are real numbers"),
+        (np.zeros((5, 2), bool), "holds bool"),
+        (np.full((5, 2), "1"), "holds <U1"),
+        (np.full((5, 2), None), "no .npy file of numbers"),
+        (np.full((5, 2), np.inf), "is inf, no finite number"),
+        (b"", "no .npy file of numbers"),
+        (b"\x93NUMPY garbage", "no .npy file of numbers"),
+    ],
+)
+def test_a_npy_file_that_holds_no_points(tmp_path, array, message):
+    path = tmp_path / "a.npy"
+    path.write_bytes(array) if isinstance(array, bytes) else np.save(path, array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        PointsFile(path)
+
+
+def test_a_header_is_not_believed_beyond_the_end_of_the_file(tmp_path):
+    path = saved(tmp_path / "a.npy")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"no \.npy file of numbers"):
+        PointsFile(path)
+    with path.open("wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(96))
+    with pytest.raises(ValueError, match=r"no \.npy file of numbers"):
+        PointsFile(path)
+
+
+def test_a_file_that_is_not_there_or_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere.csv .*; point root at a \.npy or \.csv file"):
+        PointsFile(tmp_path / "nowhere.csv")
+    with pytest.raises(ValueError, match=r"read from a \.npy or a \.csv file"):
+        PointsFile(tmp_path / "a.txt")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ValueError, match="it is no file"):
+        PointsFile(tmp_path / "folder.csv")
+
+
+@pytest.mark.parametrize("wrong", [-1, 0.5, 9])
+def test_classes_of_a_file_are_whole_numbers(tmp_path, wrong):
+    array = TABLE.copy()
+    array[2, -1] = wrong
+    with pytest.raises(ValueError, match=rf"the class of row 2 \(from 0\) is {wrong:g}, no whole number"):
+        PointsFile(saved(tmp_path / "a.npy", array), labelled=True)
+    with pytest.raises(ValueError, match="no coordinate is left"):
+        PointsFile(saved(tmp_path / "b.npy", TABLE[:, 2:]), labelled=True)
+
+
+def test_options_of_a_file(tmp_path):
+    path = saved(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="no published split"):
+        PointsFile(path, split="train")
+    with pytest.raises(ValueError, match="0 <= validation < 1"):
+        PointsFile(path, validation=1)
+    with pytest.raises(ValueError, match="without / and"):
+        PointsFile(path, name="a/b")
+    keys = yaml.safe_load((CONF / "points_file.yaml").read_text()) | {"root": str(path)}
+    check(keys)
+    assert PointsFile(**{k: v for k, v in keys.items() if k != "_target_"}).identity() == PointsFile(path).identity()

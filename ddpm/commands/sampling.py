@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
 from ddpm.commands.load import data_of, must_walk, source_of
+from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
@@ -40,7 +41,7 @@ def sample(config: DictConfig) -> None:
         raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
     if len(figures) > 1:
         raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
-    if folder and points:
+    if folder and points and not is_plane(source):
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
     evaluations = None if strip is not None else source.sampler.evaluations(source.diffusion.schedule)
@@ -58,7 +59,10 @@ def sample(config: DictConfig) -> None:
         told = source.pictures_told(range(len(way[0][1])))
         columns = [("told", told)] if told is not None else []
         columns += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
-        plots.labelled_columns(out, columns)
+        plots.labelled_columns(out, columns, _plane(source))
+    elif folder and points:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_plane(out, source, data_of(config, trained))
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
@@ -126,7 +130,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
     told = source.pictures_told(range(n))
     rows = [("told", told)] if told is not None else []
     rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
-    figure(out, rows)
+    figure(out, rows, _plane(source))
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
@@ -156,7 +160,14 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
     one = data.units.removesuffix("s")
     row = [(f"{one} {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"{one} {pair[1]}", x[1:])]
-    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row])
+    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row], _plane(source))
+
+
+def _plane(source: Any) -> str | None:
+    """What a figure shows of points that do not lie in a plane, in words; None of points that do, and of images."""
+    from ddpm.figures.images import plane_of
+
+    return plane_of(source.shape[0]) if len(source.shape) == 1 else None
 
 
 def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
+from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
@@ -306,7 +307,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
 
     from ddpm.data.dataset import spread
     from ddpm.figures import images, plots
-    from ddpm.figures.images import as_pictures
+    from ddpm.figures.images import as_pictures, in_plane, plane_of
     from ddpm.forward import q_sample
     from ddpm.metrics import quality
     from ddpm.randomness import SampleNoise
@@ -330,6 +331,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     precision = as_trained(run.status()["precision"], device)
     source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision, data=data)
     pictures = "pictures" in data.holds
+    shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
@@ -340,7 +342,8 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     else:
         numbers = data.held_out if len(data.held_out) else data.train
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
-        plots.points(run.path / "samples.png", {f"{data.name}, held out": real, "samples": samples})
+        groups = {f"{data.name}, held out": in_plane(real), "samples": in_plane(samples)}
+        plots.points(run.path / "samples.png", groups, shown)
     save_way(run.path / "denoising.gif", source, *((32, 8) if pictures else (MANY_POINTS,)))
 
     T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
@@ -348,7 +351,9 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     x_0 = data.batch(data.train[spread(len(data.train), n)], device).x.cpu()
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
     x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
-    plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist())
+    plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist(), shown)
+    if is_plane(source):
+        draw_plane(run.path, source, data)
     warn_of_range(source)
 
     if judged:

@@ -8,12 +8,16 @@ from ddpm.data.digits import Digits
 from ddpm.data.folder import Folder
 from ddpm.data.hub import Hub
 from ddpm.data.idx import IDX
-from ddpm.data.points import Gaussians, Moons, Points, SwissRoll
+from ddpm.data.mixture import Mixture
+from ddpm.data.points import Points
+from ddpm.data.points_file import PointsFile
+from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
 
 __all__ = [
     "CIFAR10",
     "DHCD",
     "IDX",
+    "Checkerboard",
     "Dataset",
     "Devanagari",
     "Digits",
@@ -21,7 +25,12 @@ __all__ = [
     "Gaussians",
     "Hub",
     "ImageData",
+    "Mixture",
     "Moons",
+    "Pinwheel",
     "Points",
+    "PointsFile",
+    "Rings",
+    "Spiral",
     "SwissRoll",
 ]

@@ -77,15 +77,33 @@ def grid(
     return np.pad(picture, ((0, pad), (0, pad), (0, 0)), constant_values=background)
 
 
+def in_plane(x: Tensor) -> Tensor:
+    """Points (n, d) as points (n, 2): their first two coordinates; of one, beside it which of the n it is, in [-1, 1].
+
+    Raises: ValueError for other than floats (n, d), d >= 1.
+    """
+    if x.ndim != 2 or x.shape[1] < 1 or not x.is_floating_point():
+        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, d), not {_described(x)}")
+    if x.shape[1] > 1:
+        return x[:, :2]
+    return torch.cat([x, torch.linspace(-1, 1, len(x), dtype=x.dtype, device=x.device)[:, None]], dim=1)
+
+
+def plane_of(d: int) -> str | None:
+    """What `in_plane` shows of points with d coordinates, in words; None of two, which are all there."""
+    return {1: "the coordinate, and which sample it is", 2: None}.get(d, f"the first two of {d} coordinates")
+
+
 def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
     """What may be shown as images: images as they are, and points as one picture of all of them.
 
     Every point is a dark dot on white that lets through what is beneath it, the more the more points there are, so that
     density shows: where dots overlap, light is multiplied. The picture is [-3, 3]^2, with the second coordinate
     upwards and a grey line around it. A point outside of it is drawn at its edge, one that is no number is not drawn.
+    Of points of other dimensions than two it shows what `in_plane` makes of them.
 
     Args:
-        x: images (n, C, H, W), or points, floats (n, 2).
+        x: images (n, C, H, W), or points, floats (n, d).
         side: pixels of the picture of points, >= 8.
 
     Returns: the images themselves, or uint8 (1, 1, side, side).
@@ -94,6 +112,7 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
     """
     if x.ndim == 4:
         return x
+    x = in_plane(x)
     picture = (255 * _light(x, side, max(1, side / 130))).round().astype(np.uint8)
     return rearrange(torch.from_numpy(_framed(picture)), "h w -> 1 1 h w")
 
@@ -186,9 +205,9 @@ def save_samples(path: str | Path, x: Tensor) -> None:
     """Write samples.
 
     Args:
-        path: `.npy` holds images as uint8 (n, H, W, C), points as float32 (n, 2); `.png` shows the grid of images, or a
+        path: `.npy` holds images as uint8 (n, H, W, C), points as float32 (n, d); `.png` shows the grid of images, or a
             picture of all points.
-        x: images (n, C, H, W), bytes or floats in [-1, 1], or points, floats (n, 2).
+        x: images (n, C, H, W), bytes or floats in [-1, 1], or points, floats (n, d).
 
     Raises: ValueError for another suffix or shape.
     """
@@ -204,7 +223,7 @@ def save_samples(path: str | Path, x: Tensor) -> None:
 
 
 def load_samples(path: Path) -> np.ndarray | None:
-    """What `save_samples` wrote as .npy: uint8 (n, H, W, C) or float32 (n, 2); None if it is not there, or is damaged.
+    """What `save_samples` wrote as .npy: uint8 (n, H, W, C) or float32 (n, d); None if it is not there, or is damaged.
 
     The header is read as plain values and bounded by the file's size: nothing of it is run, or believed.
     """

@@ -30,7 +30,9 @@ SIZE = 9  # points of a label
 History = Sequence[tuple[int, float | None]]  # (step, loss); None or NaN where the loss was not finite
 
 
-def forward_process(path: str | Path, x: Tensor, t: Sequence[int], alpha_bar: Sequence[float]) -> None:
+def forward_process(
+    path: str | Path, x: Tensor, t: Sequence[int], alpha_bar: Sequence[float], title: str | None = None
+) -> None:
     """One image on its way into noise.
 
     Args:
@@ -38,23 +40,25 @@ def forward_process(path: str | Path, x: Tensor, t: Sequence[int], alpha_bar: Se
         x: the images x_t (k, C, H, W), in [-1, 1] or beyond.
         t: their k times.
         alpha_bar: alpha_bar_t at these times; its root is what is left of the image.
+        title: of the figure.
     """
     if not len(x) == len(t) == len(alpha_bar):
         raise ValueError(f"as many images as times: not {len(x)} images, {len(t)} t and {len(alpha_bar)} alpha_bar")
     kept = (rf"$\sqrt{{\bar{{\alpha}}_t}} = {math.sqrt(value):.3f}$" for value in alpha_bar)
     labels = [f"$t = {time}$\n{label}" for time, label in zip(t, kept, strict=True)]
-    _tiles(path, [("", [x])], columns=labels)
+    _tiles(path, [("", [x])], columns=labels, title=title)
 
 
-def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]], title: str | None = None) -> None:
     """Samples from the same noise over training: raw weights on the left, EMA weights on the right.
 
     Args:
         path: the PNG file to write.
         rows: (step, samples of the raw weights (n, C, H, W), samples of the EMA weights (n, C, H, W)), in order.
+        title: of the figure.
     """
     steps, raw, ema = zip(*rows, strict=True) if rows else ((), (), ())
-    _tiles(path, [("raw weights", raw), ("EMA weights", ema)], rows=[f"step {step:,}" for step in steps])
+    _tiles(path, [("raw weights", raw), ("EMA weights", ema)], rows=[f"step {step:,}" for step in steps], title=title)
 
 
 def labelled_rows(path: str | Path, rows: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:

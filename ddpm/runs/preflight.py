@@ -132,13 +132,33 @@ def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
         storages[_identity(x)] = x.untyped_storage()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = loss(n)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            result = loss(n)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        result = loss(n)  # which differentiates by torch.func, where no hook is called
+        storages = {_identity(x): x.untyped_storage() for x in _saved_by(result)}
     own = {_identity(p) for p in weights}  # only now: the first loss may lay them out anew
     seed = torch.ones_like(result)
     with _ComputedAgain(own | storages.keys()) as again:
         torch.autograd.grad(result, [p for p in weights if p.requires_grad], seed, allow_unused=True)
     return sum(storage.nbytes() for address, storage in storages.items() if address not in own) + again.most
+
+
+def _saved_by(result: Tensor) -> Iterator[Tensor]:
+    """The tensors that the graph behind a result keeps for its backward pass."""
+    nodes, seen = [result.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        names = (name for name in dir(node) if name.startswith("_saved_") or name == "saved_tensors")
+        for name in names:
+            yield from (x for x in tree_leaves(getattr(node, name)) if isinstance(x, Tensor))
+        nodes += [before for before, _ in node.next_functions]
 
 
 def _identity(x: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.data.dataset import Dataset
-from ddpm.figures.images import as_pictures
+from ddpm.figures.images import as_pictures, plane_of
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Metrics, Run, Stopwatch
 from ddpm.runs.files import replacing
@@ -144,7 +144,8 @@ class Previews:
             torch.save(self.rows, temporary)
         shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
         chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in shown)]
-        plots.preview(self.folder / "preview.png", chosen)
+        shape = self.data.shape
+        plots.preview(self.folder / "preview.png", chosen, plane_of(shape[0]) if len(shape) == 1 else None)
 
 
 class ProgressBar:

@@ -1,0 +1,182 @@
+"""The pictures of a network on points in the plane: its score, its density, and its walks."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHOWN, WALKS, FRAMES, PANELS = 1000, 40, 20, 10  # points of a panel; walks; frames of the animation; panels of a row
+SIZE, FLOW_STEPS = 61, 50  # of the grid that densities are shown on; of the flow that gives a learned one
+KNOWN_POINTS = 2000  # training points that stand for the data, where their density is not known
+LEVEL = 0.3  # of noise, about which fields are shown: they still have the shape of the data there
+
+
+def is_plane(source: Any) -> bool:
+    """Whether a network's samples are points in the plane."""
+    return tuple(source.shape) == (2,)
+
+
+def draw_plane(folder: Path, source: Any, data: Any) -> list[Path]:
+    """Write the pictures of a network on points in the plane; returns their paths.
+
+    score.png: the score at one level of noise, of the data, learned, and the difference; density.png: the density that
+    the flow gives to the network's samples, where the schedule has more than one level; process.png: forward, and back
+    again; walks.png: ways of the sampler, and of the flow; field.gif: noise becomes data, with the score of each t.
+
+    Args:
+        source: the network.
+        data: whose density, if it is not known, is that of its training points with noise.
+    """
+    import torch
+
+    real = data.batch(data.train[: 10 * SHOWN]).x.cpu()
+    limit = 1.15 * torch.quantile(real.abs().max(1).values, 0.995).item()
+    known, name = _truth(source, data)
+    t = _shown_time(source.diffusion.schedule)
+    drawn = [
+        _draw_score(folder / "score.png", source, known, name, t, limit),
+        _draw_process(folder / "process.png", source, real[:SHOWN]),
+        _draw_walks(folder / "walks.png", source, known, limit),
+        _draw_animation(folder / "field.gif", source, real[:SHOWN], limit),
+    ]
+    if _has_flow(source.diffusion.schedule):
+        drawn.insert(1, _draw_density(folder / "density.png", source, known, name, limit))
+    return drawn
+
+
+def _truth(source: Any, data: Any) -> tuple[Any, str]:
+    """What is known of the data, with log_prob and score, and what it is called."""
+    from ddpm.oracle import JointMixture, PointsOracle
+
+    schedule = source.diffusion.schedule.to("cpu")
+    if JointMixture.knows(data):
+        return JointMixture.of(schedule, data), data.name
+    return PointsOracle(schedule, data.batch(data.train[:KNOWN_POINTS]).x.cpu()), "training points"
+
+
+def _shown_time(schedule: Any) -> int:
+    """The time whose level of noise is nearest to LEVEL."""
+    from ddpm.score import noise_level
+
+    return min(range(1, schedule.T + 1), key=lambda t: abs(noise_level(schedule, t).item() - LEVEL))
+
+
+def _has_flow(schedule: Any) -> bool:
+    return schedule.T > 1 and schedule.alpha_bar[-1].item() > 0
+
+
+def _score(schedule: Any, denoise: Callable[..., Any], x_t: Any, t: int | float) -> Any:
+    """By a denoiser, at (n, 2) places of x_t."""
+    import torch
+
+    from ddpm.score import score_from_eps
+
+    with torch.no_grad():
+        return score_from_eps(schedule, denoise(x_t, t).eps, t).cpu()
+
+
+def _learned(source: Any) -> Callable[..., Any]:
+    """The network's raw prediction at places on the CPU; of one with classes, without or of the first that is asked."""
+
+    def denoise(x_t: Any, t: int | float) -> Any:
+        return source.predictor(source.condition([0] * len(x_t)))(x_t.to(source.device), t)
+
+    return denoise
+
+
+def _field(source: Any, known: Any, limit: float, t: int | float, denoise: Any = None, density: bool = True) -> Any:
+    """The field of a denoiser (of the data, if None) at t, in x_t / sqrt(alpha_bar_t), over the data's density."""
+    from ddpm.figures.fields import Field, plane
+
+    schedule = source.diffusion.schedule
+    x, y, places = plane(limit, SIZE)
+    root = schedule.alpha_bar_at(t).sqrt().item()
+    x_t = root * places.reshape(-1, 2)
+    vectors = _score(schedule, denoise or known.denoise, x_t, t).reshape(SIZE, SIZE, 2)
+    log_density = known.log_prob(x_t, t).reshape(SIZE, SIZE) if density else None
+    return Field(x, y, log_density, root * vectors)
+
+
+def _draw_score(path: Path, source: Any, known: Any, name: str, t: int, limit: float) -> Path:
+    from ddpm.figures.fields import Field, vector_field
+    from ddpm.score import noise_level
+
+    exact, learned = (_field(source, known, limit, t, denoise) for denoise in (None, _learned(source)))
+    panels = {
+        f"score of {name}": exact,
+        "learned": learned,
+        "difference": Field(exact.x, exact.y, None, learned.vectors - exact.vectors),
+    }
+    sigma = noise_level(source.diffusion.schedule, t).item()
+    vector_field(path, panels, f"noise level {sigma:.2g} (t = {t} of {source.diffusion.schedule.T})")
+    return path
+
+
+def _draw_density(path: Path, source: Any, known: Any, name: str, limit: float) -> Path:
+    """That of the flow at t = 1, beside what is known at that level of noise."""
+    from ddpm.figures.fields import Field, density_map, plane
+    from ddpm.likelihood import log_likelihood
+
+    schedule = source.diffusion.schedule
+    x, y, places = plane(limit, SIZE)
+    flat = places.reshape(-1, 2)
+    by_flow = log_likelihood(schedule, _learned(source), flat, steps=FLOW_STEPS).cpu()
+    of_data = known.log_prob(schedule.alpha_bar_at(1).sqrt().item() * flat, 1)
+    panels = {f"{name}, t = 1": of_data, "learned, by its flow": by_flow}
+    density_map(path, {title: Field(x, y, value.reshape(SIZE, SIZE)) for title, value in panels.items()})
+    return path
+
+
+def _draw_process(path: Path, source: Any, real: Any) -> Path:
+    from ddpm.figures.fields import panels_of_points
+    from ddpm.forward import q_sample
+    from ddpm.randomness import SampleNoise
+
+    way = source.way(SHOWN, PANELS)
+    times = [t for t, _ in way]
+    eps = SampleNoise(source.seed, range(len(real))).of("forward").x_T(source.shape)
+    forward = [q_sample(source.diffusion.schedule, real, t, eps) if t > 0 else real for t in reversed(times)]
+    rows = [("data to noise", forward), ("noise to data", [x_t for _, x_t in way])]
+    labels = [f"{s:.4g} | {t:.4g}" if s != t else f"t = {t:.4g}" for s, t in zip(reversed(times), times, strict=True)]
+    panels_of_points(path, rows, labels, title="t of the upper row | of the lower one")
+    return path
+
+
+def _draw_walks(path: Path, source: Any, known: Any, limit: float) -> Path:
+    """Ways of the run's sampler and, where there is a flow, of it, in x_t, over the density of the data at t = 1."""
+    from ddpm.figures.fields import Field, chains, plane
+    from ddpm.samplers import DDIM
+
+    schedule = source.diffusion.schedule
+    samplers = {type(source.sampler).__name__: source.sampler}
+    if _has_flow(schedule):
+        samplers["the flow"] = DDIM(min(100, schedule.T))
+    x, y, places = plane(max(limit, 3.2), SIZE)
+    density = Field(x, y, known.log_prob(places.reshape(-1, 2), 1).reshape(SIZE, SIZE))
+    panels = {name: (density, _walks(source.using(sampler))) for name, sampler in samplers.items()}
+    chains(path, panels, "from rings to dots")
+    return path
+
+
+def _walks(source: Any) -> Any:
+    """The places of some walks, (k, n, 2)."""
+    import torch
+
+    seen: list[Any] = []
+    x_0 = source.draw(range(WALKS), lambda i, t, s, x_t, pred: seen.append(x_t.cpu()))
+    return torch.stack([*seen[:: max(1, len(seen) // 200)], x_0])
+
+
+def _draw_animation(path: Path, source: Any, real: Any, limit: float) -> Path:
+    """Samples on their way, in x_t, with the score of each t; the last frame is without it."""
+    from ddpm.figures.fields import Field, field_animation, plane
+
+    x, y, places = plane(max(limit, 3.2), SIZE)
+    way, frames = source.way(SHOWN, FRAMES), []
+    for t, x_t in way:
+        vectors = None
+        if t > 0:
+            vectors = _score(source.diffusion.schedule, _learned(source), places.reshape(-1, 2), t).reshape(SIZE, SIZE, 2)
+        frames.append((f"t = {t:.4g}", x_t, Field(x, y, None, vectors)))
+    field_animation(path, frames, behind=real)
+    return path
