@@ -12,7 +12,6 @@ from torch import Tensor
 from ddpm.schedules import NoiseSchedule, Time
 from ddpm.targets import Prediction
 
-
 PARTS = ("weights", "means", "covariances")  # of data whose density is known
 
 
@@ -134,6 +133,22 @@ class JointMixture:
             raise ValueError("every covariance must be symmetric, without negative eigenvalues")
         self.values = values.clamp(min=0)
         self.centres = torch.einsum("kij,ki->kj", self.vectors, self.means)  # the means in the eigenvectors
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, data: object, frac: float | Tensor = 0.0) -> "JointMixture":
+        """The mixture that data say they are drawn from, by `weights`, `means` and `covariances`.
+
+        Raises: ValueError for data that say nothing of the kind.
+        """
+        if not cls.knows(data):
+            name = getattr(data, "name", type(data).__name__)
+            raise ValueError(f"the density of {name} is not known; that of data=mixture is")
+        return JointMixture(schedule, *(getattr(data, part) for part in PARTS), frac)
+
+    @staticmethod
+    def knows(data: object) -> bool:
+        """Whether the density of data is known."""
+        return all(hasattr(data, part) for part in PARTS)
 
     def _must_fit(self) -> None:
         w, S, d = self.weights, self.covariances, self.means.shape[-1]

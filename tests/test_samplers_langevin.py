@@ -55,7 +55,9 @@ def test_the_predictor_is_ddims_step():
     x_T, sampler = torch.randn(6, 1, dtype=torch.float64), AnnealedLangevin(moves=1, predictor=True)
     noise = SampleNoise(0, range(6))
     walk = []
-    sampler(schedule, oracle.denoise, x_T, generator=noise, callback=lambda i, t, s, x_t, pred: walk.append((t, s, x_t)))
+    sampler(
+        schedule, oracle.denoise, x_T, generator=noise, callback=lambda i, t, s, x_t, pred: walk.append((t, s, x_t))
+    )
     assert [(t, s) for t, s, _ in walk[:5]] == [(50, 50), (50, 49), (49, 49), (49, 48), (48, 48)]
     for (t, s, x_t), (_, _, x_s) in zip(walk[1::2], walk[2::2], strict=False):
         torch.testing.assert_close(x_s, integrate(DDIM(), schedule, oracle.denoise, x_t, [t, s]), rtol=0, atol=1e-12)

@@ -26,7 +26,8 @@ from ddpm.config import InvalidInput, build, compose, plain, resolve_device, res
 OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
-METRICS = (*OF_SAMPLES, "reading_sheet", *OF_IMAGES, "cost", "steps", "guidance_sweep")
+OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
+METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, "cost", "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (*(metric for metric in OF_SAMPLES if metric not in OF_ANY), "reading_sheet", "steps", "guidance_sweep")
@@ -113,7 +114,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
     _must_hold(context.data, metrics)
-    for metric in set(metrics) & set(OF_IMAGES):
+    for metric in set(metrics) & set(OF_NETWORK):
         if str(context.source.guidance):
             raise InvalidInput(f"metric={metric} is of the network itself; leave guidance out")
     if context.data.labels is None and len(metrics) > 1:
@@ -122,6 +123,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures = [_measure_samples(context, of_samples)] if of_samples else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [_measure_images(context, metric) for metric in metrics if metric in OF_IMAGES]
+    measures += [_measure_score(context)] if "score_error" in metrics else []
     measures += [_measure_steps(context)] if "steps" in metrics else []
     if "guidance_sweep" in metrics:
         _must_hold_enough_images(context.data, ["frechet", "precision_recall"])
@@ -423,6 +425,42 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
     context.record(protocol, settings | values, summary)
     if drawn:
         say(drawn)
+
+
+# ---------------------------------------------------------------------------------------------------------------- score
+
+
+def _measure_score(context: EvaluationContext) -> PlannedMeasure:
+    """Check the levels of noise; returns what measures the error of the score at each."""
+    from ddpm.metrics.score import score_levels
+    from ddpm.oracle import JointMixture
+
+    source, sigma = context.source, plain(context.config.score_error.sigma)
+    levels = sigma if isinstance(sigma, list) or sigma is None else [sigma]
+    if levels is not None and not (levels and all(type(level) in (int, float) and level > 0 for level in levels)):
+        raise InvalidInput(f"score_error.sigma={sigma} must be a list of noise levels > 0, such as [0.1,1]")
+    must_match(source.model, context.data)
+    n = context.config.n or 10_000
+    try:
+        JointMixture.of(source.diffusion.schedule, context.data)
+        times = score_levels(source.diffusion.schedule, levels)
+    except ValueError as error:
+        raise InvalidInput(f"score_error: {error}") from error
+    plan = f"score_error: {n:,} draws of the density at each of {len(times)} levels of noise"
+    return PlannedMeasure(plan, n * len(times), lambda: _carry_out_score(context, n, times))
+
+
+def _carry_out_score(context: EvaluationContext, n: int, times: list[float]) -> None:
+    from ddpm.metrics.score import measure_score_error
+
+    with progress_bar(n * len(times)) as bar:
+        try:
+            protocol, summary, values = measure_score_error(
+                context.source, context.data, n, times, context.config.batch, bar.update
+            )
+        except ValueError as error:
+            raise InvalidInput(f"metric=score_error: {error}") from error
+    context.record(protocol, context.settings(n) | values, summary)
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps

@@ -1,6 +1,5 @@
 """The pictures of a network on points in the plane: its score, its density, and its walks."""
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,9 @@ def _draw_animation(path: Path, source: Any, real: Any, limit: float) -> Path:
     for t, x_t in way:
         vectors = None
         if t > 0:
-            vectors = _score(source.diffusion.schedule, _learned(source), places.reshape(-1, 2), t).reshape(SIZE, SIZE, 2)
+            vectors = _score(source.diffusion.schedule, _learned(source), places.reshape(-1, 2), t).reshape(
+                SIZE, SIZE, 2
+            )
         frames.append((f"t = {t:.4g}", x_t, Field(x, y, None, vectors)))
     field_animation(path, frames, behind=real)
     return path

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
-from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
+from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
 from ddpm.commands.sampling import save_way
 from ddpm.commands.validate import must_be_whole

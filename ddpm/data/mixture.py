@@ -85,19 +85,6 @@ class Mixture(Points):
         super().__init__("mixture", x, y, names, validation=validation, standardise=False)
         self.mean, self.std = mean, std_of
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        r"""The logarithm of the density of x, \log \sum_k w_k N(x; m_k, C_k).
-
-        Args:
-            x: points as the network sees them, (B, d).
-        Returns: float64 (B,), in nats.
-        """
-        away = x.double().cpu()[:, None] - self.means
-        white = torch.linalg.solve_triangular(self._factors, away[..., None], upper=False)[..., 0]  # (B, K, d)
-        log_volume = self._factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        each = -white.square().sum(-1) / 2 - log_volume - x.shape[1] / 2 * math.log(2 * math.pi)
-        return (each + self.weights.log()).logsumexp(1)
-
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:

@@ -246,7 +246,9 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, option
     noise, x_0 = SampleNoise(source.seed, numbers.tolist(), "bits_per_dim"), data.batch(numbers).x.double()
     fracs = {"beta_tilde": [0.0], "beta": [1.0]}.get(source.diffusion.variance, [0.0, 1.0])
     exact = (JointMixture.of(schedule, data, frac=frac).denoise for frac in fracs)
-    return {"exact_bound": min(bits_per_dim(schedule, each, x_0, noise, **options).total.mean().item() for each in exact)}
+    return {
+        "exact_bound": min(bits_per_dim(schedule, each, x_0, noise, **options).total.mean().item() for each in exact)
+    }
 
 
 def _beside(references: dict[str, float]) -> str:

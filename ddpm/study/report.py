@@ -56,6 +56,7 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "reading_sheet-read": Kind("Samples read by a person", "higher", "%", 100.0),
     "reading_sheet-real": Kind("Samples taken for real", "higher", "%", 100.0),
     "bits_per_dim": Kind("Variational bound", "lower", "bits/dim", chosen="held-out images"),
+    "score_error": Kind("Relative error of the score", "lower", "%", 100.0, chosen="draws of the density"),
     "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
     HELD_OUT: Kind("Held-out loss", "lower"),
 }
