@@ -143,7 +143,8 @@ class JointMixture:
         if not cls.knows(data):
             name = getattr(data, "name", type(data).__name__)
             raise ValueError(f"the density of {name} is not known; that of data=mixture is")
-        return JointMixture(schedule, *(getattr(data, part) for part in PARTS), frac)
+        weights, means, covariances = (getattr(data, part) for part in PARTS)
+        return JointMixture(schedule, weights, means, covariances, frac)
 
     @staticmethod
     def knows(data: object) -> bool:

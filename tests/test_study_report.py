@@ -16,7 +16,7 @@ from test_study_reading import arms_in, write_run
 
 from ddpm.commands import studying
 from ddpm.config import InvalidInput
-from ddpm.data.points import SwissRoll
+from ddpm.data import SwissRoll
 from ddpm.figures import images
 from ddpm.study import formatting
 from ddpm.study.findings import Findings

@@ -19,8 +19,9 @@ def draw_plane(folder: Path, source: Any, data: Any) -> list[Path]:
     """Write the pictures of a network on points in the plane; returns their paths.
 
     score.png: the score at one level of noise, of the data, learned, and the difference; density.png: the density that
-    the flow gives to the network's samples, where the schedule has more than one level; process.png: forward, and back
-    again; walks.png: ways of the sampler, and of the flow; field.gif: noise becomes data, with the score of each t.
+    the flow gives to the network's samples; process.png: forward, and back again, these two where the schedule has more
+    than one level; walks.png: ways of the sampler, and of the flow; field.gif: noise becomes data, with the score of
+    each t.
 
     Args:
         source: the network.
@@ -34,12 +35,13 @@ def draw_plane(folder: Path, source: Any, data: Any) -> list[Path]:
     t = _shown_time(source.diffusion.schedule)
     drawn = [
         _draw_score(folder / "score.png", source, known, name, t, limit),
-        _draw_process(folder / "process.png", source, real[:SHOWN]),
         _draw_walks(folder / "walks.png", source, known, limit),
         _draw_animation(folder / "field.gif", source, real[:SHOWN], limit),
     ]
+    if source.diffusion.schedule.T > 1:
+        drawn.append(_draw_process(folder / "process.png", source, real[:SHOWN]))
     if _has_flow(source.diffusion.schedule):
-        drawn.insert(1, _draw_density(folder / "density.png", source, known, name, limit))
+        drawn.append(_draw_density(folder / "density.png", source, known, name, limit))
     return drawn
 
 
@@ -173,11 +175,9 @@ def _draw_animation(path: Path, source: Any, real: Any, limit: float) -> Path:
     x, y, places = plane(max(limit, 3.2), SIZE)
     way, frames = source.way(SHOWN, FRAMES), []
     for t, x_t in way:
-        vectors = None
+        vectors, flat = None, places.reshape(-1, 2)
         if t > 0:
-            vectors = _score(source.diffusion.schedule, _learned(source), places.reshape(-1, 2), t).reshape(
-                SIZE, SIZE, 2
-            )
+            vectors = _score(source.diffusion.schedule, _learned(source), flat, t).reshape(SIZE, SIZE, 2)
         frames.append((f"t = {t:.4g}", x_t, Field(x, y, None, vectors)))
     field_animation(path, frames, behind=real)
     return path

@@ -51,10 +51,10 @@ def measure_bits_per_dim(
     Raises: ValueError where the bound of an image is not finite.
     """
     schedule, parts = source.diffusion.schedule, []
-    options = {"times": _unless_all(times, schedule.T), "discrete": "bytes" in data.holds}
+    kept, of_bytes = _unless_all(times, schedule.T), "bytes" in data.holds
     for numbers, x_0, denoise in _held_out(source, data, n, batch):
         noise = SampleNoise(source.seed, numbers, "bits_per_dim")
-        parts.append(bits_per_dim(schedule, denoise, x_0, noise, **options, callback=callback))
+        parts.append(bits_per_dim(schedule, denoise, x_0, noise, times=kept, discrete=of_bytes, callback=callback))
     bound = Bound(
         tuple(times),
         *(torch.cat([getattr(p, f).double().cpu() for p in parts]) for f in ("L_T", "terms", "x_0_mse", "eps_mse")),
@@ -65,10 +65,10 @@ def measure_bits_per_dim(
         f"{_in_words(values)} = L_T {values['L_T']:.4g} + sum of L_{{t-1}} {values['L_t_1']:.4g} + "
         f"L_0 {values['L_0']:.4g}"
     )
-    if options["discrete"]:
+    if of_bytes:
         summary += f"\nhalf of the bits lie at t <= {times[int(share.int().argmax())]} of {schedule.T}"
     else:
-        references = _references(data, n) | _of_the_exact_denoiser(source, data, n, options)
+        references = _references(data, n) | _of_the_exact_denoiser(source, data, n, kept)
         values, summary = values | references, summary + _beside(references)
     return f"bits_per_dim_vlb_{len(times)}of{schedule.T}_{n}_held_out", summary, values, bound
 
@@ -235,7 +235,7 @@ def _references(data: Dataset, n: int) -> dict[str, float]:
     return {name: -log_p.mean().item() / (x.shape[1] * math.log(2)) for name, log_p in bits.items()}
 
 
-def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, options: dict[str, Any]) -> dict[str, float]:
+def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: list[int] | None) -> dict[str, float]:
     """The bound that the exact denoiser has on the same points, with the same noise; of the fixed variances the better.
 
     With a variance that is learned; else with that of the run.
@@ -246,9 +246,8 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, option
     noise, x_0 = SampleNoise(source.seed, numbers.tolist(), "bits_per_dim"), data.batch(numbers).x.double()
     fracs = {"beta_tilde": [0.0], "beta": [1.0]}.get(source.diffusion.variance, [0.0, 1.0])
     exact = (JointMixture.of(schedule, data, frac=frac).denoise for frac in fracs)
-    return {
-        "exact_bound": min(bits_per_dim(schedule, each, x_0, noise, **options).total.mean().item() for each in exact)
-    }
+    bounds = [bits_per_dim(schedule, denoise, x_0, noise, times=kept, discrete=False) for denoise in exact]
+    return {"exact_bound": min(bound.total.mean().item() for bound in bounds)}
 
 
 def _beside(references: dict[str, float]) -> str:

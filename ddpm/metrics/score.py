@@ -91,7 +91,7 @@ def measure_score_error(
     sigma = [noise_level(schedule, t).item() for t in levels]
     each = ", ".join(f"{error:.3%} at {level:.3g}" for error, level in zip(errors, sigma, strict=True))
     spread = (value - half, value + half) if n > 1 else (None, None)
-    values = {"value": value, "low": spread[0], "high": spread[1], "real_vs_real": 0.0, "n": n}
+    values: dict[str, Any] = {"value": value, "low": spread[0], "high": spread[1], "real_vs_real": 0.0, "n": n}
     values |= {"interval": "draws", "sigma": sigma, "errors": errors}
     summary = f"{value:.3%} relative squared error of the score\nby noise level sigma: {each}"
     return f"score_error_{len(levels)}levels_{n}_density", summary, values

@@ -88,13 +88,15 @@ class Score(Diffusion):
         if isinstance(step, bool) or not 0 < step < float("inf"):
             raise ValueError(f"step = {step!r} must be > 0")
         if diffusion.loss_name != "simple":
-            raise ValueError(
-                f"diffusion.loss = {diffusion.loss_name!r} has no say in score matching; leave it at simple"
-            )
+            raise ValueError(f"diffusion.loss = {diffusion.loss_name!r} has no say in score matching, only simple")
         if diffusion.schedule.alpha_bar[-1] == 0:
             raise ValueError("beta_T = 1 makes the noise level sigma_T infinite, and there is no score at it")
         self.objective, self.projection, self.step = objective, projection, step
         self.truth: JointMixture | None = None  # of the data, where the objective needs it
+
+    def concerns(self) -> list[str]:
+        """None: levels of noise need not end in pure noise."""
+        return []
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Projected:
         """t, eps, directions, and which conditions are nulled, for a step's whole batch."""
