@@ -22,6 +22,7 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
         step: the last one of the run.
     """
     from ddpm.data.batch import classes_of
+    from ddpm.samplers import AnnealedLangevin
 
     trainer, names = plan.parts.trainer, trusted(plan.config)
     trust = [shlex.quote(f"trust=[{','.join(names)}]")] if names else []
@@ -31,11 +32,12 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
     found = {"train longer": [again, word("extend", plan.run.path), *longer, *trust]}
     if plan.parts.sampler is not None:
         T = plan.parts.task.diffusion.schedule.T
-        few = [f"sampler.steps={T}"] if T < DEFAULT_STEPS else []
+        by_moves = isinstance(plan.parts.sampler, AnnealedLangevin)  # other walks begin in pure noise
+        few = ["sampler=langevin"] if by_moves else [f"sampler.steps={T}"] if T < DEFAULT_STEPS else []
         strip = ",".join(str(steps) for steps in STRIP if steps <= T)
         found = {
             "more samples": [draw, "n=100 seed=1 out=samples.png", *few, *trust],
-            "few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust],
+            **({} if by_moves else {"few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust]}),
             **found,
         }
         if getattr(plan.parts.task.model, "drop", 0) and classes_of(plan.parts.task.model):

@@ -1,10 +1,11 @@
 """The pictures of a network on points in the plane: its score, its density, and its walks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 SHOWN, WALKS, FRAMES, PANELS = 1000, 40, 20, 10  # points of a panel; walks; frames of the animation; panels of a row
+MOMENTS = 200  # of the samples' way, from which all of them are taken
 SIZE, FLOW_STEPS = 61, 50  # of the grid that densities are shown on; of the flow that gives a learned one
 KNOWN_POINTS = 2000  # training points that stand for the data, where their density is not known
 LEVEL = 0.3  # of noise, about which fields are shown: they still have the shape of the data there
@@ -15,7 +16,10 @@ def is_plane(source: Any) -> bool:
     return tuple(source.shape) == (2,)
 
 
-def draw_plane(folder: Path, source: Any, data: Any) -> list[Path]:
+Way = Sequence[tuple[int | float, Any]]  # (t, x_t), from noise to data
+
+
+def draw_plane(folder: Path, source: Any, data: Any, way: Way | None = None) -> list[Path]:
     """Write the pictures of a network on points in the plane; returns their paths.
 
     score.png: the score at one level of noise, of the data, learned, and the difference; density.png: the density that
@@ -26,20 +30,22 @@ def draw_plane(folder: Path, source: Any, data: Any) -> list[Path]:
     Args:
         source: the network.
         data: whose density, if it is not known, is that of its training points with noise.
+        way: MOMENTS of the way of SHOWN samples, if they have been drawn.
     """
     import torch
 
     real = data.batch(data.train[: 10 * SHOWN]).x.cpu()
     limit = 1.15 * torch.quantile(real.abs().max(1).values, 0.995).item()
     known, name = _truth(source, data)
+    way = source.way(SHOWN, MOMENTS) if way is None else way
     t = _shown_time(source.diffusion.schedule)
     drawn = [
         _draw_score(folder / "score.png", source, known, name, t, limit),
-        _draw_walks(folder / "walks.png", source, known, limit),
-        _draw_animation(folder / "field.gif", source, real[:SHOWN], limit),
+        _draw_walks(folder / "walks.png", source, known, limit, way),
+        _draw_animation(folder / "field.gif", source, real[:SHOWN], limit, way),
     ]
     if source.diffusion.schedule.T > 1:
-        drawn.append(_draw_process(folder / "process.png", source, real[:SHOWN]))
+        drawn.append(_draw_process(folder / "process.png", source, real[:SHOWN], way))
     if _has_flow(source.diffusion.schedule):
         drawn.append(_draw_density(folder / "density.png", source, known, name, limit))
     return drawn
@@ -128,12 +134,19 @@ def _draw_density(path: Path, source: Any, known: Any, name: str, limit: float) 
     return path
 
 
-def _draw_process(path: Path, source: Any, real: Any) -> Path:
+def some(way: Way, k: int) -> Way:
+    """At most k moments of a way, evenly spaced, its ends among them."""
+    from ddpm.data.dataset import spread
+
+    return [way[i] for i in spread(len(way), k).tolist()]
+
+
+def _draw_process(path: Path, source: Any, real: Any, way: Way) -> Path:
     from ddpm.figures.fields import panels_of_points
     from ddpm.forward import q_sample
     from ddpm.randomness import SampleNoise
 
-    way = source.way(SHOWN, PANELS)
+    way = some(way, PANELS)
     times = [t for t, _ in way]
     eps = SampleNoise(source.seed, range(len(real))).of("forward").x_T(source.shape)
     forward = [q_sample(source.diffusion.schedule, real, t, eps) if t > 0 else real for t in reversed(times)]
@@ -143,38 +156,31 @@ def _draw_process(path: Path, source: Any, real: Any) -> Path:
     return path
 
 
-def _draw_walks(path: Path, source: Any, known: Any, limit: float) -> Path:
+def _draw_walks(path: Path, source: Any, known: Any, limit: float, way: Way) -> Path:
     """Ways of the run's sampler and, where there is a flow, of it, in x_t, over the density of the data at t = 1."""
+    import torch
+
     from ddpm.figures.fields import Field, chains, plane
     from ddpm.samplers import DDIM
 
     schedule = source.diffusion.schedule
-    samplers = {type(source.sampler).__name__: source.sampler}
+    walks = {type(source.sampler).__name__: way}
     if _has_flow(schedule):
-        samplers["the flow"] = DDIM(min(100, schedule.T))
+        walks["the flow"] = source.using(DDIM(min(100, schedule.T))).way(WALKS, MOMENTS)
     x, y, places = plane(max(limit, 3.2), SIZE)
     density = Field(x, y, known.log_prob(places.reshape(-1, 2), 1).reshape(SIZE, SIZE))
-    panels = {name: (density, _walks(source.using(sampler))) for name, sampler in samplers.items()}
+    panels = {name: (density, torch.stack([x_t[:WALKS] for _, x_t in one])) for name, one in walks.items()}
     chains(path, panels, "from rings to dots")
     return path
 
 
-def _walks(source: Any) -> Any:
-    """The places of some walks, (k, n, 2)."""
-    import torch
-
-    seen: list[Any] = []
-    x_0 = source.draw(range(WALKS), lambda i, t, s, x_t, pred: seen.append(x_t.cpu()))
-    return torch.stack([*seen[:: max(1, len(seen) // 200)], x_0])
-
-
-def _draw_animation(path: Path, source: Any, real: Any, limit: float) -> Path:
+def _draw_animation(path: Path, source: Any, real: Any, limit: float, way: Way) -> Path:
     """Samples on their way, in x_t, with the score of each t; the last frame is without it."""
     from ddpm.figures.fields import Field, field_animation, plane
 
     x, y, places = plane(max(limit, 3.2), SIZE)
-    way, frames = source.way(SHOWN, FRAMES), []
-    for t, x_t in way:
+    frames = []
+    for t, x_t in some(way, FRAMES):
         vectors, flat = None, places.reshape(-1, 2)
         if t > 0:
             vectors = _score(source.diffusion.schedule, _learned(source), flat, t).reshape(SIZE, SIZE, 2)

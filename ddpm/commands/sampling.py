@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
+FRAMES = 40  # of an animation of samples on their way
 BETWEEN = 8  # pictures from one image to the other
 
 
@@ -66,7 +68,7 @@ def sample(config: DictConfig) -> None:
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
-        save_way(out, source, config.n)
+        save_way(out, source.way(config.n, FRAMES))
     else:
         import torch
 
@@ -78,12 +80,12 @@ def sample(config: DictConfig) -> None:
     say(f"wrote {out}")
 
 
-def save_way(path: Path, source: Any, n: int, columns: int | None = None) -> None:
-    """The way of the first n samples from noise to data, as an animation of grids."""
+def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | None = None) -> None:
+    """The way of samples from noise to data, as an animation of grids."""
     from ddpm.figures import images
     from ddpm.figures.images import as_pictures
 
-    frames = [images.grid(as_pictures(x_t, side=320), columns) for _, x_t in source.way(n, 40)]
+    frames = [images.grid(as_pictures(x_t, side=320), columns) for _, x_t in way]
     images.save_gif(path, frames, seconds_per_frame=0.08)
 
 

@@ -17,9 +17,9 @@ from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
-from ddpm.commands.plane import draw_plane, is_plane
+from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
 from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
-from ddpm.commands.sampling import save_way
+from ddpm.commands.sampling import FRAMES, save_way
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
@@ -333,7 +333,8 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     pictures = "pictures" in data.holds
     shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
-    samples = source.drawn(512 if judged else 64 if pictures else MANY_POINTS)
+    way = None if pictures else source.way(MANY_POINTS, MOMENTS)
+    samples = source.drawn(512 if judged else 64) if way is None else way[-1][1]
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         images.save_samples(run.path / "samples.png", samples[:64])
@@ -344,7 +345,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
         groups = {f"{data.name}, held out": in_plane(real), "samples": in_plane(samples)}
         plots.points(run.path / "samples.png", groups, shown)
-    save_way(run.path / "denoising.gif", source, *((32, 8) if pictures else (MANY_POINTS,)))
+    save_way(run.path / "denoising.gif", source.way(32, FRAMES) if way is None else some(way, FRAMES), 8)
 
     T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
     times = [round(T * share / 4) for share in range(5)]
@@ -353,7 +354,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist(), shown)
     if is_plane(source):
-        draw_plane(run.path, source, data)
+        draw_plane(run.path, source, data, way)
     warn_of_range(source)
 
     if judged:
