@@ -1301,13 +1301,14 @@ POINTS = [
 
 def test_points_go_the_whole_way_of_images(call, tmp_path):
     runs = tmp_path / "runs"
-    command = (*POINTS, 'evaluation=["metric=loss_by_snr n=4"]', f"runs={runs}")
+    command = (*POINTS, 'evaluation=["metric=[loss_by_snr,bits_per_dim,log_likelihood] n=4"]', f"runs={runs}")
     assert call(cli.train, *command).code == 0
     run = run_of(runs)
-    pictures = ("samples.png", "preview.png", "denoising.gif", "forward.png", "samples.npy")
+    of_the_plane = ("score.png", "walks.png", "field.gif", "process.png", "density.png")
+    pictures = ("samples.png", "preview.png", "denoising.gif", "forward.png", "samples.npy", *of_the_plane)
     assert all((run / name).stat().st_size for name in pictures)
-    (measured,) = json.loads((run / "evaluation.json").read_text())
-    assert measured.startswith("loss_by_snr")
+    measured = json.loads((run / "evaluation.json").read_text())
+    assert len(measured) == 3 and all("gaussian" in record for name, record in measured.items() if "bits" in name)
 
     shutil.rmtree(run / "checkpoints" / "4")
     kept, lines = weights(run, 2), losses(run)
@@ -1324,6 +1325,66 @@ def test_points_go_the_whole_way_of_images(call, tmp_path):
     array = np.load(f"{out}.npy")
     assert array.shape == (5, 2) and array.dtype == np.float32 and np.isfinite(array).all()
     assert len(list(tmp_path.glob("x*.png"))) == 4 and Path(f"{out}.gif").exists()
+    assert call(cli.sample, f"run={run}", "sampler.steps=2", f"out={tmp_path / 'all'}/").code == 0
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(of_the_plane)
+
+
+SCORE = [
+    "task=score", "experiment=plane/mixture_score", "data.count=60", "data.grid=[2,1]", "model.width=16",
+    "model.depth=1", "sampler.moves=3", "trainer.seconds=null", "trainer.steps=4", "trainer.batch_size=8",
+    "trainer.checkpoint_every=2", "trainer.previews=1", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["task.objective=sliced_vr", "model.time=none"],
+        ["task.objective=explicit", "schedule=geometric", "~schedule.sigma", "model.energy=true"],
+    ],
+    ids=["one level", "a ladder"],
+)
+def test_a_score_goes_the_whole_way_of_a_diffusion(call, tmp_path, settings):
+    runs = tmp_path / "runs"
+    measured = 'evaluation=["metric=[score_error,sliced_wasserstein] n=30 sampler=langevin sampler.moves=2"]'
+    command = (*SCORE, *settings, measured, f"runs={runs}")
+    result = call(cli.train, *command)
+    assert result.code == 0 and "warning" not in result.out + result.err and "sampler=langevin" in result.out
+    run = run_of(runs)
+    assert all((run / name).stat().st_size for name in ("score.png", "walks.png", "field.gif", "samples.png"))
+    found = json.loads((run / "evaluation.json").read_text())
+    assert {name.partition("_")[0] for name in found} == {"score", "sliced"}
+
+    shutil.rmtree(run / "checkpoints" / "4")
+    lines = losses(run)
+    (run / "status.json").write_text(json.dumps(status(run) | {"state": "INTERRUPTED"}))
+    assert call(cli.train, *command).code == 0 and losses(run) == lines
+    out = tmp_path / "x.npy"
+    assert call(cli.sample, f"run={run}", "sampler=langevin", "sampler.moves=2", "n=5", f"out={out}").code == 0
+    assert np.load(out).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("task.objective=nope", ["objective = 'nope' is not known", "denoising, explicit, implicit, sliced"]),
+        ("schedule.sigma=[0]", ["sigma"]),
+        ("schedule.sigma=[-1]", ["sigma"]),
+        ("sampler.r=4", ["r = 4 must lie in (0, 4)"]),
+        ("diffusion.loss=snr", ["no say in score matching"]),
+        ("data.covariances=[[[1,2],[2,1]],[[1,0],[0,1]]]", ["not positive definite"]),
+        ("model.features=3", ["(3,)", "(2,)"]),
+        ('evaluation=["metric=score_error score_error.sigma=[5] sampler=langevin"]', ["sigma = 5", "0.2"]),
+    ],
+)
+def test_what_is_no_score_is_refused(call, tmp_path, change, told):
+    assert_refused(call(cli.train, *SCORE, change, f"runs={tmp_path / 'runs'}"), *told)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_explicit_objective_is_refused_where_the_density_is_not_known(call, tmp_path):
+    words = ("experiment=plane/score", "task.objective=explicit", "device=cpu", f"runs={tmp_path / 'runs'}")
+    assert_refused(call(cli.train, *words), "the density of swiss_roll is not known; that of data=mixture is")
 
 
 @pytest.mark.parametrize("d", [1, 3])
@@ -1351,7 +1412,6 @@ def test_points_of_other_dimensions_go_that_way_too(call, tmp_path, d):
         ("model.features=3", ["(3,)", "(2,)"]),
         ("task.drop=0.1", ["drop = 0.1"]),
         ('evaluation=["metric=frechet"]', ["metric=frechet needs pictures", "loss_by_snr"]),
-        ('evaluation=["metric=bits_per_dim"]', ["needs bytes"]),
     ],
 )
 def test_what_needs_pictures_is_refused_for_points(call, tmp_path, change, told):
@@ -1361,7 +1421,8 @@ def test_what_needs_pictures_is_refused_for_points(call, tmp_path, change, told)
 
 
 def test_a_folder_of_numbered_pictures_is_refused_for_points(call, tmp_path, without_pictures):
-    assert call(cli.train, *POINTS, f"runs={tmp_path / 'runs'}").code == 0
+    of = ("data=mixture", "data.grid=[2,2,2]", "model.features=3")
+    assert call(cli.train, *POINTS, *of, f"runs={tmp_path / 'runs'}").code == 0
     run = run_of(tmp_path / "runs")
     assert_refused(call(cli.sample, f"run={run}", "sampler.steps=2", f"out={tmp_path}/many/"), "points", ".npy")
 

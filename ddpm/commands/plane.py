@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN, WALKS, FRAMES, PANELS = 1000, 40, 20, 10  # points of a panel; walks; frames of the animation; panels of a row
+SHOWN, FRAMES, PANELS = 1000, 20, 10  # points of a panel; frames of the animation; panels of a row
+WALKS, NOISY_WALKS = 40, 6  # that are shown; of a sampler with noise
 MOMENTS = 200  # of the samples' way, from which all of them are taken
 SIZE, FLOW_STEPS = 61, 50  # of the grid that densities are shown on; of the flow that gives a learned one
 KNOWN_POINTS = 2000  # training points that stand for the data, where their density is not known
@@ -169,7 +170,8 @@ def _draw_walks(path: Path, source: Any, known: Any, limit: float, way: Way) -> 
         walks["the flow"] = source.using(DDIM(min(100, schedule.T))).way(WALKS, MOMENTS)
     x, y, places = plane(max(limit, 3.2), SIZE)
     density = Field(x, y, known.log_prob(places.reshape(-1, 2), 1).reshape(SIZE, SIZE))
-    panels = {name: (density, torch.stack([x_t[:WALKS] for _, x_t in one])) for name, one in walks.items()}
+    shown = {name: NOISY_WALKS if source.sampler.stochastic and one is way else WALKS for name, one in walks.items()}
+    panels = {name: (density, torch.stack([x_t[: shown[name]] for _, x_t in one])) for name, one in walks.items()}
     chains(path, panels, "from rings to dots")
     return path
 
