@@ -1339,10 +1339,13 @@ SCORE = [
 @pytest.mark.parametrize(
     "settings",
     [
-        ["task.objective=sliced_vr", "model.time=none"],
-        ["task.objective=explicit", "schedule=geometric", "~schedule.sigma", "model.energy=true"],
+        pytest.param(["task.objective=sliced_vr", "model.time=none"], id="one level"),
+        pytest.param(
+            ["task.objective=explicit", "schedule=geometric", "~schedule.sigma", "model.energy=true"],
+            id="a ladder",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["one level", "a ladder"],
 )
 def test_a_score_goes_the_whole_way_of_a_diffusion(call, tmp_path, settings):
     runs = tmp_path / "runs"
@@ -1387,6 +1390,7 @@ def test_the_explicit_objective_is_refused_where_the_density_is_not_known(call, 
     assert_refused(call(cli.train, *words), "the density of swiss_roll is not known; that of data=mixture is")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3])
 def test_points_of_other_dimensions_go_that_way_too(call, tmp_path, d):
     """Fresh ones, by the gradient of an energy."""

@@ -44,7 +44,7 @@ def test_the_moments_of_every_move_are_those_of_the_recursion(r):
 def test_a_level_converges_to_its_variance_up_to_a_bias_of_first_order(r):
     sigma, c2 = 0.8, 0.25
     oracle, v = GaussianOracle(sigmas([sigma]), 0.0, c2), c2 + sigma**2
-    *_, (_, mean, variance), _ = propagate(AnnealedLangevin(moves=1500, r=r), oracle)
+    *_, (_, mean, variance), _ = propagate(AnnealedLangevin(moves=700, r=r), oracle)
     assert variance * (1 + sigma**2) == pytest.approx(v / (1 - r * sigma**2 / (4 * v)), rel=1e-8)
     assert mean == pytest.approx(0, abs=1e-12)
 

@@ -7,7 +7,7 @@ from typing import Any
 SHOWN, FRAMES, PANELS = 1000, 20, 10  # points of a panel; frames of the animation; panels of a row
 WALKS, NOISY_WALKS = 40, 6  # that are shown; of a sampler with noise
 MOMENTS = 200  # of the samples' way, from which all of them are taken
-SIZE, FLOW_STEPS = 61, 50  # of the grid that densities are shown on; of the flow that gives a learned one
+SIZE, FLOW_STEPS = 51, 30  # of the grid that densities are shown on; of the flow that gives a learned one
 KNOWN_POINTS = 2000  # training points that stand for the data, where their density is not known
 LEVEL = 0.3  # of noise, about which fields are shown: they still have the shape of the data there
 
