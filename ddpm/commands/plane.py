@@ -64,9 +64,12 @@ def _truth(source: Any, data: Any) -> tuple[Any, str]:
 
 def _shown_time(schedule: Any) -> int:
     """The time whose level of noise is nearest to LEVEL."""
+    import torch
+
     from ddpm.score import noise_level
 
-    return min(range(1, schedule.T + 1), key=lambda t: abs(noise_level(schedule, t).item() - LEVEL))
+    t = torch.arange(1, schedule.T + 1)
+    return int(t[(noise_level(schedule, t) - LEVEL).abs().argmin()])
 
 
 def _has_flow(schedule: Any) -> bool:
@@ -128,7 +131,7 @@ def _draw_density(path: Path, source: Any, known: Any, name: str, limit: float) 
     schedule = source.diffusion.schedule
     x, y, places = plane(limit, SIZE)
     flat = places.reshape(-1, 2)
-    by_flow = log_likelihood(schedule, _learned(source), flat, steps=FLOW_STEPS).cpu()
+    by_flow = log_likelihood(schedule, _learned(source), flat.to(source.device), steps=FLOW_STEPS).cpu()
     of_data = known.log_prob(schedule.alpha_bar_at(1).sqrt().item() * flat, 1)
     panels = {f"{name}, t = 1": of_data, "learned, by its flow": by_flow}
     density_map(path, {title: Field(x, y, value.reshape(SIZE, SIZE)) for title, value in panels.items()})

@@ -253,12 +253,13 @@ def _shade(figure: Figure | None, axes: Axes, field: Field) -> None:
     """The density in nats below its maximum, or the length of the vectors; with a bar if there is a figure for it."""
     if field.log_density is not None:
         values = _numpy(field.log_density)
-        values = values - values[np.isfinite(values)].max(initial=-np.inf)
+        values = values - (values[np.isfinite(values)].max() if np.isfinite(values).any() else 0.0)
         levels = -DEPTH * np.linspace(1, 0, BANDS + 1) ** 2
         ticks, colours, label = list(levels[:: BANDS // 4]), DENSITY, "log density below its maximum"
     else:
         values = np.hypot(*_numpy(field.vectors).transpose(2, 0, 1))
-        top = float(np.quantile(values[np.isfinite(values)], 0.98)) or 1.0
+        finite = values[np.isfinite(values)]
+        top = float(np.quantile(finite, 0.98) if finite.size else 0.0) or 1.0  # of a network that broke nothing is left
         ticks = list(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top))
         levels, colours, label = np.linspace(0, ticks[-1], BANDS + 1), ERROR, "length of the vectors"
     values = np.nan_to_num(values, nan=levels[0] - 1, neginf=levels[0] - 1)
