@@ -124,9 +124,12 @@ class MLP(nn.Module):
         Raises:
             ValueError: x_t of another shape than the network's, a part of a condition given to one that does not take
                 it (or the reverse), null rows given to one without a learned null.
+            RuntimeError: an energy in inference mode.
         """
         if not self.is_gradient:
             return self._f(x_t, t, y)
+        if torch.is_inference_mode_enabled():  # where some versions of torch.func answer 0
+            raise RuntimeError("an energy is differentiated: take torch.no_grad() in place of torch.inference_mode()")
         gradient: Tensor = torch.func.grad(lambda x: -self.energy(x, t, y).sum())(x_t)  # rows depend on no others
         return gradient
 

@@ -90,9 +90,9 @@ def test_a_field_without_a_density_is_shaded_by_its_length(tmp_path):
     inside = picture[: int(0.75 * len(picture))]
     _, x = np.nonzero(inside[..., 0] - inside[..., 2] > 90)
     assert x.min() > picture.shape[1] / 2 and x.mean() > 0.75 * picture.shape[1]
-    other = drawn(100.0)  # the same but for the numbers at its bar
-    rows, columns = np.nonzero((picture != other).any(2))
-    assert rows.min() > 0.7 * len(picture) and columns.min() > picture.shape[1] / 2
+    other = drawn(100.0)  # the same but for the numbers at its bar, by whose width all may be moved a little
+    dark = [int((one[..., 0].astype(int) - one[..., 2] > 90).sum()) for one in (picture, other)]
+    assert dark[1] == pytest.approx(dark[0], rel=0.05) and picture.shape == other.shape
 
 
 def test_walks_go_from_rings_to_dots(tmp_path):
