@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import check_name, check_options
 from ddpm.data.points import LEAST, Points
+from ddpm.figures.images import load_array
 from ddpm.runs.files import Origin, regular_size, shown
 
 LARGEST = 2**32  # bytes
@@ -79,10 +80,9 @@ def _read(path: Path) -> Tensor:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)  # believes no header beyond the file's end
-    except (ValueError, EOFError, OverflowError) as error:
+        return load_array(path, LARGEST)
+    except ValueError as error:
         raise ValueError(f"{path} is no .npy file of numbers: {shown(str(error))}") from error
-    return array
 
 
 def _csv(path: Path) -> np.ndarray:

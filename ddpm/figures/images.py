@@ -223,23 +223,35 @@ def save_samples(path: str | Path, x: Tensor) -> None:
 
 
 def load_samples(path: Path) -> np.ndarray | None:
-    """What `save_samples` wrote as .npy: uint8 (n, H, W, C) or float32 (n, d); None if it is not there, or is damaged.
-
-    The header is read as plain values and bounded by the file's size: nothing of it is run, or believed.
-    """
+    """What `save_samples` wrote as .npy, uint8 (n, H, W, C) or float32 (n, d); None if it is not there or damaged."""
     try:
-        size = regular_size(path, LARGEST_SAMPLES)
-        with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return None
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            content = file.read(size)
+        array = load_array(path, LARGEST_SAMPLES)
     except (OSError, ValueError):
         return None
-    expected = (np.dtype(np.uint8), 4) if dtype == np.uint8 else (np.dtype(np.float32), 2)
-    if (dtype, len(shape)) != expected or fortran_order or len(content) != math.prod(shape) * dtype.itemsize:
-        return None
-    return np.frombuffer(content, dtype).reshape(shape)
+    expected = (np.dtype(np.uint8), 4) if array.dtype == np.uint8 else (np.dtype(np.float32), 2)
+    return array if (array.dtype, array.ndim) == expected else None
+
+
+def load_array(path: Path, largest: int) -> np.ndarray:
+    """The array of a .npy file, read only.
+
+    The header is read as plain values and bounded by the file's size: nothing of it is run, or believed.
+
+    Args:
+        largest: bytes that the file may have.
+    Raises: OSError; ValueError for a file that is none, or holds objects.
+    """
+    size = regular_size(path, largest)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in headers:
+            raise ValueError(f"version {version} of the format is not known")
+        shape, fortran_order, dtype = headers[version](file)
+        content = file.read(size)
+    if dtype.hasobject or len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError("it holds objects" if dtype.hasobject else "its header does not fit its size")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _described(x: Tensor) -> str:
