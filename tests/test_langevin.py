@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ddpm.oracle import JointMixture
-from ddpm.schedules import geometric, sigmas
-from ddpm.score import adjusted, annealed_steps, log_acceptance, noise_level, unadjusted
+from ddpm.schedules import sigmas
+from ddpm.score import adjusted, log_acceptance, unadjusted
 
 MODES = JointMixture(sigmas([1.0]), [0.4, 0.6], torch.tensor([[-1.0], [0.8]]), torch.tensor([[[0.2]], [[0.1]]]))
 
@@ -137,20 +137,6 @@ def test_a_step_to_where_there_is_no_density_is_refused():
     assert accepted.tolist() == [True, False, False] and torch.equal(moved, x)
 
 
-# --- annealed
-
-
-@pytest.mark.equation("NCSN (Algorithm 1)")
-def test_annealed_steps_keep_the_ratio_of_signal_to_noise():
-    """|h s / 2| / |sqrt(h) z| is alike at all levels for scores that scale as 1 / sigma; the last step is epsilon."""
-    sigma = noise_level(geometric(), torch.arange(10, 0, -1))
-    h = annealed_steps(sigma, 2e-5)
-    assert h[-1].item() == pytest.approx(2e-5) and h[0].item() == pytest.approx(2e-5 * (10 / 0.01) ** 2)
-    ratio = h / 2 / sigma / h.sqrt()
-    torch.testing.assert_close(ratio, ratio[:1].expand(10), rtol=1e-12, atol=0)
-    assert torch.equal(annealed_steps(sigma.flip(0), 2e-5), h.flip(0))
-
-
 @pytest.mark.parametrize("h", [0, -1.0, math.nan, torch.tensor([1.0, 0.0])])
 def test_steps_that_are_none(h):
     x = torch.zeros(2, 1)
@@ -158,9 +144,3 @@ def test_steps_that_are_none(h):
         unadjusted(torch.neg, x, h, x)
     with pytest.raises(ValueError, match="h of shape"):
         unadjusted(torch.neg, x, torch.ones(3), x)
-
-
-@pytest.mark.parametrize(("sigma", "step"), [([1.0, 0.0], 1e-5), ([], 1e-5), ([1.0], 0.0), ([[1.0]], 1.0)])
-def test_ladders_that_are_none(sigma, step):
-    with pytest.raises(ValueError, match="must be a list of levels > 0"):
-        annealed_steps(torch.tensor(sigma), step)

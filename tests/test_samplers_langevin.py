@@ -13,7 +13,7 @@ from ddpm.schedules import linear, sigmas, zero_terminal_snr
 SIGMAS = [0.05, 0.2, 0.8, 3.0]
 
 
-@pytest.mark.equation("NCSN (move)")
+@pytest.mark.equation("NCSN (Algorithm 1)")
 @pytest.mark.parametrize("r", [0.05, 0.2, 1.0])
 def test_the_moments_of_every_move_are_those_of_the_recursion(r):
     """In x = x_t / sqrt(alpha_bar): mean and variance by x + h/2 s + sqrt(h) z with s = (m - x) / v, level by level."""

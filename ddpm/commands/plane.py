@@ -95,7 +95,7 @@ def _learned(source: Any) -> Callable[..., Any]:
     return denoise
 
 
-def _field(source: Any, known: Any, limit: float, t: int | float, denoise: Any = None, density: bool = True) -> Any:
+def _field(source: Any, known: Any, limit: float, t: int | float, denoise: Any = None) -> Any:
     """The field of a denoiser (of the data, if None) at t, in x_t / sqrt(alpha_bar_t), over the data's density."""
     from ddpm.figures.fields import Field, plane
 
@@ -104,8 +104,7 @@ def _field(source: Any, known: Any, limit: float, t: int | float, denoise: Any =
     root = schedule.alpha_bar_at(t).sqrt().item()
     x_t = root * places.reshape(-1, 2)
     vectors = _score(schedule, denoise or known.denoise, x_t, t).reshape(SIZE, SIZE, 2)
-    log_density = known.log_prob(x_t, t).reshape(SIZE, SIZE) if density else None
-    return Field(x, y, log_density, root * vectors)
+    return Field(x, y, known.log_prob(x_t, t).reshape(SIZE, SIZE), root * vectors)
 
 
 def _draw_score(path: Path, source: Any, known: Any, name: str, t: int, limit: float) -> Path:

@@ -17,7 +17,7 @@ class AnnealedLangevin(Sampler):
     is -eps_theta / sigma, a move is
 
     .. math:: x' = x + \frac h2 s_\theta(x, \sigma) + \sqrt h\, z, \quad h = r \sigma^2
-        \qquad \text{[NCSN (move)]}
+        \qquad \text{[NCSN (Algorithm 1)]}
 
     After the moves at a level x goes on to the next one as it is, or by a step of DDIM: a predictor, whose x Langevin
     dynamics then corrects. The last step is D(x_t, t), the mean, as for every sampler.

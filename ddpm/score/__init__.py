@@ -1,7 +1,7 @@
 """Score matching and Langevin dynamics: learning the gradient of log p, and walking along it."""
 
 from ddpm.score.ladder import eps_from_score, noise_level, score_at_sigma, score_from_eps
-from ddpm.score.langevin import adjusted, annealed_steps, log_acceptance, unadjusted
+from ddpm.score.langevin import adjusted, log_acceptance, unadjusted
 from ddpm.score.objectives import (
     PROJECTIONS,
     Score,
@@ -19,7 +19,6 @@ __all__ = [
     "PROJECTIONS",
     "Score",
     "adjusted",
-    "annealed_steps",
     "denoising",
     "denoising_ladder",
     "eps_from_score",

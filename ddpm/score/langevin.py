@@ -83,24 +83,3 @@ def adjusted(
     y = unadjusted(score, x, h, noise)
     accepted = uniform.log() < log_acceptance(score, log_prob, x, y, h)
     return torch.where(accepted.reshape(-1, *[1] * (x.ndim - 1)), y, x), accepted
-
-
-def annealed_steps(sigma: Tensor, step: float) -> Tensor:
-    r"""The step of annealed Langevin dynamics at each noise level: many steps at each, from the highest to the lowest.
-
-    .. math:: \alpha_i = \epsilon \cdot \frac{\sigma_i^2}{\sigma_L^2} \qquad \text{[NCSN (Algorithm 1)]}
-
-    with sigma_L the lowest. The ratio of signal to noise in a step is then the same at every level.
-
-    Args:
-        sigma: the levels, (L,), > 0, in any order.
-        step: epsilon > 0, the step at the lowest.
-    Returns:
-        h for `unadjusted`, (L,), in the order of sigma.
-    Raises:
-        ValueError: a level or a step <= 0.
-    Source: NCSN (arXiv 1907.05600), algorithm 1.
-    """
-    if sigma.ndim != 1 or len(sigma) == 0 or not (sigma > 0).all() or not step > 0:
-        raise ValueError(f"sigma = {sigma.tolist()} must be a list of levels > 0, and step = {step} must be > 0")
-    return step * sigma**2 / sigma.min() ** 2
