@@ -291,6 +291,7 @@ def test_cuda_where_there_is_none(call, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_held_says_by_whom(call, tmp_path, without_pictures):
     call(cli.train, *TINY, f"runs={tmp_path}")
     run = run_of(tmp_path)
@@ -303,6 +304,7 @@ def test_a_run_that_is_held_says_by_whom(call, tmp_path, without_pictures):
     assert "Traceback" not in result.err and status(run)["state"] == "RUNNING"
 
 
+@pytest.mark.slow
 def test_classes_from_training_to_sampling(call, tmp_path):
     changes = ["model.num_classes=10", "trainer.previews=1"]
     assert call(cli.train, *words(*changes), f"runs={tmp_path}").code == 0
@@ -311,6 +313,7 @@ def test_classes_from_training_to_sampling(call, tmp_path):
     assert np.load(out).shape == (3, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_pictures_of_one_class_are_learned_and_nothing_is_recognised(call, tmp_path):
     save_pictures(tmp_path / "pictures", 0)
     save_pictures(tmp_path / "pictures" / "only", 8)
@@ -489,6 +492,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert losses[0] == losses[1] and len(losses[0]) == 20
 
 
+@pytest.mark.slow
 def test_wrong_input_in_a_real_process(process, tmp_path):
     real = process("trainer.batch_size=0", f"runs={tmp_path / 'runs'}")
     _, err = real.communicate(timeout=120)
@@ -721,6 +725,7 @@ def test_runs_of_a_sweep_that_share_their_data_are_those_of_their_own(
         assert same(w, apart[name][0]) and told == apart[name][1]
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tmp_path, without_pictures, monkeypatch):
     save_pictures(tmp_path / "pictures", 6)
     fit, counts = ddpm.training.trainer.Trainer.fit, []
@@ -737,6 +742,7 @@ def test_a_file_that_changed_between_two_runs_of_a_sweep_is_read_again(typed, tm
     assert counts == [6, 5, 5]
 
 
+@pytest.mark.slow
 def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(
     typed, tmp_path, without_pictures, monkeypatch
 ):
@@ -760,6 +766,7 @@ def test_an_arm_that_breaks_does_not_stop_the_sweep_but_an_interrupt_does(
 # ---------------------------------------------------------------------------------------------- looking
 
 
+@pytest.mark.slow
 def test_the_configuration_and_help_are_shown_and_nothing_is_made(typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = typed(cli.train, "--cfg", "job", "trainer.steps=77")
@@ -774,6 +781,7 @@ def test_the_configuration_and_help_are_shown_and_nothing_is_made(typed, tmp_pat
 # ---------------------------------------------------------------------------------------------- sample
 
 
+@pytest.mark.slow
 def test_samples_as_an_array(call, finished, tmp_path):
     arrays = {}
     for name, changes in {
@@ -846,6 +854,7 @@ def test_pictures_of_somebody_else_are_left_alone(call, finished, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
 
 
+@pytest.mark.slow
 def test_figures_of_the_number_of_steps_and_of_the_process(call, finished, tmp_path):
     sizes = {}
     for name, changes in {
@@ -936,6 +945,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_is_sampled_from_the_one_before
 # ---------------------------------------------------------------------------------------------- evaluate
 
 
+@pytest.mark.slow
 def test_evaluation_records_its_protocols_beside_those_that_are_there(call, copied):
     before = json.loads((copied / "evaluation.json").read_text())
     given = [f"run={copied}", "n=16", "sampler.steps=2", "judge.channels=4", "judge.features=4"]
@@ -1089,6 +1099,7 @@ def test_wrong_input_for_a_figure_of_schedules_draws_nothing(given, told, call, 
 # ---------------------------------------------------------------------------------------------- --check
 
 
+@pytest.mark.slow
 def test_a_check_says_what_a_run_would_be_and_begins_nothing(call, tmp_path, monkeypatch, without_pictures):
     monkeypatch.chdir(tmp_path)
     result = call(cli.train, "--check", *TINY, "runs=runs")
@@ -1202,6 +1213,7 @@ def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_check_of_a_sweep_looks_at_every_job_and_writes_nothing(typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = typed(cli.train, "-m", "--check", *words("model.groups=4,3", "seed=0,1"), "runs=runs")
@@ -1229,6 +1241,7 @@ def test_only_training_can_be_checked(command, typed, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_check_in_a_real_process(tmp_path):
     runs = tmp_path / "runs"
     done = subprocess.run(
@@ -1299,6 +1312,7 @@ POINTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_points_go_the_whole_way_of_images(call, tmp_path):
     runs = tmp_path / "runs"
     command = (*POINTS, 'evaluation=["metric=[loss_by_snr,bits_per_dim,log_likelihood] n=4"]', f"runs={runs}")
@@ -1515,6 +1529,7 @@ def test_a_run_that_learned_nothing_has_failed(call, monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
+@pytest.mark.slow
 def test_a_class_is_asked_for(call, tmp_path):
     changes = words("model.num_classes=10", "trainer.steps=2", f"runs={tmp_path / 'runs'}", "data.validation=0.1")
     assert call(cli.train, *changes).code == 0
@@ -1600,6 +1615,7 @@ def guidable(tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("guidable") / "runs", changes)
 
 
+@pytest.mark.slow
 def test_samples_are_guided(call, guidable, tmp_path):
     drawn = {}
     for name, given in {

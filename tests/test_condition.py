@@ -595,6 +595,7 @@ def test_on_paper(options):
     assert out.shape == (B, 2, 8, 8) and out.device.type == "meta"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_compiled_in_one_graph(options):
     net, (x, t) = randomised(unet(**options)), inputs()

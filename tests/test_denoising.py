@@ -196,6 +196,7 @@ def evaluate(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     return evaluate
 
 
+@pytest.mark.slow
 def test_the_command_measures_both_likelihoods(trained, evaluate, tmp_path):
     run = Path(shutil.copytree(trained(), tmp_path / "run"))
     flow = ["log_likelihood.steps=2", "log_likelihood.probes=2"]
@@ -246,6 +247,7 @@ def test_wrong_input_is_told_before_anything_is_evaluated(words, told, trained, 
     assert not (run / "evaluation.json").exists() and not (run / "bits_per_dim.png").exists()
 
 
+@pytest.mark.slow
 def test_data_without_a_held_out_part_and_schedules_without_a_flow(trained, evaluate):
     code, _, err = evaluate(f"run={trained('data.validation=0')}", "metric=bits_per_dim")
     assert code == 2 and "has no held-out part" in err and len(err.strip().splitlines()) == 1

@@ -240,6 +240,7 @@ def test_options_that_are_refused(source, options, message):
         source(**options)
 
 
+@pytest.mark.slow
 def test_installed_fonts_draw_46_different_characters():
     """Only where there are such fonts; no two classes look alike in any of them."""
     fonts = glyphs.fonts_with(GLYPHS, glyphs.installed())

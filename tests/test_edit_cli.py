@@ -170,6 +170,7 @@ def test_redrawing(call, runs, files):  # noqa: F811
     assert np.array_equal(kept[0, :, :, 0], pixels_of("eight.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     ["operator=super_resolution", "operator=blur std=0.7 method=dps scale=0.5", "operator=inpainting mask=half.png"],

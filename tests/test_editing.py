@@ -290,6 +290,7 @@ def bias(sampler: Sampler, resamples: int, jump: int = 1) -> tuple[float, float]
 TABLE = {1: (-0.548, 1.62), 2: (-0.27, 1.25), 5: (-0.09, 1.06), 10: (-0.04, 0.99)}  # that of the room's README
 
 
+@pytest.mark.slow
 def test_replacement_is_biased_and_resampling_takes_the_bias_away():
     found = {n: bias(Ancestral(), n) for n in TABLE}
     print("\n".join(f"| {n} | {mean:.3f} | {variance:.2f} |" for n, (mean, variance) in found.items()))

@@ -197,6 +197,7 @@ def test_every_measure_by_a_judge(run, typed, learned):
     assert len(judged["class_shares"]) == 10 and "class_accuracy" not in judged
 
 
+@pytest.mark.slow
 def test_every_measure_of_held_out_images_of_steps_and_of_cost(run, typed):
     typed(run, "metric=recognition", "n=16")
     before = records(run)
@@ -239,6 +240,7 @@ def test_pixels_are_features_too_and_more_samples_than_held_out_images_are_measu
     assert all(record["n"] == 65 and record["real_n"] == 36 for record in found.values())
 
 
+@pytest.mark.slow
 def test_points_are_measured_by_their_coordinates(tmp_path, typed, draws):
     run = train(tmp_path / "runs", base=POINTS)
     both = "metric=[sliced_wasserstein,energy_distance]"
@@ -388,6 +390,7 @@ def stop(draws, monkeypatch) -> Iterator[Callable[[int, BaseException], None]]:
     yield stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=["interrupt", "error"])
 def test_a_table_of_steps_that_was_interrupted_is_gone_on_with(error, run, typed, draws, stop, monkeypatch):
     stop(1, error)
@@ -409,6 +412,7 @@ def test_a_table_of_steps_that_was_interrupted_is_gone_on_with(error, run, typed
     assert records(run) == once
 
 
+@pytest.mark.slow
 def test_a_table_of_steps_grows_and_what_is_there_is_not_drawn_again(run, typed, draws):
     typed(run, *GRID)
     draws.clear()
@@ -419,6 +423,7 @@ def test_a_table_of_steps_grows_and_what_is_there_is_not_drawn_again(run, typed,
     assert len(draws) == 3 and len(cells(run)) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["weights=raw", "checkpoint=2", "seed=1"])
 def test_another_network_or_seed_starts_the_table_of_steps_anew(change, run, typed, draws):
     typed(run, *GRID)
@@ -431,12 +436,14 @@ def test_another_network_or_seed_starts_the_table_of_steps_anew(change, run, typ
     assert not kept & {cell["value"] for record in records(run).values() for cell in record["cells"]}
 
 
+@pytest.mark.slow
 def test_other_numbers_of_samples_and_other_features_have_tables_of_their_own(run, typed):
     for words in ([], ["n=7"], ["pca=3"]):
         assert typed(run, *GRID, "steps.steps=[1]", *words).code == 0
     assert len(records(run)) == 3 and {len(record["cells"]) for record in records(run).values()} == {2}
 
 
+@pytest.mark.slow
 def test_the_walk_that_is_typed_does_not_hinder_what_has_none_or_its_own(run, typed):
     """The default walk is longer than the ten steps of this schedule."""
     words = [
@@ -453,6 +460,7 @@ def test_the_walk_that_is_typed_does_not_hinder_what_has_none_or_its_own(run, ty
 # ------------------------------------------------------------------------------------------------------- classes
 
 
+@pytest.mark.slow
 def test_a_network_with_classes_is_asked_for_each_and_judged_by_them(tmp_path, typed):
     run = train(tmp_path / "runs", "model.num_classes=10")
     for recogniser in ("logistic", "classifier"):
@@ -477,6 +485,7 @@ def test_small_images_are_recognised_by_regression_and_others_by_the_judge(run, 
     assert logistic == "recognition_logistic_8_train" and judged.startswith("recognition_classifier-")
 
 
+@pytest.mark.slow
 def test_pictures_without_classes_are_measured_by_other_features(tmp_path, typed):
     words = pictures(tmp_path / "pictures", 24)
     words[1] += "/0"
@@ -556,6 +565,7 @@ SMALL: dict[str, tuple[tuple[int, ...], str, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", SMALL)
 def test_data_that_are_too_few_are_refused_before_anything_is_drawn(which, tmp_path, typed, monkeypatch):
     counts, words, told = SMALL[which]
@@ -567,6 +577,7 @@ def test_data_that_are_too_few_are_refused_before_anything_is_drawn(which, tmp_p
     assert not (run / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_the_fewest_images_that_will_do(tmp_path, typed):
     run = train(tmp_path / "runs", *pictures(tmp_path / "pictures", 12, 12), "trainer.steps=1")
     metrics = "metric=[recognition,frechet,kernel,precision_recall,density_coverage,memorisation]"
@@ -604,6 +615,7 @@ def test_features_that_need_a_package_say_which(run, typed, monkeypatch):
     assert_refused(typed(run, "metric=kernel", "n=8", "features=inception"), "pip install 'ddpm-ablations[fid]'")
 
 
+@pytest.mark.slow
 def test_what_is_measured_does_not_depend_on_what_was_measured_before(run, typed, monkeypatch):
     """The data of a process are read once and shared; components are found anew."""
     made: list[PCA] = []

@@ -183,6 +183,7 @@ QUICK = ("channels", "samplers")
 BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in STUDIES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", BY_TIME)
 def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(study):
     whole = jobs("train", [f"experiment=study/{study}"], multirun=False)
@@ -230,6 +231,7 @@ def test_classes_of_mnist_are_channels_beside_x_t_in_twelve_settings():
     assert settings == {(lr, n, epochs) for lr in (2e-3, 3e-3, 4e-3) for n in (64, 128) for epochs in (10, 15)}
 
 
+@pytest.mark.slow
 def test_the_widths_of_the_channels_study_are_an_eighth_of_those_in_use():
     widths = {}
     for words, config in arms("channels").items():
@@ -302,6 +304,7 @@ SMALLER = {  # only what makes a step slow: width, and the size of a batch
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_takes_a_step(name, tmp_path):
     config = composed(name)

@@ -77,6 +77,7 @@ def test_streamlines_follow_the_field(tmp_path):
     assert runs["level"][0] > 2 * runs["level"][1] and runs["upright"][1] > 2 * runs["upright"][0]
 
 
+@pytest.mark.slow
 def test_a_field_without_a_density_is_shaded_by_its_length(tmp_path):
     vectors = torch.stack([torch.exp(hill(1.5, 0)), 0 * hill(0, 0)], dim=-1)
     panels = {"score": Field(X, Y, hill(0, 0), PLACES * -4), "difference": Field(X, Y, vectors=vectors)}
@@ -156,6 +157,7 @@ def test_an_animation_has_a_frame_for_each_time(tmp_path):
     assert np.diff(centres) == pytest.approx([centres[1] - centres[0]] * 2, rel=0.15) and centres[1] > centres[0] + 30
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_left_white(tmp_path):
     density, vectors = hill(0, 0), -PLACES.clone()
     density[:5], density[5, 5], vectors[:7] = -math.inf, math.nan, math.nan

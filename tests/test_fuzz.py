@@ -548,6 +548,7 @@ def test_every_key_with_every_wrong_value(group, part, train, data, here):
 UNLIKE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the folder is emptied after each example
 
 
+@pytest.mark.slow
 @settings(max_examples=80, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_a_run_takes_a_step_or_is_refused(example, train, data, here):

@@ -107,6 +107,7 @@ def test_every_coordinate_is_combined_alike(classes):
         torch.testing.assert_close(a.sqrt() * guided.x_0 + (1 - a).sqrt() * guided.eps, X, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_flow_under_guidance_is_that_of_an_independent_integration():
     """dx/d sigma = eps_w in x / sqrt(alpha_bar), by Runge-Kutta in 1,500 even steps of log sigma."""
     classes, w = Classes(linear(1000)), 3.0

@@ -681,6 +681,7 @@ def test_a_configuration_without_an_end(run, sample):
     refused(lambda: read_config(run / "config.yaml"), "more than 262,144 bytes")
 
 
+@pytest.mark.slow
 def test_the_bounds_have_room_for_what_is_written(settings, tmp_path):
     """The longest configuration that is of use: the betas of 10,000 steps."""
     betas = torch.linspace(1e-5, 0.002, 10_000, dtype=torch.float64).tolist()
@@ -1318,6 +1319,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_state_that_is_more_than_its_file(kind, run):
     """Loaded, it is small; whoever walks through it or copies it never ends."""

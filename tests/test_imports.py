@@ -138,6 +138,7 @@ def test_networks_and_mathematics_never_import_each_other():
     assert {n: i for n, i in wrong.items() if i} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_that_few_or_none_may_import(package):
     folders, allowed = PACKAGES[package]
@@ -188,6 +189,7 @@ for name in sys.argv[1:]:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "late"),
     [
@@ -267,6 +269,7 @@ def test_what_the_notebooks_import_is_in_their_extra():
     assert distributions(imported) <= requirements().keys() | requirements("notebooks").keys()
 
 
+@pytest.mark.slow
 def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
     needed = distributions(set().union(*edges("tests").values())) - requirements().keys()
     assert needed == requirements("test", "notebooks").keys() - NOT_IMPORTED

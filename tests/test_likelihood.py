@@ -117,6 +117,7 @@ def test_every_term_has_its_closed_expectation(schedule, frac, times):
     torch.testing.assert_close(bound.eps_mse.mean(0), error * snr, rtol=1e-8, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frac", "gap"), [(0.0, 0.82224), (1.0, 1.5901e-3), ("best", 1.4265e-5)])
 def test_how_far_the_bound_is_from_the_likelihood(schedule, frac, gap):
     """What the best network loses by the variance of its steps, of which it learns beta_tilde_2 or beta_1 in L_0."""
@@ -361,6 +362,7 @@ def test_pixels_add_up(oracle):
     assert together.shape == (3,)
 
 
+@pytest.mark.slow
 def test_the_steps_are_of_order_4(oracle):
     x_0 = torch.linspace(-0.5, 2, 6, dtype=torch.float64).reshape(-1, 1)
     exact = carried(oracle, x_0, 1.0).flatten()
@@ -392,6 +394,7 @@ def signs(dims: int) -> Tensor:
     return torch.tensor(list(itertools.product((-1.0, 1.0), repeat=dims)), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.equation("ScoreSDE (40)")
 def test_hutchinson_is_unbiased(schedule):
     """All signs, alike likely, have exactly the trace for their mean; one of them alone does not."""

@@ -126,6 +126,7 @@ def test_it_writes_a_figure_and_the_numbers_and_no_run(tmp_path, capsys):
     assert ("optimizer.lr=" in told) != ("no learning rate is suggested" in told)
 
 
+@pytest.mark.slow
 def test_a_suggestion_is_told_with_the_words_that_use_it(tmp_path, capsys):
     typed = ["experiment=digits_short", "device=cpu", f"runs={tmp_path}", "optimizer.lr=7", "range.steps=60"]
     ranging.lr_range([*typed, "trainer.batch_size=16", f"range.out={tmp_path}/a.png"])

@@ -98,6 +98,7 @@ def without_sockets(names: list[str], *words: str, path: str = "") -> subprocess
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_composes_and_trains_without_a_socket(tmp_path):
     tiny = [
         "model.channels=8", "model.channel_mults=[1]", "model.groups=4", "model.blocks=1", "schedule.T=10",
@@ -112,6 +113,7 @@ def test_the_package_is_imported_composes_and_trains_without_a_socket(tmp_path):
     assert list(tmp_path.glob("default/*/checkpoints/1/model.safetensors")), "and the run is there"
 
 
+@pytest.mark.slow
 def test_a_module_that_asks_is_found_even_if_it_forgives(tmp_path):
     asks = "import socket\ntry:\n    socket.{}()\nexcept Exception:\n    pass\n"
     for name in ("socket", "getfqdn"):

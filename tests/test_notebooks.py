@@ -80,6 +80,7 @@ def test_no_logic_of_its_own(path):
     assert [found for cell in cells(path, "code") for found in logic(cell.source)] == []
 
 
+@pytest.mark.slow
 @EVERY
 def test_every_equation_that_it_quotes_stands_in_a_docstring(path):
     tags = {tag for cell in cells(path, "markdown") for tag in TAG.findall(cell.source)}

@@ -321,6 +321,7 @@ def test_pyplot_and_its_global_state_stay_out(tmp_path, monkeypatch):
     plots.labelled_rows(tmp_path / "rows.png", [("row", constant(2, 99))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "n"), [(range(1, 1001), 30), ([250, 500, 1000], 2), ([1], 1)])
 def test_bits_per_dim_shows_every_number_that_it_is_given(times, n, tmp_path):
     def drawn(terms: torch.Tensor, L_T: float = 0.1) -> np.ndarray:
@@ -439,6 +440,7 @@ def test_schedules_have_a_colour_each_in_every_panel_and_the_table(n, tmp_path):
             assert not in_table.any()
 
 
+@pytest.mark.slow
 def test_a_figure_of_schedules_shows_what_they_are(tmp_path):
     def drawn(named: dict[str, NoiseSchedule]) -> np.ndarray:
         plots.schedules(tmp_path / "a.png", named)

@@ -389,6 +389,7 @@ def test_a_person_is_given_forty_samples_unless_told_otherwise_and_all_images_wh
     assert samples.count(True) == 40 and samples.count(False) == 36
 
 
+@pytest.mark.slow
 def test_pictures_without_labels_and_a_run_that_is_measured_at_its_end(tmp_path):
     words = folder_of_pictures(tmp_path / "pictures", 24)
     words[1] += "/0"

@@ -496,6 +496,7 @@ def test_what_is_refused(make, message):
 # --- From images to noise and between them
 
 
+@pytest.mark.slow
 @pytest.mark.equation("DDIM (14)")
 def test_encode_follows_the_flow_upwards_with_order_1(schedule):
     for oracle, x_0 in (

@@ -193,6 +193,7 @@ def test_names_in_the_page_are_unique_and_links_lead_somewhere(grid):
     assert links and clips and links | clips <= set(names)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_page(grid):
     text = page.page(grid)
     order = ["arms", "measure-1", "measure-2", "measure-3", "effects", "interactions", "fronts", "curves", "samples",
@@ -204,6 +205,7 @@ def test_the_order_of_the_page(grid):
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_only_what_there_is_has_a_section(grid):
     bare = Findings("s", None, (), grid.baseline, grid.arms[:1], (), ())
     text = page.page(bare)
@@ -311,6 +313,7 @@ def test_markdown(grid):
     assert "FAILED: channels=128, attention=16+8, seed 3: the loss is not finite" in report
 
 
+@pytest.mark.slow
 def test_what_is_not_decided_does_not_look_like_a_result(grid):
     label = grid.arms[-1].label
     found = grid.measures[0].differences[label]
@@ -374,6 +377,7 @@ def scatter() -> np.ndarray:
     return images.scatter(torch.randn(2000, 2), torch.randn(4000, 2), 240)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedules", [False, True], ids=["alike", "differing"])
 def test_points_stand_beside_each_other_each_with_its_label(grid, schedules):
     """Or in the rows of their schedules."""
@@ -388,6 +392,7 @@ def test_points_stand_beside_each_other_each_with_its_label(grid, schedules):
     assert page.OF_POINTS not in page.page(grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["samples", "points", "curves", "neither", "large", "grey", "nothing"])
 def test_the_summary(grid, kind, tmp_path):
     found = {
@@ -406,6 +411,7 @@ def test_the_summary(grid, kind, tmp_path):
     assert (np.asarray(picture.convert("L")) > 250).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_it_leaves_out_and_its_words_do_not_meet():
     found = study({"a_rather_long_name_of_a_factor": tuple("abcdef"), "channels": ("32", "64")})
 
@@ -430,6 +436,7 @@ def drawn(figure: Figure) -> list[tuple[str, Bbox]]:
     return [(text.get_text(), text.get_window_extent()) for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "study", "title", "tiny", "large", "curves"])
 @pytest.mark.parametrize("factor", ["target", "a_rather_long_name_of_a_factor"])
 def test_words_and_numbers_of_the_summary_do_not_meet(kind, factor):
@@ -520,6 +527,7 @@ window.addEventListener("load", () => {
 """
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(grid, tmp_path):
     said = said_in_a_browser(page.page(grid), f"{SCRIPT}{SAY}}});", tmp_path, "--window-size=1280,900")
     assert said["keyboard"]

@@ -91,6 +91,7 @@ def test_a_sweep_that_does_not_compose_stops_before_its_first_job(words, typed, 
     assert result.code == 2 and len(result.err.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_no_word_that_changes_no_result_names_another_run(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     monkeypatch.setattr(training, "measure", lambda plan: None)
     assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
@@ -101,6 +102,7 @@ def test_no_word_that_changes_no_result_names_another_run(typed, tmp_path, witho
     assert len(states(tmp_path / "default")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_words_that_were_typed_for_it(typed, tmp_path, without_pictures):  # noqa: F811
     sweep = [*words("trainer.log_every=${trainer.checkpoint_every}"), "seed=0,1", f"runs={tmp_path}"]
     assert typed(cli.train, "-m", *sweep).code == 0
@@ -113,6 +115,7 @@ def test_a_run_keeps_the_words_that_were_typed_for_it(typed, tmp_path, without_p
 # ------------------------------------------------------------------------------------------------- what becomes of arms
 
 
+@pytest.mark.slow
 def test_wrong_arms_fail_with_their_reasons_the_others_run_and_the_report_says_so(
     typed,  # noqa: F811
     tmp_path,
@@ -152,6 +155,7 @@ def test_wrong_arms_fail_with_their_reasons_the_others_run_and_the_report_says_s
     assert result.code == 0 and "8 runs: 1 DONE, 7 FAILED" in result.out
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_only_when_asked(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     fit, broken = training._fit, [True]
 
@@ -173,6 +177,7 @@ def test_what_failed_is_tried_again_only_when_asked(typed, tmp_path, without_pic
     assert result.code == 0 and set(states(tmp_path / "default").values()) == {"DONE"}
 
 
+@pytest.mark.slow
 def test_a_study_tries_again_what_failed_and_goes_on_with_what_was_interrupted(
     typed,  # noqa: F811
     tmp_path,
@@ -259,6 +264,7 @@ def test_the_next_arm_is_not_begun_after_a_signal(typed, tmp_path, without_pictu
     assert list(states(tmp_path / "default")) == [] or list(states(tmp_path / "default").values()) != ["DONE", "DONE"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_pictures_are_drawn_or_numbers_measured_is_told(typed, tmp_path, monkeypatch):  # noqa: F811
     def stop(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -289,6 +295,7 @@ def test_a_sweep_without_jobs_is_refused(word, typed, tmp_path):  # noqa: F811
         assert_refused(result, f"the sweep has no jobs: {word} stand for no value")
 
 
+@pytest.mark.slow
 def test_an_arm_that_lacks_a_value_is_listed_and_stops_no_other(typed, tmp_path, without_pictures):  # noqa: F811
     sweep = [*(word for word in TINY if not word.startswith("schedule.T")), "sampler.steps=2", "schedule=betas,cosine"]
     result = typed(cli.train, "-m", *sweep, f"runs={tmp_path}")
@@ -313,6 +320,7 @@ def test_a_run_that_became_done_while_its_arm_waited_is_left_alone(typed, tmp_pa
     assert result.code == 0 and "is done already" in result.out and status(run_of(tmp_path)) == said
 
 
+@pytest.mark.slow
 def test_what_strangers_wrote_neither_steers_the_terminal_nor_takes_memory(typed, tmp_path, without_pictures):  # noqa: F811
     assert typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}").code == 0
     folder = tmp_path / "default"
@@ -335,6 +343,7 @@ def test_what_strangers_wrote_neither_steers_the_terminal_nor_takes_memory(typed
 # --------------------------------------------------------------------------------------------------------- measured
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_at_its_end_by_each_line_once(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     measured = []
     monkeypatch.setattr(
@@ -370,6 +379,7 @@ def test_which_checkpoints_will_be_there_is_known_before(every, keep, typed, tmp
     assert set(checkpoint.steps(checkpoints)) == kept | {checkpoint.best(checkpoints)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -396,6 +406,7 @@ def test_what_could_not_be_measured_is_refused_before_anything_is_trained(line, 
     assert "refused (1)" in result.out and told in result.out
 
 
+@pytest.mark.slow
 def test_that_it_is_going_to_be_measured_changes_no_run(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
     lines = "['metric=[kernel,recognition] recogniser=classifier sampler.steps=2','metric=cost cost.steps=[2]']"
@@ -471,6 +482,7 @@ def test_each_job_of_the_joblib_launcher_takes_a_slot_before_it_touches_the_devi
 # ------------------------------------------------------------------------------------------------ plan, by its command
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_each_arm_takes_and_begins_nothing(typed, tmp_path):  # noqa: F811
     sweep = [
         *words("model.attention_resolutions=[],[8]", "model.channels=8,16"),
@@ -499,12 +511,14 @@ def test_a_plan_merges_what_says_the_same_and_names_what_is_refused(typed, tmp_p
     assert "2 more jobs say the same as others" in result.out and "1 are refused" in result.out
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_is_done(typed, tmp_path, without_pictures):  # noqa: F811
     assert typed(cli.train, *words("seed=0"), f"runs={tmp_path}").code == 0
     result = typed(cli.study, "plan", *TINY, "seed=0,1", f"runs={tmp_path}")
     assert "1 DONE, 1 new" in result.out and "done already: 1" in result.out
 
 
+@pytest.mark.slow
 def test_a_plan_of_data_that_are_not_at_hand(typed, tmp_path):  # noqa: F811
     result = typed(
         cli.study, "plan", "experiment=mnist", f"data.root={tmp_path}", "model.channels=32,64", "trainer.steps=10"
@@ -512,6 +526,7 @@ def test_a_plan_of_data_that_are_not_at_hand(typed, tmp_path):  # noqa: F811
     assert result.code == 0 and "the data are not at hand" in result.out and "703 k" in result.out
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_plan_is_that_of_a_check(typed, tmp_path, monkeypatch):  # noqa: F811
     """Counted on the meta device, where nothing is computed, as on the CPU."""
     monkeypatch.setattr("models.kernels.available", lambda: False)  # which keep less
