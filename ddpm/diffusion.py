@@ -178,15 +178,17 @@ class GaussianDiffusion:
         t: Tensor | None = None,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
+        discrete: bool = True,
     ) -> Tensor:
         """The loss of each image, at its own t and eps; draws only what it is not given.
 
         Args:
-            x_0: data, (B, *), in [-1, 1].
+            x_0: data, (B, *), in [-1, 1], or real numbers.
             y: the condition, as in `predictor`: the class of each image, integers (B,), or whatever the network takes.
             t: integers (B,) in 1..T; drawn uniformly if None.
             eps: standard normal noise, (B, *); drawn if None.
             generator: on x_0's device, for what is drawn.
+            discrete: for "vlb" and "hybrid": x_0 are bytes; False: real numbers, as in `L_vlb`.
         Returns:
             (B,).
         Raises:
@@ -205,9 +207,9 @@ class GaussianDiffusion:
             return simple
         pred = to_prediction(schedule, self.target, output, x_t, t, frac)
         if self.loss_name == "hybrid":
-            return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options)
+            return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options, discrete=discrete)
         if self.loss_name == "vlb":
-            return schedule.T * L_vlb(schedule, pred, x_0, x_t, t)
+            return schedule.T * L_vlb(schedule, pred, x_0, x_t, t, discrete)
         return weighted(schedule, self.loss_name, pred, x_0, t, **self.loss_options)
 
 
@@ -221,7 +223,7 @@ def _checked(loss: str, options: dict[str, float | None]) -> dict[str, float]:
     """The options that are given, or ValueError for one that the loss does not have."""
     function = {"min_snr": WEIGHTINGS["min_snr"], "p2": WEIGHTINGS["p2"], "hybrid": L_hybrid}.get(loss)
     parameters = inspect.signature(function).parameters.values() if function else ()
-    known = [p.name for p in parameters if p.default is not p.empty]
+    known = [p.name for p in parameters if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
     if not isinstance(options, dict):
         raise ValueError(f"loss_options = {options!r} must map names to numbers, such as {{gamma: 5}}")
     given = {name: value for name, value in options.items() if value is not None}

@@ -12,10 +12,9 @@ from einops import reduce
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.losses import BINS, L_0, L_T, L_simple, L_t_1
-from ddpm.reverse import mu_theta, variance
-from ddpm.schedules import NoiseSchedule, Time, respace
-from ddpm.targets import Denoise, Prediction, velocity
+from ddpm.losses import BINS, L_0, L_T, L_0_density, L_simple, L_t_1
+from ddpm.schedules import NoiseSchedule, respace
+from ddpm.targets import Denoise, velocity
 
 Noise = Callable[[int, tuple[int, ...], torch.device], Tensor]
 """(t, shape of an image, device) -> standard normal (B, *shape), one draw a t; `ddpm.randomness.SampleNoise` is one."""
@@ -102,13 +101,6 @@ def bits_per_dim(
         if callback is not None:
             callback(len(x_0))
     return Bound(times, L_T(kept, x_0), *(torch.stack(part, dim=1) for part in (terms, x_0_mse, eps_mse)))
-
-
-def L_0_density(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: Time = 1) -> Tensor:
-    """L_0 of real numbers, not of bytes: -log N(x_0; mu_theta(x_1, 1), sigma_1^2), (B,), in bits per dimension."""
-    mu, sigma2 = mu_theta(schedule, pred, x_1, t, 0), variance(schedule, pred, x_1, t, 0)
-    nats = 0.5 * ((2 * math.pi * sigma2).log() + (x_0 - mu) ** 2 / sigma2)
-    return reduce(nats, "b ... -> b", "mean") / math.log(2)
 
 
 def log_likelihood(

@@ -178,6 +178,13 @@ def L_0(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: 
     return _bits(-log_bin(x_0, mu, sigma2.sqrt()))
 
 
+def L_0_density(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: Time = 1) -> Tensor:
+    """L_0 of real numbers, not of bytes: -log N(x_0; mu_theta(x_1, 1), sigma_1^2), (B,), in bits per dimension."""
+    s = torch.zeros_like(t) if isinstance(t, Tensor) else 0
+    mu, sigma2 = mu_theta(schedule, pred, x_1, t, s), variance(schedule, pred, x_1, t, s)
+    return _bits(0.5 * ((2 * math.pi * sigma2).log() + (x_0 - mu) ** 2 / sigma2))
+
+
 def log_bin(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """log probability of the bin of width 2/255 around x under N(mean, std^2), the outer bins open; (B, *), nats."""
     upper, lower = (x + 1 / (BINS - 1) - mean) / std, (x - 1 / (BINS - 1) - mean) / std
@@ -196,7 +203,9 @@ def _log_ndtr(x: Tensor) -> Tensor:
     return torch.where(x < 0, tail, torch.special.log_ndtr(x.clamp(min=0)))
 
 
-def L_vlb(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+def L_vlb(
+    schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor, discrete: bool = True
+) -> Tensor:
     r"""The term of the variational bound that belongs to t: L_{t-1} for t > 1, L_0 for t = 1.
 
     .. math:: L_\text{vlb} = L_0 + L_1 + \ldots + L_{T-1} + L_T \qquad \text{[iDDPM (4)]}
@@ -204,11 +213,13 @@ def L_vlb(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t
     Args:
         x_0, x_t: (B, *).
         t: integers (B,) in 1..T.
+        discrete: x_0 are bytes, read out by `L_0`; False: real numbers, and `L_0_density` stands in its place.
     Returns:
         (B,), bits per dimension. T times its mean over t, plus L_T, is the bound.
     """
+    last_step = L_0 if discrete else L_0_density
     if schedule.T == 1:
-        return L_0(schedule, pred, x_0, x_t, t)
+        return last_step(schedule, pred, x_0, x_t, t)
     first = t == 1
 
     def held(x: Tensor) -> Tensor:
@@ -216,12 +227,21 @@ def L_vlb(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t
         return x.where(first.reshape(-1, *[1] * (x.ndim - 1)), 0)
 
     frac = held(pred.frac) if isinstance(pred.frac, Tensor) else pred.frac
-    last = L_0(schedule, Prediction(held(pred.eps), held(pred.x_0), frac), held(x_0), held(x_t), t.clamp(max=1))
+    held_pred = Prediction(held(pred.eps), held(pred.x_0), frac)
+    last = last_step(schedule, held_pred, held(x_0), held(x_t), t.clamp(max=1))
     return torch.where(first, last, L_t_1(schedule, pred, x_0, x_t, t.clamp(min=2)))
 
 
 def L_hybrid(
-    simple: Tensor, schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor, weight: float = 1e-3
+    simple: Tensor,
+    schedule: NoiseSchedule,
+    pred: Prediction,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    weight: float = 1e-3,
+    *,
+    discrete: bool = True,
 ) -> Tensor:
     r"""L_simple for the mean, and a little of the bound for the variance.
 
@@ -232,9 +252,10 @@ def L_hybrid(
     Args:
         simple: L_simple, (B,).
         weight: lambda.
+        discrete: as in `L_vlb`.
     """
     mean_held = Prediction(pred.eps.detach(), pred.x_0.detach(), pred.frac)
-    return simple + weight * schedule.T * L_vlb(schedule, mean_held, x_0, x_t, t)
+    return simple + weight * schedule.T * L_vlb(schedule, mean_held, x_0, x_t, t, discrete)
 
 
 def offset(eps: Tensor, z: Tensor, strength: float) -> Tensor:

@@ -1,6 +1,7 @@
 """ddpm/losses.py: the squared error and its weights in all coordinates, and the bound term by term."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch.distributions import Normal, kl_divergence
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.forward import q_sample
 from ddpm.losses import L_0, L_T, L_hybrid, L_simple, L_t_1, L_vlb, log_bin, min_snr, offset, p2, weighted
-from ddpm.schedules import NoiseSchedule, cosine, linear, zero_terminal_snr
+from ddpm.oracle import GaussianOracle
+from ddpm.schedules import NoiseSchedule, constant, cosine, linear, zero_terminal_snr
 from ddpm.targets import TARGETS, Prediction, eps_from_x_0, from_prediction
 
 t = torch.tensor([1, 2, 30, 400, 1000])
@@ -343,6 +345,27 @@ def test_the_hybrid_trains_the_mean_by_L_simple_and_the_variance_by_the_bound():
     assert (of_variance != 0).all()
     by_default = L_hybrid(simple.detach(), schedule, pred, case.x_0, case.x_t, t)
     torch.testing.assert_close(by_default, gradients("hybrid")[0], rtol=1e-9, atol=0)
+
+
+def test_the_best_variance_for_the_bound_of_real_numbers_is_that_of_the_reverse_step():
+    """Of data N(0, c^2), for each t, the last step included: with it no gradient is left on what is learned."""
+    schedule, c2 = constant(20, 0.1, rescale=False), 0.3
+    for step in (1, 2, 7, 20):
+        oracle = GaussianOracle(schedule, 0.0, c2)
+        x_t = torch.full((2, 1), 0.4, dtype=torch.float64)
+        mean = oracle.denoise(x_t, step).x_0
+        bar_t, bar_s, beta = schedule.alpha_bar[step], schedule.alpha_bar[step - 1], schedule.beta[step]
+        of_x_0 = c2 * (1 - bar_t) / (bar_t * c2 + 1 - bar_t)  # Var(x_0 | x_t)
+        x_0 = mean + of_x_0.sqrt() * torch.tensor([[1.0], [-1.0]]).double()  # the moments of the posterior
+        of_step = (bar_s.sqrt() * beta / (1 - bar_t)) ** 2 * of_x_0 + schedule.beta_tilde[step]
+        low = schedule.beta_tilde[max(step, 2)]
+        frac = ((of_step / low).log() / (beta / low).log()).reshape(1, 1).requires_grad_()
+        pred = replace(oracle.denoise(x_t, step), frac=frac.expand(2, 1))
+        term = L_vlb(schedule, pred, x_0, x_t, torch.full((2,), step), discrete=False).mean()
+        assert abs(torch.autograd.grad(term, frac)[0]) < 1e-12
+        exact = 0.5 * (math.log(2 * math.pi) + of_step.log() + 1)  # the entropy of the reverse step, in nats
+        known = 0 if step == 1 else 0.5 * (math.log(2 * math.pi) + schedule.beta_tilde[step].log() + 1)
+        assert term.item() == pytest.approx((exact - known).item() / math.log(2), rel=1e-12)
 
 
 # --- offset noise

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm.data import Digits
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.points import Points
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.forward import q_sample
+from ddpm.losses import L_0, L_0_density
 from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics
@@ -19,9 +22,10 @@ from ddpm.schedules import cosine
 from ddpm.training.ranks import Ranks
 from ddpm.training.step import Training
 from ddpm.training.task import Drawn, Phase, Task, checksum, must_take, trial_loss
-from ddpm.training.tasks.diffusion import Diffusion
+from ddpm.training.tasks.diffusion import Diffusion, Noised
 from ddpm.training.trainer import Trainer
 from models.mlp import MLP
+from models.unet import UNet
 
 CPU = torch.device("cpu")
 sgd = functools.partial(torch.optim.SGD, lr=0.5)
@@ -320,6 +324,21 @@ def test_dropping_conditions_needs_a_network_with_a_null(data):
     Diffusion(MLP(num_classes=3, drop=0.1), diffusion, drop=0.1).check(data)
     with pytest.raises(ValueError, match=r"task\.drop = 0\.1 nulls conditions, but the network is told of nothing"):
         Diffusion(MLP(drop=0.1), diffusion, drop=0.1).check(data)
+
+
+def test_the_last_step_of_the_bound_reads_bytes_of_images_and_a_density_of_points(data):
+    diffusion = GaussianDiffusion(cosine(5), variance="learned", loss="vlb", clip_x_0=False)
+    for chosen, network, read in (
+        (data, MLP(2, width=8, depth=1, out_features=4), L_0_density),
+        (Digits(), UNet(8, 1, 2, channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), groups=2), L_0),
+    ):
+        task = Diffusion(network.eval(), diffusion)
+        task.check(chosen)
+        x_0 = chosen.batch(chosen.train[:3]).x
+        last = Noised(x_0=x_0, condition=Condition(), t=torch.ones(3).long(), eps=torch.randn_like(x_0))
+        x_1 = q_sample(diffusion.schedule, x_0, last.t, last.eps)
+        expected = 5 * read(diffusion.schedule, diffusion.predictor(network)(x_1, last.t), x_0, x_1)
+        torch.testing.assert_close(task.losses(last, 0.0)["loss"], expected)
 
 
 def test_a_network_is_refused_where_the_data_do_not_have_what_it_takes(data):

@@ -79,6 +79,7 @@ class Diffusion(Task):
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
         self.diffusion, self.drop, self.offset_noise = diffusion, drop, offset_noise
         self.times = TimeSampler(time_sampling, diffusion.schedule.T)
+        self.discrete = True  # whether the data are bytes, see `check`
 
     @property
     def model(self) -> nn.Module:
@@ -101,7 +102,8 @@ class Diffusion(Task):
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """One part, "loss": that of `GaussianDiffusion.loss`, (B,)."""
         y = drawn.condition.taken_by(self.model)
-        return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, t=drawn.t, eps=drawn.eps)}
+        loss = self.diffusion.loss(self.model, drawn.x_0, y, t=drawn.t, eps=drawn.eps, discrete=self.discrete)
+        return {"loss": loss}
 
     def after_step(self, drawn: Noised, losses: Losses) -> None:  # type: ignore[override]
         """Let the time sampler know the losses."""
@@ -144,6 +146,7 @@ class Diffusion(Task):
         """Raise ValueError where the loss does not train the variance, or network, mathematics and data do not fit."""
         self.diffusion.must_be_trainable()
         must_take(self.model, data)
+        self.discrete = "bytes" in data.holds
         variance, channels = self.diffusion.variance, data.shape[0]
         needed = channels * (2 if variance == "learned" else 1)
         if getattr(self.model, "out_channels", needed) != needed:
