@@ -1,6 +1,7 @@
 """conf/experiment: every recipe composes, is what it says it is, and takes a step on images of its kind."""
 
 import gzip
+import re
 import shlex
 import struct
 import sys
@@ -21,6 +22,7 @@ from ddpm.config import build, compose, jobs, read_config, resolved
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics
 from ddpm.training.cost import flops
+from ddpm.training.task import shape_of
 from ddpm.training.task import shape_of
 from ddpm.training.tasks.diffusion import Diffusion
 
@@ -49,7 +51,7 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "learning_rate"]
-    assert [*of_models, "samplers", "schedules", "targets"] == STUDIES
+    assert [*of_models, "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -197,13 +199,13 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
         schedule = build(config.schedule, "schedule")
         diffusion = build(config.diffusion, "diffusion", schedule=schedule)
         diffusion.must_be_trainable()
-        assert model.out_channels == model.in_channels and build(config.sampler, "sampler").times(schedule)[-1] == 0
+        assert model.out_channels == shape_of(model)[0] and build(config.sampler, "sampler").times(schedule)[-1] == 0
         build(config.trainer, "trainer")
         for line in config.evaluation:
             compose("evaluate", shlex.split(line))
-    folders = [REPOSITORY / "conf" / "ablation" / name for name in (study, study.removesuffix("s"))]
-    named = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-    assert all(any(f"={name} " in words for words in found) for name in named)
+    factors = {name for words in found for name in re.findall(r"ablation/(\w+)=", words)}
+    named = {path.stem for name in factors for path in (REPOSITORY / "conf" / "ablation" / name).glob("*.yaml")}
+    assert all(any(f"={name} " in f"{words} " for words in found) for name in named)
     (baseline,) = {config.baseline for config in found.values()}
     ways = {f"{sampler} {steps}" for sampler in ("ddim", "unipc") for steps in (5, 50)}  # of sampling one network
     assert baseline is None or baseline in named | ways

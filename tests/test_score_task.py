@@ -16,6 +16,7 @@ from ddpm.samplers import DDIM
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine, geometric, sigmas, zero_terminal_snr
 from ddpm.score import noise_level
+from ddpm.training.task import trial_loss
 from ddpm.training.tasks.diffusion import Diffusion
 from ddpm.training.tasks.score import OBJECTIVES, Score
 from models.mlp import MLP
@@ -170,3 +171,11 @@ def test_levels_are_those_that_are_asked_for_or_spread_over_the_schedule():
         score_levels(SCHEDULE, [2.0])
     with pytest.raises(ValueError, match="there is no level of noise"):
         score_levels(sigmas([1.0]).__class__([1.0]))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_plan_knows_its_shapes_without_weights(objective):
+    with torch.device("meta"):
+        network = MLP(width=8, depth=1)
+    loss = trial_loss(task(objective, network), DATA, 3, torch.device("meta"))
+    assert loss.is_meta and loss.shape == ()

@@ -353,7 +353,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
     x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist(), shown)
-    if is_plane(source):
+    if is_plane(source) and config.trainer.previews:  # which take longer than a short run
         draw_plane(run.path, source, data, way)
     warn_of_range(source)
 

@@ -121,8 +121,9 @@ class Score(Diffusion):
             return {"loss": weight * denoising(score, x_0, sigma, drawn.eps)}
         if self.objective == "explicit":
             assert self.truth is not None  # see `check`
-            target = a * self.truth.score((a * x).cpu(), t.cpu()).to(x)
-            return {"loss": weight * explicit(score, x, target)}
+            x_t = a * x
+            of_x_t = x_t if x.is_meta else self.truth.score(x_t.cpu(), t.cpu()).to(x)  # a plan asks for shapes alone
+            return {"loss": weight * explicit(score, x, a * of_x_t)}
         if self.objective == "implicit":
             return {"loss": weight * implicit(score, x) + 1}
         options = {"step": self.step * sigma} if self.objective.startswith("finite") else {}
