@@ -23,7 +23,6 @@ from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics
 from ddpm.training.cost import flops
 from ddpm.training.task import shape_of
-from ddpm.training.task import shape_of
 from ddpm.training.tasks.diffusion import Diffusion
 
 REPOSITORY = Path(__file__).parents[1]
