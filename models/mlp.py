@@ -10,6 +10,7 @@ from models.embeddings import ClassEmbedding, Condition, FourierEmbedding, TimeE
 from models.layers import one_of, zeroed
 
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
+MOST_OCTAVES = 16  # then float32 holds no more of the phase
 LEAST_WIDTH = 4  # of a sinusoidal embedding that has more than one frequency
 TIMES = ("sinusoidal", "fourier", "none")
 
@@ -36,6 +37,26 @@ class ResidualLinear(nn.Module):
         if self.embedding is not None:
             inner = inner + self.embedding(emb)
         return h + self.linear_2(self.dropout(F.silu(inner)))
+
+
+def with_octaves(x: Tensor, L: int) -> Tensor:
+    r"""Coordinates, and beside them their sines and cosines at L wavelengths, each half of the one before.
+
+    .. math:: \gamma(x) = \left(x, \sin(2^0 \omega x), \cos(2^0 \omega x), \ldots, \sin(2^{L-1} \omega x),
+        \cos(2^{L-1} \omega x)\right), \quad \omega = \frac{\pi}{4} \qquad \text{[NeRF (4)]}
+
+    The longest wavelength, 8, is that of standardised data from end to end. (The paper has omega = pi, for x in -1..1,
+    and not x itself.)
+
+    Args:
+        x: (B, F).
+        L: octaves, 0 for x alone.
+    Returns:
+        (B, F (1 + 2 L)).
+    Source: NeRF (arXiv 2003.08934), section 5.1.
+    """
+    waves = [2**k * math.pi / 4 * x for k in range(L)]
+    return torch.cat([x, *(f(wave) for wave in waves for f in (torch.sin, torch.cos))], dim=1) if L else x
 
 
 class MLP(nn.Module):
@@ -65,6 +86,8 @@ class MLP(nn.Module):
         fourier_scale: standard deviation of those frequencies, in turns for each unit of t, > 0. The 0.016 of Song et
             al. is for t in 0..1000.
         energy: whether the output is the gradient.
+        octaves: number L of frequencies at which sines and cosines of each coordinate stand beside it, see
+            `with_octaves`; 0 for none. Linear layers alone learn fine structure late.
     Attributes:
         shape: (features,), of one x_t.
         out_channels: numbers of the output.
@@ -87,6 +110,7 @@ class MLP(nn.Module):
         time: str = "sinusoidal",
         fourier_scale: float = 0.016,
         energy: bool = False,
+        octaves: int = 0,
     ):
         super().__init__()
         out_features = features if out_features is None else out_features
@@ -94,6 +118,8 @@ class MLP(nn.Module):
         one_of("time", time, TIMES)
         if not 0 < fourier_scale < math.inf:
             raise ValueError(f"fourier_scale = {fourier_scale:g} must be a number > 0")
+        if isinstance(octaves, bool) or not isinstance(octaves, int) or not 0 <= octaves <= MOST_OCTAVES:
+            raise ValueError(f"octaves = {octaves!r} must be an integer in 0..{MOST_OCTAVES}")
         if energy and out_features != features:
             raise ValueError(
                 f"out_features = {out_features}: the gradient of an energy has as many numbers as x_t, {features}; set "
@@ -106,7 +132,8 @@ class MLP(nn.Module):
         fourier = FourierEmbedding(width, fourier_scale) if time == "fourier" else None
         self.time_embedding = TimeEmbedding(width, width, embedding=fourier) if time != "none" else None
         self.class_embedding = ClassEmbedding(num_classes, width, drop > 0) if num_classes is not None else None
-        self.linear_in = nn.Linear(features, width)
+        self.octaves = octaves
+        self.linear_in = nn.Linear(features * (1 + 2 * octaves), width)
         told = self.time_embedding is not None or self.class_embedding is not None
         self.residual = nn.ModuleList(ResidualLinear(width, dropout, told) for _ in range(depth))
         self.linear_out = zeroed(nn.Linear(width, out_features))
@@ -149,7 +176,7 @@ class MLP(nn.Module):
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.shape[0]})")
         emb = self._told(t, y)
-        h = self.linear_in(x_t)
+        h = self.linear_in(with_octaves(x_t, self.octaves))
         for residual in self.residual:
             h = residual(h, emb)
         out: Tensor = self.linear_out(F.silu(h))

@@ -128,6 +128,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.time": ["sinusoidal", "fourier", "none"],
     "model.fourier_scale": ["0.016", "1e-300", "1e300", "0"],
     "model.energy": ["true", "false"],
+    "model.octaves": ["0", "5", "16", "17"],
     "task.drop": ["0", "0.1", "0.999", "1"],
     "task.only": ["null", "['model.*']", "['*.weight']", "[]", "['nope']"],
     "task.objective": ["denoising", "explicit", "implicit", "sliced", "sliced_vr", "finite_difference", "nope"],

@@ -13,7 +13,7 @@ from ddpm.runs.preflight import activations
 from ddpm.samplers import DDIM
 from ddpm.schedules import linear
 from ddpm.training.ema import EMA
-from models.mlp import MLP
+from models.mlp import MLP, with_octaves
 
 
 def randomised(net: MLP) -> MLP:
@@ -194,6 +194,25 @@ def test_without_a_time_t_has_no_effect_and_no_layer_waits_for_it():
     assert torch.equal(told(X, T, Y), told(X, T + 5, Y)) and not torch.equal(told(X, T, Y), told(X, T, (Y + 1) % 3))
 
 
+# --- Sines and cosines of the coordinates
+
+
+@pytest.mark.equation("NeRF (4)")
+def test_each_octave_adds_a_sine_and_a_cosine_of_every_coordinate():
+    for n, row in zip(X.tolist(), with_octaves(X.double(), 3).tolist(), strict=True):
+        waves = [f(math.pi / 4 * 2**k * p) for k in range(3) for f in (math.sin, math.cos) for p in n]
+        assert row == pytest.approx([*n, *waves], rel=1e-12)
+    assert with_octaves(X, 0) is X
+
+
+def test_octaves_stand_before_the_first_layer_and_all_else_stays():
+    net = randomised(small(octaves=4, num_classes=4)).double()
+    w = net.state_dict()
+    expected = forward_by_hand(w, with_octaves(X.double(), 4), T.tolist(), w["class_embedding.weight"][Y], 2)
+    torch.testing.assert_close(net(X.double(), T, Y), expected)
+    assert net.shape == (2,) and w["linear_in.weight"].shape == (8, 2 * (1 + 2 * 4))
+
+
 # --- The gradient of an energy
 
 
@@ -371,6 +390,9 @@ def test_forms_that_are_none():
     for scale in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"fourier_scale = {scale:g} must be a number > 0"):
             small(fourier_scale=scale)
+    for octaves in (-1, 17, 1.5, True):
+        with pytest.raises(ValueError, match=rf"octaves = {octaves} must be an integer in 0\.\.16"):
+            small(octaves=octaves)
     with pytest.raises(ValueError, match="out_features = 4: the gradient of an energy has as many numbers as x_t, 2"):
         small(energy=True, out_features=4)
     assert small(energy=True, out_features=2).out_channels == 2
