@@ -11,9 +11,10 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from ddpm.forward import q_sample
+from ddpm.forward import q_sample, q_step
 from ddpm.losses import BINS, L_0, L_T, L_0_density, L_simple, L_t_1
-from ddpm.schedules import NoiseSchedule, respace
+from ddpm.reverse import mu_theta, variance
+from ddpm.schedules import NoiseSchedule, Time, respace
 from ddpm.targets import Denoise, velocity
 
 Noise = Callable[[int, tuple[int, ...], torch.device], Tensor]
@@ -101,6 +102,51 @@ def bits_per_dim(
         if callback is not None:
             callback(len(x_0))
     return Bound(times, L_T(kept, x_0), *(torch.stack(part, dim=1) for part in (terms, x_0_mse, eps_mse)))
+
+
+@torch.no_grad()
+def bits_lost(
+    schedule: NoiseSchedule,
+    denoise: Denoise,
+    log_prob: Callable[[Tensor, Time], Tensor],
+    x_0: Tensor,
+    noise: Noise,
+) -> tuple[Tensor, Tensor]:
+    r"""By how much the bound with a density as L_0 exceeds the data's own bits: what the prior and each step lose.
+
+    .. math:: E_q[L_\text{vlb}] - H(q(x_0)) = D_\text{KL}(q(x_T) \,\|\, p(x_T)) + \sum_{t=1}^T
+        E_{q(x_t)}\, D_\text{KL}(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)) \qquad \text{[VLB (gap)]}
+
+    The step back that loses nothing is known by Bayes' rule, where the density of noised data is:
+    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t). What is returned is the logarithm of q over p along one
+    path x_0, ..., x_T of the process a row, whose mean over data and noise estimates each divergence. A single number
+    may be negative.
+
+    Args:
+        schedule, denoise: as in `bits_per_dim`.
+        log_prob: log q(x_t), (B, *) and t -> (B,) in nats, such as that of `ddpm.oracle.JointMixture`.
+        x_0: drawn from that density, (B, *), real numbers.
+        noise: called with each t in turn, for the step of the process from t - 1 to t.
+    Returns:
+        What is lost in the prior, (B,), and in the steps from t = 1, ..., T, (B, T); bits per dimension.
+    Source: the chain rule of the divergence of the two paths; Sohl-Dickstein et al. (arXiv 1503.03585) have the bound.
+    """
+    schedule, x_s, log_q_s, lost = schedule.to(x_0.device), x_0, log_prob(x_0, 0), []
+    for t in range(1, schedule.T + 1):
+        x_t = q_step(schedule, x_s, t, noise(t, x_0.shape[1:], x_0.device).to(x_0.dtype))
+        log_q_t, beta = log_prob(x_t, t), schedule.beta[t]
+        pred = denoise(x_t, torch.full((len(x_0),), t, device=x_0.device))
+        perfect = _log_normal(x_t, (1 - beta).sqrt() * x_s, beta) + log_q_s - log_q_t
+        lost.append(perfect - _log_normal(x_s, mu_theta(schedule, pred, x_t, t), variance(schedule, pred, x_t, t)))
+        x_s, log_q_s = x_t, log_q_t
+    prior = log_q_s - _log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s))
+    bits = x_0[0].numel() * math.log(2)
+    return prior / bits, torch.stack(lost, dim=1) / bits
+
+
+def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log N(x; mean, variance) of each row, (B,), in nats."""
+    return -0.5 * reduce((x - mean) ** 2 / variance + (2 * math.pi * variance).log(), "b ... -> b", "sum")
 
 
 def log_likelihood(

@@ -17,6 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from ddpm.forward import q_posterior, q_sample
 from ddpm.likelihood import (
     Bound,
+    bits_lost,
     bits_of_bytes,
     bits_per_dim,
     dequantised,
@@ -115,6 +116,25 @@ def test_every_term_has_its_closed_expectation(schedule, frac, times):
     snr = torch.exp(2 * schedule.lambda_[oracle.times])
     torch.testing.assert_close(bound.x_0_mse.mean(0), error, rtol=1e-8, atol=0)
     torch.testing.assert_close(bound.eps_mse.mean(0), error * snr, rtol=1e-8, atol=0)
+
+
+@pytest.mark.equation("VLB (gap)")
+@pytest.mark.parametrize("frac", [0.0, 1.0, 0.3])
+def test_what_each_step_loses_is_the_divergence_of_two_gaussians_and_adds_up_to_the_gap(frac):
+    """Signs for x_0 and for the noise of each step have all second moments, of which these logarithms are made."""
+    schedule = NoiseSchedule([0.1, 0.3, 0.5, 0.4])
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=5)), dtype=torch.float64)
+    oracle, perfect = Respaced(schedule, frac), Respaced(schedule, "best")
+    x_0, noise = 0.7 + 0.5 * signs[:, :1], lambda t, shape, device: signs[:, t : t + 1]
+    prior, steps = bits_lost(schedule, oracle.denoise, lambda x, t: oracle.log_prob(x, t)[:, 0], x_0, noise)
+    ratios = torch.tensor([perfect.sigma2(t)[0] / oracle.sigma2(t)[0] for t in range(1, 5)], dtype=torch.float64)
+    torch.testing.assert_close(steps.mean(0), BITS / 2 * (ratios - 1 - ratios.log()))
+    mean, var = oracle.marginal(4)
+    expected = BITS * kl_divergence(Normal(mean, math.sqrt(var)), Normal(0.0, 1.0))
+    assert prior.mean().item() == pytest.approx(expected.item())
+    bound = bits_per_dim(schedule, oracle.denoise, x_0, noise, discrete=False)
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
+    assert (bound.total.mean() - entropy).item() == pytest.approx((prior.mean() + steps.sum(1).mean()).item())
 
 
 @pytest.mark.slow

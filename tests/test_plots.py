@@ -309,6 +309,9 @@ def test_png_is_the_same_picture_in_fewer_colours(tmp_path):
     small = plots.png(plots.loss, curve, [])
     picture = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
     assert abs(picture - read(path)).max() < 30 and len(small) < path.stat().st_size
+    smaller = plots.png(plots.loss, curve, [], colours=16)
+    few = np.asarray(Image.open(io.BytesIO(smaller)).convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(few, axis=0)) <= 16 and len(smaller) < len(small)
     grey = plots.png(plots.labelled_rows, [("row", constant(2, 99))])
     plots.labelled_rows(tmp_path / "loss.png", [("row", constant(2, 99))])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(grey))), read(path))

@@ -656,16 +656,17 @@ def schedule_table(named: Mapping[str, NoiseSchedule]) -> list[tuple[str, ...]]:
     return rows
 
 
-def png(draw: Callable[..., None], *arguments: object, **options: object) -> bytes:
+def png(draw: Callable[..., None], *arguments: object, colours: int = 128, **options: object) -> bytes:
     """What one of these functions draws, as a PNG in memory: `IPython.display.Image(png(loss, train, held_out))`.
 
-    Colours are reduced to a palette of 128, which makes a notebook a third of the size; greys stay as they are.
+    Colours are reduced to a palette of 128, or of so many, which makes a notebook a third of the size; greys stay as
+    they are.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         draw(path, *arguments, **options)
         picture: Image.Image = Image.open(path)
-        picture = picture if picture.mode == "L" else picture.quantize(128, dither=Image.Dither.NONE)
+        picture = picture if picture.mode == "L" else picture.quantize(colours, dither=Image.Dither.NONE)
         file = io.BytesIO()
         picture.save(file, format="PNG", optimize=True)
     return file.getvalue()
