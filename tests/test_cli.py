@@ -21,10 +21,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
+from test_devanagari import make_font
 
 import ddpm.training.trainer
 from ddpm import cli, config
 from ddpm.commands import prepare, training
+from ddpm.data.devanagari import Devanagari, styles
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.directory import Run, read_metrics
 
@@ -1567,6 +1569,136 @@ def test_a_network_without_classes_is_asked_for_none(call, finished):
     assert_refused(call(cli.evaluate, f"run={finished}", "class=3"), "class=3: the network was trained without")
     line = 'evaluation=["metric=frechet class=3 features=pixels"]'
     assert_refused(call(cli.train, *words(line)), "the network was trained without classes")
+
+
+NAMES = {"classes": ["character_1_ka", "character_2_kha", "digit_3"], "styles": ["Gargi", "Lohit-Devanagari"]}
+
+
+def styled_run(run: Path, *changes: str, names: dict[str, list[str]] | None = None) -> Path:
+    """A run of two labels as training leaves it, with random weights, and the names that it noted."""
+    data = ["data=devanagari", "data.labels=[class,style]", "data.image_size=8", "task.drop=0.1"]
+    composed = config.compose("train", words(*data, "model.num_classes=[3,2]", *changes))
+    (run / "checkpoints").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(config.resolved(composed)), run / "config.yaml")
+    torch.manual_seed(0)
+    model = config.build_group(composed, "model", [])
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    checkpoint.save(run / "checkpoints", 2, {"model": model}, {"model": model}, {}, None)
+    (run / "status.json").write_text(json.dumps({"state": "DONE"} | (names or {})))
+    return run
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory) -> Path:
+    return styled_run(tmp_path_factory.mktemp("styled") / "run", names=NAMES)
+
+
+def test_a_class_and_a_style_are_asked_for(call, styled, tmp_path):
+    def drawn(*asked: str) -> tuple[str, np.ndarray]:
+        result = call(cli.sample, f"run={styled}", "sampler.steps=2", "n=6", f"out={tmp_path / 'x.npy'}", *asked)
+        assert result.code == 0, result
+        return result.out, np.load(tmp_path / "x.npy")
+
+    out, plain = drawn("class=all")
+    assert "each class in turn, each style in turn" in out
+    out, both = drawn("class=kha", "style=lohit")
+    assert "class 1, style 1 (Lohit-Devanagari)" in out and np.array_equal(both[4], plain[4])
+    out, lists = drawn("class=[2,ka]", "style=[1]")
+    assert "class 2, 0, style 1" in out and np.array_equal(lists[3], plain[3])
+    out, without = drawn("class=1", "style=none", "guidance=classifier_free", "guidance.w=2")
+    assert "class 1, style none, classifier-free guidance w = 2" in out and not np.array_equal(without, both)
+    guided = drawn("class=1", "style=1", "guidance=classifier_free", "guidance.w=2")[1]
+    assert not np.array_equal(guided, both) and not np.array_equal(guided, without)
+
+
+def test_a_sheet_of_classes_and_styles_has_them_in_its_columns_and_rows(call, styled, tmp_path):
+    given = (f"run={styled}", "sampler.steps=2", f"out={tmp_path / 'x.png'}")
+    for asked, told, columns in (
+        (["n=6"], "a column a class, a row a style", 3),
+        (["n=5"], "a column a class, a row a style", 3),
+        (["n=4", "class=ka"], "a column a style", 2),
+        (["n=6", "style=1"], "a column a class", 3),
+        (["n=9", "class=ka", "style=0"], None, 3),
+    ):
+        result = call(cli.sample, *given, *asked)
+        assert result.code == 0 and result.out.endswith(f": {told}\n" if told else "x.png\n"), result
+        assert Image.open(tmp_path / "x.png").width == 2 + columns * (48 + 2)
+
+
+def test_what_was_asked_for_is_noted_beside_the_samples(call, styled, tmp_path):
+    given = (f"run={styled}", "sampler.steps=2", "n=2")
+    assert call(cli.sample, *given, f"out={tmp_path}/x/", "class=ka", "style=[1,0]").code == 0
+    noted = json.loads((tmp_path / "x" / "samples.json").read_text())
+    assert (noted["class"], noted["style"]) == ([0], [1, 0])
+    assert_refused(call(cli.sample, *given, f"out={tmp_path}/x/", "class=ka", "style=1"), "samples of other settings")
+    assert call(cli.sample, *given, "class=none", "style=[1,0]").code == 0
+    assert (styled / "samples_step2_ema_classnone_style1-0_ddim2_seed0.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["style=2"], ["style = 2: the network has the styles 0..1"]),
+        (["style=[0,5]"], ["style = [0, 5]: the network has the styles 0..1"]),
+        (
+            ["style=lohti"],
+            ["style=lohti is not known, perhaps Lohit-Devanagari; the styles are Gargi, Lohit-Devanagari"],
+        ),
+        (["class=khaa"], ["class=khaa is not known, perhaps character_2_kha", "the classes are character_1_ka"]),
+        (["class=character"], ["class=character is not known, perhaps character_1_ka or character_2_kha; the classes"]),
+        (["style=[]"], ["style=[] must be a style, by number or name", "none, or all"]),
+        (["style=true"], ["style=True must be a style"]),
+        (["style=[1,none]"], ["none, which is without a style, stands alone"]),
+        (["style=1", "between=[0,1]"], ["style= has no say in between"]),
+    ],
+)
+def test_labels_that_are_not_there(asked, told, call, styled):
+    assert_refused(call(cli.sample, f"run={styled}", "sampler.steps=2", *asked), *told)
+
+
+def test_networks_without_styles_or_without_a_null(call, styled, finished, tmp_path):
+    assert_refused(call(cli.sample, f"run={finished}", "style=1"), "style=1: the network was trained without styles")
+    run = styled_run(tmp_path / "always", "task.drop=0", names=NAMES)
+    assert_refused(call(cli.sample, f"run={run}", "style=none"), "style = none: the network was never trained without")
+    guided = call(cli.sample, f"run={run}", "style=1", "guidance=classifier_free")
+    assert_refused(guided, "trained without its condition too", "task.drop=0.1")
+
+
+@pytest.mark.slow
+def test_two_labels_are_measured_and_their_guidance_swept(call, tmp_path):
+    (tmp_path / "fonts").mkdir()
+    for font in ("a.ttf", "b.ttf"):
+        make_font(tmp_path / "fonts" / font)
+    changes = [f"data.root={tmp_path}", f"data.fonts={tmp_path / 'fonts'}", "data.count=400", "data.validation=0.25"]
+    run = styled_run(tmp_path / "runs" / "default" / "run", "model.num_classes=[46,2]", *changes)
+    asked = [f"run={run}", "n=8", "features=pca", "pca=2", "sampler.steps=2", "recogniser=logistic"]
+    for given in (["style=b"], ["class=[ka,3]"], ["class=ka", "style=none"], []):
+        assert call(cli.evaluate, *asked, "metric=sliced_wasserstein", *given).code == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert {name.partition("_train")[2] for name in found} == {"_style1", "_class0-3", "_class0_stylenone", ""}
+    assert len({record["real_vs_real"] for record in found.values()}) == 4
+    sweep = [*asked, "metric=guidance_sweep", "guidance=classifier_free", "guidance_sweep.w=[0,2]", "style=b"]
+    result = call(cli.evaluate, *sweep)
+    assert result.code == 0 and "_train_style1: 2 weights" in result.out, result
+    assert_refused(call(cli.evaluate, *asked, "style=c"), "style=c is not known", "the styles are a, b")
+
+    edit = (f"run={run}", "sampler.steps=2", "image=held_out:3", f"out={tmp_path / 'x.npy'}")
+    result = call(cli.edit, *edit, "strength=0.5", "guidance=classifier_free")
+    data = Devanagari(tmp_path, 400, fonts=tmp_path / "fonts", image_size=8, validation=0.25)
+    held = int(data.held_out[3])
+    own = [held % 46, int(styles(2, 400)[held])]
+    assert result.code == 0 and f"class {own[0]}, style {own[1]}, classifier-free" in result.out, result
+    for more, n in (("", 46), ("style=all", 92), ("class=[1,2]", 2), ("class=3 style=all from_style=b", 2)):
+        result = call(cli.edit, *edit, "redraw=true", *more.split())
+        assert result.code == 0 and np.load(tmp_path / "x.npy").shape == (n, 8, 8, 1), result
+    Image.fromarray(np.load(tmp_path / "x.npy")[0, :, :, 0]).save(tmp_path / "x.png")
+    file = (*edit[:2], f"image={tmp_path / 'x.png'}", edit[3], "class=ka")
+    assert_refused(call(cli.edit, *file, "strength=0.5"), "style= is needed", "has styles: a, b, none, or all")
+    assert_refused(call(cli.edit, *file, "redraw=true", "from_class=ka"), "redraw needs from_style=", "a, b")
+    assert_refused(call(cli.edit, *file, "redraw=true", "from_class=ka", "from_style=3"), "from_style=3 must be one of")
+    assert_refused(call(cli.edit, *file, "strength=0.5", "from_style=a"), "from_style=a says", "redraw=true")
+    assert call(cli.edit, *file, "strength=0.5", "style=none").code == 0
 
 
 # --------------------------------------------------------------------------------------------------- what comes next

@@ -106,6 +106,16 @@ def test_of_several_labels_each_can_be_null_and_a_row_nulls_all():
     assert square.nulled(torch.zeros(2).bool()).null["classes"].tolist() == [[True, True], [False, False]]
 
 
+def test_labels_that_are_null_stand_beside_such_that_are_not():
+    labels = Condition(classes=torch.arange(4).reshape(2, 2))
+    one = labels.nulled({"classes": torch.tensor([[False, True], [False, False]])})
+    expected = [[False, True], [False, False], [False, False], [False, False]]
+    assert one.beside(labels).null["classes"].tolist() == expected
+    assert labels.beside(one).null["classes"].tolist() == expected[2:] + expected[:2]
+    by_row = Condition(classes=labels.classes, null={"classes": torch.tensor([True, False])})
+    assert by_row.beside(labels).null["classes"].tolist() == [[True, True], *[[False, False]] * 3]
+
+
 def test_null_rows_are_where_their_part_is():
     """Coins are drawn on one device, and fall for parts on another."""
     assert full().to("meta").dropped(0.5, generator(0, "condition")).null["tokens"].device.type == "meta"

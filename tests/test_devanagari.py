@@ -11,7 +11,7 @@ from matplotlib.path import Path as Outline
 
 from ddpm.config import compose, resolved, science
 from ddpm.data import Devanagari, devanagari, glyphs
-from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS, Variation, draw, styles, vary
+from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS, Variation, draw, names_of, styles, vary
 from ddpm.data.splines import basis, field
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import generator
@@ -287,6 +287,12 @@ def test_the_style_is_the_font_that_an_image_is_drawn_with(monkeypatch):
     assert (spread[0].mean() - spread[1].mean()).abs() > 3 * max(s.std() for s in spread) / 400**0.5
 
 
+def test_styles_are_called_as_the_fonts_files_are():
+    files = ("Lohit-Devanagari.ttf", "Noto Sans[wdth,wght].ttf", "x/a.ttf", "y/a.ttf", "a.otf", "[].ttf")
+    expected = ("Lohit-Devanagari", "Noto-Sans-wdth-wght", "a", "a-2", "a-3", "font")
+    assert names_of([Path(file) for file in files]) == expected
+
+
 def test_a_sample_has_its_class_and_its_style(two_fonts, tmp_path):
     made = {"root": tmp_path, "fonts": two_fonts, "count": 100}
     plain, both = Devanagari(**made), Devanagari(**made, labels=["class", "style"])
@@ -297,6 +303,14 @@ def test_a_sample_has_its_class_and_its_style(two_fonts, tmp_path):
     assert torch.equal(batch.condition.classes, expected) and torch.equal(batch.y, numbers % 46)
     assert plain.batch(numbers).condition.classes.tolist() == (numbers % 46).tolist()
     assert torch.equal(batch.x, plain.batch(numbers).x) and both.identity() == plain.identity()
+    assert both.styles == ("a", "b") and plain.styles == ()
+    of_b = both.of_labels([3, 5], [1])
+    for part in (of_b.train, of_b.held_out):
+        assert set((part % 46).tolist()) <= {3, 5} and (styles(2, 100)[part] == 1).all()
+    some = both.of_labels(None, [0])
+    assert len(some.train) + len(some.held_out) == (styles(2, 100) == 0).sum() and both.of_labels([], []) is both
+    with pytest.raises(ValueError, match="devanagari has no styles"):
+        plain.of_styles([0])
     with pytest.raises(ValueError, match=r"labels=\['style'\]: choose \[class\] or \[class, style\]"):
         Devanagari(**made, labels=["style"])
 

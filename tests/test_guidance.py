@@ -325,6 +325,36 @@ def test_a_network_that_was_not_trained_for_guidance_is_refused(options, words):
         drawn(network(**options), ClassifierFree(2.0))
 
 
+@pytest.mark.parametrize(("asked", "styles"), [([2, 0], [1]), ([1], []), (None, None)])
+def test_of_several_labels_guidance_leads_away_from_none_of_them(asked, styles):
+    """[CFG (6)] between what the network says with the labels that are asked for, and with all of them null."""
+    model, diffusion, w = network(num_classes=[3, 2]), GaussianDiffusion(cosine(50), "v"), 3.0
+    for embedding in model.class_embedding:
+        nn.init.normal_(embedding.null)
+    settings = (diffusion, model, DDIM(5), (1, 8, 8), 0, torch.device("cpu"))
+    plain, guided = (
+        TrainedSampler(*settings, asked=asked, styles=styles, guidance=g) for g in (None, ClassifierFree(w))
+    )
+    x_t, told = torch.randn(4, 1, 8, 8), plain.condition(range(4))
+    every = Condition(classes=told.classes, null={"classes": torch.ones(4, 2).bool()})
+    with torch.no_grad():
+        c, u = (diffusion.predictor(model, one.taken_by(model))(x_t, 30).eps for one in (told, every))
+        eps = guided.predictor(told)(x_t, 30).eps
+    torch.testing.assert_close(eps, u + w * (c - u), rtol=0, atol=1e-5)
+    assert (c - u).abs().max() > 1e-2
+    assert not torch.allclose(guided.draw(range(4)), plain.draw(range(4)), atol=1e-3)
+
+
+def test_a_bad_network_that_knows_no_null_guides_no_sample_without_a_label():
+    worse = Auto(Trained(GaussianDiffusion(cosine(50)), network(1, num_classes=[3, 2], drop=0.0)))
+    settings = (GaussianDiffusion(cosine(50)), network(num_classes=[3, 2]), DDIM(5), (1, 8, 8), 0, torch.device("cpu"))
+    TrainedSampler(*settings, styles=[1], guidance=worse).draw([0])
+    with pytest.raises(ValueError, match=r"style = none: guidance.bad was trained with task.drop=0"):
+        TrainedSampler(*settings, styles=[], guidance=worse)
+    with pytest.raises(ValueError, match=r"style = none: guidance.bad was trained with task.drop=0"):
+        TrainedSampler(*settings, styles=[]).guided_by(worse)
+
+
 # --- By a classifier
 
 
@@ -370,6 +400,28 @@ def test_samples_that_a_classifier_guides_are_of_the_class_that_is_asked_for():
     assert source.classes(range(3)).tolist() == [2, 2, 2] and "classifier guidance w = 1" in str(guidance)
     free = TrainedSampler(diffusion, OfClass(schedule, bayes), DDIM(25), (1, 8, 8), 0, torch.device("cpu"))
     assert free.classes(range(3)) is None and (free.draw(range(6)).mean((1, 2, 3)) - MEANS[2]).abs().max() > 0.3
+
+
+def test_a_classifier_guides_by_the_first_label():
+    classifies = NoisyClassifier(8, 1, 3, channels=8, groups=4).eval()
+    guidance = ByClassifier(ClassifierOf(cosine(50), classifies), 5.0)
+    diffusion, model, x_t = GaussianDiffusion(cosine(50)), network(num_classes=[3, 2]), torch.randn(4, 1, 8, 8)
+    for p in classifies.parameters():
+        nn.init.normal_(p, std=0.2)
+    settings = (diffusion, model, DDIM(5), (1, 8, 8), 0, torch.device("cpu"))
+    source = TrainedSampler(*settings, asked=[2], styles=[1], guidance=guidance)
+    told = source.condition(range(4))
+    by_hand = classifier(
+        diffusion.schedule,
+        diffusion.predictor(model, told.classes),
+        lambda x, t: classifies(x, torch.as_tensor(t).expand(len(x))).log_softmax(1)[:, 2],
+        5.0,
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(source.predictor(told)(x_t, 20).eps, by_hand(x_t, 20).eps)
+    TrainedSampler(*settings, styles=[], guidance=guidance).draw([0])
+    with pytest.raises(ValueError, match="class = none: guidance=classifier leads to a class"):
+        TrainedSampler(*settings, asked=[], guidance=guidance)
 
 
 @pytest.mark.parametrize(

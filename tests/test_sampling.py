@@ -215,11 +215,87 @@ def test_classes_that_are_asked_for_are_drawn_in_turn():
     assert drawing([3]).classes([5, 2]).tolist() == [3, 3] and drawing([4, 0]).classes(range(3)).tolist() == [4, 0, 4]
     torch.testing.assert_close(drawing([3]).draw([3]), every.draw([3]), rtol=0, atol=1e-5)  # sample 3 is of class 3
     assert not torch.allclose(drawing([2]).draw([3]), every.draw([3]), atol=1e-3)
-    for asked in ([5], [0, -1], []):
+    for asked in ([5], [0, -1]):
         with pytest.raises(ValueError, match=r"class = .*: the network has the classes 0\.\.4"):
             drawing(asked)
+    with pytest.raises(ValueError, match=r"class = none: the network was never trained without its labels; .*drop=0.1"):
+        drawing([])
 
 
 def test_no_class_can_be_asked_of_a_network_without(model):
     with pytest.raises(ValueError, match="class = 3: the network was trained without classes"):
         TrainedSampler(GaussianDiffusion(cosine(20)), model, DDIM(2), SHAPE, 0, CPU, asked=[3])
+
+
+# --- Several labels at once
+
+
+class Told(nn.Module):
+    """Answers nothing, and notes what it is told."""
+
+    def __init__(self, num_classes: object, drop: float = 0.1):
+        super().__init__()
+        self.num_classes, self.drop, self.seen = num_classes, drop, []
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: object = None) -> torch.Tensor:
+        self.seen.append(y)
+        return torch.zeros_like(x_t)
+
+
+def labelled(num_classes: object = (3, 2), drop: float = 0.1, **asked: object) -> TrainedSampler:
+    return TrainedSampler(GaussianDiffusion(cosine(4)), Told(num_classes, drop), DDIM(1), SHAPE, 0, CPU, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "styles", "pairs"),
+    [
+        (None, None, [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1], [0, 0]]),
+        ([2, 0], None, [[2, 0], [0, 0], [2, 1], [0, 1], [2, 0], [0, 0], [2, 1]]),
+        (None, [1], [[0, 1], [1, 1], [2, 1], [0, 1], [1, 1], [2, 1], [0, 1]]),
+        ([1], [1, 0], [[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 0], [1, 1]]),
+        ([2, 0], [1, 0, 1], [[2, 1], [0, 1], [2, 0], [0, 0], [2, 1], [0, 1], [2, 1]]),
+    ],
+)
+def test_every_class_in_one_style_and_then_in_the_next(asked, styles, pairs):
+    """Lists of unlike lengths too: it is all pairs, and one label that is left out has all its values."""
+    drawing = labelled(asked=asked, styles=styles)
+    assert drawing.condition(range(7)).classes.tolist() == pairs and not drawing.condition(range(7)).null
+    assert drawing.condition([5, 2]).classes.tolist() == [pairs[5], pairs[2]]
+    assert [y.tolist() for y in drawing.labels(range(7))] == [list(one) for one in zip(*pairs, strict=True)]
+    drawing.draw([4])
+    assert drawing.model.seen[0].tolist() == [pairs[4]]
+
+
+@pytest.mark.parametrize(("asked", "styles"), [([], None), ([1, 2], []), ([], [])])
+def test_each_label_can_be_left_away_by_itself(asked, styles):
+    """The others go on as if it had one value."""
+    drawing, one = labelled(asked=asked, styles=styles), labelled(asked=asked or [0], styles=styles if styles else [0])
+    if styles is None:
+        one = labelled(asked=[0])
+    told, without = drawing.condition(range(5)), [asked == [], styles == []]
+    assert told.null["classes"].tolist() == [without] * 5
+    kept = ~told.null["classes"]
+    assert torch.equal(told.classes[kept], one.condition(range(5)).classes[kept])
+    assert [y is None for y in drawing.labels(range(2))] == without and (drawing.classes([0]) is None) == without[0]
+    drawing.draw([0])
+    assert drawing.model.seen[0].null["classes"].tolist() == [without]
+
+
+def test_of_one_label_the_null_is_a_row():
+    told = labelled(3, asked=[]).condition(range(2))
+    assert told.null["classes"].tolist() == [True, True] and told.classes.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"styles": [2]}, r"style = 2: the network has the styles 0\.\.1"),
+        ({"styles": [0, -1]}, r"style = \[0, -1\]: the network has the styles 0\.\.1"),
+        ({"num_classes": 3, "styles": [0]}, "style = 0: the network was trained without styles"),
+        ({"num_classes": None, "styles": []}, "style = none: the network was trained without styles"),
+        ({"drop": 0.0, "styles": []}, "style = none: the network was never trained without its labels; train one with"),
+    ],
+)
+def test_labels_that_cannot_be(settings, words):
+    with pytest.raises(ValueError, match=words):
+        labelled(**settings)

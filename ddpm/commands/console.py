@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm.commands.load import NONE, noted_names
 from ddpm.config import plain
 
 
@@ -71,9 +72,17 @@ def how_drawn(
 def how_walked(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
     """What samples are drawn from, and how: a line for the terminal."""
     cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
-    classes = "" if source.asked is None else f", class {', '.join(map(str, source.asked))}"
+    several = len(source.turns) > 1 and source.told is None  # else what is left out needs no word
+    names = dict(enumerate((noted_names("styles", run) if several else None) or ()))
+    labels = ""
+    for label, (one, asked) in enumerate((("class", source.asked), ("style", source.styles))):
+        called = [f"{y} ({names[y]})" if label and y in names else str(y) for y in asked or ()]
+        if asked is not None:
+            labels += f", {one} {', '.join(called) or NONE}"
+        elif several:
+            labels += f", each {one} in turn"
     guidance = f", {source.guidance}" if str(source.guidance) else ""
-    return f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{classes}{guidance}"
+    return f"{run.path}, step {step:,}, {config.weights} weights, {cost}, seed {config.seed}{labels}{guidance}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,9 +1,11 @@
 """`ddpm-edit`: an image, and what a run's network makes of it."""
 
 import contextlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
 from ddpm.commands.given_image import FITS, image_of, mask_of
-from ddpm.commands.load import asked_classes, class_names, must_walk, source_of
+from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk, source_of
 from ddpm.commands.validate import must_be_numbers, must_be_one_of, must_be_whole, must_be_writable
 from ddpm.config import InvalidInput, plain, resolved
 
@@ -49,21 +51,29 @@ def edit(config: DictConfig) -> None:
     if kind == "redraw" and str(source.guidance):
         raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
     names = _names(config, source, run, trained)
-    x, size, label = image_of(config, trained, _shape(config, source))
+    x, size, labels = image_of(config, trained, _shape(config, source))
     edited = {"strength": _img2img, "mask": _inpaint, "operator": _measured, "redraw": _redraw}[kind]
     if kind == "redraw":
-        label = _from_class(config, source, names, label)
-        classes = names if source.asked is None else source.asked
-    elif names and config["class"] is None:
-        if label is None:
-            raise InvalidInput(f"class= is needed, for the network has classes: {', '.join(names)}, or all")
-        source.asked = [label]
-    n = config.n if config.n is not None else len(classes) if kind == "redraw" else 4
+        labels = _own(config, names, labels)
+        if len(labels) > 1 and config.style is None:  # the same hand
+            source.styles = labels[1:2]
+    else:
+        own = {key: labels[k : k + 1] for k, key in enumerate(LABELS)}
+        for key in names:
+            if config[key] is None and not own[key]:
+                several = f"{LABELS[key]}: {', '.join(names[key])}"
+                without = ", none" if getattr(source.model, "drop", 0) else ""
+                raise InvalidInput(f"{key}= is needed, for the network has {several}{without}, or all")
+        source.asked = own["class"] if "class" in names and config["class"] is None else source.asked
+        source.styles = own["style"] if "style" in names and config.style is None else source.styles
+        source.told = None if source.told is None else source.told.of_labels(source.asked, source.styles)
+    each = math.prod(max(1, len(values)) for values in source.turns[: len(LABELS)])
+    n = config.n if config.n is not None else each if kind == "redraw" else 4
     out = Path(str(config.out)) if config.out is not None else run.path / f"edit_{_name(config, kind)}.png"
     if out.suffix == ".png" and n > SHOWN:
         raise InvalidInput(f"n={n}: a strip shows up to {SHOWN} results; out=FILE.npy holds more")
     try:
-        draw, before = edited(config, source, x, size, label)
+        draw, before = edited(config, source, x, size, labels)
         say(how_walked(source, run, step, config))
         parts = list(with_bar(((part, draw(part)) for part in _batches(n, config.batch)), n))
     except ValueError as error:
@@ -88,8 +98,9 @@ def _kind(config: DictConfig) -> str:
         raise InvalidInput(f"{given}; give one of strength=0.6, mask=FILE, operator=NAME, redraw=true")
     if config.operator == "inpainting":
         raise InvalidInput("operator=inpainting needs mask=FILE")
-    if config.from_class is not None and not redraw:
-        raise InvalidInput(f"from_class={plain(config.from_class)} says what redraw=true encodes by; leave it out")
+    for key in (f"from_{label}" for label in LABELS):
+        if config[key] is not None and not redraw:
+            raise InvalidInput(f"{key}={plain(config[key])} says what redraw=true encodes by; leave it out")
     return asked[0]
 
 
@@ -117,7 +128,7 @@ def _check(config: DictConfig) -> None:
         raise InvalidInput(f"observed={config.observed} must be true or false")
 
 
-def _img2img(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+def _img2img(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
     from ddpm.editing import img2img
 
     def draw(numbers: list[int]) -> Any:
@@ -127,7 +138,7 @@ def _img2img(config: DictConfig, source: Any, x: Any, size: str, label: int | No
     return Edit(_computing(source, draw), [("input", x)])
 
 
-def _inpaint(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
     import torch
 
     from ddpm.data.batch import takes
@@ -155,7 +166,7 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, label: int | No
     return Edit(_computing(source, drawing), [("input", x), ("kept", x.where(~mask, x.new_zeros(())))])
 
 
-def _measured(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
     from ddpm.editing import Blur, Inpainting, Operator, SuperResolution, dps, pigdm
     from ddpm.randomness import SampleNoise
 
@@ -187,15 +198,16 @@ def _measured(config: DictConfig, source: Any, x: Any, size: str, label: int | N
     return Edit(_computing(source, draw), [*before, ("measured", shown)])
 
 
-def _redraw(config: DictConfig, source: Any, x: Any, size: str, label: int | None) -> Edit:
+def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
     from ddpm.editing import redraw
 
     def draw(numbers: list[int]) -> Any:
         import torch
 
         predictor, model = source.diffusion.predictor, source.model
-        own = torch.full((len(numbers),), label or 0, device=source.device)
-        ways = predictor(model, own), predictor(model, _classes(source, numbers))
+        own = torch.tensor(labels if len(labels) > 1 else labels[0], device=source.device)
+        own = own.expand(len(numbers), *own.shape)
+        ways = predictor(model, own), predictor(model, source.condition(numbers).taken_by(model))
         x_0 = x.to(source.device).expand(len(numbers), -1, -1, -1)
         strength = 1.0 if config.strength is None else config.strength
         redrawn = redraw(source.sampler, source.diffusion.schedule, ways[0], x_0, ways[1], strength)
@@ -210,12 +222,6 @@ def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
 
     denoise = source.denoiser(source.condition(numbers))
     return denoise, SampleNoise(source.seed, numbers), x.to(source.device).expand(len(numbers), -1, -1, -1)
-
-
-def _classes(source: Any, numbers: list[int]) -> Any:
-    """The classes of samples on the network's device, or None."""
-    y = source.classes(numbers)
-    return None if y is None else y.to(source.device)
 
 
 def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
@@ -246,29 +252,36 @@ def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
     return channels, height // small, width // small
 
 
-def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> tuple[str, ...]:
-    """What the classes of a network are called, if it has any: numbers, where its data cannot be asked."""
-    from ddpm.data.batch import classes_of
+def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> dict[str, tuple[str, ...]]:
+    """What the values of each label of a network are called: numbers, where its data cannot be asked."""
+    from ddpm.data.batch import labels_of
 
-    classes = classes_of(source.model) or 0
-    names: tuple[str, ...] = ()
-    if classes:
+    called = {}
+    for (one, several), count in zip(LABELS.items(), labels_of(source.model), strict=False):
+        names: tuple[str, ...] = ()
         with contextlib.suppress(InvalidInput):
-            names = tuple(class_names(config, run, trained))
-    return names if len(names) == classes else tuple(map(str, range(classes)))
+            names = tuple(label_names(several, config, run, trained))
+        called[one] = names if len(names) == count else tuple(map(str, range(count)))
+    return called
 
 
-def _from_class(config: DictConfig, source: Any, names: tuple[str, ...], label: int | None) -> int:
-    """The class that an image is encoded by."""
+def _own(config: DictConfig, names: dict[str, tuple[str, ...]], labels: list[int]) -> list[int]:
+    """The labels that an image is encoded by: those that are given, or else its own."""
     if not names:
         raise InvalidInput("redraw: the network was trained without classes, so there is nothing to redraw an image as")
-    given = asked_classes(config, lambda: names, "from_class")
-    if given is None and label is None:
-        raise InvalidInput(f"redraw needs from_class=, the class of the image: {', '.join(names)}")
-    chosen = given or [label or 0]
-    if len(chosen) != 1 or not 0 <= chosen[0] < len(names):
-        raise InvalidInput(f"from_class={plain(config.from_class)} must be one of the classes: {', '.join(names)}")
-    return chosen[0]
+    if config.from_style is not None and "style" not in names:
+        raise InvalidInput(f"from_style={plain(config.from_style)}: the network was trained without styles")
+    own = []
+    for k, (one, called) in enumerate(names.items()):
+        key = f"from_{one}"
+        given = asked_labels(config, partial(names.__getitem__, one), key)
+        if given is None and k >= len(labels):
+            raise InvalidInput(f"redraw needs {key}=, the {one} of the image: {', '.join(called)}")
+        chosen = labels[k : k + 1] if given is None else given
+        if len(chosen) != 1 or not 0 <= chosen[0] < len(called):
+            raise InvalidInput(f"{key}={plain(config[key])} must be one of the {LABELS[one]}: {', '.join(called)}")
+        own += chosen
+    return own + labels[len(own) :]
 
 
 # --- What is written
@@ -281,13 +294,15 @@ def _name(config: DictConfig, kind: str) -> str:
     return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in (image, value, config.seed))
 
 
-def _labels(source: Any, names: tuple[str, ...], n: int) -> list[str]:
-    """What stands above the results: their numbers where they share a class, or the classes, or both."""
-    y = source.classes(range(n))
-    if y is None or not names:
+def _labels(source: Any, names: dict[str, tuple[str, ...]], n: int) -> list[str]:
+    """What stands above the results: their numbers where they share their labels, or the labels, or both."""
+    each = zip(names.items(), source.labels(range(n)), strict=False)
+    told = [(one, called, y.tolist()) for (one, called), y in each if y is not None]
+    if not told:
         return [f"sample {i}" for i in range(n)]
-    several = len(set(y.tolist())) < n
-    return [f"class {names[k]}" + f"\nsample {i}" * several for i, k in enumerate(y.tolist())]
+    headings = ["\n".join(f"{one} {called[y[i]]}" for one, called, y in told) for i in range(n)]
+    several = len(set(headings)) < n
+    return [heading + f"\nsample {i}" * several for i, heading in enumerate(headings)]
 
 
 def _write(out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str, Any]], labels: list[str]) -> None:

@@ -9,7 +9,7 @@ from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.guiding import measure_guidance
 from ddpm.commands.load import (
-    asked_classes,
+    asked_labels,
     augmentation,
     data_of,
     guidance_of,
@@ -78,8 +78,9 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
-    device, asked = next(model.parameters()).device, asked_classes(config, lambda: data.classes)
+    device, asked = next(model.parameters()).device, asked_labels(config, lambda: data.classes)
     drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device), "data": data}
+    drawing["styles"] = asked_labels(config, lambda: data.styles, "style")
     try:
         source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, **drawing)
     except ValueError as error:

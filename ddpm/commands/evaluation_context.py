@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
+from ddpm.commands.load import NONE
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
@@ -27,12 +28,10 @@ class EvaluationContext:
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
         self.config, self.source, self.every = config, source, data
-        self.data = data  # of the classes that are asked for, which samples are compared with
-        if source.asked is not None:
-            try:
-                self.data = data.of_classes(source.asked)
-            except ValueError as error:
-                raise InvalidInput(str(error)) from error
+        try:
+            self.data = data.of_labels(source.asked, source.styles)  # what samples are compared with
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
         self.run, self.trained, self.step = run, trained, step
         self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
@@ -56,9 +55,11 @@ class EvaluationContext:
         say(f"{protocol}:\n{words}")
 
     def named(self, protocol: str) -> str:
-        """The protocol's name, with the classes that it is restricted to."""
-        asked = sorted(set(self.source.asked or ()))
-        return f"{protocol}_class{'-'.join(map(str, asked))}" if asked else protocol
+        """The protocol's name, with the classes and styles that it is restricted to."""
+        for one, asked in (("class", self.source.asked), ("style", self.source.styles)):
+            if asked is not None:
+                protocol += f"_{one}{'-'.join(map(str, sorted(set(asked)))) or NONE}"
+        return protocol
 
     def samples(self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None) -> tuple[Any, Any]:
         """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None."""

@@ -14,8 +14,8 @@ HELD_OUT = "held_out:"
 FITS = {"crop": "cropped and scaled", "pad": "scaled and padded", "error": ""}
 
 
-def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int]) -> tuple[Any, str, Any]:
-    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its class, if it is a held-out one that has one."""
+def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int]) -> tuple[Any, str, list[int]]:
+    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its labels, if it is a held-out one that has any."""
     from ddpm.figures.images import to_float
 
     given = plain(config.image)
@@ -24,14 +24,15 @@ def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int
     if not given.startswith(HELD_OUT):
         pixels = _read(given, "image", shape[0])
         size = _size(pixels)
-        return to_float(_fitted(pixels, shape, config.fit, f"image={given}")), size, None
+        return to_float(_fitted(pixels, shape, config.fit, f"image={given}")), size, []
     data, number = data_of(config, trained), given.removeprefix(HELD_OUT)
     if not (number.isascii() and number.isdigit() and int(number) < len(data.held_out)):
         raise InvalidInput(f"image={given}: held-out {data.units} have the numbers 0..{len(data.held_out) - 1}")
     batch = data.batch(data.held_out[[int(number)]])
     if tuple(batch.x.shape[1:]) != shape:
         raise InvalidInput(f"image={given} is {_size(batch.x)}, but {shape[2]}x{shape[1]} is needed")
-    return batch.x, _size(batch.x), None if batch.y is None or batch.y.ndim > 1 else int(batch.y)
+    labels = batch.condition.classes
+    return batch.x, _size(batch.x), [] if labels is None else labels.flatten().tolist()
 
 
 def mask_of(config: DictConfig, source: Any, size: str) -> Any:

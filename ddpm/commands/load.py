@@ -4,6 +4,8 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ from ddpm.config import (
 )
 
 CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
+LABELS = {"class": "classes", "style": "styles"}  # what asks for a label, and what its values are called
+NONE = "none"  # asks for samples without a label
 BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
 BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
-    from ddpm.data.batch import classes_of, takes
+    from ddpm.data.batch import classes_of, labels_of, takes
     from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
@@ -48,14 +52,23 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     guidance = guidance_of(config, trust, device)
     if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
         raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
-    asked = asked_classes(config, lambda: class_names(config, run, trained))
+    if len(labels_of(model)) < 2 and config.style is not None:
+        raise InvalidInput(
+            f"style={plain(config.style)}: the network was trained without styles; train one with data=devanagari "
+            "data.labels=[class,style] model.num_classes=[46,FONTS]"
+        )
+    asked, styles = (
+        asked_labels(config, partial(label_names, several, config, run, trained), one)
+        for one, several in LABELS.items()
+    )
     if precision == "auto":
         with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
     data = data_of(config, trained) if "image" in takes(model) else None
     try:
-        source = TrainedSampler(diffusion, model, sampler, shape, config.seed, device, precision, asked, guidance, data)
+        drawing = (config.seed, device, precision, asked, guidance, data, styles)
+        source = TrainedSampler(diffusion, model, sampler, shape, *drawing)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)
@@ -100,44 +113,70 @@ def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
         raise InvalidInput(str(error)) from error
 
 
-def asked_classes(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
-    """The classes that `class=` asks for, by number or by name; None for all, each in turn.
+def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
+    """The values of a label that `class=` or `style=` asks for, by number or by name; None for all, each in turn.
+
+    A word that stands in one name alone, such as ka in character_1_ka, asks for it too. Empty for `none`: without it.
 
     Args:
-        names: gives those of all classes, by number; called where one is asked for by its name.
-        key: another that asks for classes.
+        names: gives those of all values, by number; called where one is asked for by its name.
+        key: what asks: class, style, or either after from_.
     Raises: InvalidInput for a name that is none, with those that are.
     """
-    asked = plain(config[key])
+    asked, one = plain(config[key]), key.removeprefix("from_")
     if asked is None or asked == "all":
         return None
     listed = asked if isinstance(asked, list) else [asked]
     if not listed or not all(isinstance(y, int | str) and not isinstance(y, bool) for y in listed):
-        raise InvalidInput(f"{key}={asked} must be a class, by number or name, a list such as [3,5], or all")
+        raise InvalidInput(f"{key}={asked} must be a {one}, by number or name, a list such as [3,5], none, or all")
     known: Sequence[str] = ()
     with contextlib.suppress(InvalidInput):  # numbers do without names that are not at hand
         known = names()
     for y in listed:
         if isinstance(y, int) and str(y) in known and known.index(str(y)) != y:
             raise InvalidInput(
-                f"{key}={y} is the number of one class and the name of another, which is number "
+                f"{key}={y} is the number of one {one} and the name of another, which is number "
                 f"{known.index(str(y))}: give the one by its name, the other by its number"
             )
-    by_name = {name: y for y, name in enumerate(names())} if any(isinstance(y, str) for y in listed) else {}
-    for y in listed:
-        if isinstance(y, str) and y not in by_name:
-            raise InvalidInput(f"{key}={y} is not known; the classes are {', '.join(by_name) or 'without names'}")
-    return [by_name[y] if isinstance(y, str) else y for y in listed]
+    without = [y for y in listed if str(y).lower() == NONE and y not in known]
+    if without and key == one:
+        if len(listed) > 1:
+            raise InvalidInput(f"{key}={asked}: {NONE}, which is without a {one}, stands alone")
+        return []
+    if any(isinstance(y, str) for y in listed):
+        known = names()
+    return [_number(y, known, key) if isinstance(y, str) else y for y in listed]
 
 
-def class_names(config: DictConfig, run: Any, trained: DictConfig) -> Sequence[str]:
-    """The names of the classes of a run's data, as it noted them; of a run of earlier versions, those of its data."""
+def _number(name: str, known: Sequence[str], key: str) -> int:
+    """Which of some names is meant: the same in any case of letters, or the only one of which it is a word."""
+    if name in known:
+        return known.index(name)
+    lower, words = name.lower(), [re.split(r"[\W_]+", other.lower()) for other in known]
+    alike = [y for y, other in enumerate(known) if other.lower() == lower]
+    alike = alike or [y for y, of_one in enumerate(words) if lower in of_one and not lower.isdigit()]
+    if len(alike) == 1:
+        return alike[0]
+    near = [other for other in known if len(lower) > 1 and lower in other.lower()]
+    each = {word: other for other, of_one in zip(known, words, strict=True) for word in (*of_one, other.lower())}
+    near += [each[word] for word in get_close_matches(lower, each)]
+    nearest = f", perhaps {' or '.join(list(dict.fromkeys(near))[:3])}" if near else ""
+    several = LABELS[key.removeprefix("from_")]
+    raise InvalidInput(f"{key}={name} is not known{nearest}; the {several} are {', '.join(known) or 'without names'}")
+
+
+def label_names(several: str, config: DictConfig, run: Any, trained: DictConfig) -> Sequence[str]:
+    """The names of the classes, or of the styles, of a run's data, as it noted them; else those of its data."""
+    noted = noted_names(several, run)
+    return tuple(getattr(data_of(config, trained), several, ())) if noted is None else noted
+
+
+def noted_names(several: str, run: Any) -> Sequence[str] | None:
+    """The names that a run noted of its data; None where it noted none, as runs of earlier versions."""
     noted = None
     with contextlib.suppress(ValueError):  # a newer version's status
-        noted = run.status().get("classes")
-    if isinstance(noted, list) and all(isinstance(name, str) for name in noted):
-        return noted
-    return tuple(getattr(data_of(config, trained), "classes", ()))
+        noted = run.status().get(several)
+    return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
 
 
 def data_of(config: DictConfig, trained: DictConfig) -> Any:

@@ -21,7 +21,7 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
     Args:
         step: the last one of the run.
     """
-    from ddpm.data.batch import classes_of
+    from ddpm.data.batch import classes_of, labels_of
     from ddpm.samplers import AnnealedLangevin
 
     trainer, names = plan.parts.trainer, trusted(plan.config)
@@ -41,7 +41,9 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
             **found,
         }
         if getattr(plan.parts.task.model, "drop", 0) and classes_of(plan.parts.task.model):
-            found["guided"] = [draw, "guidance=classifier_free guidance.w=2 class=0 out=guided.png", *few, *trust]
+            labels = ["class=0", *["style=0"] * (len(labels_of(plan.parts.task.model)) > 1)]
+            guided = ["guidance=classifier_free guidance.w=2", *labels, "out=guided.png"]
+            found["guided"] = [draw, *guided, *few, *trust]
     if plan.config.extend is None:
         found["a sweep"] = [again, "-m", shlex.join(_around(plan))]
     return {what: " ".join(words) for what, words in found.items()}

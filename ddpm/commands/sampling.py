@@ -11,12 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
-from ddpm.commands.load import data_of, must_walk, source_of
+from ddpm.commands.load import LABELS, NONE, data_of, must_walk, source_of
 from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
 FRAMES = 40  # of an animation of samples on their way
+FEW_COLUMNS = 16  # values of a label that a sheet shows side by side, however many samples there are
 BETWEEN = 8  # pictures from one image to the other
 
 
@@ -38,6 +39,7 @@ def sample(config: DictConfig) -> None:
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
+    columns, order = _columns(source, config.n)
     figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
     if figures and (folder or out.suffix != ".png"):
         raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
@@ -59,25 +61,40 @@ def sample(config: DictConfig) -> None:
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(config.n if points else min(config.n, 8), process)
         told = source.pictures_told(range(len(way[0][1])))
-        columns = [("told", told)] if told is not None else []
-        columns += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
-        plots.labelled_columns(out, columns, _plane(source))
+        shown = [("told", told)] if told is not None else []
+        shown += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
+        plots.labelled_columns(out, shown, _plane(source))
     elif folder and points:
         out.mkdir(parents=True, exist_ok=True)
         draw_plane(out, source, data_of(config, trained))
     elif folder:
         _numbered(config, source, run, step, out)
     elif out.suffix == ".gif":
-        save_way(out, source.way(config.n, FRAMES))
+        save_way(out, source.way(config.n, FRAMES), columns)
     else:
         import torch
 
         parts = list(with_bar(source.batches(list(range(config.n)), config.batch), config.n))
-        images.save_samples(out, torch.cat([x for _, x in parts]))
+        images.save_samples(out, torch.cat([x for _, x in parts]), columns)
     if figures or folder:  # whose settings are checked where they are drawn
         say(drawn)
     warn_of_range(source)
-    say(f"wrote {out}")
+    say(f"wrote {out}" + (order if not (figures or folder or points) and out.suffix != ".npy" else ""))
+
+
+def _columns(source: Any, n: int) -> tuple[int | None, str]:
+    """How many of n samples stand in a row where that puts their labels in order, and what is said of it.
+
+    Only where there are several labels, and one that varies has few values, or two do and n fills their rows.
+    """
+    turns = [] if source.told is not None else source.turns
+    varying = [(key, len(values)) for key, values in zip(LABELS, turns, strict=False) if len(values) > 1]
+    if len(turns) < 2 or not varying:
+        return None, ""
+    (key, count), *others = varying
+    if count > FEW_COLUMNS and (not others or n % count):
+        return None, ""
+    return min(count, n), f": a column a {key}" + "".join(f", a row a {other}" for other, _ in others)
 
 
 def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | None = None) -> None:
@@ -100,8 +117,9 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
         if name == "w" or (name in defaults and value != defaults[name].default):
             number = isinstance(value, int | float)
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
-    if source.asked is not None:
-        walk = f"class{_short('-'.join(map(str, source.asked)))}_{walk}"
+    for key, asked in (("style", source.styles), ("class", source.asked)):
+        if asked is not None:
+            walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
         value = plain(config.sampler.get(name, parameter.default))
         if name != "steps" and value != parameter.default:
@@ -142,8 +160,10 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
-    if source.asked is not None:
-        raise InvalidInput("class= has no say in between, whose images are of the classes of its ends; leave it out")
+    for key, asked in (("class", source.asked), ("style", source.styles)):
+        if asked is not None:
+            ends = f"whose images are of the {LABELS[key]} of its ends"
+            raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
     if str(source.guidance):
         raise InvalidInput("guidance= has no say in between, which encodes and decodes without it; leave it out")
     data = data_of(config, trained)
@@ -185,7 +205,8 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
         "seed": config.seed,
         "sampler": OmegaConf.to_container(config.sampler),
     }
-    settings |= {} if source.asked is None else {"class": source.asked}
+    labels = {"class": source.asked, "style": source.styles}
+    settings |= {key: asked or NONE for key, asked in labels.items() if asked is not None}
     settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
     note = out / "samples.json"
     if note.exists() and _noted(note) != settings:

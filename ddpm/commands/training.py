@@ -196,6 +196,7 @@ def _begin(plan: Plan) -> None:
     plan.run.begin(
         data=plan.data.identity(),
         classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for
+        **({"styles": list(plan.data.styles)} if plan.data.styles else {}),
         overrides=overrides() or known.get("overrides") or [],
         job=job_number(),
         begun=known.get("begun") or now(),

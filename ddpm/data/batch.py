@@ -90,9 +90,10 @@ class Condition(Rows):
         return Condition(**both, null=null)
 
     def _null_rows(self, name: str) -> Tensor:
-        """Where a part is null, (B,)."""
+        """Where a part is null, (B,), or (B, K) of K labels."""
         part = getattr(self, name)
-        return self.null.get(name, torch.zeros(len(part), dtype=torch.bool, device=part.device))
+        null = self.null.get(name, torch.zeros(len(part), dtype=torch.bool, device=part.device))
+        return null[:, None].expand_as(part) if name == "classes" and part.ndim > null.ndim else null
 
     def dropped(self, drop: float, generator: torch.Generator) -> "Condition":
         """Each part of each row nulled with probability `drop`; all parts have their draws, whether they are there.

@@ -136,6 +136,8 @@ class Dataset(ABC):
     """Labels that a network is told of besides the class, int64 (N, K - 1)."""
     further_counts: tuple[int, ...] = ()
     """How many values each of them has."""
+    styles: tuple[str, ...] = ()
+    """What the values of the second label are called, the first of those; without names, numbers name them."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
@@ -166,8 +168,26 @@ class Dataset(ABC):
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels: no class can be told from the others")
-        other, labels, chosen = copy.copy(self), self.labels.cpu(), torch.tensor(classes)
-        other.train, other.held_out = (part[torch.isin(labels[part], chosen)] for part in (self.train, self.held_out))
+        return self._left(self.labels, classes)
+
+    def of_styles(self, styles: Sequence[int]) -> Self:
+        """The same as `of_classes` by the second label, the style.
+
+        Raises: ValueError for data whose samples have no second label.
+        """
+        if self.further_labels is None:
+            raise ValueError(f"{self.name} has no styles: the samples of none can be told from the others")
+        return self._left(self.further_labels[:, 0], styles)
+
+    def of_labels(self, classes: Sequence[int] | None = None, styles: Sequence[int] | None = None) -> Self:
+        """The samples of these classes and styles; of all of them for None, and for those that are to have no label."""
+        left = self.of_classes(classes) if classes else self
+        return left.of_styles(styles) if styles else left
+
+    def _left(self, labels: Tensor, chosen: Sequence[int]) -> Self:
+        """The same samples, of whose parts those are left whose label (N,) is one of those that are chosen."""
+        other, labels, values = copy.copy(self), labels.cpu(), torch.tensor(chosen)
+        other.train, other.held_out = (part[torch.isin(labels[part], values)] for part in (self.train, self.held_out))
         other._epochs = {}
         return other
 

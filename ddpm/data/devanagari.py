@@ -1,8 +1,10 @@
 """Devanagari characters: the 46 classes, and as many images of them as wanted, drawn from the installed fonts."""
 
 import hashlib
+import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +72,8 @@ class Devanagari(ImageData):
         fonts: a folder of .ttf and .otf files; None for the fonts that are installed.
         split: "train", "test" with other variations, or "auto", which is "train".
         image_size, channels, validation, flip, condition: as in `ImageData`; drawn at that size, cropped if not square.
-        labels: what a network may be told of an image: [class], or [class, style], whose style is its font's number.
+        labels: what a network may be told of an image: [class], or [class, style], whose style is its font's number;
+            `styles` are the fonts' names, those of their files.
 
     Raises: FileNotFoundError where no font draws all 46 characters; ValueError for options outside their ranges.
     """
@@ -130,6 +133,7 @@ class Devanagari(ImageData):
         if "style" in labels:
             self.further_labels = styles(len(found), count, seed, half)[:, None]
             self.further_counts = (len(found),)
+            self.styles = names_of(found)
 
 
 def _fonts(folder: Path | None) -> list[Path]:
@@ -144,6 +148,16 @@ def _fonts(folder: Path | None) -> list[Path]:
             "google-noto-sans-devanagari-fonts, Homebrew's font-noto-sans-devanagari; or set data.fonts=FOLDER"
         )
     return found
+
+
+def names_of(fonts: Sequence[Path]) -> tuple[str, ...]:
+    """What fonts are called: the stems of their files, which a command line takes, and a number where two are alike."""
+    names: list[str] = []
+    for path in fonts:
+        stem = re.sub(r"[^\w.]+", "-", path.stem).strip("-") or "font"
+        alike = (f"{stem}-{k}" for k in itertools.count(2))
+        names.append(stem if stem not in names else next(name for name in alike if name not in names))
+    return tuple(names)
 
 
 def draw(fonts: Sequence[Path], count: int, side: int, seed: int = 0, stream: str = "train") -> Tensor:

@@ -201,13 +201,14 @@ def save_gif(
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def save_samples(path: str | Path, x: Tensor) -> None:
+def save_samples(path: str | Path, x: Tensor, columns: int | None = None) -> None:
     """Write samples.
 
     Args:
         path: `.npy` holds images as uint8 (n, H, W, C), points as float32 (n, d); `.png` shows the grid of images, or a
             picture of all points.
         x: images (n, C, H, W), bytes or floats in [-1, 1], or points, floats (n, d).
+        columns: images in a row of the grid; None for a nearly square one.
 
     Raises: ValueError for another suffix or shape.
     """
@@ -217,7 +218,7 @@ def save_samples(path: str | Path, x: Tensor) -> None:
             with replacing(path) as temporary:
                 np.save(temporary, to_numpy(x) if x.ndim == 4 else x.detach().cpu().float().numpy())
         case ".png":
-            save_png(path, grid(pictures) if x.ndim == 4 else pictures[0, 0].numpy())
+            save_png(path, grid(pictures, columns) if x.ndim == 4 else pictures[0, 0].numpy())
         case suffix:
             raise ValueError(f"samples are written to a .npy or .png file, not to {suffix!r}: {path}")
 

@@ -41,6 +41,9 @@ class Guidance:
     def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
         """Raise ValueError for a network that cannot be guided so."""
 
+    def check_null(self, label: int) -> None:
+        """Raise ValueError where samples without a label, whose number it is, cannot be guided so."""
+
     def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
         """A raw prediction for a condition, on the model's device."""
         return diffusion.predictor(model, condition.taken_by(model))
@@ -120,6 +123,11 @@ class Auto(Guidance):
             if mine != others:
                 raise ValueError(f"guidance.bad has {name} = {others}, but this network {mine}")
 
+    def check_null(self, label: int) -> None:
+        """Raise ValueError where the bad network was never trained without its labels."""
+        if not getattr(self.bad.model, "drop", 0):
+            raise ValueError("guidance.bad was trained with task.drop=0, and has nothing to say without a label")
+
     def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
         """A raw prediction, guided."""
         good = diffusion.predictor(model, condition.taken_by(model))
@@ -156,10 +164,16 @@ class ByClassifier(Guidance):
         if told is not None and told != self.num_classes:
             raise ValueError(f"guidance.run knows {self.num_classes} classes, but this network {told}")
 
+    def check_null(self, label: int) -> None:
+        """Raise ValueError for no class; of further labels a classifier knows nothing."""
+        if label == 0:
+            raise ValueError("guidance=classifier leads to a class")
+
     def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
         """A raw prediction, guided."""
-        y = condition.classes
-        assert y is not None  # for the classifier has classes
+        labels = condition.classes
+        assert labels is not None  # for the classifier has classes
+        y = labels if labels.ndim == 1 else labels[:, 0]
 
         def log_prob(x_t: Tensor, t: Time) -> Tensor:
             each = torch.as_tensor(t, device=x_t.device).expand(len(x_t))

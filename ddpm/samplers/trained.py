@@ -16,6 +16,8 @@ from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 from ddpm.targets import Denoise
 
+LABELS = (("class", "classes"), ("style", "styles"))  # that are asked for: what one is called, and several
+
 
 class Range:
     """How far images leave [-1, 1], which a picture does not show: there they are clipped."""
@@ -55,13 +57,15 @@ class TrainedSampler:
         device: where the model is.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
         asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
-            all K classes of a network that has any. Of several labels the next one is the same for a whole turn.
+            all K classes of a network that has any; empty for none of them, the network's learned null.
+        styles: the same of the second label of a network that has several: one style is the same for a whole turn of
+            the classes. Further labels follow likewise, each with all its values.
         guidance: how predictions are guided; None for not.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
-            (modulo their number) has as condition, its class too; of those of the classes that are asked for.
+            (modulo their number) has as condition, its labels too; of those of the labels that are asked for.
     Raises:
-        ValueError: classes that the network does not have, guidance that it was not trained for; no data, or none of
-            these classes, for a network that is told of an image.
+        ValueError: labels that the network does not have, or no label where it was never trained without; guidance
+            that it was not trained for; no data, or none of these labels, for a network that is told of an image.
     """
 
     def __init__(
@@ -76,16 +80,18 @@ class TrainedSampler:
         asked: Sequence[int] | None = None,
         guidance: Guidance | None = None,
         data: Dataset | None = None,
+        styles: Sequence[int] | None = None,
     ):
         guidance = guidance or Guidance()
-        classes = classes_of(model) or guidance.num_classes
-        if asked is not None and classes is None:
-            raise ValueError(f"class = {_listed(asked)}: the network was trained without classes")
-        if asked is not None and not (asked and all(0 <= y < (classes or 0) for y in asked)):
-            raise ValueError(f"class = {_listed(asked)}: the network has the classes 0..{(classes or 0) - 1}")
-        self.told = None if "image" not in takes(model) else _of_classes(data, asked)
-        self.precision, self.asked, self.guidance = precision, asked, guidance
-        self.guidance.check(diffusion, model)
+        counts = (classes_of(model) or guidance.num_classes, *labels_of(model)[1:2])
+        for (one, several), given, count in zip(LABELS, (asked, styles), (*counts, None), strict=False):
+            if given is not None and count is None:
+                raise ValueError(f"{one} = {_listed(given)}: the network was trained without {several}")
+            if given is not None and not all(0 <= y < (count or 0) for y in given):
+                raise ValueError(f"{one} = {_listed(given)}: the network has the {several} 0..{(count or 0) - 1}")
+        self.told = None if "image" not in takes(model) else _of_labels(data, asked, styles)
+        self.precision, self.asked, self.styles, self.guidance = precision, asked, styles, guidance
+        self._check(diffusion, model, guidance)
         self.diffusion, self.sampler = diffusion, sampler
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.shape, self.seed, self.device = shape, seed, device
@@ -111,17 +117,19 @@ class TrainedSampler:
 
     def condition(self, numbers: range | list[int]) -> Condition:
         """What there is to tell the network of the samples of these numbers, on its device."""
+        labels = self.labels(numbers)
         if self.told is not None:
-            return self.told.batch(self.told.shown(numbers), self.device).condition
-        y = self.classes(numbers)
-        if y is None:
+            condition = self.told.batch(self.told.shown(numbers), self.device).condition
+        elif not labels:
             return Condition()
-        labels, others = [y], labels_of(self.model)[1:]
-        turn = torch.tensor(list(numbers)) // len(self.asked or range(self.num_classes or 1))
-        for count in others:
-            labels.append(turn % count)
-            turn = turn // count
-        return Condition(classes=(torch.stack(labels, dim=1) if others else y).to(self.device))
+        else:
+            values = [torch.zeros(len(numbers), dtype=torch.long) if y is None else y for y in labels]
+            classes = torch.stack(values, dim=1) if len(values) > 1 else values[0]
+            condition = Condition(classes=classes.to(self.device))
+        if all(y is not None for y in labels):
+            return condition
+        without = torch.tensor([y is None for y in labels]).expand(len(numbers), -1)
+        return condition.nulled({"classes": without if len(labels) > 1 else without[:, 0]})
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
         """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
@@ -134,13 +142,32 @@ class TrainedSampler:
         return classes_of(self.model) or self.guidance.num_classes
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
-        """The classes (n,) of the samples of these numbers, on the CPU; None where network and guidance have none."""
-        if self.num_classes is None:
-            return None
-        if self.told is not None and self.told.labels is not None:
-            return self.told.labels.cpu()[self.told.shown(numbers)]
-        asked = torch.arange(self.num_classes) if self.asked is None else torch.tensor(self.asked)
-        return asked[torch.tensor(list(numbers)) % len(asked)]
+        """The classes (n,) of the samples of these numbers, on the CPU; None where there are none to tell."""
+        return next(iter(self.labels(numbers)), None)
+
+    def labels(self, numbers: range | list[int]) -> list[Tensor | None]:
+        """Each label (n,) of the samples of these numbers, on the CPU, the class first; None for one that is null.
+
+        Empty where neither the network nor its guidance knows of any.
+        """
+        turns = self.turns
+        if turns and self.told is not None and self.told.labels is not None:
+            rows, further = self.told.shown(numbers), self.told.further_labels
+            every = [self.told.labels, *(() if further is None else further.unbind(1))][: len(turns)]
+            return [y.cpu()[rows] if values else None for y, values in zip(every, turns, strict=True)]
+        labels: list[Tensor | None] = []
+        turn = torch.tensor(list(numbers))
+        for values in turns:
+            labels.append(torch.tensor(values)[turn % len(values)] if values else None)
+            turn = turn // max(1, len(values))
+        return labels
+
+    @property
+    def turns(self) -> list[Sequence[int]]:
+        """The values that each label has in turn, the class first, and fastest; empty for one that is null."""
+        counts = labels_of(self.model) or ((self.num_classes,) if self.num_classes else ())
+        given = [self.asked, self.styles, *[None] * len(counts)]
+        return [range(count) if values is None else values for count, values in zip(counts, given, strict=False)]
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
         """The same with another sampler."""
@@ -150,10 +177,25 @@ class TrainedSampler:
 
     def guided_by(self, guidance: Guidance) -> "TrainedSampler":
         """The same with another guidance; ValueError for one that the network was not trained for."""
-        guidance.check(self.diffusion, self.model)
+        self._check(self.diffusion, self.model, guidance)
         other = copy.copy(self)
         other.guidance = guidance
         return other
+
+    def _check(self, diffusion: GaussianDiffusion, model: nn.Module, guidance: Guidance) -> None:
+        """Raise ValueError for guidance that does not fit, or where what is asked for without a label cannot be."""
+        guidance.check(diffusion, model)
+        for label, ((one, _), given) in enumerate(zip(LABELS, (self.asked, self.styles), strict=True)):
+            if given is None or given:
+                continue
+            try:
+                guidance.check_null(label)
+            except ValueError as error:
+                raise ValueError(f"{one} = none: {error}") from error
+            if not getattr(model, "drop", 0):
+                raise ValueError(
+                    f"{one} = none: the network was never trained without its labels; train one with task.drop=0.1"
+                )
 
     def with_seed(self, seed: int) -> "TrainedSampler":
         """The same with another seed; what leaves [-1, 1] is counted anew."""
@@ -208,14 +250,14 @@ class TrainedSampler:
         return [seen[i] for i in chosen]
 
 
-def _of_classes(data: Dataset | None, asked: Sequence[int] | None) -> Dataset:
-    """The data of which a network is told, with their classes that are asked for."""
+def _of_labels(data: Dataset | None, asked: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
+    """The data of which a network is told, of the labels that are asked for."""
     if data is None:
         raise ValueError("the network is told of an image beside x_t, and there are no data to take it from")
-    told = data if asked is None else data.of_classes(asked)
+    told = data.of_labels(asked, styles)
     told.shown([0])  # of which there must be some
     return told
 
 
-def _listed(classes: Sequence[int]) -> str:
-    return str(classes[0]) if len(classes) == 1 else str(list(classes))
+def _listed(values: Sequence[int]) -> str:
+    return (str(values[0]) if len(values) == 1 else str(list(values))) if values else "none"
