@@ -145,11 +145,17 @@ def some(way: Way, k: int) -> Way:
 
 
 def _draw_process(path: Path, source: Any, real: Any, way: Way) -> Path:
+    """Both ways, in panels that are evenly spaced by the noise that is there, sqrt(1 - alpha_bar_t)."""
     from ddpm.figures.fields import panels_of_points
     from ddpm.forward import q_sample
     from ddpm.randomness import SampleNoise
 
-    way = some(way, PANELS)
+    noise = [(1 - source.diffusion.schedule.alpha_bar_at(t)).sqrt().item() for t, _ in way]
+    even = [noise[0] + (noise[-1] - noise[0]) * i / (PANELS - 1) for i in range(PANELS)]
+    chosen = [len(way) - 1]
+    for share in reversed(even[1:-1]):  # from data on; two panels are never the same
+        chosen.append(min(chosen[-1] - 1, min(range(len(way)), key=lambda i: abs(noise[i] - share))))
+    way = [way[i] for i in sorted({0, *(i for i in chosen if i > 0)})]
     times = [t for t, _ in way]
     eps = SampleNoise(source.seed, range(len(real))).of("forward").x_T(source.shape)
     forward = [q_sample(source.diffusion.schedule, real, t, eps) if t > 0 else real for t in reversed(times)]
