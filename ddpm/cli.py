@@ -103,7 +103,7 @@ STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it m
   plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, what is refused
   status RUNS/STUDY         the state of every arm, and why runs are not done
   retry RUNS/STUDY          try what failed again, go on with what was interrupted
-  report RUNS/STUDY         report.html, report.md, report.png   [baseline=ARM] [measure=NAME] [out=FOLDER]
+  report RUNS/STUDY         report.html, report.md, report.png   [baseline=ARM|LEVEL] [measure=NAME] [out=FOLDER]
   lr-range WORDS            learning-rate range test   [range.start= range.end= range.steps= range.out=]
   optimise WORDS            search settings by Optuna   search.space={...} [search.trials= search.measure= ...]
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddpm.figures import images
 from ddpm.study import figures, formatting, page
-from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
+from ddpm.study.findings import Arm, Blocks, Curve, Effect, Failure, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import NOT_DECIDED, compare, estimate, front
 
 EVIL = "<script>alert('x')</script> & \"q\" $a_b$ | `c`"
@@ -29,7 +29,8 @@ def measure(values: dict[str, dict[int, float]], baseline: str, name: str = "fre
     arms = {label: estimate(points) for label, points in values.items()}
     rest = {label: points for label, points in values.items() if label != baseline}
     options = {"title": "Fréchet distance", "unit": "", "better": "lower", **others}
-    return Measure(name, arms=arms, differences=compare(rest, values[baseline], options["better"]), **options)
+    differences = compare(rest, dict.fromkeys(rest, values[baseline]), options["better"])
+    return Measure(name, arms=arms, differences=differences, **options)
 
 
 def curve(level: float, n: int = 40) -> Curve:
@@ -138,6 +139,36 @@ GRID = {"channels": ("32", "64", "128"), "attention": ("none", "8", "16+8")}
 @pytest.fixture(scope="module")
 def grid() -> Findings:
     return study(GRID)
+
+
+def in_blocks(found: Findings) -> Findings:
+    """The same grid, compared with the first attention at each width."""
+    factor, *_ = (factor for factor in found.arms[0].settings if factor != "channels")
+    level = found.arms[0].settings[factor]
+    against = {
+        arm.label: arm.label.replace(f"{factor}={arm.settings[factor]}", f"{factor}={level}") for arm in found.arms
+    }
+    levels = {arm.label: f"{factor}={arm.settings[factor]}" for arm in found.arms}
+    names = {arm.label: f"channels={arm.settings['channels']}" for arm in found.arms}
+
+    def compared(of: Measure) -> Measure:
+        points = {label: one.points for label, one in of.arms.items()}
+        others = {label: values for label, values in points.items() if against[label] != label}
+        differences = compare(others, {label: points[against[label]] for label in others}, of.better)
+        return replace(of, differences=differences)
+
+    effects = []
+    for of in found.effects:
+        points = {name: one.points for name, one in of.levels.items() if name != level}
+        differences = compare(points, dict.fromkeys(points, found.effects[1].levels[level].points), "lower")
+        effects.append(replace(of, differences=differences if of.factor == factor else {}))
+    return replace(
+        found,
+        baseline=f"{factor}={level}",
+        blocks=Blocks(factor, level, ("channels",), levels, names, against),
+        measures=tuple(map(compared, found.measures)),
+        effects=tuple(effects),
+    )
 
 
 class Parts(HTMLParser):
@@ -313,6 +344,76 @@ def test_markdown(grid):
     assert "FAILED: channels=128, attention=16+8, seed 3: the loss is not finite" in report
 
 
+def test_markdown_of_blocks(grid):
+    report = formatting.markdown(in_blocks(grid))
+    arms, first, *_, levels = tables(report)[:6]
+    assert [" (baseline)" in row for row in arms[2:]] == [True, False, False] * 3
+    assert len(first) == 2 + 6 and "attention=none" not in "".join(first)
+    assert "## Differences to attention=none, with the same channels\n" in report
+    assert "An arm's baseline is that of attention=none with the same channels." in report
+    assert "Differences to attention=none, means over channels: paired by seed, and tested by themselves." in report
+    assert levels[0] == "| attention | difference | pairs | p | verdict |"
+    assert [row.split(" | ")[0] for row in levels[2:]] == ["| 8", "| 16+8"]
+
+
+@pytest.mark.slow
+def test_the_page_of_blocks_marks_every_baseline(grid):
+    found = in_blocks(grid)
+    text = page.page(found)
+    table = text[text.index('id="arms-table"') :]
+    table = table[: table.index("</table>")]
+    assert table.count("<tr class='baseline'>") == table.count('class="badge">baseline') == 3
+    assert "difference to attention=none, with the same channels" in table
+    samples = text[text.index('<section id="samples">') :]
+    assert samples.count('class="badge">baseline') == 3
+    assert "Differences to attention=none, with the same channels: Recognised digits" in text
+    figure = figures.measure(found.measures[0], [arm.label for arm in found.arms], found.against)
+    left, right = figure.axes
+    assert sum(text.get_weight() == "bold" for text in left.texts) == 3
+    assert [text.get_text() for text in right.texts].count("baseline") == 3
+    between = [line.get_ydata()[0] for line in left.lines if list(line.get_xdata()) == [0, 1]]
+    assert between == [2.5, 5.5]  # where another block begins
+    plain = figures.measure(grid.measures[0], [arm.label for arm in grid.arms], grid.against)
+    assert not [line for line in plain.axes[0].lines if list(line.get_xdata()) == [0, 1]]
+    styles = figures.styles([arm.label for arm in found.arms], found.against)
+    assert sum(style["color"] == figures.INK for style in styles.values()) == 3
+    assert len({tuple(style.values()) for style in styles.values()}) == 9
+
+
+def test_figures_of_many_blocks_have_the_baseline_and_the_best_of_each():
+    """In the order of the study; of more blocks than there is room for, the first."""
+    found = in_blocks(study({"channels": tuple("123456789"), "attention": ("none", "8", "16", "16+8", "32")}))
+    means = {label: of.mean for label, of in found.measures[0].arms.items()}
+    best = {
+        channels: min((label for label in means if label.startswith(f"channels={channels}, ") and "none" not in label),
+                      key=means.__getitem__)
+        for channels in "123456789"
+    }  # fmt: skip
+    expected = [label for label in means if "none" in label or label in best.values()]
+    assert list(figures.chosen(found, 18)) == expected
+    assert list(figures.chosen(found, 4)) == expected[:4]
+    few = figures.chosen(found)
+    assert len(few) == 25 and set(expected) < set(few)
+    measured = page._measure(1, found.measures[0], found, few)
+    assert measured is not None and f"Shown are {page.BEST_OF_BLOCKS} by Fréchet distance; 20 more" in measured.body
+
+
+@pytest.mark.slow
+def test_the_summary_of_eighteen_arms_in_blocks(tmp_path):
+    found = in_blocks(study({"channels": tuple("123"), "attention": ("none", "8", "16", "16+8", "32", "32+8")}))
+    found = replace(found, sheet={arm.label: scatter() for arm in found.arms}, sheet_of_points=True, schedules={})
+    figures.summary(tmp_path / "summary.png", found)
+    picture = Image.open(tmp_path / "summary.png")
+    assert picture.width == 1000 and 900 < picture.height < 1100
+    figure, _ = figures._summary(found, figures.chosen(found), 8)
+    names = {arm.label for arm in found.arms}
+    assert {text.get_text() for text in figure.texts if text.get_text() in names} == names
+    texts = drawn(figure)
+    for (one, a), (other, b) in combinations(texts, 2):
+        meet = min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0) + 1
+        assert not meet, (one, other)
+
+
 @pytest.mark.slow
 def test_what_is_not_decided_does_not_look_like_a_result(grid):
     label = grid.arms[-1].label
@@ -358,7 +459,7 @@ def test_a_diverged_arm_does_not_hide_the_others(grid):
     values[grid.arms[1].label] = {s: 400.0 + s for s in range(5)}
     values[grid.arms[2].label] = {s: float("nan") for s in range(5)}
     found = measure(values, grid.baseline, real=4.0)
-    figure = figures.measure(found, list(values), grid.baseline)
+    figure = figures.measure(found, list(values), grid.against)
     left, right = figure.axes
     assert left.get_xscale() == "log" and max(map(abs, right.get_xlim())) < 20
     assert any(text.get_text().startswith("+396") for text in right.texts)
@@ -525,6 +626,17 @@ window.addEventListener("load", () => {
   document.querySelector(".copyable button").click();
   said.selected = getSelection().toString();
 """
+
+
+@pytest.mark.slow
+def test_the_page_of_blocks_in_a_browser(grid, tmp_path):
+    """Rows sort and filter as ever; the three baselines, without a difference, are last both ways."""
+    found = in_blocks(grid)
+    script = SCRIPT.replace('filter("nowhere")', 'filter("baseline")')
+    said = said_in_a_browser(page.page(found), f"{script}{SAY}}});", tmp_path, "--window-size=1280,900")
+    for _, values in said["differences"]:
+        assert values[-3:] == [""] * 3 and "" not in values[:-3]
+    assert said["filter"] == [[1, "1 of 9 arms"], [3, "3 of 9 arms"], [9, "9 of 9 arms"]]
 
 
 @pytest.mark.slow

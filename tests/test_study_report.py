@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from test_study_reading import arms_in, write_run
 
 from ddpm.commands import studying
@@ -21,7 +23,7 @@ from ddpm.figures import images
 from ddpm.study import formatting
 from ddpm.study.findings import Findings
 from ddpm.study.report import HELD_OUT, findings
-from ddpm.study.statistics import BETTER, NO_DIFFERENCE, NOT_DECIDED, WORSE
+from ddpm.study.statistics import BETTER, NO_DIFFERENCE, NOT_DECIDED, WORSE, holm, p_of_no_difference
 
 FRECHET, RECOGNITION, BY_SNR = "frechet_pixels_64_train", "recognition_logistic_64_train", "loss_by_snr_w1_9_held_out"
 T_4 = 2.7764451  # Student's, 97.5 %, of 4 degrees of freedom
@@ -240,6 +242,181 @@ def test_a_baseline_that_was_not_measured_is_told(tmp_path):
     found = found_in(tmp_path)
     assert found.measures[0].differences == {}
     assert found.verdict == ("Frechet distance was not measured of the baseline, lr=0.1: nothing is compared with it.",)
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+def write_blocks(
+    folder: Path, without: Sequence[tuple[str, str, int]] = (), baseline: str | None = None, **others: Any
+) -> None:
+    """Objectives on mixtures, seeds s = 0 to 4, with the data's sha256 of the mixture.
+
+    eps: 10, 20 and 30 + s; flow 1, 2 and 3 lower, score 2, 4 and 6 higher, each by s / 10 more with every seed.
+
+    Args:
+        without: objective, mixture and seed of runs that failed.
+    """
+    for i, objective in enumerate(("eps", "flow", "score")):
+        for j, mixture in enumerate(("arms", "circle", "grid")):
+            for s in range(5):
+                value = 10 * (j + 1) + s + (0, -1, 2)[i] * (j + 1) + (0, -0.1, 0.1)[i] * s
+                values = {"diffusion.target": objective, "data.mixture": mixture, "baseline": baseline}
+                state = "FAILED" if (objective, mixture, s) in without else "DONE"
+                words = [f"+ablation/objective={objective}", f"+ablation/mixture={mixture}"]
+                write_run(folder, f"{i}{j}{s}", words, s, values, state, started=f"{i}{j}{s}",
+                          evaluation=frechet(value) if state == "DONE" else None, data=POINTS | {"sha256": mixture},
+                          **others)  # fmt: skip
+
+
+def test_a_level_is_the_baseline_of_each_block(tmp_path):
+    """Differences of flow on mixture j: -j - s / 10, mean -j - 0.2; Holm's family is of all six arms."""
+    write_blocks(tmp_path)
+    found = found_in(tmp_path, baseline="eps")
+    assert found.baseline == "eps" and found.blocks.factor == "objective" and found.blocks.others == ("mixture",)
+    assert [arm.label for arm in found.arms] == [
+        f"{objective}, {mixture}" for mixture in ("arms", "circle", "grid") for objective in ("eps", "flow", "score")
+    ]
+    assert all(found.against[arm.label] == f"eps, {arm.settings['mixture']}" for arm in found.arms)
+    (measure,) = found.measures
+    assert list(measure.arms) == [arm.label for arm in found.arms]
+    assert list(measure.differences) == [arm.label for arm in found.arms if not arm.label.startswith("eps")]
+    for j, mixture in enumerate(("arms", "circle", "grid"), 1):
+        flow, score = (measure.differences[f"{objective}, {mixture}"] for objective in ("flow", "score"))
+        assert flow.points == pytest.approx({s: -j - s / 10 for s in range(5)}) and flow.mean == pytest.approx(-j - 0.2)
+        assert score.mean == pytest.approx(2 * j + 0.2) and (flow.verdict, score.verdict) == (BETTER, WORSE)
+    raw = {label: p_of_no_difference(list(of.points.values())) for label, of in measure.differences.items()}
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    assert {label: of.p for label, of in measure.differences.items()} == pytest.approx(corrected)
+    assert found.verdict == (
+        "Frechet distance of the baseline, eps, by mixture (lower is better): arms 12.0 (10.0 to 14.0), "
+        "circle 22.0 (20.0 to 24.0), grid 32.0 (30.0 to 34.0).",
+        "flow: better than eps on 3 of 3 (arms −1.20, circle −2.20, grid −3.20); on average −2.20 (−2.40 to −2.00).",
+        "score: worse than eps on 3 of 3 (arms +2.20, circle +4.20, grid +6.20); on average +4.20 (+3.95 to +4.45).",
+    )
+    assert "Compared: every objective with eps, always at the same mixture." in found.design
+    assert [arm.flags for arm in found.arms] == [()] * 9 and found.warnings == ()  # each has the data of its baseline
+    assert "other data" in found_in(tmp_path, baseline="eps, arms").arms[1].flags
+
+
+def test_means_over_blocks_are_compared_by_themselves(tmp_path):
+    """Of flow and seed s: -(1 + 2 + 3) / 3 - s / 10; s = sqrt(0.025)."""
+    write_blocks(tmp_path)
+    objective, mixture = found_in(tmp_path, baseline="objective=eps").effects
+    assert mixture.differences == {} and list(objective.differences) == ["flow", "score"]
+    flow = objective.differences["flow"]
+    half = float(stats.t.ppf(1 - 0.05 / 2, 4)) * math.sqrt(0.025 / 5)
+    assert flow.points == pytest.approx({s: -2 - s / 10 for s in range(5)}) and flow.verdict == BETTER
+    assert (flow.low, flow.high) == pytest.approx((-2.2 - half, -2.2 + half))
+    assert all(effect.differences == {} for effect in found_in(tmp_path).effects)
+    objective, mixture = found_in(tmp_path, baseline="grid").effects
+    assert objective.differences == {} and list(mixture.differences) == ["arms", "circle"]
+
+
+def test_seeds_that_failed_in_a_block_decide_nothing_there(tmp_path):
+    """Nor does the mean over blocks; of the other blocks nothing changes but the family."""
+    write_blocks(tmp_path, without=[("flow", "circle", 3)])
+    found = found_in(tmp_path, baseline="eps")
+    differences = found.measures[0].differences
+    assert set(differences["flow, circle"].points) == {0, 1, 2, 4}
+    assert {label for label, of in differences.items() if of.verdict == NOT_DECIDED} == {"flow, circle"}
+    assert found.verdict[1] == "flow: better than eps on 2 of 3 (arms −1.20, grid −3.20)."
+    assert found.verdict[-2].endswith("or because some failed: flow, circle.")
+    shutil.rmtree(tmp_path)
+    write_blocks(tmp_path, without=[("eps", "circle", 3)])
+    differences = found_in(tmp_path, baseline="eps").measures[0].differences
+    undecided = {label for label, of in differences.items() if of.verdict == NOT_DECIDED}
+    assert undecided == {"flow, circle", "score, circle"}
+
+
+def test_arms_without_a_baseline_in_their_block_are_not_compared(tmp_path):
+    write_blocks(tmp_path, without=[("eps", "circle", s) for s in range(5)])
+    found = found_in(tmp_path, baseline="eps")
+    assert found.baseline == "eps" and len(found.arms) == 8 and found.effects == ()
+    assert set(found.measures[0].differences) == {f"{of}, {on}" for of in ("flow", "score") for on in ("arms", "grid")}
+    assert "flow: better than eps on 2 of 3 (arms −1.20, grid −3.20)." in found.verdict
+    without = "Not compared, for no result of eps with the same mixture and seed: flow, circle; score, circle."
+    assert found.verdict[-2:] == (without, "5 runs are not done.")
+
+
+@pytest.mark.slow
+def test_a_report_of_blocks_is_written(tmp_path, capsys):
+    """Though one of them has no baseline."""
+    write_blocks(tmp_path, without=[("eps", "circle", s) for s in range(5)])
+    studying.report([str(tmp_path), "baseline=eps"])
+    report = (tmp_path / "report.md").read_text()
+    assert report.count(" (baseline)") == 2 and "## Differences to eps, with the same mixture" in report
+    said = capsys.readouterr().out
+    assert "flow: better than eps on 2 of 3" in said and "8 arms, 5 not done" in said
+    with pytest.raises(InvalidInput, match=r"baseline=x is no arm .*; or a level of objective: eps"):
+        studying.report([str(tmp_path), "baseline=x"])
+
+
+def test_a_baseline_level_without_results_is_told(tmp_path):
+    write_blocks(tmp_path)
+    for path in tmp_path.glob("0*"):
+        (path / "evaluation.json").unlink()
+    found = found_in(tmp_path, baseline="eps")
+    assert found.verdict == ("Frechet distance was not measured of the baseline, eps: nothing is compared with it.",)
+    shutil.rmtree(tmp_path)
+    write_blocks(tmp_path, without=[("eps", mixture, s) for mixture in ("arms", "circle", "grid") for s in range(5)])
+    found = found_in(tmp_path, baseline="eps")
+    assert found.baseline == "flow, arms" and found.blocks is None
+    reason = "has no run that is done"
+    assert f"the baseline that was asked for, eps, {reason}: flow, arms stands in for it" in found.warnings
+
+
+def test_the_level_that_a_study_names(tmp_path):
+    write_blocks(tmp_path, baseline="flow")
+    found = found_in(tmp_path)
+    assert found.baseline == "flow" and found.blocks.level == "flow" and found.warnings == ()
+    assert found.verdict[1].startswith("eps: worse than flow on 3 of 3 (arms +1.20,")
+    assert found_in(tmp_path, baseline="eps, grid").blocks is None
+    shutil.rmtree(tmp_path / "224")
+    assert found_in(tmp_path).blocks is not None
+    for s in range(4):
+        shutil.rmtree(tmp_path / f"22{s}")
+    found = found_in(tmp_path)
+    assert found.blocks is None and found.baseline == "eps, arms"
+    reason = "is no arm of it, but a level in what is no full grid of several factors"
+    assert f"the baseline that was asked for, flow, {reason}: eps, arms stands in for it" in found.warnings
+
+
+def test_levels_that_cannot_be_a_baseline(tmp_path):
+    write_grid(tmp_path / "grid", [8, 16], [8, 16])
+    there = "there: lr=8, batch_size=8; lr=8, batch_size=16; lr=16, batch_size=8; lr=16, batch_size=16"
+    levels = "; or a level of lr: 8, 16; batch_size: 8, 16"
+    several = "but a level of several factors (lr=8, batch_size=8)"
+    with pytest.raises(ValueError, match=re.escape(f"baseline=8 is no arm of the study, {several}; {there}{levels}")):
+        found_in(tmp_path / "grid", baseline="8")
+    with pytest.raises(ValueError, match=re.escape(f"baseline=9 is no arm of the study; {there}{levels}")):
+        found_in(tmp_path / "grid", baseline="9")
+    found = found_in(tmp_path / "grid", baseline="lr=8")
+    assert found.baseline == "lr=8" and found.blocks.names["lr=16, batch_size=8"] == "batch_size=8"
+    assert found.verdict[1].startswith("lr=16: no difference to lr=8 shown on 2 of 2 (batch_size=8, batch_size=16)")
+    write_grid(tmp_path / "part", [0.1, 0.2], [8, 16], without=[(1, 1)])
+    with pytest.raises(ValueError, match=r"but a level in what is no full grid .*; there: lr="):
+        found_in(tmp_path / "part", baseline="0.1")
+
+
+def test_an_arm_goes_before_a_level_of_its_name(tmp_path):
+    """What arms of one factor are called is a level, too."""
+    for i, name in enumerate(("eps", "v")):
+        write_arm(tmp_path, i, [frechet(5 + i + s) for s in range(5)], typed=[f"+ablation/target={name}"])
+    found = found_in(tmp_path, baseline="v")
+    assert found.baseline == "v" and found.blocks is None and list(found.measures[0].differences) == ["eps"]
+
+
+def test_samplers_are_compared_at_the_same_number_of_steps(tmp_path):
+    for s in range(5):
+        cells = [cell("DDIM", 10, 8.0 + s), cell("DDIM", 50, 4.0 + s), cell("Heun", 10, 5.0 + 1.1 * s, 19),
+                 cell("Heun", 50, 3.0 + 1.1 * s, 99)]  # fmt: skip
+        write_run(tmp_path, f"{s}", seed=s, evaluation={"steps_frechet_pixels_64": {"value": 3.0, "cells": cells}})
+    found = found_in(tmp_path, baseline="DDIM")
+    assert found.against["Heun 10"] == "DDIM 10" and found.against["Heun 50"] == "DDIM 50"
+    differences = found.measures[0].differences
+    assert {label: of.mean for label, of in differences.items()} == pytest.approx({"Heun 10": -2.8, "Heun 50": -0.8})
+    assert found.verdict[1].startswith("Heun: better than DDIM on 2 of 2 (steps=10 −2.80, steps=50 −0.800)")
 
 
 # --------------------------------------------------------------------------------------------------------------- flags

@@ -26,6 +26,11 @@ from ddpm.study.statistics import (
 SEEDS = range(5)
 
 
+def compared(arms, baseline, *options, **named):
+    """All arms against one baseline."""
+    return compare(arms, dict.fromkeys(arms, baseline), *options, **named)
+
+
 def by_seed(values) -> dict[int, float]:
     return dict(enumerate(map(float, values)))
 
@@ -128,7 +133,7 @@ def test_p_values_of_equal_differences():
 def test_a_comparison_by_hand():
     """Differences 1, 2, 3, 4, 5: t = 3 / sqrt(2.5 / 5), p = 0.0132."""
     baseline = by_seed([10, 20, 30, 40, 50])
-    (found,) = compare({"a": by_seed([11, 22, 33, 44, 55])}, baseline, "lower").values()
+    (found,) = compared({"a": by_seed([11, 22, 33, 44, 55])}, baseline, "lower").values()
     assert found.points == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5} and found.verdict == WORSE
     assert (found.mean, found.low, found.high) == pytest.approx((3, 1.03675, 4.96325), abs=1e-4)
     assert found.p == pytest.approx(0.013236, abs=1e-5)
@@ -139,7 +144,7 @@ def test_a_comparison_by_hand():
 def test_which_way_is_better(better, shift, verdict):
     baseline = by_seed(np.random.default_rng(0).normal(0, 1, 5))
     arm = {seed: value + shift * (1 + seed % 2 / 8) for seed, value in baseline.items()}
-    assert compare({"a": arm}, baseline, better)["a"].verdict == verdict
+    assert compared({"a": arm}, baseline, better)["a"].verdict == verdict
 
 
 def test_what_a_seed_does_to_all_arms_is_taken_out():
@@ -147,17 +152,27 @@ def test_what_a_seed_does_to_all_arms_is_taken_out():
     random = np.random.default_rng(0)
     baseline = by_seed(random.normal(0, 100, 5))
     arm = {seed: value - 1 + random.normal(0, 0.1) for seed, value in baseline.items()}
-    found = compare({"a": arm}, baseline, "lower")["a"]
+    found = compared({"a": arm}, baseline, "lower")["a"]
     assert found.verdict == BETTER and found.mean == pytest.approx(-1, abs=0.2)
 
 
 def test_pairs_are_of_seeds_that_both_have():
     baseline = {1: 1.0, 2: 2.0, 3: 4.0}
-    found = compare({"a": {3: 5.0, 2: 4.0, 9: 100.0}, "b": {7: 1.0}}, baseline, "lower")
+    found = compared({"a": {3: 5.0, 2: 4.0, 9: 100.0}, "b": {7: 1.0}}, baseline, "lower")
     assert list(found) == ["a"]  # nothing can be said of b
     assert found["a"].points == {3: 1.0, 2: 2.0}
     assert found["a"].verdict == NOT_DECIDED and found["a"].p is None
-    assert compare({}, baseline, "lower") == {} and compare({"a": {1: 1.0}}, {}, "lower") == {}
+    assert compared({}, baseline, "lower") == {} and compared({"a": {1: 1.0}}, {}, "lower") == {}
+
+
+def test_each_arm_against_its_own_baseline_and_all_in_one_family():
+    """p of 1, 2, 3, 4, 5 is 0.013236: twice that of two arms; of the third there is one pair, which does not count."""
+    arms = {"a, x": by_seed([1, 2, 3, 4, 5]), "a, y": by_seed([99, 98, 97, 96, 95]), "a, z": {4: 7.0}}
+    baselines = {"a, x": by_seed([0] * 5), "a, y": by_seed([100] * 5), "a, z": {4: 5.0, 5: 5.0}}
+    x, y, z = compare(arms, baselines, "lower").values()
+    assert x.points == {s: s + 1 for s in SEEDS} and y.points == {s: -s - 1 for s in SEEDS} and z.points == {4: 2}
+    assert x.p == y.p == pytest.approx(2 * 0.013236, abs=2e-5) and z.p is None
+    assert [of.verdict for of in (x, y, z)] == [WORSE, BETTER, NOT_DECIDED]
 
 
 def test_fewer_pairs_are_not_decided_and_do_not_count():
@@ -166,21 +181,21 @@ def test_fewer_pairs_are_not_decided_and_do_not_count():
     baseline = by_seed(random.normal(0, 1, 5))
     full = {seed: value + random.normal(1, 0.5) for seed, value in baseline.items()}
     few = {seed: baseline[seed] - 1000 for seed in range(ENOUGH - 1)}
-    alone = compare({"full": full}, baseline, "lower")
-    found = compare({f"few {i}": few for i in range(30)} | {"full": full}, baseline, "lower")
+    alone = compared({"full": full}, baseline, "lower")
+    found = compared({f"few {i}": few for i in range(30)} | {"full": full}, baseline, "lower")
     assert found["full"] == alone["full"]
     assert found["few 0"].verdict == NOT_DECIDED and found["few 0"].p is None and found["few 0"].low is not None
-    one = compare({"one": {0: 3.0}}, baseline, "lower")["one"]
+    one = compared({"one": {0: 3.0}}, baseline, "lower")["one"]
     assert one.low is one.high is None and one.verdict == NOT_DECIDED
 
 
 def test_arms_after_the_first_that_is_not_marked_are_not_marked():
     """Four arms of p = 0.0132, and 4 * 0.0132 > 0.05: at the level of three, the second would be."""
     arm, baseline = by_seed([1, 2, 3, 4, 5]), by_seed([0] * 5)
-    found = compare({label: arm for label in "abcd"}, baseline, "lower")
+    found = compared({label: arm for label in "abcd"}, baseline, "lower")
     assert {of.verdict for of in found.values()} == {NO_DIFFERENCE}
     assert all(of.low < 0 < of.high and of.p == pytest.approx(4 * 0.013236, abs=1e-4) for of in found.values())
-    assert {of.verdict for of in compare({label: arm for label in "abc"}, baseline, "lower").values()} == {WORSE}
+    assert {of.verdict for of in compared({label: arm for label in "abc"}, baseline, "lower").values()} == {WORSE}
 
 
 def test_an_arm_that_is_not_finite_does_not_touch_the_others():
@@ -188,18 +203,18 @@ def test_an_arm_that_is_not_finite_does_not_touch_the_others():
     good = by_seed([0, 1.1, 2, 3, 4])
     for odd in (math.nan, math.inf):
         bad = by_seed([odd, 2, 3, 4, 5])
-        found = [compare(arms, baseline, "lower") for arms in ({"bad": bad, "good": good}, {"good": good, "bad": bad})]
+        found = [compared(arms, baseline, "lower") for arms in ({"bad": bad, "good": good}, {"good": good, "bad": bad})]
         for either in found:
             assert either["good"].verdict == BETTER and either["bad"].verdict not in (BETTER, WORSE)
-    found = compare({"a": by_seed([math.inf, 1, 1, 1, 1])}, by_seed([1, math.inf, 1, 1, 1]), "lower")
+    found = compared({"a": by_seed([math.inf, 1, 1, 1, 1])}, by_seed([1, math.inf, 1, 1, 1]), "lower")
     assert found["a"].verdict == NOT_DECIDED
 
 
 def test_an_arm_of_which_seeds_failed_is_not_decided():
     """With no difference in truth, and the worst three of eight seeds gone, one study in eight would call it better."""
     baseline, arm = by_seed([5.0, 5.1, 4.9, 5.0, 5.2]), by_seed([1.0, 1.2, 0.9, 1.0, 1.1])
-    assert compare({"a": arm, "b": arm}, baseline, "lower")["a"].verdict == BETTER
-    found = compare({"a": arm, "b": arm}, baseline, "lower", survivors={"a"})
+    assert compared({"a": arm, "b": arm}, baseline, "lower")["a"].verdict == BETTER
+    found = compared({"a": arm, "b": arm}, baseline, "lower", survivors={"a"})
     assert found["a"].verdict == NOT_DECIDED and found["a"].p is None and found["b"].verdict == BETTER
 
 
@@ -222,7 +237,7 @@ ARMS = st.dictionaries(
 
 @given(ARMS, st.fixed_dictionaries({seed: VALUES for seed in range(7)}), st.sampled_from(["lower", "higher"]))
 def test_an_interval_excludes_zero_exactly_where_the_arm_is_marked(arms, baseline, better):
-    for label, found in compare(arms, baseline, better).items():
+    for label, found in compared(arms, baseline, better).items():
         common = arms[label].keys() & baseline.keys()
         assert found.points == {seed: arms[label][seed] - baseline[seed] for seed in common}
         if len(common) < ENOUGH:
@@ -240,7 +255,7 @@ def test_an_interval_excludes_zero_exactly_where_the_arm_is_marked(arms, baselin
 @given(ARMS, st.fixed_dictionaries({seed: VALUES for seed in range(7)}))
 def test_the_order_of_the_arms_decides_nothing(arms, baseline):
     backwards = dict(reversed(arms.items()))
-    found, again = compare(arms, baseline, "lower"), compare(backwards, baseline, "lower")
+    found, again = compared(arms, baseline, "lower"), compared(backwards, baseline, "lower")
     assert {label: of.verdict for label, of in found.items()} == {label: of.verdict for label, of in again.items()}
 
 
@@ -257,7 +272,7 @@ def any_marked(values: np.ndarray) -> np.ndarray:
 
 def marked(study: np.ndarray) -> list[str]:
     baseline, *arms = map(by_seed, study)
-    found = compare({str(i): arm for i, arm in enumerate(arms)}, baseline, "lower")
+    found = compared({str(i): arm for i, arm in enumerate(arms)}, baseline, "lower")
     return [label for label, of in found.items() if of.verdict in (BETTER, WORSE)]
 
 

@@ -116,7 +116,7 @@ def report(words: list[str]) -> None:
     """Write what a study means: report.html, report.md and report.png.
 
     Args:
-        words: the study's folder; baseline=ARM, measure=NAME, out=FOLDER.
+        words: the study's folder; baseline=ARM or LEVEL of a factor, measure=NAME, out=FOLDER.
     Raises: InvalidInput.
     """
     from ddpm.runs.files import replacing

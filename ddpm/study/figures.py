@@ -7,6 +7,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ SUMMARY = 1000  # pixels that the summary is wide
 ROOM = 140  # pixels across of a panel in which words and numbers do not meet
 SUMMARY_BYTES = 190_000
 TILE, SCATTER = 58, 74  # pixels that an arm's samples, or the picture of its points, are high in the summary
+SMALL = 44  # the most of both where there are more than FEW arms
+FEW = 10  # arms of a summary, the baseline among them, unless they are compared in blocks
 TEXT: dict[str, Any] = {"fontsize": SIZE, "color": INK}
 
 Style = Mapping[str, Any]
@@ -48,6 +51,8 @@ Style = Mapping[str, Any]
 def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
     """Labels of the arms in figures: all in the study's order, or the baseline and the best by the first measure.
 
+    With blocks it is the baseline and the best of each, in the study's order.
+
     Args:
         findings: of the study.
         most: how many arms, with the baseline.
@@ -55,32 +60,44 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
     labels = [arm.label for arm in findings.arms]
     if len(labels) <= most:
         return tuple(labels)
-    others = [label for label in labels if label != findings.baseline]
+    against = findings.against
+    others = [label for label in labels if label != against[label]]
     if findings.measures:
         first = findings.measures[0]
         sign = 1 if first.better == "lower" else -1
         others.sort(key=lambda label: _rank(first.arms.get(label), sign))
-    return (findings.baseline, *others[: most - 1])
+    if findings.blocks is None:
+        return (findings.baseline, *others[: most - 1])
+    places: dict[str, int] = {}  # of an arm in its block: with the first of it comes the baseline
+    for label in others:
+        places[label] = 1 + sum(against[other] == against[label] for other in places)
+    best = set(sorted(labels, key=lambda label: places.get(label, 1))[:most])
+    return tuple(label for label in labels if label in best)
 
 
-def styles(labels: Iterable[str], baseline: str | None = None) -> dict[str, Style]:
-    """A colour and a line for each label, the same in every figure of a study; the baseline's is the ink's."""
+def styles(labels: Iterable[str], against: Mapping[str, str] | None = None) -> dict[str, Style]:
+    """A colour and a line for each label, the same in every figure of a study; a baseline's is the ink's.
+
+    Args:
+        labels: of the curves.
+        against: label -> the arm that it is compared with, see `Findings.against`.
+    """
     chosen: dict[str, Style] = {}
+    places = {True: 0, False: 0}
     for label in labels:
-        i = len(chosen) - (baseline in chosen)
-        chosen[label] = {"color": f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
-        if label == baseline:
-            chosen[label] = {"color": INK, "linestyle": "-"}
+        base = (against or {}).get(label) == label
+        i, places[base] = places[base], places[base] + 1
+        chosen[label] = {"color": INK if base else f"C{i % 10}", "linestyle": ("-", "--", "-.", ":")[i % 4]}
     return chosen
 
 
-def measure(result: Measure, labels: Sequence[str], baseline: str) -> Figure:
+def measure(result: Measure, labels: Sequence[str], against: Mapping[str, str]) -> Figure:
     """Arms in rows: on the left each seed, the mean and its interval, on the right the differences to the baseline.
 
     Args:
         result: what to show.
         labels: the arms, from the top; those without the measure are left out.
-        baseline: the label of the arm that the others are compared with.
+        against: label -> the arm that it is compared with, see `Findings.against`.
     """
     rows = [label for label in labels if label in result.arms]
     wide = any(label in result.differences for label in rows)
@@ -88,31 +105,31 @@ def measure(result: Measure, labels: Sequence[str], baseline: str) -> Figure:
     row = ROW if all("\n" not in name for name in names) else 1.35 * ROW
     figure = Figure(figsize=(WIDTH, 0.85 + row * max(len(rows), 2)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if wide else 1, sharey=True, squeeze=False)[0]
-    _bands(panels, len(rows))
-    estimates(panels[0], result, rows, baseline)
+    _bands(panels, rows, against)
+    estimates(panels[0], result, rows, against)
     panels[0].set_yticks([])
     beside = blended_transform_factory(panels[0].transAxes, panels[0].transData)
     for y, (label, name) in enumerate(zip(rows, names, strict=True)):
-        weight = "bold" if label == baseline else "normal"
+        weight = "bold" if against.get(label) == label else "normal"
         lines = name.split("\n")  # each by itself: a browser aligns them with its own letters
         for line, text in enumerate(lines):
             at = y + 0.4 * (line - (len(lines) - 1) / 2)
             panels[0].text(-0.015, at, text, transform=beside, ha="right", va="center", weight=weight, **TEXT)
     if wide:
-        differences(panels[1], result, rows, baseline)
+        differences(panels[1], result, rows, against)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def estimates(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -> None:
+def estimates(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping[str, str]) -> None:
     """Each row's seeds as small dots beneath its mean and interval; held-out images as a dashed line."""
     every = []
     for y, label in enumerate(rows):
         if (of := result.arms.get(label)) is None:
             continue
-        colour = INK if label == baseline else BLUE
+        colour = INK if against.get(label) == label else BLUE
         every += _row(axes, y, of.mean, of.low, of.high, list(of.points.values()), colour)
     if result.real is not None:
         finite = [value for value in every if math.isfinite(value)]
@@ -136,7 +153,7 @@ def estimates(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -
     _looks(axes, plain(shorten(formatting.heading(result), 48)), "")
 
 
-def differences(axes: Axes, result: Measure, rows: Sequence[str], baseline: str) -> None:
+def differences(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping[str, str]) -> None:
     """Each row's difference to the baseline, with a line at zero; of an arm that is not decided only its seeds."""
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
     shown = [result.differences[label] for label in rows if label in result.differences]
@@ -146,7 +163,7 @@ def differences(axes: Axes, result: Measure, rows: Sequence[str], baseline: str)
     at_edge = blended_transform_factory(axes.transAxes, axes.transData)
     for y, label in enumerate(rows):
         if (of := result.differences.get(label)) is None:
-            if label == baseline:
+            if against.get(label) == label:
                 axes.text(1.02, y, "baseline", transform=at_edge, va="center", **TEXT)
             continue
         undecided = of.verdict == NOT_DECIDED
@@ -359,7 +376,7 @@ def draw_lines(
     return handles
 
 
-def summary(path: str | Path, findings: Findings, most: int = 10) -> None:
+def summary(path: str | Path, findings: Findings) -> None:
     """One picture of a study, to stand beside its report: arms with their differences, and what they draw.
 
     The first measure with its verdicts is on the left; on the right are each arm's samples from the same noise, behind
@@ -368,9 +385,8 @@ def summary(path: str | Path, findings: Findings, most: int = 10) -> None:
     Args:
         path: the PNG file to write, less than 200 kB.
         findings: of the study.
-        most: arms, with the baseline.
     """
-    labels = chosen(findings, most)
+    labels = chosen(findings, FEW if findings.blocks is None else ROWS)
     for tiles in (8, 6, 4, 3, 2, 1):
         figure, room = _summary(findings, labels, tiles)
         for colours in (256, 64, 24):
@@ -386,6 +402,7 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     curves = dict(findings.by_steps)
     shown = [label for label in labels if label in findings.sheet and not curves]
     high, wide = (SCATTER, SCATTER) if findings.sheet_of_points else (TILE, 290 * tiles // 8)
+    high = high if len(labels) <= FEW else min(high, SMALL)
     strips = {label: _resized(_strip(findings.sheet[label], tiles), high, wide) for label in shown}
     head, foot, count = 58, 68, max(len(labels), 1)
     row = max([36, *(strip.shape[0] + 8 for strip in strips.values())])
@@ -398,6 +415,7 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     if every > len(labels):
         others = f"{len(labels) - 1} best" if findings.measures else f"first {len(labels) - 1}"
         left_out = f"the baseline and the {others} of {every} arms"
+        left_out = left_out if findings.blocks is None else f"{len(labels)} of {every} arms, with their baselines"
         figure.text(1 - 12 / SUMMARY, 1 - 18 / tall, left_out, ha="right", va="center", fontsize=SIZE, color=MUTED)
 
     def place(left: float, wide: float, top: float = head, high: float = row * count) -> Axes:
@@ -406,7 +424,7 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     names = {label: _two_lines(text) for label, text in shortened(labels, 58).items()}
     edge = 16 + max((_pixels(figure, line) for name in names.values() for line in name.split("\n")), default=0)
     for i, (label, name) in enumerate(names.items()):
-        weight = "bold" if label == findings.baseline else "normal"
+        weight = "bold" if findings.against.get(label) == label else "normal"
         y = 1 - (head + (i + 0.5) * row) / tall
         figure.text(edge / SUMMARY, y, name, ha="right", va="center", weight=weight, linespacing=1.1, **TEXT)
     right = float(SUMMARY - 12)
@@ -432,11 +450,11 @@ def _summary_measure(
     verdicts = [first.differences[label].verdict for label in labels if label in first.differences]
     half = (wide - 8.2 * max(map(len, verdicts)) - 40) / 2 if verdicts else wide
     panels = [place(left, half)] + ([place(left + half + 32, half)] if verdicts else [])
-    _bands(panels, len(labels))
-    estimates(panels[0], first, labels, findings.baseline)
+    _bands(panels, labels, findings.against)
+    estimates(panels[0], first, labels, findings.against)
     panels[0].set_xlabel(plain(_two_lines(formatting.heading(first), int((half + 40) / 7))), **TEXT)
     if verdicts:
-        differences(panels[1], first, labels, findings.baseline)
+        differences(panels[1], first, labels, findings.against)
         panels[1].set_xlabel("difference", **TEXT)
     for axes in panels:
         axes.set_yticks([])
@@ -612,12 +630,15 @@ def _row(
     return shown
 
 
-def _bands(panels: Iterable[Axes], rows: int) -> None:
-    """Shade every other row, and count rows from the top."""
+def _bands(panels: Iterable[Axes], rows: Sequence[str], against: Mapping[str, str]) -> None:
+    """Shade every other row, count rows from the top, and draw a line where those with another baseline begin."""
     for axes in panels:
-        for y in range(0, rows, 2):
+        for y in range(0, len(rows), 2):
             axes.axhspan(y - 0.5, y + 0.5, color=BAND, linewidth=0, zorder=0)
-        axes.set_ylim(max(rows, 1) - 0.5, -0.5)
+        for y, (above, label) in enumerate(pairwise(rows), 1):
+            if against.get(above) != against.get(label):
+                axes.axhline(y - 0.5, color=MUTED, linewidth=0.8, zorder=1)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
 
 
 def _looks(axes: Axes, x_label: str, y_label: str) -> None:

@@ -19,8 +19,20 @@ class Arm:
     parameters: int | None  # of the network
     gflop: float | None  # of a forward pass for one image
     seconds: float | None  # of training, mean over runs
-    flags: tuple[str, ...] = ()  # why it may not be comparable with the baseline
+    flags: tuple[str, ...] = ()  # why it may not be comparable with its baseline
     commands: tuple[str, ...] = ()  # what was typed for a run of it
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Arms of a grid that are compared at one level of a factor with those at others, all other factors the same."""
+
+    factor: str  # whose levels are compared
+    level: str  # that which the others are compared with
+    others: tuple[str, ...]  # the factors whose levels make a block
+    levels: Mapping[str, str]  # label -> level of the factor, as in labels: LEVEL or FACTOR=LEVEL
+    names: Mapping[str, str]  # label -> levels of the others, likewise: what its block is called
+    against: Mapping[str, str]  # label -> the arm of its block at the baseline's level
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Measure:
     unit: str  # "", "%", "bits/dim"
     better: str  # "lower" or "higher"
     arms: Mapping[str, Estimate]  # label -> mean and interval over training seeds
-    differences: Mapping[str, Comparison]  # label -> against the baseline, paired by training seed; not the baseline's
+    differences: Mapping[str, Comparison]  # label -> against its baseline, paired by training seed; not a baseline's
     real: float | None = None  # the same of held-out images
     noise: float | None = None  # half the width of the widest interval within a run
     noise_of: str = "samples"  # whose choice that is
@@ -46,6 +58,8 @@ class Effect:
 
     factor: str
     levels: Mapping[str, Estimate]  # level -> mean and interval over seeds
+    differences: Mapping[str, Comparison] = field(default_factory=dict)
+    """level -> these means against those of the baseline's level, where the factor has one; tested by themselves"""
 
 
 @dataclass(frozen=True)
@@ -97,8 +111,8 @@ class Findings:
     study: str
     question: str | None
     design: tuple[str, ...]  # sentences: factors and levels, seeds, what is held fixed, how arms are compared
-    baseline: str  # an arm's label
-    arms: tuple[Arm, ...]  # the baseline first
+    baseline: str  # an arm's label, or with blocks a level
+    arms: tuple[Arm, ...]  # the baseline first, and so in each block
     measures: tuple[Measure, ...]  # the first is the one that fronts, effects and verdict are about
     verdict: tuple[str, ...]  # sentences: the answer
     effects: tuple[Effect, ...] = ()  # of grids with two factors or more
@@ -117,3 +131,9 @@ class Findings:
     commands: tuple[str, ...] = ()  # what made the runs
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()  # of the study as a whole
+    blocks: Blocks | None = None  # where the baseline is a level of a factor
+
+    @property
+    def against(self) -> Mapping[str, str]:
+        """label -> the arm that it is compared with; a baseline's is itself."""
+        return {arm.label: self.baseline for arm in self.arms} if self.blocks is None else self.blocks.against

@@ -10,6 +10,7 @@ from ddpm.study.findings import Arm, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, Comparison, Estimate
 
 MISSING = "–"  # in a cell of something that was not measured
+COMPARED = ("difference", "pairs", "p", "verdict")  # the columns of a comparison
 MARKED = (BETTER, WORSE)  # the verdicts that are results
 HOW_TO_READ = (
     f"Intervals are {100 * LEVEL:.0f}% intervals over training seeds by Student's t. Differences to the baseline are "
@@ -133,6 +134,25 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
 
 
+def baseline(findings: Findings) -> str:
+    """What differences are taken to: the baseline, and with blocks what an arm has in common with its own."""
+    same = "" if findings.blocks is None else f", with the same {' and '.join(findings.blocks.others)}"
+    return f"{findings.baseline}{same}"
+
+
+def how_to_read(findings: Findings) -> str:
+    """What intervals and verdicts mean."""
+    if findings.blocks is None:
+        return HOW_TO_READ
+    return f"{HOW_TO_READ} An arm's baseline is that of {baseline(findings).replace(', with', ' with')}."
+
+
+def mean_differences(findings: Findings) -> str:
+    """What the differences of effects are."""
+    of = "" if findings.blocks is None else f", means over {' and '.join(findings.blocks.others)}"
+    return f"Differences to {findings.baseline}{of}: paired by seed, and tested by themselves."
+
+
 def footnotes(arms: Iterable[Arm]) -> dict[str, int]:
     """Every flag of an arm once -> its number, from 1."""
     return {flag: i for i, flag in enumerate(dict.fromkeys(flag for arm in arms for flag in arm.flags), 1)}
@@ -175,7 +195,7 @@ def _arms(findings: Findings) -> list[str]:
     header += ["parameters", "GFLOP", "training"]
     rows = []
     for arm in findings.arms:
-        base = arm.label == findings.baseline
+        base = findings.against[arm.label] == arm.label
         marks = "".join(f"<sup>{notes[flag]}</sup>" for flag in arm.flags)
         cells = [f"{_safe(arm.label)}{' (baseline)' if base else ''}{marks}", str(len(arm.seeds))]
         cells += [estimate(measure.arms.get(arm.label)) for measure in findings.measures]
@@ -194,28 +214,35 @@ def _differences(findings: Findings) -> list[str]:
     for measure in findings.measures:
         if not measure.differences:
             continue
-        rows = [
-            [_safe(label), difference(result), str(len(result.points)), p_value(result.p), _verdict(result.verdict)]
-            for label, result in measure.differences.items()
-        ]
+        rows = [[_safe(label), *_compared(result)] for label, result in measure.differences.items()]
         parts += [f"### {_safe(heading(measure))}", _safe(" ".join(context(measure)))]
-        parts.append(_table(["arm", "difference", "pairs", "p", "verdict"], rows, right=(1, 2, 3)))
+        parts.append(_table(["arm", *COMPARED], rows, right=(1, 2, 3)))
     if not parts:
         return []
-    return [f"## Differences to {_safe(findings.baseline)}", HOW_TO_READ, *parts]
+    return [f"## Differences to {_safe(baseline(findings))}", _safe(how_to_read(findings)), *parts]
 
 
 def _effects(findings: Findings) -> list[str]:
-    """Means at the levels of each factor of a grid."""
+    """Means at the levels of each factor of a grid, and their differences where one of them is the baseline."""
     if not findings.effects or not findings.measures:
         return []
+    header = ["factor", "level", f"mean {_safe(heading(findings.measures[0]))}"]
     rows = [
         [_safe(effect.factor), _safe(level), estimate(result)]
         for effect in findings.effects
         for level, result in effect.levels.items()
     ]
-    title = _safe(heading(findings.measures[0]))
-    return ["## Main effects", _table(["factor", "level", f"mean {title}"], rows, right=(2,))]
+    parts = ["## Main effects", _table(header, rows, right=(2,))]
+    for effect in findings.effects:
+        if effect.differences:
+            of = [[_safe(level), *_compared(result)] for level, result in effect.differences.items()]
+            parts.append(_safe(mean_differences(findings)))
+            parts.append(_table([_safe(effect.factor), *COMPARED], of, right=(1, 2, 3)))
+    return parts
+
+
+def _compared(result: Comparison) -> list[str]:
+    return [difference(result), str(len(result.points)), p_value(result.p), _verdict(result.verdict)]
 
 
 def _failure(failure: Failure) -> str:

@@ -18,6 +18,7 @@ OF_POINTS = (
     "Blue: samples; grey: the data. All show the same window, three standard deviations of the data to each side, with "
     "what lies beyond at its edge."
 )
+BEST_OF_BLOCKS = "the baselines and those that are best beside each of them"
 SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
 FOLDED = 30  # rows of a secondary table from which on it is folded
 
@@ -38,7 +39,8 @@ def page(findings: Findings) -> str:
         findings: what to show. Parts without content are left out; all text is shown as text, never as markup.
     """
     labels = figures.chosen(findings)
-    styles = figures.styles(labels[: figures.LINES], findings.baseline)
+    coloured = labels[: figures.LINES] if findings.blocks is None else figures.chosen(findings, figures.LINES)
+    styles = figures.styles(coloured, findings.against)
     parts = [
         _arms(findings),
         *(_measure(i, measure, findings, labels) for i, measure in enumerate(findings.measures, 1)),
@@ -85,7 +87,8 @@ def _arms(findings: Findings) -> Section | None:
     heads = [_head("arm"), *(_head(factor) for factor in factors), _head("seeds", number=True)]
     if first is not None:
         heads += [_measured(first)]
-        heads += [_head("difference to baseline", "interval of its test", number=True), _head("verdict")]
+        base = "baseline" if findings.blocks is None else formatting.baseline(findings)
+        heads += [_head(f"difference to {base}", "interval of its test", number=True), _head("verdict")]
     heads += [_head("parameters", number=True), _head("GFLOP", "an image", number=True)]
     heads += [_head("training", "a run", number=True)]
     heads += [_measured(measure) for measure in others]
@@ -98,13 +101,17 @@ def _arms(findings: Findings) -> Section | None:
     table = _table(heads, rows, name="arms-table", caption="Arms of the study")
     flags = "".join(f'<li id="flag-{i}">{escape(formatting.sentence(flag))}</li>' for flag, i in notes.items())
     listed = f'<ol class="footnotes">{flags}</ol>' if flags else ""
-    how = f'<p class="note"><b>How to read.</b> {escape(formatting.HOW_TO_READ)}</p>' if first is not None else ""
+    how = (
+        f'<p class="note"><b>How to read.</b> {escape(formatting.how_to_read(findings))}</p>'
+        if first is not None
+        else ""
+    )
     return Section("arms", "Arms", search + table + listed + how)
 
 
 def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[str, int]) -> str:
     """A row of the table of arms."""
-    base = arm.label == findings.baseline
+    base = findings.against[arm.label] == arm.label
     marks = "".join(
         f'<sup><a href="#flag-{notes[flag]}" title="{escape(flag)}">{notes[flag]}</a></sup>' for flag in arm.flags
     )
@@ -133,29 +140,30 @@ def _measure(i: int, measure: Measure, findings: Findings, labels: Sequence[str]
     if measure.differences:
         caption += " On the right, the same for the differences to the baseline; rings: seeds of an arm not decided."
     if left_out:
-        caption += f" Shown are the baseline and the best {len(labels) - 1} arms by {findings.measures[0].title};"
-        caption += f" {left_out} more are in the tables."
-    parts.append(_figure(figures.measure(measure, labels, findings.baseline), f"measure-{i}", measure.title, caption))
+        kind = f"the baseline and the best {len(labels) - 1} arms" if findings.blocks is None else BEST_OF_BLOCKS
+        caption += f" Shown are {kind} by {findings.measures[0].title}; {left_out} more are in the tables."
+    parts.append(_figure(figures.measure(measure, labels, findings.against), f"measure-{i}", measure.title, caption))
     if measure.differences:
-        table = _differences(measure)
+        base = "the baseline" if findings.blocks is None else formatting.baseline(findings)
+        table = _differences(measure.differences, "arm", f"Differences to {base}: {measure.title}")
         many = len(measure.differences) > FOLDED
         parts.append(_details(f"Differences of all {len(measure.differences)} arms", table) if many else table)
     return Section(f"measure-{i}", measure.title, "".join(parts))
 
 
-def _differences(measure: Measure) -> str:
-    """The table of a measure's differences."""
+def _differences(differences: Mapping[str, Comparison], of_what: str, caption: str) -> str:
+    """A table of differences, of arms or of levels."""
     rows = []
-    for label, of in measure.differences.items():
+    for label, of in differences.items():
         mean, ends = formatting.digits(of.mean, of.low, of.high, signed=True)
         cells = [_cell(mean, of.mean), _cell(ends or formatting.MISSING, of.low)]
         if of.verdict == NOT_DECIDED:
             cells = [_cell(formatting.difference(of), of.mean, "number points"), _cell(formatting.MISSING, None)]
         cells += [_cell(str(len(of.points)), len(of.points)), _cell(formatting.p_value(of.p), of.p), _verdict(of)]
         rows.append(f"<tr>{_row_head(label)}{''.join(cells)}</tr>\n")
-    heads = [_head("arm"), _head("difference", number=True), _head("interval", number=True)]
+    heads = [_head(of_what), _head("difference", number=True), _head("interval", number=True)]
     heads += [_head("pairs", number=True), _head("p", number=True), _head("verdict")]
-    return _table(heads, "".join(rows), caption=f"Differences to the baseline: {measure.title}")
+    return _table(heads, "".join(rows), caption=caption)
 
 
 def _effects(findings: Findings) -> Section | None:
@@ -168,7 +176,12 @@ def _effects(findings: Findings) -> Section | None:
     )
     caption += f"and a dot for each seed. {formatting.aim(first).capitalize()}."
     figure = figures.effects(findings.effects, first)
-    return Section("effects", "Main effects", _figure(figure, "effects", "Main effects", caption))
+    parts = [_figure(figure, "effects", "Main effects", caption)]
+    for effect in findings.effects:
+        if effect.differences:
+            said = formatting.mean_differences(findings)
+            parts.append(f"<p>{escape(said)}</p>{_differences(effect.differences, effect.factor, said)}")
+    return Section("effects", "Main effects", "".join(parts))
 
 
 def _interactions(findings: Findings) -> Section | None:
@@ -241,7 +254,7 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
     lines = {label: _polyline(curve) for label, curve in findings.schedules.items()}
     behind = "".join(lines[label] for label in shown if label in lines)
     for label in shown:
-        base = ' <span class="badge">baseline</span>' if label == findings.baseline else ""
+        base = ' <span class="badge">baseline</span>' if findings.against.get(label) == label else ""
         cells.append(f"<div>{escape(label)}{base}</div>")
         if findings.schedules:
             own = lines.get(label, "").replace("<polyline", '<polyline class="own"')
@@ -266,7 +279,7 @@ def _tiles(findings: Findings, labels: Sequence[str]) -> str:
     """Pictures of the arms' points beside each other, each under its arm's label."""
     tiles = []
     for label in labels:
-        base = ' <span class="badge">baseline</span>' if label == findings.baseline else ""
+        base = ' <span class="badge">baseline</span>' if findings.against.get(label) == label else ""
         tiles.append(f"<div>{_picture(findings.sheet[label], label)}{escape(label)}{base}</div>")
     return f'<div class="tiles">{"".join(tiles)}</div>'
 

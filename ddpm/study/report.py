@@ -6,7 +6,7 @@ import math
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ import torch
 from ddpm.figures import images
 from ddpm.runs.directory import FAILED, held_out_lines
 from ddpm.runs.results import SETTINGS
-from ddpm.study.findings import Arm, Curve, Effect, Failure, Findings, Front, Interaction, Measure
-from ddpm.study.formatting import counted, interval
+from ddpm.study.findings import Arm, Blocks, Curve, Effect, Failure, Findings, Front, Interaction, Measure
+from ddpm.study.formatting import counted, interval, number
 from ddpm.study.reading import ArmRuns, Recorded
-from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, compare, estimate, front
+from ddpm.study.statistics import BETTER, ENOUGH, NO_DIFFERENCE, NOT_DECIDED, WORSE, compare, estimate, front
 
 SHOWN = 8  # samples of an arm on the contact sheet
 SIDE = 240  # pixels of an arm's points
 CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
 SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
 MOST_INTERACTIONS = 6
-MOST_NAMED, MOST_COMMANDS = 12, 20  # arms in a sentence; commands of runs that are no sweep
+MOST_NAMED, MOST_COMMANDS = 12, 20  # arms in a sentence, or levels in a verdict; commands of runs that are no sweep
 PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that mean nothing on another machine
 
 
@@ -64,6 +64,7 @@ STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
 Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
 Points = tuple[list[float], list[float]]
 SchedulePoints = Callable[[dict[str, Any]], Points | None]  # settings -> t / T, sqrt(alpha_bar)
+Settings = Mapping[str, Mapping[str, str]]  # label -> factor -> level
 Outline = Callable[[dict[str, Any]], torch.Tensor | None]  # settings -> points (n, 2) of the data
 
 
@@ -85,7 +86,8 @@ def findings(
         unread: lines on runs that could not be read.
         network: parameters and GFLOP of what a configuration builds; None where it cannot be built.
         schedule: t / T and sqrt(alpha_bar) of a configuration, likewise.
-        baseline: an arm's label; None for what the study names, else the arm that was begun first.
+        baseline: an arm's label; or of a full grid a level of one factor, LEVEL or FACTOR=LEVEL, with which arms of the
+            same levels of all other factors are compared; None for what the study names, else the arm begun first.
         measure: how the name of the measure begins that the verdict is about; None for the first of `KINDS`.
         outline: points (n, 2) of a configuration's data, behind what its runs drew; None if they are no points.
     Raises: ValueError for a baseline or a measure that is not there, with those that are.
@@ -94,23 +96,24 @@ def findings(
     arms = [arm for arm in arms if arm.done]
     of_samplers = len(all_arms) == 1 and len(arms) == 1 and any(_cells(run) for run in arms[0].done.values())
     values = _values_by_sampler(arms[0]) if of_samplers else _values(arms)
-    labels = list(dict.fromkeys(label for by_arm in values.values() for label in by_arm)) if of_samplers else None
-    names = labels or [arm.label for arm in arms]
-    base = _baseline(names, [arm.label for arm in all_arms], arms, baseline)
-    order = sorted(names, key=lambda name: name != base)  # the baseline first
-    measures = _told_apart([_measure(name, of, arms, base, order) for name, of in _ordered(values, measure).items()])
-    if of_samplers:
-        shown = _sampler_arms(arms[0], order, network)
-    else:
-        by_label = {arm.label: arm for arm in arms}
-        shown = [_arm(by_label[label], by_label[base], network) for label in order]
+    ways = _sampler_arms(arms[0], network) if of_samplers else {}
+    names = list(ways) or [arm.label for arm in arms]
+    settings = {arm.label: arm.levels for arm in all_arms if arm.levels or arm.done}
+    settings = {label: way.settings for label, way in ways.items()} or settings
+    base, blocks = _baseline(names, [arm.label for arm in all_arms], settings, arms, baseline)
+    against = dict.fromkeys(names, base) if blocks is None else blocks.against
+    places = list(dict.fromkeys(against[name] for name in names))
+    order = sorted(names, key=lambda name: (places.index(against[name]), against[name] != name))  # baselines first
+    measures = _told_apart([_measure(name, of, arms, against, order) for name, of in _ordered(values, measure).items()])
+    by_label = {arm.label: arm for arm in arms}
+    shown = [ways.get(label) or _arm(by_label[label], by_label.get(against[label]), network) for label in order]
     first = measures[0] if measures else None
+    effects = _effects(shown, first, blocks, _survivors(arms, against))
     losses_of, losses = _losses(arms)
     warnings = [*unread, *_warnings(all_arms)]
     asked = baseline if baseline is not None else _said(all_arms, "baseline")
-    if asked is not None and asked != base:
-        known = asked in {arm.label for arm in all_arms}
-        reason = "has no run that is done" if known else "is no arm of it"
+    if asked is not None and asked != base and blocks is None:
+        reason = _no_baseline(asked, [arm.label for arm in all_arms], settings, "it")
         warnings.append(f"the baseline that was asked for, {asked}, {reason}: {base} stands in for it")
     for key in ("baseline", "question"):
         if len(named := _all_said(all_arms, key)) > 1:
@@ -118,12 +121,12 @@ def findings(
     return Findings(
         study=folder.name,
         question=_said(all_arms, "question"),
-        design=_design(all_arms, shown, of_samplers),
+        design=_design(all_arms, shown, of_samplers, base, blocks),
         baseline=base,
         arms=tuple(shown),
         measures=tuple(measures),
-        verdict=_verdict(first, base, failures),
-        effects=_effects(shown, first),
+        verdict=_verdict(first, base, failures, blocks, effects),
+        effects=effects,
         interactions=_interactions(shown, first),
         fronts=_fronts(shown, first, arms[0] if of_samplers else None, arms),
         losses=losses,
@@ -137,6 +140,7 @@ def findings(
         commands=_commands(all_arms),
         failures=failures,
         warnings=tuple(dict.fromkeys(warnings)),
+        blocks=blocks,
     )
 
 
@@ -228,7 +232,11 @@ def _ordered(values: dict[str, Any], measure: str | None) -> dict[str, Any]:
 
 
 def _measure(
-    name: str, values: dict[str, dict[int, float]], arms: Sequence[ArmRuns], base: str, order: Sequence[str]
+    name: str,
+    values: dict[str, dict[int, float]],
+    arms: Sequence[ArmRuns],
+    against: Mapping[str, str],
+    order: Sequence[str],
 ) -> Measure:
     """A measure with its intervals and differences."""
     kind = _kind(name)
@@ -241,8 +249,8 @@ def _measure(
         for r in results
         if isinstance(r.get("low"), int | float) and isinstance(r.get("high"), int | float)
     ]
-    others = {label: points for label, points in values.items() if label != base}
-    survivors = _survivors(arms, base)
+    others = {label: points for label, points in values.items() if label != against[label] in values}
+    baselines = {label: values[against[label]] for label in others}
     units = "points" if any(_is_of_points(run) for arm in arms for run in arm.done.values()) else "images"
     return Measure(
         name=name,
@@ -250,7 +258,7 @@ def _measure(
         unit=kind.unit,
         better=kind.better,
         arms={label: estimate(points) for label, points in values.items()},
-        differences=compare(others, values[base], kind.better, survivors=survivors) if base in values else {},
+        differences=compare(others, baselines, kind.better, survivors=_survivors(arms, against)),
         real=kind.scale * statistics.mean(reals) if reals else None,
         noise=max(widths) if widths else None,
         noise_of=kind.chosen.replace("images", units),
@@ -271,10 +279,10 @@ def _told_apart(measures: Sequence[Measure]) -> list[Measure]:
     return [replace(m, title=title(m)) if titles[m.title] > 1 else m for m in measures]
 
 
-def _survivors(arms: Sequence[ArmRuns], base: str) -> set[str]:
-    """Arms of which seeds failed; all of them if the baseline is one."""
+def _survivors(arms: Sequence[ArmRuns], against: Mapping[str, str]) -> set[str]:
+    """Arms of which seeds failed, or of whose baseline."""
     failed = {arm.label for arm in arms if any(run.state == FAILED for run in arm.runs)}
-    return {arm.label for arm in arms} if base in failed else failed
+    return failed | {label for label, base in against.items() if base in failed}
 
 
 def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRuns]) -> str:
@@ -317,14 +325,64 @@ def _loss_settings(run: Recorded) -> str:
 # ---------------------------------------------------------------------------------------------------------------- arms
 
 
-def _baseline(names: Sequence[str], known: Sequence[str], arms: Sequence[ArmRuns], asked: str | None) -> str:
-    """The arm that others are compared with."""
+def _baseline(
+    names: Sequence[str], known: Sequence[str], settings: Settings, arms: Sequence[ArmRuns], asked: str | None
+) -> tuple[str, Blocks | None]:
+    """The arm that others are compared with; or the level, and the blocks in which they are."""
     named = asked if asked is not None else _said(arms, "baseline")
     if named in names:
-        return str(named)
-    if asked is not None and asked not in known:
-        raise ValueError(f"baseline={asked} is no arm of the study; there: {'; '.join(names) or 'none that is done'}")
-    return names[0] if names else (known[0] if known else "")
+        return str(named), None
+    meant = _meant(named, settings)
+    grid = _grid(settings.values())
+    if named not in known and len(meant) == 1 and grid:
+        blocks = _blocks(settings, list(grid), *meant[0])
+        if done := [base for base in blocks.against.values() if base in names]:
+            return blocks.levels[done[0]], blocks
+    elif asked is not None and asked not in known:
+        levels = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in grid.items())
+        there = f"{'; '.join(names) or 'none that is done'}{f'; or a level of {levels}' if levels else ''}"
+        raise ValueError(f"baseline={asked} {_no_baseline(asked, known, settings, 'the study')}; there: {there}")
+    return names[0] if names else (known[0] if known else ""), None
+
+
+def _meant(name: str | None, settings: Settings) -> list[tuple[str, str]]:
+    """Factors and levels that a baseline may be the name of."""
+    factors = _factors(settings.values())
+    pairs = [(factor, level) for factor, levels in factors.items() if len(levels) > 1 for level in levels]
+    return [(factor, level) for factor, level in pairs if name in (level, f"{factor}={level}")]
+
+
+def _no_baseline(name: str, known: Sequence[str], settings: Settings, study: str) -> str:
+    """Why there is no baseline of this name."""
+    meant = _meant(name, settings)
+    if name in known or (len(meant) == 1 and _grid(settings.values())):
+        return "has no run that is done"
+    reason = f"is no arm of {study}"
+    if len(meant) > 1:
+        return f"{reason}, but a level of several factors ({', '.join(map('='.join, meant))})"
+    return f"{reason}, but a level in what is no full grid of several factors" if meant else reason
+
+
+def _blocks(settings: Settings, factors: Sequence[str], factor: str, level: str) -> Blocks:
+    """The arms of a grid by the levels of all factors but one."""
+    others = tuple(other for other in factors if other != factor)
+    named = {  # as in labels, and where a number alone says nothing
+        key for key in factors if any(f"{key}=" in x or of[key][:1].isdigit() for x, of in settings.items())
+    }
+
+    def words(label: str, of: Sequence[str]) -> str:
+        return ", ".join(f"{key}={settings[label][key]}" if key in named else settings[label][key] for key in of)
+
+    cells = {label: tuple(of[other] for other in others) for label, of in settings.items()}
+    bases = {cells[label]: label for label, of in settings.items() if of[factor] == level}
+    return Blocks(
+        factor=factor,
+        level=level,
+        others=others,
+        levels={label: words(label, [factor]) for label in settings},
+        names={label: words(label, others) for label in settings},
+        against={label: bases[cell] for label, cell in cells.items()},
+    )
 
 
 def _all_said(arms: Sequence[ArmRuns], key: str) -> list[str]:
@@ -338,7 +396,8 @@ def _said(arms: Sequence[ArmRuns], key: str) -> str | None:
     return said[0] if len(said) == 1 else None
 
 
-def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
+def _arm(arm: ArmRuns, base: ArmRuns | None, network: Network) -> Arm:
+    """An arm, with flags by its baseline, if that is done."""
     runs = arm.done
     parameters, gflop = network(arm.first.settings) or (None, None)
     seconds = [run.status["seconds"] for run in runs.values() if isinstance(run.status.get("seconds"), int | float)]
@@ -350,13 +409,13 @@ def _arm(arm: ArmRuns, base: ArmRuns, network: Network) -> Arm:
         parameters=parameters,
         gflop=gflop,
         seconds=statistics.fmean(seconds) if seconds else None,
-        flags=tuple(_flags(arm, base)),
+        flags=tuple(_flags(arm, base or arm)),
         commands=tuple(dict.fromkeys(_command(run.typed) for run in runs.values())),
     )
 
 
-def _sampler_arms(arm: ArmRuns, order: Sequence[str], network: Network) -> list[Arm]:
-    """Ways of sampling one network, as arms."""
+def _sampler_arms(arm: ArmRuns, network: Network) -> dict[str, Arm]:
+    """Ways of sampling one network, as arms: label -> arm."""
     trained = _arm(arm, arm, network)
     by_way = {}
     for run in arm.done.values():
@@ -367,11 +426,11 @@ def _sampler_arms(arm: ArmRuns, order: Sequence[str], network: Network) -> list[
             by_way[_way(cell)] = Arm(
                 _way(cell), levels, trained.runs, trained.seeds, trained.parameters, gflop, trained.seconds
             )
-    return [by_way[label] for label in order]
+    return by_way
 
 
 def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
-    """Why an arm may not be comparable with the baseline."""
+    """Why an arm may not be comparable with its baseline."""
     runs, others, flags = list(arm.done.values()), list(base.done.values()), []
     for key, name in (("commit", "code of another commit"), ("precision", "another precision"),
                       ("device", "another device"), ("threads", "another number of threads")):  # fmt: skip
@@ -453,8 +512,10 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ design and verdict
 
 
-def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) -> tuple[str, ...]:
-    """What was varied, how often, what was held fixed."""
+def _design(
+    arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool, base: str, blocks: Blocks | None
+) -> tuple[str, ...]:
+    """What was varied, how often, what was held fixed, and what is compared."""
     levels = _factors([arm.settings for arm in shown] if of_samplers else [arm.differs for arm in arms])
     varied = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in levels.items() if len(values) > 1)
     seeds = sorted({seed for arm in shown for seed in arm.seeds})
@@ -467,6 +528,9 @@ def _design(arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool) ->
         sentences.append(f"Varied: {varied}.")
     if fixed := _fixed(arms):
         sentences.append(f"The same in all: {fixed}.")
+    if blocks is not None:
+        same = " and ".join(blocks.others)
+        sentences.append(f"Compared: every {blocks.factor} with {base}, always at the same {same}.")
     sentences.append(
         "Arms of one seed see the same order of the data, the same times and noise, and are sampled from the same x_T, "
         "unless they are marked as not paired."
@@ -505,11 +569,25 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
     return "; ".join(parts)
 
 
-def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) -> tuple[str, ...]:
+def _verdict(
+    measure: Measure | None, base: str, failures: Sequence[Failure], blocks: Blocks | None, effects: Sequence[Effect]
+) -> tuple[str, ...]:
     """The answer, by the first measure."""
     undone = [f"{counted(len(failures), 'run')} {'is' if len(failures) == 1 else 'are'} not done."] if failures else []
     if measure is None:
         return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.", *undone)
+    sentences = _by_arm(measure, base) if blocks is None else _by_level(measure, base, blocks, effects)
+    undecided = [label for label, of in measure.differences.items() if of.verdict == NOT_DECIDED]
+    if undecided:
+        sentences.append(
+            f"Not decided, for fewer than {ENOUGH} seeds in which both are measured, or because some failed: "
+            f"{_some(undecided)}."
+        )
+    return (*sentences, *undone)
+
+
+def _by_arm(measure: Measure, base: str) -> list[str]:
+    """What is decided of arms that have one baseline."""
     name, sentences = measure.title, []
     differences = measure.differences
     sign = 1 if measure.better == "lower" else -1
@@ -521,7 +599,6 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
         (label for label in differences if differences[label].verdict == WORSE),
         key=lambda x: sign * differences[x].mean,
     )
-    undecided = [label for label in differences if differences[label].verdict == NOT_DECIDED]
     unit = f" {measure.unit}" if measure.unit else ""
     if base in measure.arms:
         of_base = measure.arms[base]
@@ -539,15 +616,45 @@ def _verdict(measure: Measure | None, base: str, failures: Sequence[Failure]) ->
     if worse:
         worst = [f"{label} ({interval(differences[label].mean, None, None, signed=True)})" for label in worse]
         sentences.append(f"Worse: {_some(worst)}.")
-    neither = [label for label in differences if label not in (*better, *worse, *undecided)]
+    neither = [label for label in differences if differences[label].verdict == NO_DIFFERENCE]
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
-    if undecided:
-        sentences.append(
-            f"Not decided, for fewer than {ENOUGH} seeds in which both are measured, or because some failed: "
-            f"{_some(undecided)}."
-        )
-    return (*sentences, *undone)
+    return sentences
+
+
+def _by_level(measure: Measure, base: str, blocks: Blocks, effects: Sequence[Effect]) -> list[str]:
+    """What is decided of arms that are compared in blocks: a sentence for each level, those that win most first."""
+    of, same = measure.differences, " and ".join(blocks.others)
+    bases = [label for label in measure.arms if blocks.against[label] == label]
+    if not bases:
+        return [f"{measure.title} was not measured of the baseline, {base}: nothing is compared with it."]
+    means = [(blocks.names[label], measure.arms[label]) for label in bases]
+    listed = _some([f"{name} {interval(mean.mean, mean.low, mean.high)}" for name, mean in means])
+    aim = f"{measure.unit}, {measure.better}" if measure.unit else measure.better
+    sentences = [f"{measure.title} of the baseline, {base}, by {same} ({aim} is better): {listed}."]
+    averages = {level: average for effect in effects for level, average in effect.differences.items()}
+    count, lines = len(set(blocks.against.values())), []
+    for level in dict.fromkeys(blocks.levels[label] for label in of):
+        by_verdict = {verdict: [label for label in of if blocks.levels[label] == level and of[label].verdict == verdict]
+                      for verdict in (BETTER, WORSE, NO_DIFFERENCE)}  # fmt: skip
+        parts = []
+        for verdict, labels in by_verdict.items():
+            words, where = f"no difference to {base} shown", [blocks.names[label] for label in labels]
+            if verdict != NO_DIFFERENCE:
+                words = f"{verdict} than {base}"
+                where = [f"{blocks.names[label]} {number(of[label].mean, signed=True)}" for label in labels]
+            parts += [f"{words} on {len(labels)} of {count} ({_some(where)})"] if labels else []
+        average = averages.get(level.removeprefix(f"{blocks.factor}="))
+        if parts and average is not None and average.verdict != NOT_DECIDED:
+            parts.append(f"on average {interval(average.mean, average.low, average.high, signed=True)}")
+        if parts:
+            lines.append((len(by_verdict[WORSE]) - len(by_verdict[BETTER]), f"{level}: {'; '.join(parts)}."))
+    sentences += [line for _, line in sorted(lines, key=lambda line: line[0])[:MOST_NAMED]]
+    if len(lines) > MOST_NAMED:
+        sentences.append(f"{len(lines) - MOST_NAMED} more of {blocks.factor} are in the table of differences.")
+    if without := [label for label in measure.arms if label not in (*bases, *of)]:
+        sentences.append(f"Not compared, for no result of {base} with the same {same} and seed: {_some(without)}.")
+    return sentences
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -576,17 +683,22 @@ def _in_order(levels: list[str]) -> list[str]:
         return levels
 
 
-def _grid(arms: Sequence[Arm]) -> dict[str, list[str]]:
+def _grid(settings: Collection[Mapping[str, str]]) -> dict[str, list[str]]:
     """Factors and levels of a full grid of at least two factors; {} for any other design."""
-    factors = {factor: levels for factor, levels in _factors(arm.settings for arm in arms).items() if len(levels) > 1}
-    cells = {tuple(arm.settings.get(factor) for factor in factors) for arm in arms}
-    full = np.prod([len(levels) for levels in factors.values()]) == len(cells) == len(arms)
+    factors = {factor: levels for factor, levels in _factors(settings).items() if len(levels) > 1}
+    cells = {tuple(of_arm.get(factor) for factor in factors) for of_arm in settings}
+    full = math.prod(len(levels) for levels in factors.values()) == len(cells) == len(settings)
     return factors if len(factors) > 1 and full else {}
 
 
-def _effects(arms: Sequence[Arm], measure: Measure | None) -> tuple[Effect, ...]:
-    """The mean at every level of a factor, by seeds that all arms have."""
-    grid = _grid(arms)
+def _effects(
+    arms: Sequence[Arm], measure: Measure | None, blocks: Blocks | None, survivors: Collection[str]
+) -> tuple[Effect, ...]:
+    """The mean at every level of a factor, by seeds that all arms have.
+
+    With blocks also the differences of their factor's levels, paired by seed: the mean over blocks is a seed's value.
+    """
+    grid = _grid([arm.settings for arm in arms])
     if not grid or measure is None or any(arm.label not in measure.arms for arm in arms):
         return ()
     seeds = set.intersection(*(set(measure.arms[arm.label].points) for arm in arms))
@@ -599,13 +711,19 @@ def _effects(arms: Sequence[Arm], measure: Measure | None) -> tuple[Effect, ...]
             level: estimate({seed: statistics.fmean(arm.points[seed] for arm in those) for seed in sorted(seeds)})
             for level, those in at.items()
         }
-        effects.append(Effect(factor, means))
+        differences = {}
+        if blocks is not None and factor == blocks.factor:
+            points = {level: of.points for level, of in means.items() if level != blocks.level}
+            baselines = dict.fromkeys(points, means[blocks.level].points)
+            failed = {arm.settings[factor] for arm in arms if arm.label in survivors}
+            differences = compare(points, baselines, measure.better, survivors=failed)
+        effects.append(Effect(factor, means, differences))
     return tuple(effects)
 
 
 def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interaction, ...]:
     """Every two factors of a grid, mean over the others."""
-    grid = _grid(arms)
+    grid = _grid([arm.settings for arm in arms])
     if not grid or measure is None:
         return ()
     interactions = []

@@ -26,13 +26,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the baseline: the mean of the differences, paired by seed, and its interval."""
+    """An arm against its baseline: the mean of the differences, paired by seed, and its interval."""
 
     mean: float
     low: float | None
     high: float | None
     p: float | None  # by the paired t-test, corrected by Holm over the arms of the measure
-    points: Mapping[int, float]  # seed -> arm - baseline
+    points: Mapping[int, float]  # seed -> arm - its baseline
     verdict: str
 
 
@@ -71,12 +71,12 @@ def p_of_no_difference(differences: Sequence[float]) -> float:
 
 def compare(
     arms: Mapping[str, Mapping[int, float]],
-    baseline: Mapping[int, float],
+    baselines: Mapping[str, Mapping[int, float]],
     better: str,
     level: float = LEVEL,
     survivors: Collection[str] = (),
 ) -> dict[str, Comparison]:
-    """Every arm against the baseline, paired by seed, corrected by Holm over those that can be decided.
+    """Every arm against its baseline, paired by seed, corrected by Holm over those that can be decided.
 
     An interval is Student's at the level at which Holm's method tests the arm, so that it excludes zero exactly where
     the arm is marked: the smallest of m p-values at 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on; from the
@@ -84,13 +84,13 @@ def compare(
     `level`; the intervals are meant one by one, and do not cover all true differences at once as often.
 
     Args:
-        arms: label -> seed -> value, without the baseline.
-        baseline: seed -> value.
+        arms: label -> seed -> value, without the baselines.
+        baselines: label of each of these arms -> seed -> value of what it is compared with.
         better: "lower" or "higher".
         survivors: arms of which seeds failed: those that are left are the lucky ones, and decide nothing.
     """
     paired = {
-        label: {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
+        label: {seed: value - baselines[label][seed] for seed, value in values.items() if seed in baselines[label]}
         for label, values in arms.items()
     }
     decided = [
