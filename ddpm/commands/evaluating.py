@@ -399,7 +399,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
                     source, data, n, times, config.batch, bar.update
                 )
                 denoising.write_terms(path / "bits_per_dim.csv", bound)
-                plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T)
+                plots.bits_per_dim(path / "bits_per_dim.png", bound.times, bound.terms, bound.L_T, data.units)
                 drawn = f"wrote {path / 'bits_per_dim.png'} and bits_per_dim.csv: the bits of each t"
             elif metric == "loss_by_snr":
                 protocol, summary, values, curve = denoising.measure_loss_by_snr(

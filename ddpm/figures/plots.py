@@ -158,7 +158,7 @@ def loss(path: str | Path, train: History, held_out: History) -> None:
     _save(figure, path)
 
 
-def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Tensor) -> None:
+def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Tensor, units: str = "images") -> None:
     """Where the bits of the variational bound are: its term at each t, and their sum from t = 1 upwards.
 
     Args:
@@ -166,13 +166,14 @@ def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Ten
         times: the K times, rising.
         terms: bits per dimension of n images at these times, (n, K); the first column is L_0.
         L_T: what is left at T, (n,).
+        units: what the data are called.
     """
     t, bits = np.array(times), terms.double().cpu().numpy()
     mean, total = bits.mean(0), bits.sum(1).mean() + L_T.double().mean().item()
     figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     low, high = np.quantile(bits, [0.05, 0.95], axis=0)
-    left.fill_between(t, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="90% of the images")
+    left.fill_between(t, low, high, color="tab:blue", alpha=0.2, linewidth=0, label=f"90% of the {units}")
     left.plot(t, mean, "-" if len(t) > 20 else "o-", color="tab:blue", linewidth=1.6, markersize=4, label="mean")
     left.plot(t[:1], mean[:1], "o", color="tab:red", markersize=5, label=f"$L_0$ = {mean[0]:.3g}")
     if (mean > 0).all():

@@ -59,10 +59,12 @@ def measure_bits_per_dim(
         tuple(times),
         *(torch.cat([getattr(p, f).double().cpu() for p in parts]) for f in ("L_T", "terms", "x_0_mse", "eps_mse")),
     )
-    values = _interval(bound.total) | {name: getattr(bound, name).mean().item() for name in ("L_T", "L_t_1", "L_0")}
+    values = _interval(bound.total, data.units) | {
+        name: getattr(bound, name).mean().item() for name in ("L_T", "L_t_1", "L_0")
+    }
     share = bound.terms.mean(0).cumsum(0) >= bound.terms.mean(0).sum() / 2
     summary = (
-        f"{_in_words(values)} = L_T {values['L_T']:.4g} + sum of L_{{t-1}} {values['L_t_1']:.4g} + "
+        f"{_in_words(values, data.units)} = L_T {values['L_T']:.4g} + sum of L_{{t-1}} {values['L_t_1']:.4g} + "
         f"L_0 {values['L_0']:.4g}"
     )
     if of_bytes:
@@ -99,10 +101,15 @@ def measure_log_likelihood(
         e = torch.stack([rademacher(noise(k, data.shape, x_0.device)) for k in range(1, probes + 1)])
         log_p = log_likelihood(schedule, denoise, x, e, steps=steps, start=start, callback=callback)
         parts.append((bits_of_bytes(log_p, dims) if of_bytes else -log_p / (dims * math.log(2))).cpu())
-    values = _interval(torch.cat(parts)) | {"solver": "rk4", "ode_steps": steps, "probes": probes, "start": start}
+    values = _interval(torch.cat(parts), data.units) | {
+        "solver": "rk4",
+        "ode_steps": steps,
+        "probes": probes,
+        "start": start,
+    }
     protocol = f"bits_per_dim_flow_rk4_{steps}_t{start:g}_probes{probes}_{n}_held_out"
     what = "of dequantised bytes, " if of_bytes else ""
-    summary = f"{_in_words(values)}, {what}by the probability flow from t = {start:g}"
+    summary = f"{_in_words(values, data.units)}, {what}by the probability flow from t = {start:g}"
     if not of_bytes:
         references = _references(data, n)
         values, summary = values | references, summary + _beside(references)
@@ -171,7 +178,7 @@ def measure_loss_by_snr(
         [x_0_curve.get(low) for low in LOG_SNR_BINS],
         [eps_curve.get(low) for low in LOG_SNR_BINS],
     )
-    values = _interval(eps_error[:, middle].mean(1)) | {"value_log_snr": over}
+    values = _interval(eps_error[:, middle].mean(1), data.units) | {"value_log_snr": over}
     values |= dict(zip(("log_snr", "x_0", "eps"), curve, strict=True))
     interval = "" if values["low"] is None else f" (95% over {data.units}: {values['low']:.4f} to {values['high']:.4f})"
     summary = (
@@ -265,17 +272,17 @@ def _unless_all(times: list[int], T: int) -> list[int] | None:
     return None if len(times) == T else times
 
 
-def _interval(bits: Tensor) -> dict[str, Any]:
-    """Mean of (n,) images, and the 95 % interval of it over images; ValueError for values that are not finite."""
+def _interval(bits: Tensor, units: str) -> dict[str, Any]:
+    """Mean of (n,) samples, and the 95 % interval of it over them; ValueError for values that are not finite."""
     lost = int((~bits.isfinite()).sum())
     if lost:
-        raise ValueError(f"{lost} of {len(bits)} images have bits per dimension that are not finite")
+        raise ValueError(f"{lost} of {len(bits)} {units} have bits per dimension that are not finite")
     mean, n = bits.mean().item(), len(bits)
     half = 1.96 * bits.std().item() / math.sqrt(n) if n > 1 else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return {"value": mean, "low": low, "high": high, "real_vs_real": None, "n": n}
 
 
-def _in_words(values: dict[str, Any]) -> str:
-    interval = "" if values["low"] is None else f" (95% over images: {values['low']:.4f} to {values['high']:.4f})"
+def _in_words(values: dict[str, Any], units: str) -> str:
+    interval = "" if values["low"] is None else f" (95% over {units}: {values['low']:.4f} to {values['high']:.4f})"
     return f"{values['value']:.4f} bits/dim{interval}"
