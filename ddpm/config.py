@@ -44,6 +44,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     },
     "task": {"drop": 0.0, "only": None},
     "optimizer": {"amsgrad": False},
+    "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
 }
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own

@@ -430,6 +430,7 @@ def test_the_time_used_is_carried_over(data, tmp_path, monkeypatch):
         ("constant", lambda f: 1.0),
         ("cosine", lambda f: math.cos(math.pi * f / 2) ** 2),
         ("linear", lambda f: 1 - f),
+        ("triangular", lambda f: min(2 * f, 2 - 2 * f)),
     ],
 )
 def test_lr_factor_in_closed_form(name, closed_form, fraction):
@@ -438,6 +439,16 @@ def test_lr_factor_in_closed_form(name, closed_form, fraction):
     for step in (1, 3, 4, 5):
         rise = min(1, step / 4)
         assert trainer.lr_factor(step, fraction, 4) == pytest.approx(rise * closed_form(fraction), abs=1e-12)
+
+
+def test_a_rate_that_begins_anew_is_that_of_each_part_of_the_budget():
+    for name in ("cosine", "linear", "triangular"):
+        once, thrice = (Trainer(**options(lr_schedule=name, lr_cycles=n)) for n in (1, 3))
+        for fraction in (0.0, 0.1, 0.25, 0.99):
+            for cycle in range(3):
+                found = thrice.lr_factor(9, (cycle + fraction) / 3, 0)
+                assert found == pytest.approx(once.lr_factor(9, fraction, 0), abs=1e-12)
+        assert thrice.lr_factor(9, 1.0, 0) == once.lr_factor(9, 1.0, 0) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("budget", [{"steps": 8}, {"steps": None, "epochs": 2}, {"steps": None, "seconds": 80}])
@@ -779,7 +790,9 @@ def test_a_run_whose_every_step_was_skipped_has_learned_nothing_and_failed(data,
         ({"max_skipped": -1}, "max_skipped = -1 must be an integer >= 0"),
         ({"previews": -1}, "previews = -1 must be an integer >= 0"),
         ({"precision": "fp8"}, "precision = 'fp8' is not known; allowed: auto, fp32, bf16, fp16"),
-        ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear"),
+        ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear, triangular"),
+        ({"lr_cycles": 0}, "lr_cycles = 0"),
+        ({"lr_cycles": 2, "lr_schedule": "constant"}, "lr_cycles = 2: a constant rate does not fall"),
         ({"time_sampling": "even"}, "'even' is not known; allowed: uniform, stratified, loss_aware"),
         ({"offset_noise": -0.1}, "offset_noise = -0.1 must be >= 0"),
         ({"offset_noise": math.nan}, "offset_noise = nan must be >= 0"),

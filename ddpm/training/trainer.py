@@ -23,7 +23,7 @@ from ddpm.training.record import Record
 from ddpm.training.step import Training
 from ddpm.training.task import Losses, Optimizer, Task, checksum
 
-LR_SCHEDULES = ("constant", "cosine", "linear")
+LR_SCHEDULES = ("constant", "cosine", "linear", "triangular")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
 HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
 COUPLED = 64  # of them at a time, where the loss couples the batch
@@ -41,7 +41,9 @@ class Trainer:
             rounding.
         precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 where the device computes in it, on a CPU
             for networks of a million parameters or more; else fp32.
-        lr_schedule: "constant", "cosine" or "linear", from the optimizer's rate to zero at the end of the budget.
+        lr_schedule: "constant"; "cosine" or "linear", from the optimizer's rate to zero; "triangular", from zero to the
+            rate and back (Smith, arXiv 1506.01186).
+        lr_cycles: how often in the budget that is done; more than 1 are warm restarts (SGDR, arXiv 1608.03983).
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
         clip: bound of the gradient's norm; null for none.
         time_sampling, offset_noise: for `ddpm.training.tasks.diffusion.Diffusion`, which a configuration gives them
@@ -78,6 +80,7 @@ class Trainer:
         keep: int = 2,
         previews: int = 6,
         max_skipped: int = 10,
+        lr_cycles: int = 1,
     ):
         if steps is None and epochs is None and seconds is None:
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
@@ -89,6 +92,7 @@ class Trainer:
         _must_be_whole("keep", keep, 1)
         _must_be_whole("previews", previews, 0)
         _must_be_whole("max_skipped", max_skipped, 0)
+        _must_be_whole("lr_cycles", lr_cycles, 1, MOST)
         _must_be_whole("steps", 1 if steps is None else steps, 1)
         _must_be_positive("epochs", epochs, MOST)
         _must_be_positive("seconds", seconds, MOST)
@@ -104,6 +108,8 @@ class Trainer:
             )
         _must_be_one_of("precision", precision, ("auto", *PRECISIONS))
         _must_be_one_of("lr_schedule", lr_schedule, LR_SCHEDULES)
+        if lr_cycles > 1 and lr_schedule == "constant":
+            raise ValueError(f"lr_cycles = {lr_cycles}: a constant rate does not fall, and has nothing to begin anew")
         _must_be_one_of("time_sampling", time_sampling, TIME_SAMPLINGS)
         if not 0 <= offset_noise < math.inf:
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
@@ -115,7 +121,7 @@ class Trainer:
         self.time_sampling, self.offset_noise = time_sampling, offset_noise
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
-        self.max_skipped = max_skipped
+        self.max_skipped, self.lr_cycles = max_skipped, lr_cycles
 
     def fit(
         self,
@@ -262,8 +268,14 @@ class Trainer:
             warmup: steps over which the rate rises from zero.
         """
         rise = min(1.0, step / warmup) if warmup else 1.0
-        fall = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * fraction)), "linear": 1 - fraction}
-        return rise * fall[self.lr_schedule]
+        done = fraction * self.lr_cycles % 1 if fraction < 1 else 1.0  # of the cycle
+        factor = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "linear": 1 - done,
+            "triangular": 1 - abs(1 - 2 * done),
+        }
+        return rise * factor[self.lr_schedule]
 
     def _budget(self, images: int) -> dict[str, int]:
         """The budgets that are counted in steps, for so many training images."""
