@@ -284,6 +284,7 @@ def data(digits) -> ImageData:
     return some(digits, flip=True)
 
 
+@pytest.mark.slow
 def test_training_with_it_is_another_run_and_without_strength_the_same(data, tmp_path):
     plain, off, on = (
         Fit(tmp_path / name, data, augment=augment)
@@ -339,6 +340,7 @@ def named(*words: str) -> str:
     return science_hash(science(settings, {}, {}, 1))
 
 
+@pytest.mark.slow
 def test_a_run_has_the_name_that_its_augmentation_deserves():
     plain = named()
     settings = resolved(compose("train", []))

@@ -191,6 +191,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert config.model.image_size == 8 and "${" not in (finished / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_do_and_another_seed_is_another_run(call, tmp_path, without_pictures):
     first = call(cli.train, *TINY, f"runs={tmp_path}")
     run = run_of(tmp_path)
@@ -205,6 +206,7 @@ def test_the_same_command_again_has_nothing_to_do_and_another_seed_is_another_ru
     assert other.name != run.name and not same(weights(run, 4), weights(other, 4))
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_without_a_word_goes_on(call, tmp_path, without_pictures):
     call(cli.train, *TINY, f"runs={tmp_path / 'a'}")
     whole = run_of(tmp_path / "a")
@@ -339,6 +341,7 @@ def test_a_network_with_classes_needs_labels(call, tmp_path, places):
 # ---------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -505,6 +508,7 @@ def test_wrong_input_in_a_real_process(process, tmp_path):
 # ---------------------------------------------------------------------------------------------- extend and init
 
 
+@pytest.mark.slow
 def test_extend_is_a_new_run_that_names_its_parent_and_goes_on_from_it(call, copied, tmp_path, without_pictures):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     runs = f"runs={tmp_path / 'runs'}"
@@ -524,6 +528,7 @@ def test_extend_is_a_new_run_that_names_its_parent_and_goes_on_from_it(call, cop
     assert len(list((tmp_path / "runs" / "default").glob("*/config.yaml"))) == 2
 
 
+@pytest.mark.slow
 def test_a_constant_rate_makes_extending_the_same_as_training_longer(call, tmp_path, without_pictures):
     constant = words("trainer.lr_schedule=constant")
     assert call(cli.train, *constant, f"runs={tmp_path / 'short'}").code == 0
@@ -568,6 +573,7 @@ def test_extend_refuses(given, call, finished, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_parent_that_went_on_has_other_children(call, tmp_path, without_pictures):
     """The checkpoint that a child starts from is part of what its result depends on."""
     call(cli.train, *TINY, f"runs={tmp_path / 'a'}")
@@ -662,6 +668,7 @@ def test_a_sweep_that_does_not_compose_stops_before_its_first_job(sweep, told, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_illegal_only_in_combination_fails_and_the_others_run(typed, tmp_path, without_pictures):
     sweep = words("model.channels=6,8", "trainer.steps=1")  # groups = 4
     result = typed(cli.train, "-m", *sweep, f"runs={tmp_path}")
@@ -674,6 +681,7 @@ def test_an_arm_that_is_illegal_only_in_combination_fails_and_the_others_run(typ
     assert (by_state["DONE"] / "checkpoints" / "1").is_dir() and not (by_state["FAILED"] / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_an_illegal_arm_does_not_overwrite_a_run_that_is_done(typed, tmp_path, without_pictures):
     """The sampler is no part of a run's name, so both arms are one run."""
     result = typed(cli.train, "-m", *words("sampler.steps=2,11", "trainer.steps=1"), f"runs={tmp_path}")
@@ -682,6 +690,7 @@ def test_an_illegal_arm_does_not_overwrite_a_run_that_is_done(typed, tmp_path, w
     assert status(one.parent)["state"] == "DONE"
 
 
+@pytest.mark.slow
 def test_an_illegal_arm_does_not_touch_a_run_that_another_process_trains(typed, tmp_path, without_pictures):
     assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
     run = run_of(tmp_path)
@@ -825,6 +834,7 @@ def test_without_out_the_picture_lies_in_the_run(call, copied):
     assert result.code == 0 and f"wrote {path}" in result.out and path.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["/", ""])
 def test_a_folder_of_numbered_pictures_is_resumed_by_number(end, call, finished, tmp_path):
     folder = tmp_path / "pictures"
@@ -1440,6 +1450,7 @@ def test_what_needs_pictures_is_refused_for_points(call, tmp_path, change, told)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_numbered_pictures_is_refused_for_points(call, tmp_path, without_pictures):
     of = ("data=mixture", "data.grid=[2,2,2]", "model.features=3")
     assert call(cli.train, *POINTS, *of, f"runs={tmp_path / 'runs'}").code == 0
@@ -1447,6 +1458,7 @@ def test_a_folder_of_numbered_pictures_is_refused_for_points(call, tmp_path, wit
     assert_refused(call(cli.sample, f"run={run}", "sampler.steps=2", f"out={tmp_path}/many/"), "points", ".npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "linked"),
     [("trainer.offset_noise=5", "offset_noise"), ("trainer.time_sampling=stratified", "time_sampling")],
@@ -1495,6 +1507,7 @@ def test_options_may_stand_between_settings(typed):
     assert (known.cfg, known.info) == ("job" if "--cfg" in typed else None, "defaults" if "--info" in typed else None)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_option_stands_between_its_settings(typed, without_pictures, tmp_path):
     result = typed(cli.train, *words(f"runs={tmp_path}", "study=é"), "-m", "seed=0,1")
     assert result.code == 0 and len(list(tmp_path.glob("é/*/config.yaml"))) == 2, result
@@ -1815,6 +1828,7 @@ def test_a_sweep_over_weights_is_kept_and_gone_on_with(call, guidable, tmp_path)
     assert after["guidance"]["kind"] == "ClassifierFree" and "w" not in after["guidance"]
 
 
+@pytest.mark.slow
 def test_a_classifier_of_noisy_images_is_trained_and_guides(call, finished, tmp_path):
     changes = ["model.num_classes=10", "trainer.steps=4"]
     tiny = [
@@ -1847,6 +1861,7 @@ def test_an_interrupted_evaluation_ends_without_a_traceback(call, finished, monk
     assert result.code == 130 and "Traceback" not in result.err + result.out
 
 
+@pytest.mark.slow
 def test_names_of_guided_samples_tell_them_apart(call, guidable):
     written = set()
     for given in (

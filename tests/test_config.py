@@ -482,7 +482,7 @@ def test_science_holds_everything_but_where_and_how_often():
     facts = config.science(settings, {"name": "digits"}, {"init": "abc"}, 3)
     assert facts.keys() == {*config.SCIENCE, "data", "parents", "numerics"}
     assert facts["data"] == {"name": "digits", "validation": 0.2, "flip": False}
-    assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE)
+    assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE) - config.LATER["trainer"].keys()
     assert facts["model"].keys() == settings["model"].keys() - set(config.MEMORY) - config.LATER["model"].keys()
     assert settings["trainer"].keys() >= set(config.CADENCE)  # it copies
     assert (facts["parents"], facts["numerics"]) == ({"init": "abc"}, 3)

@@ -72,6 +72,7 @@ def pixels_of(name: str) -> np.ndarray:
     return np.asarray(Image.open(name).convert("L"))
 
 
+@pytest.mark.slow
 def test_img2img(call, runs, files):  # noqa: F811
     given = ("image=eight.png", "n=3")
     kept = results(call, runs["plain"], *given, "strength=0")
@@ -93,6 +94,7 @@ def test_a_strip_shows_what_was_given_and_what_became_of_it(call, runs, files): 
     assert Image.open(strip).width > 2 * Image.open(strip).height
 
 
+@pytest.mark.slow
 def test_a_mask_keeps_what_is_black(call, runs, files):  # noqa: F811
     given = ("image=eight.png", "mask=half.png", "sampler=ancestral")
     drawn = results(call, runs["plain"], *given)

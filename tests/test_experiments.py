@@ -210,6 +210,7 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
     assert baseline is None or baseline in ways or named.count(baseline) == 1  # an arm; of a grid, a factor's level
 
 
+@pytest.mark.slow
 def test_attention_is_placed_at_equal_cost():
     gflop = {}
     for words, config in arms("attention").items():

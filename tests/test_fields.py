@@ -131,6 +131,7 @@ def test_panels_of_points_are_in_their_place_within_the_same_limits(tmp_path):
         fields.panels_of_points(tmp_path / "a.png", [("a", [torch.zeros(3, 3)])], ["t"])
 
 
+@pytest.mark.slow
 def test_ten_panels_fit_the_width_of_a_page(tmp_path):
     for count in (5, 10):
         row = [torch.randn(1000, 2) for _ in range(count)]

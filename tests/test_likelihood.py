@@ -323,6 +323,7 @@ def test_L_0_of_bytes_by_quadrature(schedule):
     torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_bound_on_bytes_is_above_their_entropy():
     """Data are three bytes, whose exact denoiser and entropy are known; with a small beta_1 L_0 can tell them apart."""
     schedule, w, k, n = linear(1000, beta_1=1e-6), [0.2, 0.5, 0.3], [0, 100, 140], 512

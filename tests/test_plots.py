@@ -428,6 +428,7 @@ FIVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_schedules_have_a_colour_each_in_every_panel_and_the_table(n, tmp_path):
     plots.schedules(tmp_path / "a.png", dict(list(FIVE.items())[:n]))

@@ -85,6 +85,7 @@ def test_the_order_of_keys_does_not_matter():
     assert science_hash(config.science(turned, images().identity(), {}, 1)) == hashed()
 
 
+@pytest.mark.slow
 def test_the_same_numbers_in_another_process_have_the_same_hash():
     code = "import json, sys; from ddpm.runs.directory import science_hash; print(science_hash(json.load(sys.stdin)))"
     facts = config.science(CONFIG, images().identity(), {}, 1)

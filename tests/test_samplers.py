@@ -54,6 +54,7 @@ def test_a_learned_variance_stays_between_beta_tilde_and_beta(frac, within, each
     assert torch.equal(drawn(frac), drawn(within)) and drawn(frac).abs().max() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.equation("DDPM (Algorithm 2)")
 @pytest.mark.parametrize(("frac", "variance"), [(0.0, 0.2461), (1.0, 0.2508)])
 def test_ancestral_moments_on_gaussian_data(schedule, frac, variance):
@@ -76,6 +77,7 @@ def test_ancestral_moments_on_gaussian_data(schedule, frac, variance):
     assert (mean, sampled) == (pytest.approx(m, rel=1e-9), pytest.approx(v, rel=1e-9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, 50, 37, 7])
 @pytest.mark.parametrize("make", [linear, cosine])
 def test_with_the_true_reverse_variance_every_marginal_is_exact(make, steps):

@@ -358,6 +358,7 @@ def test_order_on_the_cosine_schedule(name):
     assert found == pytest.approx(order, abs=0.35)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "order"),
     [

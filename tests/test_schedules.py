@@ -88,6 +88,7 @@ def test_a_schedule_that_is_no_longer_used_is_no_longer_kept():
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_only_so_many_times_are_remembered():
     schedule = cosine(20)
     for i in range(2 * REMEMBERED + 1):

@@ -251,6 +251,7 @@ def test_only_what_there_is_has_a_section(grid):
     assert "Quality by evaluations" in page.page(replace(grid, by_steps={"a, DDIM": curve(3)}))
 
 
+@pytest.mark.slow
 def test_text_is_text():
     """In the page, in figures and in Markdown, whatever labels and reasons hold."""
     found = study({EVIL: ("a", "b"), "x": ("1", "<b>2</b>")}, extra=EVIL)

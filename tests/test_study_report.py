@@ -803,6 +803,7 @@ def study(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_is_written(study, tmp_path, capsys):
     studying.report([str(study)])
     text, report = (study / "report.html").read_text(), (study / "report.md").read_text()

@@ -307,6 +307,7 @@ def test_an_arm_that_lacks_a_value_is_listed_and_stops_no_other(typed, tmp_path,
     assert "1 run of 1 arm in" in result.out and "done already: 1" in result.out
 
 
+@pytest.mark.slow
 def test_a_run_that_became_done_while_its_arm_waited_is_left_alone(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     assert typed(cli.train, *TINY, f"runs={tmp_path}").code == 0
     said, seen = status(run_of(tmp_path)), []

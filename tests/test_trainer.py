@@ -604,6 +604,7 @@ def test_a_precision_that_is_asked_for_by_name_is_used_where_a_run_is_extended(d
     assert asked.run.status()["precision"] == "bf16"
 
 
+@pytest.mark.slow
 def test_classes_reach_a_network_that_takes_them(digits, tmp_path):
     few = digits.labels[:600] < 5
     data = ImageData("digits", "all", digits.images[:600][few], digits.labels[:600][few], digits.classes)
