@@ -101,6 +101,7 @@ def test_what_it_costs(sampler, evaluations):
     [
         ({"moves": 0}, "moves = 0: the moves at a level must be an integer >= 1"),
         ({"moves": 2.0}, "moves = 2.0"),
+        ({"moves": 10_000_000}, "moves = 10000000: the moves at a level must be an integer >= 1, at most 100,000"),
         ({"r": 0}, r"r = 0 must lie in \(0, 4\)"),
         ({"r": 4.0}, r"r = 4.0 must lie in \(0, 4\)"),
         ({"r": math.nan}, "r = nan"),

@@ -9,6 +9,8 @@ from ddpm.samplers.base import Sampler, Step, alpha_bars
 from ddpm.schedules import NoiseSchedule
 from ddpm.score import score_from_eps, unadjusted
 
+MOST_MOVES = 100_000  # more are slips, and no end of time
+
 
 class AnnealedLangevin(Sampler):
     r"""Langevin dynamics at one noise level after another: x moves along its score, and noise is added.
@@ -28,7 +30,7 @@ class AnnealedLangevin(Sampler):
 
     Args:
         steps, spacing, grid, times: the levels, as in `Sampler`; None for all T.
-        moves: at each level, >= 1; each evaluates the network once.
+        moves: at each level, 1 to 100,000; each evaluates the network once.
         r: of the step size, in (0, 4); the paper has 0.2.
         predictor: whether x goes on to the next level by DDIM, which takes one more evaluation a level.
     Raises:
@@ -51,8 +53,8 @@ class AnnealedLangevin(Sampler):
         times: Sequence[int | float] | None = None,
     ):
         super().__init__(steps, spacing, grid, times)
-        if isinstance(moves, bool) or not isinstance(moves, int) or moves < 1:
-            raise ValueError(f"moves = {moves!r}: the moves at a level must be an integer >= 1")
+        if isinstance(moves, bool) or not isinstance(moves, int) or not 1 <= moves <= MOST_MOVES:
+            raise ValueError(f"moves = {moves!r}: the moves at a level must be an integer >= 1, at most {MOST_MOVES:,}")
         if isinstance(r, bool) or not isinstance(r, int | float) or not 0 < r < 4:
             raise ValueError(f"r = {r!r} must lie in (0, 4): from 4 on the moves do not converge")
         if not isinstance(predictor, bool):
