@@ -906,6 +906,7 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect():
         raise RuntimeError("the usual effect")
 
     before = signal.signal(signal.SIGTERM, handler)
+    of_shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run in the background
     try:
         with signals() as received:
             signal.raise_signal(signal.SIGTERM)
@@ -913,9 +914,10 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect():
             with pytest.raises(RuntimeError, match="the usual effect"):
                 signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, of_shell)
 
 
 def test_notice_by_sigusr2_is_taken_only_where_somebody_waits_for_it(data, tmp_path, monkeypatch):
