@@ -1037,6 +1037,7 @@ def test_the_default_evaluation_works_on_the_default_data(call, copied, monkeypa
     assert recognised["n"] == frechet["n"] == 65 and frechet["real_n"] == 36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["no labels", "no held-out part"])
 def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pictures, monkeypatch):
     folder = tmp_path / "pictures"
@@ -1071,6 +1072,7 @@ def test_a_doubtful_schedule_is_warned_of_when_training_begins(call, tmp_path, w
 # ---------------------------------------------------------------------------------------------- schedule
 
 
+@pytest.mark.slow
 def test_schedules_are_drawn_beside_each_other_with_the_same_T(typed, tmp_path):
     out = tmp_path / "a.png"
     given = ["schedule=linear", "schedule.T=100", "schedule.rescale=false", "compare=[linear,zero_terminal_snr,cosine]"]
@@ -1185,6 +1187,7 @@ def test_checkpointing_takes_less_and_makes_the_same_run(call, tmp_path, monkeyp
     assert len(kept) == 2 and kept[1] < 0.7 * kept[0]
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(call, tmp_path, monkeypatch, without_pictures):
     def stumble(*arguments: object, **keys: object) -> None:
         raise RuntimeError("no compiler of any kind\nand a long story")
@@ -1214,6 +1217,7 @@ def test_a_compiled_network_learns_the_same_but_for_rounding(call, tmp_path, wit
     assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_warns_of_a_small_disk_and_refuses_a_small_memory(call, tmp_path, monkeypatch, without_pictures):
     monkeypatch.setattr(preflight, "free", lambda folder: 10**6)
     result = call(cli.train, *TINY, f"runs={tmp_path}")

@@ -293,6 +293,7 @@ def test_styles_are_called_as_the_fonts_files_are():
     assert names_of([Path(file) for file in files]) == expected
 
 
+@pytest.mark.slow
 def test_a_sample_has_its_class_and_its_style(two_fonts, tmp_path):
     made = {"root": tmp_path, "fonts": two_fonts, "count": 100}
     plain, both = Devanagari(**made), Devanagari(**made, labels=["class", "style"])

@@ -127,6 +127,7 @@ def test_an_image_of_another_size_is_fitted_and_told_so(fit, told, call, runs, f
     assert (rows[0] == rows[0, 0]).all() == (fit == "pad")
 
 
+@pytest.mark.slow
 def test_colour_images_that_are_wider_than_high(call, runs, files):  # noqa: F811
     """Gray files become colour ones, and width and height keep their places."""
     picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -144,6 +145,7 @@ def test_colour_images_that_are_wider_than_high(call, runs, files):  # noqa: F81
     assert_refused(call(cli.edit, f"run={runs['colour']}", *given), "no folder pictures")
 
 
+@pytest.mark.slow
 def test_classes_of_an_edit(call, runs, files):  # noqa: F811
     run, given = runs["classes"], ("strength=0.9", "n=3")
     of_5 = results(call, run, "image=eight.png", "class=5", *given)

@@ -270,6 +270,7 @@ def test_what_is_asked_for_twice_is_measured_once(run, typed, draws):
     assert len(draws) == 1 and not [record for record in records(run).values() if "values" in record]
 
 
+@pytest.mark.slow
 def test_the_plan_is_told_before_anything_is_done(run, typed, draws):
     words = ["bits_per_dim.steps=2", "steps.samplers=[ddim]", "steps.steps=[1,3]", *PCA4]
     result = typed(run, "metric=[recognition,kernel,bits_per_dim,steps]", "n=8", "seeds=2", *words)
@@ -643,6 +644,7 @@ def test_a_classifier_recognises_whatever_others_look_at(run, typed):
     assert {"recognition_classifier", "kernel_pixels"} <= names
 
 
+@pytest.mark.slow
 def test_results_by_other_settings_are_kept_and_those_of_fewer_seeds_give_way(run, typed):
     for words in ([], ["weights=raw"], ["weights=raw", "seeds=2"], []):
         assert typed(run, "metric=kernel", "n=11", "features=pixels", *words).code == 0

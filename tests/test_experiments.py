@@ -244,6 +244,7 @@ def test_the_widths_of_the_channels_study_are_an_eighth_of_those_in_use():
     assert [8 * width for width in widths["stairs"]] == [64, 128, 192, 256, 384, 512]
 
 
+@pytest.mark.slow
 def test_linear_schedules_of_the_study_end_where_their_names_say():
     ends = {words: config.schedule for words, config in arms("schedules").items() if "beta_T" in words}
     assert len(ends) == 4

@@ -441,6 +441,7 @@ def test_a_classifier_that_does_not_fit_is_refused(schedule, options, words):
         ByClassifier(ClassifierOf(cosine(50), classifies), math.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.equation("ADM (classifier)")
 def test_a_classifier_learns_the_class_of_what_is_noisy():
     """Two classes of even images: its loss falls well below log 2, and its accuracy from 1 to chance with the noise."""

@@ -145,6 +145,7 @@ def test_what_cannot_be_measured(monkeypatch):
         measured(linear(100))
 
 
+@pytest.mark.slow
 def test_the_files(tmp_path):
     curve = measure_loss_by_snr(source(linear(100)), data(), 10, 10)[3]
     write_loss_by_snr(tmp_path / "loss_by_snr.csv", curve)

@@ -138,6 +138,7 @@ def test_a_suggestion_is_told_with_the_words_that_use_it(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a.csv", "a.png"]
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_training(tmp_path):
     """To the bit: at a constant rate the losses are those that a run logs, with dropout."""
     typed = small(tmp_path, "model.dropout=0.3", "trainer.lr_schedule=constant", "optimizer.lr=3e-3", "trainer.steps=4")

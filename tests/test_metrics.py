@@ -191,6 +191,7 @@ def test_distances_are_those_of_pixels_in_files():
 # --- the judge
 
 
+@pytest.mark.slow
 def test_judge_learns_digits_and_the_seed_decides(digits):
     x, y, held_out_x, held_out_y = digits
 

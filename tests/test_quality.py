@@ -535,6 +535,7 @@ def test_of_runs_that_end_together_one_trains_the_judge(tmp_path, monkeypatch):
     assert all(torch.equal(judge(real(9)), found[0](real(9))) for judge in found)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_judge_is_the_checksum_of_its_weights(tmp_path, quick):
     names = [judge_of(data(), classifier(seed), tmp_path / str(seed), "cpu", silent)[0].name for seed in (0, 1)]
     for seed, name in enumerate(names):

@@ -439,6 +439,7 @@ def test_data_that_hold_nothing_out_or_no_pictures_are_refused(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_files_that_hold_no_answers_are_refused_in_one_line(run, tmp_path):
     path = tmp_path / "answers.json"
 

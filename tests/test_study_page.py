@@ -201,6 +201,7 @@ def sections(text: str) -> list[str]:
     return re.findall(r'<section id="([^"]+)">', text)
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(grid):
     text = page.page(grid)
     parts = Parts(text)
@@ -215,6 +216,7 @@ def test_the_page_stands_alone(grid):
             assert (attributes.get(name) or "data:").startswith(("data:", "#"))
 
 
+@pytest.mark.slow
 def test_names_in_the_page_are_unique_and_links_lead_somewhere(grid):
     parts = Parts(page.page(grid))
     names = [a["id"] for tag, a in parts.tags if "id" in a]

@@ -250,6 +250,7 @@ def test_a_run_that_was_held_and_is_free_in_the_end_is_gone_on_with(
     assert set(states(tmp_path / "default").values()) == {"DONE"}
 
 
+@pytest.mark.slow
 def test_the_next_arm_is_not_begun_after_a_signal(typed, tmp_path, without_pictures, monkeypatch):  # noqa: F811
     fit = training._fit
 

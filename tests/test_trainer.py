@@ -202,6 +202,7 @@ class Clock:
 # ---------------------------------------------------------------------------------------------- again and again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -480,6 +481,7 @@ def test_every_parameter_group_keeps_its_own_rate(data, tmp_path):
 # ---------------------------------------------------------------------------------------------- what is learned
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_images_it_never_sees(data, tmp_path):
     model, diffusion = unet(channel_mults=(1,), attention_resolutions=()), GaussianDiffusion(cosine(T), "v")
     before = Trainer(**options()).held_out_losses(Diffusion(model, diffusion), data, CPU)["loss"]
