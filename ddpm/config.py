@@ -228,7 +228,12 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
 
 
 def build_group(
-    config: DictConfig, name: str, trust: list[str], made: dict[str, Any] | None = None, on: str = "cpu"
+    config: DictConfig,
+    name: str,
+    trust: list[str],
+    made: dict[str, Any] | None = None,
+    on: str = "cpu",
+    **arguments: Any,
 ) -> Any:
     """Build a group of a run, and before it the groups that its constructor asks for by their names.
 
@@ -236,6 +241,7 @@ def build_group(
         config: of the run.
         made: groups that are built already, by name; what is built is put there.
         on: where networks are made; on "meta" they have no weights.
+        arguments: for its constructor, as they are.
     Raises: InvalidInput as `build`.
     """
     import torch
@@ -244,7 +250,7 @@ def build_group(
     if name not in made:
         needed = {other: build_group(config, other, trust, made, on) for other in _asked(config, name, trust)}
         with torch.device(on) if name == "model" else contextlib.nullcontext():
-            made[name] = build(config[name], name, trust, **needed)
+            made[name] = build(config[name], name, trust, **needed, **arguments)
     return made[name]
 
 

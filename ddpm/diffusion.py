@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.losses import LOSSES, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
+from ddpm.losses import LOSSES, OF_ERRORS, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.reverse import VARIANCES
 from ddpm.schedules import NoiseSchedule, Time, is_integer
 from ddpm.targets import TARGETS, Denoise, Pair, Prediction, eps_from_x_0, from_prediction, to_prediction
@@ -27,8 +27,9 @@ class GaussianDiffusion:
         clip_x_0: clip the predicted x_0 to [-1, 1] and derive eps from it anew, so that the pair stays consistent.
         dynamic_threshold: with clip_x_0, a share such as 0.995: where that quantile of an image's |x_0| is above 1,
             clip to it and divide by it, instead of to [-1, 1]; None for the plain clip.
-        loss: "simple" (the target's own squared error); "x_0", "snr", "min_snr" or "p2", w(SNR) times the squared error
-            of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little of the bound for the variance.
+        loss: "simple" (the target's own squared error); "x_0", "snr", "min_snr", "truncated_snr", "snr_plus_one" or
+            "p2", w(SNR) times the squared error of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little
+            of the bound for the variance.
         loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001); None for that default.
     Raises:
         ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
@@ -202,15 +203,44 @@ class GaussianDiffusion:
         schedule = self.schedule.to(x_0.device)
         x_t = q_sample(schedule, x_0, t, eps)
         output, frac = self.output(model, x_t, t, y)
-        simple = L_simple(output, from_prediction(schedule, self.target, Prediction(eps, x_0), t))
-        if self.loss_name == "simple":
-            return simple
+        true = Prediction(eps, x_0)
+        if self.loss_name not in ("hybrid", "vlb"):
+            return self._squared_error(output, true, x_t, t)
         pred = to_prediction(schedule, self.target, output, x_t, t, frac)
-        if self.loss_name == "hybrid":
-            return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options, discrete=discrete)
         if self.loss_name == "vlb":
             return schedule.T * L_vlb(schedule, pred, x_0, x_t, t, discrete)
-        return weighted(schedule, self.loss_name, pred, x_0, t, **self.loss_options)
+        simple = L_simple(output, from_prediction(schedule, self.target, true, t))
+        return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options, discrete=discrete)
+
+    def loss_towards(
+        self, model: Callable[..., Tensor], x_0: Tensor, x_t: Tensor, t: Tensor, y: object | None = None
+    ) -> Tensor:
+        """The loss where the network is to say x_0 of x_t, whatever x_t was made of: a teacher's answer, say.
+
+        A learned variance is not trained by it.
+
+        Args:
+            x_0, x_t: (B, *).
+            t: (B,), integer or real, in (0, T].
+            y: the condition, as in `predictor`.
+        Returns:
+            (B,).
+        Raises:
+            ValueError: the losses "vlb" and "hybrid", which are of data.
+        """
+        if self.loss_name in ("hybrid", "vlb"):
+            raise ValueError(f"loss = {self.loss_name!r} is of data, not of an answer; allowed: {', '.join(OF_ERRORS)}")
+        schedule = self.schedule.to(x_0.device)
+        output, _ = self.output(model, x_t, t, y)
+        return self._squared_error(output, Prediction(eps_from_x_0(schedule, x_t, t, x_0), x_0), x_t, t)
+
+    def _squared_error(self, output: Tensor, true: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
+        """Of the output, in its own coordinate or weighted as the loss says, (B,)."""
+        schedule = self.schedule.to(x_t.device)
+        if self.loss_name == "simple":
+            return L_simple(output, from_prediction(schedule, self.target, true, t))
+        pred = to_prediction(schedule, self.target, output, x_t, t)
+        return weighted(schedule, self.loss_name, pred, true.x_0, t, **self.loss_options)
 
 
 def _of_each(t: Time, x_t: Tensor) -> Tensor:

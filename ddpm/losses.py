@@ -57,15 +57,39 @@ def p2(snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
     return snr / (k + snr) ** gamma
 
 
+def truncated_snr(snr: Tensor) -> Tensor:
+    r"""The SNR, but never less than 1: so an error counts where there is nothing but noise, too.
+
+    .. math:: w_t = \max\{\text{SNR}(t), 1\} \qquad \text{[PD (truncated SNR)]}
+
+    Source: Progressive Distillation (Salimans & Ho, arXiv 2202.00512), section 4.
+    """
+    return snr.clamp(min=1)
+
+
+def snr_plus_one(snr: Tensor) -> Tensor:
+    r"""The weight of the squared error of x_0 that is the squared error of v.
+
+    .. math:: w_t = \text{SNR}(t) + 1: \quad (\text{SNR}(t) + 1) \left\| x_0 - x_{0,\theta} \right\|^2 =
+        \left\| v - v_\theta \right\|^2 \qquad \text{[PD (SNR + 1)]}
+
+    Source: as `truncated_snr`.
+    """
+    return snr + 1
+
+
 WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
     "x_0": torch.ones_like,
     "snr": lambda snr: snr,
     "min_snr": min_snr,
+    "truncated_snr": truncated_snr,
+    "snr_plus_one": snr_plus_one,
     "p2": p2,
 }
 """w(SNR), what the squared error of x_0 is multiplied by; the squared error of eps is SNR times that of x_0."""
 
-LOSSES = ("simple", *WEIGHTINGS, "vlb", "hybrid")
+OF_ERRORS = ("simple", *WEIGHTINGS)  # squared errors of what a network says
+LOSSES = (*OF_ERRORS, "vlb", "hybrid")
 
 
 def weighted(

@@ -16,6 +16,7 @@ from ddpm.commands.load import (
     must_match,
     must_walk,
     optimizer_of,
+    sampler_of,
     source_of,
     task_of,
 )
@@ -73,7 +74,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if config.checkpoint not in ("last", "best"):
         must_be_whole(config, "checkpoint", least=1)
     resolve_device(config.device)
-    sampler = build(config.sampler, "sampler", trusted(config))
+    sampler = sampler_of(config, trained, trusted(config))
     data = data if config.data.root is None else data_of(config, trained)
     if getattr(task, "diffusion", None) is None:
         raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")

@@ -18,6 +18,7 @@ from ddpm.config import (
     build,
     build_data,
     build_group,
+    conf_dir,
     plain,
     read_config,
     resolve_device,
@@ -25,6 +26,8 @@ from ddpm.config import (
 )
 
 CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
+STUDENT = "ddpm.samplers.Student"
+FEW_STEPS = (STUDENT, "ddpm.samplers.Consistency")  # samplers of distilled networks
 LABELS = {"class": "classes", "style": "styles"}  # what asks for a label, and what its values are called
 NONE = "none"  # asks for samples without a label
 BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
@@ -46,7 +49,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         task = str(trained.task.get("_target_")).rpartition(".")[2]
         raise InvalidInput(f"run={config.run}: {task} trained no network that a sampler draws from")
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
-    sampler = build(config.sampler, "sampler", trust)
+    sampler = sampler_of(config, trained, trust)
     load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
     shape, precision = shape_of(model) or (), config.precision
     guidance = guidance_of(config, trust, device)
@@ -72,6 +75,25 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)
+
+
+def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any:
+    """What `sampler=` asks for, which of a distilled network is its own sampler, unless another is asked for.
+
+    A network that was distilled to N steps knows the times of these alone.
+    """
+    settings, own = plain(config.sampler), plain(trained.get("sampler")) or {}
+    distilled = own.get("_target_") in FEW_STEPS
+    if distilled and settings == plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml")):
+        settings = own
+    if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
+        trained_to = own.get("steps") if own.get("_target_") == STUDENT else None
+        if trained_to is None:
+            raise InvalidInput("sampler=student is of a run of task=progressive, and this is none")
+        if settings.get("steps") not in (None, trained_to):
+            raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {trained_to} steps")
+        settings["steps"] = trained_to
+    return build(settings, "sampler", trust)
 
 
 def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
@@ -188,7 +210,7 @@ def data_of(config: DictConfig, trained: DictConfig) -> Any:
 
 
 def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:
-    """The task of a run, and what it is made of; of a run that names none, diffusion.
+    """The task of a run, and what it is made of; of a run that names none, diffusion. A teacher has no weights yet.
 
     Args:
         on: where networks are made.
@@ -198,7 +220,8 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
     if config.get("task") is None:
         of_trainer = {key: config.trainer[key] for key in ("time_sampling", "offset_noise") if key in config.trainer}
         config = OmegaConf.merge(config, {"task": {"_target_": TASK} | of_trainer})  # type: ignore[assignment]
-    return build_group(config, "task", trust, made, on)
+    frozen = {} if config.get("teacher") is None else {"teacher": build_group(config, "model", trust, {}, on)}
+    return build_group(config, "task", trust, made, on, **frozen)
 
 
 def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:

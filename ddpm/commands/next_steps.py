@@ -22,7 +22,7 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
         step: the last one of the run.
     """
     from ddpm.data.batch import classes_of, labels_of
-    from ddpm.samplers import AnnealedLangevin
+    from ddpm.samplers import AnnealedLangevin, Consistency, Student
 
     trainer, names = plan.parts.trainer, trusted(plan.config)
     trust = [shlex.quote(f"trust=[{','.join(names)}]")] if names else []
@@ -32,14 +32,18 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
     found = {"train longer": [again, word("extend", plan.run.path), *longer, *trust]}
     if plan.parts.sampler is not None:
         T = plan.parts.task.diffusion.schedule.T
+        distilled = isinstance(plan.parts.sampler, Consistency | Student)  # which is drawn from by its own sampler
         by_moves = isinstance(plan.parts.sampler, AnnealedLangevin)  # other walks begin in pure noise
         few = ["sampler=langevin"] if by_moves else [f"sampler.steps={T}"] if T < DEFAULT_STEPS else []
+        few = [] if distilled else few
         strip = ",".join(str(steps) for steps in STRIP if steps <= T)
         found = {
             "more samples": [draw, "n=100 seed=1 out=samples.png", *few, *trust],
-            **({} if by_moves else {"few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust]}),
+            "few steps": [draw, f"'steps_strip=[{strip}]' out=strip.png", *trust],
             **found,
         }
+        if by_moves or distilled:
+            del found["few steps"]
         if getattr(plan.parts.task.model, "drop", 0) and classes_of(plan.parts.task.model):
             labels = ["class=0", *["style=0"] * (len(labels_of(plan.parts.task.model)) > 1)]
             guided = ["guidance=classifier_free guidance.w=2", *labels, "out=guided.png"]
@@ -53,7 +57,8 @@ def _around(plan: Plan) -> list[str]:
     """The words of a sweep: the run's own, with two values each of what its network and its schedule allow to vary."""
     typed, model = overrides(), plan.config.model
     axes: dict[str, list[Any]] = {}
-    if plan.config.init is None:  # the weights that a run starts from fit one network
+    taught = plan.config.get("teacher") is not None
+    if plan.config.init is None and not taught:  # the weights that a run starts from fit one network
         axes |= {f"model.{key}": [model[key], 2 * model[key]] for key in ("channels", "width") if key in model}
         if attention := plain(model.get("attention_resolutions")):
             axes["model.attention_resolutions"] = [[], attention]
@@ -64,7 +69,8 @@ def _around(plan: Plan) -> list[str]:
     }
     T = plan.config.schedule.get("T") if "schedule" in plan.config else None
     linear = {"_target_": LINEAR, "T": T}
-    if T and not any(word.startswith("schedule") for word in typed) and _is_legal(plan, "schedule", linear):
+    chosen = taught or any(word.startswith("schedule") for word in typed)
+    if T and not chosen and _is_legal(plan, "schedule", linear):
         swept["schedule"] = "linear,cosine"
     swept = swept or {"seed": "0,1,2"}
     own = [word for word in typed if word.partition("=")[0].lstrip("+") not in swept]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
+from ddpm.commands.distilling import student_of
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted
@@ -87,6 +88,11 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     if config.extend is not None:
         config, parent = _extended(config)
         parents |= _checksums("extend", checkpoint.weights_of(parent))
+    taught: dict[str, Path] = {}
+    if config.get("teacher") is not None and config.extend is None:
+        config, teacher = student_of(config, _place)
+        taught = checkpoint.weights_of(teacher, averaged=True)
+        parents |= _checksums("teacher", taught)
     settings = must_be_sound(config)
     initial: dict[str, Path] = {}
     if config.init is not None:
@@ -107,6 +113,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         must_be_measurable(config, settings, parts, data)
         if initial:
             _load(parts.task, initial, f"init={config.init}")
+        if taught:
+            _load(parts.task, taught, f"teacher={config.teacher}")
+            load_into(parts.task.frozen["teacher"], taught["model"])
         if parent is not None:
             _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
             _must_leave_a_budget(config, parts.trainer, data, parent)

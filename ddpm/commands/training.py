@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
+from ddpm.commands.distilling import stage, stages
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
@@ -46,10 +47,13 @@ def train(config: DictConfig) -> None:
     Raises: InvalidInput before it begins, RunFailed afterwards.
     """
     with _slot(config) as device_name:
-        _train(config, resolve_device(device_name))
+        device, teacher = resolve_device(device_name), None
+        for steps in stages(config):
+            teacher = _train(stage(config, steps, teacher), device)
 
 
-def _train(config: DictConfig, device: Any) -> None:
+def _train(config: DictConfig, device: Any) -> Path:
+    """Of one run; returns its folder."""
     from ddpm.runs.directory import DONE, FAILED
     from ddpm.training import ranks
 
@@ -60,7 +64,7 @@ def _train(config: DictConfig, device: Any) -> None:
     plan = planned(config, device, team.size)
     if not team.leads:
         _follow(plan, team)
-        return
+        return Path(plan.run.path)
     status = status_of(plan.run)
     if status.get("state") == DONE:
         team.broadcast(None)
@@ -70,6 +74,7 @@ def _train(config: DictConfig, device: Any) -> None:
     else:
         lead(plan, team)
     measure(plan)
+    return Path(plan.run.path)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 from ddpm.samplers.ancestral import Ancestral
 from ddpm.samplers.base import Before, Callback, Sampler, Step, integrate
+from ddpm.samplers.consistency import Consistency
 from ddpm.samplers.ddim import DDIM, interpolate
 from ddpm.samplers.dpm_solver import DPMSolverPP
 from ddpm.samplers.edm import Euler, Heun
 from ddpm.samplers.langevin import AnnealedLangevin
 from ddpm.samplers.lms import LMS
+from ddpm.samplers.student import Student
 from ddpm.samplers.unipc import UniPC
 
 __all__ = [
@@ -16,11 +18,13 @@ __all__ = [
     "AnnealedLangevin",
     "Before",
     "Callback",
+    "Consistency",
     "DPMSolverPP",
     "Euler",
     "Heun",
     "Sampler",
     "Step",
+    "Student",
     "UniPC",
     "integrate",
     "interpolate",

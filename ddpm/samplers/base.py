@@ -252,6 +252,13 @@ def check_order(order: int, allowed: Sequence[int], steps: int | None) -> None:
         )
 
 
+def karras_sigmas(sigma_max: float, sigma_min: float, N: int) -> Tensor:
+    """N levels of noise from sigma_max to sigma_min by EDM (5), (N,), float64."""
+    i = torch.arange(N, dtype=torch.float64)
+    root_max, root_min = sigma_max ** (1 / RHO), sigma_min ** (1 / RHO)
+    return (root_max + i / max(N - 1, 1) * (root_min - root_max)) ** RHO
+
+
 def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
     """The N real times before 0."""
     T = schedule.T
@@ -263,13 +270,11 @@ def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
     if schedule.alpha_bar[-1] == 0:
         return [T, *(_spaced(NoiseSchedule(schedule.beta[1:-1]), spacing, N - 1) if T > 1 and N > 1 else [])]
     lambda_T, lambda_1 = schedule.lambda_[-1], schedule.lambda_[1]
-    i = torch.arange(N, dtype=torch.float64)
     if spacing == "log_snr":
+        i = torch.arange(N, dtype=torch.float64)
         lambda_i = lambda_T + i / max(N - 1, 1) * (lambda_1 - lambda_T)
     else:
-        sigma_max, sigma_min = torch.exp(-lambda_T), torch.exp(-lambda_1)
-        root = sigma_max ** (1 / RHO) + i / max(N - 1, 1) * (sigma_min ** (1 / RHO) - sigma_max ** (1 / RHO))
-        lambda_i = -RHO * root.log()
+        lambda_i = -karras_sigmas(math.exp(-lambda_T), math.exp(-lambda_1), N).log()
     inner = schedule.t_at(lambda_i).tolist()[1:-1]
     return [T, *inner, 1][:N]
 

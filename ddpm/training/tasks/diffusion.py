@@ -13,7 +13,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.losses import offset
 from ddpm.randomness import Keyed
-from ddpm.samplers import DDIM
+from ddpm.samplers import DDIM, Sampler
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import concerns
 from ddpm.times import TimeSampler
@@ -62,6 +62,9 @@ class Diffusion(Task):
     Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
     Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
     """
+
+    trains_variance = True
+    """Whether a learned variance must be trained by the loss."""
 
     def __init__(
         self,
@@ -117,9 +120,14 @@ class Diffusion(Task):
         """t evenly spread over the schedule, and eps always the same; no condition is nulled."""
         return noised_evenly(batch, self.diffusion.schedule.T, random)
 
+    @property
+    def preview_sampler(self) -> Sampler:
+        """What previews are drawn by."""
+        return DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
+
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor:
-        """By DDIM, with few steps."""
-        model, sampler = self.model, DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
+        """By `preview_sampler`."""
+        model, sampler = self.model, self.preview_sampler
         compiled = getattr(model, "_compiled_call_impl", None) is not None
         # a few pictures are not worth compiling the other mode
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
@@ -144,7 +152,8 @@ class Diffusion(Task):
 
     def check(self, data: Dataset) -> None:
         """Raise ValueError where the loss does not train the variance, or network, mathematics and data do not fit."""
-        self.diffusion.must_be_trainable()
+        if self.trains_variance:
+            self.diffusion.must_be_trainable()
         must_take(self.model, data)
         self.discrete = "bytes" in data.holds
         variance, channels = self.diffusion.variance, data.shape[0]

@@ -1,0 +1,73 @@
+"""Multistep consistency sampling: Consistency Models (Song et al., arXiv 2303.01469)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddpm.forward import q_sample
+from ddpm.samplers.base import Sampler, Step, karras_sigmas
+from ddpm.schedules import NoiseSchedule
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # of EDM, and of consistency models
+
+
+class Consistency(Sampler):
+    r"""Each step draws x_0 at once, and all but the last put fresh noise back in.
+
+    .. math:: x \leftarrow f_\theta(x_{\tau_n}, \tau_n), \quad
+        x_{\tau_{n+1}} = \sqrt{\bar\alpha_{\tau_{n+1}}}\, x + \sqrt{1 - \bar\alpha_{\tau_{n+1}}}\, z
+        \qquad \text{[CM (Algorithm 1)]}
+
+    in our coordinates, from the time whose noise is sigma_max on. The times are those that training cuts the way into
+    with so many steps, see `levels`.
+
+    Args:
+        steps: evaluations of the network.
+        sigma_max: the noise that the walk begins at, as in training.
+        times: as in `Sampler`.
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    stochastic = True
+
+    def __init__(self, steps: int = 2, sigma_max: float = SIGMA_MAX, times: Sequence[int | float] | None = None):
+        super().__init__(steps, grid="continuous", times=times)
+        if not 0 < sigma_max < math.inf:
+            raise ValueError(f"sigma_max = {sigma_max!r} must be > 0")
+        self.sigma_max = sigma_max
+
+    def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
+        """As `Sampler.times`."""
+        if self.given is not None or self.steps is None:
+            return super().times(schedule)
+        times, _ = levels(schedule, self.steps, sigma_max=self.sigma_max)
+        return times.flip(0).tolist()
+
+    def step(self, step: Step) -> Tensor:
+        """As `Sampler.step`."""
+        return q_sample(step.schedule, step.pred.x_0, step.s, step.noise)
+
+
+def levels(
+    schedule: NoiseSchedule, N: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
+) -> tuple[Tensor, Tensor]:
+    """The way from data to noise in N steps, by EDM (5): times (N + 1,) and their sigma (N + 1,), rising, float64.
+
+    The lowest level is data: time 0, whose sigma is given as the sigma_min that its step is counted from. Levels that
+    the schedule does not reach are drawn to those that it does, and none lies below t = 1.
+
+    Raises:
+        ValueError: sigma_min is not below sigma_max, on this schedule.
+    """
+    schedule = schedule.to("cpu")
+    finite = NoiseSchedule(schedule.beta[1:-1]) if schedule.alpha_bar[-1] == 0 else schedule
+    low = max(sigma_min, math.exp(-finite.lambda_[1].item()))
+    high = min(sigma_max, math.exp(-finite.lambda_[-1].item()))
+    if not low < high:
+        raise ValueError(f"the schedule's noise between {sigma_min:g} and {sigma_max:g} leaves no steps to take")
+    sigma = karras_sigmas(high, low, N + 1).flip(0)
+    times = finite.t_at(-sigma.log())
+    return torch.cat([times.new_zeros(1), times[1:]]), sigma
