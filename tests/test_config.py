@@ -25,6 +25,8 @@ GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.
 BOUND = {  # by the name of a file, or of its group: arguments that are built from other groups
     "task": {"model", "diffusion"},
     "task/classifier": {"model", "schedule"},
+    "task/progressive": {"model", "diffusion", "teacher"},
+    "task/consistency": {"model", "diffusion", "teacher"},
     "diffusion": {"schedule"},
     "optimizer": {"params"},
     "judge": {"image_size", "in_channels", "num_classes"},
@@ -35,7 +37,7 @@ def keys_of(path: Path) -> dict[str, object]:
     """The keys of a group; those that its defaults list brings, from other groups, as None."""
     keys = yaml.safe_load(path.read_text())
     nested = [name for entry in keys.pop("defaults", []) if isinstance(entry, dict) for name in entry]
-    if keys.keys() == {path.parent.name}:  # beside the groups that it brings
+    if path.parent.name in keys:  # beside the groups that it brings
         return keys[path.parent.name]
     return {name.partition("@")[2]: None for name in nested} | keys
 
@@ -83,6 +85,7 @@ VARIANTS = {  # files beside the one of the same class, and what they say otherw
     "dpmpp_3m": {"order"},
     "dpmpp_sde": {"kind", "steps"},
     "photo": {"scale", "translation", "brightness", "contrast", "padding"},
+    "progressive": {"steps"},
     "script": {"rotation", "scale", "translation", "elastic"},
 }
 OWN = [path for path in GROUPS if path.parent.name != "optimizer"]  # torch has defaults of its own

@@ -37,6 +37,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "oracle",
     },
     "editing": {"editing", "samplers", "diffusion", "forward", "targets", "schedules", "randomness"},
+    "distillation": {"distillation", "samplers", "forward", "targets", "schedules"},
     "score": {"score", "likelihood", "schedules"},
     "runs": {"runs"},
     "figures": {"figures", "runs", "schedules"},
@@ -59,6 +60,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     },
     "training": {
         "training",
+        "distillation",
         "oracle",
         "score",
         "forward",

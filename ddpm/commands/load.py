@@ -82,7 +82,8 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
 
     A network that was distilled to N steps knows the times of these alone.
     """
-    settings, own = plain(config.sampler), plain(trained.get("sampler")) or {}
+    settings = resolved(config.sampler) if isinstance(config.sampler, DictConfig) else config.sampler
+    own = plain(trained.get("sampler")) or {}
     distilled = own.get("_target_") in FEW_STEPS
     if distilled and settings == plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml")):
         settings = own

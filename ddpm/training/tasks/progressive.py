@@ -47,12 +47,12 @@ class Progressive(Diffusion):
         only: Sequence[str] | None = None,
     ):
         super().__init__(model, diffusion, drop, only=only)
-        T = diffusion.schedule.T
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T // 2:
-            raise ValueError(f"steps = {steps!r} of the student must be an integer in 1..{T // 2}, half of T = {T}")
         if diffusion.target == "eps":
             raise ValueError("target = 'eps' says nothing of x_0 where all is noise, so it cannot draw in few steps; "
                              "distil a run with diffusion.target=v")  # fmt: skip
+        T = diffusion.schedule.T
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T // 2:
+            raise ValueError(f"steps = {steps!r} of the student must be an integer in 1..{T // 2}, half of T = {T}")
         if diffusion.loss_name not in OF_ERRORS:
             raise ValueError(
                 f"diffusion.loss = {diffusion.loss_name!r} has no say in distillation; allowed: {', '.join(OF_ERRORS)}"
