@@ -42,6 +42,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "energy": False,
         "octaves": 0,
     },
+    "diffusion": {"preconditioning": None, "sigma_data": 0.5},
     "task": {"drop": 0.0, "only": None},
     "optimizer": {"amsgrad": False},
     "trainer": {"lr_cycles": 1},
@@ -387,6 +388,9 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         target = node.get("_target_") if isinstance(node, dict) else None
         if isinstance(target, str) and target in before:
             chosen[group] = node | {"_target_": before[target]}
+    diffusion = chosen.get("diffusion")
+    if isinstance(diffusion, dict) and diffusion.get("preconditioning") is None:  # which alone makes use of it
+        chosen["diffusion"] = {k: v for k, v in diffusion.items() if k != "sigma_data"}
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}

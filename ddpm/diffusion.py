@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm.forward import q_sample
 from ddpm.losses import LOSSES, OF_ERRORS, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
+from ddpm.preconditioning import Preconditioning, edm, must_be_preconditioning
 from ddpm.reverse import VARIANCES
 from ddpm.schedules import NoiseSchedule, Time, is_integer
 from ddpm.targets import TARGETS, Denoise, Pair, Prediction, eps_from_x_0, from_prediction, to_prediction
@@ -31,9 +32,12 @@ class GaussianDiffusion:
             "p2", w(SNR) times the squared error of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little
             of the bound for the variance.
         loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001); None for that default.
+        preconditioning: None, or "edm": the network is F, given the scaled x_t, and target "x_0" is predicted by the D
+            around it, see `ddpm.preconditioning.edm`. The loss "simple" is then the squared error of F.
+        sigma_data: the standard deviation of the data, > 0, for the preconditioning; of no effect without one.
     Raises:
         ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
-            x_0 to solve for.
+            x_0 to solve for; another target than x_0 with a preconditioning.
     Source: DDPM (arXiv 2006.11239); Improved DDPM (arXiv 2102.09672), section 3.1; dynamic thresholding: Imagen (arXiv
         2205.11487), section 2.3.
     """
@@ -47,6 +51,8 @@ class GaussianDiffusion:
         dynamic_threshold: float | None = None,
         loss: str = "simple",
         loss_options: dict[str, float | None] | None = None,
+        preconditioning: str | None = None,
+        sigma_data: float = 0.5,
     ):
         allowed = {"target": TARGETS, "variance": (*VARIANCES, "learned"), "loss": LOSSES}
         for name, value in {"target": target, "variance": variance, "loss": loss}.items():
@@ -57,6 +63,8 @@ class GaussianDiffusion:
             raise ValueError(f"target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: {others}")
         if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
             raise ValueError(f"dynamic_threshold = {dynamic_threshold!r} must lie in (0, 1], with clip_x_0 = true")
+        must_be_preconditioning(preconditioning, sigma_data, target)
+        self.preconditioning, self.sigma_data = preconditioning, sigma_data
         self.schedule, self.target, self.variance = schedule, target, variance
         self.clip_x_0, self.dynamic_threshold = clip_x_0, dynamic_threshold
         self.loss_name, self.loss_options = loss, _checked(loss, loss_options or {})
@@ -69,17 +77,22 @@ class GaussianDiffusion:
         Raises:
             ValueError: the output has other channels than the target, and a learned variance, need.
         """
-        output = (model(x_t, t) if y is None else model(x_t, t, y)).to(x_t.dtype)
+        c = self._preconditioning(x_t, t)
+        given = x_t if c is None else c.c_in * x_t
+        output = (model(given, t) if y is None else model(given, t, y)).to(x_t.dtype)
         parts = 2 if self.variance == "learned" else 1
         if output.shape[1] != parts * x_t.shape[1]:
             raise ValueError(
                 f"the network's output has {output.shape[1]} channels, but variance = {self.variance!r} with "
                 f"{x_t.shape[1]} channels of x takes {parts * x_t.shape[1]}; set model.out_channels"
             )
-        if parts == 1:
-            return output, VARIANCES[self.variance]
-        output, o = output.chunk(2, dim=1)
-        return output, (o + 1) / 2
+        output, *o = output.chunk(parts, dim=1)
+        if c is not None:
+            output = c.c_skip * x_t + c.c_out * output
+        return output, (o[0] + 1) / 2 if o else VARIANCES[self.variance]
+
+    def _preconditioning(self, x_t: Tensor, t: Time) -> Preconditioning | None:
+        return None if self.preconditioning is None else edm(self.schedule, x_t, t, self.sigma_data)
 
     def must_be_trainable(self) -> None:
         """Raise ValueError where the loss would not train a learned variance; sampling needs no loss."""
@@ -181,7 +194,13 @@ class GaussianDiffusion:
         generator: torch.Generator | None = None,
         discrete: bool = True,
     ) -> Tensor:
-        """The loss of each image, at its own t and eps; draws only what it is not given.
+        r"""The loss of each image, at its own t and eps; draws only what it is not given.
+
+        With a preconditioning "simple" is the squared error of D times lambda = 1 / c_out^2: that of F, with weight 1.
+
+        .. math:: \lambda\, \| D_\theta - x_0 \|^2 = \lambda\, c_\text{out}^2 \left\|
+            F_\theta(c_\text{in}\, x; c_\text{noise}) - \frac{1}{c_\text{out}} (x_0 - c_\text{skip}\, x) \right\|^2
+            \qquad \text{[EDM (8)]}
 
         Args:
             x_0: data, (B, *), in [-1, 1], or real numbers.
@@ -209,7 +228,7 @@ class GaussianDiffusion:
         pred = to_prediction(schedule, self.target, output, x_t, t, frac)
         if self.loss_name == "vlb":
             return schedule.T * L_vlb(schedule, pred, x_0, x_t, t, discrete)
-        simple = L_simple(output, from_prediction(schedule, self.target, true, t))
+        simple = self._simple(output, true, x_t, t)
         return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options, discrete=discrete)
 
     def loss_towards(
@@ -236,11 +255,17 @@ class GaussianDiffusion:
 
     def _squared_error(self, output: Tensor, true: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
         """Of the output, in its own coordinate or weighted as the loss says, (B,)."""
-        schedule = self.schedule.to(x_t.device)
         if self.loss_name == "simple":
-            return L_simple(output, from_prediction(schedule, self.target, true, t))
+            return self._simple(output, true, x_t, t)
+        schedule = self.schedule.to(x_t.device)
         pred = to_prediction(schedule, self.target, output, x_t, t)
         return weighted(schedule, self.loss_name, pred, true.x_0, t, **self.loss_options)
+
+    def _simple(self, output: Tensor, true: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
+        """Of the output in its own coordinate, with a preconditioning that of F, (B,)."""
+        simple = L_simple(output, from_prediction(self.schedule.to(x_t.device), self.target, true, t))
+        c = self._preconditioning(x_t, t)
+        return simple if c is None else simple / c.c_out.flatten() ** 2
 
 
 def _of_each(t: Time, x_t: Tensor) -> Tensor:

@@ -130,8 +130,7 @@ def errors_at_snr(
         The errors of x_0 and of eps, each (B,).
     """
     schedule = schedule.to(x_0.device)
-    finite = NoiseSchedule(schedule.beta[1:-1]) if schedule.alpha_bar[-1] == 0 else schedule
-    t = finite.t_at(log_snr.to(x_0.device) / 2)
+    t = schedule.with_finite_lambda().t_at(log_snr.to(x_0.device) / 2)
     pred = denoise(q_sample(schedule, x_0, t, eps), t)
     return L_simple(pred.x_0, x_0), L_simple(pred.eps, eps)
 

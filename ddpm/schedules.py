@@ -117,6 +117,17 @@ class NoiseSchedule:
         between = k + (lambda_ - table[k - 1]) / (table[k] - table[k - 1])
         return torch.where(lambda_ > table[0], torch.exp(2 * (table[0] - lambda_)), between).clamp(0, self.T)
 
+    def with_finite_lambda(self) -> "NoiseSchedule":
+        """The steps whose lambda is finite: all, or where beta_T = 1 all but the last.
+
+        Raises: ValueError where that is the only one.
+        """
+        if self.alpha_bar[-1] != 0:
+            return self
+        if self.T == 1:
+            raise ValueError("beta_1 = 1 makes x_1 pure noise: no time has a finite log-SNR")
+        return NoiseSchedule(self.beta[1:-1])
+
     @property
     def T(self) -> int:
         """The number of steps."""

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-TIME_SAMPLINGS = ("uniform", "stratified", "loss_aware")
+from ddpm.schedules import NoiseSchedule
+
+TIME_SAMPLINGS = ("uniform", "stratified", "loss_aware", "lognormal")
 
 
 class TimeSampler:
-    r"""Draws t for a batch, and what each image's loss is multiplied by so that the mean loss stays the same.
+    r"""Draws t for a batch, and what each image's loss is multiplied by.
 
     "uniform": independent, every t alike. "stratified": one t from each of B equal parts of 1..T. "loss_aware": more
     often where the loss is large,
@@ -15,21 +17,31 @@ class TimeSampler:
     .. math:: L_\text{vlb} = E_{t \sim p_t}\left[\frac{L_t}{p_t}\right], \quad
         p_t \propto \sqrt{E[L_t^2]}, \quad \sum_t p_t = 1 \qquad \text{[iDDPM (18)]}
 
-    with E over the last ten losses of each t, and uniform while there are not ten finite ones of each.
+    with E over the last ten losses of each t, and uniform while there are not ten finite ones of each. These three have
+    the same mean loss. "lognormal" changes it: most t are at noise levels where there is much to learn,
+
+    .. math:: \ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2) \qquad \text{[EDM (noise levels)]}
+
+    each the t whose ln sigma, which is -lambda_t, is nearest; never one of pure noise.
 
     Args:
-        kind: one of the three.
-        T: steps of the schedule.
+        kind: one of the four.
+        schedule: whose steps they are.
         device: where t is drawn and the losses are kept.
-    Source: Improved DDPM (arXiv 2102.09672), section 3.3; strata after Variational Diffusion Models (arXiv 2107.00630).
+    Raises:
+        ValueError: a kind that is not known; lognormal times of a schedule of pure noise.
+    Source: Improved DDPM (arXiv 2102.09672), section 3.3; strata after Variational Diffusion Models (arXiv 2107.00630);
+        EDM (arXiv 2206.00364), table 1.
     """
 
     HISTORY = 10
+    P_MEAN, P_STD = -1.2, 1.2  # of EDM, for data of standard deviation 0.5
 
-    def __init__(self, kind: str, T: int, device: torch.device | str = "cpu"):
+    def __init__(self, kind: str, schedule: NoiseSchedule, device: torch.device | str = "cpu"):
         if kind not in TIME_SAMPLINGS:
             raise ValueError(f"time_sampling = {kind!r} is not known; allowed: {', '.join(TIME_SAMPLINGS)}")
-        self.kind, self.T = kind, T
+        self.kind, self.T = kind, (T := schedule.T)
+        self.levels = schedule.with_finite_lambda() if kind == "lognormal" else schedule
         self.losses = torch.zeros(T + 1, self.HISTORY, device=device, dtype=torch.float64)
         self.count = torch.zeros(T + 1, device=device, dtype=torch.long)
 
@@ -46,6 +58,10 @@ class TimeSampler:
             u = torch.rand(B, device=device, dtype=torch.float64, generator=generator)
             stratum = torch.arange(B, device=device)
             return ((stratum + u) / B * self.T).long().clamp(max=self.T - 1) + 1, None
+        if self.kind == "lognormal":
+            z = torch.randn(B, device=device, dtype=torch.float64, generator=generator)
+            ln_sigma = self.P_MEAN + self.P_STD * z
+            return self.levels.to(device).t_at(-ln_sigma).round().long().clamp(min=1), None
         p = self.probabilities()
         chosen = torch.multinomial(p, B, replacement=True, generator=generator)
         return chosen + 1, (1 / (self.T * p[chosen])).float()

@@ -480,6 +480,23 @@ def test_science_is_made_of_names_that_are_none_too(target):
     assert config.science(settings, {}, {}, 1)["model"]["_target_"] == target
 
 
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ([], {}),
+        (["diffusion.sigma_data=0.62"], {}),  # which nothing makes use of
+        (["diffusion.preconditioning=edm"], {"preconditioning": "edm"}),
+        (
+            ["diffusion.preconditioning=edm", "diffusion.sigma_data=0.62"],
+            {"preconditioning": "edm", "sigma_data": 0.62},
+        ),
+    ],
+)
+def test_science_holds_a_preconditioning_and_the_deviation_of_the_data_only_where_there_is_one(words, more):
+    facts = [config.science(resolved(compose("train", typed)), {}, {}, 1) for typed in ([], words)]
+    assert facts[1] == facts[0] | {"diffusion": facts[0]["diffusion"] | more}
+
+
 def test_science_holds_everything_but_where_and_how_often():
     settings = resolved(compose("train", []))
     facts = config.science(settings, {"name": "digits"}, {"init": "abc"}, 3)
@@ -487,6 +504,7 @@ def test_science_holds_everything_but_where_and_how_often():
     assert facts["data"] == {"name": "digits", "validation": 0.2, "flip": False}
     assert facts["trainer"].keys() == settings["trainer"].keys() - set(config.CADENCE) - config.LATER["trainer"].keys()
     assert facts["model"].keys() == settings["model"].keys() - set(config.MEMORY) - config.LATER["model"].keys()
+    assert facts["diffusion"].keys() == settings["diffusion"].keys() - config.LATER["diffusion"].keys()
     assert settings["trainer"].keys() >= set(config.CADENCE)  # it copies
     assert (facts["parents"], facts["numerics"]) == ({"init": "abc"}, 3)
 

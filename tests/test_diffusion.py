@@ -245,7 +245,10 @@ def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
     [
         ({"target": "noise"}, "target = 'noise' is not known; allowed: eps, x_0, v, flow"),
         ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta, learned"),
-        ({"loss": "mse"}, "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, p2, vlb, hybrid"),
+        (
+            {"loss": "mse"},
+            "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, truncated_snr, snr_plus_one, p2, vlb, hybrid",
+        ),
         ({"loss_options": {"gamma": 5}}, "has 'gamma'; loss = 'simple' has the options: none"),
         ({"loss": "snr", "loss_options": {"k": 1}}, "has 'k'; loss = 'snr' has the options: none"),
         ({"loss": "min_snr", "loss_options": {"k": 1}}, "has 'k'; loss = 'min_snr' has the options: gamma"),

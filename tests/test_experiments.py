@@ -18,7 +18,7 @@ from test_devanagari import make_font
 from ddpm import cli
 from ddpm.commands import training
 from ddpm.commands.load import optimizer_of
-from ddpm.config import build, compose, jobs, read_config, resolved
+from ddpm.config import SCIENCE, build, compose, jobs, read_config, resolved
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics
 from ddpm.training.cost import flops
@@ -50,7 +50,7 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "learning_rate"]
-    assert [*of_models, "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
+    assert [*of_models, "mnist_levers", "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -192,7 +192,8 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
     assert whole is not None and len(whole) == 5 * len(found)
     assert len({str(resolved(config)) for config in found.values()}) == len(found)
     for config in found.values():
-        assert config.study == study and config.question.endswith("?") and config.trainer.seconds is None
+        assert config.study == study and config.question.endswith("?")
+        assert config.trainer.seconds == (300 if study == "mnist_levers" else None)  # which is about time itself
         with torch.device("meta"):
             model = build(config.model, "model")
         schedule = build(config.schedule, "schedule")
@@ -208,6 +209,19 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
     (baseline,) = {config.baseline for config in found.values()}
     ways = {f"{sampler} {steps}" for sampler in ("ddim", "unipc") for steps in (5, 50)}  # of sampling one network
     assert baseline is None or baseline in ways or named.count(baseline) == 1  # an arm; of a grid, a factor's level
+
+
+@pytest.mark.slow
+def test_a_lever_is_one_change_of_the_recipe_for_mnist():
+    """Of one group alone, but for EDM's, which is a preconditioning and the noise levels that belong to it."""
+    found = {words.partition(" ")[0].rpartition("=")[2]: config for words, config in arms("mnist_levers").items()}
+    recipe = composed("mnist")
+    for name, config in found.items():
+        changed = {group for group in config if group in SCIENCE and config[group] != recipe[group]} - {"trainer"}
+        trainer = {key for key in config.trainer if config.trainer[key] != recipe.trainer[key]} - {"previews"}
+        assert len(changed) + len(trainer) == {"recipe": 0, "edm": 2}.get(name, 1), name
+    assert found["edm"].diffusion == found["edm_uniform"].diffusion
+    assert found["edm"].trainer == found["lognormal"].trainer
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ REPOSITORY = Path(__file__).parents[1]
 ALLOWED = {  # what each module of the mathematics, and each room, may import of ddpm; the arrows go one way
     "schedules": set(),
     "randomness": set(),
-    "times": set(),
+    "times": {"schedules"},
     "forward": {"schedules"},
+    "preconditioning": {"schedules"},
     "targets": {"schedules"},
     "reverse": {"forward", "targets", "schedules"},
     "losses": {"reverse", "forward", "targets", "schedules"},
     "likelihood": {"losses", "reverse", "forward", "targets", "schedules"},
-    "diffusion": {"losses", "reverse", "forward", "targets", "schedules"},
+    "diffusion": {"preconditioning", "losses", "reverse", "forward", "targets", "schedules"},
     "oracle": {"schedules", "targets"},
     "guidance": {"guidance", "diffusion", "targets", "schedules"},
     "samplers": {

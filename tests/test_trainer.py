@@ -292,7 +292,7 @@ def test_what_happens_outside_the_loop_does_not_matter(data, tmp_path):
 
 def sampler_of_times(kind: str) -> TimeSampler:
     """With a history that makes late times likely, where it counts."""
-    times = TimeSampler(kind, T)
+    times = TimeSampler(kind, cosine(T))
     for _ in range(10):
         times.update(torch.arange(1, T + 1), torch.arange(1.0, T + 1))
     return times

@@ -81,7 +81,8 @@ def student_of(config: DictConfig, place: Any) -> tuple[DictConfig, Path]:
             )
         own["steps"] = steps
     own["drop"] = base.model.get("drop", 0.0)
-    loss = "simple" if base.diffusion.get("target") == "v" else "snr_plus_one"  # which is what simple is of v
+    own_weight = base.diffusion.get("target") == "v" or base.diffusion.get("preconditioning") is not None
+    loss = "simple" if own_weight else "snr_plus_one"  # which is what simple is of v
     merged = OmegaConf.merge(
         {key: base[key] for key in base if key not in (*OWN, "extend", "init", "evaluation")},
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None, "extend": None},

@@ -143,6 +143,8 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     task = result.get("task", {})
     if isinstance(task, dict) and "_target_" not in task:  # of diffusion
         result["task"] = LATER["task"] | task
+    if isinstance(result.get("diffusion"), dict):
+        result["diffusion"] = LATER["diffusion"] | result["diffusion"]
     if isinstance(result.get("model"), dict):
         result["model"] = LATER["model"] | result["model"]
         del result["model"]["drop"]  # which a network has from its task

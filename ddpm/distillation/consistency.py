@@ -17,8 +17,8 @@ def consistency(denoise: Denoise, x_t: Tensor, t: Time) -> Tensor:
 
     .. math:: f(x_t, t) = f(x_s, s) \text{ along the flow}, \quad f(x_0, 0) = x_0 \qquad \text{[CM (boundary)]}
 
-    It is the predicted x_0 of a network of target v or flow, which at t = 0 is x_t whatever the network says: c_skip is
-    1 there, and c_out 0. (With v they are those of EDM for data of variance 1.)
+    It is the predicted x_0 of a network of target v or flow, or with EDM's preconditioning, which at t = 0 is x_t
+    whatever the network says: c_skip is 1 there, and c_out 0. (With v they are those of EDM for data of variance 1.)
 
     Args:
         denoise: the network's prediction, not clipped.

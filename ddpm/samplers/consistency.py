@@ -62,8 +62,7 @@ def levels(
     Raises:
         ValueError: sigma_min is not below sigma_max, on this schedule.
     """
-    schedule = schedule.to("cpu")
-    finite = NoiseSchedule(schedule.beta[1:-1]) if schedule.alpha_bar[-1] == 0 else schedule
+    finite = schedule.to("cpu").with_finite_lambda()
     low = max(sigma_min, math.exp(-finite.lambda_[1].item()))
     high = min(sigma_max, math.exp(-finite.lambda_[-1].item()))
     if not low < high:

@@ -91,10 +91,10 @@ class Consistency(Diffusion):
                 raise ValueError(f"{name} = {value!r} must be a number > 0")
         if isinstance(P_mean, bool) or not isinstance(P_mean, int | float) or not math.isfinite(P_mean):
             raise ValueError(f"P_mean = {P_mean!r} must be a number")
-        if diffusion.target not in TARGETS:
+        if diffusion.target not in TARGETS and diffusion.preconditioning is None:
             raise ValueError(
-                f"target = {diffusion.target!r}: f(x, 0) = x holds for the targets {', '.join(TARGETS)} alone; distil "
-                "a run with diffusion.target=v"
+                f"target = {diffusion.target!r}: f(x, 0) = x holds for the targets {', '.join(TARGETS)} alone, or "
+                "with a preconditioning; distil a run with diffusion.target=v"
             )
         if teacher is not None:
             self.frozen["teacher"] = teacher.eval().requires_grad_(False)

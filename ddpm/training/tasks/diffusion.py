@@ -56,7 +56,8 @@ class Diffusion(Task):
         diffusion: the mathematics.
         drop: the share of conditions that are nulled, each part of each row by itself, so that the network also learns
             to do without: classifier-free guidance needs both. The network then needs a learned null.
-        time_sampling: how t is drawn, "uniform", "stratified" or "loss_aware", see `ddpm.times.TimeSampler`.
+        time_sampling: how t is drawn, "uniform", "stratified", "loss_aware" or "lognormal", see
+            `ddpm.times.TimeSampler`.
         offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
         only: as in `Task`.
     Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
@@ -81,7 +82,7 @@ class Diffusion(Task):
         if not 0 <= offset_noise < math.inf:
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
         self.diffusion, self.drop, self.offset_noise = diffusion, drop, offset_noise
-        self.times = TimeSampler(time_sampling, diffusion.schedule.T)
+        self.times = TimeSampler(time_sampling, diffusion.schedule)
         self.discrete = True  # whether the data are bytes, see `check`
 
     @property

@@ -1,7 +1,9 @@
 """Progressive distillation: a student learns to take one step where its teacher takes two."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from ddpm.data.batch import Batch
@@ -11,7 +13,6 @@ from ddpm.forward import q_sample
 from ddpm.losses import OF_ERRORS
 from ddpm.randomness import Keyed
 from ddpm.samplers import Sampler, Student
-from ddpm.times import TimeSampler
 from ddpm.training.task import Losses
 from ddpm.training.tasks.diffusion import Diffusion, Noised, noised_evenly
 
@@ -58,12 +59,18 @@ class Progressive(Diffusion):
                 f"diffusion.loss = {diffusion.loss_name!r} has no say in distillation; allowed: {', '.join(OF_ERRORS)}"
             )
         self.frozen["teacher"] = teacher.eval().requires_grad_(False)
-        self.steps, self.times = steps, TimeSampler("uniform", steps)
+        self.steps = steps
 
     @property
     def preview_sampler(self) -> Sampler:
         """The student's own steps."""
         return Student(self.steps)
+
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Noised:
+        """The number of a step, eps, and which conditions are nulled, for a step's whole batch."""
+        drawn = super().draw(batch, random, progress)
+        i = torch.randint(1, self.steps + 1, drawn.t.shape, device=drawn.t.device, generator=random("steps"))
+        return replace(drawn, t=i)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """One part, "loss", (B,)."""
