@@ -246,3 +246,27 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
             f"{tuple(part.shape[: 1 + labels])}"
         )
     return null
+
+
+def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, null_image: Tensor | None) -> Tensor:
+    """The image of a condition as it is concatenated to x_t: of its type, null rows replaced.
+
+    Args:
+        x_t: (B, C, H, W).
+        channels: C', of the image that the network takes.
+        image: (B, C', H, W).
+        null: true for the rows that have no image, (B,); None for nowhere.
+        null_image: the constant of each channel that stands in their place, (C',).
+    Returns:
+        (B, C', H, W).
+    Raises:
+        ValueError: an image of another shape.
+    """
+    taken = (len(x_t), channels, *x_t.shape[2:])
+    if tuple(image.shape) != taken:
+        raise ValueError(f"the condition's image has shape {tuple(image.shape)}; this network takes {taken}")
+    image = image.to(x_t.dtype)
+    if null is None:
+        return image
+    assert null_image is not None  # for there are null rows
+    return torch.where(null[:, None, None, None], null_image[:, None, None].to(x_t.dtype), image)

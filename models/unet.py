@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.embeddings import ClassEmbedding, Condition, LabelEmbeddings, TimeEmbedding, parts_of
+from models.embeddings import ClassEmbedding, Condition, LabelEmbeddings, TimeEmbedding, image_like, parts_of
 from models.layers import (
     ATTENTION_KINDS,
     PADDINGS,
@@ -256,7 +256,7 @@ class UNet(nn.Module):
                 emb = emb + of_class
         emb = F.silu(emb)
         if "image" in parts:
-            beside.append(self._image(x_t, *parts["image"]))
+            beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
         x_t = torch.cat(beside, dim=1) if len(beside) > 1 else x_t
 
         h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
@@ -272,17 +272,6 @@ class UNet(nn.Module):
 
         h = self._run(partial(_block, self.middle_1, self.middle_attention), emb, h)
         return self._run(self.middle_2, h, emb), emb, skips
-
-    def _image(self, x_t: Tensor, image: Tensor, null: Tensor | None) -> Tensor:
-        """The condition's image, its null rows (B,) replaced, in the type of x_t: (B, C', H, W) -> (B, C', H, W)."""
-        taken = (len(x_t), self.condition_channels, *self.image_size)
-        if tuple(image.shape) != taken:
-            raise ValueError(f"the condition's image has shape {tuple(image.shape)}; this network takes {taken}")
-        image = image.to(x_t.dtype)
-        if null is not None:
-            assert self.null_image is not None
-            image = torch.where(null[:, None, None, None], self.null_image[:, None, None].to(x_t.dtype), image)
-        return image
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""

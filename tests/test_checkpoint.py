@@ -290,6 +290,16 @@ def test_rotation_keeps_the_last_and_the_best(keep, losses, kept, tmp_path):
     assert not any("NaN" in path.read_text() or "Inf" in path.read_text() for path in tmp_path.glob("*/manifest.json"))
 
 
+@pytest.mark.parametrize(
+    ("every", "kept"), [(None, [3, 7]), (1, [1, 2, 3, 4, 5, 6, 7]), (2, [2, 3, 4, 6, 7]), (9, [3, 7])]
+)
+def test_rotation_leaves_the_stages(every, kept, tmp_path):
+    for step in range(1, 8):
+        save(tmp_path, step, held_out=abs(step - 3))
+        checkpoint.rotate(tmp_path, 1, every)
+    assert names(tmp_path) == [str(n) for n in kept]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_one_that_is_kept_outlives_rotation(links, tmp_path, monkeypatch):
     if not links:

@@ -247,7 +247,7 @@ def test_the_diffusion_follows_the_data_to_its_device(schedule, device):
         ({"variance": "fixed"}, "variance = 'fixed' is not known; allowed: beta_tilde, beta, learned"),
         (
             {"loss": "mse"},
-            "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, truncated_snr, snr_plus_one, p2, vlb, hybrid",
+            "loss = 'mse' is not known; allowed: simple, x_0, snr, min_snr, truncated_snr, snr_plus_one, p2, vlb, hyb",
         ),
         ({"loss_options": {"gamma": 5}}, "has 'gamma'; loss = 'simple' has the options: none"),
         ({"loss": "snr", "loss_options": {"k": 1}}, "has 'k'; loss = 'snr' has the options: none"),

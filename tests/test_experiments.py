@@ -47,10 +47,10 @@ def parameters(name: str) -> int:
 def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
     of_digits = ["digits", "digits_short"]
-    others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "pictures", "points"]
+    others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
-    of_models = ["attention", "channels", "class_mnist", "ema", "learning_rate"]
-    assert [*of_models, "mnist_levers", "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
+    of_models = ["attention", "channels", "class_mnist", "ema", "learning_rate", "mnist_levers", "mnist_networks"]
+    assert [*of_models, "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -80,6 +80,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist_class": {
         "data.name": "mnist", "model.num_classes": 10, "model.class_channels": 0, "task.drop": 0.1, "model.drop": 0.1,
         "trainer.seconds": 300, "diffusion.target": "v",
+    },
+    "mnist_dit": {
+        "data.name": "mnist", "data.image_size": 28, "diffusion.target": "v", "trainer.seconds": 300,
+        "model._target_": "models.dit.DiT", "model.patch": 4, "model.width": 96, "model.depth": 6, "model.heads": 3,
+        "model.mlp_ratio": 4.0, "trainer.batch_size": 32, "optimizer.lr": 1e-3,
     },
     "mnist_class_channels": LITERAL | {
         "data.name": "mnist", "data.image_size": 28, "schedule.T": 1000, "diffusion.target": "eps",
@@ -153,6 +158,19 @@ def test_devanagari_is_trained_in_half_precision_where_the_device_can():
 
 def test_the_default_is_digits():
     assert resolved(compose("train", [])) == resolved(composed("digits"))
+
+
+def test_a_recipe_has_its_own_words_for_each_network():
+    """Nothing that is said of one stands in the way of another."""
+    of_digits, of_mnist = (compose("train", [f"experiment={name}", "model=dit"]) for name in ("digits", "mnist"))
+    for config, tokens in ((of_digits, 4 * 4), (of_mnist, 7 * 7)):
+        model = build(config.model, "model")
+        assert len(model.positions) == tokens and "channel_mults" not in config.model
+    assert resolved(of_mnist) == resolved(composed("mnist_dit"))
+    assert of_digits.trainer.steps == composed("digits").trainer.steps
+    classifier = compose("train", ["task=classifier"]).model
+    assert (classifier._target_, classifier.channels) == ("models.noisy_classifier.NoisyClassifier", 16)
+    assert "channels" not in compose("train", ["model=mlp"]).model
 
 
 def test_the_default_ends_by_itself_in_time():
@@ -248,6 +266,18 @@ def test_classes_of_mnist_are_channels_beside_x_t_in_twelve_settings():
 
 
 @pytest.mark.slow
+def test_networks_of_mnist_differ_in_network_and_target_alone():
+    found = {words.partition(" ")[0].rpartition("=")[2]: config for words, config in arms("mnist_networks").items()}
+    made = {name: (config.model._target_, config.diffusion.target) for name, config in found.items()}
+    unet, dit = "models.unet.UNet", "models.dit.DiT"
+    assert made == {"unet_v": (unet, "v"), "unet_flow": (unet, "flow"), "dit_v": (dit, "v")}
+    rest = [resolved(config) for config in found.values()]
+    for one in rest:
+        one["model"] = one["diffusion"]["target"] = one["optimizer"]["lr"] = None
+    assert rest[0] == rest[1] == rest[2] and rest[0]["trainer"]["precision"] == "fp32"
+
+
+@pytest.mark.slow
 def test_the_widths_of_the_channels_study_are_an_eighth_of_those_in_use():
     widths = {}
     for words, config in arms("channels").items():
@@ -308,7 +338,7 @@ def write_font(folder: Path) -> Path:
 
 WRITERS = {
     "fashion": lambda folder: write_idx(folder / "fashion_mnist").parent,
-    **dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels"), write_idx),
+    **dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels", "mnist_dit"), write_idx),
     "cifar10_ddpm": write_cifar,
     "devanagari_small": write_font,
     **dict.fromkeys(FOLDERS, write_pictures),

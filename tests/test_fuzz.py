@@ -52,10 +52,15 @@ SMALL = {  # of each experiment: no more pixels and widths than its levels and h
     "mnist": [],
     "mnist_class": [],
     "mnist_class_channels": [],
+    "mnist_dit": [],
     "pictures": ["data.image_size=16", "model.head_channels=8"],
     "points": ["data.count=20", "model.width=8", "model.depth=1"],
 }
 TINY_UNET = ["model.channels=8", "model.groups=4", "model.blocks=1"]
+NETWORKS = {
+    "points": [],
+    "mnist_dit": ["model.width=8", "model.depth=1", "model.heads=2"],
+}  # whose networks are no U-Nets
 TINY = [
     "schedule.T=4", "sampler.steps=4", "trainer.steps=1",
     "trainer.epochs=null", "trainer.seconds=null", "trainer.batch_size=2", "trainer.previews=0",
@@ -129,6 +134,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.fourier_scale": ["0.016", "1e-300", "1e300", "0"],
     "model.energy": ["true", "false"],
     "model.octaves": ["0", "5", "16", "17"],
+    "model.mlp_ratio": ["4", "0.5", "1e-300", "1e300", "0"],
     "task.drop": ["0", "0.1", "0.999", "1"],
     "task.only": ["null", "['model.*']", "['*.weight']", "[]", "['nope']"],
     "task.objective": ["denoising", "explicit", "implicit", "sliced", "sliced_vr", "finite_difference", "nope"],
@@ -247,6 +253,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "trainer.log_every": ["1", "20", "1000000000000"],
     "trainer.checkpoint_every": ["1", "1000", "1000000000000"],
     "trainer.keep": ["1", "2", "1000000000000"],
+    "trainer.keep_every": ["null", "1000", "1", "1000000000000", "0"],
     "trainer.previews": ["0", "1"],
     "trainer.max_skipped": ["0", "10", "1000000000000"],
     "seed": ["0", "1", "-1", "9223372036854775807"],
@@ -369,13 +376,13 @@ def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[
     """All the words, none of which says the same as a later one."""
     chosen = next((word.partition("=")[2] for word in changed if word.startswith("data=")), None)
     root = data.get(experiment if chosen is None else f"data={chosen}", data.get(chosen))
-    typed = [f"experiment={experiment}", *SMALL[experiment], *([] if experiment == "points" else TINY_UNET), *TINY]
+    typed = [f"experiment={experiment}", *SMALL[experiment], *NETWORKS.get(experiment, TINY_UNET), *TINY]
     typed += [f"data.root={root}"] if root else []
     typed += ["data.download=false"] if root and root.name in ("idx", "cifar", "dhcd") else []
     typed += [f"data.fonts={root}"] if root and root.name == "fonts" else []
     schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
     if schedule is None:
-        plain = experiment in ("digits", "mnist", "mnist_class", "points")  # whose schedule is the cosine
+        plain = experiment in ("digits", "mnist", "mnist_class", "mnist_dit", "points")  # whose schedule is the cosine
         typed += SCHEDULES["cosine" if plain else "linear"]
     elif schedule in ("betas", "sigmas", "zero_terminal_snr"):
         typed.remove("schedule.T=4")
@@ -415,7 +422,9 @@ def data(tmp_path_factory) -> dict[str, Path]:
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
         | {"points_file": table}
-        | dict.fromkeys(("mnist", "mnist_class", "mnist_class_channels", "fashion", "fashion_mnist", "kmnist"), idx)
+        | dict.fromkeys(
+            ("mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "fashion", "fashion_mnist", "kmnist"), idx
+        )
     )
 
 

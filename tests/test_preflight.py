@@ -306,6 +306,14 @@ def test_how_many_checkpoints_there_are_at_once(steps, every, keep, count):
     assert preflight.checkpoints(steps, every, keep) == count
 
 
+@pytest.mark.parametrize(
+    ("steps", "keep_every", "count"), [(1000, 500, 6), (1000, 100, 10), (1000, 5000, 4), (300, 200, 3), (None, 100, 4)]
+)
+def test_stages_are_counted_with_the_other_checkpoints(steps, keep_every, count):
+    """All of them, of a run that has no more."""
+    assert preflight.checkpoints(steps, 100, 2, keep_every) == count
+
+
 def test_what_is_on_disk_already_is_not_needed_again(tmp_path):
     run = tmp_path / "runs" / "run"
     assert preflight.disk(10**6, 4, run) == 24 * 10**6

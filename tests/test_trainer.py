@@ -795,6 +795,9 @@ def test_a_run_whose_every_step_was_skipped_has_learned_nothing_and_failed(data,
         ({"precision": "fp8"}, "precision = 'fp8' is not known; allowed: auto, fp32, bf16, fp16"),
         ({"lr_schedule": "step"}, "lr_schedule = 'step' is not known; allowed: constant, cosine, linear, triangular"),
         ({"lr_cycles": 0}, "lr_cycles = 0"),
+        ({"keep_every": 0}, "keep_every = 0 must be an integer >= 1"),
+        ({"keep_every": 15, "checkpoint_every": 10}, "no multiple of checkpoint_every = 10; nearest that are: 10, 20"),
+        ({"keep_every": 4, "checkpoint_every": 10}, "no multiple of checkpoint_every = 10; nearest that are: 10"),
         ({"lr_cycles": 2, "lr_schedule": "constant"}, "lr_cycles = 2: a constant rate does not fall"),
         ({"time_sampling": "even"}, "'even' is not known; allowed: uniform, stratified, loss_aware"),
         ({"offset_noise": -0.1}, "offset_noise = -0.1 must be >= 0"),
@@ -868,6 +871,16 @@ def test_the_last_checkpoints_and_the_best_are_kept(data, tmp_path, monkeypatch)
     fit = Fit(tmp_path, data, checkpoint_every=1, keep=2)
     assert fit.steps() == [2, 5, 6] and checkpoint.best(fit.run.checkpoints) == 2
     assert [line["loss"] for line in fit.metrics("held_out")] == [5.0, 1.0, 4.0, 3.0, 2.0, 6.0]
+
+
+def test_stages_stay_whatever_comes_after_them_and_change_no_number(data, tmp_path, monkeypatch):
+    losses = itertools.chain([5.0, 1.0, 4.0, 3.0, 2.0, 6.0, 7.0] * 2)
+    monkeypatch.setattr(Trainer, "held_out_losses", lambda *arguments: {"loss": next(losses)})
+    staged = Fit(tmp_path / "staged", data, steps=7, checkpoint_every=1, keep=1, keep_every=3)
+    plain = Fit(tmp_path / "plain", data, steps=7, checkpoint_every=1, keep=1)
+    assert staged.steps() == [2, 3, 6, 7] and plain.steps() == [2, 7]
+    assert [staged.trainer.keeps(step, 1000) for step in range(1, 8)] == [n in (3, 6, 7) for n in range(1, 8)]
+    assert_same(staged.state, plain.state)
 
 
 def test_going_back_behind_a_damaged_checkpoint_keeps_what_is_written_then(data, tmp_path):

@@ -203,6 +203,7 @@ def _must_be_kept(which: str | int, trainer: Any, data: Any) -> None:
             f"checkpoint={which} will not be there when training has ended with step "
             f"{trainer.last_step(len(data.train))}: trainer.checkpoint_every={trainer.checkpoint_every}, and "
             f"trainer.keep={trainer.keep} of the last stay, besides the best"
+            + ("" if trainer.keep_every is None else f" and every trainer.keep_every={trainer.keep_every} steps")
         )
 
 
@@ -432,7 +433,8 @@ def disk(plan: Plan) -> tuple[int, int, str]:
 
     trainer, path = plan.parts.trainer, plan.run.path
     one = preflight.checkpoint(plan.parts.task.modules.values(), plan.parts.moments)
-    count = preflight.checkpoints(trainer.last_step(len(plan.data.train)), trainer.checkpoint_every, trainer.keep)
+    last = trainer.last_step(len(plan.data.train))
+    count = preflight.checkpoints(last, trainer.checkpoint_every, trainer.keep, trainer.keep_every)
     parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
     return preflight.disk(one, count, path), preflight.free(path), parts
 
@@ -444,7 +446,9 @@ def no_room(plan: Plan) -> str:
     room, free, parts = disk(plan)
     return (
         f"the run needs {preflight.in_words(room)} of disk ({parts}), but {preflight.in_words(free)} are free at "
-        f"{plan.run.path.parent}; lower trainer.keep or model.channels, or set runs= to a folder on another disk"
+        f"{plan.run.path.parent}; lower trainer.keep or model.channels, "
+        + ("" if plan.parts.trainer.keep_every is None else "raise trainer.keep_every, ")
+        + "or set runs= to a folder on another disk"
     )
 
 

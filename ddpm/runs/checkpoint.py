@@ -176,12 +176,15 @@ def keep(path: Path, folder: Path) -> Path:
     return kept
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the last `keep` and the best one, and what killed processes left half-written."""
+def rotate(folder: Path, keep: int, every: int | None = None) -> None:
+    """Delete all checkpoints but the last `keep`, the best one and those of each multiple of `every` steps.
+
+    What killed processes left half-written goes too.
+    """
     for left in folder.glob(".[0-9]*.*"):
         shutil.rmtree(left, ignore_errors=True)
     found = steps(folder)
-    kept = {*found[-keep:], best(folder)}
+    kept = {*found[-keep:], best(folder), *(step for step in found if every is not None and step % every == 0)}
     for step in found:
         if step not in kept:
             _remove(folder / str(step))

@@ -238,15 +238,21 @@ def checkpoint(modules: Iterable[nn.Module], moments: float) -> int:
     return sum(2 * _bytes(m.state_dict().values()) + round(moments * _bytes(m.parameters())) for m in modules)
 
 
-def checkpoints(steps: int | None, every: int, keep: int) -> int:
-    """How many are on disk at the same time: the last ones, the best, and that being written; fewer in a short run.
+def checkpoints(steps: int | None, every: int, keep: int, keep_every: int | None = None) -> int:
+    """How many are on disk at the same time, at most: the last ones, the best, that being written, and staged ones.
+
+    Fewer in a short run. Where time alone ends a run, nobody knows the staged ones, and they are not counted.
 
     Args:
         steps: of the run; None if time alone ends it.
         every: steps between two checkpoints.
         keep: how many of the last are kept.
+        keep_every: steps between two staged ones, which stay; None for none.
     """
-    return keep + 2 if steps is None else min(keep + 2, -(-steps // every))
+    if steps is None:
+        return keep + 2
+    staged = 0 if keep_every is None else steps // keep_every
+    return min(staged + keep + 2, -(-steps // every))
 
 
 def disk(one: int, count: int, folder: Path) -> int:

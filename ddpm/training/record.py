@@ -27,7 +27,7 @@ class Record:
         run: the run directory.
         training: the steps; `step`, `clock` and `fraction` say where they stand.
         frozen: checksums of the modules that are not trained.
-        batch_size, previews, keep: see `ddpm.training.trainer.Trainer`.
+        batch_size, previews, keep, keep_every: see `ddpm.training.trainer.Trainer`.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
     """
@@ -44,11 +44,13 @@ class Record:
         batch_size: int,
         previews: int,
         keep: int,
+        keep_every: int | None,
         held_out: Callable[[], dict[str, float | None] | None],
         watch: Callable[[int, float | None], None] | None,
     ):
         self.run, self.training, self.frozen, self.clock = run, training, frozen, clock
-        self.batch_size, self.keep, self.held_out, self.watch = batch_size, keep, held_out, watch
+        self.batch_size, self.held_out, self.watch = batch_size, held_out, watch
+        self.keep, self.keep_every = keep, keep_every
         self.skipped = training.skipped
         checkpoint.drop_after(run.checkpoints, step)
         self.previews = Previews(run.path, training.data, training.seed, training.precision, previews, step, fraction)
@@ -92,7 +94,7 @@ class Record:
         state = {"step": step, "seconds": self.clock.seconds} | self.training.state_dict()
         task, averaged = self.training.task, self.training.averaged
         checkpoint.save(self.run.checkpoints, step, task.modules, averaged.modules, state, loss, self.frozen, n)
-        checkpoint.rotate(self.run.checkpoints, self.keep)
+        checkpoint.rotate(self.run.checkpoints, self.keep, self.keep_every)
         self.run.write_status("RUNNING", step=step, seconds=round(self.clock.seconds, 2))
         if self.watch is not None and measuring:
             self.watch(step, loss)

@@ -52,6 +52,8 @@ class Trainer:
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep: how many of the last checkpoints are kept, besides the best.
+        keep_every: steps between two checkpoints that are kept besides, whatever comes after them: a multiple of
+            checkpoint_every; null for none.
         max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than so many in a row end
             the run.
         previews: how often in the run the same noise is turned into images, besides once before the first step.
@@ -81,6 +83,7 @@ class Trainer:
         previews: int = 6,
         max_skipped: int = 10,
         lr_cycles: int = 1,
+        keep_every: int | None = None,
     ):
         if steps is None and epochs is None and seconds is None:
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
@@ -90,6 +93,7 @@ class Trainer:
         _must_be_whole("log_every", log_every, 1)
         _must_be_whole("checkpoint_every", checkpoint_every, 1)
         _must_be_whole("keep", keep, 1)
+        _must_be_whole("keep_every", checkpoint_every if keep_every is None else keep_every, 1)
         _must_be_whole("previews", previews, 0)
         _must_be_whole("max_skipped", max_skipped, 0)
         _must_be_whole("lr_cycles", lr_cycles, 1, MOST)
@@ -106,6 +110,13 @@ class Trainer:
                 f"accumulate = {accumulate} does not divide batch_size = {batch_size}; nearest that does: "
                 f"{min(near, key=lambda n: abs(n - accumulate))}"
             )
+        if keep_every is not None and keep_every % checkpoint_every:
+            below = keep_every // checkpoint_every * checkpoint_every
+            near = [n for n in (below, below + checkpoint_every) if n > 0]
+            raise ValueError(
+                f"keep_every = {keep_every} is no multiple of checkpoint_every = {checkpoint_every}; nearest that are: "
+                f"{', '.join(map(str, near))}"
+            )
         _must_be_one_of("precision", precision, ("auto", *PRECISIONS))
         _must_be_one_of("lr_schedule", lr_schedule, LR_SCHEDULES)
         if lr_cycles > 1 and lr_schedule == "constant":
@@ -121,7 +132,7 @@ class Trainer:
         self.time_sampling, self.offset_noise = time_sampling, offset_noise
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
-        self.max_skipped, self.lr_cycles = max_skipped, lr_cycles
+        self.max_skipped, self.lr_cycles, self.keep_every = max_skipped, lr_cycles, keep_every
 
     def fit(
         self,
@@ -180,7 +191,8 @@ class Trainer:
         if ranks.leads:
             record = Record(
                 run, training, frozen, step, clock, fraction, batch_size=self.batch_size, previews=self.previews,
-                keep=self.keep, held_out=lambda: self._held_out_losses(training), watch=watch,
+                keep=self.keep, keep_every=self.keep_every, held_out=lambda: self._held_out_losses(training),
+                watch=watch,
             )  # fmt: skip
 
         with signals() as received, record or contextlib.nullcontext():
@@ -304,7 +316,8 @@ class Trainer:
             return None
         number, newest = step // self.checkpoint_every, (last - 1) // self.checkpoint_every
         regular = 0 < step < last and step % self.checkpoint_every == 0
-        return step == last or (regular and number > newest - self.keep + 1)
+        staged = self.keep_every is not None and step % self.keep_every == 0
+        return step == last or (regular and (staged or number > newest - self.keep + 1))
 
     def is_used_up(self, images: int, step: int, seconds: float) -> bool:
         """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
