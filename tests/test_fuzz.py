@@ -237,6 +237,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "trainer.checkpoint_every": ["1", "1000", "1000000000000"],
     "trainer.keep": ["1", "2", "1000000000000"],
     "trainer.previews": ["0", "1"],
+    "trainer.ema_snapshots": ["0", "1", "256", "257"],
     "trainer.max_skipped": ["0", "10", "1000000000000"],
     "seed": ["0", "1", "-1", "9223372036854775807"],
     "device": ["cpu", "cuda:99", "tpu", "meta"],

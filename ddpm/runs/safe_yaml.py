@@ -9,7 +9,9 @@ from ddpm.runs.files import regular_size
 
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
-CADENCE = ("log_every", "checkpoint_every", "keep", "previews", "max_skipped")  # of the trainer; changes no result
+CADENCE = (  # of the trainer; changes no result
+    "log_every", "checkpoint_every", "keep", "previews", "max_skipped", "ema_snapshots",
+)  # fmt: skip
 MEMORY = ("checkpointing",)  # of the model; neither does it
 MOVED = {"ddpm.trainer.Trainer": "ddpm.training.trainer.Trainer"}  # older `_target_`, which names of runs still hold
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML has it
