@@ -103,9 +103,9 @@ def test_the_tracked_widths_have_the_exponents_of_the_paper():
     assert [round(exponent(width), 2) for width in WIDTHS] == [16.97, 6.94]
 
 
-@pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.2887, 0.3, 5.0, math.nan, math.inf])
+@pytest.mark.parametrize("sigma_rel", [0.0, 0.0009, -0.1, 0.2887, 0.3, 5.0, math.nan, math.inf])
 def test_a_width_that_no_average_has_is_refused(sigma_rel):
-    with pytest.raises(ValueError, match=r"must be above 0 and below 0\.2887"):
+    with pytest.raises(ValueError, match=r"must be at least 0\.001 and below 0\.2887"):
         exponent(sigma_rel)
 
 
@@ -311,6 +311,7 @@ def run(tmp_path_factory) -> Path:
     return next((runs / "default").iterdir())
 
 
+@pytest.mark.slow
 def test_weights_of_a_width_are_drawn_from_and_measured_apart(call, run):  # noqa: F811
     measure = [f"run={run}", "metric=loss_by_snr", "n=8", "device=cpu"]
     for weights in ("ema:.050", "ema:0.1", "ema"):
@@ -328,6 +329,7 @@ def test_weights_of_a_width_are_drawn_from_and_measured_apart(call, run):  # noq
     assert result.code == 0 and list(run.glob("**/*step8_ema0.05_ddim2*"))
 
 
+@pytest.mark.slow
 def test_what_is_told_where_a_width_cannot_be_had(call, without_pictures, run, tmp_path):  # noqa: F811
     sample = functools.partial(call, cli.sample, f"run={run}", "n=1", "sampler.steps=2", "device=cpu")
     for wrong in ("ema:", "ema:x", "ema:0.3"):
@@ -337,9 +339,6 @@ def test_what_is_told_where_a_width_cannot_be_had(call, without_pictures, run, t
     assert sample("weights=ema:0.05", "checkpoint=4").code == 0
 
     runs = f"runs={tmp_path / 'others'}"
-    line = "evaluation=['metric=loss_by_snr weights=ema:0.1']"
-    assert_refused(call(cli.train, *TINY, runs, line), "trainer.ema_snapshots=32")
-    assert not (tmp_path / "others").exists()
     assert call(cli.train, *TINY, runs).code == 0
     other = next((tmp_path / "others" / "default").iterdir())
     assert_refused(call(cli.sample, f"run={other}", "weights=ema:0.1", "device=cpu"), "trainer.ema_snapshots=32")
@@ -347,11 +346,18 @@ def test_what_is_told_where_a_width_cannot_be_had(call, without_pictures, run, t
     assert_refused(call(cli.train, *longer), "trainer.ema_snapshots=4", "was trained without")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_goes_on_with_its_averages(call, without_pictures, run):  # noqa: F811
     assert call(cli.train, f"extend={run}", "trainer.steps=16").code == 0
     (child,) = (path for path in run.parent.iterdir() if path != run)
     steps = [list(snapshots.found(path / "averages", 99)) for path in (run, child)]
     assert steps == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]]
+
+
+def test_a_line_of_evaluation_needs_snapshots(call, tmp_path):  # noqa: F811
+    line = "evaluation=['metric=loss_by_snr weights=ema:0.1']"
+    assert_refused(call(cli.train, *TINY, f"runs={tmp_path / 'runs'}", line), "trainer.ema_snapshots=32")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_snapshots_take_on_disk_and_in_memory_is_foreseen():

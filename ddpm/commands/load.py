@@ -246,8 +246,8 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
     """
     import torch
 
-    from ddpm.commands.console import say
     from ddpm.runs import checkpoint, snapshots
+    from ddpm.runs.files import shown
     from ddpm.training import post_hoc
 
     step, asked = int(folder.name), f"run={run.path} weights=ema:{width!r}"
@@ -267,9 +267,9 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
     except ValueError as error:
         raise InvalidInput(f"{asked}: {error}") from error
     if missed > post_hoc.WELL_MATCHED:
-        say(
-            f"warning: {asked}: its profile is missed by {missed:.0%} with {len(kept)} snapshots; nearer come widths "
-            f"about {' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
+        print(
+            f"warning: {shown(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths about "
+            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
         )
     with torch.no_grad():
         for name, p in parameters.items():

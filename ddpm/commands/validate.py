@@ -90,7 +90,13 @@ def width_of_average(config: DictConfig) -> float | None:
     if name != "ema" or not colon:
         return None
     try:
-        exponent(float(width))
+        asked = float(width)
+    except ValueError:
+        raise InvalidInput(
+            f"weights={config.weights}: {width!r} is no number; a width is one, as in ema:0.05"
+        ) from None
+    try:
+        exponent(asked)
     except ValueError as error:
         raise InvalidInput(f"weights={config.weights}: {error}") from error
-    return float(width)
+    return asked

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked
+NARROWEST = 0.001  # of a width: far below what two tracked averages can say
 WIDEST = 1 / math.sqrt(12)  # sigma_rel of gamma = 0, the plain mean of all steps
 WELL_MATCHED = 0.05  # of a profile's norm: what is missed beyond is seen in the weights (a few thousandths of theirs)
 Averages = Mapping[str, Tensor]  # "WIDTH/MODULE/PARAMETER" -> the average
@@ -22,9 +23,8 @@ Profile = tuple[float, float]  # t and gamma of a power function
 def width(gamma: float) -> float:
     r"""The relative width of a power function: its standard deviation as a share of the steps so far.
 
-    [EDM2 (sigma_rel)]
-
     .. math:: \sigma_{rel} = (\gamma + 1)^{1/2}\, (\gamma + 2)^{-1}\, (\gamma + 3)^{-1/2}
+        \qquad \text{[EDM2 (sigma_rel)]}
     """
     return math.sqrt(gamma + 1) / (gamma + 2) / math.sqrt(gamma + 3)
 
@@ -32,18 +32,16 @@ def width(gamma: float) -> float:
 def exponent(sigma_rel: float) -> float:
     r"""The gamma of a relative width: the largest real root of its cubic.
 
-    [EDM2 (gamma)]
-
-    .. math:: (\gamma + 2)^2 (\gamma + 3) = \sigma_{rel}^{-2} (\gamma + 1)
+    .. math:: (\gamma + 2)^2 (\gamma + 3) = \sigma_{rel}^{-2} (\gamma + 1) \qquad \text{[EDM2 (gamma)]}
 
     Args:
-        sigma_rel: above 0 and below `WIDEST`, where gamma = 0; wider ones would weigh early steps more than late ones.
+        sigma_rel: from `NARROWEST` to below `WIDEST`, where gamma = 0; wider ones would weigh early steps more than late ones.
     Raises: ValueError for a width out of range.
     """
-    if not 0 < sigma_rel < WIDEST:
+    if not NARROWEST <= sigma_rel < WIDEST:
         raise ValueError(
-            f"the width {sigma_rel:g} must be above 0 and below {WIDEST:.4f}, which is that of the plain mean of all "
-            "steps; 0.1, say, looks back over a tenth of them"
+            f"the width {sigma_rel:g} must be at least {NARROWEST:g} and below {WIDEST:.4f}, which is that of the plain "
+            "mean of all steps"
         )
     s = sigma_rel**-2
     roots = np.roots([1, 7, 16 - s, 12 - s])
@@ -53,9 +51,7 @@ def exponent(sigma_rel: float) -> float:
 def decay(gamma: float, t: int) -> float:
     r"""The factor of the earlier average in step t.
 
-    [EDM2 (beta_gamma)]
-
-    .. math:: \beta_\gamma(t) = (1 - 1 / t)^{\gamma + 1}
+    .. math:: \beta_\gamma(t) = (1 - 1 / t)^{\gamma + 1} \qquad \text{[EDM2 (beta_gamma)]}
     """
     return (1 - 1 / t) ** (gamma + 1)
 
@@ -63,11 +59,10 @@ def decay(gamma: float, t: int) -> float:
 def inner_product(a: Profile, b: Profile) -> float:
     r"""The inner product of two power functions p_{gamma, t}, each the weights of an average that was taken at its t.
 
-    [EDM2 (inner product)], for t_a <= t_b:
-
     .. math:: p_{\gamma, t}(\tau) = \frac{\gamma + 1}{t^{\gamma + 1}}\, \tau^\gamma \text{ on } [0, t], \quad
         \langle p_{\gamma_a, t_a}, p_{\gamma_b, t_b} \rangle
         = \frac{(\gamma_a + 1)(\gamma_b + 1)\, (t_a / t_b)^{\gamma_b}}{(\gamma_a + \gamma_b + 1)\, t_b}
+        \text{ for } t_a \le t_b \qquad \text{[EDM2 (inner product)]}
     """
     (t_a, gamma_a), (t_b, gamma_b) = sorted([a, b])
     return (gamma_a + 1) * (gamma_b + 1) * (t_a / t_b) ** gamma_b / ((gamma_a + gamma_b + 1) * t_b)
@@ -76,9 +71,8 @@ def inner_product(a: Profile, b: Profile) -> float:
 def coefficients(stored: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
     r"""What stored averages are multiplied by, so that their sum has the wanted profile as nearly as can be.
 
-    [EDM2 (least squares)]
-
     .. math:: A x = b, \quad A_{ij} = \langle p_i, p_j \rangle, \quad b_i = \langle p_i, p \rangle
+        \qquad \text{[EDM2 (least squares)]}
 
     Of all x only those are looked at that add up to 1, by a Lagrange multiplier: weights that stand still then stay
     what they are, and the error is smaller for it, from few snapshots by an order of magnitude.
@@ -138,10 +132,9 @@ def tracked(snapshots: int) -> int:
 class PowerAverages:
     r"""The tracked averages of some modules' parameters, one of each of `WIDTHS`.
 
-    [EDM2 (power function)]
-
     .. math:: \hat\theta_\gamma(t) = \frac{\gamma + 1}{t^{\gamma + 1}} \int_0^t \tau^\gamma\, \theta(\tau)\, d\tau,
         \quad \hat\theta_\gamma(t) = \beta_\gamma(t)\, \hat\theta_\gamma(t - 1) + (1 - \beta_\gamma(t))\, \theta(t)
+        \qquad \text{[EDM2 (power function)]}
 
     where theta(tau) is theta(t) between steps t - 1 and t. As in `ddpm.training.ema.EMA`, whose warmup is gamma + 1,
     such an average looks back over a fixed share of the training so far, and the random start is not in it.
@@ -154,12 +147,13 @@ class PowerAverages:
         named = {f"{name}/{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
         self._parameters: list[Tensor] = list(named.values())
         self._averages = {one: {name: p.detach().clone() for name, p in named.items()} for one in WIDTHS}
+        self._gammas = {one: exponent(one) for one in WIDTHS}
 
     @torch.no_grad()
     def update(self, t: int) -> None:
         """Take in the weights after step t = 1, 2, ..."""
         for one, averages in self._averages.items():
-            torch._foreach_lerp_(list(averages.values()), self._parameters, 1 - decay(exponent(one), t))
+            torch._foreach_lerp_(list(averages.values()), self._parameters, 1 - decay(self._gammas[one], t))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages, by "WIDTH/MODULE/PARAMETER"."""
