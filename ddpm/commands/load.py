@@ -268,7 +268,7 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
         raise InvalidInput(f"{asked}: {error}") from error
     if missed > post_hoc.WELL_MATCHED:
         print(
-            f"warning: {shown(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths about "
+            f"warning: {shown(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths near "
             f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
         )
     with torch.no_grad():

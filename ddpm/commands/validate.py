@@ -92,9 +92,7 @@ def width_of_average(config: DictConfig) -> float | None:
     try:
         asked = float(width)
     except ValueError:
-        raise InvalidInput(
-            f"weights={config.weights}: {width!r} is no number; a width is one, as in ema:0.05"
-        ) from None
+        raise InvalidInput(f"weights={config.weights}: {width!r} is no number, as in ema:0.05") from None
     try:
         exponent(asked)
     except ValueError as error:

@@ -35,13 +35,13 @@ def exponent(sigma_rel: float) -> float:
     .. math:: (\gamma + 2)^2 (\gamma + 3) = \sigma_{rel}^{-2} (\gamma + 1) \qquad \text{[EDM2 (gamma)]}
 
     Args:
-        sigma_rel: from `NARROWEST` to below `WIDEST`, where gamma = 0; wider ones would weigh early steps more than late ones.
+        sigma_rel: from `NARROWEST` to below `WIDEST`, where gamma = 0; wider ones weigh early steps most.
     Raises: ValueError for a width out of range.
     """
     if not NARROWEST <= sigma_rel < WIDEST:
         raise ValueError(
-            f"the width {sigma_rel:g} must be at least {NARROWEST:g} and below {WIDEST:.4f}, which is that of the plain "
-            "mean of all steps"
+            f"the width {sigma_rel:g} must be at least {NARROWEST:g} and below {WIDEST:.4f}, which is that of the "
+            "plain mean of all steps"
         )
     s = sigma_rel**-2
     roots = np.roots([1, 7, 16 - s, 12 - s])
