@@ -255,6 +255,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "trainer.keep": ["1", "2", "1000000000000"],
     "trainer.keep_every": ["null", "1000", "1", "1000000000000", "0"],
     "trainer.previews": ["0", "1"],
+    "trainer.ema_snapshots": ["0", "1", "256", "257"],
     "trainer.max_skipped": ["0", "10", "1000000000000"],
     "seed": ["0", "1", "-1", "9223372036854775807"],
     "device": ["cpu", "cuda:99", "tpu", "meta"],

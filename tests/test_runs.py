@@ -128,7 +128,7 @@ def test_science_changes_the_hash(changes):
         {"data.root": "/there"},
         {"model.checkpointing": True},
         {"model.checkpointing": False},  # which older configurations do not have
-        *({f"trainer.{key}": 77} for key in ("log_every", "checkpoint_every", "keep", "previews")),
+        *({f"trainer.{key}": 77} for key in ("log_every", "checkpoint_every", "keep", "previews", "ema_snapshots")),
     ],
 )
 def test_what_changes_no_result_is_not_in_the_hash(changes):

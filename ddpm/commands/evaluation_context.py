@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
 from ddpm.commands.load import NONE
+from ddpm.commands.validate import width_of_average
 from ddpm.config import InvalidInput, build
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
@@ -55,11 +56,12 @@ class EvaluationContext:
         say(f"{protocol}:\n{words}")
 
     def named(self, protocol: str) -> str:
-        """The protocol's name, with the classes and styles that it is restricted to."""
+        """The protocol's name, with the classes and styles that it is restricted to, and the width of an average."""
         for one, asked in (("class", self.source.asked), ("style", self.source.styles)):
             if asked is not None:
                 protocol += f"_{one}{'-'.join(map(str, sorted(set(asked)))) or NONE}"
-        return protocol
+        width = width_of_average(self.config)  # each a measure of its own, which a report tells from the others
+        return protocol if width is None else f"{protocol}_ema{width!r}"
 
     def samples(self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None) -> tuple[Any, Any]:
         """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.validate import must_be_drawable, trusted
+from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
 from ddpm.config import (
     TASK,
     InvalidInput,
@@ -50,7 +50,9 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         raise InvalidInput(f"run={config.run}: {task} trained no network that a sampler draws from")
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = sampler_of(config, trained, trust)
-    load_into(model, folder / ("ema.safetensors" if config.weights == "ema" else "model.safetensors"))
+    load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
+    if (width := width_of_average(config)) is not None:
+        put_average(model, run, folder, width)
     shape, precision = shape_of(model) or (), config.precision
     guidance = guidance_of(config, trust, device)
     if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
@@ -259,6 +261,43 @@ def load_into(model: Any, file: Path) -> None:
         checkpoint.load_into(model, file)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+
+
+def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
+    """Give a network the average of a width at a checkpoint's step; its buffers stay those that it has.
+
+    Raises: InvalidInput for a run without snapshots of averages.
+    """
+    import torch
+
+    from ddpm.runs import checkpoint, snapshots
+    from ddpm.runs.files import shown
+    from ddpm.training import post_hoc
+
+    step, asked = int(folder.name), f"run={run.path} weights=ema:{width!r}"
+    try:
+        state = checkpoint.load_state(folder)
+        if not state.get("tracked"):
+            raise ValueError(
+                f"checkpoint {step} has no tracked averages; they are kept by runs with trainer.ema_snapshots=32, from "
+                "their first step on (of a run that is there already, train another one under study=NAME)"
+            )
+        files = snapshots.found(run.path / snapshots.FOLDER, step)
+        kept = {n: partial(checkpoint.load_weights, path) for n, path in files.items()}
+        averages, missed = post_hoc.reconstruct(kept | {step: lambda: state["tracked"]}, step, width)
+        parameters = dict(model.named_parameters())
+        if {name: p.shape for name, p in parameters.items()} != {name: x.shape for name, x in averages.items()}:
+            raise ValueError("its averages are those of another network")
+    except ValueError as error:
+        raise InvalidInput(f"{asked}: {error}") from error
+    if missed > post_hoc.WELL_MATCHED:
+        print(
+            f"warning: {shown(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths near "
+            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
+        )
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(averages[name])
 
 
 def must_match(model: Any, data: Any) -> None:

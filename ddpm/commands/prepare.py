@@ -14,7 +14,7 @@ from ddpm.commands import evaluating
 from ddpm.commands.distilling import student_of
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of, task_of
-from ddpm.commands.validate import must_be_whole, trusted
+from ddpm.commands.validate import must_be_whole, trusted, width_of_average
 from ddpm.config import (
     AUGMENTATION,
     LINKED,
@@ -192,6 +192,8 @@ def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Part
         try:
             evaluating.must_be_measurable(asked, config, parts.task, data)
             _must_be_kept(asked.checkpoint, parts.trainer, data)
+            if width_of_average(asked) is not None and not parts.trainer.ema_snapshots:
+                raise InvalidInput(f"weights={asked.weights} is made of snapshots: set trainer.ema_snapshots=32")
         except InvalidInput as error:
             raise InvalidInput(f"evaluation, {line}: {error}") from error
 
@@ -389,10 +391,12 @@ def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tupl
     Without activations, whose count takes a moment, this is what it needs at least.
     """
     from ddpm.runs import preflight
+    from ddpm.training.post_hoc import tracked
 
     trainer, modules = parts.trainer, parts.task.modules.values()
     batch = trainer.batch_size, trainer.accumulate
-    needed = preflight.memory(modules, parts.moments, data, *batch, activations)
+    averages = 1 + tracked(trainer.ema_snapshots)
+    needed = preflight.memory(modules, parts.moments, data, *batch, activations, averages)
     there = preflight.available(device)
     if there is not None:
         weights = [p.nbytes for p in parts.weights if p.device.type == device.type]
@@ -412,6 +416,7 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
 
     try:
         state = checkpoint.load_state(parent)
+        must_be_tracked(trainer, parent, state)
     except ValueError as error:
         raise InvalidInput(f"extend={config.extend}: {error}") from error
     if trainer.is_used_up(len(data.train), state["step"], state["seconds"]):
@@ -424,19 +429,32 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
         )
 
 
+def must_be_tracked(trainer: Any, path: Path, state: dict[str, Any]) -> None:
+    """Raise ValueError where snapshots are asked for of a checkpoint's run whose averages were not tracked so far."""
+    if trainer.ema_snapshots and "tracked" not in state:
+        raise ValueError(
+            f"trainer.ema_snapshots={trainer.ema_snapshots}: {path} was trained without, and the averages of its steps "
+            "are not known; set trainer.ema_snapshots=0, or begin anew under another study=NAME"
+        )
+
+
 # ---------------------------------------------------------------------------------------------------- what a plan costs
 
 
 def disk(plan: Plan) -> tuple[int, int, str]:
     """Bytes that the run is going to write, those that are free there, and what is written, in words."""
     from ddpm.runs import preflight
+    from ddpm.training.post_hoc import tracked
 
-    trainer, path = plan.parts.trainer, plan.run.path
-    one = preflight.checkpoint(plan.parts.task.modules.values(), plan.parts.moments)
+    trainer, path, modules = plan.parts.trainer, plan.run.path, plan.parts.task.modules.values()
+    snapshot = preflight.snapshot(modules, tracked(trainer.ema_snapshots))
+    one = preflight.checkpoint(modules, plan.parts.moments) + snapshot  # a checkpoint goes on with what is tracked
     last = trainer.last_step(len(plan.data.train))
     count = preflight.checkpoints(last, trainer.checkpoint_every, trainer.keep, trainer.keep_every)
     parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
-    return preflight.disk(one, count, path), preflight.free(path), parts
+    if snapshots := trainer.ema_snapshots:
+        parts += f", {snapshots:,} snapshots of averages of {preflight.in_words(snapshot)}"
+    return preflight.disk(one, count, path, snapshots * snapshot), preflight.free(path), parts
 
 
 def no_room(plan: Plan) -> str:
@@ -444,9 +462,10 @@ def no_room(plan: Plan) -> str:
     from ddpm.runs import preflight
 
     room, free, parts = disk(plan)
+    lower = "trainer.keep, trainer.ema_snapshots" if plan.parts.trainer.ema_snapshots else "trainer.keep"
     return (
         f"the run needs {preflight.in_words(room)} of disk ({parts}), but {preflight.in_words(free)} are free at "
-        f"{plan.run.path.parent}; lower trainer.keep or model.channels, "
+        f"{plan.run.path.parent}; lower {lower} or model.channels, "
         + ("" if plan.parts.trainer.keep_every is None else "raise trainer.keep_every, ")
         + "or set runs= to a folder on another disk"
     )

@@ -124,7 +124,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
         value = plain(config.sampler.get(name, parameter.default))
         if name != "steps" and value != parameter.default:
             walk += f"_{name}-{re.sub(r'[^0-9A-Za-z.]+', '-', str(value)).strip('-')[:40]}"
-    return f"step{step}_{config.weights}_{walk}_seed{config.seed}"
+    return f"step{step}_{config.weights.replace(':', '')}_{walk}_seed{config.seed}"
 
 
 def _short(value: Any) -> str:

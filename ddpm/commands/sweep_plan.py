@@ -212,6 +212,7 @@ def _needs(run: Planned) -> Needs:
 
     from ddpm.runs import preflight
     from ddpm.training import cost
+    from ddpm.training.post_hoc import tracked
     from ddpm.training.task import trial_loss
 
     config, data = run.config, run.data
@@ -230,7 +231,8 @@ def _needs(run: Planned) -> Needs:
         micro = parts.trainer.batch_size // parts.trainer.accumulate
         activations = max(preflight.activations(loss, parts.weights, micro) for loss in losses)
         batch, modules = (parts.trainer.batch_size, parts.trainer.accumulate), parts.task.modules.values()
-        needed = preflight.memory(modules, parts.moments, at_hand, *batch, activations)
+        averages = 1 + tracked(parts.trainer.ema_snapshots)
+        needed = preflight.memory(modules, parts.moments, at_hand, *batch, activations, averages)
         gflop = sum(map(cost.gflop_of_loss, losses))
         return Needs(parts.parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
     except InvalidInput as error:

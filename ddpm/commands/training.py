@@ -19,7 +19,7 @@ from ddpm.commands.distilling import stage, stages
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
-from ddpm.commands.prepare import Plan, disk, evaluations, no_room, planned, status_of, trial_loss
+from ddpm.commands.prepare import Plan, disk, evaluations, must_be_tracked, no_room, planned, status_of, trial_loss
 from ddpm.commands.sampling import FRAMES, save_way
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
@@ -121,6 +121,8 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 return
             try:
                 resume = checkpoint.last_whole(run.checkpoints) or plan.parent
+                if resume is not None:
+                    must_be_tracked(plan.parts.trainer, resume, checkpoint.load_state(resume))
             except ValueError as error:  # a newer version's, which must not be deleted
                 team.broadcast(None)
                 raise InvalidInput(str(error)) from error

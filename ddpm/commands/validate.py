@@ -74,6 +74,27 @@ def must_be_drawable(config: DictConfig) -> None:
     from ddpm.runs.precision import PRECISIONS
 
     must_be_one_of(config, "precision", ("auto", *PRECISIONS))
-    must_be_one_of(config, "weights", ("ema", "raw"))
+    if (width := width_of_average(config)) is None:
+        must_be_one_of(config, "weights", ("ema", "raw", "ema:WIDTH"))
+    else:
+        config.weights = f"ema:{width!r}"  # one name for ema:0.1, ema:.1 and ema:1e-1
     must_be_whole(config, "batch", least=1)
     must_be_whole(config, "seed")
+
+
+def width_of_average(config: DictConfig) -> float | None:
+    """The width that weights=ema:WIDTH asks for; None for other weights. Refuses one that no average has."""
+    from ddpm.training.post_hoc import exponent
+
+    name, colon, width = str(config.weights).partition(":")
+    if name != "ema" or not colon:
+        return None
+    try:
+        asked = float(width)
+    except ValueError:
+        raise InvalidInput(f"weights={config.weights}: {width!r} is no number, as in ema:0.05") from None
+    try:
+        exponent(asked)
+    except ValueError as error:
+        raise InvalidInput(f"weights={config.weights}: {error}") from error
+    return asked

@@ -64,7 +64,7 @@ class Memory(NamedTuple):
     weights: int
     gradients: int
     moments: int  # of the optimizer
-    average: int  # the EMA weights
+    average: int  # the EMA weights, and what other averages are tracked
     data: int  # all of them, images as bytes
     batch: int  # x_0 and eps of the batch, and of a micro-batch
     activations: int  # of a micro-batch: what the backward pass reads, kept for it or computed again
@@ -84,7 +84,13 @@ class Held(Protocol):
 
 
 def memory(
-    modules: Iterable[nn.Module], moments: float, data: Held, batch_size: int, accumulate: int, activations: int = 0
+    modules: Iterable[nn.Module],
+    moments: float,
+    data: Held,
+    batch_size: int,
+    accumulate: int,
+    activations: int = 0,
+    averages: int = 1,
 ) -> Memory:
     """The memory of a training step.
 
@@ -94,11 +100,12 @@ def memory(
         data: what is trained on.
         batch_size, accumulate: as the trainer's.
         activations: bytes of a micro-batch; without them the result is what any such network needs at least.
+        averages: how many of the weights are kept.
     """
     modules = list(modules)
     weights = sum(_bytes(module.parameters()) for module in modules)
     batch = 2 * (batch_size + batch_size // accumulate) * math.prod(data.shape) * 4
-    average = weights + sum(_bytes(module.buffers()) for module in modules)
+    average = averages * weights + sum(_bytes(module.buffers()) for module in modules)
     return Memory(weights, weights, round(moments * weights), average, data.nbytes, batch, activations)
 
 
@@ -238,6 +245,11 @@ def checkpoint(modules: Iterable[nn.Module], moments: float) -> int:
     return sum(2 * _bytes(m.state_dict().values()) + round(moments * _bytes(m.parameters())) for m in modules)
 
 
+def snapshot(modules: Iterable[nn.Module], averages: int) -> int:
+    """Bytes of a snapshot of so many averages."""
+    return averages * sum(_bytes(m.parameters()) for m in modules)
+
+
 def checkpoints(steps: int | None, every: int, keep: int, keep_every: int | None = None) -> int:
     """How many are on disk at the same time, at most: the last ones, the best, that being written, and staged ones.
 
@@ -255,10 +267,10 @@ def checkpoints(steps: int | None, every: int, keep: int, keep_every: int | None
     return min(staged + keep + 2, -(-steps // every))
 
 
-def disk(one: int, count: int, folder: Path) -> int:
-    """Bytes that a run is still going to write to its folder: `count` checkpoints of `one` bytes, and pictures."""
+def disk(one: int, count: int, folder: Path, besides: int = 0) -> int:
+    """Bytes that a run is still going to write: `count` checkpoints of `one` bytes, pictures, and what is besides."""
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return max(one * count + PICTURES - held, one)
+    return max(one * count + PICTURES + besides - held, one)
 
 
 def free(folder: Path) -> int:

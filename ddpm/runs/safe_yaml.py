@@ -10,7 +10,7 @@ from ddpm.runs.files import regular_size
 LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
 DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
 CADENCE = (  # of the trainer; changes no result
-    "log_every", "checkpoint_every", "keep", "keep_every", "previews", "max_skipped",
+    "log_every", "checkpoint_every", "keep", "keep_every", "previews", "max_skipped", "ema_snapshots",
 )  # fmt: skip
 MEMORY = ("checkpointing",)  # of the model; neither does it
 MOVED = {"ddpm.trainer.Trainer": "ddpm.training.trainer.Trainer"}  # older `_target_`, which names of runs still hold

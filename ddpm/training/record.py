@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ddpm.data.dataset import Dataset
 from ddpm.figures.images import as_pictures, plane_of
-from ddpm.runs import checkpoint
+from ddpm.runs import checkpoint, snapshots
 from ddpm.runs.directory import Metrics, Run, Stopwatch
 from ddpm.runs.files import replacing
 from ddpm.training.step import Taken, Training
@@ -27,7 +27,8 @@ class Record:
         run: the run directory.
         training: the steps; `step`, `clock` and `fraction` say where they stand.
         frozen: checksums of the modules that are not trained.
-        batch_size, previews, keep, keep_every: see `ddpm.training.trainer.Trainer`.
+        batch_size, previews, keep, keep_every, ema_snapshots: see `ddpm.training.trainer.Trainer`.
+        resumed: the checkpoint that training goes on from, of this run or of the one that it extends; None for none.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
     """
@@ -45,6 +46,8 @@ class Record:
         previews: int,
         keep: int,
         keep_every: int | None,
+        ema_snapshots: int,
+        resumed: Path | None,
         held_out: Callable[[], dict[str, float | None] | None],
         watch: Callable[[int, float | None], None] | None,
     ):
@@ -53,6 +56,11 @@ class Record:
         self.keep, self.keep_every = keep, keep_every
         self.skipped = training.skipped
         checkpoint.drop_after(run.checkpoints, step)
+        self.averages, self.ema_snapshots = run.path / snapshots.FOLDER, ema_snapshots
+        self.snapshots = int(fraction * ema_snapshots)  # that were taken
+        snapshots.drop_after(self.averages, step)
+        if resumed is not None and ema_snapshots:
+            snapshots.inherit(self.averages, resumed.parent.parent / snapshots.FOLDER, step)
         self.previews = Previews(run.path, training.data, training.seed, training.precision, previews, step, fraction)
         self.metrics = Metrics(run.path, step)
         self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units)
@@ -82,6 +90,12 @@ class Record:
         """Draw samples, if it is time for that."""
         if self.previews.due(fraction):
             self.previews.take(step, self.training.task, self.training.averaged)
+
+    def snapshot(self, step: int, fraction: float) -> None:
+        """Keep the tracked averages, if another 1 / `ema_snapshots` of the budget has been used since the last time."""
+        before, self.snapshots = self.snapshots, int(fraction * self.ema_snapshots)
+        if self.training.tracked and self.snapshots > before:
+            snapshots.save(self.averages, step, self.training.tracked.state_dict())
 
     def save(self, step: int, measuring: bool) -> None:
         """Write a checkpoint, before that the loss on held-out data if it is to be measured."""

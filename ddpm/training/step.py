@@ -17,6 +17,7 @@ from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
 from ddpm.training.ema import EMA
 from ddpm.training.nonfinite import NonFiniteGuard, Seen
+from ddpm.training.post_hoc import PowerAverages, tracked
 from ddpm.training.ranks import Ranks
 from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
 
@@ -30,6 +31,7 @@ class Settings(Protocol):
     clip: float | None
     ema_decay: float
     ema_warmup: float
+    ema_snapshots: int
     max_skipped: int
 
 
@@ -91,6 +93,8 @@ class Training:
             name: EMA(module, settings.ema_decay if task.averages(name) else 0.0, settings.ema_warmup)
             for name, module in task.modules.items()
         }
+        averaged = {name: module for name, module in task.modules.items() if task.averages(name)}
+        self.tracked = PowerAverages(averaged) if settings.ema_snapshots else None
         self.make = optimizer
         self.phases = [_Optimized(phase, self, optimizer) for phase in task.phases]
 
@@ -146,6 +150,8 @@ class Training:
         taken = [phase.step(step, drawn, progress) for phase in self.phases]
         for name, average in self.averages.items():
             average.update(self.task.modules[name])
+        if self.tracked:
+            self.tracked.update(step)
         first, losses = taken[0][0], taken[0][1]
         self.task.after_step(drawn, losses)
         names = [name for _, losses in taken for name in losses]
@@ -182,12 +188,15 @@ class Training:
             "ema_updates": {name: average.updates for name, average in self.averages.items()},
             "phases": {phase.phase.name: phase.state_dict() for phase in self.phases},
             "task": self.task.state_dict(),
+            **({"tracked": self.tracked.state_dict()} if self.tracked else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         for name, average in self.averages.items():
             average.updates = state["ema_updates"][name]
+        if self.tracked:
+            self.tracked.load_state_dict(state.get("tracked", {}))
         for phase in self.phases:
             if phase.phase.name not in state["phases"]:
                 raise ValueError(f"the checkpoint has the phases {', '.join(state['phases'])}, not {phase.phase.name}")
@@ -206,7 +215,8 @@ class Training:
         trial = self.make([weight])
         trial.step()
         moments, batch = preflight.moments_of(trial), (self.settings.batch_size, self.settings.accumulate)
-        return preflight.memory(self.task.modules.values(), moments, self.data, *batch, activations)
+        averages = 1 + tracked(self.settings.ema_snapshots)
+        return preflight.memory(self.task.modules.values(), moments, self.data, *batch, activations, averages)
 
     def _trial_loss(self, phase: int, n: int) -> Tensor:
         with self.autocast:

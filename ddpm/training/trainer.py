@@ -25,6 +25,7 @@ from ddpm.training.task import Losses, Optimizer, Task, checksum
 
 LR_SCHEDULES = ("constant", "cosine", "linear", "triangular")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
+MOST_SNAPSHOTS = 256  # more take longer to put together than they are worth
 HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
 COUPLED = 64  # of them at a time, where the loss couples the batch
 
@@ -57,6 +58,9 @@ class Trainer:
         max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than so many in a row end
             the run.
         previews: how often in the run the same noise is turned into images, besides once before the first step.
+        ema_snapshots: how often in the run the tracked averages are kept, evenly spread, from which an average of any
+            length is made afterwards (`weights=ema:WIDTH`), see `ddpm.training.post_hoc`; 0 tracks none. 32 suffice
+            for widths from 0.02 to 0.25.
     Raises:
         ValueError: an argument out of range.
     """
@@ -84,6 +88,7 @@ class Trainer:
         max_skipped: int = 10,
         lr_cycles: int = 1,
         keep_every: int | None = None,
+        ema_snapshots: int = 0,
     ):
         if steps is None and epochs is None and seconds is None:
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
@@ -95,6 +100,7 @@ class Trainer:
         _must_be_whole("keep", keep, 1)
         _must_be_whole("keep_every", checkpoint_every if keep_every is None else keep_every, 1)
         _must_be_whole("previews", previews, 0)
+        _must_be_whole("ema_snapshots", ema_snapshots, 0, MOST_SNAPSHOTS)
         _must_be_whole("max_skipped", max_skipped, 0)
         _must_be_whole("lr_cycles", lr_cycles, 1, MOST)
         _must_be_whole("steps", 1 if steps is None else steps, 1)
@@ -132,7 +138,8 @@ class Trainer:
         self.time_sampling, self.offset_noise = time_sampling, offset_noise
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.log_every, self.checkpoint_every, self.keep, self.previews = log_every, checkpoint_every, keep, previews
-        self.max_skipped, self.lr_cycles, self.keep_every = max_skipped, lr_cycles, keep_every
+        self.max_skipped, self.lr_cycles = max_skipped, lr_cycles
+        self.keep_every, self.ema_snapshots = keep_every, ema_snapshots
 
     def fit(
         self,
@@ -191,8 +198,8 @@ class Trainer:
         if ranks.leads:
             record = Record(
                 run, training, frozen, step, clock, fraction, batch_size=self.batch_size, previews=self.previews,
-                keep=self.keep, keep_every=self.keep_every, held_out=lambda: self._held_out_losses(training),
-                watch=watch,
+                keep=self.keep, keep_every=self.keep_every, ema_snapshots=self.ema_snapshots, resumed=resume,
+                held_out=lambda: self._held_out_losses(training), watch=watch,
             )  # fmt: skip
 
         with signals() as received, record or contextlib.nullcontext():
@@ -214,6 +221,7 @@ class Trainer:
                     self._must_be_sound(training, run if record else None, last=ended is not None)
                 if record:
                     record.preview(step, fraction)
+                    record.snapshot(step, fraction)
                 if record and saving:
                     record.save(step, measuring=due)
                 if signum:
