@@ -49,7 +49,7 @@ def test_these_are_the_experiments():
     of_digits = ["digits", "digits_short"]
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
-    of_models = ["attention", "channels", "class_mnist", "ema", "learning_rate"]
+    of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate"]
     assert [*of_models, "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
 
 
