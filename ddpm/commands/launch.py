@@ -69,7 +69,7 @@ def training_command(words: list[str]) -> str:
 
 
 def composed(name: str, words: list[str]) -> DictConfig:
-    """The configuration of words that were typed to ddpm-study, for what one process does, and which extends no run."""
+    """The configuration of words that were typed to ddpm-study, for one process and a run without a parent."""
     from ddpm.training import ranks
 
     if ranks.started():
@@ -83,4 +83,6 @@ def composed(name: str, words: list[str]) -> DictConfig:
         raise InvalidInput(str(error).splitlines()[0]) from error
     if extend is not None:
         raise InvalidInput(f"extend={extend} cannot be used here; init={extend} starts from its weights")
+    if "teacher" in config and config.teacher is not None:
+        raise InvalidInput(f"teacher={config.teacher} cannot be used here: a student is trained by ddpm-train alone")
     return config

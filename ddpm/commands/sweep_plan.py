@@ -177,10 +177,11 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     from ddpm.runs.directory import Run, science_hash
 
     settings = resolved(config)
-    if config.extend is not None:
-        raise InvalidInput(
-            f"extend={config.extend}: a run that goes on with another is looked at by ddpm-train --check"
-        )
+    for key in ("extend", "teacher"):
+        if config.get(key) is not None:
+            raise InvalidInput(
+                f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"
+            )
     if not isinstance(settings["data"], dict):
         raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
     data = at_hand.of(config, settings)
