@@ -389,8 +389,9 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         if isinstance(target, str) and target in before:
             chosen[group] = node | {"_target_": before[target]}
     diffusion = chosen.get("diffusion")
-    if isinstance(diffusion, dict) and diffusion.get("preconditioning") is None:  # which alone makes use of it
-        chosen["diffusion"] = {k: v for k, v in diffusion.items() if k != "sigma_data"}
+    if isinstance(diffusion, dict):  # of a preconditioning and a target one is without effect
+        unused = "sigma_data" if diffusion.get("preconditioning") is None else "target"
+        chosen["diffusion"] = {k: v for k, v in diffusion.items() if k != unused}
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}

@@ -32,12 +32,12 @@ class GaussianDiffusion:
             "p2", w(SNR) times the squared error of x_0; "vlb", T times the bound's term; "hybrid", simple plus a little
             of the bound for the variance.
         loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001); None for that default.
-        preconditioning: None, or "edm": the network is F, given the scaled x_t, and target "x_0" is predicted by the D
-            around it, see `ddpm.preconditioning.edm`. The loss "simple" is then the squared error of F.
+        preconditioning: None, or "edm": the network is F, given the scaled x_t, in the D of `ddpm.preconditioning.edm`,
+            whose output, x_0, takes the place of `target`. The loss "simple" is then the squared error of F.
         sigma_data: the standard deviation of the data, > 0, for the preconditioning; of no effect without one.
     Raises:
         ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
-            x_0 to solve for; another target than x_0 with a preconditioning.
+            x_0 to solve for.
     Source: DDPM (arXiv 2006.11239); Improved DDPM (arXiv 2102.09672), section 3.1; dynamic thresholding: Imagen (arXiv
         2205.11487), section 2.3.
     """
@@ -58,12 +58,13 @@ class GaussianDiffusion:
         for name, value in {"target": target, "variance": variance, "loss": loss}.items():
             if value not in allowed[name]:
                 raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed[name])}")
+        must_be_preconditioning(preconditioning, sigma_data)
+        target = target if preconditioning is None else "x_0"
         if target == "eps" and schedule.alpha_bar[-1] == 0:
             others = ", ".join(name for name in TARGETS if name != "eps")
             raise ValueError(f"target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: {others}")
         if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
             raise ValueError(f"dynamic_threshold = {dynamic_threshold!r} must lie in (0, 1], with clip_x_0 = true")
-        must_be_preconditioning(preconditioning, sigma_data, target)
         self.preconditioning, self.sigma_data = preconditioning, sigma_data
         self.schedule, self.target, self.variance = schedule, target, variance
         self.clip_x_0, self.dynamic_threshold = clip_x_0, dynamic_threshold

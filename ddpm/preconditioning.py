@@ -58,11 +58,9 @@ def edm(schedule: NoiseSchedule, x_t: Tensor, t: Time, sigma_data: float = 0.5) 
     return Preconditioning(at(c_in, ..., x_t), at(c_skip, ..., x_t), at(c_out, ..., x_t))
 
 
-def must_be_preconditioning(name: str | None, sigma_data: float, target: str) -> None:
-    """Raise ValueError for a name that is not known, a sigma_data out of range, or a target that D does not predict."""
+def must_be_preconditioning(name: str | None, sigma_data: float) -> None:
+    """Raise ValueError for a name that is not known, or a sigma_data out of range."""
     if name is not None and name not in PRECONDITIONINGS:
         raise ValueError(f"preconditioning = {name!r} is not known; allowed: null, {', '.join(PRECONDITIONINGS)}")
     if isinstance(sigma_data, bool) or not LEVELS[0] <= sigma_data <= LEVELS[1]:
         raise ValueError(f"sigma_data = {sigma_data!r} must be > 0, within [{LEVELS[0]:g}, {LEVELS[1]:g}]")
-    if name is not None and target != "x_0":
-        raise ValueError(f"preconditioning = {name!r} predicts x_0: set target = 'x_0', not {target!r}")

@@ -492,9 +492,10 @@ def test_science_is_made_of_names_that_are_none_too(target):
         ),
     ],
 )
-def test_science_holds_a_preconditioning_and_the_deviation_of_the_data_only_where_there_is_one(words, more):
+def test_science_holds_a_preconditioning_with_the_deviation_of_the_data_or_a_target(words, more):
     facts = [config.science(resolved(compose("train", typed)), {}, {}, 1) for typed in ([], words)]
-    assert facts[1] == facts[0] | {"diffusion": facts[0]["diffusion"] | more}
+    without = {key: value for key, value in facts[0]["diffusion"].items() if not more or key != "target"}
+    assert facts[1] == facts[0] | {"diffusion": without | more}
 
 
 def test_science_holds_everything_but_where_and_how_often():

@@ -50,7 +50,7 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
-    assert [*of_models, "mnist_networks", "plane_objectives", "samplers", "schedules", "targets"] == STUDIES
+    assert [*of_models, "mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say

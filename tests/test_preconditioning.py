@@ -263,10 +263,6 @@ def test_sigma_data_is_of_no_effect_without_a_preconditioning(schedule, pair):
     ("options", "message"),
     [
         ({"preconditioning": "ve"}, "preconditioning = 've' is not known; allowed: null, edm"),
-        (
-            {"preconditioning": "edm", "target": "v"},
-            "preconditioning = 'edm' predicts x_0: set target = 'x_0', not 'v'",
-        ),
         *(
             ({"sigma_data": bad}, f"sigma_data = {bad!r} must be > 0, within [1e-05, 100000]")
             for bad in (0.0, -1.0, 1e-300, float("nan"), float("inf"), True)
@@ -276,3 +272,10 @@ def test_sigma_data_is_of_no_effect_without_a_preconditioning(schedule, pair):
 def test_options_that_are_refused(schedule, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         GaussianDiffusion(schedule, **options)
+
+
+@pytest.mark.parametrize("target", ["eps", "v", "flow"])
+def test_a_preconditioning_takes_the_place_of_a_target(schedule, pair, target):
+    (x_0, eps), network = pair, Network()
+    made = [GaussianDiffusion(schedule, target=name, preconditioning="edm") for name in ("x_0", target)]
+    assert torch.equal(*(one.loss(network, x_0, t=t, eps=eps) for one in made)) and made[1].target == "x_0"
