@@ -80,6 +80,7 @@ def test_a_student_begins_as_its_teacher(call, teacher, without_pictures):  # no
     assert max((first[k] - found[k]).abs().max() for k in first) < 1e-20
 
 
+@pytest.mark.slow
 def test_a_student_is_drawn_from_at_its_own_times(call, teacher, without_pictures, tmp_path):  # noqa: F811
     assert (
         call(cli.train, "task=progressive", f"teacher={teacher}", "task.steps=2", "trainer.steps=1", "device=cpu").code

@@ -556,9 +556,9 @@ def end_of(run: Callable[[list[str]], Result], data: dict[str, Path], here: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [*GROUPS, ""])
 def test_keys_with_wrong_values(group, train, data, here):
-    """A third of the values for each key, and the others for its neighbours: each group meets all of them."""
+    """A quarter of the values for each key, and the others for its neighbours: each group meets all of them."""
     of_group = [key for key in sorted(KEYS) if key.rpartition(".")[0] == group]
-    for key, value in ((key, value) for i, key in enumerate(of_group) for value in WRONG[i % 3 :: 3]):
+    for key, value in ((key, value) for i, key in enumerate(of_group) for value in WRONG[i % 4 :: 4]):
         command_line = command("points" if key in OF_POINTS else "digits", [*chosen_for(key), f"{key}={value}"], data)
         try:
             end_of(train, data, here, command_line)
