@@ -35,17 +35,21 @@ def teacher(tmp_path) -> Path:
     return made(tmp_path / "runs" / "taught" / "teacher", words(f"runs={tmp_path / 'runs'}", "study=taught"))
 
 
-def students(teacher: Path, study: str = "taught") -> dict[int, Path]:
+def students(teacher: Path) -> dict[int, Path]:
     """Steps -> the run of the student."""
-    found = [path.parent for path in (teacher.parents[1] / study).glob("*/config.yaml") if path.parent != teacher]
+    found = [path.parent for path in teacher.parents[1].glob("default/*/config.yaml")]
     return {OmegaConf.load(run / "config.yaml").task.get("steps"): run for run in found}
+
+
+def taught_by(teacher: Path) -> list[str]:
+    return [f"teacher={teacher}", f"runs={teacher.parents[1]}"]
 
 
 STAGES = ["task=progressive", "task.steps=[4,2,1]", "trainer.steps=3", "device=cpu"]
 
 
 def test_a_run_is_halved_stage_by_stage_each_a_run(call, teacher, without_pictures):  # noqa: F811
-    command = (*STAGES, f"teacher={teacher}")
+    command = (*STAGES, *taught_by(teacher))
     result = call(cli.train, *command)
     assert result.code == 0 and "warning" not in result.out + result.err
     runs = students(teacher)
@@ -74,7 +78,7 @@ def test_a_run_is_halved_stage_by_stage_each_a_run(call, teacher, without_pictur
 
 def test_a_student_begins_as_its_teacher(call, teacher, without_pictures):  # noqa: F811
     one = ("task.steps=2", "trainer.steps=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
-    assert call(cli.train, "task=progressive", f"teacher={teacher}", *one, "device=cpu").code == 0
+    assert call(cli.train, "task=progressive", *taught_by(teacher), *one, "device=cpu").code == 0
     first = checkpoint.load_weights(teacher / "checkpoints" / "2" / "ema.safetensors")
     found = weights(students(teacher)[2], 1)
     assert max((first[k] - found[k]).abs().max() for k in first) < 1e-20
@@ -83,7 +87,7 @@ def test_a_student_begins_as_its_teacher(call, teacher, without_pictures):  # no
 @pytest.mark.slow
 def test_a_student_is_drawn_from_at_its_own_times(call, teacher, without_pictures, tmp_path):  # noqa: F811
     assert (
-        call(cli.train, "task=progressive", f"teacher={teacher}", "task.steps=2", "trainer.steps=1", "device=cpu").code
+        call(cli.train, "task=progressive", *taught_by(teacher), "task.steps=2", "trainer.steps=1", "device=cpu").code
         == 0
     )
     run = students(teacher)[2]
@@ -102,7 +106,11 @@ def test_a_student_is_drawn_from_at_its_own_times(call, teacher, without_picture
     )
     assert call(cli.evaluate, f"run={run}", "metric=kernel", "features=pixels", "n=8").code == 0
     (record,) = json.loads((run / "evaluation.json").read_text()).values()
-    assert (record["sampler"], record["steps"]) == ("Student", 2)
+    assert (record["sampler"], record["steps"], record["sampler_settings"]) == ("Student", 2, {"steps": 2})
+    assert_refused(call(cli.sample, f"run={run}", "steps_strip=[1,2]", f"out={tmp_path / 'a.png'}"), "to 2 steps")
+    assert_refused(
+        call(cli.train, "task=consistency", *taught_by(run), "trainer.steps=1"), "run of Progressive knows few"
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,18 +156,21 @@ def test_students_of_a_network_with_classes_extend_check_and_sweep(call, tmp_pat
     runs = tmp_path / "runs"
     of_classes = words("model.num_classes=10", "task.drop=0.2", f"runs={runs}", "study=taught")
     teacher = made(runs / "taught" / "teacher", of_classes)
-    assert (
-        call(cli.train, *STAGES[:1], f"teacher={teacher}", "task.steps=[2,1]", "trainer.steps=2", "--check").code == 0
-    )
+    assert call(cli.train, *STAGES[:1], *taught_by(teacher), "task.steps=[2,1]", "trainer.steps=2", "--check").code == 0
     assert not students(teacher)
-    assert call(cli.train, *STAGES[:1], f"teacher={teacher}@best", "task.steps=[2,1]", "trainer.steps=2").code == 0
+    assert call(cli.train, *STAGES[:1], *taught_by(teacher), "task.steps=[2,1]", "trainer.steps=2").code == 0
     run = students(teacher)[1]
     trained = OmegaConf.load(run / "config.yaml")
     assert trained.task.drop == 0.2 and trained.model.num_classes == 10
     words_of = ("guidance=classifier_free", "guidance.w=2", "class=[3,4]", "n=4", f"out={tmp_path / 'x.npy'}")
     assert call(cli.sample, f"run={run}", *words_of).code == 0 and np.load(tmp_path / "x.npy").shape == (4, 8, 8, 1)
     assert call(cli.train, f"extend={run}", "trainer.steps=3").code == 0
-    assert_refused(call(cli.train, "task=progressive", f"teacher={run}", "task.steps=2", "trainer.steps=1"),
+    (longer,) = (path.parent for path in runs.glob("default/*/checkpoints/3"))
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in (longer / "3", run / "checkpoints" / "2")]
+    assert manifests[0]["frozen"] == manifests[1]["frozen"]
+    shutil.rmtree(students(teacher)[2])
+    assert_refused(call(cli.train, f"extend={run}", "trainer.steps=4"), "teacher=", "no run directory")
+    assert_refused(call(cli.train, "task=progressive", *taught_by(run), "task.steps=2", "trainer.steps=1"),
                    "was distilled to 1 steps")  # fmt: skip
 
 
@@ -187,6 +198,15 @@ WRONG = {
         ["task=progressive", "teacher={teacher}", "init={teacher}", "trainer.steps=1"],
         ["leave init out"],
     ),
+    "another sampler": (
+        ["task=progressive", "teacher={teacher}", "task.steps=2", "sampler.steps=1", "trainer.steps=1"],
+        ["a student of 2 steps"],
+    ),
+    "another drop": (
+        ["task=consistency", "teacher={teacher}", "task.drop=0.5", "trainer.steps=1"],
+        ["task.drop=0.5", "configuration of its teacher"],
+    ),
+    "no noise": (["task=consistency", "teacher={teacher}", "task.P_mean=60", "trainer.steps=1"], ["P_mean = 60"]),
     "a curriculum that falls": (
         ["task=consistency", "teacher={teacher}", "task.s_1=1", "trainer.steps=1"],
         ["s_0 = 10", "s_1 = 1"],
@@ -195,11 +215,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("given", WRONG)
-def test_what_cannot_be_distilled_is_refused(call, teacher, given):  # noqa: F811
+def test_what_cannot_be_distilled_is_refused(call, teacher, given, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
     typed_words, told = WRONG[given]
     result = call(cli.train, *(word.format(teacher=teacher) for word in typed_words))
     assert_refused(result, *told)
-    assert not students(teacher)
+    assert {path.name for path in teacher.parents[1].iterdir()} == {"taught"}
 
 
 def test_a_teacher_of_target_eps_is_refused(call, tmp_path):  # noqa: F811

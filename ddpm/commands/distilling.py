@@ -1,22 +1,24 @@
 """Students: runs that learn from another run, alone or stage by stage."""
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
+from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, opened
 from ddpm.config import InvalidInput, conf_dir, plain, read_config
 
-PROGRESSIVE = "ddpm.training.tasks.progressive.Progressive"
-OWN = ("task", "sampler")  # groups that a student does not have from its teacher
-CHOSEN = (
-    "diffusion.loss",
-    "diffusion.clip_x_0",
-    "diffusion.dynamic_threshold",
-)  # of the mathematics, what it may choose
+UNFINISHED = ("RUNNING", "INTERRUPTED")
+NOT_OF_TEACHER = (  # what a student has from the command line
+    "runs", "study", "question", "baseline", "evaluation", "extend", "init", "trust", "compile", "device", "slots",
+    "retry",
+)  # fmt: skip
+CHOSEN = ("diffusion.loss", "diffusion.clip_x_0", "diffusion.dynamic_threshold")  # of the mathematics, its own choice
 
 
 def stages(config: DictConfig) -> list[int | None]:
@@ -27,7 +29,13 @@ def stages(config: DictConfig) -> list[int | None]:
     task = plain(config.get("task"))
     if not isinstance(task, dict) or task.get("_target_") != PROGRESSIVE or not isinstance(task.get("steps"), list):
         return [None]
+    from ddpm.training import ranks
+
     steps = task["steps"]
+    if len(steps) > 1 and ranks.started():
+        raise InvalidInput(
+            f"task.steps={steps}: several stages are trained by one process; give one, such as task.steps=4"
+        )
     whole = bool(steps) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in steps)
     if not whole or any(2 * after != before for before, after in itertools.pairwise(steps)):
         raise InvalidInput(f"task.steps={steps}: each student has half the steps of the one before, such as [8,4,2,1]")
@@ -50,50 +58,70 @@ def stage(config: DictConfig, steps: int | None, teacher: Path | None) -> DictCo
     return config
 
 
-def student_of(config: DictConfig, place: Any) -> tuple[DictConfig, Path]:
-    """The configuration of a student: its teacher's, with task, sampler and the values that were typed over it.
+def teacher_of(config: DictConfig) -> tuple[Any, Path]:
+    """The run that `teacher` names, RUN, RUN@STEP or RUN@best, and its checkpoint.
 
-    Args:
-        config: with `teacher`, RUN, RUN@STEP or RUN@best.
-        place: (configuration of the teacher, config, folder of the teacher) -> where the student goes.
-    Returns: the configuration, and the checkpoint of the teacher.
-    Raises: InvalidInput for a run that has nothing to teach, or what a student does not choose.
+    Raises: InvalidInput where there is none.
     """
-    from ddpm.commands.load import opened
-
     named = str(config.teacher)
     path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
-    run, checkpoint = opened(path, int(step) if step.isdecimal() else step, "teacher")
+    return opened(path, int(step) if step.isdecimal() else step, "teacher")
+
+
+def student_of(config: DictConfig) -> DictConfig:
+    """The configuration of a student: its teacher's, with task, sampler and the values that were typed over it.
+
+    Raises: InvalidInput for a run that has nothing to teach, or what a student does not choose.
+    """
+    run, checkpoint = teacher_of(config)
+    if run.status().get("state") in UNFINISHED:
+        say(f"warning: teacher={config.teacher} is not finished: when it is, the same command trains anew")
     base = read_config(run.path / "config.yaml")
     if any(not isinstance(base.get(group), DictConfig) for group in ("model", "schedule", "diffusion")):
-        raise InvalidInput(f"teacher={named}: it trained no network that a sampler draws from")
+        raise InvalidInput(f"teacher={config.teacher}: it trained no network that a sampler draws from")
     if config.get("init") is not None:
         raise InvalidInput(f"init={config.init}: a student begins with the weights of its teacher; leave init out")
     words = _typed()
-    own = plain(config.task)
-    before = plain(base.task) if base.get("task") is not None else {}
-    if own.get("_target_") == PROGRESSIVE:
-        steps = own["steps"][0] if isinstance(own.get("steps"), list) and own["steps"] else own.get("steps")
-        if before.get("_target_") == PROGRESSIVE and isinstance(steps, int) and 2 * steps != before.get("steps"):
-            raise InvalidInput(
-                f"task.steps={steps}: the teacher {run.path} was distilled to {before.get('steps')} steps, and its "
-                "student has half of them"
-            )
-        own["steps"] = steps
-    own["drop"] = base.model.get("drop", 0.0)
+    task = _task_of(config, base) | {"drop": base.model.get("drop", 0.0)}
+    composed = config.copy()
+    composed.task = task
+    sampler = OmegaConf.to_container(composed.sampler, resolve=True)
+    if task["_target_"] == PROGRESSIVE and sampler != {"_target_": STUDENT, "steps": task["steps"]}:
+        raise InvalidInput(f"sampler: a student of {task['steps']} steps is drawn from by these; leave sampler out")
     own_weight = base.diffusion.get("target") == "v" or base.diffusion.get("preconditioning") is not None
     loss = "simple" if own_weight else "snr_plus_one"  # which is what simple is of v
     merged = OmegaConf.merge(
-        {key: base[key] for key in base if key not in (*OWN, "extend", "init", "evaluation")},
-        {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None, "extend": None},
-        {"diffusion": {"loss": loss, "loss_options": None}, "evaluation": plain(config.evaluation)},
-        place(base, config, run.path),
+        {key: base[key] for key in base if key not in ("task", "sampler", *NOT_OF_TEACHER)},
+        {
+            "trainer": {"steps": None, "epochs": None, "seconds": None},
+            "diffusion": {"loss": loss, "loss_options": None},
+        },
+        {key: config.get(key) for key in NOT_OF_TEACHER},
         OmegaConf.from_dotlist(words),
-        {"task": own, "sampler": _sampler_of(config, own), "teacher": f"{run.path}@{checkpoint.name}"},
-        {key: config.get(key) for key in ("trust", "compile", "device", "slots", "retry")},
+        {"task": task, "sampler": sampler, "teacher": f"{os.path.abspath(run.path)}@{checkpoint.name}"},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
-    return merged, checkpoint
+    return merged
+
+
+def _task_of(config: DictConfig, teacher: DictConfig) -> dict[str, Any]:
+    """The task of a student; refuses a teacher that does not know the times that it would be asked for."""
+    task, before = plain(config.task), plain(teacher.task) if teacher.get("task") is not None else {}
+    own, of_teacher = task["_target_"], before.get("_target_")
+    if of_teacher == CONSISTENCY or (of_teacher == PROGRESSIVE and own != PROGRESSIVE):
+        kind = str(of_teacher).rpartition(".")[2]
+        raise InvalidInput(
+            f"teacher={config.teacher}: a run of {kind} knows few times; take the run that it learned from"
+        )
+    if own == PROGRESSIVE:
+        steps = task["steps"][0] if isinstance(task.get("steps"), list) and task["steps"] else task.get("steps")
+        if of_teacher == PROGRESSIVE and isinstance(steps, int) and 2 * steps != before.get("steps"):
+            raise InvalidInput(
+                f"task.steps={steps}: teacher={config.teacher} was distilled to {before.get('steps')} steps, and its "
+                "student has half of them"
+            )
+        task["steps"] = steps
+    return dict(task)
 
 
 def _typed() -> list[str]:
@@ -101,28 +129,18 @@ def _typed() -> list[str]:
 
     Raises: InvalidInput for what a student has from its teacher, and where no budget is among them.
     """
-    groups = {p.name for p in conf_dir().iterdir() if p.is_dir()} - set(OWN)
+    groups = {p.name for p in conf_dir().iterdir() if p.is_dir()} - {"task", "sampler"}
     words = []
     for word in overrides():
         key = word.partition("=")[0]
-        if (
-            key in groups
-            or key.startswith(("+", "~", "model.", "schedule."))
-            or (key.startswith("diffusion.") and not key.startswith(CHOSEN))
-        ):
+        theirs = key in groups or key.startswith(("+", "~", "model.", "schedule.")) or key == "task.drop"
+        if theirs or (key.startswith("diffusion.") and not key.startswith(CHOSEN)):
             raise InvalidInput(
                 f"{word}: a student has the configuration of its teacher; only values of task, sampler, trainer, "
                 f"optimizer, data, {', '.join(CHOSEN)} may be changed"
             )
-        if key.partition(".")[0] not in OWN and key != "teacher":
+        if key.partition(".")[0] in ("trainer", "optimizer", "data", "diffusion", "augment", "seed", "recognition"):
             words.append(word)
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
         raise InvalidInput("a student needs a budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
     return words
-
-
-def _sampler_of(config: DictConfig, task: dict[str, Any]) -> Any:
-    """The sampler of a student, whose steps are those of its task where they are not given."""
-    composed = config.copy()
-    composed.task = task
-    return OmegaConf.to_container(composed.sampler, resolve=True)

@@ -26,8 +26,9 @@ from ddpm.config import (
 )
 
 CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
-STUDENT = "ddpm.samplers.Student"
-FEW_STEPS = (STUDENT, "ddpm.samplers.Consistency")  # samplers of distilled networks
+PROGRESSIVE = "ddpm.training.tasks.progressive.Progressive"  # those whose networks draw in few steps
+CONSISTENCY = "ddpm.training.tasks.consistency.Consistency"
+STUDENT = "ddpm.samplers.Student"  # the sampler of the one
 LABELS = {"class": "classes", "style": "styles"}  # what asks for a label, and what its values are called
 NONE = "none"  # asks for samples without a label
 BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
@@ -80,23 +81,29 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
 
 
 def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any:
-    """What `sampler=` asks for, which of a distilled network is its own sampler, unless another is asked for.
+    """What `sampler=` asks for; where that is the default, DDIM with 50 steps, of a distilled network its own sampler.
 
-    A network that was distilled to N steps knows the times of these alone.
+    A network that was distilled to N steps knows the times of these alone. What is built is put into `config`, by which
+    samples are named.
     """
     settings = resolved(config.sampler) if isinstance(config.sampler, DictConfig) else config.sampler
-    own = plain(trained.get("sampler")) or {}
-    distilled = own.get("_target_") in FEW_STEPS
-    if distilled and settings == plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml")):
-        settings = own
+    of_task = plain(trained.task) if trained.get("task") is not None else {}
+    distilled_to = of_task.get("steps") if of_task.get("_target_") == PROGRESSIVE else None
+    if of_task.get("_target_") in (PROGRESSIVE, CONSISTENCY) and settings == _by_default():
+        settings = plain(trained.sampler)
     if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
-        trained_to = own.get("steps") if own.get("_target_") == STUDENT else None
-        if trained_to is None:
+        if distilled_to is None:
             raise InvalidInput("sampler=student is of a run of task=progressive, and this is none")
-        if settings.get("steps") not in (None, trained_to):
-            raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {trained_to} steps")
-        settings["steps"] = trained_to
+        if settings.get("steps") not in (None, distilled_to):
+            raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {distilled_to} steps")
+        settings["steps"] = distilled_to
+    config.sampler = settings
     return build(settings, "sampler", trust)
+
+
+def _by_default() -> Any:
+    """The sampler of commands that draw, where none is asked for."""
+    return plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml"))
 
 
 def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.distilling import student_of
+from ddpm.commands.distilling import student_of, teacher_of
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
@@ -89,10 +89,12 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         config, parent = _extended(config)
         parents |= _checksums("extend", checkpoint.weights_of(parent))
     taught: dict[str, Path] = {}
-    if config.get("teacher") is not None and config.extend is None:
-        config, teacher = student_of(config, _place)
+    if config.get("teacher") is not None:
+        _, teacher = teacher_of(config)
         taught = checkpoint.weights_of(teacher, averaged=True)
-        parents |= _checksums("teacher", taught)
+        if parent is None:
+            config = student_of(config)
+            parents |= _checksums("teacher", taught)
     settings = must_be_sound(config)
     initial: dict[str, Path] = {}
     if config.init is not None:
@@ -114,7 +116,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if initial:
             _load(parts.task, initial, f"init={config.init}")
         if taught:
-            _load(parts.task, taught, f"teacher={config.teacher}")
+            _load(parts.task, taught, f"teacher={config.teacher}")  # with which a student begins
             load_into(parts.task.frozen["teacher"], taught["model"])
         if parent is not None:
             _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
@@ -396,7 +398,8 @@ def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tupl
     trainer, modules = parts.trainer, parts.task.modules.values()
     batch = trainer.batch_size, trainer.accumulate
     averages = 1 + tracked(trainer.ema_snapshots)
-    needed = preflight.memory(modules, parts.moments, data, *batch, activations, averages)
+    still = parts.task.frozen.values()
+    needed = preflight.memory(modules, parts.moments, data, *batch, activations, averages, still)
     there = preflight.available(device)
     if there is not None:
         weights = [p.nbytes for p in parts.weights if p.device.type == device.type]

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
-from ddpm.commands.load import LABELS, NONE, data_of, must_walk, source_of
+from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, must_walk, source_of
 from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
@@ -139,6 +139,10 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
+    if config.sampler["_target_"] == STUDENT:
+        raise InvalidInput(
+            f"steps_strip={strip}: the run was distilled to {source.sampler.steps} steps, and knows no others"
+        )
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
         settings = resolved(config.sampler) | {"steps": steps, "times": None}

@@ -233,7 +233,8 @@ def _needs(run: Planned) -> Needs:
         activations = max(preflight.activations(loss, parts.weights, micro) for loss in losses)
         batch, modules = (parts.trainer.batch_size, parts.trainer.accumulate), parts.task.modules.values()
         averages = 1 + tracked(parts.trainer.ema_snapshots)
-        needed = preflight.memory(modules, parts.moments, at_hand, *batch, activations, averages)
+        still = parts.task.frozen.values()
+        needed = preflight.memory(modules, parts.moments, at_hand, *batch, activations, averages, still)
         gflop = sum(map(cost.gflop_of_loss, losses))
         return Needs(parts.parameters, gflop, images, sum(needed), _too_large(needed, resolve_device(config.device)))
     except InvalidInput as error:

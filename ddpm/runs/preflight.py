@@ -91,6 +91,7 @@ def memory(
     accumulate: int,
     activations: int = 0,
     averages: int = 1,
+    frozen: Iterable[nn.Module] = (),
 ) -> Memory:
     """The memory of a training step.
 
@@ -101,12 +102,14 @@ def memory(
         batch_size, accumulate: as the trainer's.
         activations: bytes of a micro-batch; without them the result is what any such network needs at least.
         averages: how many of the weights are kept.
+        frozen: what is used beside them, and not trained.
     """
     modules = list(modules)
     weights = sum(_bytes(module.parameters()) for module in modules)
     batch = 2 * (batch_size + batch_size // accumulate) * math.prod(data.shape) * 4
     average = averages * weights + sum(_bytes(module.buffers()) for module in modules)
-    return Memory(weights, weights, round(moments * weights), average, data.nbytes, batch, activations)
+    still = sum(_bytes(module.state_dict().values()) for module in frozen)
+    return Memory(weights + still, weights, round(moments * weights), average, data.nbytes, batch, activations)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> float:

@@ -72,7 +72,8 @@ def inherit(folder: Path, parent: Path, step: int) -> None:
             try:
                 os.link(path, folder / path.name)
             except OSError:  # a file system without links
-                shutil.copy2(path, folder / path.name)
+                with replacing(folder / path.name, durable=True) as temporary:
+                    shutil.copy2(path, temporary)
 
 
 def _all(folder: Path) -> list[tuple[int, Path]]:

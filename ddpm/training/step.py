@@ -216,7 +216,8 @@ class Training:
         trial.step()
         moments, batch = preflight.moments_of(trial), (self.settings.batch_size, self.settings.accumulate)
         averages = 1 + tracked(self.settings.ema_snapshots)
-        return preflight.memory(self.task.modules.values(), moments, self.data, *batch, activations, averages)
+        modules, still = self.task.modules.values(), self.task.frozen.values()
+        return preflight.memory(modules, moments, self.data, *batch, activations, averages, still)
 
     def _trial_loss(self, phase: int, n: int) -> Tensor:
         with self.autocast:

@@ -101,7 +101,10 @@ class Consistency(Diffusion):
         self.s_0, self.s_1, self.sigma_min, self.sigma_max = s_0, s_1, sigma_min, sigma_max
         self.P_mean, self.P_std, self.c = P_mean, P_std, c
         self._levels = functools.cache(self._levels_of)
-        self._levels(s_0)  # refuses a schedule without noise between sigma_min and sigma_max
+        for N in (s_0, s_1):  # which refuses a schedule without noise between sigma_min and sigma_max
+            _, _, p = self._levels(N)
+            if not p.isfinite().all():
+                raise ValueError(f"P_mean = {P_mean:g} and P_std = {P_std:g} leave no noise of the schedule to train")
 
     @property
     def preview_sampler(self) -> Sampler:
@@ -127,6 +130,8 @@ class Consistency(Diffusion):
         schedule, t, s = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.s
         x_t = q_sample(schedule, drawn.x_0, t, drawn.eps)
         f = self.diffusion.predictor(self.model, drawn.condition.taken_by(self.model))
+        with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):  # f drops the same units in both
+            said = consistency(f, x_t, t)
         with torch.no_grad():
             x_0, eps = drawn.x_0, drawn.eps
             if teacher := self.frozen.get("teacher"):
@@ -134,7 +139,7 @@ class Consistency(Diffusion):
                 x_0, eps = pred.x_0, pred.eps
             x_s = q_sample(schedule, x_0, s, eps)
             goal = consistency(f, x_s, s)
-        distance = pseudo_huber(consistency(f, x_t, t), goal, self.c)
+        distance = pseudo_huber(said, goal, self.c)
         return {"loss": (1 / drawn.delta).to(distance.dtype) * distance}
 
     def _steps(self, progress: float) -> int:
