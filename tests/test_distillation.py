@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ddpm import schedules
@@ -24,6 +25,7 @@ from ddpm.training.tasks.consistency import Consistency as ConsistencyTask
 from ddpm.training.tasks.consistency import Neighbours
 from ddpm.training.tasks.diffusion import Noised
 from ddpm.training.tasks.progressive import Progressive
+from models.unet import UNet
 
 SCHEDULE = schedules.cosine(1000)
 MEAN, VARIANCE = 0.7, 0.25
@@ -269,6 +271,37 @@ def test_the_loss_is_least_where_each_level_says_what_ddim_makes_of_it(distilled
     with torch.no_grad():
         network.slope[3] += 0.01
     assert gradient(task, drawn, 2 * c * len(n) * weight).abs().max() > 1e-4
+
+
+class Dropping(nn.Module):
+    """Remembers which units it dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(())), []
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.seen.append(functional.dropout(torch.ones_like(x_t), 0.5))
+        return self.weight * self.seen[-1]
+
+
+def test_both_answers_are_of_a_network_that_drops_the_same_units():
+    task = ConsistencyTask(Dropping(), GaussianDiffusion(SCHEDULE, target="v"))
+    for step in range(2):
+        task.losses(task.draw(Batch(torch.zeros(4, 1, 8, 8), Condition()), Keyed(0, step), 0.0), 0.0)
+    first, second, third, fourth = task.model.seen
+    assert torch.equal(first, second) and torch.equal(third, fourth) and not torch.equal(first, third)
+
+
+def test_every_weight_learns_in_bf16():
+    """Under autocast casts of weights are kept: the answer that is learned from must not leave some without history."""
+    torch.manual_seed(0)
+    network = UNet(8, 1, channels=8, channel_mults=(1,), blocks=1, attention_resolutions=(8,), groups=4)
+    task = ConsistencyTask(network, GaussianDiffusion(SCHEDULE, target="v"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = task.losses(task.draw(Batch(torch.randn(4, 1, 8, 8), Condition()), Keyed(0), 0.0), 0.0)["loss"].mean()
+    loss.backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.equation("CM (Algorithm 1)")
