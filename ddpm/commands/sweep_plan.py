@@ -137,16 +137,16 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on, by its settings alone: of the data not where they are."""
-    parents = {key: str(settings[key]) for key in ("init", "extend") if settings.get(key) is not None}
+    parents = {key: str(settings[key]) for key in ("init", "extend", "teacher") if settings.get(key) is not None}
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
     result = science(settings, {}, parents, 0) | {"data": data}
     task = result.get("task", {})
     if isinstance(task, dict) and "_target_" not in task:  # of diffusion
         result["task"] = LATER["task"] | task
-    if isinstance(result.get("diffusion"), dict):
-        result["diffusion"] = LATER["diffusion"] | result["diffusion"]
+    for group in ("model", "diffusion", "trainer"):
+        if isinstance(result.get(group), dict):
+            result[group] = LATER[group] | result[group]
     if isinstance(result.get("model"), dict):
-        result["model"] = LATER["model"] | result["model"]
         del result["model"]["drop"]  # which a network has from its task
     return result
 
