@@ -255,6 +255,16 @@ def distributions(imported: set[str]) -> set[str]:
     return {normal(distribution) for name in names for distribution in known.get(name, [name])}
 
 
+def test_every_folder_with_modules_is_in_the_wheel():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    folders = {
+        path.parent.relative_to(REPOSITORY) for name in ("ddpm", "models") for path in (REPOSITORY / name).rglob("*.py")
+    }
+    listed = set(setup["options"]["packages"].split()) - {"ddpm.conf"}
+    assert listed == {".".join(folder.parts) for folder in folders}
+
+
 def test_what_the_package_imports_is_required_and_nothing_else():
     """A configuration imports by `_target_`."""
     imported = set().union(*edges("ddpm", "models", "experiments").values())
