@@ -1175,7 +1175,7 @@ def test_a_smaller_micro_batch_takes_less_and_then_it_fits(call, tmp_path, monke
 @pytest.mark.slow
 def test_checkpointing_takes_less_and_makes_the_same_run(call, tmp_path, monkeypatch, without_pictures):
     asked, counted = words("trainer.batch_size=32", "model.dropout=0.1"), []
-    monkeypatch.setattr(preflight, "memory", lambda *arguments: (counted.append(arguments[-1]), (0,))[1])
+    monkeypatch.setattr(preflight, "memory", lambda *arguments: (counted.append(arguments[5]), (0,))[1])
     for saving in (False, True):
         call(cli.train, "--check", *asked, f"model.checkpointing={saving}", f"runs={tmp_path / 'none'}")
         assert call(cli.train, *asked, f"model.checkpointing={saving}", f"runs={tmp_path / str(saving)}").code == 0
