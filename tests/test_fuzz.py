@@ -578,14 +578,14 @@ def test_a_run_takes_a_step_or_is_refused(example, train, data, here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))  # each with examples of its own, for a process of its own
-@settings(max_examples=250, suppress_health_check=UNLIKE)
+@settings(max_examples=180, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_many_runs_take_a_step_or_are_refused(part, example, train, data, here):
     event(end_of(train, data, here, command(*example, data)))
 
 
 @pytest.mark.slow
-@settings(max_examples=20, suppress_health_check=UNLIKE)
+@settings(max_examples=15, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_real_processes_take_a_step_or_refuse(example, data, here):
     def run(words: list[str]) -> Result:
