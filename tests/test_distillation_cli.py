@@ -6,33 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from test_cli import Call, assert_refused, call, losses, same, status, typed, weights, without_pictures, words  # noqa: F401
+from test_edit_cli import made
 
 from ddpm import cli
 from ddpm.commands.load import sampler_of
-from ddpm.config import build_group, compose, resolved
+from ddpm.config import compose, resolved
 from ddpm.runs import checkpoint
 from ddpm.samplers import DDIM, Consistency, Student
 
 
-def made(run: Path, changes: list[str]) -> Path:
-    """A run as training leaves it, with random weights."""
-    composed = compose("train", changes)
+def begun(run: Path, changes: list[str]) -> Path:
     run.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(resolved(composed)), run / "config.yaml")
-    torch.manual_seed(0)
-    model = build_group(composed, "model", [])
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    checkpoint.save(run / "checkpoints", 2, {"model": model}, {"model": model}, {}, None)
-    return run
+    return made(run, changes)
 
 
 @pytest.fixture
 def teacher(tmp_path) -> Path:
-    return made(tmp_path / "runs" / "taught" / "teacher", words(f"runs={tmp_path / 'runs'}", "study=taught"))
+    return begun(tmp_path / "runs" / "taught" / "teacher", words(f"runs={tmp_path / 'runs'}", "study=taught"))
 
 
 def students(teacher: Path) -> dict[int, Path]:
@@ -155,7 +147,7 @@ def test_consistency_goes_the_whole_way_of_a_diffusion(call, teacher, tmp_path, 
 def test_students_of_a_network_with_classes_extend_check_and_sweep(call, tmp_path, without_pictures):  # noqa: F811
     runs = tmp_path / "runs"
     of_classes = words("model.num_classes=10", "task.drop=0.2", f"runs={runs}", "study=taught")
-    teacher = made(runs / "taught" / "teacher", of_classes)
+    teacher = begun(runs / "taught" / "teacher", of_classes)
     assert call(cli.train, *STAGES[:1], *taught_by(teacher), "task.steps=[2,1]", "trainer.steps=2", "--check").code == 0
     assert not students(teacher)
     assert call(cli.train, *STAGES[:1], *taught_by(teacher), "task.steps=[2,1]", "trainer.steps=2").code == 0
@@ -224,7 +216,7 @@ def test_what_cannot_be_distilled_is_refused(call, teacher, given, monkeypatch, 
 
 
 def test_a_teacher_of_target_eps_is_refused(call, tmp_path):  # noqa: F811
-    eps = made(tmp_path / "runs" / "a" / "eps", words("diffusion.target=eps", f"runs={tmp_path / 'runs'}", "study=a"))
+    eps = begun(tmp_path / "runs" / "a" / "eps", words("diffusion.target=eps", f"runs={tmp_path / 'runs'}", "study=a"))
     for task in ("progressive", "consistency"):
         result = call(cli.train, f"task={task}", f"teacher={eps}", "trainer.steps=1", "device=cpu")
         assert_refused(result, "target = 'eps'", "diffusion.target=v")

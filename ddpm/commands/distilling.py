@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
-from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, opened
+from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, opened_at
 from ddpm.config import InvalidInput, conf_dir, plain, read_config
 
 UNFINISHED = ("RUNNING", "INTERRUPTED")
@@ -58,22 +57,12 @@ def stage(config: DictConfig, steps: int | None, teacher: Path | None) -> DictCo
     return config
 
 
-def teacher_of(config: DictConfig) -> tuple[Any, Path]:
-    """The run that `teacher` names, RUN, RUN@STEP or RUN@best, and its checkpoint.
-
-    Raises: InvalidInput where there is none.
-    """
-    named = str(config.teacher)
-    path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
-    return opened(path, int(step) if step.isdecimal() else step, "teacher")
-
-
 def student_of(config: DictConfig) -> DictConfig:
     """The configuration of a student: its teacher's, with task, sampler and the values that were typed over it.
 
     Raises: InvalidInput for a run that has nothing to teach, or what a student does not choose.
     """
-    run, checkpoint = teacher_of(config)
+    run, checkpoint = opened_at(str(config.teacher), "teacher")
     if run.status().get("state") in UNFINISHED:
         say(f"warning: teacher={config.teacher} is not finished: when it is, the same command trains anew")
     base = read_config(run.path / "config.yaml")

@@ -115,8 +115,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     if key is None or settings[key] == "???":
         return build(config.guidance, "guidance", trust)
     named = str(settings.pop(key))
-    path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
-    run, folder = opened(path, int(step) if step.isdecimal() else step, f"guidance.{key}")
+    run, folder = opened_at(named, f"guidance.{key}")
     trained = read_config(run.path / "config.yaml")
     needed, how = ("diffusion", "") if key == "bad" else ("schedule", "; train one with task=classifier")
     classifies = trained.get("task") is not None and trained.task.get("_target_") == CLASSIFIER
@@ -143,6 +142,12 @@ def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
         return open_run(path, which, key)
     except FileNotFoundError as error:
         raise InvalidInput(str(error)) from error
+
+
+def opened_at(named: str, key: str) -> tuple[Any, Path]:
+    """As `opened`, of RUN, RUN@STEP, RUN@best or RUN@last."""
+    path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
+    return opened(path, int(step) if step.isdecimal() else step, key)
 
 
 def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
-from ddpm.commands.distilling import student_of, teacher_of
+from ddpm.commands.distilling import student_of
 from ddpm.commands.launch import job_number, multirun, overrides
-from ddpm.commands.load import augmentation, load_into, must_walk, optimizer_of, task_of
+from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
 from ddpm.config import (
     AUGMENTATION,
@@ -90,7 +90,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         parents |= _checksums("extend", checkpoint.weights_of(parent))
     taught: dict[str, Path] = {}
     if config.get("teacher") is not None:
-        _, teacher = teacher_of(config)
+        _, teacher = opened_at(str(config.teacher), "teacher")
         taught = checkpoint.weights_of(teacher, averaged=True)
         if parent is None:
             config = student_of(config)
