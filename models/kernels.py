@@ -28,6 +28,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w"]
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bf16"}
 NARROW = (4, 8)  # widths of heads for which attention is compiled
+FEW = 256  # pixels whose scores are all kept for a backward pass in bfloat16
 # Channels in and out: with fewer, the transforms cost more than Winograd's algorithm saves.
 WIDE_ENOUGH = {torch.float32: 256, torch.bfloat16: 128}
 CHUNK = 2**24  # bytes of transformed tiles at a time, which should stay in the last cache
@@ -366,7 +367,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, U: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     r"""softmax(q k^T / sqrt(d)) v of each head, whose scores are never all in memory at once.
 
-    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere.
+    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere; and its backward pass in
+    bfloat16 on a CPU, which takes 2 to 10 times as long as that of the products written out, if there are few scores.
 
     Args:
         q, k, v: (B, n, heads * d).
@@ -376,8 +378,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     alike = all((x.shape, x.dtype, x.device) == (q.shape, q.dtype, q.device) and x.is_contiguous() for x in (q, k, v))
     if _plain(q) or C // heads not in NARROW or not alike:
         q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        slow = q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= FEW
+        attended = _written_out if slow else F.scaled_dot_product_attention
+        return attended(q, k, v).transpose(1, 2).flatten(2)
     return _Attention.apply(q, k, v, heads)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same from (B, heads, n, d), with all scores in memory."""
+    scores = q / math.sqrt(q.shape[-1]) @ k.mT
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 class _Attention(torch.autograd.Function):

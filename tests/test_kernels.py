@@ -96,7 +96,7 @@ def test_convolution_by_winograds_algorithm(c_in, c_out, height, width, shifted,
 
 @compiled
 @both
-@pytest.mark.parametrize("n, heads, width", [(49, 4, 8), (16, 2, 4), (196, 3, 8), (5, 3, 4), (1, 2, 8)])
+@pytest.mark.parametrize("n, heads, width", [(49, 4, 8), (16, 2, 4), (196, 3, 8), (5, 3, 4), (1, 2, 8), (49, 2, 32)])
 def test_attention(n, heads, width, dtype):
     q, k, v, d_out = (randn(2, n, heads * width + i, dtype=dtype)[..., i:].contiguous() for i in range(4))
 
