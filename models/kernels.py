@@ -367,8 +367,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, U: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     r"""softmax(q k^T / sqrt(d)) v of each head, whose scores are never all in memory at once.
 
-    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere; and its backward pass in
-    bfloat16 on a CPU, which takes 2 to 10 times as long as that of the products written out, if there are few scores.
+    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere. Of few pixels in
+    bfloat16 its backward pass on a CPU takes 2 to 10 times as long as that of the products written out.
 
     Args:
         q, k, v: (B, n, heads * d).
