@@ -21,6 +21,8 @@ def having(monkeypatch: pytest.MonkeyPatch, **names: bool) -> None:
         ("_is_avx512_bf16_supported", CPU, 10**6, "bf16"),
         ("_is_amx_tile_supported", CPU, 10**8, "bf16"),
         ("_is_avx512_bf16_supported", CPU, 10**6 - 1, "fp32"),
+        ("_is_amx_tile_supported", CPU, 5 * 10**5, "bf16"),
+        ("_is_amx_tile_supported", CPU, 5 * 10**5 - 1, "fp32"),
         ("nothing", CPU, 10**8, "fp32"),
         ("cuda", CUDA, 1000, "bf16"),
         ("nothing", CUDA, 10**8, "fp32"),

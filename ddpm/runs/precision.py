@@ -3,7 +3,7 @@
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTH_BF16 = 10**6  # parameters
+WORTH_BF16, WORTH_BF16_IN_TILES = 10**6, 5 * 10**5  # parameters, on a CPU; the second where it multiplies tiles (AMX)
 
 
 def computing(device: torch.device, precision: str) -> torch.autocast:
@@ -15,8 +15,11 @@ def computes_in_bf16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16, rather than emulating it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # PyTorch tells under no public name
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+    return device.type == "cpu" and (_cpu_has("avx512_bf16") or _cpu_has("amx_tile"))
+
+
+def _cpu_has(feature: str) -> bool:
+    return getattr(torch.cpu, f"_is_{feature}_supported", bool)()  # PyTorch tells under no public name
 
 
 def resolve(precision: str, device: torch.device, parameters: int) -> str:
@@ -29,7 +32,8 @@ def resolve(precision: str, device: torch.device, parameters: int) -> str:
     """
     if precision != "auto":
         return precision
-    small = device.type == "cpu" and parameters < WORTH_BF16
+    least = WORTH_BF16_IN_TILES if _cpu_has("amx_tile") else WORTH_BF16
+    small = device.type == "cpu" and parameters < least
     return "bf16" if computes_in_bf16(device) and not small else "fp32"
 
 

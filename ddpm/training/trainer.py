@@ -41,7 +41,7 @@ class Trainer:
         accumulate: micro-batches that a step is cut into, to save memory; the result is that of one batch but for
             rounding.
         precision: "fp32", "bf16", "fp16" (with loss scaling), or "auto": bf16 where the device computes in it, on a CPU
-            for networks of a million parameters or more; else fp32.
+            for networks of a million parameters or more, of half a million where it has AMX; else fp32.
         lr_schedule: "constant"; "cosine" or "linear", from the optimizer's rate to zero; "triangular", from zero to the
             rate and back (Smith, arXiv 1506.01186).
         lr_cycles: how often in the budget that is done; more than 1 are warm restarts (SGDR, arXiv 1608.03983).
