@@ -1,7 +1,9 @@
 """ddpm/training/graph.py: a run whose gradients are replayed is the same run; where they cannot be, it says why."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +16,7 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.directory import Run, read_metrics
 from ddpm.runs.precision import computing
 from ddpm.schedules import cosine
-from ddpm.training.graph import WARM_UP, Graph, Replayed, graph_on
+from ddpm.training.graph import WARM_UP, CUDAGraph, Graph, Replayed, graph_on
 from ddpm.training.ranks import Ranks
 from ddpm.training.step import Training
 from ddpm.training.task import Drawn, Phase
@@ -247,6 +249,54 @@ def test_what_moves_between_other_devices_moves_as_always(device):
     x = torch.arange(6).reshape(2, 3)
     assert on(device, x).device.type == torch.device(device).type
     assert on("cpu", x) is x
+
+
+class Generator:
+    """As torch's: a capture that fails leaves its state in it."""
+
+    state = "as it was"
+
+    def clone_state(self) -> str:
+        return self.state
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_generator_is_as_it_was_after_a_capture_that_fails(ends, monkeypatch):
+    """With what stands for torch's own, which needs a GPU."""
+    generator, entered = Generator(), []
+
+    @contextlib.contextmanager
+    def capturing(graph: str, stream: types.SimpleNamespace) -> Iterator[None]:
+        generator.state = "captures"
+        yield
+        generator.state = "captured"
+
+    @contextlib.contextmanager
+    def on_stream(stream: types.SimpleNamespace) -> Iterator[None]:
+        entered.append(stream)
+        yield
+
+    def function() -> None:
+        if not ends:
+            raise RuntimeError("a look at a value")
+
+    stream = types.SimpleNamespace(device_index=0, wait_stream=entered.append)
+    usual = types.SimpleNamespace(wait_stream=entered.append)
+    stand_ins = {
+        "Stream": lambda device: stream, "CUDAGraph": lambda: "graph", "graph": capturing, "stream": on_stream,
+        "current_stream": lambda device: usual, "default_generators": [generator],
+    }  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    graph = CUDAGraph(torch.device("cuda"))
+    with contextlib.nullcontext() if ends else pytest.raises(RuntimeError, match="a look at a value"):
+        graph.capture(function)
+    assert generator.state == ("captured" if ends else "as it was") and entered == [stream]
+    graph.warm_up(lambda: entered.append("run"))
+    assert entered[1:] == [usual, stream, "run", stream]  # each waits for the other
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

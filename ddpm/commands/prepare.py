@@ -140,7 +140,7 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
     for key in ("recognition", "compile", "retry"):
         if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
             raise InvalidInput(f"{key}={config[key]} must be true or false")
-    if config.get("graph", GRAPH[0]) not in GRAPH:
+    if config.get("graph", "auto") not in GRAPH:
         raise InvalidInput(f"graph={config.graph} must be one of {', '.join(GRAPH)}")
     for key, of in LINKED.items():
         value, linked = OmegaConf.select(config, key), OmegaConf.select(config, of)
@@ -264,7 +264,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
         _place(base, config, parent.path),
         OmegaConf.from_dotlist(words),
-        {"trust": trusted(config), "compile": config.get("compile", False), "graph": config.get("graph", GRAPH[0])},
+        {"trust": trusted(config), "compile": config.get("compile", False), "graph": config.get("graph", "auto")},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
     typed = {word.partition("=")[0] for word in words}
