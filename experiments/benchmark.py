@@ -42,6 +42,7 @@ from ddpm.samplers import DDIM
 from ddpm.schedules import linear
 from ddpm.training.cost import flops, machine, peak, seconds
 from ddpm.training.ema import EMA
+from ddpm.training.graph import WARM_UP, graph_on
 from models import kernels
 from models.pretrained import _describe, save_unet
 from models.unet import UNet
@@ -86,6 +87,7 @@ class Setting(NamedTuple):
     compiled: bool = False
     without: str = ""  # which of WITHOUT
     checkpointing: bool = False
+    graph: bool = False
 
 
 def plain_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
@@ -107,6 +109,7 @@ SETTINGS = {
     "ours fp32": Setting("ours", "fp32"),
     "ours bf16": Setting("ours", "bf16"),
     "ours compiled": Setting("ours", "bf16", compiled=True),
+    "ours graph": Setting("ours", "auto", graph=True),
     "ours checkpointing": Setting("ours", "auto", checkpointing=True),
     **{f"ours without {means}": Setting("ours", "auto", without=means) for means in WITHOUT},
     "peer default": Setting("peer", "fp32"),
@@ -116,7 +119,7 @@ SETTINGS = {
     "peer compiled bf16": Setting("tuned peer", "bf16", compiled=True),
     OTHER: Setting("other", "fp32"),
 }
-OURS = {name: f"ours {name}" for name in ("fp32", "bf16", "compiled", "checkpointing")}  # "ours" itself is always there
+OURS = {name: f"ours {name}" for name in ("fp32", "bf16", "compiled", "graph", "checkpointing")}  # beside "ours"
 OURS |= {f"no_{means}": f"ours without {means}" for means in WITHOUT}
 PEERS = {"default": "peer default", "bf16": "peer bf16", "fp32": "peer fp32 channels_last",
          "compiled_fp32": "peer compiled fp32", "compiled_bf16": "peer compiled bf16", "other": OTHER}  # fmt: skip
@@ -296,9 +299,9 @@ class Way:
     """A contender in one of its settings."""
 
     def __init__(self, contender: Contender, setting: Setting, device: torch.device):
-        self.contender, self.setting = contender, setting
+        self.contender, self.setting, self.device = contender, setting, device
         self.precision = users_precision(contender.model, device) if setting.precision == "auto" else setting.precision
-        self.autocast = computing(device, self.precision)
+        self.autocast = computing(device, self.precision, cache=not setting.graph)
 
     @functools.cached_property
     def forward(self) -> Forward:
@@ -316,13 +319,36 @@ class Way:
                 changes.enter_context(mock.patch.object(model, "checkpointing", True))
             yield
 
+    def _gradients(self) -> None:
+        self.contender.optimizer.zero_grad()
+        with self.autocast, self.as_set():
+            loss = self.contender.loss(self.forward)
+        loss.backward()
+
+    @functools.cached_property
+    def gradients(self) -> Callable[[], None]:
+        """What computes the gradients; recorded at first use if they are a graph, as `ddpm.training.graph` does it."""
+        if not self.setting.graph:
+            return self._gradients
+        graph, parameters = graph_on(self.device), self.contender.parameters
+        if graph is None:
+            raise RuntimeError("only a GPU has CUDA graphs")
+        for _ in range(WARM_UP):
+            graph.warm_up(self._gradients)
+        graph.capture(self._gradients)
+        recorded = [p.grad for p in parameters]
+
+        def replay() -> None:
+            graph.replay()
+            for p, gradient in zip(parameters, recorded, strict=True):  # where other settings had theirs in between
+                p.grad = gradient
+
+        return replay
+
     def step(self) -> None:
         """A training step."""
         contender = self.contender
-        contender.optimizer.zero_grad()
-        with self.autocast, self.as_set():
-            loss = contender.loss(self.forward)
-        loss.backward()
+        self.gradients()
         nn.utils.clip_grad_norm_(contender.parameters, 1.0)
         contender.optimizer.step()
         contender.average()

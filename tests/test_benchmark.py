@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,43 @@ def test_checkpointing_is_on_for_a_step_alone(benchmark):
     assert not contender.model.checkpointing
 
 
+class Kept:
+    """A graph for the CPU: it calls the function again, and puts the gradients where they were when it was recorded."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
+
+    def capture(self, function: Callable[[], None]) -> None:
+        function()
+        self.function, self.places = function, [p.grad for p in self.parameters]
+
+    def replay(self) -> None:
+        self.function()
+        for place, p in zip(self.places, self.parameters, strict=True):
+            place.copy_(p.grad)
+            p.grad = None
+
+
+def test_a_step_by_a_graph_is_the_same_step(benchmark, monkeypatch):
+    one, other = (benchmark["Ours"](TINY, 2, CPU) for _ in range(2))
+    plain, beside, graph = (
+        benchmark["Way"](contender, benchmark["SETTINGS"][name], CPU)
+        for contender, name in ((one, "ours"), (other, "ours"), (other, "ours graph"))
+    )
+    with pytest.raises(RuntimeError, match="only a GPU has CUDA graphs"):
+        graph.step()
+    monkeypatch.setitem(benchmark["Way"].step.__globals__, "graph_on", lambda device: Kept(other.parameters))
+    assert graph.gradients is graph.gradients  # recorded once, before the steps that are compared
+    for ways in ((plain, beside), (plain, graph), (plain, beside), (plain, graph)):
+        for way in ways:
+            torch.manual_seed(0)
+            way.step()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------ the whole of it
 
 
@@ -214,7 +252,7 @@ def test_a_file_that_another_machine_or_program_wrote_is_left_alone(tiny, tmp_pa
         (["--peers", "default,fastest"], "--peers has 'fastest'"),
         (
             ["--ours", "fp16"],
-            "allowed: fp32, bf16, compiled, checkpointing, no_kernels, no_norm, no_winograd, no_attention, none",
+            "allowed: fp32, bf16, compiled, graph, checkpointing, no_kernels, no_norm, no_winograd, no_attention, none",
         ),
         (["--batch", "0"], "--batch = 0 must be an integer in 1..1000000"),
     ],
@@ -233,7 +271,7 @@ def test_groups_of_settings(benchmark):
     means = [f"ours without {means}" for means in benchmark["WITHOUT"]]
     words = ["--ours", "no_kernels,no_norm,no_winograd,no_attention", "--peers", "none"]
     assert benchmark["arguments"](words).labels == ["ours", *means]
-    apart = [*means, "ours checkpointing"]
+    apart = [*means, "ours graph", "ours checkpointing"]
     assert benchmark["arguments"]([]).labels == [label for label in benchmark["SETTINGS"] if label not in apart]
 
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_devanagari import make_font
 
+import ddpm.training.graph
 import ddpm.training.trainer
 from ddpm import cli, config
 from ddpm.commands import prepare, training
@@ -1203,6 +1204,20 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(call, tmp_path, m
     one, other = (run_of(tmp_path / str(compile)) for compile in (False, True))
     assert one.name == other.name and same(weights(one, 4), weights(other, 4)) and losses(one) == losses(other)
     assert_refused(call(cli.train, *words(), "compile=perhaps", f"runs={tmp_path}"), "compile=perhaps", "true or false")
+
+
+def test_a_graph_is_for_gpus_and_changes_no_name(call, tmp_path, monkeypatch, without_pictures):
+    told = call(cli.train, *words(), "graph=auto", f"runs={tmp_path / 'auto'}")
+    assert told.code == 0 and "CUDA" not in told.out + told.err
+    asked = []
+    monkeypatch.setattr(ddpm.training.graph, "graph_on", asked.append)
+    assert call(cli.train, *words(), "graph=off", f"runs={tmp_path / 'off'}").code == 0 and not asked
+    assert call(cli.train, *words("seed=1"), "graph=auto", f"runs={tmp_path / 'other'}").code == 0
+    assert asked == [torch.device("cpu")]  # of a CPU there is none
+    one, other = (run_of(tmp_path / graph) for graph in ("auto", "off"))
+    assert one.name == other.name and same(weights(one, 4), weights(other, 4))
+    assert_refused(call(cli.train, *words(), "graph=on", f"runs={tmp_path}"), "graph=on", "auto, off")
+    assert_refused(call(cli.train, *words(), "graph=null", "--check", f"runs={tmp_path}"), "graph=None", "auto, off")
 
 
 @pytest.mark.slow

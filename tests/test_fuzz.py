@@ -276,6 +276,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "question": ["null", "why"],
     "baseline": ["null", "linear"],
     "compile": ["false"],  # compiling takes a minute, and a test of its own
+    "graph": ["auto", "off"],
     "trust": ["[]", "[os.system]", "[nowhere.Net]"],
 }
 OF_POINTS = {

@@ -142,9 +142,9 @@ def test_labels_are_never_the_same():
 
 def test_words_that_change_no_result_are_in_no_label():
     words = [
-        "runs=/data", "study=s", "device=cuda:1", "compile=true", "evaluation=[metric=frechet]", "question='Why?'",
-        "baseline=x", "slots=2", "retry=true", "trust=[a.b]", "hydra/launcher=joblib", "hydra.sweep.dir=x", "seed=3",
-        "data.root=/here", "data.download=true", "recognition=true", "+question=Why",
+        "runs=/data", "study=s", "device=cuda:1", "compile=true", "graph=off", "evaluation=[metric=frechet]",
+        "question='Why?'", "baseline=x", "slots=2", "retry=true", "trust=[a.b]", "hydra/launcher=joblib",
+        "hydra.sweep.dir=x", "seed=3", "data.root=/here", "data.download=true", "recognition=true", "+question=Why",
     ]  # fmt: skip
     assert record([*words, "optimizer.lr=1"]).words == ["optimizer.lr=1"]
     assert labels([words[0], "optimizer.lr=1"], [words[1], words[-4], "optimizer.lr=2"]) == ["lr=1", "lr=2"]
@@ -211,7 +211,8 @@ def test_arms_are_runs_that_differ_in_the_seed_alone(tmp_path):
     for number, (lr, seed) in enumerate([(0.2, 1), (0.1, 0), (0.2, 0), (0.1, 1), (0.1, 2)]):
         values = {"optimizer.lr": lr, "runs": f"/elsewhere/{number}", "device": f"cuda:{number}", "study": f"s{number}",
                   "evaluation": [f"metric={number}"], "question": f"{number}?", "data.root": f"/{number}",
-                  "trainer.log_every": 7 + number, "compile": number % 2 == 0}  # fmt: skip
+                  "trainer.log_every": 7 + number, "compile": number % 2 == 0,
+                  "graph": ("auto", "off")[number % 2]}  # fmt: skip
         words = [f"optimizer.lr={lr}", f"runs=/elsewhere/{number}", f"device=cuda:{number}"]
         times = {"started": f"2026-01-0{number + 1}", "ended": f"2026-02-0{9 - seed}"}  # the last seed ended first
         write_run(tmp_path, f"{9 - number}", words, seed, values, **times)

@@ -14,8 +14,8 @@ from ddpm.config import InvalidInput, conf_dir, plain, read_config
 
 UNFINISHED = ("RUNNING", "INTERRUPTED")
 NOT_OF_TEACHER = (  # what a student has from the command line
-    "runs", "study", "question", "baseline", "evaluation", "extend", "init", "trust", "compile", "device", "slots",
-    "retry",
+    "runs", "study", "question", "baseline", "evaluation", "extend", "init", "trust", "compile", "graph", "device",
+    "slots", "retry",
 )  # fmt: skip
 CHOSEN = ("diffusion.loss", "diffusion.clip_x_0", "diffusion.dynamic_threshold")  # of the mathematics, its own choice
 

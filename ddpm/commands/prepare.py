@@ -31,6 +31,7 @@ from ddpm.config import (
 )
 
 LONGEST_NAME = 255  # bytes, in every usual file system
+GRAPH = ("auto", "off")  # whether a GPU replays the gradients of a step
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
 
 
@@ -139,6 +140,8 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
     for key in ("recognition", "compile", "retry"):
         if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
             raise InvalidInput(f"{key}={config[key]} must be true or false")
+    if config.get("graph", "off") not in GRAPH:
+        raise InvalidInput(f"graph={config.graph} must be one of {', '.join(GRAPH)}")
     for key, of in LINKED.items():
         value, linked = OmegaConf.select(config, key), OmegaConf.select(config, of)
         if value is not None and linked is not None and value != linked:
@@ -261,7 +264,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
         _place(base, config, parent.path),
         OmegaConf.from_dotlist(words),
-        {"trust": trusted(config), "compile": config.get("compile", False)},
+        {"trust": trusted(config), "compile": config.get("compile", False), "graph": config.get("graph", "off")},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
     typed = {word.partition("=")[0] for word in words}

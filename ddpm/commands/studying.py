@@ -17,7 +17,7 @@ from ddpm.runs.safe_yaml import CADENCE
 from ddpm.study.formatting import counted
 
 OUTLINE = 4000  # points of the data behind those of a run
-RETRIED_WITH = ("device", "compile", "evaluation", "data.root", "trust")  # of what changes no result
+RETRIED_WITH = ("device", "compile", "graph", "evaluation", "data.root", "trust")  # of what changes no result
 
 
 # ------------------------------------------------------------------------------------------------- status and retry

@@ -261,11 +261,15 @@ def _fit(
     plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None = None
 ) -> tuple[str, Any]:
     """Train, with the networks compiled if that is asked for: (the budget that was used up, the averaged task)."""
+    from ddpm.training.graph import graph_on
+
     if plan.config.get("compile"):
         _compile(plan, team.size)
+    graph = None if plan.config.get("graph", "off") == "off" else graph_on(plan.device)
     return plan.parts.trainer.fit(
         plan.run, plan.parts.task, plan.data, plan.parts.optimizer,
-        seed=plan.config.seed, device=plan.device, augment=plan.parts.augment, resume=resume, ranks=team, watch=watch,
+        seed=plan.config.seed, device=plan.device, augment=plan.parts.augment, resume=resume, ranks=team, graph=graph,
+        watch=watch,
     )  # fmt: skip
 
 

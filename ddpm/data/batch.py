@@ -20,7 +20,14 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
-        return self.rows(lambda x: x.to(device))
+        return self.rows(lambda x: on(device, x))
+
+
+def on(device: torch.device | str, x: Tensor) -> Tensor:
+    """x on a device; from the CPU to a GPU through pinned memory, so that nothing waits for the step before to end."""
+    if x.device.type == "cpu" and torch.device(device).type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def _rows(value: Any, select: Callable[[Tensor], Tensor]) -> Any:

@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ddpm.data.batch import Batch, Condition
+from ddpm.data.batch import Batch, Condition, on
 from ddpm.data.conditions import KINDS, image_of
 from ddpm.figures.images import to_float
 from ddpm.randomness import generator as keyed
@@ -338,12 +338,11 @@ class InMemory(Dataset):
 
         Of K labels (B, K).
         """
-        indices = indices.to(self.device)
+        indices = on(self.device, indices)
         classes = None if self.labels is None else self.labels[indices]
         if classes is not None and self.further_labels is not None:
             classes = torch.cat([classes[:, None], self.further_labels[indices]], dim=1)
-        classes = None if classes is None else classes.to(device)
-        return Batch(self.samples[indices].to(device), Condition(classes=classes))
+        return Batch(self.samples[indices], Condition(classes=classes)).to(device)
 
     def identity(self) -> dict[str, Any]:
         """What the data are, wherever they lie: {name, split, count, sha256}.

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ddpm.data.batch import Batch, Condition
+from ddpm.data.batch import Batch, Condition, on
 from ddpm.data.dataset import check_options
 from ddpm.data.points import LEAST, LEVEL, MOST, Points
 from ddpm.randomness import generator as keyed
@@ -100,7 +100,7 @@ class Mixture(Points):
         if not self.fresh or generator is None:
             return self._taken(indices, device)
         x, y = self._draw(len(indices), generator, generator)
-        return Batch(x.float().to(device), Condition(classes=y.to(device)))
+        return Batch(x.float(), Condition(classes=y)).to(device)
 
     def identity(self) -> dict[str, Any]:
         """What the data are: the density, of which the points say something only, and whether they are fresh."""
@@ -116,7 +116,7 @@ class Mixture(Points):
 
     def _draw(self, n: int, component: torch.Generator, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """n points of the density, float64 (n, d), and their components (n,), where the generators are."""
-        weights, means, factors = (part.to(noise.device) for part in (self.weights, self.means, self._factors))
+        weights, means, factors = (on(noise.device, part) for part in (self.weights, self.means, self._factors))
         y = torch.multinomial(weights, n, replacement=True, generator=component)
         z = torch.randn(n, means.shape[1], generator=noise, dtype=torch.float64, device=noise.device)
         return means[y] + (factors[y] @ z[..., None])[..., 0], y

@@ -6,9 +6,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 WORTH_BF16, WORTH_BF16_IN_TILES = 10**6, 5 * 10**5  # parameters, on a CPU; the second where it multiplies tiles (AMX)
 
 
-def computing(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which networks compute in a precision: PyTorch's autocast, without effect for "fp32"."""
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+def computing(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
+    """A context in which networks compute in a precision: PyTorch's autocast, without effect for "fp32".
+
+    Args:
+        cache: keep weights that were converted, for their next use within the context; a CUDA graph has to do without.
+    """
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=cache)
 
 
 def computes_in_bf16(device: torch.device) -> bool:

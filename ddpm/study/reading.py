@@ -16,8 +16,8 @@ from ddpm.runs.results import recorded
 from ddpm.runs.safe_yaml import CADENCE, MEMORY, read_settings
 
 NO_SCIENCE = {
-    "runs", "study", "device", "trust", "slots", "retry", "compile", "evaluation", "question", "baseline",
-    "recognition", "data.root", "data.download", *(f"trainer.{key}" for key in CADENCE),
+    "runs", "study", "device", "trust", "slots", "retry", "compile", "graph", "evaluation", "question",
+    "baseline", "recognition", "data.root", "data.download", *(f"trainer.{key}" for key in CADENCE),
     *(f"model.{key}" for key in MEMORY),
 }  # fmt: skip
 """Keys that change no result, and so tell no arms apart."""

@@ -55,6 +55,7 @@ class Record:
         self.batch_size, self.held_out, self.watch = batch_size, held_out, watch
         self.keep, self.keep_every = keep, keep_every
         self.skipped = training.skipped
+        self.eager: str | None = None  # that was told
         checkpoint.drop_after(run.checkpoints, step)
         self.averages, self.ema_snapshots = run.path / snapshots.FOLDER, ema_snapshots
         self.snapshots = int(fraction * ema_snapshots)  # that were taken
@@ -85,6 +86,9 @@ class Record:
         if skipped > self.skipped:
             self.bar.say(f"step {step:,}: {skipped} steps skipped so far, whose loss or gradient was not finite")
         self.skipped = skipped
+        if training.eager != self.eager:
+            self.bar.say(f"steps are taken without a CUDA graph: {training.eager}")
+        self.eager = training.eager
 
     def preview(self, step: int, fraction: float) -> None:
         """Draw samples, if it is time for that."""

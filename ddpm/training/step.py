@@ -16,6 +16,7 @@ from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
 from ddpm.training.ema import EMA
+from ddpm.training.graph import Graph, Replayed
 from ddpm.training.nonfinite import NonFiniteGuard, Seen
 from ddpm.training.post_hoc import PowerAverages, tracked
 from ddpm.training.ranks import Ranks
@@ -55,6 +56,7 @@ class Training:
         precision: one of `ddpm.runs.precision.PRECISIONS`; None for that of the settings.
         augment: changes what is trained on; None for as it is.
         ranks: the processes that share every batch; None for this one alone.
+        graph: replays the gradients of a step, where that can be, see `eager`; None for no such thing.
     Raises: ValueError for a loss that couples the batch, and micro-batches.
     """
 
@@ -70,6 +72,7 @@ class Training:
         precision: str | None = None,
         augment: Augment | None = None,
         ranks: Ranks | None = None,
+        graph: Graph | None = None,
     ):
         if task.couples_batch and settings.accumulate > 1:
             raise ValueError(
@@ -88,7 +91,9 @@ class Training:
         self.seed, self.device, self.augment, self.ranks = seed, device, augment, ranks or Ranks()
         parameters = sum(p.numel() for module in task.modules.values() for p in module.parameters())
         self.precision = precision or resolve(settings.precision, device, parameters)
-        self.autocast = computing(device, self.precision)
+        self.hindrance = None if graph is None else self._hindrance()
+        graph = None if self.hindrance else graph
+        self.autocast = computing(device, self.precision, cache=graph is None)
         self.averages = {
             name: EMA(module, settings.ema_decay if task.averages(name) else 0.0, settings.ema_warmup)
             for name, module in task.modules.items()
@@ -96,12 +101,25 @@ class Training:
         averaged = {name: module for name, module in task.modules.items() if task.averages(name)}
         self.tracked = PowerAverages(averaged) if settings.ema_snapshots else None
         self.make = optimizer
-        self.phases = [_Optimized(phase, self, optimizer) for phase in task.phases]
+        self.phases = [_Optimized(phase, self, optimizer, graph) for phase in task.phases]
 
     @property
     def averaged(self) -> Task:
         """The task with averaged weights."""
         return self.task.using({name: average.model for name, average in self.averages.items()})
+
+    @property
+    def eager(self) -> str | None:
+        """Why steps are taken without the graph that was to replay them; None where it does, or none was given."""
+        return self.hindrance or self.phases[0].gradients.eager
+
+    def _hindrance(self) -> str | None:
+        """What is known to keep a graph from replaying the steps."""
+        if self.ranks.size > 1:
+            return f"{self.ranks.size} processes share every batch"
+        if len(self.task.phases) > 1:
+            return f"{type(self.task).__name__} has {len(self.task.phases)} phases, each with gradients of its own"
+        return None if self.task.replayable else f"the losses of {type(self.task).__name__} cannot be replayed"
 
     @property
     def skipped(self) -> int:
@@ -227,8 +245,9 @@ class Training:
 class _Optimized:
     """A phase with its optimizer, its loss scale and its count of broken steps."""
 
-    def __init__(self, phase: Phase, training: Training, optimizer: Optimizer):
+    def __init__(self, phase: Phase, training: Training, optimizer: Optimizer, graph: Graph | None):
         self.phase, self.training = phase, training
+        self.gradients = Replayed(self._gradients, graph)
         named = [
             (f"{name}.{key}", p) for name in phase.trains for key, p in training.task.modules[name].named_parameters()
         ]
@@ -245,8 +264,24 @@ class _Optimized:
     def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
         """Step the optimizer; the losses of the whole batch, from all processes, come back."""
         training, task, ranks = self.training, self.training.task, self.training.ranks
+        loss, parts = self.gradients(drawn, progress)
+        whole = (lambda x: x) if task.couples_batch else ranks.gathered
+        together = {name: torch.cat([whole(losses[name]) for losses in parts]) for name in parts[0]}
+        ranks.average_([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
+        seen = Seen(step, task.facts(drawn), task.total(together))
+        self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
+        return Taken(loss, grad_norm, {}), together
+
+    def _gradients(self, drawn: Drawn, progress: float) -> tuple[Tensor, list[Losses]]:
+        """Leave the gradients of a step in the parameters; its loss, and its parts in each micro-batch, come back.
+
+        All of this process's rows. Nothing here may wait for the device: it is what a graph replays.
+        """
+        training, task = self.training, self.training.task
         self.optimizer.zero_grad()
-        loss, gathered = torch.zeros((), device=training.device), list[Losses]()
+        loss, parts = torch.zeros((), device=training.device), list[Losses]()
         for rows in training.micro_batches(drawn):
             with training.autocast:
                 losses = self.phase.losses(rows, progress)
@@ -257,15 +292,8 @@ class _Optimized:
             part = (total if rows.weight is None else rows.weight * total).mean() / training.settings.accumulate
             self.scaler.scale(part).backward()
             loss += part.detach()
-            whole = (lambda x: x) if task.couples_batch else ranks.gathered
-            gathered.append({name: whole(value.detach()) for name, value in losses.items()})
-        together = {name: torch.cat([losses[name] for losses in gathered]) for name in gathered[0]}
-        ranks.average_([loss, *(p.grad for p in self.parameters if p.grad is not None)])
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
-        seen = Seen(step, task.facts(drawn), task.total(together))
-        self.guard.step(seen, loss, grad_norm, self.optimizer, self.scaler)
-        return Taken(loss, grad_norm, {}), together
+            parts.append({name: value.detach() for name, value in losses.items()})
+        return loss, parts
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -73,6 +73,11 @@ class Task(ABC):
     couples_batch = False
     """Whether the loss of a row depends on the others: then every process computes the whole batch, in one piece."""
 
+    replayable = False
+    """Whether `losses` computes the same in each step, of what was drawn and of tensors that are changed in place: it
+    reads no progress, no value of a tensor, and no number that changes. A GPU can then replay it, see
+    `ddpm.training.graph`."""
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],

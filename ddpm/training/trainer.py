@@ -16,6 +16,7 @@ from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, Stopwatch
 from ddpm.runs.precision import PRECISIONS
 from ddpm.times import TIME_SAMPLINGS
+from ddpm.training.graph import Graph
 from ddpm.training.interrupt import Interrupted, signals
 from ddpm.training.nonfinite import write_autopsy
 from ddpm.training.ranks import Ranks
@@ -153,6 +154,7 @@ class Trainer:
         augment: Augment | None = None,
         resume: Path | None = None,
         ranks: Ranks | None = None,
+        graph: Graph | None = None,
         watch: Callable[[int, float | None], None] | None = None,
     ) -> tuple[str, Task]:
         """Train, from the start or from a checkpoint, until the budget is used.
@@ -165,6 +167,7 @@ class Trainer:
             augment: changes the samples that are trained on, and none that are held out; None for as they are.
             resume: a checkpoint, of this run or of the one that it extends.
             ranks: the processes that share every batch; None for this one alone. The first of them writes.
+            graph: replays the gradients of a step; where that cannot be the reason is told, and all else is the same.
             watch: is told the step and the loss on held-out data whenever it has been measured and saved; what it
                 raises ends training.
         Returns:
@@ -183,7 +186,7 @@ class Trainer:
             state = checkpoint.load_state(resume)
         training = Training(
             self, task, data.to(device), optimizer, seed=seed, device=device, augment=augment, ranks=ranks,
-            precision=state.get("precision") if self.precision == "auto" else None,
+            precision=state.get("precision") if self.precision == "auto" else None, graph=graph,
         )  # fmt: skip
         if resume:
             _load(training, resume, state)

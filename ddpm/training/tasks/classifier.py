@@ -30,6 +30,8 @@ class Classifier(Task):
     Source: Diffusion Models Beat GANs on Image Synthesis (arXiv 2105.05233), section 4.
     """
 
+    replayable = True
+
     def __init__(self, model: nn.Module, schedule: NoiseSchedule, only: Sequence[str] | None = None):
         super().__init__({"model": model}, only=only)
         self.schedule = schedule

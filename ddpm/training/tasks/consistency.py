@@ -63,6 +63,7 @@ class Consistency(Diffusion):
         Models (arXiv 2310.14189), which takes no average for theta^- and every other default here.
     """
 
+    replayable = False  # for the state of dropout's generator is read
     trains_variance = False
 
     def __init__(

@@ -64,6 +64,7 @@ class Diffusion(Task):
     Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
     """
 
+    replayable = True
     trains_variance = True
     """Whether a learned variance must be trained by the loss."""
 

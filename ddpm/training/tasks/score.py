@@ -92,6 +92,7 @@ class Score(Diffusion):
         if diffusion.schedule.alpha_bar[-1] == 0:
             raise ValueError("beta_T = 1 makes the noise level sigma_T infinite, and there is no score at it")
         self.objective, self.projection, self.step = objective, projection, step
+        self.replayable = objective != "explicit"  # whose truth is computed on the CPU
         self.truth: JointMixture | None = None  # of the data, where the objective needs it
 
     def concerns(self) -> list[str]:
