@@ -1,7 +1,7 @@
 """What a network is told besides x_t: the time and the class, as vectors, and the parts of a condition."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -134,10 +134,14 @@ class LabelEmbeddings(nn.ModuleList):
         num_classes: the number of classes of each label.
         out: length E of the vectors.
         null: whether each label has a vector for rows without it.
+    Attributes:
+        embedding: the class of what is summed.
     """
 
+    embedding: Callable[[int, int, bool], nn.Module] = ClassEmbedding
+
     def __init__(self, num_classes: Sequence[int], out: int, null: bool = False):
-        super().__init__(ClassEmbedding(count, out, null) for count in num_classes)
+        super().__init__(self.embedding(count, out, null) for count in num_classes)
 
     def forward(self, labels: Tensor, null: Tensor | None = None) -> Tensor:
         """The sums (B, E) of the vectors of labels.

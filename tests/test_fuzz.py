@@ -126,6 +126,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.drop": ["0", "0.1", "0.999", "1"],
     "model.condition_channels": ["0", "1", "3"],
     "model.class_channels": ["0", "4", "1"],
+    "model.magnitude_preserving": ["true", "false"],
     "model.features": ["2", "1", "3"],
     "model.width": ["8", "1", "2", "6"],
     "model.depth": ["1", "2", "100"],

@@ -148,6 +148,8 @@ class Training:
         self.ranks.seed_dropout(self.seed, step)
         drawn = self.draw(step, progress)
         taken = [phase.step(step, drawn, progress) for phase in self.phases]
+        for module in self.task.modules.values():
+            renormalise(module)
         for name, average in self.averages.items():
             average.update(self.task.modules[name])
         if self.tracked:
@@ -222,6 +224,13 @@ class Training:
     def _trial_loss(self, phase: int, n: int) -> Tensor:
         with self.autocast:
             return trial_loss(self.task, self.data, n, self.device, phase)
+
+
+def renormalise(module: nn.Module) -> None:
+    """Give layers of normalised weights their norm back: those with `renormalise_`, as `models.magnitude` has them."""
+    for layer in module.modules():
+        if callable(its := getattr(layer, "renormalise_", None)):
+            its()
 
 
 class _Optimized:
