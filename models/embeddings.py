@@ -161,7 +161,7 @@ class Condition(Protocol):
 
     classes (B,), or (B, K) for K labels at once; tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask
     of tokens, (B, L); null: a part's name -> true for the rows in whose place the network has its learned null, (B,),
-    of K labels (B, K) too.
+    of K labels (B, K) too; augment (B, K), what was done to the images, None for nothing.
     """
 
     @property
@@ -178,6 +178,9 @@ class Condition(Protocol):
 
     @property
     def null(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def augment(self) -> Tensor | None: ...
 
 
 NO_NULL = (
@@ -250,6 +253,21 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
             f"{tuple(part.shape[: 1 + labels])}"
         )
     return null
+
+
+def augment_of(y: Tensor | Condition | None, augment_dim: int) -> Tensor | None:
+    """What a condition tells of changes of the image, (B, augment_dim); None for nothing.
+
+    Raises:
+        ValueError: another number of parameters than the network takes.
+    """
+    augment = None if y is None or isinstance(y, Tensor) else y.augment
+    if augment is not None and (augment.ndim != 2 or augment.shape[1] != augment_dim):
+        raise ValueError(
+            f"the parameters of an augmentation have shape {tuple(augment.shape)}; this network takes "
+            + (f"(B, {augment_dim})" if augment_dim else "none: augment_dim = 0")
+        )
+    return augment
 
 
 def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, null_image: Tensor | None) -> Tensor:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.embeddings import ClassEmbedding, Condition, LabelEmbeddings, TimeEmbedding, image_like, parts_of
+from models.embeddings import (
+    ClassEmbedding,
+    Condition,
+    LabelEmbeddings,
+    TimeEmbedding,
+    augment_of,
+    image_like,
+    parts_of,
+)
 from models.layers import (
     ATTENTION_KINDS,
     PADDINGS,
@@ -85,6 +93,9 @@ class UNet(nn.Module):
             for none.
         class_channels: length of a learned vector for each class that is spread over the image and concatenated to
             x_t, as so many further channels, in place of being added to the time embedding; 0 adds it there.
+        augment_dim: how many numbers may be told of what was done to an image in training, see
+            `ddpm.data.non_leaking`; they are added to the time embedding by a linear layer without bias, 0 at first.
+            Without them, as in sampling, nothing is added. 0 for none.
         magnitude_preserving: layers that keep the magnitude of what goes through them, of `models.magnitude`, with
             weights that the trainer renormalises after each step (EDM2, configuration G, with this ladder of levels).
             A learned gain, 0 at first, scales the output; groups and norm_eps are without effect. x_t of about unit
@@ -125,6 +136,7 @@ class UNet(nn.Module):
         condition_channels: int = 0,
         class_channels: int = 0,
         magnitude_preserving: bool = False,
+        augment_dim: int = 0,
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -155,12 +167,13 @@ class UNet(nn.Module):
             drop,
             condition_channels,
             class_channels,
+            augment_dim,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
         self.drop, self.condition_channels, self.class_channels = drop, condition_channels, class_channels
-        self.magnitude_preserving = magnitude_preserving
+        self.magnitude_preserving, self.augment_dim = magnitude_preserving, augment_dim
         self._sum: Callable[[Tensor, Tensor], Tensor] = mp_sum if magnitude_preserving else torch.add
         self._join: Callable[[Tensor, Tensor], Tensor] = mp_cat if magnitude_preserving else _cat
         self._silu: Callable[[Tensor], Tensor] = mp_silu if magnitude_preserving else F.silu
@@ -231,6 +244,8 @@ class UNet(nn.Module):
             zeroed(self.conv_out)
         self.register_parameter("gain_out", nn.Parameter(torch.zeros(())) if magnitude_preserving else None)
 
+        self.augment_embedding = zeroed(nn.Linear(augment_dim, embedding, bias=False)) if augment_dim else None
+
         null = drop > 0 and condition_channels > 0
         self.register_parameter("null_image", nn.Parameter(torch.zeros(condition_channels)) if null else None)
 
@@ -246,8 +261,9 @@ class UNet(nn.Module):
             x_t: (B, in_channels, H, W).
             t: (B,), integer or real, in 0..T.
             y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
-                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W). The image
-                takes the type of x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
+                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W), and with
+                augment (B, augment_dim) where something was done to the images. The image takes the type of x_t. Rows
+                that are null have the learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
@@ -291,6 +307,9 @@ class UNet(nn.Module):
                 beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *self.image_size))
             else:
                 emb = self._sum(emb, of_class)
+        augment = augment_of(y, self.augment_dim)
+        if augment is not None and self.augment_embedding is not None:
+            emb = emb + self.augment_embedding(augment)
         emb = self._silu(emb)
         if "image" in parts:
             beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
@@ -410,6 +429,7 @@ def _check(
     drop: float,
     condition_channels: int,
     class_channels: int,
+    augment_dim: int,
 ) -> None:
     """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
@@ -436,7 +456,8 @@ def _check(
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
     if not 0 <= drop < 1:
         raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
-    for name, value in {"condition_channels": condition_channels, "class_channels": class_channels}.items():
+    beside = {"condition_channels": condition_channels, "class_channels": class_channels, "augment_dim": augment_dim}
+    for name, value in beside.items():
         if type(value) is not int or not 0 <= value <= MOST:
             raise ValueError(f"{name} = {value!r} must be an integer >= 0, and at most {MOST:,}")
     if class_channels and num_classes is None:

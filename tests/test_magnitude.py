@@ -380,6 +380,7 @@ def magnitudes(net: nn.Module) -> list[float]:
     return [magnitude(m.weight) for m in net.modules() if isinstance(m, Normalised)]
 
 
+@pytest.mark.slow
 def test_training_keeps_the_weights_at_their_norm_and_resumes_to_the_bit(tmp_path):
     data, settings = some(Digits(), 100), {"lr": 1e-2, "ema_snapshots": 2}
     whole = Fit(tmp_path / "whole", data, model=unet(magnitude_preserving=True), **settings)
@@ -395,6 +396,7 @@ def test_training_keeps_the_weights_at_their_norm_and_resumes_to_the_bit(tmp_pat
     assert_same(again.saved(6, "ema"), whole.saved(6, "ema"))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_checkpointing_train_the_same(tmp_path):
     data, ends = some(Digits(), 100), []
     for n, (options, changed) in enumerate([({}, {}), ({"checkpointing": True}, {}), ({}, {"accumulate": 4})]):

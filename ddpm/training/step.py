@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset
+from ddpm.data.non_leaking import NonLeaking
 from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
@@ -68,7 +69,7 @@ class Training:
         seed: int,
         device: torch.device,
         precision: str | None = None,
-        augment: Augment | None = None,
+        augment: Augment | NonLeaking | None = None,
         ranks: Ranks | None = None,
     ):
         if task.couples_batch and settings.accumulate > 1:
@@ -131,7 +132,10 @@ class Training:
         order = self.data.order(self.seed, step, self.settings.batch_size)
         batch = self.data.batch(order, self.device, random("flip"))
         if self.augment is not None:
-            batch = replace(batch, x=self.augment(batch.x, random("augment")))
+            if isinstance(self.augment, NonLeaking):
+                batch = self.augment.of(batch, random("augment"))
+            else:
+                batch = replace(batch, x=self.augment(batch.x, random("augment")))
             batch = self.data.conditioned(batch, order, random("condition image"))
         return self.task.draw(batch, random, progress)
 
