@@ -99,7 +99,7 @@ class UNet(nn.Module):
         magnitude_preserving: layers that keep the magnitude of what goes through them, of `models.magnitude`, with
             weights that the trainer renormalises after each step (EDM2, configuration G, with this ladder of levels).
             A learned gain, 0 at first, scales the output; groups and norm_eps are without effect. x_t of about unit
-            variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, such as 1e-2.
+            variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, 1e-2 or more.
     Attributes:
         takes: the parts of a condition that the network takes, of "classes" and "image", in this order.
     Raises:
