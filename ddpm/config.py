@@ -30,6 +30,7 @@ OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")  # of a run of diffusion
 NO_SCIENCE = ("data", "augment", "sampler", "task")  # groups of which less is in the science than all, or nothing
 AUGMENTATION = "ddpm.data.augment.Augment"
+TELLING = "ddpm.data.non_leaking.NonLeaking"  # the augmentation that is told to the network
 TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
 HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings may build something
 LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
@@ -37,6 +38,8 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "drop": 0.0,
         "condition_channels": 0,
         "class_channels": 0,
+        "magnitude_preserving": False,
+        "augment_dim": 0,
         "time": "sinusoidal",
         "fourier_scale": 0.016,
         "energy": False,
@@ -71,7 +74,17 @@ def _condition_channels(kind: Any, channels: Any) -> int:
     return channels_of(kind, channels) if kind in KINDS and isinstance(channels, int) else 0
 
 
+def _augment_dim(target: Any) -> int:
+    """Of the numbers that an augmentation of this `_target_` tells, as model.augment_dim has it; 0 of the others."""
+    if target != TELLING:
+        return 0
+    from ddpm.data.non_leaking import PARAMETERS
+
+    return PARAMETERS
+
+
 OmegaConf.register_new_resolver("condition_channels", _condition_channels, replace=True)
+OmegaConf.register_new_resolver("augment_dim", _augment_dim, replace=True)
 
 
 class InvalidInput(Exception):

@@ -1,7 +1,7 @@
 """What a network is told besides x_t: the time and the class, as vectors, and the parts of a condition."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -134,10 +134,14 @@ class LabelEmbeddings(nn.ModuleList):
         num_classes: the number of classes of each label.
         out: length E of the vectors.
         null: whether each label has a vector for rows without it.
+    Attributes:
+        embedding: the class of what is summed.
     """
 
+    embedding: Callable[[int, int, bool], nn.Module] = ClassEmbedding
+
     def __init__(self, num_classes: Sequence[int], out: int, null: bool = False):
-        super().__init__(ClassEmbedding(count, out, null) for count in num_classes)
+        super().__init__(self.embedding(count, out, null) for count in num_classes)
 
     def forward(self, labels: Tensor, null: Tensor | None = None) -> Tensor:
         """The sums (B, E) of the vectors of labels.
@@ -157,7 +161,7 @@ class Condition(Protocol):
 
     classes (B,), or (B, K) for K labels at once; tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask
     of tokens, (B, L); null: a part's name -> true for the rows in whose place the network has its learned null, (B,),
-    of K labels (B, K) too.
+    of K labels (B, K) too; augment (B, K), what was done to the images, None for nothing.
     """
 
     @property
@@ -174,6 +178,9 @@ class Condition(Protocol):
 
     @property
     def null(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def augment(self) -> Tensor | None: ...
 
 
 NO_NULL = (
@@ -246,6 +253,21 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
             f"{tuple(part.shape[: 1 + labels])}"
         )
     return null
+
+
+def augment_of(y: Tensor | Condition | None, augment_dim: int) -> Tensor | None:
+    """What a condition tells of changes of the image, (B, augment_dim); None for nothing.
+
+    Raises:
+        ValueError: another number of parameters than the network takes.
+    """
+    augment = None if y is None or isinstance(y, Tensor) else y.augment
+    if augment is not None and (augment.ndim != 2 or augment.shape[1] != augment_dim):
+        raise ValueError(
+            f"the parameters of an augmentation have shape {tuple(augment.shape)}; this network takes "
+            + (f"(B, {augment_dim})" if augment_dim else "none: augment_dim = 0")
+        )
+    return augment
 
 
 def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, null_image: Tensor | None) -> Tensor:

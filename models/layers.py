@@ -46,8 +46,36 @@ def normed(norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
 
 def convolved(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor:
     """A 3x3 convolution with padding 1, plus shift (B, C') if given; (B, C, H, W) -> (B, C', H, W)."""
-    assert conv.bias is not None
+    if conv.bias is None:  # those of `models.magnitude`, which are told of nothing by a shift
+        return conv(x)
     return kernels.convolution(x, conv.weight, conv.bias, shift)
+
+
+def heads_of(channels: int, heads: int | None, head_channels: int | None) -> int:
+    """The number of heads of attention.
+
+    Args:
+        heads: their number; None together with head_channels, the width of one.
+    Raises:
+        ValueError: heads that do not divide the channels, with the nearest numbers that do.
+    """
+    name, value = ("head_channels", head_channels) if head_channels is not None else ("heads", heads)
+    if not isinstance(value, int) or value < 1 or channels % value:
+        legal = [n for n in range(1, channels + 1) if channels % n == 0]
+        near = sorted(sorted(legal, key=lambda n: abs(n - (value or 1)))[:3])
+        raise ValueError(
+            f"{name} = {value} does not divide the {channels} channels of an attention block; nearest that do: "
+            f"{', '.join(map(str, near))}"
+        )
+    return channels // value if head_channels is not None else value
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, kind: str) -> Tensor:
+    """What attention of a kind, see `Attention`, takes from the values; each (B, n, heads * d) -> (B, n, heads * d)."""
+    if kind == "full":
+        return kernels.attention(q, k, v, heads)
+    q, k, v = (rearrange(z, "b n (e d) -> b e n d", e=heads) for z in (q, k, v))
+    return rearrange(q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v), "b e n d -> b n (e d)")
 
 
 class ResidualBlock(nn.Module):
@@ -94,16 +122,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         one_of("attention", kind, ATTENTION_KINDS)
-        name, value = ("head_channels", head_channels) if head_channels is not None else ("heads", heads)
-        if not isinstance(value, int) or value < 1 or channels % value:
-            legal = [n for n in range(1, channels + 1) if channels % n == 0]
-            near = sorted(sorted(legal, key=lambda n: abs(n - (value or 1)))[:3])
-            raise ValueError(
-                f"{name} = {value} does not divide the {channels} channels of an attention block; nearest that do: "
-                f"{', '.join(map(str, near))}"
-            )
-        self.heads = channels // value if head_channels is not None else value
-        self.kind = kind
+        self.heads, self.kind = heads_of(channels, heads, head_channels), kind
         self.norm = group_norm(channels, groups, norm_eps)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = zeroed(nn.Linear(channels, channels))
@@ -113,11 +132,7 @@ class Attention(nn.Module):
         height = x.shape[2]
         h = rearrange(normed(self.norm, x), "b c h w -> b (h w) c")
         q, k, v = self.to_q(h), self.to_k(h), self.to_v(h)
-        if self.kind == "full":
-            h = kernels.attention(q, k, v, self.heads)
-        else:
-            q, k, v = (rearrange(z, "b n (e d) -> b e n d", e=self.heads) for z in (q, k, v))
-            h = rearrange(q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v), "b e n d -> b n (e d)")
+        h = attended(q, k, v, self.heads, self.kind)
         return x + rearrange(self.to_out(h), "b (h w) c -> b c h w", h=height)
 
 
@@ -126,13 +141,14 @@ class Downsample(nn.Module):
 
     Args:
         padding: 1 pads all sides; 0 pads the right and the bottom only.
+        conv: the kind of convolution.
     """
 
-    def __init__(self, channels: int, padding: int):
+    def __init__(self, channels: int, padding: int, conv: type[nn.Conv2d] = nn.Conv2d):
         super().__init__()
         one_of("downsample_padding", padding, PADDINGS)
         self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = conv(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
@@ -140,11 +156,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
+    """Twice the resolution: nearest neighbour, then a 3x3 convolution of a kind."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, conv: type[nn.Conv2d] = nn.Conv2d):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""

@@ -343,6 +343,8 @@ def _describe(model: UNet) -> dict[str, Any]:
         f"condition_channels = {model.condition_channels} (allowed: 0)": model.condition_channels > 0,
         f"num_classes = {model.num_classes} (allowed: one label)": isinstance(model.num_classes, tuple),
         f"class_channels = {model.class_channels} (allowed: 0)": model.class_channels > 0,
+        f"augment_dim = {model.augment_dim} (allowed: 0)": model.augment_dim > 0,
+        "magnitude_preserving = true (allowed: false)": model.magnitude_preserving,
         f"drop = {model.drop:g} (allowed: 0, since the form has no learned null)": model.drop > 0 and bool(model.takes),
     }
     if any(obstacles.values()):
@@ -350,6 +352,7 @@ def _describe(model: UNet) -> dict[str, Any]:
         raise ValueError(f"the published form cannot describe this network: {message}")
     height, width = model.image_size
     norm = model.norm_out
+    assert norm is not None  # of a network that does not preserve magnitudes
     return {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -10,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.embeddings import ClassEmbedding, Condition, LabelEmbeddings, TimeEmbedding, image_like, parts_of
+from models.embeddings import (
+    ClassEmbedding,
+    Condition,
+    LabelEmbeddings,
+    TimeEmbedding,
+    augment_of,
+    image_like,
+    parts_of,
+)
 from models.layers import (
     ATTENTION_KINDS,
     PADDINGS,
@@ -22,6 +29,17 @@ from models.layers import (
     normed,
     one_of,
     zeroed,
+)
+from models.magnitude import (
+    MPAttention,
+    MPClassEmbedding,
+    MPConv2d,
+    MPLabelEmbeddings,
+    MPResidualBlock,
+    MPTimeEmbedding,
+    mp_cat,
+    mp_silu,
+    mp_sum,
 )
 
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
@@ -75,6 +93,13 @@ class UNet(nn.Module):
             for none.
         class_channels: length of a learned vector for each class that is spread over the image and concatenated to
             x_t, as so many further channels, in place of being added to the time embedding; 0 adds it there.
+        augment_dim: how many numbers may be told of what was done to an image in training, see
+            `ddpm.data.non_leaking`; they are added to the time embedding by a linear layer without bias, 0 at first.
+            Without them, as in sampling, nothing is added. 0 for none.
+        magnitude_preserving: layers that keep the magnitude of what goes through them, of `models.magnitude`, with
+            weights that the trainer renormalises after each step (EDM2, configuration G, with this ladder of levels).
+            A learned gain, 0 at first, scales the output; groups and norm_eps are without effect. x_t of about unit
+            variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, 1e-2 or more.
     Attributes:
         takes: the parts of a condition that the network takes, of "classes" and "image", in this order.
     Raises:
@@ -82,6 +107,7 @@ class UNet(nn.Module):
     """
 
     null_image: nn.Parameter | None
+    gain_out: nn.Parameter | None
 
     def __init__(
         self,
@@ -109,6 +135,8 @@ class UNet(nn.Module):
         drop: float = 0.0,
         condition_channels: int = 0,
         class_channels: int = 0,
+        magnitude_preserving: bool = False,
+        augment_dim: int = 0,
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -139,33 +167,49 @@ class UNet(nn.Module):
             drop,
             condition_channels,
             class_channels,
+            augment_dim,
         )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
         self.drop, self.condition_channels, self.class_channels = drop, condition_channels, class_channels
+        self.magnitude_preserving, self.augment_dim = magnitude_preserving, augment_dim
+        self._sum: Callable[[Tensor, Tensor], Tensor] = mp_sum if magnitude_preserving else torch.add
+        self._join: Callable[[Tensor, Tensor], Tensor] = mp_cat if magnitude_preserving else _cat
+        self._silu: Callable[[Tensor], Tensor] = mp_silu if magnitude_preserving else F.silu
         given = {"classes": num_classes is not None, "image": condition_channels > 0}
         self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
 
         embedding = 4 * channels
-        self.time_embedding = TimeEmbedding(channels, embedding, flip_sin_to_cos, freq_shift)
-        self.class_embedding: ClassEmbedding | LabelEmbeddings | None = None
+        times: Callable[..., nn.Sequential] = MPTimeEmbedding if magnitude_preserving else TimeEmbedding
+        self.time_embedding = times(channels, embedding, flip_sin_to_cos, freq_shift)
+        self.class_embedding: nn.Module | None = None
         if num_classes is not None:
-            kind: Callable[..., Any] = ClassEmbedding if isinstance(num_classes, int) else LabelEmbeddings
+            kinds: tuple[Callable[..., nn.Module], ...] = ClassEmbedding, LabelEmbeddings
+            if magnitude_preserving:
+                kinds = MPClassEmbedding, MPLabelEmbeddings
+            kind = kinds[0] if isinstance(num_classes, int) else kinds[1]
             self.class_embedding = kind(num_classes, class_channels or embedding, drop > 0)
+        conv: type[nn.Conv2d] = MPConv2d if magnitude_preserving else nn.Conv2d
 
-        def residual(c_in: int, c_out: int) -> ResidualBlock:
+        def residual(c_in: int, c_out: int, encoder: bool = True) -> ResidualBlock | MPResidualBlock:
+            if magnitude_preserving:
+                return MPResidualBlock(c_in, c_out, embedding, dropout, encoder)
             return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
 
         def attend(c: int, resolution: int | None = None) -> nn.Module:
-            if resolution is None or resolution in attention_resolutions:
-                return Attention(c, heads, head_channels, attention, groups, norm_eps)
-            return nn.Identity()
+            if resolution is not None and resolution not in attention_resolutions:
+                return nn.Identity()
+            if magnitude_preserving:
+                return MPAttention(c, heads, head_channels, attention)
+            return Attention(c, heads, head_channels, attention, groups, norm_eps)
 
         resolutions = [max(image_size) // patch >> level for level in range(levels)]
         widths = [channels * m for m in channel_mults]
 
-        self.conv_in = nn.Conv2d((in_channels + class_channels + condition_channels) * patch**2, channels, 3, padding=1)
+        beside = class_channels + condition_channels
+        ones = int(magnitude_preserving)  # a channel of them, in place of biases
+        self.conv_in = conv((in_channels + beside) * patch**2 + ones, channels, 3, padding=1)
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
@@ -176,7 +220,7 @@ class UNet(nn.Module):
                 c = width
                 skips.append(c)
             if level < levels - 1:
-                stage.resample = Downsample(c, downsample_padding)
+                stage.resample = Downsample(c, downsample_padding, conv)
                 skips.append(c)
             self.down.append(stage)
 
@@ -188,14 +232,19 @@ class UNet(nn.Module):
         for level in reversed(range(levels)):
             stage = Stage()
             for _ in range(blocks[level] + 1):
-                stage.residual.append(residual(c + skips.pop(), widths[level]))
+                stage.residual.append(residual(c + skips.pop(), widths[level], encoder=False))
                 stage.attention.append(attend(widths[level], resolutions[level]))
                 c = widths[level]
-            stage.resample = Upsample(c) if level > 0 else None
+            stage.resample = Upsample(c, conv) if level > 0 else None
             self.up.append(stage)
 
-        self.norm_out = group_norm(c, groups, norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(c, out_channels * patch**2, 3, padding=1))
+        self.norm_out = None if magnitude_preserving else group_norm(c, groups, norm_eps)
+        self.conv_out = conv(c, out_channels * patch**2, 3, padding=1)
+        if not magnitude_preserving:
+            zeroed(self.conv_out)
+        self.register_parameter("gain_out", nn.Parameter(torch.zeros(())) if magnitude_preserving else None)
+
+        self.augment_embedding = zeroed(nn.Linear(augment_dim, embedding, bias=False)) if augment_dim else None
 
         null = drop > 0 and condition_channels > 0
         self.register_parameter("null_image", nn.Parameter(torch.zeros(condition_channels)) if null else None)
@@ -212,8 +261,9 @@ class UNet(nn.Module):
             x_t: (B, in_channels, H, W).
             t: (B,), integer or real, in 0..T.
             y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
-                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W). The image
-                takes the type of x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
+                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W), and with
+                augment (B, augment_dim) where something was done to the images. The image takes the type of x_t. Rows
+                that are null have the learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
@@ -224,11 +274,14 @@ class UNet(nn.Module):
         for stage in self.up:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(_block, residual, attention), emb, h, skips.pop())
+                h = self._run(partial(self._block, residual, attention), emb, h, skips.pop())
             if stage.resample is not None:
                 h = self._run(stage.resample, h)
 
-        h = self.conv_out(normed(self.norm_out, h, silu=True))
+        if self.norm_out is None:
+            h = self.conv_out(h, self.gain_out)
+        else:
+            h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
     def encode(
@@ -253,25 +306,35 @@ class UNet(nn.Module):
             if self.class_channels:
                 beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *self.image_size))
             else:
-                emb = emb + of_class
-        emb = F.silu(emb)
+                emb = self._sum(emb, of_class)
+        augment = augment_of(y, self.augment_dim)
+        if augment is not None and self.augment_embedding is not None:
+            emb = emb + self.augment_embedding(augment)
+        emb = self._silu(emb)
         if "image" in parts:
             beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
         x_t = torch.cat(beside, dim=1) if len(beside) > 1 else x_t
 
-        h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
+        h = rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch)
+        if self.magnitude_preserving:
+            h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
+        h = self.conv_in(h)
         skips = [h]
         for stage in self.down:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(_block, residual, attention), emb, h)
+                h = self._run(partial(self._block, residual, attention), emb, h)
                 skips.append(h)
             if stage.resample is not None:
                 h = stage.resample(h)
                 skips.append(h)
 
-        h = self._run(partial(_block, self.middle_1, self.middle_attention), emb, h)
+        h = self._run(partial(self._block, self.middle_1, self.middle_attention), emb, h)
         return self._run(self.middle_2, h, emb), emb, skips
+
+    def _block(self, residual: nn.Module, attention: nn.Module, emb: Tensor, *h: Tensor) -> Tensor:
+        """A residual block over the channels of h, or of two, and what follows it; (B, E), (B, C, H, W) -> the same."""
+        return attention(residual(h[0] if len(h) == 1 else self._join(*h), emb))
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
@@ -280,9 +343,9 @@ class UNet(nn.Module):
         return layer(*inputs)
 
 
-def _block(residual: nn.Module, attention: nn.Module, emb: Tensor, *h: Tensor) -> Tensor:
-    """A residual block over the channels of all h, and what follows it; (B, E) and (B, C_i, H, W) -> (B, C', H, W)."""
-    return attention(residual(h[0] if len(h) == 1 else torch.cat(h, dim=1), emb))
+def _cat(a: Tensor, b: Tensor) -> Tensor:
+    """The channels of both."""
+    return torch.cat([a, b], dim=1)
 
 
 def fitted_channel_mults(image_size: Sequence[int], patch: int = 1) -> tuple[int, ...]:
@@ -366,6 +429,7 @@ def _check(
     drop: float,
     condition_channels: int,
     class_channels: int,
+    augment_dim: int,
 ) -> None:
     """Raise ValueError for arguments of the U-Net that do not fit together."""
     levels = len(channel_mults)
@@ -392,7 +456,8 @@ def _check(
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
     if not 0 <= drop < 1:
         raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
-    for name, value in {"condition_channels": condition_channels, "class_channels": class_channels}.items():
+    beside = {"condition_channels": condition_channels, "class_channels": class_channels, "augment_dim": augment_dim}
+    for name, value in beside.items():
         if type(value) is not int or not 0 <= value <= MOST:
             raise ValueError(f"{name} = {value!r} must be an integer >= 0, and at most {MOST:,}")
     if class_channels and num_classes is None:

@@ -426,6 +426,7 @@ def test_a_saved_network_is_the_published_one(tmp_path, folder):
         ),
         ({"condition_channels": 2}, r"condition_channels = 2 \(allowed: 0\)"),
         ({"num_classes": [3, 2]}, r"num_classes = \(3, 2\) \(allowed: one label\)"),
+        ({"magnitude_preserving": True}, r"magnitude_preserving = true \(allowed: false\)"),
         ({"num_classes": 3, "class_channels": 4}, r"class_channels = 4 \(allowed: 0\)"),
         ({"num_classes": 3, "drop": 0.1}, r"drop = 0.1 \(allowed: 0, since the form has no learned null\)"),
     ],

@@ -169,6 +169,13 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     augment = augmentation(config, trust, data)
+    tells = getattr(augment, "tells", 0)
+    for name, module in task.modules.items():
+        if tells and getattr(module, "augment_dim", 0) not in (0, tells):
+            raise InvalidInput(
+                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {tells} numbers; set "
+                f"{name}.augment_dim={tells}, or 0 to tell the network nothing"
+            )
     sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
     if sampler is not None:
         if not hasattr(task, "diffusion"):

@@ -152,6 +152,9 @@ def _say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
     )
     for concern in plan.parts.task.concerns():
         say(f"warning: {concern}")
+    told = any(getattr(module, "augment_dim", 0) for module in plan.parts.task.modules.values())
+    if getattr(plan.parts.augment, "tells", 0) and plan.parts.sampler is not None and not told:
+        say("warning: the network is told nothing of the augmentation (model.augment_dim), which samples will show")
     room, free, _ = disk(plan)
     if room > free:
         say(f"warning: {no_room(plan)}")

@@ -48,6 +48,8 @@ class Condition(Rows):
         image: channels that are concatenated to x_t, (B, C', H, W).
         mask: of tokens, true where one counts, (B, L); None where all do.
         null: part -> true where it is null, (B,), or (B, K) for K labels; a part that is not named is null nowhere.
+        augment: what was done to x, (B, K), see `ddpm.data.non_leaking`; None for nothing, which is as zeros. It is no
+            part: data need not have it, nothing nulls it, and whoever draws samples leaves it out.
     """
 
     classes: Tensor | None = None
@@ -55,6 +57,7 @@ class Condition(Rows):
     image: Tensor | None = None
     mask: Tensor | None = None
     null: Mapping[str, Tensor] = field(default_factory=dict)
+    augment: Tensor | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -87,7 +90,7 @@ class Condition(Rows):
         return len(getattr(self, self.parts[0])) if self.parts else 0
 
     def beside(self, other: "Condition") -> "Condition":
-        """The rows of two conditions with the same parts, these first."""
+        """The rows of two conditions with the same parts, these first; of samples, whose images nothing was done to."""
         both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.parts}
         if self.mask is not None and other.mask is not None:
             both["mask"] = torch.cat([self.mask, other.mask])
@@ -121,13 +124,17 @@ class Condition(Rows):
     def taken_by(self, network: nn.Module) -> "Condition | Tensor | None":
         """What of it a network takes, as the network is called with it: `network(x_t, t, condition)`.
 
-        None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null.
+        None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null. What
+        was done to x is told to those with `augment_dim` > 0.
         """
         taken = {name: getattr(self, name) for name in takes(network) if getattr(self, name) is not None}
         null = {name: rows for name, rows in self.null.items() if name in taken}
-        if taken.keys() == {"classes"} and not null:
+        augment = self.augment if getattr(network, "augment_dim", 0) else None
+        if taken.keys() == {"classes"} and not null and augment is None:
             return self.classes
-        return replace(Condition(**taken, null=null), mask=self.mask if "tokens" in taken else None) if taken else None
+        if not taken and augment is None:
+            return None
+        return Condition(**taken, null=null, mask=self.mask if "tokens" in taken else None, augment=augment)
 
 
 def takes(network: object) -> tuple[str, ...]:

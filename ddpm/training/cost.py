@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm.data.augment import Augment
 from ddpm.data.batch import Condition, labels_of
 from ddpm.data.dataset import Dataset
+from ddpm.data.non_leaking import NonLeaking
 from ddpm.randomness import SampleNoise
 from ddpm.runs import preflight
 from ddpm.runs.precision import computing
@@ -109,7 +110,7 @@ def measure_cost(
     batch: int,
     repeat: int = 3,
     *,
-    augment: Augment | None = None,
+    augment: Augment | NonLeaking | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
     """Protocol name, result in words and record of what training and sampling cost on the source's device.
 

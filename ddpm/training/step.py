@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset
+from ddpm.data.non_leaking import NonLeaking
 from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.precision import computing, resolve
@@ -70,7 +71,7 @@ class Training:
         seed: int,
         device: torch.device,
         precision: str | None = None,
-        augment: Augment | None = None,
+        augment: Augment | NonLeaking | None = None,
         ranks: Ranks | None = None,
         graph: Graph | None = None,
     ):
@@ -149,7 +150,10 @@ class Training:
         order = self.data.order(self.seed, step, self.settings.batch_size)
         batch = self.data.batch(order, self.device, random("flip"))
         if self.augment is not None:
-            batch = replace(batch, x=self.augment(batch.x, random("augment")))
+            if isinstance(self.augment, NonLeaking):
+                batch = self.augment.of(batch, random("augment"))
+            else:
+                batch = replace(batch, x=self.augment(batch.x, random("augment")))
             batch = self.data.conditioned(batch, order, random("condition image"))
         return self.task.draw(batch, random, progress)
 
@@ -166,6 +170,8 @@ class Training:
         self.ranks.seed_dropout(self.seed, step)
         drawn = self.draw(step, progress)
         taken = [phase.step(step, drawn, progress) for phase in self.phases]
+        for module in self.task.modules.values():
+            renormalise(module)
         for name, average in self.averages.items():
             average.update(self.task.modules[name])
         if self.tracked:
@@ -240,6 +246,13 @@ class Training:
     def _trial_loss(self, phase: int, n: int) -> Tensor:
         with self.autocast:
             return trial_loss(self.task, self.data, n, self.device, phase)
+
+
+def renormalise(module: nn.Module) -> None:
+    """Give layers of normalised weights their norm back: those with `renormalise_`, as `models.magnitude` has them."""
+    for layer in module.modules():
+        if callable(its := getattr(layer, "renormalise_", None)):
+            its()
 
 
 class _Optimized:

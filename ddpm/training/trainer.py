@@ -11,6 +11,7 @@ import torch
 
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset, spread
+from ddpm.data.non_leaking import NonLeaking
 from ddpm.randomness import Keyed
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, Stopwatch
@@ -151,7 +152,7 @@ class Trainer:
         *,
         seed: int,
         device: torch.device,
-        augment: Augment | None = None,
+        augment: Augment | NonLeaking | None = None,
         resume: Path | None = None,
         ranks: Ranks | None = None,
         graph: Graph | None = None,
