@@ -75,8 +75,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data._target_": "ddpm.data.Digits", "data.validation": 0.2, "data.image_size": 8, "data.channels": 1,
         "recognition": True, "seed": 0, "device": "auto",
     },
-    "mnist": {"data.name": "mnist", "data.image_size": 28, "data.split": "auto", "trainer.seconds": 300,
-              "trainer.steps": None, "trainer.epochs": None},
+    "mnist": {
+        "data.name": "mnist", "data.image_size": 28, "data.split": "auto", "trainer.seconds": 300,
+        "trainer.steps": None, "trainer.epochs": None, "trainer.batch_size": 64, "diffusion.target": "v",
+        "optimizer._target_": "ddpm.training.muon.Muon", "optimizer.lr": 3e-3,
+    },
     "mnist_class": {
         "data.name": "mnist", "model.num_classes": 10, "model.class_channels": 0, "task.drop": 0.1, "model.drop": 0.1,
         "trainer.seconds": 300, "diffusion.target": "v",
@@ -84,7 +87,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist_dit": {
         "data.name": "mnist", "data.image_size": 28, "diffusion.target": "v", "trainer.seconds": 300,
         "model._target_": "models.dit.DiT", "model.patch": 4, "model.width": 96, "model.depth": 6, "model.heads": 3,
-        "model.mlp_ratio": 4.0, "trainer.batch_size": 32, "optimizer.lr": 3e-3,
+        "model.mlp_ratio": 4.0, "trainer.batch_size": 64, "optimizer.lr": 3e-3,
     },
     "mnist_class_channels": LITERAL | {
         "data.name": "mnist", "data.image_size": 28, "schedule.T": 1000, "diffusion.target": "eps",
