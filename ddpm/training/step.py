@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -143,11 +143,18 @@ class Training:
 
     def step(self, step: int, progress: float = 0.0) -> Taken:
         """Take a step; steps count from 1. Its learning rates are those that were set last."""
+        drawn = self.begin(step, progress)
+        return self.end(step, drawn, [phase.step(step, drawn, progress) for phase in self.phases])
+
+    def begin(self, step: int, progress: float = 0.0) -> Drawn:
+        """What a step is computed from; its networks are made ready."""
         for module in self.task.modules.values():
             module.train()
         self.ranks.seed_dropout(self.seed, step)
-        drawn = self.draw(step, progress)
-        taken = [phase.step(step, drawn, progress) for phase in self.phases]
+        return self.draw(step, progress)
+
+    def end(self, step: int, drawn: Drawn, taken: Sequence[tuple[Taken, Losses]]) -> Taken:
+        """Average the weights of a step whose phases were taken, and let the task know of it."""
         for name, average in self.averages.items():
             average.update(self.task.modules[name])
         if self.tracked:
@@ -244,6 +251,10 @@ class _Optimized:
 
     def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
         """Step the optimizer; the losses of the whole batch, from all processes, come back."""
+        return self.update(step, drawn, *self.gradients(drawn, progress))
+
+    def gradients(self, drawn: Drawn, progress: float) -> tuple[Tensor, Losses]:
+        """Give every parameter its gradient: the loss that is trained, and those of the whole batch."""
         training, task, ranks = self.training, self.training.task, self.training.ranks
         self.optimizer.zero_grad()
         loss, gathered = torch.zeros((), device=training.device), list[Losses]()
@@ -261,6 +272,11 @@ class _Optimized:
             gathered.append({name: whole(value.detach()) for name, value in losses.items()})
         together = {name: torch.cat([losses[name] for losses in gathered]) for name in gathered[0]}
         ranks.average_([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        return loss, together
+
+    def update(self, step: int, drawn: Drawn, loss: Tensor, together: Losses) -> tuple[Taken, Losses]:
+        """Step the optimizer by gradients that are there, unless their numbers are broken."""
+        training, task = self.training, self.training.task
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
         seen = Seen(step, task.facts(drawn), task.total(together))
