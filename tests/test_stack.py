@@ -1,14 +1,20 @@
 """ddpm/training/stack.py: runs that are trained at once are what each of them is alone."""
 
+import signal
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_kernels import randn
-from test_trainer import CPU, T, network, options, some, unet
+from test_trainer import CPU, Fit, T, network, options, some, unet
 
 from ddpm.data import Digits, SwissRoll
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.runs import checkpoint
+from ddpm.runs.directory import Run, read_metrics
 from ddpm.schedules import cosine
-from ddpm.training.stack import Stack, why_not
+from ddpm.training.interrupt import Interrupted
+from ddpm.training.stack import Stack, fit_together, why_not
 from ddpm.training.step import Training
 from ddpm.training.tasks.diffusion import Diffusion
 from ddpm.training.trainer import Trainer
@@ -17,6 +23,7 @@ from models.mlp import MLP
 
 S = 3
 EPS = 1e-4  # with Adam's own a parameter whose gradient is rounding alone takes whole steps by it
+LRS = ((0, 2e-3), (1, 2e-3), (2, 1e-3))  # seed, learning rate
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +179,93 @@ def test_a_task_that_learns_by_itself_is_not_stacked(data):
     task = Diffusion(network(), GaussianDiffusion(cosine(T), "v"), time_sampling="loss_aware")
     training = Training(Trainer(**options(steps=1)), task, data, torch.optim.Adam, seed=0, device=CPU)
     assert "step to step" in why_not(training)
+
+
+class Together:
+    """One call of `fit_together`, and what it left: the same as `Fit` of each seed."""
+
+    def __init__(self, path, data, *, networks=None, resume=False, **changed):
+        self.runs = [Run(path / str(seed)) for seed in range(S)]
+        self.trainer = Trainer(**options(**changed))
+        begun = []
+        for run, (seed, lr) in zip(self.runs, LRS, strict=True):
+            run.path.mkdir(parents=True, exist_ok=True)
+            model = network(seed) if networks is None else networks[seed]
+            begun.append(
+                self.trainer.begin(
+                    run, Diffusion(model, GaussianDiffusion(cosine(T))), data,
+                    lambda p, lr=lr: torch.optim.AdamW(p, lr, fused=True), seed=seed, device=CPU,
+                    resume=checkpoint.last_whole(run.checkpoints) if resume else None, shown=False,
+                )
+            )  # fmt: skip
+        self.ended = fit_together([self.trainer] * S, begun)
+
+
+def saved(run: Run, step: int, name: str) -> torch.Tensor:
+    return torch.cat([x.flatten() for x in load_file(run.checkpoints / str(step) / f"{name}.safetensors").values()])
+
+
+def assert_runs_alike(run: Run, other: Run, step: int, tolerance: float = 1e-5) -> None:
+    """Weights, averages, and all lines of metrics but for the time."""
+    for name in ("model", "ema"):
+        x, y = saved(run, step, name), saved(other, step, name)
+        assert (x - y).norm() <= tolerance * x.norm()
+    lines, others = (read_metrics(one.path) for one in (run, other))
+    assert len(lines) == len(others) > 0
+    for line, other_line in zip(lines, others, strict=True):
+        del line["seconds"], other_line["seconds"]
+        assert line.pop("split") == other_line.pop("split")
+        assert line == pytest.approx(other_line, rel=tolerance)
+
+
+def test_runs_at_once_are_what_they_are_alone(tmp_path, data):
+    """And one of them goes on alone from its checkpoint, as alone throughout."""
+    together = Together(tmp_path / "together", data)
+    alone = [Fit(tmp_path / str(seed), data, seed=seed, model=network(seed), lr=lr) for seed, lr in LRS]
+    assert [ended for ended, _ in together.ended] == ["steps"] * S
+    for run, one in zip(together.runs, alone, strict=True):
+        assert_runs_alike(run, one.run, 6)
+    further = [
+        Fit(path, data, seed=1, model=network(1), lr=LRS[1][1], resume=path / "checkpoints" / "3")
+        for path in (together.runs[1].path, alone[1].run.path)
+    ]
+    assert_runs_alike(*(fit.run for fit in further), 6)
+    assert not torch.equal(saved(together.runs[0], 6, "model"), saved(together.runs[1], 6, "model"))
+
+
+def test_a_signal_ends_all_and_they_go_on_together(tmp_path, data, monkeypatch):
+    step_of = Stack.step
+
+    def interrupted(self, step, progress):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return step_of(self, step, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "step", interrupted)
+        ended = Together(tmp_path / "together", data).ended
+    assert all(isinstance(one, Interrupted) and one.signum == signal.SIGINT for one in ended)
+    together = Together(tmp_path / "together", data, resume=True)
+    assert [run.status()["step"] for run in together.runs] == [6] * S
+    for run, (seed, lr) in zip(together.runs, LRS, strict=True):
+        assert_runs_alike(run, Fit(tmp_path / str(seed), data, seed=seed, model=network(seed), lr=lr).run, 6)
+
+
+def test_a_run_that_breaks_ends_alone(tmp_path, data):
+    networks = [network(seed) for seed in range(S)]
+    with torch.no_grad():
+        networks[1].conv_out.bias.fill_(float("nan"))
+    together = Together(tmp_path / "together", data, networks=networks, max_skipped=1)
+    assert isinstance(together.ended[1], FloatingPointError) and (together.runs[1].path / "autopsy").is_dir()
+    for seed in (0, 2):
+        alone = Fit(tmp_path / str(seed), data, seed=seed, model=network(seed), lr=LRS[seed][1], max_skipped=1)
+        assert_runs_alike(together.runs[seed], alone.run, 6)
+
+
+@pytest.mark.parametrize(
+    "changed, told", [({"steps": 3, "seconds": 60.0}, "seconds"), ({"accumulate": 2}, "micro-batches")]
+)
+def test_runs_that_are_not_trained_at_once(tmp_path, data, changed, told):
+    with pytest.raises(ValueError, match=told):
+        Together(tmp_path, data, **changed)
+    assert all(not run.checkpoints.exists() for run in (Run(tmp_path / str(seed)) for seed in range(S)))
