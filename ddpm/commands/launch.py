@@ -34,6 +34,19 @@ def job_number() -> int | None:
     return OmegaConf.select(config, "hydra.job.num") if multirun() else None
 
 
+_swept: list[list[str]] = []  # the words of every job of the sweep that this process runs
+
+
+def note_sweep(jobs: list[list[str]]) -> None:
+    """Keep the words of every job, before the first of them."""
+    _swept[:] = jobs
+
+
+def sweep() -> list[list[str]]:
+    """The words of every job of this process's sweep, by job number; none where a launcher's worker runs a part."""
+    return _swept if multirun() else []
+
+
 def jobs_at_once() -> int | None:
     """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
     config: Any = HydraConfig.instance().cfg

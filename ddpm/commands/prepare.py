@@ -31,6 +31,7 @@ from ddpm.config import (
 )
 
 LONGEST_NAME = 255  # bytes, in every usual file system
+STACKS = (None, "seed")  # which runs of a sweep are trained at once
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
 
 
@@ -139,6 +140,8 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
     for key in ("recognition", "compile", "retry"):
         if not isinstance(config.get(key, False), bool):  # runs of earlier versions lack some of them
             raise InvalidInput(f"{key}={config[key]} must be true or false")
+    if config.get("stack") not in STACKS:
+        raise InvalidInput(f"stack={config.stack} is not known; allowed: null, seed")
     for key, of in LINKED.items():
         value, linked = OmegaConf.select(config, key), OmegaConf.select(config, of)
         if value is not None and linked is not None and value != linked:

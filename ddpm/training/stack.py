@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ddpm.data.batch import Rows
 from ddpm.training.interrupt import signals
-from ddpm.training.step import Taken, Training
+from ddpm.training.step import Settings, Taken, Training
 from ddpm.training.task import Task
 from ddpm.training.trainer import Begun, Trainer
 
@@ -26,13 +26,13 @@ class Stack:
     and averages as a single run does: it is that run but for rounding.
 
     Args:
-        arms: of one task and one form, as `why_not` asks; they differ in their seeds, or in numbers that no loss knows.
+        arms: of one task and one form, see `why_not`; they differ in their seeds, or in numbers that no loss knows.
             Their weights may be loaded before and after.
     Raises: ValueError with the reason why they cannot be stacked.
     """
 
     def __init__(self, arms: Sequence[Training]):
-        if reason := next(filter(None, map(why_not, arms)), None) or _why_not_together(arms):
+        if reason := next(filter(None, map(_why_no_arm, arms)), None) or _why_not_together(arms):
             raise ValueError(f"these runs cannot be stacked: {reason}")
         self.arms = list(arms)
         networks = {name: [arm.task.modules[name] for arm in arms] for name in arms[0].task.modules}
@@ -78,8 +78,8 @@ def fit_together(trainers: Sequence[Trainer], begun: Sequence[Begun]) -> list[tu
     runs = list(zip(trainers, begun, strict=True))
     if len({(one.step, trainer.last_step(len(one.training.data.train))) for trainer, one in runs}) > 1:
         raise ValueError("these runs cannot be stacked: they are at different steps, or end at different ones")
-    if any(trainer.seconds is not None for trainer in trainers):
-        raise ValueError("these runs cannot be stacked: a budget in seconds (trainer.seconds) ends each where it is")
+    if reason := next(filter(None, (why_not(one.training.task, trainer) for trainer, one in runs)), None):
+        raise ValueError(f"these runs cannot be stacked: {reason}")
     arms = [one.training for one in begun]
     stack, stacked = Stack(arms), list(range(len(arms)))
     ended: dict[int, tuple[str, Task] | Exception] = {}
@@ -110,13 +110,21 @@ def fit_together(trainers: Sequence[Trainer], begun: Sequence[Begun]) -> list[tu
     return [ended[n] for n in range(len(arms))]
 
 
-def why_not(arm: Training) -> str | None:
+def why_not(task: Task, trainer: Trainer) -> str | None:
     """Why a run cannot be one of several in a stack; None if it can."""
-    task, settings = arm.task, arm.settings
+    if trainer.seconds is not None:
+        return "a budget in seconds ends each run where it is then (set trainer.seconds=null)"
+    return _why_no_step(task, trainer)
+
+
+def _why_no_arm(arm: Training) -> str | None:
+    return "several processes share its batch" if arm.ranks.size > 1 else _why_no_step(arm.task, arm.settings)
+
+
+def _why_no_step(task: Task, settings: Settings) -> str | None:
     networks = [module for network in task.modules.values() for module in network.modules()]
     reasons = {
         "its step is cut into micro-batches (trainer.accumulate)": settings.accumulate > 1,
-        "several processes share its batch": arm.ranks.size > 1,
         f"{type(task).__name__} trains in several phases": len(task.phases) > 1,
         f"the loss of {type(task).__name__} couples the batch": task.couples_batch,
         "its task learns from step to step besides its weights": bool(task.state_dict()),
