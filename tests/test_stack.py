@@ -114,13 +114,14 @@ def test_steps(data, make):
     assert all(torch.equal(alone[s].draw(3).eps, together[s].draw(3).eps) for s in range(S))
 
 
-def test_steps_of_points():
-    """Networks of linear layers, with random frequencies that are buffers, and classes."""
+@pytest.mark.parametrize("energy", [False, True])
+def test_steps_of_points(energy):
+    """Networks of linear layers, with random frequencies that are buffers; and gradients of scalars."""
     data = SwissRoll(64)
 
     def make(seed):
         torch.manual_seed(seed)
-        return MLP(2, 16, 2, time="fourier", octaves=2)
+        return MLP(2, 16, 2, time="fourier", octaves=2, energy=energy)
 
     assert_as_alone(arms(data, make), arms(data, make))
 

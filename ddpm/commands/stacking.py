@@ -23,9 +23,6 @@ FREE = (  # in which runs of a stack may differ: no loss knows of them
 )  # fmt: skip
 DROPS = ("task.drop", "model.drop")  # in which too, where none or all are 0: else the networks are others
 
-_taken: set[int] = set()  # jobs of this process's sweep that a stack was looked for
-_failed: set[int] = set()  # jobs whose runs failed in a stack, which retry=true does not try once more
-
 
 class Job(NamedTuple):
     """A run of a stack."""
@@ -46,27 +43,25 @@ def train(config: DictConfig) -> None:
     Raises: as `ddpm.commands.training.train`.
     """
     number = job_number()
-    if config.get("stack") is not None and number not in _taken:
+    if config.get("stack") is not None and number not in sweep().taken:
         must_be_sound(config)
         _train_stacks(config, number)
-    if number in _failed:
+    if number in sweep().failed:  # just now: retry=true does not try it once more
         config = OmegaConf.merge(config, {"retry": False})  # type: ignore[assignment]  # of two mappings it is one
     training.train(config)
 
 
 def _train_stacks(config: DictConfig, number: int | None) -> None:
     """Train in stacks what can be of the jobs that are equal to this one but for `FREE`."""
-    jobs = sweep()
+    jobs = sweep().jobs
     if number is None or number >= len(jobs):
         say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
         return
-    if number == 0:
-        _taken.clear()
     own = _form(config)
     alike = {
         n: other for n, words in enumerate(jobs) if (other := _composed(words)) is not None and _form(other) == own
     }
-    _taken.update(alike)
+    sweep().taken.update(alike)
     plans = _plans({n: config if n == number else other for n, other in alike.items()})
     if len(plans) < 2:
         return
@@ -206,7 +201,7 @@ def _train_together(jobs: list[Job]) -> None:
                 code = end.code
                 continue
             except training.RunFailed:
-                _failed.add(job.number)
+                sweep().failed.add(job.number)
                 continue
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=True)
             say(f"done: {run.path}, {run.status()['step']:,} steps in {run.status()['seconds']:.0f} s")

@@ -27,7 +27,7 @@ class Stack:
 
     Args:
         arms: of one task and one form, see `why_not`; they differ in their seeds, or in numbers that no loss knows.
-            Their weights may be loaded before and after.
+            Their weights are loaded before.
     Raises: ValueError with the reason why they cannot be stacked.
     """
 
@@ -166,6 +166,8 @@ class _Together(nn.Module):
         self.alike = list(networks)  # of a list nn.Module takes no note: the parameters here are the rows
         named = [dict(network.named_parameters()) for network in networks]
         self.stacked = {name: _stacked([of[name] for of in named]) for name in named[0]}
+        buffers = [dict(network.named_buffers()) for network in networks]
+        self.held = {name: torch.stack([of[name] for of in buffers]) for name in buffers[0]}
         self.own = {name: [of[name] for of in named] for name in named[0]}
         for name, x in self.stacked.items():
             for own, row in zip(self.own[name], x.detach(), strict=True):
@@ -179,15 +181,12 @@ class _Together(nn.Module):
             return getattr(self.__dict__["alike"][0], name)
 
     def forward(self, *inputs: Any) -> Tensor:
-        S, first = len(self.alike), self.alike[0]
-        buffers = [dict(network.named_buffers()) for network in self.alike]
-        held = {name: torch.stack([of[name] for of in buffers]) for name in buffers[0]}
-        given = _Inputs(dict(enumerate(inputs)))
+        S, first, given = len(self.alike), self.alike[0], _Inputs(dict(enumerate(inputs)))
 
         def of_one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tensors: list[Tensor]) -> Any:
             return functional_call(first, (weights, buffers), tuple(given.holding(tensors).inputs.values()))
 
-        out: Tensor = torch.vmap(of_one)(self.stacked, held, [x.unflatten(0, (S, -1)) for x in given.tensors()])
+        out: Tensor = torch.vmap(of_one)(self.stacked, self.held, [x.unflatten(0, (S, -1)) for x in given.tensors()])
         return out.flatten(0, 1)
 
     def forget_gradients(self) -> None:
