@@ -57,10 +57,9 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     if number is None or number >= len(jobs):
         say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
         return
+    left = {n: _composed(words) for n, words in enumerate(jobs) if n not in sweep().taken}
     own = _form(config)
-    alike = {
-        n: other for n, words in enumerate(jobs) if (other := _composed(words)) is not None and _form(other) == own
-    }
+    alike = {n: other for n, other in left.items() if other is not None and _form(other) == own}
     sweep().taken.update(alike)
     plans = _plans({n: config if n == number else other for n, other in alike.items()})
     if len(plans) < 2:
