@@ -24,7 +24,7 @@ class Rows:
 
     def tensors(self) -> list[Tensor]:
         """Its tensors, those of what it holds among them."""
-        found = list[Tensor]()
+        found: list[Tensor] = []
 
         def note(x: Tensor) -> Tensor:
             found.append(x)
