@@ -25,12 +25,13 @@ from ddpm.commands import (
     ranging,
     sampling,
     scheduling,
+    stacking,
     studying,
     sweep_plan,
     training,
 )
 from ddpm.commands.console import in_one_line, say
-from ddpm.commands.launch import job_name, multirun
+from ddpm.commands.launch import job_name, multirun, note_sweep
 from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
@@ -40,7 +41,7 @@ Job = Callable[[DictConfig], None]
 def train() -> None:
     """`ddpm-train`: train a network and draw what it learned; with --check only say what that would take."""
     if checking.CHECK not in sys.argv[1:]:
-        _main("train", training.train)
+        _main("train", stacking.train)
         return
     sys.argv[1:] = [word for word in sys.argv[1:] if word != checking.CHECK]
     _without_traces("train", checking.check, failing=2)
@@ -228,6 +229,7 @@ def _check_composition(name: str, argv: list[str]) -> None:
             compose(name, words)
         except InvalidInput as error:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
+    note_sweep(sweep or [])
     if sweep is not None:
         from ddpm.training import ranks  # only now: with it comes torch, and what does not compose is told at once
 

@@ -3,6 +3,9 @@ r"""Faster loops for a CPU: group norm with SiLU, 3x3 convolutions by Winograd's
 They are C++ (kernels.cpp), compiled once in a few seconds by the compiler at hand and kept in the user's cache. Where
 there is none, or DDPM_KERNELS=0 is set, PyTorch's own operations are used, and so they are for all tensors that are not
 float32 or bfloat16 on a CPU, channels-last. Results differ by rounding. Gradients of gradients need DDPM_KERNELS=0.
+
+Under `torch.vmap` S networks of one form are one program: their group norms are one with S times the groups, over their
+channels side by side, as PyTorch has their convolutions; their attention is one over the rows of all.
 """
 
 import ctypes
@@ -175,6 +178,19 @@ def _is_row(x: Tensor, *shape: int) -> bool:
     return x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
+def _of_several(x: Tensor) -> bool:
+    """Whether x stands for the tensors of several networks, under `torch.vmap`."""
+    return bool(torch._C._functorch.is_batchedtensor(x))
+
+
+class _Stacked(torch.autograd.Function):
+    """An operation of which only the rule under `torch.vmap` is given; autograd goes through what that calls."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # which torch asks of all that have a rule
+        pass
+
+
 # --- Group norm and SiLU
 
 
@@ -190,6 +206,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     Source: Group Normalization (arXiv 1803.08494); SiLU (arXiv 1702.03118).
     """
     C = x.shape[1]
+    if _of_several(x):
+        return _StackedGroupNorm.apply(x, weight, bias, groups, eps, silu)
     if _plain(x) or not _is_channels_last(x) or C % groups or not _is_row(weight, C) or not _is_row(bias, C):
         h = F.group_norm(x, groups, weight, bias, eps)
         return F.silu(h) if silu else h
@@ -217,6 +235,20 @@ class _GroupNorm(torch.autograd.Function):
             "norm_backward", x, x, dy, weight, bias, mean, rstd, dx, dweight, dbias, B, H * W, C, ctx.groups, ctx.silu
         )
         return dx, dweight.sum(0), dbias.sum(0), None, None, None
+
+
+class _StackedGroupNorm(_Stacked):
+    @staticmethod
+    def vmap(
+        info: Any, axes: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    ) -> tuple[Tensor, int]:
+        S = info.batch_size
+        side_by_side = x.movedim(axes[0], 1).flatten(1, 2)  # (B, S C, H, W)
+        gamma, beta = (
+            (row.expand(S, -1) if axis is None else row.movedim(axis, 0)).flatten()
+            for row, axis in ((weight, axes[1]), (bias, axes[2]))
+        )
+        return group_norm(side_by_side, S * groups, gamma, beta, eps, silu).unflatten(1, (S, -1)), 1
 
 
 # --- Convolution
@@ -375,6 +407,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     Returns: (B, n, heads * d).
     """
     C = q.shape[2]
+    if _of_several(q):
+        return _StackedAttention.apply(q, k, v, heads)
     alike = all((x.shape, x.dtype, x.device) == (q.shape, q.dtype, q.device) and x.is_contiguous() for x in (q, k, v))
     if _plain(q) or C // heads not in NARROW or not alike:
         q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -408,3 +442,10 @@ class _Attention(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         _call("attend_back", q, q, k, v, out, lse, dout.contiguous(), dq, dk, dv, B, n, heads, C // heads)
         return dq, dk, dv, None
+
+
+class _StackedAttention(_Stacked):
+    @staticmethod
+    def vmap(info: Any, axes: Any, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, int]:
+        q, k, v = (x.movedim(axis, 0).flatten(0, 1) for x, axis in zip((q, k, v), axes, strict=False))  # (S B, n, C)
+        return attention(q, k, v, heads).unflatten(0, (info.batch_size, -1)), 0

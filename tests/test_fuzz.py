@@ -270,6 +270,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "recognition": ["true", "false"],
     "slots": ["1", "8"],
     "retry": ["true", "false"],
+    "stack": ["null", "seed"],
     "evaluation": [
         "[]",
         "['metric=cost cost.steps=[1]']",

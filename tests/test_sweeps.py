@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[1]
 SCIENCE_FREE = [  # keys and words that name no other run
     "device=auto", "slots=3", "retry=true", "recognition=true", "question=why", "baseline=a",
     "evaluation=['metric=cost cost.steps=[2]']", "trainer.log_every=7", "trainer.checkpoint_every=3", "trainer.keep=9",
-    "trainer.previews=1", "trainer.max_skipped=3", "model.checkpointing=true",
+    "trainer.previews=1", "trainer.max_skipped=3", "model.checkpointing=true", "stack=seed",
 ]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def check(config: DictConfig) -> None:
         "budget": " or ".join(budget),
     }
     if status.get("state") != DONE:
-        needed, there = must_fit(plan.parts, data, device, _activations(plan))
+        needed, there = must_fit(plan.parts, data, device, activations(plan))
         room, free, parts = disk(plan)
         if room > free:
             raise InvalidInput(no_room(plan))
@@ -76,7 +76,7 @@ def _state(plan: Plan, status: dict[str, Any]) -> str:
     return before + (f"would go on from {resume}" if resume is not None else "would begin at step 1")
 
 
-def _activations(plan: Plan) -> int:
+def activations(plan: Plan) -> int:
     """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
     from ddpm.runs import preflight
 

@@ -34,6 +34,33 @@ def job_number() -> int | None:
     return OmegaConf.select(config, "hydra.job.num") if multirun() else None
 
 
+class Sweep:
+    """The jobs of a sweep that this process runs.
+
+    Args:
+        jobs: the words of each, by job number.
+    """
+
+    def __init__(self, jobs: list[list[str]]):
+        self.jobs = jobs
+        self.taken = set[int]()  # jobs for which others were looked for, to be trained at once with them
+        self.failed = set[int]()  # those whose runs failed at once with others
+
+
+_sweep = Sweep([])
+
+
+def note_sweep(jobs: list[list[str]]) -> None:
+    """Keep the words of every job, before the first of them."""
+    global _sweep
+    _sweep = Sweep(jobs)
+
+
+def sweep() -> Sweep:
+    """The sweep of this process; without jobs where there is none, or in a launcher's worker, which runs a part."""
+    return _sweep
+
+
 def jobs_at_once() -> int | None:
     """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
     config: Any = HydraConfig.instance().cfg

@@ -32,6 +32,7 @@ from ddpm.config import (
 
 LONGEST_NAME = 255  # bytes, in every usual file system
 GRAPH = ("auto", "off")  # whether a GPU replays the gradients of a step
+STACKS = (None, "seed")  # which runs of a sweep are trained at once
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
 
 
@@ -142,6 +143,8 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
             raise InvalidInput(f"{key}={config[key]} must be true or false")
     if config.get("graph", "off") not in GRAPH:
         raise InvalidInput(f"graph={config.graph} must be one of {', '.join(GRAPH)}")
+    if config.get("stack") not in STACKS:
+        raise InvalidInput(f"stack={config.stack} is not known; allowed: null, seed")
     for key, of in LINKED.items():
         value, linked = OmegaConf.select(config, key), OmegaConf.select(config, of)
         if value is not None and linked is not None and value != linked:

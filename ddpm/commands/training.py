@@ -126,7 +126,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
             except ValueError as error:  # a newer version's, which must not be deleted
                 team.broadcast(None)
                 raise InvalidInput(str(error)) from error
-            _say_beginning(plan, team, resume)
+            say_beginning(plan, team, resume)
             ended = _train_and_draw(plan, team, resume, watch)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
             if multirun() or watch is not None:  # one run among many
@@ -143,7 +143,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         sys.exit(130)
 
 
-def _say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
+def say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
     """What is going to be trained, where, and what may go wrong with it."""
     say(
         f"run {plan.run.path}: {plan.parts.parameters:,} parameters, "
@@ -166,15 +166,31 @@ def _train_and_draw(
     plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None
 ) -> str:
     """Train, and draw the results: returns the budget that ended it; any other end is written into the status."""
+
+    def fit() -> tuple[str, Any]:
+        begin(plan, overrides(), job_number())
+        team.broadcast((plan.run.path, resume))
+        return _fit(plan, team, resume, watch)
+
+    return concluded(plan, fit)
+
+
+def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]]) -> str:
+    """What `fit` returns of a run, with its results drawn: the budget that ended it.
+
+    Any other end is written into the run's status.
+
+    Args:
+        fit: gives that budget and the averaged task, or raises what ended training.
+    Raises: RunFailed, Stopped; SystemExit after a signal.
+    """
     from ddpm.runs import checkpoint
     from ddpm.runs.directory import INTERRUPTED, now
     from ddpm.training.interrupt import Interrupted, terminable
 
     run = plan.run
     try:
-        _begin(plan)
-        team.broadcast((run.path, resume))
-        ended, averaged = _fit(plan, team, resume, watch)
+        ended, averaged = fit()
         with terminable():
             _draw_results(plan, averaged)
         return ended
@@ -191,8 +207,13 @@ def _train_and_draw(
         _record_failure(run, error)
 
 
-def _begin(plan: Plan) -> None:
-    """Write the run's configuration, and in its status what it is trained by."""
+def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> None:
+    """Write the run's configuration, and in its status what it is trained by.
+
+    Args:
+        words, number: that were typed for the run, and its place in a sweep.
+        facts: what else its status is to say.
+    """
     import torch
 
     from ddpm.runs import files
@@ -207,11 +228,12 @@ def _begin(plan: Plan) -> None:
         data=plan.data.identity(),
         classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for
         **({"styles": list(plan.data.styles)} if plan.data.styles else {}),
-        overrides=overrides() or known.get("overrides") or [],
-        job=job_number(),
+        overrides=words or known.get("overrides") or [],
+        job=number,
         begun=known.get("begun") or now(),
         threads=torch.get_num_threads(),
         machine=machine,
+        **facts,
     )
 
 

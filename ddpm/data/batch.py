@@ -1,6 +1,6 @@
 """What a step is computed from: data, and what a network may be told beside x_t and t."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -21,6 +21,22 @@ class Rows:
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
         return self.rows(lambda x: on(device, x))
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, those of what it holds among them."""
+        found: list[Tensor] = []
+
+        def note(x: Tensor) -> Tensor:
+            found.append(x)
+            return x
+
+        self.rows(note)
+        return found
+
+    def holding(self, tensors: Iterable[Tensor]) -> Self:
+        """The same with other tensors, in the order of `tensors()`."""
+        left = iter(tensors)
+        return self.rows(lambda _: next(left))
 
 
 def on(device: torch.device | str, x: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Replayed:
             self._capture(self.graph, drawn, progress)
         if self.graph is None or self.read is None:
             return self.gradients(drawn, progress)
-        for held, new in zip(_tensors(self.read), _tensors(drawn), strict=True):
+        for held, new in zip(self.read.tensors(), drawn.tensors(), strict=True):
             held.copy_(new)
         self.graph.replay()
         return tree_map(torch.clone, self.written)  # which are looked at some steps later, too
@@ -122,15 +122,3 @@ class Replayed:
             self.graph, self.eager = None, (str(first).strip() or type(first).__name__).splitlines()[0]
         else:
             self.read = read
-
-
-def _tensors(drawn: Drawn) -> list[Tensor]:
-    """All tensors of what was drawn, always in the same order."""
-    found = list[Tensor]()
-
-    def add(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    drawn.rows(add)
-    return found

@@ -31,6 +31,7 @@ class Record:
         resumed: the checkpoint that training goes on from, of this run or of the one that it extends; None for none.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
+        shown: whether the line of progress is shown.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Record:
         resumed: Path | None,
         held_out: Callable[[], dict[str, float | None] | None],
         watch: Callable[[int, float | None], None] | None,
+        shown: bool = True,
     ):
         self.run, self.training, self.frozen, self.clock = run, training, frozen, clock
         self.batch_size, self.held_out, self.watch = batch_size, held_out, watch
@@ -64,7 +66,7 @@ class Record:
             snapshots.inherit(self.averages, resumed.parent.parent / snapshots.FOLDER, step)
         self.previews = Previews(run.path, training.data, training.seed, training.precision, previews, step, fraction)
         self.metrics = Metrics(run.path, step)
-        self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units)
+        self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units, shown)
         run.write_status("RUNNING", precision=training.precision, device=str(training.device))
 
     def __enter__(self) -> "Record":
@@ -171,9 +173,9 @@ class Previews:
 class ProgressBar:
     """One line: step, loss, samples per second, time left. Without a terminal, such a line every ten seconds."""
 
-    def __init__(self, step: int, seconds: float, batch_size: int, units: str):
-        self.step, self.seconds, self.batch_size, self.units = step, seconds, batch_size, units
-        self.terminal, self.printed = sys.stderr.isatty(), seconds
+    def __init__(self, step: int, seconds: float, batch_size: int, units: str, shown: bool = True):
+        self.step, self.seconds, self.batch_size, self.units, self.shown = step, seconds, batch_size, units, shown
+        self.terminal, self.printed = shown and sys.stderr.isatty(), seconds
 
     def __enter__(self) -> "ProgressBar":
         self.bar = tqdm(
@@ -183,6 +185,8 @@ class ProgressBar:
 
     def show(self, step: int, loss: float, seconds: float, fraction: float) -> None:
         """After a step: its loss, and what the time since the start says about speed and end."""
+        if not self.shown:
+            return
         speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
         left = int(seconds * (1 - fraction) / max(fraction, 1e-9))
         line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} {self.units}/s  ETA {left // 60}:{left % 60:02}"

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -165,11 +165,18 @@ class Training:
 
     def step(self, step: int, progress: float = 0.0) -> Taken:
         """Take a step; steps count from 1. Its learning rates are those that were set last."""
+        drawn = self.begin(step, progress)
+        return self.end(step, drawn, [phase.step(step, drawn, progress) for phase in self.phases])
+
+    def begin(self, step: int, progress: float = 0.0) -> Drawn:
+        """What a step is computed from; its networks are made ready."""
         for module in self.task.modules.values():
             module.train()
         self.ranks.seed_dropout(self.seed, step)
-        drawn = self.draw(step, progress)
-        taken = [phase.step(step, drawn, progress) for phase in self.phases]
+        return self.draw(step, progress)
+
+    def end(self, step: int, drawn: Drawn, taken: Sequence[tuple[Taken, Losses]]) -> Taken:
+        """Average the weights of a step whose phases were taken, and let the task know of it."""
         for module in self.task.modules.values():
             renormalise(module)
         for name, average in self.averages.items():
@@ -276,11 +283,20 @@ class _Optimized:
 
     def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
         """Step the optimizer; the losses of the whole batch, from all processes, come back."""
-        training, task, ranks = self.training, self.training.task, self.training.ranks
+        return self.update(step, drawn, *self.backward(drawn, progress))
+
+    def backward(self, drawn: Drawn, progress: float) -> tuple[Tensor, Losses]:
+        """Give every parameter its gradient: the loss that is trained, and those of the whole batch."""
         loss, parts = self.gradients(drawn, progress)
-        whole = (lambda x: x) if task.couples_batch else ranks.gathered
+        ranks = self.training.ranks
+        whole = (lambda x: x) if self.training.task.couples_batch else ranks.gathered
         together = {name: torch.cat([whole(losses[name]) for losses in parts]) for name in parts[0]}
         ranks.average_([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        return loss, together
+
+    def update(self, step: int, drawn: Drawn, loss: Tensor, together: Losses) -> tuple[Taken, Losses]:
+        """Step the optimizer by gradients that are there, unless their numbers are broken."""
+        training, task = self.training, self.training.task
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
         seen = Seen(step, task.facts(drawn), task.total(together))

@@ -2,10 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ from ddpm.training.interrupt import Interrupted, signals
 from ddpm.training.nonfinite import write_autopsy
 from ddpm.training.ranks import Ranks
 from ddpm.training.record import Record
-from ddpm.training.step import Training
+from ddpm.training.step import Taken, Training
 from ddpm.training.task import Losses, Optimizer, Task, checksum
 
 LR_SCHEDULES = ("constant", "cosine", "linear", "triangular")
@@ -30,6 +30,20 @@ LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: 
 MOST_SNAPSHOTS = 256  # more take longer to put together than they are worth
 HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
 COUPLED = 64  # of them at a time, where the loss couples the batch
+
+
+class Begun(NamedTuple):
+    """A run whose next step can be taken."""
+
+    run: Run
+    training: Training
+    record: Record | None  # of the process that writes
+    step: int  # the last that was taken
+    clock: Stopwatch
+    seconds: float  # used so far, as all processes go by
+
+
+Loop = Generator[tuple[int, float], Taken, tuple[str, Task]]
 
 
 class Trainer:
@@ -179,6 +193,40 @@ class Trainer:
                 collapsed; the evidence is in the run's folder `autopsy`.
             ValueError: a checkpoint that was trained beside other frozen modules.
         """
+        begun = self.begin(
+            run, task, data, optimizer, seed=seed, device=device, augment=augment, resume=resume, ranks=ranks,
+            graph=graph, watch=watch,
+        )  # fmt: skip
+        with signals() as received, contextlib.closing(self.loop(begun, received)) as loop:
+            try:
+                step, fraction = next(loop)
+                while True:
+                    step, fraction = loop.send(begun.training.step(step, fraction))
+            except StopIteration as end:
+                ended: tuple[str, Task] = end.value
+                return ended
+
+    def begin(
+        self,
+        run: Run,
+        task: Task,
+        data: Dataset,
+        optimizer: Optimizer,
+        *,
+        seed: int,
+        device: torch.device,
+        augment: Augment | NonLeaking | None = None,
+        resume: Path | None = None,
+        ranks: Ranks | None = None,
+        graph: Graph | None = None,
+        watch: Callable[[int, float | None], None] | None = None,
+        shown: bool = True,
+    ) -> "Begun":
+        """What `fit` does before its first step; arguments and errors as there.
+
+        Args:
+            shown: whether its line of progress is shown.
+        """
         ranks = ranks or Ranks()
         frozen = {name: checksum(module) for name, module in task.frozen.items()}
         state: dict[str, Any] = {"step": 0, "seconds": 0.0}
@@ -194,25 +242,39 @@ class Trainer:
 
         step: int = state["step"]
         clock = Stopwatch(state["seconds"])
-        budget = self._budget(len(data.train))
-        warmup = self.warmup or self._steps(self.warmup_epochs or 0, len(data.train))
         (seconds,) = ranks.largest(clock.seconds)  # a rank that reads another time would learn at another rate
-        fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
         record = None
         if ranks.leads:
+            fraction = self._fraction(self._budget(len(data.train)), step, seconds)
             record = Record(
                 run, training, frozen, step, clock, fraction, batch_size=self.batch_size, previews=self.previews,
                 keep=self.keep, keep_every=self.keep_every, ema_snapshots=self.ema_snapshots, resumed=resume,
-                held_out=lambda: self._held_out_losses(training), watch=watch,
+                held_out=lambda: self._held_out_losses(training), watch=watch, shown=shown,
             )  # fmt: skip
+        return Begun(run, training, record, step, clock, seconds)
 
-        with signals() as received, record or contextlib.nullcontext():
+    def loop(self, begun: "Begun", received: Sequence[int]) -> "Loop":
+        """The training loop: all that is done around the steps, which somebody else takes, of one run or of several.
+
+        Args:
+            begun: what is trained, where it stands.
+            received: the signals that came so far, see `ddpm.training.interrupt.signals`.
+        Yields: the step to take, from 1, and the share of the budget that is used before it; what it was is sent back.
+        Returns, raises: as `fit`.
+        """
+        run, training, record, step, clock, seconds = begun
+        ranks, images = training.ranks, len(training.data.train)
+        budget = self._budget(images)
+        warmup = self.warmup or self._steps(self.warmup_epochs or 0, images)
+        fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
+
+        with record or contextlib.nullcontext():
             if record:
                 record.preview(step, fraction)  # of what is not trained yet: where all begins
             while ended is None:
                 step += 1
                 training.scale_lr(self.lr_factor(step, fraction, warmup))
-                taken = training.step(step, fraction)
+                taken = yield step, fraction
 
                 seconds, signum = ranks.largest(clock.seconds, max(received, default=0))
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)

@@ -1,0 +1,240 @@
+"""`ddpm-train -m stack=seed`: the runs of a sweep that differ in numbers alone, trained at once."""
+
+import contextlib
+import copy
+import functools
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands import training
+from ddpm.commands.checking import activations
+from ddpm.commands.console import say
+from ddpm.commands.launch import job_number, sweep
+from ddpm.commands.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
+from ddpm.config import InvalidInput, compose, resolve_device, resolved
+
+FREE = (  # in which runs of a stack may differ: no loss knows of them
+    "seed", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "trainer.ema_decay", "trainer.ema_warmup",
+)  # fmt: skip
+DROPS = ("task.drop", "model.drop")  # in which too, where none or all are 0: else the networks are others
+
+
+class Job(NamedTuple):
+    """A run of a stack."""
+
+    plan: Plan
+    words: list[str]
+    number: int
+    resume: Path | None
+    step: int  # that it goes on from
+
+
+def train(config: DictConfig) -> None:
+    """Train the run that is asked for, and at once with it those of the sweep that stack with it.
+
+    Their own jobs then find them done, or failed, and measure them. What cannot be stacked is trained by itself, with a
+    notice.
+
+    Raises: as `ddpm.commands.training.train`.
+    """
+    number = job_number()
+    if config.get("stack") is not None and number not in sweep().taken:
+        must_be_sound(config)
+        _train_stacks(config, number)
+    if number in sweep().failed:  # just now: retry=true does not try it once more
+        config = OmegaConf.merge(config, {"retry": False})  # type: ignore[assignment]  # of two mappings it is one
+    training.train(config)
+
+
+def _train_stacks(config: DictConfig, number: int | None) -> None:
+    """Train in stacks what can be of the jobs that are equal to this one but for `FREE`."""
+    jobs = sweep().jobs
+    if number is None or number >= len(jobs):
+        say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
+        return
+    left = {n: _composed(words) for n, words in enumerate(jobs) if n not in sweep().taken}
+    own = _form(config)
+    alike = {n: other for n, other in left.items() if other is not None and _form(other) == own}
+    sweep().taken.update(alike)
+    plans = _plans({n: config if n == number else other for n, other in alike.items()})
+    if len(plans) < 2:
+        return
+    if reason := _why_not(next(iter(plans.values()))):
+        say(_alone(reason))
+        return
+    with contextlib.ExitStack() as locks:
+        at_step = defaultdict[int, list[Job]](list)
+        for n, plan in plans.items():
+            if (job := _held(plan, jobs[n], n, locks)) is not None:
+                at_step[job.step].append(job)
+        for step, those in at_step.items():
+            size = _fitting(those[0].plan)
+            if size == 1:
+                say(_alone("a step of two has no room in the memory"))
+            elif len(those) == 1:
+                say(f"{those[0].plan.run.path}: {_alone(f'no other stands at step {step:,}')}")
+            stacks = (those[first : first + size] for first in range(0, len(those), size))
+            for stack in stacks:
+                if len(stack) > 1:
+                    _train_together(stack)
+
+
+def _alone(reason: str) -> str:
+    return f"stack=seed: trained one by one, for {reason}"
+
+
+def _composed(words: list[str]) -> DictConfig | None:
+    """The configuration of a job; None for one that does not compose, which its own job will say."""
+    others = tuple(word for word in words if not word.startswith(("hydra", "seed=")))
+    seeds = [word for word in words if word.startswith("seed=")]
+    try:
+        config = copy.deepcopy(_without_seed(others))
+    except InvalidInput:
+        return None
+    if seeds:
+        OmegaConf.update(config, "seed", OmegaConf.from_dotlist(seeds[-1:]).seed)
+    return config
+
+
+@functools.lru_cache(maxsize=256)  # jobs mostly differ in their seeds
+def _without_seed(words: tuple[str, ...]) -> DictConfig:
+    return compose("train", list(words))
+
+
+def _form(config: DictConfig) -> str | None:
+    """All of a configuration in which the runs of a stack are equal; None for one that is not complete."""
+    try:
+        plain: Any = OmegaConf.create(resolved(config))
+    except InvalidInput:
+        return None
+    for key in (*FREE, *DROPS):
+        value = OmegaConf.select(plain, key)
+        if value is not None:
+            OmegaConf.update(plain, key, bool(value) if key in DROPS else None)
+    return json.dumps(OmegaConf.to_container(plain), sort_keys=True, default=str)
+
+
+def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
+    """What of these jobs is to be trained, each run once. What is refused is left to its own job to say."""
+    from ddpm.runs.directory import DONE, FAILED
+
+    plans, paths = dict[int, Plan](), set[Path]()
+    for number, config in configs.items():
+        if config.extend is not None or config.get("teacher") is not None:
+            continue
+        try:
+            plan = planned(config, resolve_device(config.device), marking=False)
+            status = status_of(plan.run)
+        except InvalidInput:
+            continue
+        failed = status.get("state") == FAILED and status.get("started") and not config.get("retry")
+        if status.get("state") != DONE and not failed and plan.run.path not in paths:
+            plans[number] = plan
+            paths.add(plan.run.path)
+    return plans
+
+
+def _why_not(plan: Plan) -> str | None:
+    from ddpm.training import stack
+
+    if plan.config.get("compile"):
+        return "compile=true compiles one network"
+    return stack.why_not(plan.parts.task, plan.parts.trainer)
+
+
+def _fitting(plan: Plan) -> int:
+    """How many such runs a step has room for at once."""
+    needed, there = must_fit(plan.parts, plan.data, plan.device, activations(plan))
+    return 2**31 if there is None else max(1, there // max(1, sum(needed)))
+
+
+def _held(plan: Plan, words: list[str], number: int, locks: contextlib.ExitStack) -> Job | None:
+    """A run whose lock is held from now on, and where it stands; None for one that is left to its own job."""
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import DONE, RunIsHeld
+
+    try:
+        locks.enter_context(plan.run.locked())
+        if status_of(plan.run).get("state") == DONE:  # by another process, since it was looked at
+            return None
+        resume, step = checkpoint.last_whole(plan.run.checkpoints), 0
+        if resume is not None:
+            state = checkpoint.load_state(resume)
+            must_be_tracked(plan.parts.trainer, resume, state)
+            step = state["step"]
+    except (RunIsHeld, InvalidInput, ValueError):
+        return None
+    return Job(plan, [word for word in words if not word.startswith("hydra")], number, resume, step)
+
+
+def _train_together(jobs: list[Job]) -> None:
+    """Train these runs at once, and draw what each has learned; what became of it is in its status.
+
+    Raises: SystemExit after a signal.
+    """
+    from ddpm.runs.directory import DONE, FAILED, INTERRUPTED, now
+    from ddpm.training.interrupt import Interrupted
+
+    say(f"stack=seed: {len(jobs)} runs at once")
+    code: int | str | None = None
+    try:
+        try:
+            results = _fitted(jobs)
+        except Exception as error:  # of the program that they are together, such as too little memory
+            for job in jobs:
+                job.plan.run.write_status(INTERRUPTED, reason=f"not stacked: {error}", ended=now())
+            say(_alone((str(error).strip() or type(error).__name__).splitlines()[0]))
+            return
+        for job, result in zip(jobs, results, strict=True):
+            run = job.plan.run
+            if code is not None and not isinstance(result, Exception):  # its pictures are for the next time
+                result = Interrupted(int(code) - 128)
+            try:
+                ended = training.concluded(job.plan, functools.partial(_given, result))
+            except SystemExit as end:
+                code = end.code
+                continue
+            except training.RunFailed:
+                sweep().failed.add(job.number)
+                continue
+            run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=True)
+            say(f"done: {run.path}, {run.status()['step']:,} steps in {run.status()['seconds']:.0f} s")
+    except KeyboardInterrupt:
+        for job in jobs:
+            if status_of(job.plan.run).get("state") not in (DONE, FAILED):
+                job.plan.run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
+        say("interrupted; the same command goes on from the last checkpoints")
+        sys.exit(130)
+    if code is not None:
+        sys.exit(code)
+
+
+def _fitted(jobs: list[Job]) -> list[Any]:
+    """Of each run the budget that ended it and the averaged task, or the exception that did."""
+    from ddpm.training.ranks import Ranks
+    from ddpm.training.stack import fit_together
+
+    begun = []
+    for job in jobs:
+        plan = job.plan
+        training.say_beginning(plan, Ranks(), job.resume)
+        training.begin(plan, job.words, job.number, stacked=len(jobs))
+        begun.append(
+            plan.parts.trainer.begin(
+                plan.run, plan.parts.task, plan.data, plan.parts.optimizer, seed=plan.config.seed, device=plan.device,
+                augment=plan.parts.augment, resume=job.resume, shown=job is jobs[0],
+            )
+        )  # fmt: skip
+    return list(fit_together([job.plan.parts.trainer for job in jobs], begun))
+
+
+def _given(result: Any) -> Any:
+    """What ended a run: returned, or raised."""
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -1,0 +1,99 @@
+"""ddpm/commands/stacking.py: the runs of a sweep that are trained at once, as they are typed."""
+
+import signal
+
+import pytest
+from test_cli import TINY, assert_refused, status, typed, without_pictures, words  # noqa: F401
+from test_stack import assert_runs_alike
+from test_sweeps import states
+
+from ddpm import cli, config
+from ddpm.commands import stacking
+from ddpm.runs.directory import Run
+from ddpm.training.stack import Stack
+
+BASE = ["model.num_classes=10", "task.drop=0.1"]
+
+
+@pytest.fixture(scope="module")
+def form():
+    return stacking._form(config.compose("train", BASE))
+
+
+@pytest.mark.parametrize(
+    "typed_too, alike",
+    [
+        (["seed=3", "optimizer.lr=1e-3", "optimizer.weight_decay=0.1", "optimizer.betas=[0.8,0.9]"], True),
+        (["trainer.ema_decay=0.5", "trainer.ema_warmup=4", "task.drop=0.3"], True),
+        (["task.drop=0"], False),  # whose network has no learned null
+        (["trainer.batch_size=16"], False),
+        (["trainer.steps=5"], False),
+    ],
+)
+def test_what_stacks(form, typed_too, alike):
+    assert (stacking._form(config.compose("train", [*BASE, *typed_too])) == form) == alike
+
+
+def test_another_stack_is_refused(typed, tmp_path):  # noqa: F811
+    assert_refused(typed(cli.train, *TINY, f"runs={tmp_path / 'runs'}", "stack=all"), "allowed: null, seed")
+
+
+@pytest.mark.slow
+def test_a_stacked_sweep_leaves_what_a_sweep_leaves(typed, tmp_path, without_pictures):  # noqa: F811
+    """Names, words, metrics, weights; and it goes on with one more seed, and with what was interrupted elsewhere."""
+    sweep = [*TINY, "seed=0,1"]
+    together = typed(cli.train, "-m", *sweep, "stack=seed", f"runs={tmp_path / 'together'}")
+    assert together.code == 0 and "2 runs at once" in together.out
+    assert typed(cli.train, "-m", *sweep, f"runs={tmp_path / 'alone'}").code == 0
+    assert states(tmp_path / "together" / "default") == states(tmp_path / "alone" / "default")
+    for name in states(tmp_path / "alone" / "default"):
+        one, other = (Run(tmp_path / where / "default" / name) for where in ("together", "alone"))
+        assert_runs_alike(one, other, 4)
+        assert one.status()["job"] == other.status()["job"] and one.status()["stacked"] == 2
+        of_one, of_other = (set(run.status()["overrides"]) for run in (one, other))
+        assert of_one - of_other == {"stack=seed", f"runs={tmp_path / 'together'}"}
+    more = [*TINY, "seed=0,1,2", "stack=seed", f"runs={tmp_path / 'together'}"]
+    again = typed(cli.train, "-m", *more)
+    assert again.code == 0 and "at once" not in again.out and again.out.count("is done already") == 2
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_stack_and_the_same_command_goes_on(
+    typed,  # noqa: F811
+    tmp_path,
+    without_pictures,  # noqa: F811
+    monkeypatch,
+):
+    step_of, sweep = Stack.step, ["-m", *TINY, "stack=seed", "seed=0,1,2", f"runs={tmp_path}"]
+
+    def interrupted(self, step, progress):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step_of(self, step, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "step", interrupted)
+        assert typed(cli.train, *sweep[:-2], "seed=0,1", sweep[-1]).code == 143
+    assert set(states(tmp_path / "default").values()) == {"INTERRUPTED"}
+    ended = typed(cli.train, *sweep)
+    assert ended.code == 0 and "2 runs at once" in ended.out and "no other stands at step 0" in ended.out
+    assert list(states(tmp_path / "default").values()) == ["DONE"] * 3
+
+
+@pytest.mark.slow
+def test_an_arm_that_breaks_fails_alone(typed, tmp_path, without_pictures):  # noqa: F811
+    """And is not tried once more by the command in which it failed."""
+    sweep = [*TINY, "trainer.max_skipped=1", "seed=0,1", "stack=seed"]
+    result = typed(cli.train, "-m", *sweep, "retry=true", "optimizer.lr=1e-3,1e30", f"runs={tmp_path}")
+    assert result.code == 1 and result.out.count("retry=true tries it again") == 4
+    assert sorted(states(tmp_path / "default").values()) == ["DONE"] * 2 + ["FAILED"] * 2
+    for name in states(tmp_path / "default"):
+        path = tmp_path / "default" / name
+        assert (status(path)["state"] == "FAILED") == (path / "autopsy").is_dir()
+
+
+@pytest.mark.slow
+def test_what_does_not_stack_is_trained_one_by_one(typed, tmp_path, without_pictures):  # noqa: F811
+    result = typed(cli.train, "-m", *words("trainer.seconds=60"), "seed=0,1", "stack=seed", f"runs={tmp_path}")
+    assert result.code == 0 and result.out.count("one by one, for a budget in seconds") == 1
+    assert list(states(tmp_path / "default").values()) == ["DONE"] * 2
