@@ -238,6 +238,8 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "optimizer.lr": ["1e-3", "0", "1", "1e-300"],
     "optimizer.betas": ["[0.9,0.999]", "[0,0]", "[0.5,0.9999999999999999]", "[0.9,1]"],
     "optimizer.eps": ["1e-8", "0", "1e-300", "1"],
+    "optimizer.momentum": ["0.95", "0", "1"],
+    "optimizer.least": ["16", "1", "1000", "0"],
     "optimizer.weight_decay": ["0", "0.01", "1", "-0.1"],
     "optimizer.fused": ["true", "false", "null"],
     "trainer.steps": ["1", "2", "1000000", "null"],
