@@ -1,10 +1,13 @@
 """Random changes of training images that leave what they show: on a whole batch, where it lies."""
 
+from dataclasses import replace
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm.data.batch import Batch
 from ddpm.data.splines import field
 
 LARGEST = {"rotation": 180, "scale": 1, "translation": 0.5, "elastic": 100, "brightness": 1, "contrast": 1}
@@ -70,6 +73,10 @@ class Augment:
     def active(self) -> bool:
         """Whether it changes anything."""
         return self._warps or any((self.brightness, self.contrast, self.vertical_flip))
+
+    def of(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A batch with images changed by draws of a generator on their device."""
+        return replace(batch, x=self(batch.x, generator))
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """The images (B, C, H, W), float32 in [-1, 1], changed by draws of a generator on their device.

@@ -52,8 +52,8 @@ class Muon(Optimizer):
         momentum: mu, in [0, 1).
         betas, eps: of AdamW, for biases, gains and narrow matrices.
         weight_decay: lambda, >= 0.
-        least: rows and columns that a matrix must have, at least; with fewer (the first and the last layer, vectors of
-            classes) AdamW serves.
+        least: rows and columns that a matrix must have, at least; with fewer (the last layer of a U-Net, vectors of a
+            few classes) AdamW serves.
     Raises:
         ValueError: an argument out of range.
     Source: Jordan et al. 2024, as above; the factor: Liu et al., Muon is Scalable for LLM Training (arXiv 2502.16982).

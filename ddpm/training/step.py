@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -150,10 +149,7 @@ class Training:
         order = self.data.order(self.seed, step, self.settings.batch_size)
         batch = self.data.batch(order, self.device, random("flip"))
         if self.augment is not None:
-            if isinstance(self.augment, NonLeaking):
-                batch = self.augment.of(batch, random("augment"))
-            else:
-                batch = replace(batch, x=self.augment(batch.x, random("augment")))
+            batch = self.augment.of(batch, random("augment"))
             batch = self.data.conditioned(batch, order, random("condition image"))
         return self.task.draw(batch, random, progress)
 
