@@ -83,24 +83,25 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
-        embedding: size E of the time embedding.
+        embedding: size E of the time embedding; None for a block that is told of none.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, dropout: float, groups: int, norm_eps: float
+        self, in_channels: int, out_channels: int, embedding: int | None, dropout: float, groups: int, norm_eps: float
     ):
         super().__init__()
         self.norm_1 = group_norm(in_channels, groups, norm_eps)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding = nn.Linear(embedding, out_channels)
+        self.embedding = None if embedding is None else nn.Linear(embedding, out_channels)
         self.norm_2 = group_norm(out_channels, groups, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W)."""
-        h = convolved(self.conv_1, normed(self.norm_1, x, silu=True), self.embedding(emb))
+        told = None if self.embedding is None else self.embedding(emb)
+        h = convolved(self.conv_1, normed(self.norm_1, x, silu=True), told)
         h = convolved(self.conv_2, self.dropout(normed(self.norm_2, h, silu=True)))
         return self.shortcut(x) + h
 

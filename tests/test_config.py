@@ -25,6 +25,7 @@ GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.
 BOUND = {  # by the name of a file, or of its group: arguments that are built from other groups
     "task": {"model", "diffusion"},
     "task/classifier": {"model", "schedule"},
+    "task/vae": {"model"},
     "task/progressive": {"model", "diffusion", "teacher"},
     "task/consistency": {"model", "diffusion", "teacher"},
     "diffusion": {"schedule"},

@@ -26,7 +26,9 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "diffusion": {"preconditioning", "losses", "reverse", "forward", "targets", "schedules"},
     "oracle": {"schedules", "targets"},
     "guidance": {"guidance", "diffusion", "targets", "schedules"},
+    "latent": {"latent"},
     "samplers": {
+        "latent",
         "samplers",
         "score",
         "diffusion",
@@ -44,6 +46,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "figures": {"figures", "runs", "schedules"},
     "data": {"data", "figures", "runs", "randomness"},
     "metrics": {
+        "latent",
         "oracle",
         "score",
         "forward",
@@ -62,6 +65,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
     "training": {
         "training",
         "distillation",
+        "latent",
         "oracle",
         "score",
         "forward",
@@ -79,7 +83,9 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
 }
 BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
     "guidance.bound": {"data"},
+    "samplers.source": {"data"},
     "samplers.trained": {"data", "guidance", "runs"},
+    "samplers.decoded": {"data", "runs"},
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (

@@ -12,7 +12,8 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.figures.images import to_numpy
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.samplers.trained import Range, TrainedSampler
+from ddpm.samplers.source import Range
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
 from models.unet import UNet
 

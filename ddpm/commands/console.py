@@ -71,7 +71,8 @@ def how_drawn(
 
 def how_walked(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
     """What samples are drawn from, and how: a line for the terminal."""
-    cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
+    walked = source.walk if source.sampler is None else type(source.sampler).__name__
+    cost = walked + ("" if evaluations is None or source.sampler is None else f", {evaluations} evaluations")
     several = len(source.turns) > 1 and source.told is None  # else what is left out needs no word
     names = dict(enumerate((noted_names("styles", run) if several else None) or ()))
     labels = ""

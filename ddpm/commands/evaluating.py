@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm.commands.coding import measure_codings
 from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.guiding import measure_guidance
@@ -13,6 +14,7 @@ from ddpm.commands.load import (
     augmentation,
     data_of,
     guidance_of,
+    must_draw_itself,
     must_match,
     must_walk,
     optimizer_of,
@@ -28,7 +30,8 @@ OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
 OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
-METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, "cost", "steps", "guidance_sweep")
+OF_CODINGS = ("elbo",)  # what is hidden behind held-out ones
+METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, *OF_CODINGS, "cost", "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (*(metric for metric in OF_SAMPLES if metric not in OF_ANY), "reading_sheet", "steps", "guidance_sweep")
@@ -74,12 +77,20 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if config.checkpoint not in ("last", "best"):
         must_be_whole(config, "checkpoint", least=1)
     resolve_device(config.device)
-    sampler = sampler_of(config, trained, trusted(config))
     data = data if config.data.root is None else data_of(config, trained)
-    if getattr(task, "diffusion", None) is None:
-        raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
     model = task.model
     device, asked = next(model.parameters()).device, asked_labels(config, lambda: data.classes)
+    if getattr(task, "diffusion", None) is None:
+        must_draw_itself(config, task)
+        try:
+            source = task.source(data, config.seed, device, asked=asked)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
+        if source is None:
+            raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
+        _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
+        return
+    sampler = sampler_of(config, trained, trusted(config))
     drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device), "data": data}
     drawing["styles"] = asked_labels(config, lambda: data.styles, "style")
     try:
@@ -116,6 +127,11 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
     _must_hold(context.data, metrics)
+    of_source = OF_SAMPLES if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
+    of_source += tuple(getattr(context.source, "measures", ()))
+    for metric in metrics:
+        if metric not in of_source:
+            raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")
     for metric in set(metrics) & set(OF_NETWORK):
         if str(context.source.guidance):
             raise InvalidInput(f"metric={metric} is of the network itself; leave guidance out")
@@ -124,7 +140,8 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
     measures = [_measure_samples(context, of_samples)] if of_samples else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
-    measures += [_measure_images(context, metric) for metric in metrics if metric in OF_IMAGES]
+    of_images = _measure_images if context.source.sampler is not None else measure_codings
+    measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]
     measures += [_measure_score(context)] if "score_error" in metrics else []
     measures += [_measure_steps(context)] if "steps" in metrics else []
     if "guidance_sweep" in metrics:
@@ -190,7 +207,8 @@ def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> Non
 def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedMeasure:
     """Check the input of measures of samples; returns what draws the samples and measures them."""
     config, source, data = context.config, context.source, context.data
-    must_walk(source.sampler, source.diffusion)
+    if source.sampler is not None:
+        must_walk(source.sampler, source.diffusion)
     logistic = "recognition" in metrics and _by_regression(context)
     _must_hold_enough_images(data, metrics)
     n = _number(context, "frechet" in metrics)
@@ -209,15 +227,9 @@ def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedM
             f"frechet.bias=true: {len(data.held_out)} held-out images are too few for the covariance of {size} "
             f"features: at least {size + 1}"
         )
-    cost = config.seeds * n * source.sampler.evaluations(source.diffusion.schedule)
-    plan = (
-        f"{', '.join(metrics)}: {n:,} samples, {_listed(context.seeds)}, {type(source.sampler).__name__} with "
-        f"{len(source.sampler.times(source.diffusion.schedule)) - 1} steps"
-        + (
-            f"; features of them and of {len(data):,} {data.units} by {' and '.join(dict.fromkeys(kinds))}"
-            if kinds
-            else ""
-        )
+    cost = config.seeds * n * source.evaluations
+    plan = f"{', '.join(metrics)}: {n:,} samples, {_listed(context.seeds)}, {source.walk}" + (
+        f"; features of them and of {len(data):,} {data.units} by {' and '.join(dict.fromkeys(kinds))}" if kinds else ""
     )
     return PlannedMeasure(plan, cost, lambda: _carry_out_samples(context, by_features, logistic, n), tuple(kinds))
 

@@ -42,7 +42,8 @@ class EvaluationContext:
         """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
         from ddpm.runs.directory import git_commit
 
-        schedule = self.source.diffusion.schedule
+        diffusion = self.source.diffusion
+        schedule = None if diffusion is None else diffusion.schedule
         settings = how_drawn(n, self.config, self.config.weights, sampler, schedule, git_commit())
         data = str(self.data.identity()["sha256"])
         return settings | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}

@@ -38,7 +38,6 @@ BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
     from ddpm.data.batch import classes_of, labels_of, takes
-    from ddpm.runs.precision import PRECISIONS, as_trained
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
@@ -47,14 +46,13 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     run, folder = opened(str(config.run), config.checkpoint)
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
     if not _has(trained, "model", "diffusion"):
-        task = str(trained.task.get("_target_")).rpartition(".")[2]
-        raise InvalidInput(f"run={config.run}: {task} trained no network that a sampler draws from")
+        return _source_of_task(config, run, folder, trained, device), run, trained, int(folder.name)
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = sampler_of(config, trained, trust)
     load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
     if (width := width_of_average(config)) is not None:
         put_average(model, run, folder, width)
-    shape, precision = shape_of(model) or (), config.precision
+    shape = shape_of(model) or ()
     guidance = guidance_of(config, trust, device)
     if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
         raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
@@ -67,10 +65,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         asked_labels(config, partial(label_names, several, config, run, trained), one)
         for one, several in LABELS.items()
     )
-    if precision == "auto":
-        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
-            precision = run.status().get("precision")
-        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    precision = _precision_of(config, run, device)
     data = data_of(config, trained) if "image" in takes(model) else None
     try:
         drawing = (config.seed, device, precision, asked, guidance, data, styles)
@@ -78,6 +73,52 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return source, run, trained, int(folder.name)
+
+
+def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any) -> Any:
+    """What draws from a run without a sampler, such as a variational autoencoder."""
+    from ddpm.runs import checkpoint
+
+    if width_of_average(config) is not None:
+        raise InvalidInput(
+            f"run={config.run} weights={config.weights}: such averages are of diffusion; allowed: ema, raw"
+        )
+    task = task_of(trained, trusted(config))
+    for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
+        load_into(task.modules[name], file)
+    data = data_of(config, trained)
+    must_draw_itself(config, task)
+    asked = asked_labels(config, partial(label_names, "classes", config, run, trained))
+    try:
+        source = task.to(device).source(data, config.seed, device, _precision_of(config, run, device), asked)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    if source is None:
+        raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that samples are drawn from")
+    return source
+
+
+def must_draw_itself(config: DictConfig, task: Any) -> None:
+    """Refuse what only a diffusion network's samples have, of a task that draws without a sampler."""
+    if isinstance(config.sampler, DictConfig) and plain(config.sampler) != _by_default():
+        raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
+    if config.get("style") is not None:
+        raise InvalidInput(f"style={plain(config.style)}: {type(task).__name__} is told of no styles")
+    guidance = config.get("guidance")
+    if isinstance(guidance, DictConfig) and not str(guidance.get("_target_")).endswith(".Guidance"):
+        raise InvalidInput(f"guidance is of diffusion, and {type(task).__name__} has none; leave guidance out")
+
+
+def _precision_of(config: DictConfig, run: Any, device: Any) -> str:
+    """The precision that samples are drawn in: what was asked for, or that of the training."""
+    from ddpm.runs.precision import PRECISIONS, as_trained
+
+    precision = config.precision
+    if precision == "auto":
+        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
+            precision = run.status().get("precision")
+        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    return str(precision)
 
 
 def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any:

@@ -35,7 +35,9 @@ def sample(config: DictConfig) -> None:
     source, run, trained, step = source_of(config)
     points = len(source.shape) == 1  # of which one picture shows many
     strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
-    if strip is None:  # whose samplers have other steps
+    if source.sampler is None and not (strip is None and process is None):
+        raise InvalidInput("steps_strip and process are of samplers that walk from noise to data; this run has none")
+    if strip is None and source.sampler is not None:  # whose samplers have other steps
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
@@ -48,7 +50,7 @@ def sample(config: DictConfig) -> None:
     if folder and points and not is_plane(source):
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
-    evaluations = None if strip is not None else source.sampler.evaluations(source.diffusion.schedule)
+    evaluations = None if strip is not None else source.evaluations
     drawn = how_walked(source, run, step, config, evaluations)
     if not (figures or folder):
         say(drawn)
@@ -69,6 +71,8 @@ def sample(config: DictConfig) -> None:
         draw_plane(out, source, data_of(config, trained))
     elif folder:
         _numbered(config, source, run, step, out)
+    elif out.suffix == ".gif" and source.sampler is None:
+        raise InvalidInput(f"out={out}: what is drawn at once has no way from noise to data to show; take .png")
     elif out.suffix == ".gif":
         save_way(out, source.way(config.n, FRAMES), columns)
     else:
@@ -108,6 +112,9 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
+    if source.sampler is None:
+        asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
+        return f"step{step}_{config.weights}_{asked}seed{config.seed}"
     sampler = type(source.sampler)
     several = config.steps_strip is not None
     steps = "_strip" if several else len(source.sampler.times(source.diffusion.schedule)) - 1

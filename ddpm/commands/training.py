@@ -340,18 +340,13 @@ def _record_failure(run: Any, error: Exception) -> NoReturn:
 
 def _draw_results(plan: Plan, averaged: Any) -> None:
     """The pictures at the end of a run, and its figures."""
-    import torch
-
     from ddpm.data.dataset import spread
     from ddpm.figures import images, plots
-    from ddpm.figures.images import as_pictures, in_plane, plane_of
-    from ddpm.forward import q_sample
+    from ddpm.figures.images import in_plane, plane_of
     from ddpm.metrics import quality
-    from ddpm.randomness import SampleNoise
     from ddpm.runs import results
     from ddpm.runs.directory import git_commit, held_out_lines, read_metrics
     from ddpm.runs.precision import as_trained
-    from ddpm.samplers.trained import TrainedSampler
 
     run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
     history = read_metrics(run.path)
@@ -361,17 +356,17 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         [(line["step"], line["loss"]) for line in held_out_lines(history)],
     )
     averaged.draw_results(run.path, data)
-    if sampler is None:  # a task that draws no samples
-        return
-    diffusion = averaged.diffusion
-    plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
     precision = as_trained(run.status()["precision"], device)
-    source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision, data=data)
-    pictures = "pictures" in data.holds
+    drawing = {} if sampler is None else {"sampler": sampler}
+    source = averaged.source(data, config.seed, device, precision, **drawing)
+    if source is None:  # a task that draws no samples
+        return
+    pictures, walks = "pictures" in data.holds, source.sampler is not None
     shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
-    way = None if pictures else source.way(MANY_POINTS, MOMENTS)
-    samples = source.drawn(512 if judged else 64) if way is None else way[-1][1]
+    way = source.way(MANY_POINTS, MOMENTS) if walks and not pictures else None
+    n = 512 if judged else 64 if pictures else MANY_POINTS
+    samples = source.drawn(n) if way is None else way[-1][1]
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         images.save_samples(run.path / "samples.png", samples[:64])
@@ -382,26 +377,41 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
         groups = {f"{data.name}, held out": in_plane(real), "samples": in_plane(samples)}
         plots.points(run.path / "samples.png", groups, shown)
-    save_way(run.path / "denoising.gif", source.way(32, FRAMES) if way is None else some(way, FRAMES), 8)
-
-    T, n = diffusion.schedule.T, 1 if pictures else MANY_POINTS
-    times = [round(T * share / 4) for share in range(5)]
-    x_0 = data.batch(data.train[spread(len(data.train), n)], device).x.cpu()
-    eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
-    x_t = torch.cat([as_pictures(q_sample(diffusion.schedule, x_0, t, eps)) for t in times])
-    plots.forward_process(run.path / "forward.png", x_t, times, diffusion.schedule.alpha_bar[times].tolist(), shown)
-    if is_plane(source) and config.trainer.previews:  # which take longer than a short run
-        draw_plane(run.path, source, data, way)
+    if walks:
+        save_way(run.path / "denoising.gif", source.way(32, FRAMES) if way is None else some(way, FRAMES), 8)
+        _draw_forward_process(plan, source, shown)
+        if is_plane(source) and config.trainer.previews:  # which take longer than a short run
+            draw_plane(run.path, source, data, way)
     warn_of_range(source)
 
     if judged:
         drawn = quality.Samples(samples, samples.new_zeros(len(samples), 0), source.classes(range(len(samples))))
         result = quality.by_regression(drawn, data)
-        settings = how_drawn(len(samples), config, "ema", sampler, diffusion.schedule, git_commit())
+        schedule = source.diffusion.schedule if walks else None
+        settings = how_drawn(len(samples), config, "ema", sampler, schedule, git_commit())
         values = settings | quality.together([result], [config.seed])
         results.record(run.path, f"recognition_logistic_{len(samples)}_train", values)
-        walk = f"{type(sampler).__name__} with {len(sampler.times(diffusion.schedule)) - 1} steps"
-        say(f"{len(samples)} samples, {walk}, EMA weights:\n{result.words}")
+        say(f"{len(samples)} samples, {source.walk}, EMA weights:\n{result.words}")
+
+
+def _draw_forward_process(plan: Plan, source: Any, shown: str | None) -> None:
+    """The schedule, and what it makes of data."""
+    import torch
+
+    from ddpm.data.dataset import spread
+    from ddpm.figures import plots
+    from ddpm.figures.images import as_pictures
+    from ddpm.forward import q_sample
+    from ddpm.randomness import SampleNoise
+
+    run, config, data, schedule = plan.run, plan.config, plan.data, source.diffusion.schedule
+    plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): schedule})
+    T, n = schedule.T, 1 if "pictures" in data.holds else MANY_POINTS
+    times = [round(T * share / 4) for share in range(5)]
+    x_0 = data.batch(data.train[spread(len(data.train), n)], source.device).x.cpu()
+    eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
+    x_t = torch.cat([as_pictures(q_sample(schedule, x_0, t, eps)) for t in times])
+    plots.forward_process(run.path / "forward.png", x_t, times, schedule.alpha_bar[times].tolist(), shown)
 
 
 def _say_next(plan: Plan, ended: str) -> None:

@@ -59,7 +59,7 @@ def measure_bits_per_dim(
         tuple(times),
         *(torch.cat([getattr(p, f).double().cpu() for p in parts]) for f in ("L_T", "terms", "x_0_mse", "eps_mse")),
     )
-    values = _interval(bound.total, data.units) | {
+    values = interval(bound.total, data.units) | {
         name: getattr(bound, name).mean().item() for name in ("L_T", "L_t_1", "L_0")
     }
     share = bound.terms.mean(0).cumsum(0) >= bound.terms.mean(0).sum() / 2
@@ -101,7 +101,7 @@ def measure_log_likelihood(
         e = torch.stack([rademacher(noise(k, data.shape, x_0.device)) for k in range(1, probes + 1)])
         log_p = log_likelihood(schedule, denoise, x, e, steps=steps, start=start, callback=callback)
         parts.append((bits_of_bytes(log_p, dims) if of_bytes else -log_p / (dims * math.log(2))).cpu())
-    values = _interval(torch.cat(parts), data.units) | {
+    values = interval(torch.cat(parts), data.units) | {
         "solver": "rk4",
         "ode_steps": steps,
         "probes": probes,
@@ -178,11 +178,11 @@ def measure_loss_by_snr(
         [x_0_curve.get(low) for low in LOG_SNR_BINS],
         [eps_curve.get(low) for low in LOG_SNR_BINS],
     )
-    values = _interval(eps_error[:, middle].mean(1), data.units) | {"value_log_snr": over}
+    values = interval(eps_error[:, middle].mean(1), data.units) | {"value_log_snr": over}
     values |= dict(zip(("log_snr", "x_0", "eps"), curve, strict=True))
-    interval = "" if values["low"] is None else f" (95% over {data.units}: {values['low']:.4f} to {values['high']:.4f})"
+    between = "" if values["low"] is None else f" (95% over {data.units}: {values['low']:.4f} to {values['high']:.4f})"
     summary = (
-        f"{values['value']:.4f} mean squared error of eps{interval}, over log-SNR {over[0]} to {over[1]}\n"
+        f"{values['value']:.4f} mean squared error of eps{between}, over log-SNR {over[0]} to {over[1]}\n"
         f"measured in {len(bins)} bins of log-SNR, {bins[0]} to {bins[-1] + 1}"
     )
     return f"loss_by_snr_w1_{n}_held_out", summary, values, curve
@@ -227,14 +227,14 @@ def _held_out(
 ) -> Iterator[tuple[list[int], Tensor, Denoise]]:
     """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor
-    for numbers in _chosen(data, n).split(batch):
+    for numbers in chosen(data, n).split(batch):
         real = data.batch(numbers, source.device)
         yield numbers.tolist(), real.x, bind(source.model, real.condition.taken_by(source.model))
 
 
 def _references(data: Dataset, n: int) -> dict[str, float]:
     """Bits per dimension of the same held-out points: by the density itself, if it is known, and by one Gaussian."""
-    x, train = (data.batch(part).x.double().flatten(1).cpu() for part in (_chosen(data, n), data.train))
+    x, train = (data.batch(part).x.double().flatten(1).cpu() for part in (chosen(data, n), data.train))
     fitted = MultivariateNormal(train.mean(0), torch.cov(train.T, correction=0).reshape(x.shape[1], x.shape[1]))
     bits = {"gaussian": fitted.log_prob(x)}
     if JointMixture.knows(data):
@@ -247,7 +247,7 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: 
 
     With a variance that is learned; else with that of the run.
     """
-    schedule, numbers = source.diffusion.schedule, _chosen(data, n)
+    schedule, numbers = source.diffusion.schedule, chosen(data, n)
     if not JointMixture.knows(data):
         return {}
     noise, x_0 = SampleNoise(source.seed, numbers.tolist(), "bits_per_dim"), data.batch(numbers).x.double()
@@ -263,7 +263,7 @@ def _beside(references: dict[str, float]) -> str:
     return "\n" + ", ".join(f"{names[name]} {bits:.4f}" for name, bits in references.items())
 
 
-def _chosen(data: Dataset, n: int) -> Tensor:
+def chosen(data: Dataset, n: int) -> Tensor:
     """The numbers of n held-out samples, evenly spaced."""
     return data.held_out[spread(len(data.held_out), n)]
 
@@ -272,11 +272,11 @@ def _unless_all(times: list[int], T: int) -> list[int] | None:
     return None if len(times) == T else times
 
 
-def _interval(bits: Tensor, units: str) -> dict[str, Any]:
+def interval(bits: Tensor, units: str, what: str = "bits per dimension") -> dict[str, Any]:
     """Mean of (n,) samples, and the 95 % interval of it over them; ValueError for values that are not finite."""
     lost = int((~bits.isfinite()).sum())
     if lost:
-        raise ValueError(f"{lost} of {len(bits)} {units} have bits per dimension that are not finite")
+        raise ValueError(f"{lost} of {len(bits)} {units} have {what} that are not finite")
     mean, n = bits.mean().item(), len(bits)
     half = 1.96 * bits.std().item() / math.sqrt(n) if n > 1 else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
@@ -284,5 +284,5 @@ def _interval(bits: Tensor, units: str) -> dict[str, Any]:
 
 
 def _in_words(values: dict[str, Any], units: str) -> str:
-    interval = "" if values["low"] is None else f" (95% over {units}: {values['low']:.4f} to {values['high']:.4f})"
-    return f"{values['value']:.4f} bits/dim{interval}"
+    between = "" if values["low"] is None else f" (95% over {units}: {values['low']:.4f} to {values['high']:.4f})"
+    return f"{values['value']:.4f} bits/dim{between}"

@@ -1,12 +1,12 @@
 """Samples of a trained network: batch by batch, and the way from noise to image."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Condition, classes_of, labels_of, takes
+from ddpm.data.batch import Condition, classes_of, takes
 from ddpm.data.conditions import shown
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
@@ -14,52 +14,16 @@ from ddpm.guidance import Guidance
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
+from ddpm.samplers.source import LABELS, Source
 from ddpm.targets import Denoise
 
-LABELS = (("class", "classes"), ("style", "styles"))  # that are asked for: what one is called, and several
 
-
-class Range:
-    """How far images leave [-1, 1], which a picture does not show: there they are clipped."""
-
-    def __init__(self) -> None:
-        self.samples = self.values = self.outside = self.not_finite = 0
-        self.largest = 1.0
-
-    def note(self, x: Tensor) -> None:
-        """Count samples (n, *); those that are no images (n, C, H, W) have no range to leave."""
-        finite = x.flatten(1).isfinite().all(1)
-        self.samples, self.not_finite = self.samples + len(x), self.not_finite + int((~finite).sum())
-        if x.ndim != 4:
-            return
-        size = x[finite].abs()
-        self.values, self.outside = self.values + size.numel(), self.outside + int((size > 1 + 1e-6).sum())
-        self.largest = max(self.largest, size.max().item() if size.numel() else 1.0)
-
-    def __str__(self) -> str:
-        """What is to be said of it; empty if all is within."""
-        concerns = []
-        if self.not_finite:
-            concerns.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
-        if self.outside:
-            share = self.outside / self.values
-            concerns.append(f"{share:.2%} of all values lie outside [-1, 1], up to {self.largest:.3g}; shown clipped")
-        return "; ".join(concerns)
-
-
-class TrainedSampler:
-    """All that decides a sample but its number.
+class TrainedSampler(Source):
+    """A trained network that a sampler draws from.
 
     Args:
-        diffusion, model, sampler: what was trained, and how to draw from it; the model is put into evaluation mode.
-        shape: of a sample, such as (C, H, W).
-        seed: sample number i is a function of (seed, i) and its class, whatever is drawn beside it.
-        device: where the model is.
-        precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
-        asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
-            all K classes of a network that has any; empty for none of them, the network's learned null.
-        styles: the same of the second label of a network that has several: one style is the same for a whole turn of
-            the classes. Further labels follow likewise, each with all its values.
+        diffusion, sampler: the mathematics that the model was trained with, and how to draw from it.
+        model, shape, seed, device, precision, asked, styles: as in `Source`.
         guidance: how predictions are guided; None for not.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
             (modulo their number) has as condition, its labels too; of those of the labels that are asked for.
@@ -82,20 +46,26 @@ class TrainedSampler:
         data: Dataset | None = None,
         styles: Sequence[int] | None = None,
     ):
-        guidance = guidance or Guidance()
-        counts = (classes_of(model) or guidance.num_classes, *labels_of(model)[1:2])
-        for (one, several), given, count in zip(LABELS, (asked, styles), (*counts, None), strict=False):
-            if given is not None and count is None:
-                raise ValueError(f"{one} = {_listed(given)}: the network was trained without {several}")
-            if given is not None and not all(0 <= y < (count or 0) for y in given):
-                raise ValueError(f"{one} = {_listed(given)}: the network has the {several} 0..{(count or 0) - 1}")
+        self.guidance = guidance or Guidance()
+        super().__init__(model, shape, seed, device, precision, asked, styles)
         self.told = None if "image" not in takes(model) else _of_labels(data, asked, styles)
-        self.precision, self.asked, self.styles, self.guidance = precision, asked, styles, guidance
-        self._check(diffusion, model, guidance)
+        self._check(diffusion, model, self.guidance)
         self.diffusion, self.sampler = diffusion, sampler
-        self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.shape, self.seed, self.device = shape, seed, device
-        self.range = Range()
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that may be asked for, of the network or of its guidance; None for none."""
+        return classes_of(self.model) or self.guidance.num_classes
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for a sample."""
+        return self.sampler.evaluations(self.diffusion.schedule)
+
+    @property
+    def walk(self) -> str:
+        """The sampler and its steps, in words."""
+        return f"{type(self.sampler).__name__} with {len(self.sampler.times(self.diffusion.schedule)) - 1} steps"
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The samples of these numbers, (n, *shape), on the CPU."""
@@ -136,39 +106,6 @@ class TrainedSampler:
         image = self.condition(numbers).image if self.told is not None else None
         return None if image is None else shown(image, self.shape[0]).cpu()
 
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes that may be asked for, of the network or of its guidance; None for none."""
-        return classes_of(self.model) or self.guidance.num_classes
-
-    def classes(self, numbers: range | list[int]) -> Tensor | None:
-        """The classes (n,) of the samples of these numbers, on the CPU; None where there are none to tell."""
-        return next(iter(self.labels(numbers)), None)
-
-    def labels(self, numbers: range | list[int]) -> list[Tensor | None]:
-        """Each label (n,) of the samples of these numbers, on the CPU, the class first; None for one that is null.
-
-        Empty where neither the network nor its guidance knows of any.
-        """
-        turns = self.turns
-        if turns and self.told is not None and self.told.labels is not None:
-            rows, further = self.told.shown(numbers), self.told.further_labels
-            every = [self.told.labels, *(() if further is None else further.unbind(1))][: len(turns)]
-            return [y.cpu()[rows] if values else None for y, values in zip(every, turns, strict=True)]
-        labels: list[Tensor | None] = []
-        turn = torch.tensor(list(numbers))
-        for values in turns:
-            labels.append(torch.tensor(values)[turn % len(values)] if values else None)
-            turn = turn // max(1, len(values))
-        return labels
-
-    @property
-    def turns(self) -> list[Sequence[int]]:
-        """The values that each label has in turn, the class first, and fastest; empty for one that is null."""
-        counts = labels_of(self.model) or ((self.num_classes,) if self.num_classes else ())
-        given = [self.asked, self.styles, *[None] * len(counts)]
-        return [range(count) if values is None else values for count, values in zip(counts, given, strict=False)]
-
     def using(self, sampler: Sampler) -> "TrainedSampler":
         """The same with another sampler."""
         other = copy.copy(self)
@@ -196,22 +133,6 @@ class TrainedSampler:
                 raise ValueError(
                     f"{one} = none: the network was never trained without its labels; train one with task.drop=0.1"
                 )
-
-    def with_seed(self, seed: int) -> "TrainedSampler":
-        """The same with another seed; what leaves [-1, 1] is counted anew."""
-        other = copy.copy(self)
-        other.seed, other.range = seed, Range()
-        return other
-
-    def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers and samples, `batch` at a time."""
-        for start in range(0, len(numbers), batch):
-            part = numbers[start : start + batch]
-            yield part, self.draw(part)
-
-    def drawn(self, n: int, batch: int = 256) -> Tensor:
-        """The first n samples, (n, *shape)."""
-        return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
 
     def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
         """k images on the way from one image to another: both encoded to their x_T, then interpolated and decoded.
@@ -257,7 +178,3 @@ def _of_labels(data: Dataset | None, asked: Sequence[int] | None, styles: Sequen
     told = data.of_labels(asked, styles)
     told.shown([0])  # of which there must be some
     return told
-
-
-def _listed(values: Sequence[int]) -> str:
-    return (str(values[0]) if len(values) == 1 else str(list(values))) if values else "none"

@@ -27,6 +27,7 @@ from ddpm.randomness import SampleNoise
 from ddpm.runs import preflight
 from ddpm.runs.precision import computing
 from ddpm.samplers import Sampler
+from ddpm.samplers.source import Source
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.training.step import Training
 from ddpm.training.task import Optimizer, Task
@@ -244,9 +245,10 @@ def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
     return evaluate
 
 
-def evaluation_seconds(source: TrainedSampler, batch: int) -> float:
+def evaluation_seconds(source: Source, batch: int) -> float:
     """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
-    return _median(_evaluate(source, batch), source.device, 1)
+    walks = isinstance(source, TrainedSampler)
+    return _median(_evaluate(source, batch) if walks else lambda: source.draw(range(batch)), source.device, 1)
 
 
 def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:

@@ -16,6 +16,7 @@ from ddpm.data.batch import Batch, Condition, Rows, labels_of, takes
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
 from ddpm.runs.checkpoint import NAME
+from ddpm.samplers.source import Source
 
 __all__ = [
     "Batch",
@@ -169,13 +170,31 @@ class Task(ABC):
         """The parts of the loss on held-out data: those of the first phase."""
         return self.phases[0].losses(drawn, 1.0)
 
+    def source(
+        self,
+        data: Dataset,
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ) -> Source | None:
+        """What draws samples from the modules; None for a task that draws none.
+
+        Args:
+            data: like which samples are, and of which they are told, where the task tells them of anything.
+            seed, device, precision, asked: as in `ddpm.samplers.source.Source`.
+        """
+        return None
+
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
         """n samples (n, *shape of the data), on the CPU, always from the same noise; None for a task that draws none.
 
         Args:
-            data: of which samples are told, where the task tells them of anything.
+            data: as in `source`.
         """
-        return None
+        device = next(next(iter(self.modules.values())).parameters()).device
+        source = self.source(data, seed, device, precision)
+        return None if source is None else source.draw(range(n))
 
     def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
         """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""

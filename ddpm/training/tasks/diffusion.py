@@ -127,15 +127,25 @@ class Diffusion(Task):
         """What previews are drawn by."""
         return DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
 
-    def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor:
+    def source(
+        self,
+        data: Dataset,
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+        sampler: Sampler | None = None,
+    ) -> TrainedSampler:
+        """What draws by a sampler, by `preview_sampler` where none is given."""
+        drawing = (self.diffusion, self.model, sampler or self.preview_sampler, data.shape, seed, device, precision)
+        return TrainedSampler(*drawing, asked, data=data)
+
+    def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
         """By `preview_sampler`."""
-        model, sampler = self.model, self.preview_sampler
-        compiled = getattr(model, "_compiled_call_impl", None) is not None
+        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
         # a few pictures are not worth compiling the other mode
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-            device = next(model.parameters()).device
-            source = TrainedSampler(self.diffusion, model, sampler, data.shape, seed, device, precision, data=data)
-            return source.draw(range(n))
+            return super().preview(n, data, seed, precision)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What the time sampler has learned."""

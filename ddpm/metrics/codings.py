@@ -1,0 +1,100 @@
+"""What the codings of a variational autoencoder hold, and how likely it finds held-out data: in nats, a sample."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import Dataset
+from ddpm.latent.elbo import active_units, importance_weighted, kl, reparametrised
+from ddpm.metrics.denoising import chosen, interval
+from ddpm.randomness import SampleNoise, generator
+from ddpm.samplers.decoded import Decoded
+
+AT_A_TIME = 50  # draws of the posterior that are decoded at once
+
+
+@torch.no_grad()
+def measure_elbo(
+    source: Decoded, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
+) -> tuple[str, str, dict[str, Any]]:
+    """Protocol name, result in words and record of the bound's two halves on n held-out samples.
+
+    With one draw of the posterior for each, always the same. The value is -ELBO: reconstruction plus KL, whatever
+    weights they were trained with. Besides: the KL of each coding, sorted, and how many are active.
+
+    Raises: ValueError where the loss has no likelihood.
+    """
+    model, reconstruction, parts = source.model, source.reconstruction, list[tuple[Tensor, Tensor, Tensor]]()
+    name = reconstruction.likelihood
+    for numbers, x, y in held_out(source, data, n, batch):
+        mean, log_variance = model.encode(x, y)
+        eps = SampleNoise(0, numbers, "elbo")(0, (source.model.codings,), source.device)
+        output = model.decode(reparametrised(mean, log_variance, eps), y)
+        parts.append((reconstruction(output, x, model.log_scale)[name].cpu(), kl(mean, log_variance).cpu(), mean.cpu()))
+        if callback:
+            callback(len(x))
+    reconstruction, of_codings, means = (torch.cat(column).double() for column in zip(*parts, strict=True))
+    nats = reconstruction + of_codings.sum(1)
+    active = int(active_units(means).sum()) if n > 1 else None
+    values = interval(nats, data.units) | {
+        "reconstruction": reconstruction.mean().item(),
+        "kl": of_codings.sum(1).mean().item(),
+        "kl_of_codings": sorted(of_codings.mean(0).tolist(), reverse=True),
+        "active_units": active,
+        "codings": means.shape[1],
+    }
+    said = f"{values['value']:.2f} nats = {name} {values['reconstruction']:.2f} + KL {values['kl']:.2f}"
+    return f"elbo_{n}_held_out", f"{said}; {active} of {means.shape[1]} codings are active", values
+
+
+@torch.no_grad()
+def measure_log_likelihood(
+    source: Decoded, data: Dataset, n: int, draws: int, batch: int, callback: Callable[[int], None] | None = None
+) -> tuple[str, str, dict[str, Any]]:
+    """Protocol name, result in words and record of -log p(x) of n held-out samples, by the importance-weighted bound.
+
+    Args:
+        draws: of the posterior, for each; the bound is tighter the more there are.
+    Raises: ValueError where the loss has no likelihood.
+    """
+    model, reconstruction, at_least, elbo = source.model, source.reconstruction, list[Tensor](), list[Tensor]()
+    for numbers, x, y in held_out(source, data, n, max(1, batch // 8)):
+        noise = SampleNoise(source.seed, numbers, "iwae")
+
+        def of_chunk(i: int, noise: SampleNoise = noise) -> Tensor:
+            return noise(i, (AT_A_TIME, source.model.codings), source.device).movedim(1, 0)
+
+        bound, single = importance_weighted(model, reconstruction, x, y, draws, of_chunk, callback)
+        at_least.append(bound.cpu())
+        elbo.append(single.cpu())
+    nats = -torch.cat(at_least)
+    values = interval(nats, data.units) | {
+        "draws": draws,
+        "elbo": -torch.cat(elbo).mean().item(),
+        "likelihood": reconstruction.likelihood,
+    }
+    values["bits_per_dim"] = values["value"] / (math.log(2) * math.prod(data.shape))
+    words = f"{values['value']:.2f} nats"
+    words += f" (95% over {data.units}: {values['low']:.2f} to {values['high']:.2f})" if n > 1 else ""
+    words += f", {values['bits_per_dim']:.4f} bits/dim, by {draws:,} draws; by one {values['elbo']:.2f}"
+    return f"nats_iwae_{draws}_{n}_held_out", words, values
+
+
+def held_out(source: Decoded, data: Dataset, n: int, batch: int) -> Iterator[tuple[list[int], Tensor, Any]]:
+    """Numbers, x and what the network is told of n held-out samples, evenly spaced, `batch` at a time.
+
+    Pixels that are modelled as black or white are drawn so once for all, by the number of the sample.
+    """
+    for part in chosen(data, n).split(batch):
+        real, numbers = data.batch(part), part.tolist()
+
+        def uniform(real: Batch = real, numbers: list[int] = numbers) -> Tensor:
+            rows = [torch.rand(real.x.shape[1:], generator=generator(0, "binarise", i)) for i in numbers]
+            return torch.stack(rows)
+
+        x, y = source.reconstruction.drawn(real.x, uniform), real.condition.to(source.device)
+        yield numbers, x.to(source.device), y.taken_by(source.model)

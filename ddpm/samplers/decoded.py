@@ -1,0 +1,72 @@
+"""Samples that are decoded from codings at once, without a walk."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.batch import Condition
+from ddpm.latent.reconstruction import Reconstruction
+from ddpm.randomness import SampleNoise
+from ddpm.runs.precision import computing
+from ddpm.samplers import Callback
+from ddpm.samplers.source import Source
+
+
+class Decoded(Source):
+    """Samples of a variational autoencoder: codings of the prior, decoded.
+
+    Args:
+        model: with `codings`, `encode(x, y)` and `decode(z, y)`.
+        reconstruction: what its output is.
+        shape, seed, device, precision, asked: as in `Source`.
+    Raises: ValueError as there, and for no class of a network with classes.
+    """
+
+    evaluations = 1
+    walk = "codings of the prior, decoded"
+    measures = ("elbo", "log_likelihood")
+    """What is measured of it besides its samples."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reconstruction: Reconstruction,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ):
+        super().__init__(model, shape, seed, device, precision, asked)
+        if asked is not None and not asked:
+            raise ValueError("class = none: the network was never trained without its classes")
+        self.reconstruction = reconstruction
+
+    @torch.no_grad()
+    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
+        """The samples of these numbers, (n, *shape), on the CPU."""
+        z = SampleNoise(self.seed, numbers)(0, (self.model.codings,), self.device)
+        labels = self.classes(numbers)
+        with computing(self.device, self.precision):
+            output = self.model.decode(z, None if labels is None else labels.to(self.device))
+        x = self.reconstruction.picture(output).cpu()
+        self.range.note(x)
+        return x
+
+    @torch.no_grad()
+    def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
+        """k images on the straight way between the codings of two, each told of the class of the end nearer to it.
+
+        Args:
+            x: the two images, (2, *shape), in [-1, 1]; y: their classes, (2,), or their condition.
+        Returns:
+            (k, *shape), on the CPU.
+        """
+        condition = (y if isinstance(y, Condition) else Condition(classes=y)).to(self.device)
+        with computing(self.device, self.precision):
+            mean, _ = self.model.encode(x.to(self.device), condition.taken_by(self.model))
+            share = torch.linspace(0, 1, k, device=self.device)
+            told = condition.rows(lambda part: part[share.round().long()]).taken_by(self.model)
+            output = self.model.decode(mean[0] + share[:, None] * (mean[1] - mean[0]), told)
+        return self.reconstruction.picture(output).cpu()

@@ -1,0 +1,181 @@
+"""Variational autoencoders, with or without classes: codings that say of data what a decoder needs."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch, Condition
+from ddpm.data.dataset import Dataset, spread
+from ddpm.latent.elbo import kl, reparametrised, with_free_bits
+from ddpm.latent.reconstruction import Reconstruction
+from ddpm.randomness import Keyed
+from ddpm.samplers.decoded import Decoded
+from ddpm.training.task import Drawn, Losses, Task, must_take
+
+SHOWN = 12  # data that are drawn beside what is made of them
+SIDE = 20  # pictures of a side of the map of two codings
+REACH = 3.0  # of the prior's standard deviations, that traversals go from zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded(Drawn):
+    """Data, and what draws their codings.
+
+    Args:
+        x: data, (B, *), black and white where they are modelled so.
+        condition: what encoder and decoder are told.
+        eps: standard normal noise, (B, codings).
+    """
+
+    x: Tensor
+    condition: Condition
+    eps: Tensor
+
+
+class VAE(Task):
+    r"""Train an encoder and a decoder by the evidence lower bound, or by other parts of a loss in its place.
+
+    .. math:: \log p_\theta(x) \ge -L, \quad L = -E_{q_\phi(z \mid x)}[\log p_\theta(x \mid z)] +
+        D_\text{KL}(q_\phi(z \mid x) \| p(z)) \qquad \text{[VAE (3)]}
+
+    with parts = {likelihood: 1, "kl": 1}; the expectation is over one draw of z. A weight other than 1 of kl is beta.
+
+    Args:
+        model: with `encode(x, y)` -> (mean, log variance), each (B, codings), `decode(z, y)` -> (B, *), `codings`, and
+            `log_scale` where a part has a scale.
+        parts: name -> weight, 0 for a part that is not computed; of `ddpm.latent.reconstruction.PARTS`, and kl.
+        binarise: of the Bernoulli likelihood: draw black or white for each pixel, with its brightness as probability,
+            anew in each step; held-out data once for all. False takes grey as it is, of which there is no likelihood.
+        warmup: the share of the budget over which the weight of kl rises from 0, in [0, 1]; kl is logged as weighted.
+        free_bits: nats for each coding that cost nothing, see `ddpm.latent.elbo.with_free_bits`.
+        only: as in `Task`.
+    Raises: ValueError for parts that are not known, or that take the decoder's output for different things.
+    Source: Auto-Encoding Variational Bayes (arXiv 1312.6114); beta-VAE (Higgins et al. 2017).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Mapping[str, float],
+        binarise: bool = True,
+        warmup: float = 0.0,
+        free_bits: float = 0.0,
+        only: Sequence[str] | None = None,
+    ):
+        of_data = {name: weight for name, weight in parts.items() if name != "kl"}
+        self.reconstruction = Reconstruction(of_data, binarise)
+        beta = parts.get("kl", 0)
+        if isinstance(beta, bool) or not 0 <= beta < math.inf:
+            raise ValueError(f"parts.kl = {beta!r} must be >= 0 and finite")
+        super().__init__({"model": model}, weights=dict(parts), only=only)
+        if (scaled := self.reconstruction.scaled) and getattr(model, "log_scale", None) is None:
+            raise ValueError(f"parts: {scaled} has a scale, and the decoder has none; set model.scale=1")
+        if isinstance(warmup, bool) or not 0 <= warmup <= 1:
+            raise ValueError(f"warmup = {warmup!r} must lie in [0, 1]")
+        if isinstance(free_bits, bool) or not 0 <= free_bits < math.inf:
+            raise ValueError(f"free_bits = {free_bits!r} must be >= 0")
+        self.beta, self.warmup, self.free_bits = beta, warmup, free_bits
+        self.couples_batch = free_bits > 0
+        self.replayable = warmup == 0
+
+    @property
+    def model(self) -> nn.Module:
+        return self.modules["model"]
+
+    # -------------------------------------------------------------------------------------------------- what is trained
+
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Coded:
+        """eps for a step's whole batch, and which pixels are white."""
+        shape, device = (len(batch), self.model.codings), batch.x.device
+        eps = torch.randn(shape, device=device, generator=random("eps"))
+        uniform = functools.partial(torch.rand, batch.x.shape, device=device, generator=random("binarise"))
+        return Coded(x=self.reconstruction.drawn(batch.x, uniform), condition=batch.condition, eps=eps)
+
+    def losses(self, drawn: Coded, progress: float) -> Losses:  # type: ignore[override]  # its own draws
+        """The parts by name, each (B,)."""
+        y = drawn.condition.taken_by(self.model)
+        mean, log_variance = self.model.encode(drawn.x, y)
+        output = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
+        parts = self.reconstruction(output, drawn.x, self.model.log_scale)
+        if self.beta:
+            of_codings = kl(mean, log_variance)
+            whole = with_free_bits(of_codings, self.free_bits) if self.free_bits else of_codings.sum(1)
+            parts["kl"] = whole * min(1.0, progress / self.warmup) if self.warmup else whole
+        return parts
+
+    def check(self, data: Dataset) -> None:
+        """Raise ValueError for data that the network does not take, or of which a part has no meaning."""
+        must_take(self.model, data)
+        for name, holds in (("bernoulli", "bytes"), ("focal", "bytes"), ("logistic", "bytes"), ("ssim", "pictures")):
+            if name in self.reconstruction.parts and holds not in data.holds:
+                raise ValueError(
+                    f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
+                )
+
+    # ------------------------------------------------------------------------------------------------ what is looked at
+
+    def source(
+        self,
+        data: Dataset,
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ) -> "Decoded":
+        """Samples of the prior, decoded."""
+        return Decoded(self.model, self.reconstruction, data.shape, seed, device, precision, asked)
+
+    @torch.no_grad()
+    def draw_results(self, folder: Path, data: Dataset) -> None:
+        """Pictures of what the codings hold: reconstructions, traversals, ways between data, a map of two codings."""
+        if "pictures" not in data.holds:
+            return
+        from ddpm.figures import images, plots
+
+        model = self.model.eval()
+        device = next(model.parameters()).device
+        numbers = data.held_out if len(data.held_out) else data.train
+        batch = data.batch(numbers[spread(len(numbers), SHOWN)], device)
+        y = batch.condition.taken_by(model)
+        seen = self.draw_held_out(batch, Keyed(0, device=device)).x
+        mean, _ = model.encode(seen, y)
+
+        def pictures(z: Tensor, y: Tensor | Condition | None) -> Tensor:
+            return self.reconstruction.picture(model.decode(z, y)).cpu()
+
+        plots.labelled_rows(
+            folder / "reconstructions.png",
+            [("held out", batch.x.cpu()), *([("as seen", seen.cpu())] if self.reconstruction.binarise else []),
+             ("reconstructed", pictures(mean, y))],
+        )  # fmt: skip
+        first = batch.condition.rows(lambda t: t[:1])
+        at = torch.linspace(-REACH, REACH, SHOWN, device=device)
+        most = kl(*model.encode(seen, y)).mean(0).argsort(descending=True)[:8]  # of the codings, those that say most
+        rows = []
+        for j in most.tolist():
+            z = mean[:1].repeat(SHOWN, 1)
+            z[:, j] = at
+            rows.append((f"$z_{{{j}}}$", pictures(z, _repeated(first, SHOWN).taken_by(model))))
+        plots.labelled_rows(folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, all else fixed")
+        ways, share = [], torch.linspace(0, 1, SHOWN, device=device)[:, None]
+        for i in range(0, min(len(mean), 8) - 1, 2):
+            z = mean[i] + share * (mean[i + 1] - mean[i])
+            told = _repeated(batch.condition.rows(lambda t, i=i: t[i : i + 1]), SHOWN)
+            ways.append((f"{i} to {i + 1}", pictures(z, told.taken_by(model))))
+        plots.labelled_rows(folder / "interpolations.png", ways, "straight ways between the codings of held-out data")
+        if model.codings == 2:
+            quantiles = torch.linspace(0.5 / SIDE, 1 - 0.5 / SIDE, SIDE, device=device).mul(2).sub(1)
+            side = math.sqrt(2) * torch.erfinv(quantiles)
+            z = torch.cartesian_prod(-side, side).flip(1)
+            shown = pictures(z, _repeated(first, len(z)).taken_by(model))
+            images.save_samples(folder / "latent_map.png", shown, SIDE)
+
+
+def _repeated(condition: Condition, n: int) -> Condition:
+    """One row of a condition, n times."""
+    return condition.rows(lambda t: t.expand(n, *t.shape[1:]))
