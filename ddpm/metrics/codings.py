@@ -37,11 +37,11 @@ def measure_elbo(
         parts.append((reconstruction(output, x, model.log_scale)[name].cpu(), kl(mean, log_variance).cpu(), mean.cpu()))
         if callback:
             callback(len(x))
-    reconstruction, of_codings, means = (torch.cat(column).double() for column in zip(*parts, strict=True))
-    nats = reconstruction + of_codings.sum(1)
+    nats_of_x, of_codings, means = (torch.cat(column).double() for column in zip(*parts, strict=True))
+    nats = nats_of_x + of_codings.sum(1)
     active = int(active_units(means).sum()) if n > 1 else None
     values = interval(nats, data.units) | {
-        "reconstruction": reconstruction.mean().item(),
+        "reconstruction": nats_of_x.mean().item(),
         "kl": of_codings.sum(1).mean().item(),
         "kl_of_codings": sorted(of_codings.mean(0).tolist(), reverse=True),
         "active_units": active,

@@ -1,6 +1,7 @@
 """Samples that are decoded from codings at once, without a walk."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Decoded(Source):
 
     evaluations = 1
     walk = "codings of the prior, decoded"
+    model: Any  # with `codings`, `encode` and `decode`
     measures = ("elbo", "log_likelihood")
     """What is measured of it besides its samples."""
 

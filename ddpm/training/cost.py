@@ -247,8 +247,8 @@ def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
 
 def evaluation_seconds(source: Source, batch: int) -> float:
     """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
-    walks = isinstance(source, TrainedSampler)
-    return _median(_evaluate(source, batch) if walks else lambda: source.draw(range(batch)), source.device, 1)
+    evaluate = _evaluate(source, batch) if isinstance(source, TrainedSampler) else lambda: source.draw(range(batch))
+    return _median(evaluate, source.device, 1)
 
 
 def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class VAE(Task):
         self.replayable = warmup == 0
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         return self.modules["model"]
 
     # -------------------------------------------------------------------------------------------------- what is trained
@@ -142,7 +143,7 @@ class VAE(Task):
         numbers = data.held_out if len(data.held_out) else data.train
         batch = data.batch(numbers[spread(len(numbers), SHOWN)], device)
         y = batch.condition.taken_by(model)
-        seen = self.draw_held_out(batch, Keyed(0, device=device)).x
+        seen = self.draw(batch, Keyed(0, device=device), 1.0).x
         mean, _ = model.encode(seen, y)
 
         def pictures(z: Tensor, y: Tensor | Condition | None) -> Tensor:
@@ -153,29 +154,31 @@ class VAE(Task):
             [("held out", batch.x.cpu()), *([("as seen", seen.cpu())] if self.reconstruction.binarise else []),
              ("reconstructed", pictures(mean, y))],
         )  # fmt: skip
-        first = batch.condition.rows(lambda t: t[:1])
+        first = batch.condition.rows(functools.partial(_row, 0, SHOWN))
         at = torch.linspace(-REACH, REACH, SHOWN, device=device)
         most = kl(*model.encode(seen, y)).mean(0).argsort(descending=True)[:8]  # of the codings, those that say most
         rows = []
         for j in most.tolist():
             z = mean[:1].repeat(SHOWN, 1)
             z[:, j] = at
-            rows.append((f"$z_{{{j}}}$", pictures(z, _repeated(first, SHOWN).taken_by(model))))
+            rows.append(
+                (f"$z_{{{j}}}$", pictures(z, batch.condition.rows(functools.partial(_row, 0, SHOWN)).taken_by(model)))
+            )
         plots.labelled_rows(folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, all else fixed")
         ways, share = [], torch.linspace(0, 1, SHOWN, device=device)[:, None]
         for i in range(0, min(len(mean), 8) - 1, 2):
             z = mean[i] + share * (mean[i + 1] - mean[i])
-            told = _repeated(batch.condition.rows(lambda t, i=i: t[i : i + 1]), SHOWN)
+            told = batch.condition.rows(functools.partial(_row, i, SHOWN))
             ways.append((f"{i} to {i + 1}", pictures(z, told.taken_by(model))))
         plots.labelled_rows(folder / "interpolations.png", ways, "straight ways between the codings of held-out data")
         if model.codings == 2:
             quantiles = torch.linspace(0.5 / SIDE, 1 - 0.5 / SIDE, SIDE, device=device).mul(2).sub(1)
             side = math.sqrt(2) * torch.erfinv(quantiles)
             z = torch.cartesian_prod(-side, side).flip(1)
-            shown = pictures(z, _repeated(first, len(z)).taken_by(model))
+            shown = pictures(z, batch.condition.rows(functools.partial(_row, 0, len(z))).taken_by(model))
             images.save_samples(folder / "latent_map.png", shown, SIDE)
 
 
-def _repeated(condition: Condition, n: int) -> Condition:
-    """One row of a condition, n times."""
-    return condition.rows(lambda t: t.expand(n, *t.shape[1:]))
+def _row(i: int, n: int, x: Tensor) -> Tensor:
+    """Row i of x, n times."""
+    return x[i].expand(n, *x.shape[1:])
