@@ -20,6 +20,7 @@ from ddpm.training.task import Drawn, Losses, Task, must_take
 
 SHOWN = 12  # data that are drawn beside what is made of them
 SIDE = 20  # pictures of a side of the map of two codings
+TRAVERSED = 8  # codings that are traversed, at most
 REACH = 3.0  # of the prior's standard deviations, that traversals go from zero
 
 
@@ -142,43 +143,33 @@ class VAE(Task):
         device = next(model.parameters()).device
         numbers = data.held_out if len(data.held_out) else data.train
         batch = data.batch(numbers[spread(len(numbers), SHOWN)], device)
-        y = batch.condition.taken_by(model)
         seen = self.draw(batch, Keyed(0, device=device), 1.0).x
-        mean, _ = model.encode(seen, y)
+        mean, log_variance = model.encode(seen, batch.condition.taken_by(model))
 
-        def pictures(z: Tensor, y: Tensor | Condition | None) -> Tensor:
-            return self.reconstruction.picture(model.decode(z, y)).cpu()
+        def decoded(z: Tensor, of: Tensor) -> Tensor:
+            """What z (n, codings) is decoded to, told what there is to tell of the data of these places (n,)."""
+            told = batch.condition.rows(lambda x: x[of]).taken_by(model)
+            return self.reconstruction.picture(model.decode(z, told)).cpu()
 
+        every, first = torch.arange(len(mean)), torch.zeros(SHOWN, dtype=torch.long)
+        rows = [("held out", batch.x.cpu()), ("as seen", seen.cpu()), ("reconstructed", decoded(mean, every))]
+        plots.labelled_rows(folder / "reconstructions.png", rows if self.reconstruction.binarise else rows[::2])
+
+        rows, at = [], torch.linspace(-REACH, REACH, SHOWN, device=device)
+        for j in kl(mean, log_variance).mean(0).argsort(descending=True)[:TRAVERSED].tolist():  # that say most
+            z = mean[first].index_copy(1, torch.tensor([j], device=device), at[:, None])
+            rows.append((f"$z_{{{j}}}$", decoded(z, first)))
         plots.labelled_rows(
-            folder / "reconstructions.png",
-            [("held out", batch.x.cpu()), *([("as seen", seen.cpu())] if self.reconstruction.binarise else []),
-             ("reconstructed", pictures(mean, y))],
-        )  # fmt: skip
-        first = batch.condition.rows(functools.partial(_row, 0, SHOWN))
-        at = torch.linspace(-REACH, REACH, SHOWN, device=device)
-        most = kl(*model.encode(seen, y)).mean(0).argsort(descending=True)[:8]  # of the codings, those that say most
-        rows = []
-        for j in most.tolist():
-            z = mean[:1].repeat(SHOWN, 1)
-            z[:, j] = at
-            rows.append(
-                (f"$z_{{{j}}}$", pictures(z, batch.condition.rows(functools.partial(_row, 0, SHOWN)).taken_by(model)))
-            )
-        plots.labelled_rows(folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, all else fixed")
+            folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, the others kept"
+        )
+
         ways, share = [], torch.linspace(0, 1, SHOWN, device=device)[:, None]
-        for i in range(0, min(len(mean), 8) - 1, 2):
-            z = mean[i] + share * (mean[i + 1] - mean[i])
-            told = batch.condition.rows(functools.partial(_row, i, SHOWN))
-            ways.append((f"{i} to {i + 1}", pictures(z, told.taken_by(model))))
-        plots.labelled_rows(folder / "interpolations.png", ways, "straight ways between the codings of held-out data")
+        for i in range(0, len(mean) - 1, 2):
+            nearer = i + (share[:, 0] > 0.5).long().cpu()
+            ways.append((f"{i} to {i + 1}", decoded(mean[i] + share * (mean[i + 1] - mean[i]), nearer)))
+        plots.labelled_rows(folder / "interpolations.png", ways, "straight ways between the codings of two images")
         if model.codings == 2:
-            quantiles = torch.linspace(0.5 / SIDE, 1 - 0.5 / SIDE, SIDE, device=device).mul(2).sub(1)
-            side = math.sqrt(2) * torch.erfinv(quantiles)
+            quantile = (torch.arange(SIDE, device=device) + 0.5) / SIDE
+            side = math.sqrt(2) * torch.erfinv(2 * quantile - 1)  # of the prior: the map shows equal shares of it
             z = torch.cartesian_prod(-side, side).flip(1)
-            shown = pictures(z, batch.condition.rows(functools.partial(_row, 0, len(z))).taken_by(model))
-            images.save_samples(folder / "latent_map.png", shown, SIDE)
-
-
-def _row(i: int, n: int, x: Tensor) -> Tensor:
-    """Row i of x, n times."""
-    return x[i].expand(n, *x.shape[1:])
+            images.save_samples(folder / "latent_map.png", decoded(z, first[:1].expand(len(z))), SIDE)
