@@ -118,6 +118,7 @@ NEAR_AND_FAR: dict[str, Callable[[Result, Result], bool]] = {  # of real images 
     "coverage-k5": lambda good, bad: abs(good.value - good.real_vs_real) < 0.15 and bad.value < 0.1,
     "recognition": lambda good, bad: good.value > 0.9 < good.real_vs_real and bad.value < 0.1,
     "memorisation": lambda good, bad: good.value == pytest.approx(1, abs=0.1) and bad.value > 2,
+    "variety": lambda good, bad: good.value == pytest.approx(good.real_vs_real, rel=0.25) != bad.value,
     "sliced_wasserstein": lambda good, bad: good.low < good.real_vs_real < good.high < bad.low < bad.value,
     "energy_distance": lambda good, bad: abs(good.value) < 0.1 * bad.low and good.low < good.value < good.high,
 }
@@ -127,8 +128,8 @@ NEAR_AND_FAR: dict[str, Callable[[Result, Result], bool]] = {  # of real images 
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_measure_puts_images_near_real_ones_and_noise_far(name, features, seen):
     of = seen(features)
-    if name == "recognition" and features != "classifier":
-        with pytest.raises(ValueError, match=f"recognition needs features=classifier, not {of.features.name}"):
+    if name in ("recognition", "variety") and features != "classifier":
+        with pytest.raises(ValueError, match=f"{name} needs features=classifier.*not {of.features.name}"):
             MEASURES[name](drawn(real(N), of), of)
         return
     good, bad = (MEASURES[name](drawn(x, of), of) for x in (real(N), noise(N)))

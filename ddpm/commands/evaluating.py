@@ -27,7 +27,8 @@ from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_who
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
-OF_SAMPLES = ("recognition", "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
+NAMING = ("recognition", "variety")  # what a classifier sees in samples
+OF_SAMPLES = (*NAMING, "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo",)  # what is hidden behind held-out ones
@@ -285,7 +286,7 @@ def _kind(context: EvaluationContext, metric: str) -> str:
     """The features that a metric looks at: a classifier alone recognises, and what is no picture has coordinates."""
     if "pictures" not in context.data.holds:
         return "coordinates"
-    return "classifier" if metric == "recognition" else str(context.config.features)
+    return "classifier" if metric in NAMING else str(context.config.features)
 
 
 def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic: bool, n: int) -> None:

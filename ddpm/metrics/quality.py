@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,7 @@ from ddpm.metrics.memorisation import Memorisation, memorisation
 from ddpm.metrics.neighbours import density_coverage, precision_recall
 from ddpm.metrics.recognition import Recognition, recognised, recognition
 from ddpm.metrics.transport import Distance, directions, energy_distance, sliced_wasserstein
+from ddpm.metrics.variety import variety_within
 from ddpm.randomness import SampleNoise
 from ddpm.runs import checkpoint
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
@@ -255,6 +257,29 @@ def _recognition(result: Recognition, n: int) -> Result:
     )
 
 
+def variety(drawn: Samples, real: Real) -> dict[str, Result]:
+    """The mean distance of two samples within a class, in features, over the classes that the classifier names.
+
+    Beside it that of held-out images, named by the classifier too; `relative` is the mean over classes of their ratio.
+
+    Raises: ValueError for other features than a classifier's, and where no class has two samples.
+    """
+    if not isinstance(real.features, Judge):
+        raise ValueError(f"variety needs features=classifier, which names the classes, not {real.features.name}")
+    of_each = []
+    for features in (drawn.features, real.held_out):
+        named = real.features.probabilities(features)
+        of_each.append(variety_within(features, named.argmax(1), named.shape[1]))
+    both = [(ours, theirs) for ours, theirs in zip(*of_each, strict=True) if ours is not None and theirs is not None]
+    if not both:
+        raise ValueError(f"of {len(drawn.features)} samples no two are of one class, as the classifier names them")
+    value, of_held_out = (statistics.fmean(v for v in values if v is not None) for values in of_each)
+    relative = statistics.fmean(ours / theirs for ours, theirs in both)
+    words = f"variety within classes {value:.3f} (held-out images {of_held_out:.3f}), by class {relative:.1%} of it"
+    more = {"of_classes": of_each[0], "real_of_classes": of_each[1], "relative": relative}
+    return {"variety": Result(value, of_held_out, words, more=more)}
+
+
 def copies(drawn: Samples, real: Real) -> dict[str, Result]:
     """Distances to the nearest training image, in features and in pixels; all that was found is the detail."""
     data, pixels = real.data, Pixels(real.data.shape)
@@ -281,6 +306,7 @@ MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {
     "precision_recall": precision,
     "density_coverage": density,
     "memorisation": copies,
+    "variety": variety,
     "sliced_wasserstein": transport,
     "energy_distance": energy,
 }
