@@ -160,7 +160,7 @@ def pictures(folder: Path, *counts: int) -> list[str]:
 
 
 def test_every_measure_of_samples_leaves_its_record_and_its_figure(run, typed, draws):
-    metrics = f"metric=[{','.join(evaluating.OF_SAMPLES)}]"
+    metrics = f"metric=[recognition,{','.join((*evaluating.OF_FEATURES, *evaluating.OF_ANY))}]"
     result = typed(run, metrics, "n=16", "batch=7", *PCA4, "frechet.bias=true")
     assert result.code == 0, result
     found = records(run)
@@ -186,14 +186,14 @@ def test_every_measure_of_samples_leaves_its_record_and_its_figure(run, typed, d
 
 
 def test_every_measure_by_a_judge(run, typed, learned):
-    metrics = "metric=[recognition,frechet,kernel,precision_recall,density_coverage,memorisation]"
-    result = typed(run, metrics, "n=16", *SMALL_JUDGE, "recogniser=classifier")
+    metrics = "metric=[recognition,frechet,kernel,precision_recall,density_coverage,memorisation,variety]"
+    result = typed(run, metrics, "n=30", *SMALL_JUDGE, "recogniser=classifier")
     assert result.code == 0 and learned == [1761], result
     found = records(run)
-    assert len(found) == 8 and {name.split("_")[0] for name in found} >= {"recognition", "frechet", "recall-k3"}
+    assert len(found) == 9 and {name.split("_")[0] for name in found} >= {"recognition", "frechet", "recall-k3"}
     (name,) = {name.split("_")[1] for name in found}
     assert name.startswith("classifier-") and {record["judge_accuracy"] for record in found.values()} != {None}
-    judged = found[f"recognition_{name}_16_train"]
+    judged = found[f"recognition_{name}_30_train"]
     assert len(judged["class_shares"]) == 10 and "class_accuracy" not in judged
 
 
@@ -316,7 +316,7 @@ def test_several_seeds_give_a_mean_and_its_interval(run, typed, draws):
 def test_the_protocols_compose():
     full, quick = (config.compose("evaluate", ["run=x", *words]) for words in (["protocol=full"], []))
     assert (full.n, full.seeds, quick.n, quick.seeds) == (10000, 3, None, 1)
-    assert set(full.metric) == set(evaluating.OF_SAMPLES) and list(quick.metric) == ["recognition", "frechet"]
+    assert {*full.metric, "variety"} == set(evaluating.OF_SAMPLES) and list(quick.metric) == ["recognition", "frechet"]
     changed = config.compose("evaluate", ["run=x", "protocol=full", "n=100", "metric=kernel"])
     assert (changed.n, changed.seeds, changed.metric) == (100, 3, "kernel")
 

@@ -28,7 +28,8 @@ from ddpm.config import InvalidInput, build, compose, plain, resolve_device, res
 
 OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
 NAMING = ("recognition", "variety")  # what a classifier sees in samples
-OF_SAMPLES = (*NAMING, "frechet", "kernel", "precision_recall", "density_coverage", "memorisation", *OF_ANY)
+OF_FEATURES = ("frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
+OF_SAMPLES = ("recognition", *OF_FEATURES, "variety", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo",)  # what is hidden behind held-out ones
