@@ -139,16 +139,17 @@ class Codebook(nn.Module):
         Args:
             z_e: (B, D, h, w).
             chosen: which of its B h w vectors each code takes if it is dead, integers (K,); all chance is in them.
-            least: codes with N below it are dead. A revived one has N = 1.
+            least: codes with N below this share of the mean of all are dead. A revived one has that mean.
         Returns:
             Which were dead, (K,).
         """
-        dead = self.N.lt(least)
+        mean = self.N.mean()
+        dead = self.N.lt(least * mean)
         taken = rearrange(z_e, "b d h w -> (b h w) d")[chosen].to(self.e.dtype)
-        for vectors in (self.e, self.m):
-            if vectors is not None:
-                vectors.copy_(torch.where(dead[:, None], taken, vectors))
-        self.N.masked_fill_(dead, 1.0)
+        self.N.copy_(torch.where(dead, mean, self.N))
+        self.e.copy_(torch.where(dead[:, None], taken, self.e))
+        if self.m is not None:
+            self.m.copy_(torch.where(dead[:, None], mean * taken, self.m))
         return dead
 
     def perplexity(self, codes: Tensor) -> Tensor:
