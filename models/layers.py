@@ -17,6 +17,13 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(map(str, allowed))}")
 
 
+def check_counts(most: int, **counts: int) -> None:
+    """Raise ValueError for a count that is no integer in 1..most."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{name} = {value!r} must be an integer >= 1, and at most {most:,}")
+
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
