@@ -303,8 +303,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = 
         \quad A^T = \begin{pmatrix} 1 & 1 & 1 & 0 \\ 0 & 1 & -1 & -1 \end{pmatrix},
 
     and the 16 products, summed over channels, are 16 matrix products over all tiles. In bfloat16 its rounding error is
-    twice that of the sum term by term, in float32 about the same. Within `frozen`, in bfloat16, the sum is taken term by
-    term where that is faster.
+    twice that of the sum term by term, in float32 about the same. Within `frozen`, in bfloat16, the sum is taken term
+    by term where that is faster.
 
     Args:
         x: (B, C, H, W); weight: (C', C, 3, 3); bias: (C',); shift: (B, C').
