@@ -169,7 +169,8 @@ class Ours(Contender):
 
     def sample(self, forward: Forward, steps: int) -> Tensor:
         denoise = self.diffusion.denoiser(forward, self.y)
-        return DDIM(steps)(self.diffusion.schedule, denoise, torch.randn_like(self.x_0)).cpu()
+        with self.model.frozen():
+            return DDIM(steps)(self.diffusion.schedule, denoise, torch.randn_like(self.x_0)).cpu()
 
 
 class Peer(Contender):

@@ -118,14 +118,25 @@ struct Channels {  // a number for each, filled up to whole lanes
 
 constexpr i64 RUN = 64;  // pixels that are summed in float32 before the sum goes to a double
 
+template <int N, typename Value>
+void sum_of_pixels(i64 start, i64 end, i64 c, float* run, Value value) {  // of N times 16 channels, in registers
+    lanes sum[N] = {};
+    for (i64 p = start; p < end; p++)
+        for (int j = 0; j < N; j++) sum[j] += value(p, c + j * L);
+    for (int j = 0; j < N; j++) store(run + c + j * L, sum[j]);
+}
+
 template <typename Value>
 void sum_of_groups(i64 P, i64 count, i64 width, std::vector<double>& sums, Value value) {
     std::fill(sums.begin(), sums.end(), 0.0);
+    Channels run(count);
     for (i64 start = 0; start < P; start += RUN) {
-        Channels run(count);
-        for (i64 p = start; p < std::min(start + RUN, P); p++)
-            for (i64 c = 0; c < count; c += L) run.add(c, value(p, c));
-        for (i64 c = 0; c < count; c++) sums[c / width] += run[c];
+        const i64 end = std::min(start + RUN, P);
+        i64 c = 0;
+        for (; c + 4 * L <= count; c += 4 * L) sum_of_pixels<4>(start, end, c, run.values.data(), value);
+        for (; c < count; c += L) sum_of_pixels<1>(start, end, c, run.values.data(), value);
+        for (size_t g = 0; g < sums.size(); g++)
+            for (i64 i = 0; i < width; i++) sums[g] += run[g * width + i];
     }
 }
 

@@ -8,6 +8,7 @@ Under `torch.vmap` S networks of one form are one program: their group norms are
 channels side by side, as PyTorch has their convolutions; their attention is one over the rows of all.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -34,6 +35,7 @@ NARROW = (4, 8)  # widths of heads for which attention is compiled
 FEW = 256  # pixels whose scores are all kept for a backward pass in bfloat16
 # Channels in and out: with fewer, the transforms cost more than Winograd's algorithm saves.
 WIDE_ENOUGH = {torch.float32: 256, torch.bfloat16: 128}
+AROUND = ([1, 1],) * 3  # padding, stride and dilation
 CHUNK = 2**24  # bytes of transformed tiles at a time, which should stay in the last cache
 
 
@@ -191,6 +193,41 @@ class _Stacked(torch.autograd.Function):
         pass
 
 
+# --- Weights that stay as they are
+
+_kept = threading.local()
+
+
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """A context for many calls with the same weights, such as a sampler's: what convolutions make of them is kept.
+
+    It holds for the thread that enters it, while gradients are off; at its end all is forgotten. A weight that does
+    change inside is noticed, unless it is written to through `.data` or by what is not PyTorch.
+    """
+    before, _kept.made = getattr(_kept, "made", None), {}
+    try:
+        yield
+    finally:
+        _kept.made = before
+
+
+def _frozen() -> bool:
+    return getattr(_kept, "made", None) is not None and not torch.is_grad_enabled()
+
+
+def _made(make: Callable[..., Tensor], weight: Tensor, *how: Any) -> Tensor:
+    """make(weight, *how), within `frozen` once for each version of the weight."""
+    if not _frozen() or weight.is_inference():  # which counts no versions
+        return make(weight, *how)
+    key, state = (make, how, weight.data_ptr()), (weight._version, weight.shape, weight.stride())
+    kept = _kept.made.get(key)
+    if kept is None or kept[0] != state:
+        # with the weight, whose address is thus no other's
+        kept = _kept.made[key] = state, make(weight, *how), weight.detach()
+    return kept[1]
+
+
 # --- Group norm and SiLU
 
 
@@ -266,7 +303,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = 
         \quad A^T = \begin{pmatrix} 1 & 1 & 1 & 0 \\ 0 & 1 & -1 & -1 \end{pmatrix},
 
     and the 16 products, summed over channels, are 16 matrix products over all tiles. In bfloat16 its rounding error is
-    twice that of the sum term by term, in float32 about the same.
+    twice that of the sum term by term, in float32 about the same. Within `frozen`, in bfloat16, the sum is taken term
+    by term where that is faster.
 
     Args:
         x: (B, C, H, W); weight: (C', C, 3, 3); bias: (C',); shift: (B, C').
@@ -275,20 +313,48 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = 
     """
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     C_out, C_in = weight.shape[:2]
-    if (
-        _plain(x)
-        or not _is_channels_last(x)
-        or weight.shape[1:] != (x.shape[1], 3, 3)
-        or weight.dtype != torch.float32
-        or weight.device.type != "cpu"
-        or not _is_row(bias, C_out)
-        or (shift is not None and shift.shape != (len(x), C_out))
-        or min(C_in, C_out) < WIDE_ENOUGH.get(kind, math.inf)
-    ):
+    fits = (
+        not _plain(x)
+        and _is_channels_last(x)
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and _is_row(bias, C_out)
+        and (shift is None or shift.shape == (len(x), C_out))
+    )
+    wide = min(C_in, C_out) >= WIDE_ENOUGH.get(kind, math.inf)
+    if fits and kind == torch.bfloat16 and _frozen() and _packs() and (_multiplies_tiles() or not wide):
+        return _direct(x.to(kind), weight, bias, shift)
+    if not fits or not wide:
         y = F.conv2d(x, weight, bias, padding=1)
         return y if shift is None else y + shift[:, :, None, None]
     of = _Middle if x.shape[2:] == (1, 1) else _Winograd
     return of.apply(x.to(kind), weight, bias[None] if shift is None else shift + bias, shift is None)
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None) -> Tensor:
+    """Term by term, by PyTorch's own operation, from kernels that are in the order of its loops."""
+    packed = _made(_pack, weight, x.dtype, tuple(x.shape))
+    y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias.to(x.dtype), *AROUND, 1, "none", [], "")
+    return y if shift is None else y.add_(shift[:, :, None, None])
+
+
+def _pack(weight: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Kernels (C', C, 3, 3) in the order in which PyTorch's convolution of images of a shape reads them."""
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.detach().to(kind).to_mkldnn(), *AROUND, 1, shape)
+
+
+@functools.cache
+def _packs() -> bool:
+    """Whether PyTorch has the two, which it tells under no public name."""
+    names = ((torch.ops.mkldnn, "_convolution_pointwise"), (torch._C._nn, "mkldnn_reorder_conv2d_weight"))
+    return all(hasattr(*name) for name in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@functools.cache
+def _multiplies_tiles() -> bool:
+    """Whether the CPU multiplies tiles (AMX), beside which Winograd's transforms take longer than they save."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 class _Middle(torch.autograd.Function):
@@ -314,10 +380,7 @@ class _Middle(torch.autograd.Function):
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, shared: bool) -> Tensor:
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        C_out, C_in = weight.shape[:2]
-        U = torch.empty(16, C_out, C_in, dtype=x.dtype)
-        _call("weight_in", x, weight, U, C_out, C_in)
+        U = _made(_transformed, weight, x.dtype)
         ctx.save_for_backward(x, U)
         ctx.shared = shared
         return _correlate(x, U.mT, shift.float().contiguous(), False)
@@ -337,13 +400,19 @@ class _Winograd(torch.autograd.Function):
         return dx, dweight, dshift, None
 
 
+def _transformed(weight: Tensor, kind: torch.dtype) -> Tensor:
+    """G g G^T of kernels (C', C, 3, 3): (16, C', C)."""
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    C_out, C_in = weight.shape[:2]
+    U = torch.empty(16, C_out, C_in, dtype=kind)
+    _call("weight_in", U, weight, U, C_out, C_in)
+    return U
+
+
 def _chunks(x: Tensor, channels: int) -> Iterator[slice]:
     """Images at a time, so that their tiles with so many channels take `CHUNK` bytes."""
     images = max(1, CHUNK // (4 * x.shape[2] * x.shape[3] * channels * x.element_size()))
     return (slice(start, start + images) for start in range(0, len(x), images))
-
-
-_kept = threading.local()
 
 
 def _scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:

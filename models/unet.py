@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from models import kernels
 from models.embeddings import (
     ClassEmbedding,
     Condition,
@@ -108,6 +109,7 @@ class UNet(nn.Module):
 
     null_image: nn.Parameter | None
     gain_out: nn.Parameter | None
+    frozen = staticmethod(kernels.frozen)  # a context in which the weights stay as they are
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """models/kernels.py: the compiled loops give what the formulas give, and PyTorch's own operations without them."""
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -92,6 +93,134 @@ def test_convolution_by_winograds_algorithm(c_in, c_out, height, width, shifted,
         return y if shift is None else y + shift[:, :, None, None]
 
     assert_alike(function, formula, inputs, randn(5, c_out, height, width, dtype=dtype), ROUNDING[dtype])
+
+
+def in_precision(dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+packed = pytest.mark.skipif(not kernels._packs(), reason="PyTorch cannot pack bfloat16 kernels here")
+
+
+@compiled
+@packed
+@pytest.mark.parametrize("c_in, c_out, height, width", [(64, 32, 8, 8), (3, 48, 7, 5), (33, 1, 2, 2), (64, 32, 1, 1)])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_packed_kernels_give_the_same_convolution(c_in, c_out, height, width, shifted, monkeypatch):
+    """Where tiles are multiplied no convolution in bfloat16 is by Winograd's algorithm; another batch may follow."""
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    monkeypatch.setattr(kernels, "_multiplies_tiles", lambda: True)
+    monkeypatch.setattr(kernels, "_call", lambda *arguments: pytest.fail("a kernel was called"))
+    weight, bias = randn(c_out, c_in, 3, 3), randn(c_out)
+    with torch.no_grad(), in_precision(torch.bfloat16), kernels.frozen():
+        for B in (5, 5, 2):
+            x, shift = randn(B, c_in, height, width, dtype=torch.bfloat16), randn(B, c_out)
+            y = kernels.convolution(x, weight, bias, shift if shifted else None)
+            exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+            exact += shift[:, :, None, None] if shifted else 0
+            atol = ROUNDING[torch.bfloat16] * exact.abs().max().item()
+            torch.testing.assert_close(y.double(), exact, rtol=0, atol=atol)
+
+
+@pytest.fixture(params=[True, False], ids=["tiles", "no tiles"])
+def on_any_cpu(request, monkeypatch) -> list[str]:
+    """All convolutions are wide, the CPU multiplies tiles or not; what is made of weights, in turn."""
+    made: list[str] = []
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    monkeypatch.setattr(kernels, "_multiplies_tiles", lambda: request.param)
+    for name in ("_pack", "_transformed"):
+        make = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *how, make=make, name=name: (made.append(name), make(*how))[1])
+    return made
+
+
+def small(seed: int) -> tuple[UNet, list[Tensor]]:
+    """A network of random weights, in evaluation mode, and (x, t)."""
+    torch.manual_seed(seed)
+    model = UNet(4, 1, channels=8, channel_mults=[1, 2], blocks=1, attention_resolutions=[], groups=4)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    return model.eval().to(memory_format=torch.channels_last), [randn(2, 1, 4, 4), torch.tensor([1, 500])]
+
+
+@compiled
+@packed
+@both
+def test_what_is_made_of_frozen_weights_is_made_once_and_never_stale(dtype, on_any_cpu):
+    """After each way to change weights a network answers as it does anew."""
+    model, inputs = small(0)
+    weight, state = model.middle_1.conv_1.weight, small(1)[0].state_dict()
+    steps = [p.clone() for p in model.parameters()]
+
+    def answer() -> Tensor:
+        with kernels.frozen():
+            return model(*inputs)
+
+    def swap() -> None:
+        """As an average takes the place of the weights, and they are written to where they were."""
+        held = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for name, p in model.named_parameters():
+            p.copy_(0.5 * held[name])
+
+    changes = [
+        lambda: None,
+        lambda: weight.mul_(1.5),
+        lambda: torch._foreach_add_(list(model.parameters()), steps),
+        swap,
+        lambda: model.load_state_dict(state),
+        lambda: setattr(weight, "data", 2 * weight),
+        lambda: setattr(model.middle_1.conv_1, "weight", nn.Parameter(-weight.detach())),
+    ]
+    answers = []
+    with torch.no_grad(), in_precision(dtype), kernels.frozen():
+        model(*inputs)
+        for change in changes:
+            change()
+            torch.clear_autocast_cache()  # which keeps the weights of all other layers
+            count = len(on_any_cpu)
+            answers.append(model(*inputs))
+            assert (len(on_any_cpu) == count) == (not answers[1:])
+            again = len(on_any_cpu)
+            assert torch.equal(model(*inputs), answers[-1]) and len(on_any_cpu) == again
+            assert torch.equal(answer(), answers[-1])
+    for a, b in itertools.pairwise(answers):
+        assert not torch.equal(a, b)
+
+
+@compiled
+@packed
+@both
+def test_nothing_is_kept_beyond_its_context_nor_changes_a_gradient(dtype, on_any_cpu):
+    (model, inputs), (other, _) = small(0), small(0)
+    with in_precision(dtype):
+        expected = other(*inputs)
+        expected.float().square().mean().backward()
+    with pytest.raises(KeyError), torch.no_grad(), in_precision(dtype), kernels.frozen():
+        model(*inputs)
+        with kernels.frozen():
+            assert not kernels._kept.made
+        assert kernels._kept.made
+        raise KeyError
+    assert kernels._kept.made is None
+    on_any_cpu.clear()
+    with kernels.frozen(), in_precision(dtype):
+        found = model(*inputs)
+        found.float().square().mean().backward()
+    assert set(on_any_cpu) == {"_transformed"}
+    assert torch.equal(found, expected)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@compiled
+@packed
+def test_weights_without_versions_are_never_kept(on_any_cpu):
+    x, weight = randn(2, 8, 4, 4, dtype=torch.bfloat16), randn(8, 8, 3, 3)
+    with torch.inference_mode(), kernels.frozen():
+        weight = weight.clone()
+        once = kernels.convolution(x, weight, torch.zeros(8))
+        weight.mul_(2)
+        assert torch.equal(kernels.convolution(x, weight, torch.zeros(8)), 2 * once)
 
 
 @compiled

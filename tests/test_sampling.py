@@ -1,5 +1,6 @@
 """ddpm/samplers/trained.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
 
+import copy
 import itertools
 import math
 
@@ -15,6 +16,7 @@ from ddpm.samplers import DDIM, Ancestral
 from ddpm.samplers.source import Range
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from models import kernels
 from models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -49,6 +51,28 @@ def test_the_batch_never_changes_a_sample(sampler, model):
         assert np.array_equal(to_numpy(drawn), to_numpy(reference))
     numbers = [7, 2, 9]
     torch.testing.assert_close(source(model, sampler).draw(numbers), reference[numbers], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_samples_between_steps_of_training_are_those_of_the_weights_as_they_are(precision, model, monkeypatch):
+    """What the steps of a sampler keep of the weights is theirs alone; so are samples by the average of the weights."""
+    monkeypatch.setattr(kernels, "WIDE_ENOUGH", dict.fromkeys(kernels.WIDE_ENOUGH, 1))
+    model = copy.deepcopy(model)
+    drawn, ways = [], []
+    for _ in range(2):
+        for share in (1, 0.9):
+            model.load_state_dict({name: share * p for name, p in model.state_dict().items()})
+            fresh = copy.deepcopy(model)
+            for way in (model, fresh):
+                told = TrainedSampler(GaussianDiffusion(cosine(20)), way, DDIM(2), SHAPE, 0, CPU, precision)
+                drawn.append(told.draw(range(2)))
+            assert torch.equal(*drawn[-2:])
+            ways.append(drawn[-1])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        model(torch.ones(2, *SHAPE), torch.tensor([1, 20])).square().sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(ways, 2))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["ddim", "ddim with noise", "ancestral"])

@@ -1,5 +1,6 @@
 """Samples of a trained network: batch by batch, and the way from noise to image."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 
@@ -72,10 +73,17 @@ class TrainedSampler(Source):
         noise = SampleNoise(self.seed, numbers)
         x_T = noise.x_T(self.shape, self.device)
         denoise = self.denoiser(self.condition(numbers))
-        with computing(self.device, self.precision):
+        with self.computing():
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
         self.range.note(x_0)
         return x_0
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """The context for all steps of a sampler: its precision, and weights that stay as they are."""
+        frozen = getattr(self.model, "frozen", contextlib.nullcontext)  # a network that makes use of it has a context
+        with computing(self.device, self.precision), frozen():
+            yield
 
     def predictor(self, condition: Condition) -> Denoise:
         """The network, told of a condition on its device: its raw prediction, guided."""
@@ -155,7 +163,7 @@ class TrainedSampler(Source):
             self.diffusion.schedule,
             self.diffusion.predictor(self.model, condition.taken_by(self.model)),
         )
-        with computing(self.device, self.precision):
+        with self.computing():
             x_T = self.sampler.encode(schedule, denoise, x.to(self.device))
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
             nearer = condition.rows(lambda part: part[ends]).taken_by(self.model)
