@@ -79,6 +79,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
 }
 BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
     "guidance.bound": {"data"},
+    "samplers.stacked": {"data"},
     "samplers.trained": {"data", "guidance", "runs"},
 }
 PACKAGES = {  # where nobody may import it, but these

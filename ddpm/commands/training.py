@@ -39,20 +39,26 @@ class Stopped(Exception):
     """Who watches a run has seen enough of it; the message says why. It is INTERRUPTED, and can be gone on with."""
 
 
-def train(config: DictConfig) -> None:
+Opened = tuple[Any, Any, DictConfig, int]
+"""What `ddpm.commands.load.source_of` opens."""
+
+
+def train(config: DictConfig, opened: Callable[[DictConfig, str], Opened] | None = None) -> None:
     """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
 
     In a sweep a run that failed before is left alone, unless retry=true; one that was refused, and never began, is not.
 
+    Args:
+        opened: as of `measure`.
     Raises: InvalidInput before it begins, RunFailed afterwards.
     """
     with _slot(config) as device_name:
         device, teacher = resolve_device(device_name), None
         for steps in stages(config):
-            teacher = _train(stage(config, steps, teacher), device)
+            teacher = _train(stage(config, steps, teacher), device, opened)
 
 
-def _train(config: DictConfig, device: Any) -> Path:
+def _train(config: DictConfig, device: Any, opened: Callable[[DictConfig, str], Opened] | None) -> Path:
     """Of one run; returns its folder."""
     from ddpm.runs.directory import DONE, FAILED
     from ddpm.training import ranks
@@ -73,7 +79,7 @@ def _train(config: DictConfig, device: Any) -> Path:
         raise RunFailed(f"{plan.run.path} failed before ({status.get('reason')}); retry=true tries it again")
     else:
         lead(plan, team)
-    measure(plan)
+    measure(plan, opened)
     return Path(plan.run.path)
 
 
@@ -175,13 +181,14 @@ def _train_and_draw(
     return concluded(plan, fit)
 
 
-def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]]) -> str:
+def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None) -> str:
     """What `fit` returns of a run, with its results drawn: the budget that ended it.
 
     Any other end is written into the run's status.
 
     Args:
         fit: gives that budget and the averaged task, or raises what ended training.
+        source: what the results are drawn from, a `TrainedSampler`; None for `source_of_results`.
     Raises: RunFailed, Stopped; SystemExit after a signal.
     """
     from ddpm.runs import checkpoint
@@ -192,7 +199,7 @@ def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]]) -> str:
     try:
         ended, averaged = fit()
         with terminable():
-            _draw_results(plan, averaged)
+            _draw_results(plan, averaged, source)
         return ended
     except Interrupted as error:
         run.write_status(INTERRUPTED, reason=str(error), ended=now())
@@ -237,9 +244,11 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
     )
 
 
-def measure(plan: Plan) -> None:
+def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = None) -> None:
     """Measure a run that is done by the lines of `evaluation`, each once.
 
+    Args:
+        opened: opens, of a line and its configuration, what is measured; None for `ddpm.commands.load.source_of`.
     Raises: RunFailed where a line cannot be carried out; Held.
     """
     from ddpm.runs.directory import DONE, RunIsHeld
@@ -255,7 +264,7 @@ def measure(plan: Plan) -> None:
                 if line in done:
                     continue
                 try:
-                    evaluating.evaluate(config)
+                    evaluating.evaluate(config, None if opened is None else opened(config, line))
                 except InvalidInput as error:
                     raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
                 done = [*done, line]
@@ -338,7 +347,20 @@ def _record_failure(run: Any, error: Exception) -> NoReturn:
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
 
 
-def _draw_results(plan: Plan, averaged: Any) -> None:
+def source_of_results(plan: Plan, averaged: Any) -> Any:
+    """What the results of a run are drawn from; None for a task that draws no samples."""
+    from ddpm.runs.precision import as_trained
+    from ddpm.samplers.trained import TrainedSampler
+
+    config, data, sampler = plan.config, plan.data, plan.parts.sampler
+    if sampler is None:
+        return None
+    precision = as_trained(plan.run.status()["precision"], plan.device)
+    drawing = (data.shape, config.seed, plan.device, precision)
+    return TrainedSampler(averaged.diffusion, averaged.model, sampler, *drawing, data=data)
+
+
+def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     """The pictures at the end of a run, and its figures."""
     import torch
 
@@ -350,8 +372,6 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     from ddpm.randomness import SampleNoise
     from ddpm.runs import results
     from ddpm.runs.directory import git_commit, held_out_lines, read_metrics
-    from ddpm.runs.precision import as_trained
-    from ddpm.samplers.trained import TrainedSampler
 
     run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
     history = read_metrics(run.path)
@@ -365,8 +385,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         return
     diffusion = averaged.diffusion
     plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): diffusion.schedule})
-    precision = as_trained(run.status()["precision"], device)
-    source = TrainedSampler(diffusion, averaged.model, sampler, data.shape, config.seed, device, precision, data=data)
+    source = source_of_results(plan, averaged) if source is None else source
     pictures = "pictures" in data.holds
     shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
