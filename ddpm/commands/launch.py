@@ -45,10 +45,6 @@ class Sweep:
         self.jobs = jobs
         self.taken = set[int]()  # jobs for which others were looked for, to be trained at once with them
         self.failed = set[int]()  # those whose runs failed at once with others
-        self.alike = dict[
-            str, list[str]
-        ]()  # of the folder of a run those of all that may be drawn from at once with it
-        self.shared = dict[tuple[str, str], Any]()  # of a folder and a line of `evaluation` what is drawn so
 
 
 _sweep = Sweep([])

@@ -38,8 +38,8 @@ class Job(NamedTuple):
 def train(config: DictConfig) -> None:
     """Train the run that is asked for, and at once with it those of the sweep that stack with it.
 
-    Their own jobs then find them done, or failed, and measure them; the samples of all are drawn with those of the
-    first. What cannot be stacked is trained, and drawn from, by itself, with a notice.
+    Those that are done are measured, and what is measured is drawn from all at once. Their own jobs then find them
+    done, or failed, and do what is left. What cannot be stacked is trained, or drawn from, by itself, with a notice.
 
     Raises: as `ddpm.commands.training.train`.
     """
@@ -49,13 +49,11 @@ def train(config: DictConfig) -> None:
         _train_stacks(config, number)
     if number in sweep().failed:  # just now: retry=true does not try it once more
         config = OmegaConf.merge(config, {"retry": False})  # type: ignore[assignment]  # of two mappings it is one
-    training.train(config, _opened if sweep().alike else None)
+    training.train(config)
 
 
 def _train_stacks(config: DictConfig, number: int | None) -> None:
-    """Train in stacks what can be of the jobs that are equal to this one but for `FREE`, and note what is alike."""
-    from ddpm.runs.directory import DONE
-
+    """Train and measure in stacks what can be of the jobs that are equal to this one but for `FREE`."""
     jobs = sweep().jobs
     if number is None or number >= len(jobs):
         say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
@@ -68,11 +66,15 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     if len(every) < 2:
         return
     size = _fitting(next(iter(every.values())))
-    paths = [str(plan.run.path) for plan in every.values()]
-    for first in range(0, len(paths), size):
-        together = paths[first : first + size]
-        sweep().alike.update(dict.fromkeys(together, together))
-    plans = {n: plan for n, plan in every.items() if status_of(plan.run).get("state") != DONE}
+    _train_at_once(every, size)
+    _measure_at_once(list(every.values()), size)
+
+
+def _train_at_once(plans: dict[int, Plan], size: int) -> None:
+    """Train in stacks of at most `size` runs what is not done of these, by job."""
+    from ddpm.runs.directory import DONE
+
+    plans = {n: plan for n, plan in plans.items() if status_of(plan.run).get("state") != DONE}
     if len(plans) < 2:
         return
     if reason := _why_not(next(iter(plans.values()))):
@@ -81,7 +83,7 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     with contextlib.ExitStack() as locks:
         at_step = defaultdict[int, list[Job]](list)
         for n, plan in plans.items():
-            if (job := _held(plan, jobs[n], n, locks)) is not None:
+            if (job := _held(plan, sweep().jobs[n], n, locks)) is not None:
                 at_step[job.step].append(job)
         for step, those in at_step.items():
             if size == 1:
@@ -278,34 +280,59 @@ def _shared(sources: list[Any]) -> Any:
         return None
 
 
-def _opened(config: DictConfig, line: str) -> training.Opened:
-    """What `source_of` opens, which is drawn from at once with the runs alike that are to be measured by this line."""
-    from ddpm.samplers.stacked import SharingSampler
-
-    shared, path = sweep().shared, str(config.run)
-    if (path, line) not in shared:
-        others = _sources_alike(config, line)
-        drawn = _shared(list(others.values()))
-        places = {other: (drawn, place) for place, other in enumerate(others)}
-        shared.update({(other, line): place for other, place in places.items()})
-    drawn, place = shared.pop((path, line), (None, 0))
-    source, *more = source_of(config)
-    return (source if drawn is None else SharingSampler(source, drawn, place), *more)
+def _measure_at_once(plans: list[Plan], size: int) -> None:
+    """Measure what is done of these runs, drawing from at most `size` at once; what fails is left to its own job."""
+    for first in range(0, len(plans), size):
+        together = plans[first : first + size]
+        opening = _Opening([plan.run.path for plan in together])
+        for plan in together:
+            with contextlib.suppress(training.RunFailed, InvalidInput):
+                if any(opening.is_due(plan.run.path, line) for line in plan.settings.get("evaluation", [])):
+                    say(f"measuring {plan.run.path}")
+                    training.measure(plan, opening)
 
 
-def _sources_alike(config: DictConfig, line: str) -> dict[str, Any]:
-    """By its folder what a line draws from, of a run and of those alike that are done and not measured by it yet."""
-    from ddpm.runs.directory import DONE, Run
+class _Opening:
+    """Opens runs to be measured, each to be drawn from at once with the others that are measured by the same line.
 
-    sources = {}
-    for path in sweep().alike.get(str(config.run), []):
-        other = copy.deepcopy(config)
-        other.run = path
-        with contextlib.suppress(InvalidInput, RuntimeError):  # which its own job will say; too little memory
-            status = status_of(Run(Path(path)))
-            if status.get("state") == DONE and line not in (status.get("evaluated") or []):
-                sources[path] = source_of(other)[0]
-    return sources
+    Args:
+        paths: of the runs.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.shared = dict[str, tuple[Any, list[str]]]()  # by line what is drawn at once, and of which runs in order
+
+    def __call__(self, config: DictConfig, line: str) -> training.Opened:
+        """What `source_of` opens."""
+        from ddpm.samplers.stacked import SharingSampler
+
+        if line not in self.shared:
+            sources = self._sources(config, line)
+            self.shared[line] = _shared(list(sources.values())), list(sources)
+        source, *more = source_of(config)
+        shared, runs = self.shared[line]
+        if shared is not None and str(config.run) in runs:
+            source = SharingSampler(source, shared, runs.index(str(config.run)))
+        return (source, *more)
+
+    def is_due(self, path: Path, line: str) -> bool:
+        """Whether a run is trained, and not yet measured by a line."""
+        from ddpm.runs.directory import DONE, Run
+
+        status = status_of(Run(path))
+        return status.get("state") == DONE and line not in (status.get("evaluated") or [])
+
+    def _sources(self, config: DictConfig, line: str) -> dict[str, Any]:
+        """What a line draws from, by the folder of the run."""
+        sources = {}
+        for path in self.paths:
+            other = copy.deepcopy(config)
+            other.run = str(path)
+            with contextlib.suppress(InvalidInput, RuntimeError):  # which is said where it is measured; no memory
+                if self.is_due(path, line):
+                    sources[str(path)] = source_of(other)[0]
+        return sources
 
 
 def _given(result: Any) -> Any:

@@ -43,22 +43,20 @@ Opened = tuple[Any, Any, DictConfig, int]
 """What `ddpm.commands.load.source_of` opens."""
 
 
-def train(config: DictConfig, opened: Callable[[DictConfig, str], Opened] | None = None) -> None:
+def train(config: DictConfig) -> None:
     """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
 
     In a sweep a run that failed before is left alone, unless retry=true; one that was refused, and never began, is not.
 
-    Args:
-        opened: as of `measure`.
     Raises: InvalidInput before it begins, RunFailed afterwards.
     """
     with _slot(config) as device_name:
         device, teacher = resolve_device(device_name), None
         for steps in stages(config):
-            teacher = _train(stage(config, steps, teacher), device, opened)
+            teacher = _train(stage(config, steps, teacher), device)
 
 
-def _train(config: DictConfig, device: Any, opened: Callable[[DictConfig, str], Opened] | None) -> Path:
+def _train(config: DictConfig, device: Any) -> Path:
     """Of one run; returns its folder."""
     from ddpm.runs.directory import DONE, FAILED
     from ddpm.training import ranks
@@ -79,7 +77,7 @@ def _train(config: DictConfig, device: Any, opened: Callable[[DictConfig, str], 
         raise RunFailed(f"{plan.run.path} failed before ({status.get('reason')}); retry=true tries it again")
     else:
         lead(plan, team)
-    measure(plan, opened)
+    measure(plan)
     return Path(plan.run.path)
 
 
