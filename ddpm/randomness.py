@@ -46,18 +46,23 @@ class SampleNoise:
     It is drawn on the CPU, so that it is the same on every device.
 
     Args:
-        seed: the seed of sampling.
+        seed: the seed of sampling; or the seed of each row.
         indices: the number of each sample, one a row.
         stream: what is drawn; two streams are independent.
     """
 
-    def __init__(self, seed: int, indices: range | list[int], stream: str = "sample"):
-        self.seed, self.indices, self.stream = seed, list(indices), stream
+    def __init__(self, seed: int | list[int], indices: range | list[int], stream: str = "sample"):
+        self.indices, self.stream = list(indices), stream
+        self.seeds = seed if isinstance(seed, list) else [seed] * len(self.indices)
 
     def __call__(self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """Noise (B, *shape), float32; `draw` is 0 for x_T and counts the sampler's steps from 1."""
-        rows = [torch.randn(shape, generator=generator(self.seed, self.stream, n, draw)) for n in self.indices]
-        return torch.stack(rows).to(device)
+        keys = list(zip(self.seeds, self.indices, strict=True))
+        rows = {
+            (seed, n): torch.randn(shape, generator=generator(seed, self.stream, n, draw))
+            for seed, n in dict.fromkeys(keys)  # networks that are drawn from together often have one seed
+        }
+        return torch.stack([rows[key] for key in keys]).to(device)
 
     def x_T(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The starting noise (B, *shape)."""

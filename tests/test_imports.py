@@ -84,6 +84,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
 BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
     "guidance.bound": {"data"},
     "samplers.source": {"data"},
+    "samplers.stacked": {"data"},
     "samplers.trained": {"data", "guidance", "runs"},
     "samplers.decoded": {"data", "runs"},
 }

@@ -44,13 +44,15 @@ FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
 EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(config: DictConfig, opened: tuple[Any, Any, DictConfig, int] | None = None) -> None:
     """Check what every metric that is asked for needs, say the plan, then carry it out.
 
+    Args:
+        opened: what `source_of` opens, where it is open.
     Raises: InvalidInput.
     """
     metrics = _metrics(config)
-    source, run, trained, step = source_of(config)
+    source, run, trained, step = source_of(config) if opened is None else opened
     data = data_of(config, trained)
     _warn_of_other_data(run, data)
     if data.labels is None and "recognition" in metrics and len(metrics) > 1:

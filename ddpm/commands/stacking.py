@@ -1,4 +1,4 @@
-"""`ddpm-train -m stack=seed`: the runs of a sweep that differ in numbers alone, trained at once."""
+"""`ddpm-train -m stack=seed`: the runs of a sweep that differ in numbers alone, trained and drawn from at once."""
 
 import contextlib
 import copy
@@ -15,6 +15,7 @@ from ddpm.commands import training
 from ddpm.commands.checking import activations
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_number, sweep
+from ddpm.commands.load import source_of
 from ddpm.commands.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
 from ddpm.config import InvalidInput, compose, resolve_device, resolved
 
@@ -37,8 +38,8 @@ class Job(NamedTuple):
 def train(config: DictConfig) -> None:
     """Train the run that is asked for, and at once with it those of the sweep that stack with it.
 
-    Their own jobs then find them done, or failed, and measure them. What cannot be stacked is trained by itself, with a
-    notice.
+    Those that are done are measured, and what is measured is drawn from all at once. Their own jobs then find them
+    done, or failed, and do what is left. What cannot be stacked is trained, or drawn from, by itself, with a notice.
 
     Raises: as `ddpm.commands.training.train`.
     """
@@ -52,7 +53,7 @@ def train(config: DictConfig) -> None:
 
 
 def _train_stacks(config: DictConfig, number: int | None) -> None:
-    """Train in stacks what can be of the jobs that are equal to this one but for `FREE`."""
+    """Train and measure in stacks what can be of the jobs that are equal to this one but for `FREE`."""
     jobs = sweep().jobs
     if number is None or number >= len(jobs):
         say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
@@ -61,7 +62,19 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     own = _form(config)
     alike = {n: other for n, other in left.items() if other is not None and _form(other) == own}
     sweep().taken.update(alike)
-    plans = _plans({n: config if n == number else other for n, other in alike.items()})
+    every = _plans({n: config if n == number else other for n, other in alike.items()})
+    if len(every) < 2:
+        return
+    size = _fitting(next(iter(every.values())))
+    _train_at_once(every, size)
+    _measure_at_once(list(every.values()), size)
+
+
+def _train_at_once(plans: dict[int, Plan], size: int) -> None:
+    """Train in stacks of at most `size` runs what is not done of these, by job."""
+    from ddpm.runs.directory import DONE
+
+    plans = {n: plan for n, plan in plans.items() if status_of(plan.run).get("state") != DONE}
     if len(plans) < 2:
         return
     if reason := _why_not(next(iter(plans.values()))):
@@ -70,10 +83,9 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     with contextlib.ExitStack() as locks:
         at_step = defaultdict[int, list[Job]](list)
         for n, plan in plans.items():
-            if (job := _held(plan, jobs[n], n, locks)) is not None:
+            if (job := _held(plan, sweep().jobs[n], n, locks)) is not None:
                 at_step[job.step].append(job)
         for step, those in at_step.items():
-            size = _fitting(those[0].plan)
             if size == 1:
                 say(_alone("a step of two has no room in the memory"))
             elif len(those) == 1:
@@ -120,7 +132,7 @@ def _form(config: DictConfig) -> str | None:
 
 
 def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
-    """What of these jobs is to be trained, each run once. What is refused is left to its own job to say."""
+    """What of these jobs is to be trained or measured, each run once. What is refused is left to its own job to say."""
     from ddpm.runs.directory import DONE, FAILED
 
     plans, paths = dict[int, Plan](), set[Path]()
@@ -133,7 +145,9 @@ def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
         except InvalidInput:
             continue
         failed = status.get("state") == FAILED and status.get("started") and not config.get("retry")
-        if status.get("state") != DONE and not failed and plan.run.path not in paths:
+        measured = set(plan.settings.get("evaluation", [])) <= set(status.get("evaluated") or [])
+        done = status.get("state") == DONE and measured
+        if not done and not failed and plan.run.path not in paths:
             plans[number] = plan
             paths.add(plan.run.path)
     return plans
@@ -190,12 +204,13 @@ def _train_together(jobs: list[Job]) -> None:
                 job.plan.run.write_status(INTERRUPTED, reason=f"not stacked: {error}", ended=now())
             say(_alone((str(error).strip() or type(error).__name__).splitlines()[0]))
             return
+        sources = _sharing(jobs, results)
         for job, result in zip(jobs, results, strict=True):
             run = job.plan.run
             if code is not None and not isinstance(result, Exception):  # its pictures are for the next time
                 result = Interrupted(int(code) - 128)
             try:
-                ended = training.concluded(job.plan, functools.partial(_given, result))
+                ended = training.concluded(job.plan, functools.partial(_given, result), sources.get(job.number))
             except SystemExit as end:
                 code = end.code
                 continue
@@ -231,6 +246,93 @@ def _fitted(jobs: list[Job]) -> list[Any]:
             )
         )  # fmt: skip
     return list(fit_together([job.plan.parts.trainer for job in jobs], begun))
+
+
+def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
+    """By job what its results are drawn from: at once with those of the others, where that can be."""
+    from ddpm.samplers.stacked import SharingSampler
+
+    ended = {
+        job.number: training.source_of_results(job.plan, result[1])
+        for job, result in zip(jobs, results, strict=True)
+        if not isinstance(result, Exception)
+    }
+    sources = {number: source for number, source in ended.items() if source is not None}
+    shared = _shared(list(sources.values()))
+    if shared is None:
+        return sources
+    return {number: SharingSampler(one, shared, place) for place, (number, one) in enumerate(sources.items())}
+
+
+def _shared(sources: list[Any]) -> Any:
+    """What is drawn of these at once; None where that cannot be, which is said."""
+    from ddpm.samplers.stacked import Shared
+
+    def tell(reason: str) -> None:
+        say(f"stack=seed: drawn from one by one, for {reason}")
+
+    if len(sources) < 2 or any(source.sampler is None for source in sources):  # what does not walk is drawn at once
+        return None
+    try:
+        return Shared(sources, tell)
+    except (ValueError, RuntimeError) as error:  # they differ; too little memory
+        tell(str(error).splitlines()[0])
+        return None
+
+
+def _measure_at_once(plans: list[Plan], size: int) -> None:
+    """Measure what is done of these runs, drawing from at most `size` at once; what fails is left to its own job."""
+    for first in range(0, len(plans), size):
+        together = plans[first : first + size]
+        opening = _Opening([plan.run.path for plan in together])
+        for plan in together:
+            with contextlib.suppress(training.RunFailed, InvalidInput):
+                if any(opening.is_due(plan.run.path, line) for line in plan.settings.get("evaluation", [])):
+                    say(f"measuring {plan.run.path}")
+                    training.measure(plan, opening)
+
+
+class _Opening:
+    """Opens runs to be measured, each to be drawn from at once with the others that are measured by the same line.
+
+    Args:
+        paths: of the runs.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.shared = dict[str, tuple[Any, list[str]]]()  # by line what is drawn at once, and of which runs in order
+
+    def __call__(self, config: DictConfig, line: str) -> training.Opened:
+        """What `source_of` opens."""
+        from ddpm.samplers.stacked import SharingSampler
+
+        if line not in self.shared:
+            sources = self._sources(config, line)
+            self.shared[line] = _shared(list(sources.values())), list(sources)
+        source, *more = source_of(config)
+        shared, runs = self.shared[line]
+        if shared is not None and str(config.run) in runs:
+            source = SharingSampler(source, shared, runs.index(str(config.run)))
+        return (source, *more)
+
+    def is_due(self, path: Path, line: str) -> bool:
+        """Whether a run is trained, and not yet measured by a line."""
+        from ddpm.runs.directory import DONE, Run
+
+        status = status_of(Run(path))
+        return status.get("state") == DONE and line not in (status.get("evaluated") or [])
+
+    def _sources(self, config: DictConfig, line: str) -> dict[str, Any]:
+        """What a line draws from, by the folder of the run."""
+        sources = {}
+        for path in self.paths:
+            other = copy.deepcopy(config)
+            other.run = str(path)
+            with contextlib.suppress(InvalidInput, RuntimeError):  # which is said where it is measured; no memory
+                if self.is_due(path, line):
+                    sources[str(path)] = source_of(other)[0]
+        return sources
 
 
 def _given(result: Any) -> Any:

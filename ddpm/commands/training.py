@@ -39,6 +39,10 @@ class Stopped(Exception):
     """Who watches a run has seen enough of it; the message says why. It is INTERRUPTED, and can be gone on with."""
 
 
+Opened = tuple[Any, Any, DictConfig, int]
+"""What `ddpm.commands.load.source_of` opens."""
+
+
 def train(config: DictConfig) -> None:
     """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
 
@@ -175,13 +179,14 @@ def _train_and_draw(
     return concluded(plan, fit)
 
 
-def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]]) -> str:
+def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None) -> str:
     """What `fit` returns of a run, with its results drawn: the budget that ended it.
 
     Any other end is written into the run's status.
 
     Args:
         fit: gives that budget and the averaged task, or raises what ended training.
+        source: what the results are drawn from, a `TrainedSampler`; None for `source_of_results`.
     Raises: RunFailed, Stopped; SystemExit after a signal.
     """
     from ddpm.runs import checkpoint
@@ -192,7 +197,7 @@ def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]]) -> str:
     try:
         ended, averaged = fit()
         with terminable():
-            _draw_results(plan, averaged)
+            _draw_results(plan, averaged, source)
         return ended
     except Interrupted as error:
         run.write_status(INTERRUPTED, reason=str(error), ended=now())
@@ -237,9 +242,11 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
     )
 
 
-def measure(plan: Plan) -> None:
+def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = None) -> None:
     """Measure a run that is done by the lines of `evaluation`, each once.
 
+    Args:
+        opened: opens, of a line and its configuration, what is measured; None for `ddpm.commands.load.source_of`.
     Raises: RunFailed where a line cannot be carried out; Held.
     """
     from ddpm.runs.directory import DONE, RunIsHeld
@@ -255,7 +262,7 @@ def measure(plan: Plan) -> None:
                 if line in done:
                     continue
                 try:
-                    evaluating.evaluate(config)
+                    evaluating.evaluate(config, None if opened is None else opened(config, line))
                 except InvalidInput as error:
                     raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
                 done = [*done, line]
@@ -338,7 +345,17 @@ def _record_failure(run: Any, error: Exception) -> NoReturn:
     raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
 
 
-def _draw_results(plan: Plan, averaged: Any) -> None:
+def source_of_results(plan: Plan, averaged: Any) -> Any:
+    """What the results of a run are drawn from; None for a task that draws no samples."""
+    from ddpm.runs.precision import as_trained
+
+    config, sampler = plan.config, plan.parts.sampler
+    precision = as_trained(plan.run.status()["precision"], plan.device)
+    walking = {} if sampler is None else {"sampler": sampler}
+    return averaged.source(plan.data, config.seed, plan.device, precision, **walking)
+
+
+def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     """The pictures at the end of a run, and its figures."""
     from ddpm.data.dataset import spread
     from ddpm.figures import images, plots
@@ -346,9 +363,8 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
     from ddpm.metrics import quality
     from ddpm.runs import results
     from ddpm.runs.directory import git_commit, held_out_lines, read_metrics
-    from ddpm.runs.precision import as_trained
 
-    run, config, data, device, sampler = plan.run, plan.config, plan.data, plan.device, plan.parts.sampler
+    run, config, data, sampler = plan.run, plan.config, plan.data, plan.parts.sampler
     history = read_metrics(run.path)
     plots.loss(
         run.path / "loss.png",
@@ -356,9 +372,7 @@ def _draw_results(plan: Plan, averaged: Any) -> None:
         [(line["step"], line["loss"]) for line in held_out_lines(history)],
     )
     averaged.draw_results(run.path, data)
-    precision = as_trained(run.status()["precision"], device)
-    drawing = {} if sampler is None else {"sampler": sampler}
-    source = averaged.source(data, config.seed, device, precision, **drawing)
+    source = source_of_results(plan, averaged) if source is None else source
     if source is None:  # a task that draws no samples
         return
     pictures, walks = "pictures" in data.holds, source.sampler is not None

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
 from ddpm.samplers.source import LABELS, Source
-from ddpm.targets import Denoise
+from ddpm.targets import Denoise, Prediction
 
 
 class TrainedSampler(Source):
@@ -70,7 +70,7 @@ class TrainedSampler(Source):
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The samples of these numbers, (n, *shape), on the CPU."""
-        noise = SampleNoise(self.seed, numbers)
+        noise = self.noise(numbers)
         x_T = noise.x_T(self.shape, self.device)
         denoise = self.denoiser(self.condition(numbers))
         with self.computing():
@@ -84,6 +84,10 @@ class TrainedSampler(Source):
         frozen = getattr(self.model, "frozen", contextlib.nullcontext)  # a network that makes use of it has a context
         with computing(self.device, self.precision), frozen():
             yield
+
+    def noise(self, numbers: range | list[int]) -> SampleNoise:
+        """All noise of the samples of these numbers."""
+        return SampleNoise(self.seed, numbers)
 
     def predictor(self, condition: Condition) -> Denoise:
         """The network, told of a condition on its device: its raw prediction, guided."""
@@ -172,11 +176,16 @@ class TrainedSampler(Source):
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
         """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
+        moments = len(self.sampler.times(self.diffusion.schedule))
+        chosen = set(torch.linspace(0, moments - 1, min(pictures, moments)).round().long().tolist())
         seen: list[tuple[int | float, Tensor]] = []
-        x_0 = self.draw(range(n), lambda i, t, s, x_t, pred: seen.append((t, x_t.cpu())))
-        seen.append((0, x_0))
-        chosen = torch.linspace(0, len(seen) - 1, min(pictures, len(seen))).round().long().tolist()
-        return [seen[i] for i in chosen]
+
+        def note(i: int, t: int | float, s: int | float, x_t: Tensor, pred: Prediction) -> None:
+            if i in chosen:
+                seen.append((t, x_t.cpu()))
+
+        x_0 = self.draw(range(n), note)
+        return [*seen, (0, x_0)] if moments - 1 in chosen else seen
 
 
 def _of_labels(data: Dataset | None, asked: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
