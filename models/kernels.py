@@ -341,7 +341,8 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None) -> Te
 
 def _pack(weight: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Kernels (C', C, 3, 3) in the order in which PyTorch's convolution of images of a shape reads them."""
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.detach().to(kind).to_mkldnn(), *AROUND, 1, shape)
+    blocked = weight.detach().to(kind).to_mkldnn()
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(blocked, *AROUND, 1, shape)  # type: ignore[call-arg]  # shape
 
 
 @functools.cache

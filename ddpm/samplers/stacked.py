@@ -11,7 +11,8 @@ from torch.func import functional_call, stack_module_state
 from ddpm.data.batch import Condition
 from ddpm.randomness import SampleNoise
 from ddpm.samplers.base import Callback
-from ddpm.samplers.trained import Range, TrainedSampler
+from ddpm.samplers.source import Range
+from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import Time
 from ddpm.targets import Denoise, Prediction
 
