@@ -69,6 +69,8 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
         (["weights=ema:0.05"], "such averages are of diffusion"),
     ]:
         assert_refused(call(cli.sample, f"run={run}", *words), told)
+    edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
+    assert_refused(edited, "walks from noise to images by a sampler, and this has none")
     for words, told in [
         (["metric=steps"], "metric=steps is not of such a run; allowed: recognition"),
         (["metric=loss_by_snr"], "metric=loss_by_snr is not of such a run"),

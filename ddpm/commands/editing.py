@@ -40,6 +40,10 @@ def edit(config: DictConfig) -> None:
     kind = _kind(config)
     _check(config)
     source, run, trained, step = source_of(config)
+    if source.sampler is None:
+        raise InvalidInput(
+            f"run={config.run}: what is edited walks from noise to images by a sampler, and this has none"
+        )
     must_walk(source.sampler, source.diffusion)
     if len(source.shape) != 3 or source.shape[0] not in (1, 3):
         raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")

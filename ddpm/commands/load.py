@@ -86,11 +86,10 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
     task = task_of(trained, trusted(config))
     for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
         load_into(task.modules[name], file)
-    data = data_of(config, trained)
     must_draw_itself(config, task)
     asked = asked_labels(config, partial(label_names, "classes", config, run, trained))
     try:
-        source = task.to(device).source(data, config.seed, device, _precision_of(config, run, device), asked)
+        source = task.to(device).source(None, config.seed, device, _precision_of(config, run, device), asked)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     if source is None:

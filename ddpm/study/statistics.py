@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ddpm.metrics.intervals import LEVEL, student
 
@@ -66,6 +65,8 @@ def p_of_no_difference(differences: Sequence[float]) -> float:
     s = float(np.std(differences, ddof=1))
     if s <= 1e-9 * abs(mean):  # equal differences say no more than that they have one sign
         return 1.0 if mean == 0 else 2.0 ** (1 - n)
+    from scipy import stats  # which takes a second, and commands that report nothing do without
+
     return float(2 * stats.t.sf(abs(mean) / (s / math.sqrt(n)), n - 1))
 
 

@@ -172,7 +172,7 @@ class Task(ABC):
 
     def source(
         self,
-        data: Dataset,
+        data: Dataset | None,
         seed: int,
         device: torch.device,
         precision: str = "fp32",
@@ -181,7 +181,7 @@ class Task(ABC):
         """What draws samples from the modules; None for a task that draws none.
 
         Args:
-            data: like which samples are, and of which they are told, where the task tells them of anything.
+            data: of which samples are told, where the task tells them of anything; None where they are not at hand.
             seed, device, precision, asked: as in `ddpm.samplers.source.Source`.
         """
         return None

@@ -17,7 +17,7 @@ from ddpm.samplers import DDIM, Sampler
 from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import concerns
 from ddpm.times import TimeSampler
-from ddpm.training.task import Drawn, Losses, Task, must_take
+from ddpm.training.task import Drawn, Losses, Task, must_take, shape_of
 
 PREVIEW_STEPS = 20  # of DDIM: a preview is cheap
 
@@ -129,7 +129,7 @@ class Diffusion(Task):
 
     def source(
         self,
-        data: Dataset,
+        data: Dataset | None,
         seed: int,
         device: torch.device,
         precision: str = "fp32",
@@ -137,7 +137,8 @@ class Diffusion(Task):
         sampler: Sampler | None = None,
     ) -> TrainedSampler:
         """What draws by a sampler, by `preview_sampler` where none is given."""
-        drawing = (self.diffusion, self.model, sampler or self.preview_sampler, data.shape, seed, device, precision)
+        shape = (shape_of(self.model) or ()) if data is None else data.shape
+        drawing = (self.diffusion, self.model, sampler or self.preview_sampler, shape, seed, device, precision)
         return TrainedSampler(*drawing, asked, data=data)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:

@@ -123,14 +123,14 @@ class VAE(Task):
 
     def source(
         self,
-        data: Dataset,
+        data: Dataset | None,
         seed: int,
         device: torch.device,
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
     ) -> "Decoded":
         """Samples of the prior, decoded."""
-        return Decoded(self.model, self.reconstruction, data.shape, seed, device, precision, asked)
+        return Decoded(self.model, self.reconstruction, self.model.shape, seed, device, precision, asked)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
