@@ -1,5 +1,7 @@
 """Shared by the tests: data whose exact denoiser, flow and moments are known in closed form, seeds, no network."""
 
+import copy
+import dataclasses
 import html
 import json
 import os
@@ -7,14 +9,22 @@ import random
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
 from hypothesis import settings
 from offline import sitecustomize
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.oracle import GaussianOracle, MixtureOracle
@@ -65,6 +75,49 @@ def _seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _composed_once() -> Iterator[None]:
+    """Hydra reads and merges the files of a choice of groups once; of each command it applies the words as ever.
+
+    Commands of this process compose three times, most of them the same files, which takes longer than a step.
+    """
+    choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    chosen: dict[tuple, DefaultsList] = {}
+    merged: dict[tuple, DictConfig] = {}
+
+    def sources(repo: IConfigRepository) -> tuple[str, ...]:
+        return tuple(source.full_path() for source in repo.get_sources())
+
+    def chosen_once(
+        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **options: bool
+    ) -> DefaultsList:
+        keys = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        groups = tuple(str(override.input_line) for override in overrides_list if override not in keys)
+        known = (sources(repo), config_name, groups, *options.items())
+        if known not in chosen:
+            chosen[known] = choose(repo, config_name, overrides_list, **options)
+        return dataclasses.replace(chosen[known], config_overrides=keys)
+
+    def merged_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        known = (sources(repo), repr(defaults))
+        if known not in merged:
+            merged[known] = merge(self, defaults, repo)
+        return copy.deepcopy(merged[known])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_loader_impl, "create_defaults_list", chosen_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merged_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """Only a power cut, which no test brings about, takes what the system has and the disk has not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 class Probes(SampleNoise):

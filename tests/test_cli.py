@@ -26,7 +26,7 @@ from test_devanagari import make_font
 import ddpm.training.graph
 import ddpm.training.trainer
 from ddpm import cli, config
-from ddpm.commands import prepare, training
+from ddpm.commands import next_steps, prepare, training
 from ddpm.data.devanagari import Devanagari, styles
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.directory import Run, read_metrics
@@ -85,8 +85,9 @@ def call(typed, monkeypatch) -> Call:
 
 @pytest.fixture
 def without_pictures(monkeypatch) -> None:
-    """The pictures at the end take longer than such short runs."""
+    """The pictures at the end, and the networks that a sweep around a run could have, take longer than such runs."""
     monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
+    monkeypatch.setattr(next_steps, "_around", lambda plan: ["seed=0,1"])
 
 
 def words(*changes: str) -> list[str]:
@@ -1753,7 +1754,8 @@ NEXT = {
     "kind",
     [kind if kind == "one step of noise" else pytest.param(kind, marks=pytest.mark.slow) for kind in NEXT],
 )
-def test_what_is_proposed_at_a_runs_end_runs(kind, typed, without_pictures, tmp_path, monkeypatch):
+def test_what_is_proposed_at_a_runs_end_runs(kind, typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_draw_results", lambda *arguments: None)
     monkeypatch.chdir(tmp_path)
     result = typed(cli.train, *NEXT[kind], "runs=runs")
     assert result.code == 0, result
