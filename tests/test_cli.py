@@ -1385,7 +1385,7 @@ SCORE = [
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(["task.objective=sliced_vr", "model.time=none"], id="one level"),
+        pytest.param(["task.objective=sliced_vr", "model.time=none"], id="one level", marks=pytest.mark.slow),
         pytest.param(
             ["task.objective=explicit", "schedule=geometric", "~schedule.sigma", "model.energy=true"],
             id="a ladder",

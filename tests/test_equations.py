@@ -7,6 +7,7 @@ between `<!-- equations -->` and `<!-- /equations -->`; `python tests/test_equat
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ PAPERS = ["DDPM", "iDDPM", "DDIM", "PD"]  # first in the table; others follow by
 def docstring_tags(source: str) -> list[tuple[str, str]]:
     """(tag, name of the function or class) of every equation that the docstrings of a module quote."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)) if TAG.search(source) else ():
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node) or ""
             found += [(tag, getattr(node, "name", "module")) for tag in TAG.findall(text)]
@@ -31,13 +32,14 @@ def docstring_tags(source: str) -> list[tuple[str, str]]:
 def marked_tests(source: str) -> list[tuple[str, str]]:
     """(tag, name of the test) of every marker `pytest.mark.equation(tag)` on a test of a module."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)) if "mark.equation(" in source else ():
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
             calls = [n for d in node.decorator_list for n in ast.walk(d) if isinstance(n, ast.Call)]
             found += [(c.args[0].value, node.name) for c in calls if ast.unparse(c.func) == "pytest.mark.equation"]
     return found
 
 
+@cache
 def index() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """tag -> where it is quoted, tag -> where it is tested; in markdown, with paths from here."""
     quoted, tested = defaultdict(list), defaultdict(list)
