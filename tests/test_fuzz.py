@@ -30,7 +30,6 @@ from ddpm import cli, config
 from ddpm.commands import training
 from ddpm.figures import plots
 from ddpm.runs import checkpoint
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -502,10 +501,9 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
         patch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
         return composing[0]
 
-    def draw(plan: Any, averaged: Any) -> None:
-        shape, drawing = plan.data.shape, (averaged.diffusion, averaged.model, plan.parts.sampler)
-        source = TrainedSampler(*drawing, shape, plan.config.seed, plan.device, data=plan.data)
-        assert source.drawn(2).shape[1:] == shape
+    def draw(plan: Any, averaged: Any, source: Any = None) -> None:
+        source = training.source_of_results(plan, averaged) if source is None else source
+        assert source.drawn(2).shape[1:] == plan.data.shape
 
     def keep(*arguments: Any) -> None:
         if composing[0].get("evaluation"):  # which reads it
