@@ -169,7 +169,7 @@ def test_measuring_that_was_interrupted_goes_on(typed, tmp_path, without_picture
     )
     calls = []
 
-    def interrupted(asked, opened):
+    def interrupted(asked, opened=None):
         calls.append(asked.run)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGTERM)
@@ -181,7 +181,7 @@ def test_measuring_that_was_interrupted_goes_on(typed, tmp_path, without_picture
     assert list(states(tmp_path / "default").values()) == ["DONE"] * 3 and len(evaluated(tmp_path)) == 1
     assert drawn == [20, 20, 8]
 
-    def refused(asked, opened):
+    def refused(asked, opened=None):
         if asked.run == calls[2] and "kernel" in asked.metric:
             raise config.InvalidInput("it is not to be measured")
         evaluate(asked, opened)

@@ -93,7 +93,7 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     if source is None:
-        raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that samples are drawn from")
+        raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that a sampler draws from")
     return source
 
 

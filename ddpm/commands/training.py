@@ -262,7 +262,7 @@ def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = Non
                 if line in done:
                     continue
                 try:
-                    evaluating.evaluate(config, None if opened is None else opened(config, line))
+                    evaluating.evaluate(config, *([] if opened is None else [opened(config, line)]))
                 except InvalidInput as error:
                     raise RunFailed(f"{plan.run.path} is trained, but not measured by {line}: {error}") from error
                 done = [*done, line]
