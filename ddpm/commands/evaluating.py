@@ -132,7 +132,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     """
     _must_hold(context.data, metrics)
     of_source = OF_SAMPLES if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
-    of_source += tuple(getattr(context.source, "measures", ()))
+    of_source += context.source.measures
     for metric in metrics:
         if metric not in of_source:
             raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")

@@ -72,7 +72,7 @@ def logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     """
     above, below = ((x + side - mean) / log_scale.exp() for side in (HALF_BIN, -HALF_BIN))
     # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), of which nothing cancels
-    inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log1p(-(below - above).exp())
+    inside = F.logsigmoid(above) + F.logsigmoid(-below) + (-torch.expm1(-2 * HALF_BIN / log_scale.exp())).log()
     log_p = torch.where(x < -EDGE, F.logsigmoid(above), torch.where(x > EDGE, F.logsigmoid(-below), inside))
     return -_sum(log_p)
 

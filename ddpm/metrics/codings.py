@@ -40,7 +40,7 @@ def measure_elbo(
     nats_of_x, of_codings, means = (torch.cat(column).double() for column in zip(*parts, strict=True))
     nats = nats_of_x + of_codings.sum(1)
     active = int(active_units(means).sum()) if n > 1 else None
-    values = interval(nats, data.units) | {
+    values = interval(nats, data.units, "nats") | {
         "reconstruction": nats_of_x.mean().item(),
         "kl": of_codings.sum(1).mean().item(),
         "kl_of_codings": sorted(of_codings.mean(0).tolist(), reverse=True),
@@ -72,7 +72,7 @@ def measure_log_likelihood(
         at_least.append(bound.cpu())
         elbo.append(single.cpu())
     nats = -torch.cat(at_least)
-    values = interval(nats, data.units) | {
+    values = interval(nats, data.units, "nats") | {
         "draws": draws,
         "elbo": -torch.cat(elbo).mean().item(),
         "likelihood": reconstruction.likelihood,

@@ -28,7 +28,6 @@ class Decoded(Source):
     walk = "codings of the prior, decoded"
     model: Any  # with `codings`, `encode` and `decode`
     measures = ("elbo", "log_likelihood")
-    """What is measured of it besides its samples."""
 
     def __init__(
         self,

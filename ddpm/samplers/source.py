@@ -67,6 +67,8 @@ class Source(ABC):
     """What walks from noise to a sample; None for what does not walk."""
     guidance: Any = ""
     """How predictions are guided: false, in words, for not."""
+    measures: tuple[str, ...] = ()
+    """What is measured of it besides its samples, where there is no sampler."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
 
