@@ -7,8 +7,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.embeddings import ClassEmbedding, Condition, parts_of
-from models.layers import Downsample, ResidualBlock, Upsample, group_norm, normed
+from models.layers import Downsample, ResidualBlock, Upsample, check_counts, group_norm, normed
 
+MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
 SMALLEST = 3  # pixels of the last level's shorter side, where the levels are fitted to a size
 LOG_VARIANCE = (-30.0, 20.0)  # of the posterior: beyond it nothing but overflow is to be gained
 
@@ -56,13 +57,12 @@ class VAE(nn.Module):
     ):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        sizes = (height, width, in_channels, codings, channels, blocks, patch)
-        if min(sizes) < 1:
-            raise ValueError(f"H, W, in_channels, codings, channels, blocks and patch are at least 1, not {sizes}")
+        counts = {"image_size[0]": height, "image_size[1]": width, "in_channels": in_channels, "patch": patch}
+        check_counts(MOST, **counts, codings=codings, channels=channels)
+        check_counts(MOST, **({} if num_classes is None else {"num_classes": num_classes}))
+        check_counts(MOST_BLOCKS, blocks=blocks)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes = {num_classes} must be at least 1, or None")
         if height % patch or width % patch:
             raise ValueError(f"patch = {patch} does not divide the image size {height}x{width}")
         if channel_mults is None:

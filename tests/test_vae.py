@@ -280,7 +280,8 @@ def test_classes_reach_both_halves():
     ("options", "words"),
     [({"image_size": 28, "channel_mults": [1, 2, 2, 2]}, "allowed: at most 3 channel_mults"),
      ({"image_size": 28, "patch": 3}, "patch = 3 does not divide the image size 28x28"),
-     ({"image_size": 8, "codings": 0}, "at least 1"), ({"image_size": 8, "scale": 0.0}, "scale = 0 must be > 0"),
+     ({"image_size": 8, "codings": 0}, "codings = 0 must be an integer >= 1"),
+     ({"image_size": 8, "scale": 0.0}, "scale = 0 must be > 0"),
      ({"image_size": 8, "groups": 7}, "groups = 7 does not divide"),
      ({"image_size": 8, "dropout": 1.0}, "must lie in")],
 )  # fmt: skip
