@@ -33,7 +33,7 @@ class VAE(nn.Module):
         scale: the decoder's standard deviation at first, for parts of the loss that have one (`gaussian`, `logistic`);
             it is learned. None for none.
     Attributes:
-        shape: (in_channels, H, W), of one x.
+        shape: (in_channels, H, W), of one x; latent_shape: (codings,), of its z.
         log_scale: log of the scale, a scalar parameter, or None.
     Raises:
         ValueError: a size that the levels do not divide, with what does.
@@ -76,12 +76,8 @@ class VAE(nn.Module):
                 f"{len(channel_mults)} levels halve an image of {height}x{width} pixels with patch = {patch} where it "
                 f"is odd; allowed: at most {most} channel_mults"
             )
-        self.shape, self.codings, self.patch, self.num_classes = (
-            (in_channels, height, width),
-            codings,
-            patch,
-            num_classes,
-        )
+        self.shape, self.patch, self.num_classes = (in_channels, height, width), patch, num_classes
+        self.codings, self.latent_shape = codings, (codings,)
         widths, embedding = [channels * m for m in channel_mults], None if num_classes is None else 4 * channels
         self.class_embedding: nn.ModuleList | None = None  # of the encoder and of the decoder
         if num_classes is not None:
@@ -162,7 +158,7 @@ class LinearVAE(nn.Module):
         super().__init__()
         if not 1 <= codings <= features:
             raise ValueError(f"codings = {codings} must lie in 1..{features}, the features of a point")
-        self.shape, self.codings = (features,), codings
+        self.shape, self.codings, self.latent_shape = (features,), codings, (codings,)
         self.mu = nn.Parameter(torch.zeros(features))
         self.V = nn.Parameter(torch.randn(codings, features) / features**0.5)
         self.log_D = nn.Parameter(torch.zeros(codings))

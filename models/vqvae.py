@@ -261,14 +261,14 @@ class VQVAE(nn.Module):
 
         Raises: ValueError for x of another shape.
         """
-        z_e = self._z_e(x)
+        z_e = self.z_e(x)
         codes = self.codebook.nearest(z_e)
         z_q = self.codebook.embed(codes)
         return Coded(self.decode(straight_through(z_e, z_q)), codes, z_e, z_q)
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes (B, h, w) of images (B, in_channels, H, W); ValueError for another shape."""
-        return self.codebook.nearest(self._z_e(x))
+        return self.codebook.nearest(self.z_e(x))
 
     def embed(self, codes: Tensor) -> Tensor:
         """The vectors (B, D, h, w) of codes (B, h, w); ValueError for another shape."""
@@ -283,7 +283,7 @@ class VQVAE(nn.Module):
         x: Tensor = self.decoder(z_q)
         return x
 
-    def _z_e(self, x: Tensor) -> Tensor:
+    def z_e(self, x: Tensor) -> Tensor:
         """What the encoder says, (B, D, h, w)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this network takes (B, {', '.join(map(str, self.shape))})")

@@ -26,6 +26,8 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "task": {"model", "diffusion"},
     "task/classifier": {"model", "schedule"},
     "task/vae": {"model"},
+    "task/vqvae": {"model"},
+    "task/pixelcnn": {"model"},
     "task/progressive": {"model", "diffusion", "teacher"},
     "task/consistency": {"model", "diffusion", "teacher"},
     "diffusion": {"schedule"},

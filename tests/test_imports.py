@@ -87,6 +87,8 @@ BESIDES = {  # what binds a trained network to its condition, to guidance and to
     "samplers.stacked": {"data"},
     "samplers.trained": {"data", "guidance", "runs"},
     "samplers.decoded": {"data", "runs"},
+    "samplers.reconstructed": {"data", "runs"},
+    "samplers.autoregressive": {"runs"},
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (

@@ -15,7 +15,7 @@ from test_trainer import Fit, some, stop_at
 from torch import Tensor, nn
 
 from ddpm import cli, config
-from ddpm.commands import load, training
+from ddpm.commands import sources, training
 from ddpm.data import Digits, ImageData
 from ddpm.runs import checkpoint, preflight, snapshots
 from ddpm.runs.directory import Run
@@ -321,7 +321,7 @@ def test_weights_of_a_width_are_drawn_from_and_measured_apart(call, run):  # noq
     assert named == {"": "ema", "_ema0.05": "ema:0.05", "_ema0.1": "ema:0.1"}
     assert len({values["value"] for values in found.values()}) == 3
 
-    source, *_ = load.source_of(config.compose("sample", [f"run={run}", "weights=ema:0.05", "device=cpu"]))
+    source, *_ = sources.source_of(config.compose("sample", [f"run={run}", "weights=ema:0.05", "device=cpu"]))
     stored = checkpoint.load_state(run / "checkpoints" / "8")["tracked"]
     for name, p in source.model.named_parameters():
         torch.testing.assert_close(p.detach(), stored[f"0.05/model/{name}"], rtol=1e-6, atol=1e-7)

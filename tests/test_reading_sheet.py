@@ -169,7 +169,8 @@ def test_the_page_shows_samples_and_images_as_bytes_in_the_order_of_the_key(run)
 
 
 def reading_source(run: Path) -> tuple[TrainedSampler, Any]:
-    from ddpm.commands.load import data_of, source_of
+    from ddpm.commands.load import data_of
+    from ddpm.commands.sources import source_of
 
     config = compose("evaluate", [f"run={run}", "sampler.steps=2", "device=cpu"])
     source, _, trained, _ = source_of(config)

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
 from ddpm.commands.given_image import FITS, image_of, mask_of
-from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk, source_of
+from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
+from ddpm.commands.sources import source_of
 from ddpm.commands.validate import must_be_numbers, must_be_one_of, must_be_whole, must_be_writable
 from ddpm.config import InvalidInput, plain, resolved
 
@@ -44,6 +45,8 @@ def edit(config: DictConfig) -> None:
         raise InvalidInput(
             f"run={config.run}: what is edited walks from noise to images by a sampler, and this has none"
         )
+    if source.codec is not None:
+        raise InvalidInput(f"run={config.run} draws latents, and only networks of pixels edit")
     must_walk(source.sampler, source.diffusion)
     if len(source.shape) != 3 or source.shape[0] not in (1, 3):
         raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")

@@ -14,15 +14,14 @@ from ddpm.commands.load import (
     augmentation,
     data_of,
     guidance_of,
-    must_draw_itself,
     must_match,
     must_walk,
     optimizer_of,
     sampler_of,
-    source_of,
     task_of,
 )
 from ddpm.commands.reading import measure_reading
+from ddpm.commands.sources import must_draw_itself, source_of
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
@@ -32,7 +31,8 @@ OF_FEATURES = ("frechet", "kernel", "precision_recall", "density_coverage", "mem
 OF_SAMPLES = ("recognition", *OF_FEATURES, "variety", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
-OF_CODINGS = ("elbo",)  # what is hidden behind held-out ones
+OF_CODINGS = ("elbo", "reconstruction", "codes")  # what is hidden behind held-out ones
+OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, *OF_CODINGS, "cost", "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
@@ -92,6 +92,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
             raise InvalidInput(str(error)) from error
         if source is None:
             raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
+        source = source.shown_by(data.codec)
         _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
         return
     sampler = sampler_of(config, trained, trusted(config))
@@ -99,6 +100,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     drawing["styles"] = asked_labels(config, lambda: data.styles, "style")
     try:
         source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, **drawing)
+        source = source.shown_by(data.codec)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
@@ -136,6 +138,9 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     for metric in metrics:
         if metric not in of_source:
             raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")
+    for metric in metrics:
+        if metric in OF_PIXELS and context.source.codec is not None:
+            raise InvalidInput(f"metric={metric} is of pixels, and this network knows latents alone")
     for metric in set(metrics) & set(OF_NETWORK):
         if str(context.source.guidance):
             raise InvalidInput(f"metric={metric} is of the network itself; leave guidance out")
@@ -379,7 +384,7 @@ def _measure_images(context: EvaluationContext, metric: str) -> PlannedMeasure:
     from ddpm.likelihood import flow_times
     from ddpm.metrics import denoising
 
-    config, source, data = context.config, context.source, context.data
+    config, source, data = context.config, context.source, context.trained_on
     schedule, options = source.diffusion.schedule, config.get(metric)
     n = config.n or min(512, len(data.held_out))
     must_match(source.model, data)
@@ -407,7 +412,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
     from ddpm.figures import plots
     from ddpm.metrics import denoising
 
-    config, source, data, path = context.config, context.source, context.data, context.run.path
+    config, source, data, path = context.config, context.source, context.trained_on, context.run.path
     options, drawn = config.get(metric), ""
     with progress_bar(cost) as bar:
         try:
@@ -558,7 +563,8 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     from ddpm.training import cost
 
     config, trained, trust = context.config, context.trained, trusted(context.config)
-    must_match(context.source.model, context.data)
+    data = context.trained_on
+    must_match(context.source.model, data)
     names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
     samplers = {
         f"{choice['sampler']} {choice['steps']}": sampler
@@ -566,13 +572,13 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     }
     trainer = build(trained.trainer, "trainer", trust)
     made = {"model": context.source.model, "diffusion": context.source.diffusion}
-    task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, context.data)
+    task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, data)
     optimizer = optimizer_of(trained, trust)
 
     def carry_out() -> None:
         try:
             protocol, words, values = cost.measure_cost(
-                context.source, task, context.data, trainer, optimizer, samplers, config.batch, augment=augment
+                context.source, task, data, trainer, optimizer, samplers, config.batch, augment=augment
             )
         except ValueError as error:
             raise InvalidInput(f"metric=cost: {error}") from error

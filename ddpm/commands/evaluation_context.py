@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
+from ddpm.commands.encoding import trained_on
 from ddpm.commands.load import NONE
 from ddpm.commands.validate import width_of_average
 from ddpm.config import InvalidInput, build
@@ -28,15 +29,24 @@ class EvaluationContext:
     """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
-        self.config, self.source, self.every = config, source, data
+        self.config, self.source, self.every = config, source, data.original
+        self._given = data
         try:
-            self.data = data.of_labels(source.asked, source.styles)  # what samples are compared with
+            self.data = self.every.of_labels(source.asked, source.styles)  # what samples are compared with
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         self.run, self.trained, self.step = run, trained, step
         self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
         self.features, self.real = functools.cache(self._features), functools.cache(self._real)  # by their kind
+
+    @functools.cached_property
+    def trained_on(self) -> Any:
+        """What held-out data are to the network: the same as `data`, or what its codec makes of them."""
+        data = self._given
+        if self.source.codec is not None and data.codec is None:
+            data = trained_on(self.config, self.run, self.trained, self.source.device)
+        return data.of_labels(self.source.asked, self.source.styles)
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
         """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
@@ -61,6 +71,8 @@ class EvaluationContext:
         for one, asked in (("class", self.source.asked), ("style", self.source.styles)):
             if asked is not None:
                 protocol += f"_{one}{'-'.join(map(str, sorted(set(asked)))) or NONE}"
+        if (temperature := self.config.get("temperature", 1.0)) != 1.0:
+            protocol += f"_temperature{temperature:g}"
         width = width_of_average(self.config)  # each a measure of its own, which a report tells from the others
         return protocol if width is None else f"{protocol}_ema{width!r}"
 

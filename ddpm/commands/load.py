@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
+from ddpm.commands.validate import trusted
 from ddpm.config import (
     TASK,
     InvalidInput,
@@ -21,7 +21,6 @@ from ddpm.config import (
     conf_dir,
     plain,
     read_config,
-    resolve_device,
     resolved,
 )
 
@@ -35,91 +34,6 @@ BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentu
 BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 
-def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
-    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
-    from ddpm.data.batch import classes_of, labels_of, takes
-    from ddpm.samplers.trained import TrainedSampler
-    from ddpm.training.task import shape_of
-
-    must_be_drawable(config)
-    device = resolve_device(config.device)
-    run, folder = opened(str(config.run), config.checkpoint)
-    trained, trust = read_config(run.path / "config.yaml"), trusted(config)
-    if not _has(trained, "model", "diffusion"):
-        return _source_of_task(config, run, folder, trained, device), run, trained, int(folder.name)
-    model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
-    sampler = sampler_of(config, trained, trust)
-    load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
-    if (width := width_of_average(config)) is not None:
-        put_average(model, run, folder, width)
-    shape = shape_of(model) or ()
-    guidance = guidance_of(config, trust, device)
-    if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
-        raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
-    if len(labels_of(model)) < 2 and config.style is not None:
-        raise InvalidInput(
-            f"style={plain(config.style)}: the network was trained without styles; train one with data=devanagari "
-            "data.labels=[class,style] model.num_classes=[46,FONTS]"
-        )
-    asked, styles = (
-        asked_labels(config, partial(label_names, several, config, run, trained), one)
-        for one, several in LABELS.items()
-    )
-    precision = _precision_of(config, run, device)
-    data = data_of(config, trained) if "image" in takes(model) else None
-    try:
-        drawing = (config.seed, device, precision, asked, guidance, data, styles)
-        source = TrainedSampler(diffusion, model, sampler, shape, *drawing)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
-    return source, run, trained, int(folder.name)
-
-
-def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any) -> Any:
-    """What draws from a run without a sampler, such as a variational autoencoder."""
-    from ddpm.runs import checkpoint
-
-    if width_of_average(config) is not None:
-        raise InvalidInput(
-            f"run={config.run} weights={config.weights}: such averages are of diffusion; allowed: ema, raw"
-        )
-    task = task_of(trained, trusted(config))
-    for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
-        load_into(task.modules[name], file)
-    must_draw_itself(config, task)
-    asked = asked_labels(config, partial(label_names, "classes", config, run, trained))
-    try:
-        source = task.to(device).source(None, config.seed, device, _precision_of(config, run, device), asked)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
-    if source is None:
-        raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that a sampler draws from")
-    return source
-
-
-def must_draw_itself(config: DictConfig, task: Any) -> None:
-    """Refuse what only a diffusion network's samples have, of a task that draws without a sampler."""
-    if isinstance(config.sampler, DictConfig) and plain(config.sampler) != _by_default():
-        raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
-    if config.get("style") is not None:
-        raise InvalidInput(f"style={plain(config.style)}: {type(task).__name__} is told of no styles")
-    guidance = config.get("guidance")
-    if isinstance(guidance, DictConfig) and not str(guidance.get("_target_")).endswith(".Guidance"):
-        raise InvalidInput(f"guidance is of diffusion, and {type(task).__name__} has none; leave guidance out")
-
-
-def _precision_of(config: DictConfig, run: Any, device: Any) -> str:
-    """The precision that samples are drawn in: what was asked for, or that of the training."""
-    from ddpm.runs.precision import PRECISIONS, as_trained
-
-    precision = config.precision
-    if precision == "auto":
-        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
-            precision = run.status().get("precision")
-        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
-    return str(precision)
-
-
 def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any:
     """What `sampler=` asks for; where that is the default, DDIM with 50 steps, of a distilled network its own sampler.
 
@@ -129,7 +43,7 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
     settings = resolved(config.sampler) if isinstance(config.sampler, DictConfig) else config.sampler
     of_task = plain(trained.task) if trained.get("task") is not None else {}
     distilled_to = of_task.get("steps") if of_task.get("_target_") == PROGRESSIVE else None
-    if of_task.get("_target_") in (PROGRESSIVE, CONSISTENCY) and settings == _by_default():
+    if of_task.get("_target_") in (PROGRESSIVE, CONSISTENCY) and settings == by_default():
         settings = plain(trained.sampler)
     if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
         if distilled_to is None:
@@ -141,7 +55,7 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
     return build(settings, "sampler", trust)
 
 
-def _by_default() -> Any:
+def by_default() -> Any:
     """The sampler of commands that draw, where none is asked for."""
     return plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml"))
 
@@ -159,7 +73,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     trained = read_config(run.path / "config.yaml")
     needed, how = ("diffusion", "") if key == "bad" else ("schedule", "; train one with task=classifier")
     classifies = trained.get("task") is not None and trained.task.get("_target_") == CLASSIFIER
-    if not _has(trained, "model", needed) or classifies != (key == "run"):
+    if not has(trained, "model", needed) or classifies != (key == "run"):
         what = "network that a sampler draws from" if key == "bad" else "classifier"
         raise InvalidInput(f"guidance.{key}={named}: it trained no {what}{how}")
     config.guidance[key] = f"{run.path}@{folder.name}"  # what is noted of the samples: a run may go on
@@ -169,7 +83,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     return build(settings, "guidance", trust, **{key: network})
 
 
-def _has(config: DictConfig, *groups: str) -> bool:
+def has(config: DictConfig, *groups: str) -> bool:
     """Whether a run's configuration builds something of each group."""
     return all(isinstance(config.get(group), DictConfig) and "_target_" in config[group] for group in groups)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import evaluating
 from ddpm.commands.distilling import student_of
+from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
@@ -67,6 +68,7 @@ class Plan(NamedTuple):
     parts: Parts
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
+    codec: Any = None  # by which the data are encoded, see `ddpm.commands.encoding.Found`
 
 
 def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True) -> Plan:
@@ -97,6 +99,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is None:
             config = student_of(config)
             parents |= _checksums("teacher", taught)
+    if (codec := codec_of(config)) is not None:
+        fill(config, codec.codec)
+        parents["init_codec"] = codec.sha256
     settings = must_be_sound(config)
     initial: dict[str, Path] = {}
     if config.init is not None:
@@ -112,8 +117,12 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     run = Run(_folder_of_runs(config) / science_hash(facts))
 
     try:
+        if codec is not None:
+            data = encoded(data, codec, device, Path(str(config.runs)))
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         parts = built(config, trust, data, device, processes)
+        if codec is not None:
+            parts.task.frozen["codec"] = codec.codec.model
         must_be_measurable(config, settings, parts, data)
         if initial:
             _load(parts.task, initial, f"init={config.init}")
@@ -129,7 +138,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
             run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides(), job=job_number())
         raise
-    return Plan(run, config, settings, data, parts, device, parent)
+    return Plan(run, config, settings, data, parts, device, parent, codec)
 
 
 def must_be_sound(config: DictConfig) -> dict[str, Any]:
@@ -277,6 +286,8 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         {"trust": trusted(config), "compile": config.get("compile", False), "graph": config.get("graph", "off")},
     )
     assert isinstance(merged, DictConfig)  # as the first of them is
+    if merged.get("init_codec") is not None:
+        merged.init_codec = str(parent.path / FOLDER)
     typed = {word.partition("=")[0] for word in words}
     for key, of in LINKED.items():  # a run is stored resolved, and what was linked in its parent is so in it
         before = OmegaConf.select(base, key), OmegaConf.select(base, of)

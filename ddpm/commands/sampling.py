@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
-from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, must_walk, source_of
+from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, must_walk
 from ddpm.commands.plane import draw_plane, is_plane
+from ddpm.commands.sources import source_of
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
@@ -114,6 +115,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
     if source.sampler is None:
         asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
+        asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
         return f"step{step}_{config.weights}_{asked}seed{config.seed}"
     sampler = type(source.sampler)
     several = config.steps_strip is not None
@@ -177,6 +179,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
             raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
     if str(source.guidance):
         raise InvalidInput("guidance= has no say in between, which encodes and decodes without it; leave it out")
+    if not hasattr(source, "between"):
+        raise InvalidInput(f"between is of what lies between codings, and these are {source.walk}; leave it out")
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
     legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
@@ -219,6 +223,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     labels = {"class": source.asked, "style": source.styles}
     settings |= {key: asked or NONE for key, asked in labels.items() if asked is not None}
     settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
+    settings |= {} if config.temperature == 1.0 else {"temperature": config.temperature}
     note = out / "samples.json"
     if note.exists() and _noted(note) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")

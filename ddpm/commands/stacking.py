@@ -15,8 +15,8 @@ from ddpm.commands import training
 from ddpm.commands.checking import activations
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_number, sweep
-from ddpm.commands.load import source_of
 from ddpm.commands.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
+from ddpm.commands.sources import source_of
 from ddpm.config import InvalidInput, compose, resolve_device, resolved
 
 FREE = (  # in which runs of a stack may differ: no loss knows of them
@@ -137,7 +137,7 @@ def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
 
     plans, paths = dict[int, Plan](), set[Path]()
     for number, config in configs.items():
-        if config.extend is not None or config.get("teacher") is not None:
+        if any(config.get(key) is not None for key in ("extend", "teacher", "init_codec")):
             continue
         try:
             plan = planned(config, resolve_device(config.device), marking=False)

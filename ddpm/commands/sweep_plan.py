@@ -137,7 +137,9 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on, by its settings alone: of the data not where they are."""
-    parents = {key: str(settings[key]) for key in ("init", "extend", "teacher") if settings.get(key) is not None}
+    parents = {
+        key: str(settings[key]) for key in ("init", "extend", "teacher", "init_codec") if settings.get(key) is not None
+    }
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
     result = science(settings, {}, parents, 0) | {"data": data}
     task = result.get("task", {})
@@ -177,7 +179,7 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     from ddpm.runs.directory import Run, science_hash
 
     settings = resolved(config)
-    for key in ("extend", "teacher"):
+    for key in ("extend", "teacher", "init_codec"):
         if config.get(key) is not None:
             raise InvalidInput(
                 f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
+from ddpm.commands.encoding import keep
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
@@ -40,7 +41,7 @@ class Stopped(Exception):
 
 
 Opened = tuple[Any, Any, DictConfig, int]
-"""What `ddpm.commands.load.source_of` opens."""
+"""What `ddpm.commands.sources.source_of` opens."""
 
 
 def train(config: DictConfig) -> None:
@@ -227,6 +228,8 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
 
     with files.replacing(plan.run.path / "config.yaml", durable=True) as temporary:
         OmegaConf.save(OmegaConf.create(plan.settings), temporary)
+    if plan.codec is not None:
+        keep(plan.codec, plan.data.codec, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
     known = plan.run.status()
     plan.run.begin(
@@ -246,7 +249,7 @@ def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = Non
     """Measure a run that is done by the lines of `evaluation`, each once.
 
     Args:
-        opened: opens, of a line and its configuration, what is measured; None for `ddpm.commands.load.source_of`.
+        opened: opens, of a line and its configuration, what is measured; None for `ddpm.commands.sources.source_of`.
     Raises: RunFailed where a line cannot be carried out; Held.
     """
     from ddpm.runs.directory import DONE, RunIsHeld
@@ -352,7 +355,8 @@ def source_of_results(plan: Plan, averaged: Any) -> Any:
     config, sampler = plan.config, plan.parts.sampler
     precision = as_trained(plan.run.status()["precision"], plan.device)
     walking = {} if sampler is None else {"sampler": sampler}
-    return averaged.source(plan.data, config.seed, plan.device, precision, **walking)
+    source = averaged.source(plan.data, config.seed, plan.device, precision, **walking)
+    return None if source is None else source.shown_by(plan.data.codec)
 
 
 def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
@@ -375,6 +379,7 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     source = source_of_results(plan, averaged) if source is None else source
     if source is None:  # a task that draws no samples
         return
+    data = data.original
     pictures, walks = "pictures" in data.holds, source.sampler is not None
     shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
@@ -420,11 +425,11 @@ def _draw_forward_process(plan: Plan, source: Any, shown: str | None) -> None:
 
     run, config, data, schedule = plan.run, plan.config, plan.data, source.diffusion.schedule
     plots.schedules(run.path / "schedule.png", {schedule_name(config.schedule): schedule})
-    T, n = schedule.T, 1 if "pictures" in data.holds else MANY_POINTS
+    T, n = schedule.T, 1 if "pictures" in data.original.holds else MANY_POINTS
     times = [round(T * share / 4) for share in range(5)]
     x_0 = data.batch(data.train[spread(len(data.train), n)], source.device).x.cpu()
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
-    x_t = torch.cat([as_pictures(q_sample(schedule, x_0, t, eps)) for t in times])
+    x_t = torch.cat([as_pictures(source.shown(q_sample(schedule, x_0, t, eps))) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, schedule.alpha_bar[times].tolist(), shown)
 
 

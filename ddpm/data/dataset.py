@@ -192,6 +192,16 @@ class Dataset(ABC):
         return other
 
     @property
+    def original(self) -> "Dataset":
+        """What samples are shown and compared as: these data, or those that they were made of by a `codec`."""
+        return self
+
+    @property
+    def codec(self) -> Any:
+        """What they were encoded by, see `ddpm.latent.codec.Codec`; None where they are as they came."""
+        return None
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of one sample x."""

@@ -12,11 +12,13 @@ import torch
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm.figures import images
 from ddpm.schedules import NoiseSchedule, report
@@ -64,6 +66,25 @@ def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]], title:
 def labelled_rows(path: str | Path, rows: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:
     """Images (n, C, H, W) in rows, each with its label on the left."""
     _tiles(path, [("", [x for _, x in rows])], rows=[label for label, _ in rows], title=title)
+
+
+def code_maps(path: str | Path, rows: Sequence[tuple[str, Tensor]], codes: int) -> None:
+    """Images (n, C, H, W) and grids of codes (n, h, w) in rows of one height, each code in a colour of its own.
+
+    Args:
+        codes: K, how many codes there are.
+    """
+    height, width = next(tuple(x.shape[2:]) for _, x in rows if x.ndim == 4)
+    hues = (torch.arange(codes) * 0.618034) % 1  # neighbouring numbers in hues that lie apart
+    values = 0.55 + 0.45 * ((torch.arange(codes) * 0.7548777) % 1)
+    colours = torch.from_numpy(hsv_to_rgb(torch.stack([hues, torch.full_like(hues, 0.75), values], dim=1).numpy()))
+    shown = []
+    for label, x in rows:
+        if x.ndim == 3:
+            x = rearrange(2 * colours[x.long()] - 1, "n h w c -> n c h w")
+            x = F.interpolate(x, (height, width), mode="nearest")
+        shown.append((label, x.expand(-1, 3, -1, -1)))
+    labelled_rows(path, shown)
 
 
 def labelled_columns(path: str | Path, columns: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:

@@ -6,7 +6,7 @@ so that likelihoods are in nats and may be added to a KL as they are.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from einops import reduce
@@ -161,16 +161,17 @@ class Reconstruction:
         parts: name -> weight, of `PARTS`; those of weight 0 are not computed.
         binarise: of the Bernoulli likelihood, whether pixels are drawn black or white with their brightness as
             probability. Grey ones as they are have no likelihood.
+        others: parts of the same loss that compare with no data: names for messages.
     Attributes:
         logits: whether the output is the logits of pixels, else it is the picture itself.
         scaled: the part that needs a scale of the decoder, or None.
     Raises: ValueError for parts that are not known, or that take the output for different things, or none.
     """
 
-    def __init__(self, parts: Mapping[str, float], binarise: bool = True):
+    def __init__(self, parts: Mapping[str, float], binarise: bool = True, others: Sequence[str] = ("kl",)):
         for name, weight in parts.items():
             if name not in PARTS:
-                raise ValueError(f"parts: {name!r} is not known; allowed: {', '.join((*PARTS, 'kl'))}")
+                raise ValueError(f"parts: {name!r} is not known; allowed: {', '.join((*PARTS, *others))}")
             if isinstance(weight, bool) or not 0 <= weight < math.inf:
                 raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
         self.parts = [name for name, weight in parts.items() if weight]

@@ -1,4 +1,4 @@
-"""What the codings of a variational autoencoder hold, and how likely it finds held-out data: in nats, a sample."""
+"""What codings hold of held-out data: how likely these are found, what is left of them, what their codes are worth."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
+from ddpm.latent.codec import Discrete
 from ddpm.latent.elbo import active_units, importance_weighted, kl, reparametrised
 from ddpm.metrics.denoising import chosen, interval
 from ddpm.randomness import SampleNoise, generator
+from ddpm.runs.precision import computing
+from ddpm.samplers.autoregressive import Autoregressive
 from ddpm.samplers.decoded import Decoded
+from ddpm.samplers.reconstructed import Reconstructed
 
 AT_A_TIME = 50  # draws of the posterior that are decoded at once
 
@@ -82,6 +87,82 @@ def measure_log_likelihood(
     words += f" (95% over {data.units}: {values['low']:.2f} to {values['high']:.2f})" if n > 1 else ""
     words += f", {values['bits_per_dim']:.4f} bits/dim, by {draws:,} draws; by one {values['elbo']:.2f}"
     return f"nats_iwae_{draws}_{n}_held_out", words, values
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    source: Reconstructed, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
+) -> tuple[str, str, dict[str, Any]]:
+    r"""Protocol name, result in words and record of what an autoencoder leaves of n held-out samples.
+
+    The value is the mean of
+
+    .. math:: \text{PSNR} = 10 \log_{10} \frac{2^2}{\text{mean}_i (x_i - \hat x_i)^2}
+
+    in dB, over samples in [-1, 1]. Besides: the mean of the squares, in `mse`, and of codes how many are in use, and
+    their perplexity.
+    """
+    squares, codes = list[Tensor](), list[Tensor]()
+    for part in chosen(data, n).split(batch):
+        x = data.batch(part, source.device).x
+        kept = source.of.kept(x)
+        squares.append((source.of.decode(source.of.drawn(kept)) - x).square().flatten(1).mean(1).double().cpu())
+        codes += [kept.flatten().cpu()] if isinstance(source.of, Discrete) else []
+        if callback:
+            callback(len(part))
+    of_each = torch.cat(squares)
+    values = interval(10 * (4 / of_each).log10(), data.units, "dB") | {"mse": of_each.mean().item()}
+    words = f"PSNR {values['value']:.2f} dB, mean square {values['mse']:.4f}"
+    if codes:
+        used = torch.cat(codes).bincount(minlength=source.of.codes)  # type: ignore[attr-defined]  # as it is discrete
+        values |= {"used": int((used > 0).sum()), "perplexity": _perplexity(used)}
+        words += f"; {values['used']} of {len(used)} codes in use, perplexity {values['perplexity']:.1f}"
+    return f"psnr_{n}_held_out", words, values
+
+
+def _perplexity(counts: Tensor) -> float:
+    """exp of the entropy of counts (K,)."""
+    p = counts.double() / counts.sum()
+    return torch.special.entr(p).sum().exp().item()
+
+
+@torch.no_grad()
+def measure_codes(
+    source: Autoregressive, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
+) -> tuple[str, str, dict[str, Any]]:
+    """Protocol name, result in words and record of how well the codes of n held-out samples are foretold.
+
+    The value is the mean of -log2 p(code given those before it), in bits. Besides: `accuracy`, the share of codes that
+    are the likeliest; `independent`, the bits that a code needs by the frequencies of codes in the part that is trained
+    on, wherever it lies, and `perplexity`, 2 to the power of the entropy of those; `share`, of the one in the other.
+    Accuracies of codebooks of different sizes say nothing of each other: these bits do.
+    """
+    bits, right, every = list[Tensor](), list[Tensor](), list[Tensor]()
+    for part in chosen(data, n).split(batch):
+        real = data.batch(part, source.device)
+        with computing(source.device, source.precision):
+            logits = source.model(real.x, real.condition.taken_by(source.model)).float()
+        nats = F.cross_entropy(logits, real.x, reduction="none")
+        bits.append((nats / math.log(2)).mean((1, 2)).double().cpu())
+        right.append((logits.argmax(1) == real.x).double().mean((1, 2)).cpu())
+        every.append(real.x.flatten().cpu())
+        if callback:
+            callback(len(part))
+    trained = torch.cat([data.batch(part).x.flatten() for part in data.train.split(4096)])
+    counts = trained.bincount(minlength=source.model.codes).double()
+    p = (counts + 1) / (counts + 1).sum()  # so that a code that is new costs no infinity
+    independent = -p.log2()[torch.cat(every)].mean().item()
+    values = interval(torch.cat(bits), data.units, "bits") | {
+        "accuracy": torch.cat(right).mean().item(),
+        "independent": independent,
+        "perplexity": _perplexity(counts),
+        "codes": len(counts),
+    }
+    values["share"] = values["value"] / independent if independent else None
+    words = f"{values['value']:.3f} bits a code, {independent:.3f} by their frequencies alone"
+    words += f" ({values['share']:.1%})" if independent else ""
+    words += f"; {values['accuracy']:.1%} foretold, perplexity {values['perplexity']:.1f} of {len(counts)}"
+    return f"bits_per_code_{n}_held_out", words, values
 
 
 def held_out(source: Decoded, data: Dataset, n: int, batch: int) -> Iterator[tuple[list[int], Tensor, Any]]:

@@ -71,6 +71,8 @@ class Source(ABC):
     """What is measured of it besides its samples, where there is no sampler."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
+    codec: Any = None
+    """What turns what is drawn into what is shown, see `ddpm.latent.codec.Codec`; None where that is the same."""
 
     def __init__(
         self,
@@ -100,6 +102,18 @@ class Source(ABC):
         Args:
             callback: of a source that walks, as samplers call it.
         """
+
+    def shown(self, x: Tensor) -> Tensor:
+        """What is to be seen of what is drawn, x (n, *shape), on the CPU: x itself, or what the codec makes of it."""
+        return x.cpu() if self.codec is None else self.codec.decode(x.to(self.device)).cpu()
+
+    def shown_by(self, codec: Any) -> Self:
+        """The same, whose samples a codec decodes; None for none."""
+        other = copy.copy(self)
+        other.codec = codec
+        if codec is not None:
+            codec.model.to(self.device)
+        return other
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
         """What is to be seen of images that the samples of these numbers are told of, (n, *shape); None for no such."""

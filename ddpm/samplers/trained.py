@@ -69,14 +69,15 @@ class TrainedSampler(Source):
         return f"{type(self.sampler).__name__} with {len(self.sampler.times(self.diffusion.schedule)) - 1} steps"
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, *shape), on the CPU."""
+        """The samples of these numbers as they are shown, (n, *), on the CPU."""
         noise = self.noise(numbers)
         x_T = noise.x_T(self.shape, self.device)
         denoise = self.denoiser(self.condition(numbers))
         with self.computing():
-            x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback).cpu()
-        self.range.note(x_0)
-        return x_0
+            x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback)
+        x = self.shown(x_0)
+        self.range.note(x)
+        return x
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -168,21 +169,23 @@ class TrainedSampler(Source):
             self.diffusion.predictor(self.model, condition.taken_by(self.model)),
         )
         with self.computing():
-            x_T = self.sampler.encode(schedule, denoise, x.to(self.device))
+            x = x.to(self.device)
+            x = x if self.codec is None else self.codec.drawn(self.codec.kept(x))
+            x_T = self.sampler.encode(schedule, denoise, x)
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
             nearer = condition.rows(lambda part: part[ends]).taken_by(self.model)
             denoise = self.diffusion.predictor(self.model, nearer)
-            return self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)).cpu()
+            return self.shown(self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)))
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
-        """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
+        """(t, x_t) of the first n samples, as they are shown, at evenly spaced moments from noise (t = T) to t = 0."""
         moments = len(self.sampler.times(self.diffusion.schedule))
         chosen = set(torch.linspace(0, moments - 1, min(pictures, moments)).round().long().tolist())
         seen: list[tuple[int | float, Tensor]] = []
 
         def note(i: int, t: int | float, s: int | float, x_t: Tensor, pred: Prediction) -> None:
             if i in chosen:
-                seen.append((t, x_t.cpu()))
+                seen.append((t, self.shown(x_t)))
 
         x_0 = self.draw(range(n), note)
         return [*seen, (0, x_0)] if moments - 1 in chosen else seen

@@ -155,7 +155,7 @@ class Previews:
 
     def take(self, step: int, raw: Task, averaged: Task) -> None:
         """Sample from both, and draw preview.png; a task that draws nothing has none."""
-        n = PREVIEWED if len(self.data.shape) == 3 else MANY_POINTS
+        n = PREVIEWED if len(self.data.original.shape) == 3 else MANY_POINTS
         of_raw, of_averaged = (task.preview(n, self.data, self.seed, self.precision) for task in (raw, averaged))
         if of_raw is None or of_averaged is None:
             return
@@ -166,7 +166,7 @@ class Previews:
             torch.save(self.rows, temporary)
         shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
         chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in shown)]
-        shape = self.data.shape
+        shape = self.data.original.shape
         plots.preview(self.folder / "preview.png", chosen, plane_of(shape[0]) if len(shape) == 1 else None)
 
 

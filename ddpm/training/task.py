@@ -74,6 +74,9 @@ class Task(ABC):
     couples_batch = False
     """Whether the loss of a row depends on the others: then every process computes the whole batch, in one piece."""
 
+    draws_of_data = False
+    """Whether samples are drawn of data, such as reconstructions."""
+
     replayable = False
     """Whether `losses` computes the same in each step, of what was drawn and of tensors that are changed in place: it
     reads no progress, no value of a tensor, and no number that changes. A GPU can then replay it, see
@@ -186,15 +189,19 @@ class Task(ABC):
         """
         return None
 
+    def codec(self) -> Any:
+        """What other runs draw through, see `ddpm.latent.codec.Codec`; None for a task that trains no such thing."""
+        return None
+
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
-        """n samples (n, *shape of the data), on the CPU, always from the same noise; None for a task that draws none.
+        """n samples as they are shown, (n, *), on the CPU, always from the same noise; None for a task that draws none.
 
         Args:
             data: as in `source`.
         """
         device = next(next(iter(self.modules.values())).parameters()).device
         source = self.source(data, seed, device, precision)
-        return None if source is None else source.draw(range(n))
+        return None if source is None else source.shown_by(data.codec).draw(range(n))
 
     def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
         """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""

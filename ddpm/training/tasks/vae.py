@@ -5,41 +5,38 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.batch import Batch, Condition
-from ddpm.data.dataset import Dataset, spread
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import Dataset
+from ddpm.latent.codec import Continuous
 from ddpm.latent.elbo import kl, reparametrised, with_free_bits
-from ddpm.latent.reconstruction import Reconstruction
 from ddpm.randomness import Keyed
 from ddpm.samplers.decoded import Decoded
-from ddpm.training.task import Drawn, Losses, Task, must_take
+from ddpm.samplers.reconstructed import Reconstructed
+from ddpm.samplers.source import Source
+from ddpm.training.task import Losses
+from ddpm.training.tasks.autoencoder import SHOWN, Autoencoder, Seen
 
-SHOWN = 12  # data that are drawn beside what is made of them
 SIDE = 20  # pictures of a side of the map of two codings
 TRAVERSED = 8  # codings that are traversed, at most
 REACH = 3.0  # of the prior's standard deviations, that traversals go from zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coded(Drawn):
-    """Data, and what draws their codings.
+class Coded(Seen):
+    """Data, and what draws their latents.
 
     Args:
-        x: data, (B, *), black and white where they are modelled so.
-        condition: what encoder and decoder are told.
-        eps: standard normal noise, (B, codings).
+        eps: standard normal noise, (B, *latent_shape).
     """
 
-    x: Tensor
-    condition: Condition
     eps: Tensor
 
 
-class VAE(Task):
+class VAE(Autoencoder):
     r"""Train an encoder and a decoder by the evidence lower bound, or by other parts of a loss in its place.
 
     .. math:: \log p_\theta(x) \ge -L, \quad L = -E_{q_\phi(z \mid x)}[\log p_\theta(x \mid z)] +
@@ -48,8 +45,8 @@ class VAE(Task):
     with parts = {likelihood: 1, "kl": 1}; the expectation is over one draw of z. A weight other than 1 of kl is beta.
 
     Args:
-        model: with `encode(x, y)` -> (mean, log variance), each (B, codings), `decode(z, y)` -> (B, *), `codings`, and
-            `log_scale` where a part has a scale.
+        model: with `encode(x, y)` -> (mean, log variance), each (B, *latent_shape), `decode(z, y)` -> (B, *),
+            `latent_shape`, and `log_scale` where a part has a scale.
         parts: name -> weight, 0 for a part that is not computed; of `ddpm.latent.reconstruction.PARTS`, and kl.
         binarise: of the Bernoulli likelihood: draw black or white for each pixel, with its brightness as probability,
             anew in each step; held-out data once for all. False takes grey as it is, of which there is no likelihood.
@@ -69,14 +66,10 @@ class VAE(Task):
         free_bits: float = 0.0,
         only: Sequence[str] | None = None,
     ):
-        of_data = {name: weight for name, weight in parts.items() if name != "kl"}
-        self.reconstruction = Reconstruction(of_data, binarise)
+        super().__init__(model, parts, ["kl"], binarise, only)
         beta = parts.get("kl", 0)
         if isinstance(beta, bool) or not 0 <= beta < math.inf:
             raise ValueError(f"parts.kl = {beta!r} must be >= 0 and finite")
-        super().__init__({"model": model}, weights=dict(parts), only=only)
-        if (scaled := self.reconstruction.scaled) and getattr(model, "log_scale", None) is None:
-            raise ValueError(f"parts: {scaled} has a scale, and the decoder has none; set model.scale=1")
         if isinstance(warmup, bool) or not 0 <= warmup <= 1:
             raise ValueError(f"warmup = {warmup!r} must lie in [0, 1]")
         if isinstance(free_bits, bool) or not 0 <= free_bits < math.inf:
@@ -85,15 +78,11 @@ class VAE(Task):
         self.couples_batch = free_bits > 0
         self.replayable = warmup == 0
 
-    @property
-    def model(self) -> Any:
-        return self.modules["model"]
-
     # -------------------------------------------------------------------------------------------------- what is trained
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Coded:
         """eps for a step's whole batch, and which pixels are white."""
-        shape, device = (len(batch), self.model.codings), batch.x.device
+        shape, device = (len(batch), *self.model.latent_shape), batch.x.device
         eps = torch.randn(shape, device=device, generator=random("eps"))
         uniform = functools.partial(torch.rand, batch.x.shape, device=device, generator=random("binarise"))
         return Coded(x=self.reconstruction.drawn(batch.x, uniform), condition=batch.condition, eps=eps)
@@ -105,21 +94,26 @@ class VAE(Task):
         output = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
         parts = self.reconstruction(output, drawn.x, self.model.log_scale)
         if self.beta:
-            of_codings = kl(mean, log_variance)
+            of_codings = kl(mean, log_variance).flatten(1)
             whole = with_free_bits(of_codings, self.free_bits) if self.free_bits else of_codings.sum(1)
             parts["kl"] = whole * min(1.0, progress / self.warmup) if self.warmup else whole
         return parts
 
-    def check(self, data: Dataset) -> None:
-        """Raise ValueError for data that the network does not take, or of which a part has no meaning."""
-        must_take(self.model, data)
-        for name, holds in (("bernoulli", "bytes"), ("focal", "bytes"), ("logistic", "bytes"), ("ssim", "pictures")):
-            if name in self.reconstruction.parts and holds not in data.holds:
-                raise ValueError(
-                    f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
-                )
-
     # ------------------------------------------------------------------------------------------------ what is looked at
+
+    @property
+    def draws_of_data(self) -> bool:  # type: ignore[override]  # by the network
+        """Whether samples are reconstructions: where latents are maps."""
+        return self.maps
+
+    @property
+    def maps(self) -> bool:
+        """Whether the latents are maps, (c, h, w): of an autoencoder that others draw through; else flat codings."""
+        return len(self.model.latent_shape) == 3
+
+    def codec(self) -> Continuous | None:
+        """What turns data into latents and back; None for flat codings, which have no place in a picture."""
+        return Continuous(self.model, self.reconstruction.picture) if self.maps else None
 
     def source(
         self,
@@ -128,8 +122,11 @@ class VAE(Task):
         device: torch.device,
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
-    ) -> "Decoded":
-        """Samples of the prior, decoded."""
+    ) -> Source:
+        """Samples of the prior, decoded; where latents are maps, of which the prior knows little, reconstructions."""
+        codec = self.codec()
+        if codec is not None and data is not None:
+            return Reconstructed(codec, data, seed, device, precision, asked)
         return Decoded(self.model, self.reconstruction, self.model.shape, seed, device, precision, asked)
 
     @torch.no_grad()
@@ -139,21 +136,21 @@ class VAE(Task):
             return
         from ddpm.figures import images, plots
 
-        model = self.model.eval()
-        device = next(model.parameters()).device
-        numbers = data.held_out if len(data.held_out) else data.train
-        batch = data.batch(numbers[spread(len(numbers), SHOWN)], device)
+        model, batch = self.model.eval(), self.shown(data)
+        device = batch.x.device
         seen = self.draw(batch, Keyed(0, device=device), 1.0).x
         mean, log_variance = model.encode(seen, batch.condition.taken_by(model))
 
         def decoded(z: Tensor, of: Tensor) -> Tensor:
-            """What z (n, codings) is decoded to, told what there is to tell of the data of these places (n,)."""
+            """What z (n, *latent_shape) becomes, told what there is to tell of the data of these places (n,)."""
             told = batch.condition.rows(lambda x: x[of]).taken_by(model)
             return self.reconstruction.picture(model.decode(z, told)).cpu()
 
         every, first = torch.arange(len(mean)), torch.zeros(SHOWN, dtype=torch.long)
         rows = [("held out", batch.x.cpu()), ("as seen", seen.cpu()), ("reconstructed", decoded(mean, every))]
         plots.labelled_rows(folder / "reconstructions.png", rows if self.reconstruction.binarise else rows[::2])
+        if self.maps:
+            return
 
         rows, at = [], torch.linspace(-REACH, REACH, SHOWN, device=device)
         for j in kl(mean, log_variance).mean(0).argsort(descending=True)[:TRAVERSED].tolist():  # that say most

@@ -1,0 +1,125 @@
+"""Runs that are trained on what another one, an autoencoder, makes of data: its codec, which each of them keeps."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.console import say
+from ddpm.commands.load import data_of, load_into, opened_at, task_of
+from ddpm.commands.validate import trusted
+from ddpm.config import InvalidInput, read_config
+
+FOLDER = "codec"  # of a run's folder: what its samples are decoded by
+CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
+CACHE = "latents"  # of the folder of all runs
+
+
+class Found(NamedTuple):
+    """A codec, and where it comes from."""
+
+    codec: Any
+    config: Path  # of the run that trained it
+    weights: Path
+    sha256: str  # of the weights
+
+
+def codec_of(config: DictConfig) -> Found | None:
+    """The codec that `init_codec` names: of a run, or the one that a run keeps; None where it names none.
+
+    Raises: InvalidInput for a run of which others cannot draw through.
+    """
+    from ddpm.runs import checkpoint
+
+    named = config.get("init_codec")
+    if named is None:
+        return None
+    if (folder := Path(str(named)) / FOLDER).is_dir():
+        named = folder
+    if (Path(str(named)) / STATE).is_file():
+        return kept_in(Path(str(named)), trusted(config))
+    run, folder = opened_at(str(named), "init_codec")
+    files = checkpoint.weights_of(folder, averaged=True)
+    found = _built(run.path / CONFIG, files.get("model"), trusted(config), f"init_codec={named}")
+    config.init_codec = f"{os.path.abspath(run.path)}@{folder.name}"
+    return found
+
+
+def kept_in(folder: Path, trust: list[str]) -> Found:
+    """The codec that a run keeps, with what was measured of its latents."""
+    found = _built(folder / CONFIG, folder / WEIGHTS, trust, str(folder))
+    try:
+        known = json.loads((folder / STATE).read_text())
+        if known["sha256"] != found.sha256:
+            raise ValueError(f"{folder / WEIGHTS} is not what was trained with: its checksum is another")
+        return found._replace(codec=found.codec.with_state(known["state"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InvalidInput(f"{folder} cannot be read: {error}") from error
+
+
+def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> Found:
+    from ddpm.runs import checkpoint
+
+    trained = read_config(config)
+    task = task_of(trained, trust)
+    if weights is None or task.codec() is None:
+        raise InvalidInput(
+            f"{word}: {type(task).__name__} trained no codec; train one with experiment=vqvae or autoencoder_kl"
+        )
+    load_into(task.model, weights)
+    task.model.eval().requires_grad_(False)
+    return Found(task.codec(), config, weights, checkpoint.sha256(weights))
+
+
+def keep(found: Found, codec: Any, run: Path) -> None:
+    """Put a codec into a run's folder, so that its samples need nothing else.
+
+    Args:
+        codec: the same, with what was measured of its latents.
+    """
+    from ddpm.runs.files import replacing
+
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    for name, source in ((CONFIG, found.config), (WEIGHTS, found.weights)):
+        if source.resolve() != (folder / name).resolve():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
+    with replacing(folder / STATE) as temporary:
+        temporary.write_text(json.dumps({"sha256": found.sha256, "state": codec.state()}, indent=1))
+
+
+def fill(config: DictConfig, codec: Any) -> None:
+    """Write what a codec makes of data into a configuration, whose network refers to it."""
+    channels, size = (None, codec.shape) if codec.kind == "codes" else (codec.shape[0], codec.shape[1:])
+    known = {"size": list(size), "channels": channels, "codes": getattr(codec, "codes", None)}
+    config.codec = OmegaConf.create(known)
+
+
+def encoded(data: Any, found: Found, device: Any, runs: Path, said: Callable[[str], None] = say) -> Any:
+    """Data as a codec says them, kept in a file below the folder of all runs.
+
+    Raises: InvalidInput for data that it does not take.
+    """
+    from ddpm.data.encoded import encoded as made
+
+    found.codec.model.to(device)
+    key = json.dumps([found.sha256, data.identity()], sort_keys=True, default=str)
+    file = f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    try:
+        return made(data, found.codec, device, runs / CACHE / file, said)
+    except ValueError as error:
+        raise InvalidInput(f"init_codec: {error}") from error
+
+
+def trained_on(config: DictConfig, run: Any, trained: DictConfig, device: Any) -> Any:
+    """What a run was trained on, as its network sees it."""
+    data = data_of(config, trained)
+    if trained.get("init_codec") is None:
+        return data
+    return encoded(data, kept_in(run.path / FOLDER, trusted(config)), device, run.path.parent.parent)

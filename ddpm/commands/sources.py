@@ -1,0 +1,127 @@
+"""What a run directory can draw from: its network, with all that decides a sample but its number."""
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.encoding import FOLDER, kept_in
+from ddpm.commands.load import (
+    LABELS,
+    asked_labels,
+    by_default,
+    data_of,
+    guidance_of,
+    has,
+    label_names,
+    load_into,
+    opened,
+    put_average,
+    sampler_of,
+    task_of,
+)
+from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
+from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_device
+
+
+def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
+    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    from ddpm.data.batch import classes_of, labels_of, takes
+    from ddpm.samplers.trained import TrainedSampler
+    from ddpm.training.task import shape_of
+
+    must_be_drawable(config)
+    device = resolve_device(config.device)
+    run, folder = opened(str(config.run), config.checkpoint)
+    trained, trust = read_config(run.path / "config.yaml"), trusted(config)
+    if not has(trained, "model", "diffusion"):
+        source = _source_of_task(config, run, folder, trained, device)
+        return _shown(source, config, run, trained), run, trained, int(folder.name)
+    model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
+    sampler = sampler_of(config, trained, trust)
+    load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
+    if (width := width_of_average(config)) is not None:
+        put_average(model, run, folder, width)
+    shape = shape_of(model) or ()
+    guidance = guidance_of(config, trust, device)
+    if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
+        raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
+    if len(labels_of(model)) < 2 and config.style is not None:
+        raise InvalidInput(
+            f"style={plain(config.style)}: the network was trained without styles; train one with data=devanagari "
+            "data.labels=[class,style] model.num_classes=[46,FONTS]"
+        )
+    asked, styles = (
+        asked_labels(config, partial(label_names, several, config, run, trained), one)
+        for one, several in LABELS.items()
+    )
+    precision = _precision_of(config, run, device)
+    data = data_of(config, trained) if "image" in takes(model) else None
+    try:
+        drawing = (config.seed, device, precision, asked, guidance, data, styles)
+        source = TrainedSampler(diffusion, model, sampler, shape, *drawing)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return _shown(source, config, run, trained), run, trained, int(folder.name)
+
+
+def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> Any:
+    """What draws, at the temperature that is asked for, through the codec that the run keeps, if it has one."""
+    if (temperature := config.get("temperature", 1.0)) != 1.0:
+        if not hasattr(source, "at"):
+            raise InvalidInput(f"temperature={temperature} is of runs that draw code by code; leave temperature out")
+        try:
+            source = source.at(temperature)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
+    if trained.get("init_codec") is None:
+        return source
+    return source.shown_by(kept_in(run.path / FOLDER, trusted(config)).codec)
+
+
+def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any) -> Any:
+    """What draws from a run without a sampler, such as a variational autoencoder."""
+    from ddpm.runs import checkpoint
+
+    if width_of_average(config) is not None:
+        raise InvalidInput(
+            f"run={config.run} weights={config.weights}: such averages are of diffusion; allowed: ema, raw"
+        )
+    task = task_of(trained, trusted(config))
+    for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
+        load_into(task.modules[name], file)
+    must_draw_itself(config, task)
+    asked = asked_labels(config, partial(label_names, "classes", config, run, trained))
+    try:
+        data = data_of(config, trained) if task.draws_of_data else None
+        source = task.to(device).source(data, config.seed, device, _precision_of(config, run, device), asked)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    if source is None:
+        raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that a sampler draws from")
+    return source
+
+
+def must_draw_itself(config: DictConfig, task: Any) -> None:
+    """Refuse what only a diffusion network's samples have, of a task that draws without a sampler."""
+    if isinstance(config.sampler, DictConfig) and plain(config.sampler) != by_default():
+        raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
+    if config.get("style") is not None:
+        raise InvalidInput(f"style={plain(config.style)}: {type(task).__name__} is told of no styles")
+    guidance = config.get("guidance")
+    if isinstance(guidance, DictConfig) and not str(guidance.get("_target_")).endswith(".Guidance"):
+        raise InvalidInput(f"guidance is of diffusion, and {type(task).__name__} has none; leave guidance out")
+
+
+def _precision_of(config: DictConfig, run: Any, device: Any) -> str:
+    """The precision that samples are drawn in: what was asked for, or that of the training."""
+    from ddpm.runs.precision import PRECISIONS, as_trained
+
+    precision = config.precision
+    if precision == "auto":
+        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
+            precision = run.status().get("precision")
+        precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
+    return str(precision)

@@ -1,0 +1,125 @@
+"""Codes and latents: what a frozen autoencoder makes of other data, in their place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import Dataset, InMemory
+from ddpm.runs import tensor_cache
+
+AT_A_TIME = 256  # samples that are encoded at once
+
+
+class Codec(Protocol):
+    """What encodes, see `ddpm.latent.codec.Codec`."""
+
+    kind: str
+    of: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def kept(self, x: Tensor) -> Tensor: ...
+    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def fitted(self, kept: Tensor) -> "Codec": ...
+
+
+class Encoded(InMemory):
+    """Other data, sample by sample as a codec says them; which are held out, and their labels, stay the same.
+
+    Args:
+        data: what is encoded.
+        codec: what encoded them.
+        kept: what it keeps of each sample, (N, *).
+    Attributes:
+        original: `data`.
+        codec: fitted to the part that is trained on.
+    """
+
+    def __init__(self, data: Dataset, codec: Codec, kept: Tensor):
+        labels = None if data.labels is None else data.labels.cpu()
+        super().__init__(data.name, data.split, kept, labels, getattr(data, "classes", ()), 0.0, [codec.kind])
+        self.train, self.held_out, self.units = data.train, data.held_out, data.units
+        self.further_labels, self.further_counts, self.styles = data.further_labels, data.further_counts, data.styles
+        self._original, self._codec = data, codec.fitted(kept[data.train])
+
+    @property
+    def original(self) -> Dataset:
+        """The data that were encoded."""
+        return self._original
+
+    @property
+    def codec(self) -> Any:
+        """What encoded them."""
+        return self._codec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's latents."""
+        return self._codec.shape
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Batch:
+        """Latents as the network sees them.
+
+        Args:
+            indices, device: as in `Dataset`.
+            generator: draws latents that have a distribution; None, as in evaluation, takes their means.
+
+        Returns: x (B, *shape), floats or, for codes, int64; and as condition the classes of labelled data.
+        """
+        taken = self._taken(indices, device)
+        return Batch(self._codec.drawn(taken.x, generator), taken.condition)
+
+    def identity(self) -> dict[str, Any]:
+        """What the data are that were encoded; a run knows the codec by its weights."""
+        return self._original.identity()
+
+
+def must_suit(data: Dataset, codec: Codec) -> None:
+    """Raise ValueError for data that a codec does not encode, or of which more is told than it keeps."""
+    if "pictures" not in data.holds or data.shape != codec.of:
+        raise ValueError(
+            f"the codec was trained on images (C, H, W) = {codec.of}, but {data.name} has samples of shape "
+            f"{data.shape}; set data= to what it was trained on, with data.image_size and data.channels"
+        )
+    for key in ("flip", "condition"):
+        if getattr(data, key, None):
+            raise ValueError(
+                f"data.{key}={str(getattr(data, key)).lower()}: latents are made of the images as they are, once for "
+                f"all; set data.{key}={'false' if key == 'flip' else 'null'}"
+            )
+
+
+@torch.no_grad()
+def encoded(
+    data: Dataset,
+    codec: Codec,
+    device: torch.device,
+    cache: Path | None = None,
+    said: Callable[[str], None] = lambda words: None,
+) -> Encoded:
+    """Data as a codec says them, made once and read from a file after that.
+
+    Args:
+        codec: on the device.
+        cache: the file; None for none.
+        said: is told where it takes a while.
+    Raises: ValueError for data that the codec does not take, see `must_suit`, or if what it says is not finite.
+    """
+    must_suit(data, codec)
+    one = codec.kept(data.batch(torch.arange(1), device).x)
+    shape = (len(data), *one.shape[1:])
+    kept = None if cache is None else tensor_cache.load_tensor(cache, one.dtype, shape)
+    if kept is None:
+        said(f"{len(data):,} {data.units} are encoded")
+        parts = torch.arange(len(data)).split(AT_A_TIME)
+        kept = torch.cat([codec.kept(data.batch(part, device).x).cpu() for part in parts])
+        if not kept.isfinite().all():
+            raise ValueError(f"{data.name} has {data.units} whose latents are not finite")
+        if cache is not None:
+            tensor_cache.save_tensor(kept, cache)
+    return Encoded(data, codec, kept)

@@ -1,0 +1,166 @@
+"""Data as latents, and back: what a frozen autoencoder makes of them."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+class Codec(ABC):
+    """An autoencoder that is used and not trained.
+
+    Args:
+        model: the autoencoder, with `shape` of a sample and `grid` or `latent_shape` of what it makes of one.
+        picture: what is to be seen of its output.
+    Attributes:
+        of: the shape of a sample, (C, H, W).
+        shape: of its latents, as a network is trained on them.
+        kind: what they are: "codes" or "latents".
+    """
+
+    kind: str
+    of: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __init__(self, model: Any, picture: Callable[[Tensor], Tensor] = _itself):
+        self.model = model
+        self.picture, self.of = picture, tuple(self.model.shape)
+
+    @abstractmethod
+    def kept(self, x: Tensor) -> Tensor:
+        """What is to be kept of samples (B, *of): their latents, or the distributions of these; (B, *)."""
+
+    @abstractmethod
+    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (B, *shape) of what was kept.
+
+        Args:
+            generator: draws those that have a distribution; None takes their means.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """What is to be seen of latents (B, *shape): (B, *of), within the range of data."""
+
+    def reconstructed(self, x: Tensor) -> Tensor:
+        """Samples (B, *of), encoded and decoded."""
+        return self.decode(self.drawn(self.kept(x)))
+
+    def fitted(self, kept: Tensor) -> Self:
+        """The same, with what is measured of latents that are trained on: here nothing."""
+        return self
+
+    def state(self) -> dict[str, float]:
+        """What was measured, by name."""
+        return {}
+
+    def with_state(self, state: dict[str, float]) -> Self:
+        """The same, with what `state` gave."""
+        return self
+
+
+class Discrete(Codec):
+    """Codes, whole numbers of a codebook: of a VQ-VAE.
+
+    Args:
+        model: with `encode(x)` -> (B, h, w), `embed(codes)`, `decode(z_q)`, `grid` and `codebook.codes`.
+        picture: as in `Codec`.
+    Attributes:
+        codes: K, how many there are.
+    """
+
+    kind = "codes"
+
+    def __init__(self, model: Any, picture: Callable[[Tensor], Tensor] = _itself):
+        super().__init__(model, picture)
+        self.shape, self.codes = tuple(self.model.grid), int(self.model.codebook.codes)
+
+    @torch.no_grad()
+    def kept(self, x: Tensor) -> Tensor:
+        """Their codes, int32 (B, h, w)."""
+        codes: Tensor = self.model.encode(x)
+        return codes.int()
+
+    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The codes, int64 (B, h, w)."""
+        return kept.long()
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The pictures (B, *of) of codes (B, h, w)."""
+        return self.picture(self.model.decode(self.model.embed(z))).clamp(-1, 1)
+
+
+class Continuous(Codec):
+    r"""Latents of unit variance: of an autoencoder with a KL.
+
+    .. math:: z = s\,(\mu(x) + \sigma(x)\, \epsilon - m), \quad \epsilon \sim \mathcal N(0, I)
+        \qquad \text{[LDM (scaled latents)]}
+
+    with m and s of the data that are trained on, such that all numbers of z have mean 0 and variance 1.
+
+    Args:
+        model: with `encode(x)` -> (mean, log variance), each (B, c, h, w), `decode(z)` and `latent_shape`.
+        picture: as in `Codec`.
+        scale, shift: s and m.
+    Source: High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752), appendix G; it has m = 0.
+    """
+
+    kind = "latents"
+
+    def __init__(
+        self,
+        model: Any,
+        picture: Callable[[Tensor], Tensor] = _itself,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ):
+        super().__init__(model, picture)
+        self.shape, self.scale, self.shift = tuple(self.model.latent_shape), scale, shift
+
+    @torch.no_grad()
+    def kept(self, x: Tensor) -> Tensor:
+        """The mean and the log variance of each number, (B, 2 c, h, w)."""
+        return torch.cat(self.model.encode(x), dim=1)
+
+    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (B, c, h, w)."""
+        mu, log_variance = kept.chunk(2, dim=1)
+        if generator is not None:
+            eps = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu)
+            mu = mu + (log_variance / 2).exp() * eps
+        return self.scale * (mu - self.shift)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The pictures (B, *of) of latents (B, c, h, w)."""
+        return self.picture(self.model.decode(z / self.scale + self.shift)).clamp(-1, 1)
+
+    def fitted(self, kept: Tensor) -> Self:
+        """The same with m and s of the latents of what is kept, (N, 2 c, h, w).
+
+        Raises: ValueError for latents that are all the same.
+        """
+        mu, log_variance = rearrange(kept, "n (two c) h w -> two (n c h w)", two=2).double()
+        variance = mu.var(correction=0) + log_variance.exp().mean()
+        if not 0 < variance < torch.inf:
+            raise ValueError(f"the latents have the variance {variance.item():g}, and cannot be scaled to 1")
+        return self.with_state({"scale": variance.rsqrt().item(), "shift": mu.mean().item()})
+
+    def state(self) -> dict[str, float]:
+        """The scale and the shift."""
+        return {"scale": self.scale, "shift": self.shift}
+
+    def with_state(self, state: dict[str, float]) -> Self:
+        """The same with this scale and shift."""
+        other = copy.copy(self)
+        other.scale, other.shift = float(state["scale"]), float(state["shift"])
+        return other

@@ -1,0 +1,74 @@
+"""What autoencoders have in common: data, as they are modelled, and the parts of a loss that compare with them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch, Condition
+from ddpm.data.dataset import Dataset, spread
+from ddpm.latent.reconstruction import Reconstruction
+from ddpm.training.task import Drawn, Task, must_take
+
+SHOWN = 12  # data that are drawn beside what is made of them
+OF_BYTES = ("bernoulli", "focal", "logistic")  # parts of data that are bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Drawn):
+    """Data as an autoencoder sees them.
+
+    Args:
+        x: (B, *), black and white where they are modelled so.
+        condition: what encoder and decoder are told.
+    """
+
+    x: Tensor
+    condition: Condition
+
+
+class Autoencoder(Task):
+    """Train an encoder and a decoder by parts of a loss, some of which compare with data, and some of which do not.
+
+    Args:
+        model: with `shape` of a sample, and `log_scale` where a part has a scale.
+        parts: name -> weight, 0 for a part that is not computed.
+        own: the names of the parts that compare with no data; the others are of `ddpm.latent.reconstruction.PARTS`.
+        binarise: as in `ddpm.latent.reconstruction.Reconstruction`.
+        only: as in `Task`.
+    Raises: ValueError for parts that are not known, or that take the decoder's output for different things.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Mapping[str, float],
+        own: Sequence[str],
+        binarise: bool,
+        only: Sequence[str] | None = None,
+    ):
+        of_data = {name: weight for name, weight in parts.items() if name not in own}
+        self.reconstruction = Reconstruction(of_data, binarise, own)
+        super().__init__({"model": model}, weights=dict(parts), only=only)
+        if (scaled := self.reconstruction.scaled) and getattr(model, "log_scale", None) is None:
+            raise ValueError(f"parts: {scaled} has a scale, and the decoder has none; set model.scale=1")
+
+    @property
+    def model(self) -> Any:
+        return self.modules["model"]
+
+    def check(self, data: Dataset) -> None:
+        """Raise ValueError for data that the network does not take, or of which a part has no meaning."""
+        must_take(self.model, data)
+        for name in self.reconstruction.parts:
+            holds = "bytes" if name in OF_BYTES else "pictures" if name == "ssim" else None
+            if holds is not None and holds not in data.holds:
+                raise ValueError(
+                    f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
+                )
+
+    def shown(self, data: Dataset) -> Batch:
+        """Data that are drawn beside what is made of them: held out, if any are."""
+        numbers = data.held_out if len(data.held_out) else data.train
+        return data.batch(numbers[spread(len(numbers), SHOWN)], next(self.model.parameters()).device)
