@@ -254,6 +254,13 @@ class VQVAE(nn.Module):
             nn.Conv2d(code_channels, channels, 3, padding=1), *(Residual(channels) for _ in range(blocks)), *up
         )
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights of the decoder's last layer."""
+        layer = self.decoder[-1]
+        assert isinstance(layer, nn.ConvTranspose2d)
+        return layer.weight
+
     def forward(self, x: Tensor) -> Coded:
         """All that a loss needs; the encoder has the gradient of the reconstruction as if it were z_q.
 

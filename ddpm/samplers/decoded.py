@@ -14,19 +14,59 @@ from ddpm.samplers import Callback
 from ddpm.samplers.source import Source
 
 
-class Decoded(Source):
-    """Samples of a variational autoencoder: codings of the prior, decoded.
+class Generated(Source):
+    """Samples of a generator: normal codings, decoded.
 
     Args:
-        model: with `codings`, `encode(x, y)` and `decode(z, y)`.
-        reconstruction: what its output is.
+        model: with `codings` and `decode(z, y)`.
         shape, seed, device, precision, asked: as in `Source`.
     Raises: ValueError as there, and for no class of a network with classes.
     """
 
     evaluations = 1
+    walk = "images of normal codings, generated at once"
+    model: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ):
+        super().__init__(model, shape, seed, device, precision, asked)
+        if asked is not None and not asked:
+            raise ValueError("class = none: the network was never trained without its classes")
+
+    def picture(self, output: Tensor) -> Tensor:
+        """What is to be seen of the network's output."""
+        return output
+
+    @torch.no_grad()
+    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
+        """The samples of these numbers, (n, *shape), on the CPU."""
+        z = SampleNoise(self.seed, numbers)(0, (self.model.codings,), self.device)
+        labels = self.classes(numbers)
+        with computing(self.device, self.precision):
+            output = self.model.decode(z, None if labels is None else labels.to(self.device))
+        x = self.picture(output).cpu()
+        self.range.note(x)
+        return x
+
+
+class Decoded(Generated):
+    """Samples of a variational autoencoder: codings of the prior, decoded.
+
+    Args:
+        model: with `codings`, `encode(x, y)` and `decode(z, y)`.
+        reconstruction: what its output is.
+        shape, seed, device, precision, asked: as in `Generated`.
+    Raises: ValueError as there.
+    """
+
     walk = "codings of the prior, decoded"
-    model: Any  # with `codings`, `encode` and `decode`
     measures = ("elbo", "log_likelihood")
 
     def __init__(
@@ -40,20 +80,11 @@ class Decoded(Source):
         asked: Sequence[int] | None = None,
     ):
         super().__init__(model, shape, seed, device, precision, asked)
-        if asked is not None and not asked:
-            raise ValueError("class = none: the network was never trained without its classes")
         self.reconstruction = reconstruction
 
-    @torch.no_grad()
-    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, *shape), on the CPU."""
-        z = SampleNoise(self.seed, numbers)(0, (self.model.codings,), self.device)
-        labels = self.classes(numbers)
-        with computing(self.device, self.precision):
-            output = self.model.decode(z, None if labels is None else labels.to(self.device))
-        x = self.reconstruction.picture(output).cpu()
-        self.range.note(x)
-        return x
+    def picture(self, output: Tensor) -> Tensor:
+        """What is to be seen of the decoder's output."""
+        return self.reconstruction.picture(output)
 
     @torch.no_grad()
     def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
@@ -70,4 +101,4 @@ class Decoded(Source):
             share = torch.linspace(0, 1, k, device=self.device)
             told = condition.rows(lambda part: part[share.round().long()]).taken_by(self.model)
             output = self.model.decode(mean[0] + share[:, None] * (mean[1] - mean[0]), told)
-        return self.reconstruction.picture(output).cpu()
+        return self.picture(output).cpu()

@@ -1,5 +1,6 @@
 """What autoencoders have in common: data, as they are modelled, and the parts of a loss that compare with them."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.dataset import Dataset, spread
 from ddpm.latent.reconstruction import Reconstruction
-from ddpm.training.task import Drawn, Task, must_take
+from ddpm.training.task import Drawn, Losses, Task, must_take
 
 SHOWN = 12  # data that are drawn beside what is made of them
 OF_BYTES = ("bernoulli", "focal", "logistic")  # parts of data that are bytes
@@ -57,6 +58,14 @@ class Autoencoder(Task):
     @property
     def model(self) -> Any:
         return self.modules["model"]
+
+    @abstractmethod
+    def output(self, drawn: Any) -> Tensor:
+        """What the decoder says of what was drawn, (B, *)."""
+
+    def compared(self, output: Tensor, drawn: Any, progress: float) -> Losses:
+        """The parts that compare a decoder's output (B, *) with data, each (B,)."""
+        return self.reconstruction(output, drawn.x, getattr(self.model, "log_scale", None))
 
     def check(self, data: Dataset) -> None:
         """Raise ValueError for data that the network does not take, or of which a part has no meaning."""

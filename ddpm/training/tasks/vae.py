@@ -87,12 +87,19 @@ class VAE(Autoencoder):
         uniform = functools.partial(torch.rand, batch.x.shape, device=device, generator=random("binarise"))
         return Coded(x=self.reconstruction.drawn(batch.x, uniform), condition=batch.condition, eps=eps)
 
+    def output(self, drawn: Coded) -> Tensor:
+        """What the decoder says of a draw of the posterior, (B, *)."""
+        y = drawn.condition.taken_by(self.model)
+        z = reparametrised(*self.model.encode(drawn.x, y), drawn.eps)
+        output: Tensor = self.model.decode(z, y)
+        return output
+
     def losses(self, drawn: Coded, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """The parts by name, each (B,)."""
         y = drawn.condition.taken_by(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
-        parts = self.reconstruction(output, drawn.x, self.model.log_scale)
+        parts = self.compared(output, drawn, progress)
         if self.beta:
             of_codings = kl(mean, log_variance).flatten(1)
             whole = with_free_bits(of_codings, self.free_bits) if self.free_bits else of_codings.sum(1)

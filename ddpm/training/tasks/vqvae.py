@@ -87,10 +87,15 @@ class VQVAE(Autoencoder):
         chosen = torch.randint(n * h * w, shape, device=device, generator=random("revive"))
         return Quantised(x=x, condition=batch.condition, chosen=chosen)
 
+    def output(self, drawn: Quantised) -> Tensor:
+        """What the decoder says of codes, (B, *)."""
+        output: Tensor = self.model(drawn.x).x
+        return output
+
     def losses(self, drawn: Quantised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """The parts by name, each (B,), and the perplexity of the codebook's averages, which is not trained."""
         coded, book = self.model(drawn.x), self.model.codebook
-        parts = self.reconstruction(coded.x, drawn.x, None)
+        parts = self.compared(coded.x, drawn, progress)
         own = book.losses(coded.z_e, coded.z_q)
         size = coded.z_e[0].numel()  # a sum over dimensions, as of x
         parts |= {name: size * part for name, part in own.items() if self.weights.get(name)}
