@@ -74,8 +74,9 @@ class Generator(nn.Module):
         if self.class_embedding is not None:
             z = torch.cat([z, self.class_embedding(*parts["classes"]).to(z.dtype)], dim=1)
         h = self.from_z(z).unflatten(1, self.last).contiguous(memory_format=torch.channels_last)
-        h = normed(self.norms[0], h, silu=True)
-        for up, norm in zip(self.up, self.norms[1:], strict=True):
+        first, *norms = map(_as_norm, self.norms)
+        h = normed(first, h, silu=True)
+        for up, norm in zip(self.up, norms, strict=True):
             h = normed(norm, up(h), silu=True)
         return torch.tanh(self.conv_out(h).float())
 
@@ -154,6 +155,12 @@ class Discriminator(nn.Module):
         if self.class_embedding is not None:
             f = (self.class_embedding(*parts["classes"]) * phi).sum(1) + f
         return f.float()
+
+
+def _as_norm(layer: nn.Module) -> nn.GroupNorm:
+    """A layer of a list of group norms, for torch's containers do not know what they hold."""
+    assert isinstance(layer, nn.GroupNorm)
+    return layer
 
 
 def _told(num_classes: int | None, out: int) -> tuple[ClassEmbedding | None, tuple[str, ...]]:
