@@ -1,5 +1,6 @@
 """The layers that the U-Net is made of. Shapes are (B, C, H, W), or (B, E) for the embedding of the time."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from einops import rearrange
@@ -22,6 +23,33 @@ def check_counts(most: int, **counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{name} = {value!r} must be an integer >= 1, and at most {most:,}")
+
+
+MOST_PIXELS = 2**20  # of a side
+
+
+def size_of(image_size: int | Sequence[int], factor: int = 1, because: str = "") -> tuple[int, int]:
+    """(H, W) of a size in pixels.
+
+    Args:
+        image_size: one number, or (H, W).
+        factor: what must divide both.
+        because: what asks for the factor, in words.
+    Raises:
+        ValueError: no such numbers; sides that the factor does not divide, with the nearest that it does.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2:
+        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W)")
+    check_counts(MOST_PIXELS, **{"image_size[0]": size[0], "image_size[1]": size[1]})
+    for n in size:
+        if n % factor:
+            near = sorted({max(factor, n // factor * factor), (n // factor + 1) * factor})
+            raise ValueError(
+                f"image_size = {size[0]}x{size[1]} with {because}: {n} is not divisible by {factor}; "
+                f"nearest legal sizes: {', '.join(map(str, near))}"
+            )
+    return size[0], size[1]
 
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -164,12 +192,16 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a 3x3 convolution of a kind."""
+    """Twice the resolution: nearest neighbour, then a 3x3 convolution of a kind.
 
-    def __init__(self, channels: int, conv: type[nn.Conv2d] = nn.Conv2d):
+    Args:
+        out_channels: C'; None for as many as there were.
+    """
+
+    def __init__(self, channels: int, conv: type[nn.Conv2d] = nn.Conv2d, out_channels: int | None = None):
         super().__init__()
-        self.conv = conv(channels, channels, 3, padding=1)
+        self.conv = conv(channels, channels if out_channels is None else out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        """(B, C, H, W) -> (B, C', 2H, 2W)."""
         return convolved(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,11 +1,13 @@
-"""Published weights of DDPM U-Nets: folders of config.json and diffusion_pytorch_model.safetensors, read and written.
+"""Published weights: folders of config.json and diffusion_pytorch_model.safetensors, read and written.
 
-The form is that of the class UNet2DModel of the diffusers library, in which the networks of Ho et al. were published
-(arXiv 2006.11239: CIFAR-10 at 32x32, CelebA-HQ and LSUN bedroom, cat, church at 256x256). What differs from ours:
+The forms are those of two classes of the diffusers library. UNet2DModel, in which the networks of Ho et al. were
+published (arXiv 2006.11239: CIFAR-10 at 32x32, CelebA-HQ and LSUN bedroom, cat, church at 256x256), is our `UNet`;
+AutoencoderKL, in which those of latent diffusion were (arXiv 2112.10752), is our `AutoencoderKL`. What differs:
 
 * Their t is counted from 0, ours from 1: a loaded network has time_offset = -1, so ours(x, t) == published(x, t - 1).
 * They place attention by the types of the blocks, we by resolution: level i of size n has the resolution n >> i.
 * `attention_head_dim` is the width of one head, or null for one head.
+* `sample_size` of an autoencoder is the size that it was trained at, and no other is refused, here as there.
 * Names: the tables below. Older files call the maps of attention query, key, value and proj_attn, and may store them as
   1x1 convolutions.
 """
@@ -15,13 +17,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.autoencoder_kl import AutoencoderKL
 from models.embeddings import SinusoidalEmbedding
 from models.layers import Attention
 from models.unet import UNet
@@ -30,17 +33,18 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_BYTES, LARGEST, LEVELS, LAYERS = 2**20, 2**16, 16, 64  # above these a config is no network but a mistake
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")  # without attention, with it
+ENCODER, DECODER = "DownEncoderBlock2D", "UpDecoderBlock2D"  # of an autoencoder
 
 NAMES = [  # ours -> published, each applied in turn
     (r"^time_embedding\.1\.", "time_embedding.linear_1."),
     (r"^time_embedding\.3\.", "time_embedding.linear_2."),
-    (r"^middle_1\.", "mid_block.resnets.0."),
-    (r"^middle_2\.", "mid_block.resnets.1."),
-    (r"^middle_attention\.", "mid_block.attentions.0."),
-    (r"^norm_out\.", "conv_norm_out."),
-    (r"^(down|up)\.(\d+)\.residual\.", r"\1_blocks.\2.resnets."),
-    (r"^(down|up)\.(\d+)\.attention\.", r"\1_blocks.\2.attentions."),
-    (r"^(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"\bmiddle(\.residual)?_1\.", "mid_block.resnets.0."),
+    (r"\bmiddle(\.residual)?_2\.", "mid_block.resnets.1."),
+    (r"\bmiddle[._]attention\.", "mid_block.attentions.0."),
+    (r"\bnorm_out\.", "conv_norm_out."),
+    (r"\b(down|up)\.(\d+)\.residual\.", r"\1_blocks.\2.resnets."),
+    (r"\b(down|up)\.(\d+)\.attention\.", r"\1_blocks.\2.attentions."),
+    (r"\b(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
     (r"(\.resnets\.\d+\.)(norm|conv)_(\d)\.", r"\1\2\3."),
     (r"(\.resnets\.\d+\.)embedding\.", r"\1time_emb_proj."),
     (r"(\.resnets\.\d+\.)shortcut\.", r"\1conv_shortcut."),
@@ -78,13 +82,22 @@ def _list(default: list[str] | list[int], test: Callable[[Any], bool], words: st
 
 
 _, is_count, COUNT = _count(None)
+
+
+def _size(default: int | None) -> Rule:
+    """A size in pixels, or two."""
+    words = f"{COUNT}, or two of them [height, width]"
+    return default, lambda v: is_count(v) or (isinstance(v, list) and len(v) == 2 and all(map(is_count, v))), words
+
+
+def _widths(default: list[int]) -> Rule:
+    """The channels of each level."""
+    return _list(default, is_count, f"a list of up to {LEVELS}, each {COUNT}")
+
+
 KEYS: dict[str, Rule] = {
     "_class_name": _only("UNet2DModel"),
-    "sample_size": (
-        None,
-        lambda v: is_count(v) or (isinstance(v, list) and len(v) == 2 and all(map(is_count, v))),
-        f"{COUNT}, or two of them [height, width]",
-    ),
+    "sample_size": _size(None),
     "in_channels": _count(3),
     "out_channels": _count(3),
     "center_input_sample": _only(False),
@@ -95,7 +108,7 @@ KEYS: dict[str, Rule] = {
     "down_block_types": _list([DOWN[0], *[DOWN[1]] * 3], DOWN.__contains__, f"a list of {' and '.join(DOWN)}"),
     "mid_block_type": _only("UNetMidBlock2D"),
     "up_block_types": _list([*[UP[1]] * 3, UP[0]], UP.__contains__, f"a list of {' and '.join(UP)}"),
-    "block_out_channels": _list([224, 448, 672, 896], is_count, f"a list of up to {LEVELS}, each {COUNT}"),
+    "block_out_channels": _widths([224, 448, 672, 896]),
     "layers_per_block": _count(2, top=LAYERS),
     "mid_block_scale_factor": _only(1, 1.0),
     "downsample_padding": _only(1, 0),
@@ -112,6 +125,31 @@ KEYS: dict[str, Rule] = {
     "class_embed_type": _only(None),
     "num_class_embeds": _count(None, null=True),
     "num_train_timesteps": _count(None, null=True),  # the size of learned time embeddings, so without effect on ours
+}
+AUTOENCODER_KEYS: dict[str, Rule] = {
+    "_class_name": _only("AutoencoderKL"),
+    "sample_size": _size(32),
+    "in_channels": _count(3),
+    "out_channels": _count(3),
+    "latent_channels": _count(4),
+    "down_block_types": _list([ENCODER], (ENCODER,).__contains__, f"a list of {ENCODER}"),
+    "up_block_types": _list([DECODER], (DECODER,).__contains__, f"a list of {DECODER}"),
+    "block_out_channels": _widths([64]),
+    "layers_per_block": _count(1, top=LAYERS),
+    "act_fn": _only("silu", "swish"),
+    "norm_num_groups": _count(32),
+    "mid_block_add_attention": _only(True, False),
+    "use_quant_conv": _only(True, False),
+    "use_post_quant_conv": _only(True, False),
+    "scaling_factor": (0.18215, lambda v: type(v) in (int, float) and 0 < v < LARGEST, f"a number in (0, {LARGEST})"),
+    "shift_factor": (
+        None,
+        lambda v: v is None or (type(v) in (int, float) and -LARGEST < v < LARGEST),
+        f"a number in ({-LARGEST}, {LARGEST}) or null",
+    ),
+    "latents_mean": _only(None),  # of a diffusion of latents, channel by channel
+    "latents_std": _only(None),
+    "force_upcast": _only(True, False),  # in half precision use float32, as ours is
 }
 
 
@@ -130,59 +168,76 @@ def load_unet(folder: str | Path) -> UNet:
             another shape. All is checked before any weight is read.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        _present(folder, name)
-    arguments = _arguments(folder / CONFIG)
+    _both_present(folder, "unet")
+    return _loaded(folder, UNet, _arguments(folder / CONFIG))
+
+
+def load_autoencoder(folder: str | Path) -> AutoencoderKL:
+    """The autoencoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
+
+    Args:
+        folder: as in `load_unet`.
+    Returns: the autoencoder, whose scaling_factor and shift_factor are the config's; null as a shift is 0.
+    Raises:
+        ValueError: as `load_unet`.
+    """
+    folder = Path(folder)
+    _both_present(folder, "vae")
+    config = _checked(folder / CONFIG, AUTOENCODER_KEYS, "this autoencoder", _autoencoder_contradictions)
+    model = _loaded(folder, AutoencoderKL, _autoencoder_arguments(config))
+    model.scaling_factor, model.shift_factor = float(config["scaling_factor"]), float(config["shift_factor"] or 0)
+    return model
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _loaded(folder: Path, network: Callable[..., Network], arguments: dict[str, Any]) -> Network:
+    """The network in a folder, made of the arguments that its config.json describes; its weights are checked first."""
     try:
         with torch.device("meta"):
-            on_paper = UNet(**arguments)
+            on_paper = network(**arguments)
     except ValueError as error:
         message = str(error)
         for ours, published in SAME.items():
             message = message.replace(f"{ours} = ", f"{published} = ")
         raise ValueError(f"{folder / CONFIG} describes a network that cannot be: {message}") from error
     weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
-    model = UNet(**arguments)
+    model = network(**arguments)
     model.load_state_dict(weights)
     return model.eval()
 
 
-def _present(folder: Path, name: str) -> None:
-    """Raise ValueError, with what there is instead, unless the folder has the file."""
-    if (folder / name).is_file():
-        return
+def _both_present(folder: Path, part: str) -> None:
+    """Raise ValueError, with what there is instead, unless the folder has both files.
+
+    Args:
+        part: name of the folder in which a published pipeline has such a network.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(_without(folder, name, part))
+
+
+def _without(folder: Path, name: str, part: str) -> str:
+    """What is said of a folder that lacks a file."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}")
+        return f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     hint = ""
-    if (folder / "unet" / name).is_file():
-        hint = f"; {folder / 'unet'} has one"
+    if (folder / part / name).is_file():
+        hint = f"; {folder / part} has one"
     elif name == WEIGHTS and pickles:
         hint = (
             f"; it has {', '.join(pickles[:3])}, but pickles are not read, since they can run code: "
             "take the safetensors file, or convert the weights"
         )
-    raise ValueError(f"{folder} has no {name}{hint}")
+    return f"{folder} has no {name}{hint}"
 
 
 def _arguments(path: Path) -> dict[str, Any]:
     """The arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
-    given = _read_config(path)
-    config = {key: default for key, (default, *_) in KEYS.items()} | given
-    wrong = [
-        f"{key} = {_short(config[key])} (allowed: {words})"
-        for key, (_, legal, words) in KEYS.items()
-        if not legal(config[key])
-    ]
-    wrong += [
-        f"{_short(key)} = {_short(value)} is not a known key (allowed: to leave it out, if that changes nothing)"
-        for key, value in given.items()
-        if key not in KEYS and not key.startswith("_")
-    ]
-    wrong = wrong or _contradictions(config)
-    if wrong:
-        raise ValueError(f"{path} describes what this U-Net cannot do: {_listed(wrong)}")
-
+    config = _checked(path, KEYS, "this U-Net", _contradictions)
     size, widths = config["sample_size"], config["block_out_channels"]
     longer = size if isinstance(size, int) else max(size)
     return {
@@ -206,29 +261,92 @@ def _arguments(path: Path) -> dict[str, Any]:
     }
 
 
+def _autoencoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `AutoencoderKL` that a config describes."""
+    widths = config["block_out_channels"]
+    return {
+        "image_size": config["sample_size"],
+        "in_channels": config["in_channels"],
+        "latent_channels": config["latent_channels"],
+        "channels": widths[0],
+        "channel_mults": [width // widths[0] for width in widths],
+        "blocks": config["layers_per_block"],
+        "groups": config["norm_num_groups"],
+        "middle_attention": config["mid_block_add_attention"],
+        "quant_conv": config["use_quant_conv"],
+    }
+
+
+def _checked(
+    path: Path, keys: dict[str, Rule], network: str, contradictions: Callable[[dict[str, Any]], list[str]]
+) -> dict[str, Any]:
+    """What a config.json says, defaults included; ValueError with all that the network cannot do.
+
+    Args:
+        keys: the rule of each key; network: its name in words; contradictions: see `_contradictions`.
+    """
+    given = _read_config(path)
+    config = {key: default for key, (default, *_) in keys.items()} | given
+    wrong = [
+        f"{key} = {_short(config[key])} (allowed: {words})"
+        for key, (_, legal, words) in keys.items()
+        if not legal(config[key])
+    ]
+    wrong += [
+        f"{_short(key)} = {_short(value)} is not a known key (allowed: to leave it out, if that changes nothing)"
+        for key, value in given.items()
+        if key not in keys and not key.startswith("_")
+    ]
+    wrong = wrong or contradictions(config)
+    if wrong:
+        raise ValueError(f"{path} describes what {network} cannot do: {_listed(wrong)}")
+    return config
+
+
 def _contradictions(config: dict[str, Any]) -> list[str]:
     """What is wrong with values that are legal one by one."""
     widths, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
     groups, embedding = config["norm_num_groups"], 4 * widths[0]
-    wrong = []
-    if not len(widths) == len(down) == len(up):
-        wrong.append(
-            f"block_out_channels, down_block_types and up_block_types have {len(widths)}, {len(down)} and {len(up)} "
-            "entries (allowed: as many of each)"
-        )
+    wrong = _other_lengths(config)
     for level, (going_down, going_up) in enumerate(zip(down, reversed(up), strict=False)):
         if DOWN.index(going_down) != UP.index(going_up):
             wrong.append(
                 f"level {level} has {going_down} in down_block_types and {going_up} in up_block_types (allowed: "
                 "attention on both ways or on none)"
             )
-    if odd := [width for width in widths if width % widths[0]]:
-        wrong.append(f"block_out_channels has {odd[0]} (allowed: multiples of the first, {widths[0]})")
+    wrong += _odd_widths(widths)
     if config["time_embedding_dim"] not in (None, embedding):
         wrong.append(f"time_embedding_dim = {config['time_embedding_dim']} (allowed: null or {embedding})")
     if config["attn_norm_num_groups"] not in (None, groups):
         wrong.append(f"attn_norm_num_groups = {config['attn_norm_num_groups']} (allowed: null or {groups})")
     return wrong
+
+
+def _autoencoder_contradictions(config: dict[str, Any]) -> list[str]:
+    """The same, of an autoencoder."""
+    wrong = _other_lengths(config) + _odd_widths(config["block_out_channels"])
+    for key, like in (("out_channels", "in_channels"), ("use_post_quant_conv", "use_quant_conv")):
+        if config[key] != config[like]:
+            wrong.append(f"{key} = {_short(config[key])} (allowed: {_short(config[like])}, as {like})")
+    return wrong
+
+
+def _other_lengths(config: dict[str, Any]) -> list[str]:
+    """What is wrong with lists that have an entry for each level."""
+    lists = [config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")]
+    lengths = [len(entries) for entries in lists]
+    if len(set(lengths)) == 1:
+        return []
+    return [
+        "block_out_channels, down_block_types and up_block_types have {}, {} and {} entries (allowed: as many of "
+        "each)".format(*lengths)
+    ]
+
+
+def _odd_widths(widths: list[int]) -> list[str]:
+    """What is wrong with widths that the first does not divide."""
+    odd = [width for width in widths if width % widths[0]]
+    return [f"block_out_channels has {odd[0]} (allowed: multiples of the first, {widths[0]})"] if odd else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -312,16 +430,78 @@ def save_unet(model: UNet, folder: str | Path) -> None:
             last: whatever interrupts this, the folder holds the old network, the new one, or none, never a mixture.
     Raises: ValueError for a network that the published form cannot describe, before anything is written.
     """
-    config = json.dumps(_describe(model), indent=2, sort_keys=True) + "\n"
-    weights = {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    config, weights = _describe(model), _published(model)
     first, embedding = "time_embedding.linear_1.weight", model.time_embedding[0]
     assert isinstance(embedding, SinusoidalEmbedding)
     weights[first] = _counted_from_0(
         weights[first], embedding.omega.cpu(), model.time_offset, embedding.flip_sin_to_cos
     )
-    folder = Path(folder)
+    _write(Path(folder), config, weights)
+
+
+def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
+    """Write an autoencoder as config.json and diffusion_pytorch_model.safetensors; `load_autoencoder` reads it back.
+
+    A learned scale (`log_scale`) is no part of the form and is left out: it belongs to a loss, and changes neither
+    half.
+
+    Args:
+        model: any `AutoencoderKL` that the published form can describe; parameters keep their dtype.
+        folder: as in `save_unet`.
+    Raises: ValueError for one that the published form cannot describe, before anything is written.
+    """
+    config, weights = _describe_autoencoder(model), _published(model)
+    weights.pop("log_scale", None)
+    _write(Path(folder), config, weights)
+
+
+def _published(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network under their published names."""
+    return {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+
+
+def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Both files of a folder, which is made if it is missing."""
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder, {WEIGHTS: save(weights, metadata={"format": "pt"}), CONFIG: config.encode()})
+    _replace(folder, {WEIGHTS: save(weights, metadata={"format": "pt"}), CONFIG: text.encode()})
+
+
+def _describe_autoencoder(model: AutoencoderKL) -> dict[str, Any]:
+    """The config.json of an autoencoder; ValueError if there is none."""
+    stages: list[Any] = [*model.encoder.down]
+    widths = [stage.residual[0].conv_1.out_channels for stage in stages]
+    scaling, shift = float(model.scaling_factor), float(model.shift_factor)
+    obstacles = _odd_widths(widths)
+    if not 0 < scaling < LARGEST:
+        obstacles.append(f"scaling_factor = {scaling:g} (allowed: a number in (0, {LARGEST}))")
+    if not -LARGEST < shift < LARGEST:
+        obstacles.append(f"shift_factor = {shift:g} (allowed: a number in ({-LARGEST}, {LARGEST}))")
+    if obstacles:
+        raise ValueError(f"the published form cannot describe this network: {'; '.join(obstacles)}")
+    channels, height, width = model.shape
+    quant_conv = isinstance(model.quant_conv, nn.Conv2d)
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": height if height == width else [height, width],
+        "in_channels": channels,
+        "out_channels": channels,
+        "latent_channels": model.latent_shape[0],
+        "down_block_types": [ENCODER] * len(widths),
+        "up_block_types": [DECODER] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": len(stages[0].residual),
+        "act_fn": "silu",
+        "norm_num_groups": model.encoder.norm_out.num_groups,
+        "mid_block_add_attention": isinstance(model.encoder.middle.attention, Attention),
+        "use_quant_conv": quant_conv,
+        "use_post_quant_conv": quant_conv,
+        "scaling_factor": scaling,
+        "shift_factor": shift or None,
+        "latents_mean": None,
+        "latents_std": None,
+        "force_upcast": True,
+    }
 
 
 def _describe(model: UNet) -> dict[str, Any]:

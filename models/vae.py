@@ -66,7 +66,7 @@ class VAE(nn.Module):
         if height % patch or width % patch:
             raise ValueError(f"patch = {patch} does not divide the image size {height}x{width}")
         if channel_mults is None:
-            channel_mults = _fitted(min(height, width) // patch, max(height, width) // patch)
+            channel_mults = fitted_mults(min(height, width) // patch, max(height, width) // patch)
         if not channel_mults or min(channel_mults) < 1:
             raise ValueError(f"channel_mults = {list(channel_mults)} must be one or more numbers >= 1")
         halvings = 2 ** (len(channel_mults) - 1)
@@ -103,7 +103,7 @@ class VAE(nn.Module):
             c = w
         self.norm_out = group_norm(c, groups, 1e-6)
         self.conv_out = nn.Conv2d(c, in_channels * patch**2, 3, padding=1)
-        self.register_parameter("log_scale", _log(scale))
+        self.register_parameter("log_scale", log_parameter(scale))
 
     def encode(self, x: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z given x), each (B, codings).
@@ -163,7 +163,7 @@ class LinearVAE(nn.Module):
         self.V = nn.Parameter(torch.randn(codings, features) / features**0.5)
         self.log_D = nn.Parameter(torch.zeros(codings))
         self.W = nn.Parameter(torch.randn(features, codings) / features**0.5)
-        self.log_scale = _log(scale)
+        self.log_scale = log_parameter(scale)
 
     def encode(self, x: Tensor, y: None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z given x (B, features)), each (B, codings)."""
@@ -181,8 +181,8 @@ def _through(layers: nn.ModuleList, h: Tensor, emb: Tensor | None) -> Tensor:
     return h
 
 
-def _log(scale: float | None) -> nn.Parameter | None:
-    """The parameter of a scale."""
+def log_parameter(scale: float | None) -> nn.Parameter | None:
+    """The logarithm of a scale, a parameter; None for none, ValueError for a scale that is not > 0."""
     if scale is None:
         return None
     if not 0 < scale < float("inf"):
@@ -198,7 +198,7 @@ def _levels(height: int, width: int) -> int:
     return levels
 
 
-def _fitted(shorter: int, longer: int) -> list[int]:
+def fitted_mults(shorter: int, longer: int) -> list[int]:
     """As many levels as halve a size without a rest, while the last one has `SMALLEST` pixels."""
     levels = 1
     while shorter % 2 == longer % 2 == 0 and shorter // 2 >= SMALLEST:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import check_counts, one_of
+from models.layers import check_counts, one_of, size_of
 
 UPDATES, FACTORS = ("gradient", "average"), (2, 4, 8)
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
@@ -221,20 +221,10 @@ class VQVAE(nn.Module):
         eps: float = 1e-5,
     ):
         super().__init__()
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2:
-            raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W)")
-        counts = {"image_size[0]": size[0], "image_size[1]": size[1], "in_channels": in_channels, "channels": channels}
-        check_counts(MOST, **counts)
-        check_counts(MOST_BLOCKS, blocks=blocks)
         one_of("factor", factor, FACTORS)
-        for n in size:
-            if n % factor:
-                near = sorted({max(factor, n // factor * factor), (n // factor + 1) * factor})
-                raise ValueError(
-                    f"image_size = {size[0]}x{size[1]} with factor = {factor}: {n} is not divisible by {factor}; "
-                    f"nearest legal sizes: {', '.join(map(str, near))}"
-                )
+        size = size_of(image_size, factor, f"factor = {factor}")
+        check_counts(MOST, in_channels=in_channels, channels=channels)
+        check_counts(MOST_BLOCKS, blocks=blocks)
         self.shape, self.grid = (in_channels, *size), (size[0] // factor, size[1] // factor)
 
         self.codebook = Codebook(codes, code_channels, update, decay, eps)  # first, for what it refuses
