@@ -46,7 +46,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "octaves": 0,
     },
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
-    "task": {"drop": 0.0, "only": None},
+    "task": {"drop": 0.0, "only": None, "parts": {"diffusion": 1.0}},
     "optimizer": {"amsgrad": False},
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
@@ -423,6 +423,11 @@ def _task(settings: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         return {"task": settings}
+    parts = settings.get("parts")
+    if parts is None:
+        settings = settings | {"parts": LATER["task"]["parts"]}
+    elif isinstance(parts, dict):  # of which 0 is none, as when it is not mentioned
+        settings = settings | {"parts": {name: weight for name, weight in parts.items() if weight}}
     linked = [key.removeprefix("task.") for key in LINKED if key.startswith("task.")]  # which count where they are set
     used = {k: v for k, v in settings.items() if k != "_target_" and k not in linked and v != LATER["task"].get(k)}
     return {"task": used} if used else {}
