@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ class Diffusion(Task):
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """Each part by its name, (B,); that of `GaussianDiffusion.loss` alone is called "loss"."""
         y = drawn.condition.taken_by(self.model)
-        given = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
+        given: dict[str, Any] = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
         if self.parts.keys() == {OWN}:
             return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, **given)}
         loss, pred = self.diffusion.loss_and_prediction(self.model, drawn.x_0, y, **given)
