@@ -468,9 +468,11 @@ def test_cadence_is_named_as_the_trainer_names_it():
         (["trainer.offset_noise=0.1", "trainer.time_sampling=loss_aware"], None),  # which the trainer's part says
         (["task.parts.diffusion=1", "task.parts.ssim=0"], None),
         (["~task.parts"], None),
-        (["task.parts.ssim=0.1"], {"parts": {"diffusion": 1.0, "ssim": 0.1}}),
-        (["task.parts={diffusion:0,huber:2}"], {"parts": {"huber": 2}}),
-        (["task.parts.diffusion=0"], {"parts": {}}),  # which is refused, and not taken for the default
+        (["task.parts=null"], None),
+        (["task.parts.ssim=0.1"], {"parts": {"ssim": 0.1}}),  # one factor of a study
+        (["task.parts={diffusion:0,huber:2}"], {"parts": {"diffusion": 0, "huber": 2}}),
+        (["~task.parts.diffusion", "task.parts.huber=2"], {"parts": {"diffusion": 0.0, "huber": 2}}),
+        (["task.parts=3"], {"parts": 3}),  # which is refused
     ],
 )
 def test_science_holds_of_the_task_what_is_not_said_elsewhere(words, in_task):
