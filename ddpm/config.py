@@ -46,11 +46,12 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "octaves": 0,
     },
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
-    "task": {"drop": 0.0, "only": None},
+    "task": {"drop": 0.0, "only": None, "parts": {}},  # weights other than PARTS
     "optimizer": {"amsgrad": False},
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
 }
+PARTS = {"diffusion": 1.0}  # of the loss of a diffusion, if none are said; others have the weight 0
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own
     "task.time_sampling": "trainer.time_sampling",
     "task.offset_noise": "trainer.offset_noise",
@@ -423,6 +424,10 @@ def _task(settings: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         return {"task": settings}
+    parts = PARTS if settings.get("parts") is None else settings["parts"]
+    if isinstance(parts, dict):  # else it is refused when it is built
+        parts = {k: v for k, v in (dict.fromkeys(PARTS, 0.0) | parts).items() if v != PARTS.get(k, 0)}
+    settings = settings | {"parts": parts}
     linked = [key.removeprefix("task.") for key in LINKED if key.startswith("task.")]  # which count where they are set
     used = {k: v for k, v in settings.items() if k != "_target_" and k not in linked and v != LATER["task"].get(k)}
     return {"task": used} if used else {}

@@ -219,18 +219,52 @@ class GaussianDiffusion:
             t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
         if eps is None:
             eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        x_t, output, frac = self._said(model, x_0, y, t, eps)
+        return self._loss_of(output, frac, Prediction(eps, x_0), x_t, t, discrete)
+
+    def loss_and_prediction(
+        self,
+        model: Callable[..., Tensor],
+        x_0: Tensor,
+        y: object | None = None,
+        *,
+        t: Tensor,
+        eps: Tensor,
+        discrete: bool = True,
+    ) -> tuple[Tensor, Prediction]:
+        """The loss, and what the network says in it, as `predictor` has it: for losses of x_0 beside this one.
+
+        Args:
+            x_0, y, t, eps, discrete: as in `loss`.
+        Returns:
+            (B,), and the raw prediction, with its gradient.
+        Raises:
+            ValueError: as `loss`.
+        """
+        x_t, output, frac = self._said(model, x_0, y, t, eps)
+        pred = to_prediction(self.schedule.to(x_0.device), self.target, output, x_t, t, frac)
+        return self._loss_of(output, frac, Prediction(eps, x_0), x_t, t, discrete), pred
+
+    def _said(
+        self, model: Callable[..., Tensor], x_0: Tensor, y: object | None, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
+        """x_t, and what the network says of it, as `output` has it."""
         self.must_be_trainable()
-        schedule = self.schedule.to(x_0.device)
-        x_t = q_sample(schedule, x_0, t, eps)
-        output, frac = self.output(model, x_t, t, y)
-        true = Prediction(eps, x_0)
+        x_t = q_sample(self.schedule.to(x_0.device), x_0, t, eps)
+        return x_t, *self.output(model, x_t, t, y)
+
+    def _loss_of(
+        self, output: Tensor, frac: float | Tensor, true: Prediction, x_t: Tensor, t: Tensor, discrete: bool
+    ) -> Tensor:
+        """The loss of an output where eps and x_0 are known, (B,)."""
         if self.loss_name not in ("hybrid", "vlb"):
             return self._squared_error(output, true, x_t, t)
+        schedule = self.schedule.to(x_t.device)
         pred = to_prediction(schedule, self.target, output, x_t, t, frac)
         if self.loss_name == "vlb":
-            return schedule.T * L_vlb(schedule, pred, x_0, x_t, t, discrete)
+            return schedule.T * L_vlb(schedule, pred, true.x_0, x_t, t, discrete)
         simple = self._simple(output, true, x_t, t)
-        return L_hybrid(simple, schedule, pred, x_0, x_t, t, **self.loss_options, discrete=discrete)
+        return L_hybrid(simple, schedule, pred, true.x_0, x_t, t, **self.loss_options, discrete=discrete)
 
     def loss_towards(
         self, model: Callable[..., Tensor], x_0: Tensor, x_t: Tensor, t: Tensor, y: object | None = None

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from einops import reduce
@@ -75,10 +76,29 @@ class Classifier(nn.Module):
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster; torch leaves it untyped
 
-    def features(self, x: Tensor) -> Tensor:
-        """The penultimate layer (B, features) of images (B, C, H, W) in [-1, 1]; not negative."""
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Channels of each of `maps`."""
+        blocks: list[Any] = [layer for layer in self.body if isinstance(layer, Residual)]
+        return tuple(block.body[0].out_channels for block in blocks)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What each level says of images (B, C, H, W) in [-1, 1], after its block: (B, C', H', W'); not negative."""
+        self._must_read(x)
+        found = []
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, Residual):
+                found.append(x)
+        return found
+
+    def _must_read(self, x: Tensor) -> None:
         if x.shape[1:] != self.image_shape:
             raise ValueError(f"this classifier reads images of shape {self.image_shape}, not {tuple(x.shape[1:])}")
+
+    def features(self, x: Tensor) -> Tensor:
+        """The penultimate layer (B, features) of images (B, C, H, W) in [-1, 1]; not negative."""
+        self._must_read(x)
         return self.project(reduce(self.body(x), "b c h w -> b c", "mean"))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ddpm.config import InvalidInput, allowed_targets, build, compose, conf_dir,
 from ddpm.data import Folder
 from ddpm.schedules import linear
 from ddpm.training import trainer
+from ddpm.training.tasks.diffusion import PARTS
 
 REPOSITORY = Path(__file__).parents[1]
 WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group's
@@ -108,7 +109,9 @@ def test_a_group_says_the_same_as_the_defaults_in_python(path):
 
 
 def in_yaml(parameter: inspect.Parameter) -> object:
-    """A default as it is written there: a tuple as a list, and nothing said for the None of the losses' options."""
+    """A default as it is written there: a tuple as a list, a mapping that is None by default by its names."""
+    if parameter.name == "parts":
+        return dict.fromkeys(PARTS, 0.0) | {"diffusion": 1.0}
     if "dict" in str(parameter.annotation) and parameter.default is None:
         return dict.fromkeys(["gamma", "k", "weight"])
     return list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
@@ -465,6 +468,13 @@ def test_cadence_is_named_as_the_trainer_names_it():
         (["model.num_classes=10", "task.drop=0.1"], {"drop": 0.1}),
         (["task.only=[model.conv_in.*]"], {"only": ["model.conv_in.*"]}),
         (["trainer.offset_noise=0.1", "trainer.time_sampling=loss_aware"], None),  # which the trainer's part says
+        (["task.parts.diffusion=1", "task.parts.ssim=0"], None),
+        (["~task.parts"], None),
+        (["task.parts=null"], None),
+        (["task.parts.ssim=0.1"], {"parts": {"ssim": 0.1}}),  # one factor of a study
+        (["task.parts={diffusion:0,huber:2}"], {"parts": {"diffusion": 0, "huber": 2}}),
+        (["~task.parts.diffusion", "task.parts.huber=2"], {"parts": {"diffusion": 0.0, "huber": 2}}),
+        (["task.parts=3"], {"parts": 3}),  # which is refused
     ],
 )
 def test_science_holds_of_the_task_what_is_not_said_elsewhere(words, in_task):

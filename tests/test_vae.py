@@ -213,6 +213,15 @@ def test_ssim_by_loops_over_windows_and_of_small_images():
     torch.testing.assert_close(ssim(x, x), torch.zeros(1).double(), atol=1e-9, rtol=0)
 
 
+def test_ssim_is_as_exact_where_networks_compute_in_half_precision():
+    """Of even pictures the variances are small differences, of which rounded means leave nothing."""
+    x = 0.9 + 1e-2 * drawn(2, 1, 8, 8).float()
+    picture = x + 1e-2 * drawn(2, 1, 8, 8, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ssim(picture, x)
+    assert half.dtype == torch.float32 and torch.equal(half, ssim(picture, x))
+
+
 def test_distances_are_sums():
     x, picture = torch.zeros(1, 2, 2).double(), torch.tensor([[[1.0, -2.0], [0.0, 0.5]]]).double()
     assert squared(picture, x).item() == 5.25 and absolute(picture, x).item() == 3.5

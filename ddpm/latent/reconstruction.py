@@ -5,6 +5,7 @@ Data are in [-1, 1]. What the decoder says, its output, is either the logit of e
 so that likelihoods are in nats and may be added to a KL as they are.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -126,6 +127,14 @@ def ssim(picture: Tensor, x: Tensor) -> Tensor:
         picture, x: (B, C, H, W).
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity (2004).
     """
+    exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    with exact:  # variances are small differences, of which half precision leaves nothing
+        similar = _similarity(picture.to(x.dtype), x)
+    return (1 - reduce(similar, "b ... -> b", "mean")) * x[0].numel()
+
+
+def _similarity(picture: Tensor, x: Tensor) -> Tensor:
+    """Of each window, as `ssim` says, (B, C, H', W')."""
     size = min(11, *(side - 1 + side % 2 for side in x.shape[2:]))
     at = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
     row = (-at.square() / (2 * 1.5**2)).exp()
@@ -138,8 +147,7 @@ def ssim(picture: Tensor, x: Tensor) -> Tensor:
     mu_x, mu_y = mean(x), mean(picture)
     var_x, var_y, cov = mean(x * x) - mu_x**2, mean(picture * picture) - mu_y**2, mean(x * picture) - mu_x * mu_y
     C_1, C_2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    similar = (2 * mu_x * mu_y + C_1) * (2 * cov + C_2) / ((mu_x**2 + mu_y**2 + C_1) * (var_x + var_y + C_2))
-    return (1 - reduce(similar, "b ... -> b", "mean")) * x[0].numel()
+    return (2 * mu_x * mu_y + C_1) * (2 * cov + C_2) / ((mu_x**2 + mu_y**2 + C_1) * (var_x + var_y + C_2))
 
 
 OF_LOGITS: dict[str, Callable[..., Tensor]] = {"bernoulli": bernoulli, "focal": focal}

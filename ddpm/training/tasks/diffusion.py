@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ddpm.data.batch import Batch, Condition, takes
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.latent.reconstruction import OF_PICTURES
 from ddpm.losses import offset
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM, Sampler
@@ -20,6 +22,8 @@ from ddpm.times import TimeSampler
 from ddpm.training.task import Drawn, Losses, Task, must_take, shape_of
 
 PREVIEW_STEPS = 20  # of DDIM: a preview is cheap
+OWN = "diffusion"  # the part of the loss that is that of the diffusion
+PARTS = (OWN, *OF_PICTURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,17 @@ def noised_evenly(batch: Batch, T: int, random: Keyed) -> Noised:
 
 
 class Diffusion(Task):
-    """Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
+    r"""Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
+
+    Parts beside it compare the x_0 that the network predicts, as it is, not clipped, with data:
+
+    .. math:: L = w_0 L_\text{diffusion} + \sum_i w_i\, \frac{\bar\alpha_t}{d}\, \ell_i(x_{0,\theta}(x_t, t), x_0)
+        \qquad \text{[Parts (x_0)]}
+
+    with the distances l_i of `ddpm.latent.reconstruction`, sums over the d dimensions of x, which become means as the
+    loss of the diffusion is one. At large t x_t says little of x_0, whose error is that of eps times
+    sqrt((1 - alpha_bar_t) / alpha_bar_t), without bound; with the factor alpha_bar_t the squared error of x_0 is
+    (1 - alpha_bar_t) times that of eps. Parts are logged with the factor, and without their weight.
 
     Args:
         model: (x_t, t) or (x_t, t, condition) -> (B, *), see `ddpm.data.batch.Condition.taken_by`.
@@ -57,9 +71,11 @@ class Diffusion(Task):
         drop: the share of conditions that are nulled, each part of each row by itself, so that the network also learns
             to do without: classifier-free guidance needs both. The network then needs a learned null.
         time_sampling: how t is drawn, "uniform", "stratified", "loss_aware" or "lognormal", see
-            `ddpm.times.TimeSampler`.
+            `ddpm.times.TimeSampler`; "loss_aware" by the sum of all parts.
         offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
         only: as in `Task`.
+        parts: name -> weight, 0 for a part that is not computed, as are those that are not named: "diffusion", and of
+            x_0 "squared", "absolute", "huber", "ssim" (of images); None for diffusion alone.
     Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
     Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
     """
@@ -76,8 +92,11 @@ class Diffusion(Task):
         time_sampling: str = "uniform",
         offset_noise: float = 0.0,
         only: Sequence[str] | None = None,
+        parts: dict[str, float] | None = None,
     ):
-        super().__init__({"model": model}, only=only)
+        self.parts = {OWN: 1.0} if parts is None else _checked(parts)
+        alone = self.parts.keys() == {OWN}
+        super().__init__({"model": model}, weights={"loss": self.parts[OWN]} if alone else self.parts, only=only)
         if not 0 <= drop < 1:
             raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
         if not 0 <= offset_noise < math.inf:
@@ -105,14 +124,23 @@ class Diffusion(Task):
         return Noised(x_0=x_0, condition=condition, t=t, eps=eps, weight=weight)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """One part, "loss": that of `GaussianDiffusion.loss`, (B,)."""
+        """Each part by its name, (B,); that of `GaussianDiffusion.loss` alone is called "loss"."""
         y = drawn.condition.taken_by(self.model)
-        loss = self.diffusion.loss(self.model, drawn.x_0, y, t=drawn.t, eps=drawn.eps, discrete=self.discrete)
-        return {"loss": loss}
+        given: dict[str, Any] = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
+        if self.parts.keys() == {OWN}:
+            return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, **given)}
+        loss, pred = self.diffusion.loss_and_prediction(self.model, drawn.x_0, y, **given)
+        return ({OWN: loss} if OWN in self.parts else {}) | self._of_x_0(pred.x_0, drawn)
+
+    def _of_x_0(self, x_0_theta: Tensor, drawn: Noised) -> Losses:
+        """The parts that compare a predicted x_0, (B, *), with data, each (B,)."""
+        x_0, schedule = drawn.x_0, self.diffusion.schedule.to(drawn.x_0.device)
+        factor = (schedule.alpha_bar_at(drawn.t) / x_0[0].numel()).to(x_0.dtype)
+        return {name: factor * OF_PICTURES[name](x_0_theta, x_0) for name in self.parts if name != OWN}
 
     def after_step(self, drawn: Noised, losses: Losses) -> None:  # type: ignore[override]
-        """Let the time sampler know the losses."""
-        self.times.update(drawn.t, losses["loss"])
+        """Let the time sampler know the losses, of all parts."""
+        self.times.update(drawn.t, self.total(losses))
 
     def facts(self, drawn: Noised) -> dict[str, Tensor]:  # type: ignore[override]
         """The times."""
@@ -166,8 +194,11 @@ class Diffusion(Task):
     def check(self, data: Dataset) -> None:
         """Raise ValueError where the loss does not train the variance, or network, mathematics and data do not fit."""
         if self.trains_variance:
-            self.diffusion.must_be_trainable()
+            self._variance_must_be_trained()
         must_take(self.model, data)
+        if "ssim" in self.parts and "pictures" not in data.holds:
+            others = ", ".join(name for name in PARTS if name != "ssim")
+            raise ValueError(f"parts.ssim is of pictures, and {data.name} holds none; allowed for it: {others}")
         self.discrete = "bytes" in data.holds
         variance, channels = self.diffusion.variance, data.shape[0]
         needed = channels * (2 if variance == "learned" else 1)
@@ -180,3 +211,25 @@ class Diffusion(Task):
         if self.drop and (not takes(self.model) or not getattr(self.model, "drop", 0)):
             lacks = "has no null condition" if takes(self.model) else "is told of nothing"
             raise ValueError(f"task.drop = {self.drop:g} nulls conditions, but the network {lacks}")
+
+    def _variance_must_be_trained(self) -> None:
+        """Raise ValueError where a learned variance would not be trained."""
+        self.diffusion.must_be_trainable()
+        if self.diffusion.variance == "learned" and OWN not in self.parts:
+            raise ValueError(f"variance = 'learned' is trained by parts.{OWN} alone; set it to 1")
+
+
+def _checked(parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts of some weight, in the order of `PARTS`; ValueError for parts that mean nothing here."""
+    for name, weight in parts.items():
+        if name not in PARTS:
+            raise ValueError(
+                f"parts: {name!r} is no part of the loss of a diffusion, whose prediction is x_0 itself, without "
+                f"logits or a scale; allowed: {', '.join(PARTS)}"
+            )
+        if isinstance(weight, bool) or not 0 <= weight < math.inf:
+            raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
+    kept = {name: parts[name] for name in PARTS if parts.get(name)}
+    if not kept:
+        raise ValueError(f"parts: all are 0, and nothing is trained; set one of {', '.join(PARTS)} to 1")
+    return kept

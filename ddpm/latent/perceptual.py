@@ -1,0 +1,80 @@
+"""How unlike two pictures look: the distance of the features that a trained network has of them."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+EPS = 1e-10  # of a norm: where all features are 0, none is divided by
+
+
+class Maps(Protocol):
+    """What a network must have so that its features can be compared."""
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Channels of each map."""
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What layers say of pictures (B, C, H, W), from first to last: (B, C', H', W') each."""
+
+
+class Perceptual(nn.Module):
+    r"""The perceptual distance of two pictures, by the features of a network that is not trained any more.
+
+    .. math:: d(x, x_0) = \sum_l \frac{1}{H_l W_l} \sum_{h,w} \left\| w_l \odot
+        (\hat y^l_{hw} - \hat y^l_{0hw}) \right\|_2^2 \qquad \text{[LPIPS (1)]}
+
+    with y-hat the features of layer l, divided at each place by their norm over the channels. With w = 1 that is twice
+    one minus the cosine. It is a number of its own, about 0 to 1, and no sum over the dimensions of x: times
+    x[0].numel() it is to be added to parts that are, as SSIM is.
+
+    Args:
+        network: with `maps`, a module: the classifier that judges samples (`models.classifier`), or a network of
+            published weights (`models.lpips`). It is frozen, in evaluation mode for good.
+        weights: for each map those of its channels, w^2, (C',), >= 0: what is published; None for 1.
+    Raises: ValueError for weights that are not those of the maps, or below 0.
+    Source: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (arXiv 1801.03924).
+    """
+
+    network: Any
+
+    def __init__(self, network: Maps, weights: Sequence[Tensor] | None = None):
+        super().__init__()
+        channels = network.map_channels
+        weights = [torch.ones(n) for n in channels] if weights is None else list(weights)
+        given = [tuple(w.shape) for w in weights]
+        if given != [(n,) for n in channels]:
+            raise ValueError(f"weights of the channels have the shapes {given}, and the maps {list(channels)} channels")
+        if any(not (w >= 0).all() for w in weights):
+            raise ValueError("weights of the channels must be >= 0: else two pictures could be nearer than equal ones")
+        self.network, self.names = network, [f"weight_{i}" for i in range(len(weights))]
+        for name, weight in zip(self.names, weights, strict=True):
+            self.register_buffer(name, weight.detach().clone())
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: it stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, picture: Tensor, x: Tensor) -> Tensor:
+        """The distance of each pair, (B,).
+
+        Args:
+            picture, x: in [-1, 1], (B, C, H, W); the gradient goes to the first.
+        """
+        with torch.no_grad():
+            of_x = self.network.maps(x)
+        distances = []
+        for name, ours, theirs in zip(self.names, self.network.maps(picture), of_x, strict=True):
+            difference = _directions(ours.to(x.dtype)) - _directions(theirs.to(x.dtype))
+            weighted = rearrange(getattr(self, name).to(x.dtype), "c -> c 1 1") * difference.square()
+            distances.append(reduce(reduce(weighted, "b c h w -> b h w", "sum"), "b h w -> b", "mean"))
+        return torch.stack(distances).sum(0)
+
+
+def _directions(y: Tensor) -> Tensor:
+    """Features (B, C, H, W), divided by their norm over the channels; its gradient is finite where all are 0."""
+    return y / (reduce(y.square(), "b c h w -> b 1 h w", "sum") + EPS**2).sqrt()
