@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,14 +248,18 @@ def caption(name: str) -> str:
 
 def group(text: str) -> int | None:
     """The number in `CLASSES` of the group of an emoji; None for one that is later than the table."""
-    if text in ELSEWHERE:
-        return CLASSES.index(ELSEWHERE[text])
+    return CLASSES.index(ELSEWHERE[text]) if text in ELSEWHERE else _labels().get(ord(text[0]))
+
+
+@cache
+def _labels() -> dict[int, int]:
+    """The number in `CLASSES` of each character that stands in `RANGES`, by its own number."""
+    labels = {}
     for label, ranges in enumerate(RANGES.values()):
         for span in ranges.split():
             first, _, last = span.partition("-")
-            if int(first, 16) <= ord(text[0]) <= int(last or first, 16):
-                return label
-    return None
+            labels.update(dict.fromkeys(range(int(first, 16), int(last or first, 16) + 1), label))
+    return labels
 
 
 def family(text: str) -> str:
