@@ -117,10 +117,9 @@ def test_captions_are_words():
 
 
 def test_without_skin_tones_no_text_asks_for_one():
-    plain = [one.text for one in recommended(skin_tones=False)[0]]
-    toned = [one.text for one in recommended()[0] if set(TONES) & set(one.text)]
-    assert not {letter for text in plain for letter in text} & set(TONES)
-    assert len(plain) + len(toned) == len(recommended()[0]) and len(toned) > 1500
+    every, plain = ({one.text for one in recommended(tones)[0]} for tones in (True, False))
+    toned = {text for text in every if set(TONES) & set(text)}
+    assert plain == every - toned and len(toned) > 1500
     assert {family(text) for text in toned if "\u200d" not in text} <= {family(text) for text in plain}
 
 
@@ -248,11 +247,9 @@ def test_the_tones_of_an_emoji_are_held_out_together(tmp_path):
     assert torch.equal(torch.cat([data.train, data.held_out]).sort().values, torch.arange(80))
     assert 18 <= len(data.held_out) <= 20 and {len(text) for text in sides[1]} == {1}
     assert torch.equal(data.held_out, data.held_out.sort().values)
-    again = Emoji(tmp_path, path, 8, validation=0.25)
-    assert torch.equal(again.held_out, data.held_out)
-    assert len(Emoji(tmp_path, path, 8, validation=0).held_out) == 0
-    assert len(Emoji(tmp_path, path, 8, validation=1e-9).held_out) in (1, 3)
-    assert len(Emoji(tmp_path, path, 8, validation=0.999).train) in (1, 3)
+    for validation, sizes in ((0, (0,)), (1e-9, (1, 3)), (0.999, (77, 79))):
+        train, held_out = data._divide(80, validation)
+        assert len(held_out) in sizes and len(train) == 80 - len(held_out)
 
 
 def test_one_family_cannot_be_divided(tmp_path):
