@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_dhcd import extract, files
+from test_emoji import make_emoji_font
 from test_experiments import EXPERIMENTS, WRITERS
 
 from ddpm import cli, config
@@ -85,6 +86,7 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "kmnist": ["data.image_size=8", "data.channels=1"],
     "devanagari": ["data.image_size=8", "data.channels=1", "data.count=20"],
     "dhcd": ["data.image_size=8", "data.channels=3"],
+    "emoji": ["data.image_size=8", "data.channels=1"],
     "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
     "swiss_roll": ["data.count=20"],
     "moons": ["data.count=20"],
@@ -244,6 +246,9 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.labelled": ["true", "false"],
     "data.seed": ["0", "1", "-1"],
     "data.fonts": ["nowhere", "."],
+    "data.font": ["nowhere", ".", "/dev/null"],
+    "data.background": ["white", "black", "'#123456'", "rgba(0,0,0,0)"],
+    "data.skin_tones": ["true", "false"],
     "data.config": ["null", "a"],
     "data.column": ["auto", "image", "null"],
     "data.label": ["auto", "null", "label"],
@@ -415,6 +420,7 @@ def command(experiment: str, changed: list[str], data: dict[str, Path]) -> list[
     typed += [f"data.root={root}"] if root else []
     typed += ["data.download=false"] if root and root.name in ("idx", "cifar", "dhcd") else []
     typed += [f"data.fonts={root}"] if root and root.name == "fonts" else []
+    typed += [f"data.font={root / 'font.ttf'}"] if root and root.name == "emoji" else []
     schedule = next((word.partition("=")[2] for word in changed if word.startswith("schedule=")), None)
     if schedule is None:
         plain = experiment in ("digits", "mnist", "mnist_class", "mnist_dit", "points")  # whose schedule is the cosine
@@ -445,6 +451,8 @@ def data(tmp_path_factory) -> dict[str, Path]:
     idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
     table = base / "points.csv"
     table.write_text("x,y\n" + "".join(f"{n % 7},{n % 3}\n" for n in range(20)))
+    (base / "emoji").mkdir()
+    make_emoji_font(base / "emoji" / "font.ttf")
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
     of_experiments = {
         "butterflies": pictures,
@@ -456,7 +464,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     return (
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
-        | {"points_file": table}
+        | {"points_file": table, "emoji": base / "emoji"}
         | dict.fromkeys(
             ("mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "fashion", "fashion_mnist", "kmnist"), idx
         )

@@ -5,6 +5,7 @@ from ddpm.data.dataset import Dataset, ImageData
 from ddpm.data.devanagari import Devanagari
 from ddpm.data.dhcd import DHCD
 from ddpm.data.digits import Digits
+from ddpm.data.emoji import Emoji
 from ddpm.data.folder import Folder
 from ddpm.data.hub import Hub
 from ddpm.data.idx import IDX
@@ -21,6 +22,7 @@ __all__ = [
     "Dataset",
     "Devanagari",
     "Digits",
+    "Emoji",
     "Folder",
     "Gaussians",
     "Hub",
