@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.embeddings import Condition, parts_of
 from models.layers import Attention, Downsample, ResidualBlock, Upsample, check_counts, group_norm, normed, size_of
@@ -29,11 +30,13 @@ class AutoencoderKL(nn.Module):
         groups: of every group norm.
         middle_attention: attention between the two residual blocks at the smallest resolution, of both halves.
         quant_conv: a 1x1 convolution after the encoder and one before the decoder.
+        patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
+            the last, so that nothing is computed at full resolution; 1, as published, for none.
         scale: the decoder's standard deviation at first, for parts of a loss that have one; it is learned. None for
             none.
     Attributes:
         shape: (in_channels, H, W), of one x.
-        factor: f = 2 ** (levels - 1), pixels of a side for each of a latent's.
+        factor: f = patch * 2 ** (levels - 1), pixels of a side for each of a latent's.
         latent_shape: (latent_channels, H/f, W/f), of one z.
         log_scale: log of the scale, a scalar parameter, or None.
         scaling_factor, shift_factor: what a diffusion of its latents takes is (z - shift_factor) * scaling_factor. Two
@@ -59,10 +62,11 @@ class AutoencoderKL(nn.Module):
         groups: int = 32,
         middle_attention: bool = True,
         quant_conv: bool = True,
+        patch: int = 1,
         scale: float | None = None,
     ):
         super().__init__()
-        check_counts(MOST, in_channels=in_channels, latent_channels=latent_channels, channels=channels)
+        check_counts(MOST, in_channels=in_channels, latent_channels=latent_channels, channels=channels, patch=patch)
         check_counts(MOST_BLOCKS, blocks=blocks)
         check_counts(MOST, **{f"channel_mults[{level}]": m for level, m in enumerate(channel_mults)})
         if not 1 <= len(channel_mults) <= MOST.bit_length():
@@ -70,17 +74,24 @@ class AutoencoderKL(nn.Module):
                 f"channel_mults = {list(channel_mults)} has {len(channel_mults)} levels; allowed: 1 to "
                 f"{MOST.bit_length()}"
             )
-        self.factor = 2 ** (len(channel_mults) - 1)
-        height, width = size_of(image_size, self.factor, f"{len(channel_mults)} levels")
+        self.factor, self.patch = patch * 2 ** (len(channel_mults) - 1), patch
+        levels = f"{len(channel_mults)} levels" + (f" with patch = {patch}" if patch > 1 else "")
+        height, width = size_of(image_size, self.factor, levels)
         self.shape = in_channels, height, width
         self.latent_shape = latent_channels, height // self.factor, width // self.factor
 
         widths = [channels * m for m in channel_mults]
-        self.encoder = Encoder(in_channels, 2 * latent_channels, widths, blocks, groups, middle_attention)
+        folded = in_channels * patch**2
+        self.encoder = Encoder(folded, 2 * latent_channels, widths, blocks, groups, middle_attention)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if quant_conv else nn.Identity()
-        self.decoder = Decoder(latent_channels, in_channels, widths, blocks + 1, groups, middle_attention)
+        self.decoder = Decoder(latent_channels, folded, widths, blocks + 1, groups, middle_attention)
         self.register_parameter("log_scale", log_parameter(scale))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights of the decoder's last layer."""
+        return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z given x), each (B, *latent_shape); the log variance in [-30, 20].
@@ -96,7 +107,7 @@ class AutoencoderKL(nn.Module):
                 f"x has shape {tuple(x.shape)}; this network takes (B, {', '.join(map(str, self.shape))}), or another "
                 f"height and width that {self.factor} divides"
             )
-        mean, log_variance = self.quant_conv(self.encoder(x)).float().chunk(2, dim=1)
+        mean, log_variance = self.quant_conv(self.encoder(F.pixel_unshuffle(x, self.patch))).float().chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def decode(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
@@ -113,7 +124,7 @@ class AutoencoderKL(nn.Module):
                 f"z has shape {tuple(z.shape)}; this network takes (B, {', '.join(map(str, self.latent_shape))}), or "
                 "another height and width"
             )
-        x: Tensor = self.decoder(self.post_quant_conv(z))
+        x = F.pixel_shuffle(self.decoder(self.post_quant_conv(z)), self.patch)
         return x.float()
 
 

@@ -473,6 +473,8 @@ def _describe_autoencoder(model: AutoencoderKL) -> dict[str, Any]:
     widths = [stage.residual[0].conv_1.out_channels for stage in stages]
     scaling, shift = float(model.scaling_factor), float(model.shift_factor)
     obstacles = _odd_widths(widths)
+    if model.patch != 1:
+        obstacles.append(f"patch = {model.patch} (allowed: 1)")
     if not 0 < scaling < LARGEST:
         obstacles.append(f"scaling_factor = {scaling:g} (allowed: a number in (0, {LARGEST}))")
     if not -LARGEST < shift < LARGEST:

@@ -26,7 +26,8 @@ from ddpm.training.task import shape_of
 from ddpm.training.tasks.diffusion import Diffusion
 
 REPOSITORY = Path(__file__).parents[1]
-OF_CODINGS = ["cvae", "pixelcnn", "vae", "vqvae"]  # whose groups are no diffusion's: test_vae_cli.py, test_codes_cli.py
+OF_CODINGS = ["autoencoder_kl", "cvae", "gan", "latent_diffusion", "pixelcnn", "vae", "vqvae"]
+# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )

@@ -136,7 +136,7 @@ class AutoencoderKL(Adversarial, VAE):
         game: str = "hinge",
         adaptive: bool = True,
         r1: float = 0.0,
-        start: float = 0.0,
+        start: float = 0.5,
         warmup: float = 0.0,
         free_bits: float = 0.0,
         only: Sequence[str] | None = None,
@@ -164,7 +164,7 @@ class VQGAN(Adversarial, VQVAE):
         game: str = "hinge",
         adaptive: bool = True,
         r1: float = 0.0,
-        start: float = 0.0,
+        start: float = 0.5,
         revive: int = 10,
         only: Sequence[str] | None = None,
     ):

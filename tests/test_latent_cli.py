@@ -1,0 +1,137 @@
+"""experiment=gan, autoencoder_kl and latent_diffusion through the commands: trained, resumed, drawn from, refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import Call, assert_refused, call, same, status, typed, weights  # noqa: F401
+from test_codes_cli import OF_BOTH, go_on, made
+
+from ddpm import cli
+from ddpm.runs.directory import read_metrics
+
+GAN = ["experiment=gan", "model.channels=8", "discriminator.channels=8", *OF_BOTH]
+CODEC = [
+    "experiment=autoencoder_kl", "model.channels=8", "model.groups=4", "model.patch=1", "discriminator.channels=8",
+    *OF_BOTH, "data.channels=1",
+]  # fmt: skip
+LATENT = [
+    "experiment=latent_diffusion", "model.channels=8", "model.groups=4", "model.attention_resolutions=[]",
+    "schedule.T=10", "sampler.steps=3", *OF_BOTH,
+]  # fmt: skip
+
+
+@pytest.fixture
+def codec(tmp_path, call) -> Path:  # noqa: F811
+    return made(call, tmp_path / "codec", CODEC, "trainer.previews=0")
+
+
+@pytest.mark.slow
+def test_a_gan_is_trained_resumed_drawn_from_and_measured(call, tmp_path):  # noqa: F811
+    lines = 'evaluation=["metric=[kernel,recognition] n=40 features=pixels"]'
+    told = ["model.num_classes=10", lines]
+    run = made(call, tmp_path / "a", GAN, *told)
+    assert {p.name for p in run.glob("*.png")} == {"samples.png", "preview.png", "loss.png"}
+    line = [line for line in read_metrics(run) if line["split"] == "train"][-1]
+    assert {"loss_discriminator", "loss_r1", "loss_generator"} < line.keys()
+    files = ("model", "ema", "discriminator")
+    kept = [weights(run, 8, name) for name in files]
+    go_on(run)
+    assert made(call, tmp_path / "a", GAN, *told) == run and status(run)["state"] == "DONE"
+    assert all(same(weights(run, 8, name), before) for name, before in zip(files, kept, strict=True))
+    for name, asked in (("all", []), ("threes", ["class=3"])):
+        result = call(cli.sample, f"run={run}", "n=12", f"out={tmp_path / name}.npy", *asked)
+        assert result.code == 0 and "generated at once" in result.out
+    every, threes = (np.load(tmp_path / f"{name}.npy") for name in ("all", "threes"))
+    assert np.array_equal(every[3], threes[3]) and not np.array_equal(every[4], threes[4])
+    for words, said in [
+        (["between=[0,1]"], "between is of"),
+        (["temperature=0.5"], "temperature=0.5 is of runs that draw code by code"),
+        (["sampler.steps=5"], "draws no samples by a sampler"),
+    ]:
+        assert_refused(call(cli.sample, f"run={run}", *words), said)
+    assert_refused(call(cli.evaluate, f"run={run}", "metric=elbo"), "metric=elbo is not of such a run")
+
+
+@pytest.mark.slow
+def test_an_autoencoder_with_a_discriminator_goes_on_after_a_kill(call, tmp_path):  # noqa: F811
+    lines = 'evaluation=["metric=[reconstruction,kernel] n=40 features=pixels"]'
+    run = made(call, tmp_path / "a", CODEC, lines)
+    names = {"samples.png", "samples_told.png", "preview.png", "loss.png", "reconstructions.png"}
+    assert {p.name for p in run.glob("*.png")} == names
+    assert "psnr_40_held_out" in json.loads((run / "evaluation.json").read_text())
+    steps = [line for line in read_metrics(run) if line["split"] == "train"]
+    assert "loss_adversarial" in steps[-1] and {"loss_absolute", "loss_ssim", "loss_kl"} < steps[-1].keys()
+    kept = [weights(run, 8, name) for name in ("model", "ema", "discriminator")]
+    go_on(run)
+    assert made(call, tmp_path / "a", CODEC, lines) == run
+    assert all(same(weights(run, 8, n), k) for n, k in zip(("model", "ema", "discriminator"), kept, strict=True))
+
+
+@pytest.mark.slow
+def test_latents_are_diffused_and_drawn_without_the_run_that_made_them(call, codec, tmp_path):  # noqa: F811
+    words = [*LATENT, f"init_codec={codec}"]
+    run = made(
+        call, tmp_path / "a", words, 'evaluation=["metric=[kernel,loss_by_snr] n=30 features=pixels sampler.steps=3"]'
+    )
+    assert {p.name for p in run.glob("*.png")} >= {"samples.png", "preview.png", "forward.png", "schedule.png"}
+    state = json.loads((run / "codec" / "codec.json").read_text())["state"]
+    assert state["scale"] > 0 and state.keys() == {"scale", "shift"}
+    kept = weights(run, 8)
+    go_on(run)
+    assert (
+        made(
+            call,
+            tmp_path / "a",
+            words,
+            'evaluation=["metric=[kernel,loss_by_snr] n=30 features=pixels sampler.steps=3"]',
+        )
+        == run
+    )
+    assert same(weights(run, 8), kept)
+    shutil.rmtree(codec)
+    for name, asked in (("a", ["batch=4"]), ("b", ["batch=12"]), ("c", ["seed=1"])):
+        result = call(cli.sample, f"run={run}", "n=12", "sampler.steps=3", f"out={tmp_path / name}.npy", *asked)
+        assert result.code == 0, result
+    one, other, third = (np.load(tmp_path / f"{name}.npy").astype(int) for name in "abc")
+    assert one.shape == (12, 8, 8, 1) and abs(one - other).max() <= 1 and not np.array_equal(one, third)
+    assert call(cli.sample, f"run={run}", "process=3", "sampler.steps=3", f"out={tmp_path / 'way.png'}").code == 0
+    assert call(cli.sample, f"run={run}", "between=[0,1]", "sampler.steps=3", f"out={tmp_path / 'b.png'}").code == 0
+    cost = call(cli.evaluate, f"run={run}", "metric=cost", "cost.steps=[2]", "batch=8")
+    assert cost.code == 0 and "images/s" in cost.out
+    assert_refused(call(cli.evaluate, f"run={run}", "metric=bits_per_dim", "n=4"), "is of pixels")
+    edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
+    assert_refused(edited, "draws latents, and only networks of pixels edit")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_path):  # noqa: F811
+    of_gan = [
+        (["task.game=chess"], "choose one of hinge, non_saturating"),
+        (["task.r1=-1"], "r1 = -1"),
+        (["discriminator.num_classes=10"], "set both alike"),
+        (["discriminator.channels=0"], "channels = 0"),
+        (["model.groups=5"], "groups"),
+        (["data=swiss_roll"], "data"),
+    ]
+    of_codec = [
+        (["model.channel_mults=[1,1,1,1,1]"], "nearest legal sizes: 16"),
+        (["task.start=1"], "start = 1"),
+        (["task.parts.adversarial=-1"], "parts.adversarial = -1"),
+        (["discriminator.layers=3"], "layers = 3 leaves nothing"),
+        (["task.parts.absolute=0", "task.parts.ssim=0"], "none compares with data"),
+        (["model.latent_channels=0"], "latent_channels = 0"),
+    ]
+    of_latents = [
+        ([], "init_codec must be given"),
+        ([f"init_codec={codec}", "model.image_size=8"], "the model takes images"),
+        ([f"init_codec={codec}", "data.image_size=16"], "the codec was trained on images (C, H, W) = (1, 8, 8)"),
+        ([f"init_codec={codec}", "data.condition=mask"], "set data.condition=null"),
+        ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "is of pixels"),
+    ]
+    for words, several in ((GAN, of_gan), (CODEC, of_codec), (LATENT, of_latents)):
+        for changes, told in several:
+            assert_refused(call(cli.train, *words, f"runs={tmp_path / 'runs'}", *changes), told)
+    assert not (tmp_path / "runs" / "default").exists()
