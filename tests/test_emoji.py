@@ -54,7 +54,10 @@ def png(colour: tuple[int, int, int, int]) -> bytes:
 
 
 def make_emoji_font(path: Path, drawn: dict[str, tuple[int, int, int, int] | None] = DRAWN, sbix: bool = True) -> Path:
-    """A font with a bitmap for each text; those of several characters are ligatures. It has a glyph for each tone."""
+    """A font with a bitmap for each text, and for what is missing; those of several characters are ligatures.
+
+    It has a glyph for each tone.
+    """
     letters = sorted({letter for text in drawn for letter in text} | set(TONES))
     order = [".notdef", *(f"u{ord(letter):X}" for letter in letters)]
     order += [glyph_of(text) for text in drawn if len(text) > 1]
@@ -76,6 +79,7 @@ def make_emoji_font(path: Path, drawn: dict[str, tuple[int, int, int, int] | Non
             if colour is not None:
                 name = glyph_of(text)
                 strike.glyphs[name] = Glyph(graphicType="png ", glyphName=name, imageData=png(colour))
+        strike.glyphs[".notdef"] = Glyph(graphicType="png ", glyphName=".notdef", imageData=png((9, 9, 9, 255)))
         for name in order:
             strike.glyphs.setdefault(name, Glyph(glyphName=name))
         table.strikes[100] = strike
@@ -180,6 +184,11 @@ def test_a_bitmap_loses_empty_margins_and_no_ink():
     padded = squared(outer, (9, 9, 9))
     rows = [bytes((9, 9, 9)) * 6] + [bytes((255, 0, 0)) * 6] * 4 + [bytes((9, 9, 9)) * 6]
     assert padded.size == (6, 6) and padded.tobytes() == b"".join(rows)
+    for column in (0, 5):
+        one_sided = inner.copy()
+        one_sided.paste(RED, (column, 0, column + 1, 1))
+        assert squared(one_sided, (9, 9, 9)).size == (6, 6)
+        assert squared(one_sided.rotate(90, expand=True), (9, 9, 9)).size == (6, 6)
     tall = squared(outer.rotate(90, expand=True), (9, 9, 9))
     assert tall.tobytes() == padded.rotate(90).tobytes()
     nothing = squared(Image.new("RGBA", (6, 4), CLEAR), (9, 9, 9))

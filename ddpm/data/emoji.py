@@ -194,7 +194,9 @@ class Emoji(ImageData):
 def colour(name: str) -> tuple[int, int, int]:
     """Red, green and blue, in 0..255, of a colour's name or number; ValueError with what is allowed for another."""
     try:
-        red, green, blue = ImageColor.getrgb(name)  # four values of #rrggbbaa
+        red, green, blue, *alpha = ImageColor.getrgb(name)
+        if alpha:
+            raise ValueError(f"{name} is no opaque colour")
         return red, green, blue
     except (ValueError, TypeError, AttributeError):
         near = difflib.get_close_matches(str(name), ImageColor.colormap, 1)
