@@ -89,7 +89,7 @@ class AutoencoderKL(nn.Module):
         self.register_parameter("log_scale", log_parameter(scale))
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights of the decoder's last layer."""
         return self.decoder.conv_out.weight
 

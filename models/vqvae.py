@@ -245,7 +245,7 @@ class VQVAE(nn.Module):
         )
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights of the decoder's last layer."""
         layer = self.decoder[-1]
         assert isinstance(layer, nn.ConvTranspose2d)

@@ -94,14 +94,14 @@ class GAN(Task):
         )
         return Match(x=batch.x, condition=batch.condition, z=z, z_generator=z_generator)
 
-    def losses(self, drawn: Match, progress: float) -> Losses:  # type: ignore[override]  # its own draws
+    def losses(self, drawn: Any, progress: float) -> Losses:
         """Of the discriminator: the game's, and the penalty, each (B,)."""
         real = drawn.x.detach().requires_grad_(self.weights["r1"] > 0)
         parts = self._judged(real, drawn)
         of_real = parts.pop("logits")
         return parts | ({"r1": r1(of_real, real)} if self.weights["r1"] else {})
 
-    def generator_losses(self, drawn: Match, progress: float) -> Losses:
+    def generator_losses(self, drawn: Any, progress: float) -> Losses:
         """Of the generator, (B,)."""
         made = self.model.decode(drawn.z_generator, drawn.condition.taken_by(self.model))
         return {"generator": self.game.generator(self._logits(made, drawn))}

@@ -90,8 +90,8 @@ class VAE(Autoencoder):
     def output(self, drawn: Coded) -> Tensor:
         """What the decoder says of a draw of the posterior, (B, *)."""
         y = drawn.condition.taken_by(self.model)
-        z = reparametrised(*self.model.encode(drawn.x, y), drawn.eps)
-        output: Tensor = self.model.decode(z, y)
+        mean, log_variance = self.model.encode(drawn.x, y)
+        output: Tensor = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
         return output
 
     def losses(self, drawn: Coded, progress: float) -> Losses:  # type: ignore[override]  # its own draws
