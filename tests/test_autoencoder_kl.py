@@ -68,6 +68,8 @@ def test_other_sizes_are_taken_where_the_factor_divides_them():
         ValueError, match=r"x has shape \(1, 3, 11, 20\); this network takes \(B, 3, 8, 8\), or another .* 2 div"
     ):
         net.encode(x[:, :, 1:])
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3, 12, 19\)"):
+        net.encode(x[..., 1:])
     with pytest.raises(ValueError, match=r"x has shape \(1, 2, 12, 20\)"):
         net.encode(x[:, 1:])
     with pytest.raises(ValueError, match=r"z has shape \(1, 1, 6, 10\); this network takes \(B, 2, 4, 4\)"):

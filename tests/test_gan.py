@@ -93,7 +93,7 @@ def test_they_take_the_data_that_they_say():
             must_take(network, data)
 
 
-def test_counts_at_28_pixels_are_what_their_pages_say():
+def test_counts_at_28_pixels():
     counts = [sum(p.numel() for p in network.parameters()) for network in (Generator(28), Discriminator(28))]
     assert counts == [1_185_665, 1_312_321]
 
