@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from test_cli import Call, assert_refused, call, same, status, typed, weights  # noqa: F401
 from test_codes_cli import OF_BOTH, go_on, made
 
 from ddpm import cli
+from ddpm.commands.sweep_plan import science_of
+from ddpm.config import read_config, resolved
 from ddpm.runs.directory import read_metrics
 
 GAN = ["experiment=gan", "model.channels=8", "discriminator.channels=8", *OF_BOTH]
@@ -135,3 +138,31 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
         for changes, told in several:
             assert_refused(call(cli.train, *words, f"runs={tmp_path / 'runs'}", *changes), told)
     assert not (tmp_path / "runs" / "default").exists()
+
+
+def test_words_train_the_codec_first_and_once_and_seeds_of_one_recipe_are_one_arm(call, tmp_path):  # noqa: F811
+    runs = tmp_path / "runs"
+    small = ["trainer.seconds=null", "trainer.steps=2", "trainer.batch_size=4", "trainer.previews=0"]
+    recipe = ["experiment=vqvae", "model.channels=8", "model.codes=6", *small]
+    words = ["experiment=pixelcnn", "data=digits", "model.channels=8", "model.layers=1", *small, f"runs={runs}"]
+    words += [f"init_codec='{' '.join(recipe)}'", "device=cpu", "recognition=false"]
+    for seed in (3, 4):
+        result = call(cli.train, *words, f"seed={seed}")
+        assert result.code == 0, result
+    codecs = [OmegaConf.load(path) for path in sorted((runs / "default_codecs").glob("*/config.yaml"))]
+    assert {config.seed for config in codecs} == {3, 4} and {config.data._target_ for config in codecs} == {
+        "ddpm.data.Digits"
+    }
+    typed_of = [json.loads(path.read_text())["overrides"] for path in (runs / "default_codecs").glob("*/status.json")]
+    assert typed_of == [recipe, recipe]
+    priors = [read_config(path) for path in (runs / "default").glob("*/config.yaml")]
+    assert len({config.init_codec for config in priors}) == 2
+    sciences = [science_of(resolved(config) | {"seed": None}) for config in priors]
+    assert sciences[0] == sciences[1]
+    assert "is done already" in call(cli.train, *words, "seed=3").out
+    for changes, told in [
+        (["init_codec='experiment=vqvae hydra.mode=RUN'"], "hydra.mode=RUN cannot stand here"),
+        (["init_codec='experiment=vqvae study=x'"], "study=x cannot stand here"),
+        (["init_codec='experiment=nope'"], "nope"),
+    ]:
+        assert_refused(call(cli.train, *words, *changes), told)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands.console import say
 from ddpm.commands.load import data_of, load_into, opened_at, task_of
 from ddpm.commands.validate import trusted
-from ddpm.config import InvalidInput, read_config
+from ddpm.config import InvalidInput, compose, plain, read_config, resolved
 
 FOLDER = "codec"  # of a run's folder: what its samples are decoded by
 CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
@@ -29,6 +30,47 @@ class Found(NamedTuple):
     sha256: str  # of the weights
 
 
+def recipe_of(config: DictConfig) -> tuple[list[str], DictConfig] | None:
+    """The words of a run that trains the codec, where `init_codec` gives such in place of a run; its configuration.
+
+    The data, the seed and the device are those of the run that it is for, unless the words say otherwise; it goes into
+    a study of its own beside that run's, so that many can share it.
+
+    Raises: InvalidInput for words that do not compose.
+    """
+    if not _is_recipe(config.get("init_codec")):
+        return None
+    try:
+        words = shlex.split(resolved(config)["init_codec"])
+    except ValueError as error:  # a quotation mark that is not closed
+        raise InvalidInput(f"init_codec={config.init_codec}: {error}") from error
+    for word in words:
+        if "=" not in word or word.startswith(("hydra", "trust", "init_codec", "runs=", "study=", "extend=")):
+            raise InvalidInput(f"init_codec: {word} cannot stand here; allowed are KEY=VALUE of ddpm-train")
+    made = compose("train", words)
+    keys = {word.partition("=")[0].partition(".")[0] for word in words}
+    for key in ("data", "seed"):
+        if key not in keys:
+            made[key] = config[key]
+    for key in ("runs", "device", "trust", "retry"):
+        made[key] = config[key]
+    made.study = f"{config.study}_codecs"
+    return words, made
+
+
+def _is_recipe(named: Any) -> bool:
+    """Whether `init_codec` holds words to ddpm-train in place of a run."""
+    return isinstance(named, str) and named.startswith(("experiment=", "task="))
+
+
+def with_codec(config: DictConfig, words: list[str], run: Path) -> DictConfig:
+    """The configuration of a run whose codec has been trained by words."""
+    config = config.copy()
+    config.init_codec = str(run)
+    config.codec.recipe = words
+    return config
+
+
 def codec_of(config: DictConfig) -> Found | None:
     """The codec that `init_codec` names: of a run, or the one that a run keeps; None where it names none.
 
@@ -39,6 +81,10 @@ def codec_of(config: DictConfig) -> Found | None:
     named = config.get("init_codec")
     if named is None:
         return None
+    if _is_recipe(named):
+        raise InvalidInput(
+            f"init_codec={named}: these words are of a run that is trained first, by ddpm-train; here name a run"
+        )
     if (folder := Path(str(named)) / FOLDER).is_dir():
         named = folder
     if (Path(str(named)) / STATE).is_file():
@@ -98,7 +144,7 @@ def fill(config: DictConfig, codec: Any) -> None:
     """Write what a codec makes of data into a configuration, whose network refers to it."""
     channels, size = (None, codec.shape) if codec.kind == "codes" else (codec.shape[0], codec.shape[1:])
     known = {"size": list(size), "channels": channels, "codes": getattr(codec, "codes", None)}
-    config.codec = OmegaConf.create(known)
+    config.codec = OmegaConf.create(known | {"recipe": plain(config.codec.get("recipe"))})
 
 
 def encoded(data: Any, found: Found, device: Any, runs: Path, said: Callable[[str], None] = say) -> Any:

@@ -31,6 +31,7 @@ OF_FEATURES = ("frechet", "kernel", "precision_recall", "density_coverage", "mem
 OF_SAMPLES = ("recognition", *OF_FEATURES, "variety", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
+OF_EVERY_SOURCE = ("cost",)
 OF_CODINGS = ("elbo", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, *OF_CODINGS, "cost", "steps", "guidance_sweep")
@@ -133,7 +134,8 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
     _must_hold(context.data, metrics)
-    of_source = OF_SAMPLES if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
+    every = (*OF_SAMPLES, *OF_EVERY_SOURCE)
+    of_source = every if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
     of_source += context.source.measures
     for metric in metrics:
         if metric not in of_source:
@@ -566,12 +568,13 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     data = context.trained_on
     must_match(context.source.model, data)
     names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
+    walks = context.source.sampler is not None
     samplers = {
         f"{choice['sampler']} {choice['steps']}": sampler
-        for choice, sampler in _samplers(context, "cost", names, steps, [None])
+        for choice, sampler in (_samplers(context, "cost", names, steps, [None]) if walks else [])
     }
     trainer = build(trained.trainer, "trainer", trust)
-    made = {"model": context.source.model, "diffusion": context.source.diffusion}
+    made = {"model": context.source.model} | ({"diffusion": context.source.diffusion} if walks else {})
     task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, data)
     optimizer = optimizer_of(trained, trust)
 
@@ -582,9 +585,10 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
             )
         except ValueError as error:
             raise InvalidInput(f"metric=cost: {error}") from error
-        first = next(iter(samplers))
-        steps = len(samplers[first].times(context.source.diffusion.schedule)) - 1
-        settings = context.settings(config.batch) | {"sampler": first, "steps": steps}
+        settings = context.settings(config.batch)
+        if (first := next(iter(samplers), None)) is not None:
+            steps = len(samplers[first].times(context.source.diffusion.schedule)) - 1
+            settings |= {"sampler": first, "steps": steps}
         context.record(protocol, settings | values, words)
 
     plan = f"cost: training steps of {trainer.batch_size} images, and one evaluation of {config.batch}, timed"

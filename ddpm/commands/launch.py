@@ -1,8 +1,10 @@
 """How a command was started: the words that were typed, and what Hydra makes of them."""
 
+import contextlib
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import InvalidInput, compose, with_known_keys
 
+_instead: list[list[str]] = []  # words of runs that stand for the job's own, the last one now
+
+
+@contextlib.contextmanager
+def standing_for(words: list[str]) -> Iterator[None]:
+    """Within it these are the words of the job: of a run that it needs first."""
+    _instead.append(words)
+    try:
+        yield
+    finally:
+        _instead.pop()
+
 
 def multirun() -> bool:
     """Whether this job is one of a sweep."""
@@ -21,6 +35,8 @@ def multirun() -> bool:
 
 def overrides() -> list[str]:
     """The words that were typed for this job, without those to Hydra itself; none where Hydra started no job."""
+    if _instead:
+        return list(_instead[-1])
     config: Any = HydraConfig.instance().cfg
     if config is None:
         return []

@@ -140,6 +140,8 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     parents = {
         key: str(settings[key]) for key in ("init", "extend", "teacher", "init_codec") if settings.get(key) is not None
     }
+    if recipe := (settings.get("codec") or {}).get("recipe"):  # of whose runs each seed has its own
+        parents["init_codec"] = " ".join(word for word in recipe if not word.startswith("seed="))
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
     result = science(settings, {}, parents, 0) | {"data": data}
     task = result.get("task", {})

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import evaluating
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
-from ddpm.commands.encoding import keep
-from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides
+from ddpm.commands.encoding import keep, recipe_of, with_codec
+from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides, standing_for
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
 from ddpm.commands.prepare import Plan, disk, evaluations, must_be_tracked, no_room, planned, status_of, trial_loss
@@ -53,8 +53,18 @@ def train(config: DictConfig) -> None:
     """
     with _slot(config) as device_name:
         device, teacher = resolve_device(device_name), None
+        config = _with_codec(config, device)
         for steps in stages(config):
             teacher = _train(stage(config, steps, teacher), device)
+
+
+def _with_codec(config: DictConfig, device: Any) -> DictConfig:
+    """The configuration of a run with its codec trained, where words say how; else as it is."""
+    if (recipe := recipe_of(config)) is None:
+        return config
+    words, made = recipe
+    with standing_for(words):
+        return with_codec(config, words, _train(made, device))
 
 
 def _train(config: DictConfig, device: Any) -> Path:

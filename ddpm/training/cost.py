@@ -102,7 +102,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def measure_cost(
-    source: TrainedSampler,
+    source: Source,
     task: Task,
     data: Dataset,
     trainer: Trainer,
@@ -117,7 +117,8 @@ def measure_cost(
 
     Times are medians after a run that is not timed. Training is timed by whole steps, in the trainer's precision.
     Sampling is one evaluation of the network for a batch, clipped as the source clips, times the evaluations of each
-    sampler: what a sampler computes between them is not in it, and is little unless the network is tiny.
+    sampler: what a sampler computes between them is not in it, and is little unless the network is tiny. Latents are
+    decoded once besides. Of a source without a sampler it is one draw of a batch.
 
     Memory is what training holds at its fullest, the data included: measured as torch counts it on a GPU, and as the
     process's growth on a CPU with Linux; elsewhere estimated as `preflight.memory` does, without what kernels use.
@@ -128,17 +129,20 @@ def measure_cost(
         data: to train on; stay where they are.
         trainer: batch, micro-batches, precision, clipping and averaging of the steps.
         optimizer: makes one of parameters.
-        samplers: name -> sampler, at least one; the record's value, seconds an image, is the first one's.
+        samplers: name -> sampler, at least one; the record's value, seconds an image, is the first one's. Of no use to
+            a source without a sampler.
         batch: images that are sampled at a time.
         repeat: how many steps, and evaluations, are timed.
         augment: as in training.
     Raises:
         ValueError: no sampler, a sampler that does not suit the schedule, or too little memory, with what to lower.
     """
-    if not samplers:
+    device, walks = source.device, source.sampler is not None
+    if walks and not samplers:
         raise ValueError("samplers is empty: the cost of sampling is that of at least one sampler")
-    device, schedule = source.device, source.diffusion.schedule
-    evaluations = {name: sampler.evaluations(schedule) for name, sampler in samplers.items()}
+    evaluations = {"samples": source.evaluations}
+    if walks:
+        evaluations = {name: sampler.evaluations(source.diffusion.schedule) for name, sampler in samplers.items()}
     images, micro = trainer.batch_size, trainer.batch_size // trainer.accumulate
     parameters, forward = sum(p.numel() for p in source.model.parameters()), gflop_forward(source)
     with _enough_memory(f"training takes {micro} images at a time: raise accumulate, or lower batch_size"):
@@ -149,8 +153,10 @@ def measure_cost(
         step, size, precision, how = _train(lambda: make(task=copy_of(task)), repeat)
     with _enough_memory(f"sampling takes {batch} images at a time: lower batch"):
         evaluation = _median(_evaluate(source, batch), device, repeat)
+        decoding = _median(_decode(source, batch), device, repeat) if walks and source.codec is not None else 0.0
+    seconds_of = {name: (n * evaluation + decoding) / batch for name, n in evaluations.items()}
     values: dict[str, Any] = {
-        "value": evaluation * next(iter(evaluations.values())) / batch,
+        "value": next(iter(seconds_of.values())),
         "low": None,
         "high": None,
         "n": batch,
@@ -163,7 +169,7 @@ def measure_cost(
         "training_images_per_s": images / step,
         "peak_memory_bytes": size,
         "peak_memory": how,
-        "sampling_images_per_s": {name: batch / (n * evaluation) for name, n in evaluations.items()},
+        "sampling_images_per_s": {name: 1 / seconds for name, seconds in seconds_of.items()},
         "precision": source.precision,
         "training_precision": precision,
         "sampling_batch": batch,
@@ -174,8 +180,12 @@ def measure_cost(
     return f"cost_{device.type}_{source.precision}_b{batch}", _in_words(values, data.units), values
 
 
-def gflop_forward(source: TrainedSampler) -> float:
-    """GFLOP of the network for one image, counted on the meta device."""
+def gflop_forward(source: Source) -> float:
+    """GFLOP of the network for one image, counted on the meta device; without a sampler, of one draw."""
+    if source.sampler is None:
+        with FlopCounterMode(display=False) as counter:
+            source.draw([0])
+        return counter.get_total_flops() / 1e9
     return gflop(copy.deepcopy(source.model).to("meta"), source.shape, backward=False)
 
 
@@ -232,8 +242,16 @@ def _steps_of(training: Training) -> Callable[[], object]:
     return lambda: training.step(next(numbers))
 
 
-def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
-    """What evaluates the network once for a batch of samples."""
+def _decode(source: Source, batch: int) -> Callable[[], object]:
+    """What decodes a batch of latents."""
+    z = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
+    return lambda: source.shown(z)
+
+
+def _evaluate(source: Source, batch: int) -> Callable[[], object]:
+    """What evaluates the network once for a batch of samples; without a sampler, what draws them."""
+    if not isinstance(source, TrainedSampler):
+        return lambda: source.draw(range(batch))
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     t = torch.full((batch,), source.diffusion.schedule.T, device=source.device)
     denoise = source.denoiser(source.condition(range(batch)))
@@ -247,8 +265,7 @@ def _evaluate(source: TrainedSampler, batch: int) -> Callable[[], object]:
 
 def evaluation_seconds(source: Source, batch: int) -> float:
     """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
-    evaluate = _evaluate(source, batch) if isinstance(source, TrainedSampler) else lambda: source.draw(range(batch))
-    return _median(evaluate, source.device, 1)
+    return _median(_evaluate(source, batch), source.device, 1)
 
 
 def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:
