@@ -54,7 +54,7 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
-    assert [*of_models, "mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"] == STUDIES
+    assert [*of_models, "mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets", "trilemma"] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -206,7 +206,9 @@ def arms(study: str) -> dict[str, DictConfig]:
 
 
 QUICK = ("channels", "samplers")
-BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in STUDIES]
+OF_OTHERS = ["trilemma"]  # whose arms are no diffusion of pixels, or not all
+OF_DIFFUSION = [study for study in STUDIES if study not in OF_OTHERS]
+BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in OF_DIFFUSION]
 
 
 @pytest.mark.slow
@@ -235,6 +237,20 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
     (baseline,) = {config.baseline for config in found.values()}
     ways = {f"{sampler} {steps}" for sampler in ("ddim", "unipc") for steps in (5, 50)}  # of sampling one network
     assert baseline is None or baseline in ways or named.count(baseline) == 1  # an arm; of a grid, a factor's level
+
+
+@pytest.mark.slow
+def test_the_systems_of_the_trilemma_have_the_same_time_the_same_data_and_the_class():
+    found = {words.partition(" ")[0].rpartition("=")[2]: config for words, config in arms("trilemma").items()}
+    assert sorted(found) == ["diffusion", "gan", "latent", "pixelcnn", "vae"]
+    assert len({config.task._target_ for config in found.values()}) == 4  # latents are diffused as pixels are
+    (line,) = {line for config in found.values() for line in config.evaluation}
+    compose("evaluate", shlex.split(line))
+    for name, config in found.items():
+        words = shlex.split(config.get("init_codec", ""))
+        codec = compose("train", words).trainer.seconds if words else 0
+        assert config.trainer.seconds + codec == 300, name
+        assert config.model.num_classes == 10 and config.data._target_ == "ddpm.data.IDX" and config.data.name == "mnist"
 
 
 @pytest.mark.slow
