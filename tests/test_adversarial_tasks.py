@@ -1,6 +1,7 @@
 """Tasks with a discriminator: what each phase trains, by hand, and a game on points whose end is known."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from ddpm.data import Points
 from ddpm.latent.adversarial import adaptive_weight, hinge, hinge_generator, non_saturating, r1
 from ddpm.randomness import Keyed
+from ddpm.training.cost import gflop_of_loss
 from ddpm.training.step import Training
+from ddpm.training.task import trial_loss
 from ddpm.training.tasks.adversarial import VQGAN, AutoencoderKL
 from ddpm.training.tasks.gan import GAN
 from models.autoencoder_kl import AutoencoderKL as Network
@@ -81,6 +84,22 @@ def test_each_phase_steps_its_own_network_and_only_the_autoencoder_is_averaged()
         assert any(changed), name
     assert not task.averages("discriminator") and task.averages("model")
     assert training.phases[0].names[0].startswith("model.") and training.phases[1].names[0].startswith("discriminator.")
+
+
+@pytest.mark.parametrize("r1", [0.0, 1.0])
+def test_operations_and_memory_of_both_phases_can_be_counted(r1):
+    data = images(size=8)
+    with torch.device("meta"):
+        tasks = [gan(r1=r1), autoencoder(r1=r1, adaptive=False), autoencoder(r1=r1, start=0.9)]
+    for task in tasks:
+        counts = [
+            gflop_of_loss(partial(trial_loss, task, data, device=torch.device("meta"), phase=phase)) for phase in (0, 1)
+        ]
+        assert min(counts) > 0
+    with_penalty, without = (
+        gflop_of_loss(partial(trial_loss, gan(r1=r), data, device=CPU, phase=0)) for r in (1.0, 0.0)
+    )
+    assert with_penalty > without
 
 
 def test_without_its_weight_there_is_no_discriminator():

@@ -54,7 +54,16 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
-    assert [*of_models, "mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets", "trilemma"] == STUDIES
+    assert [
+        *of_models,
+        "mnist_networks",
+        "plane_objectives",
+        "restarts",
+        "samplers",
+        "schedules",
+        "targets",
+        "trilemma",
+    ] == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -250,7 +259,9 @@ def test_the_systems_of_the_trilemma_have_the_same_time_the_same_data_and_the_cl
         words = shlex.split(config.get("init_codec", ""))
         codec = compose("train", words).trainer.seconds if words else 0
         assert config.trainer.seconds + codec == 300, name
-        assert config.model.num_classes == 10 and config.data._target_ == "ddpm.data.IDX" and config.data.name == "mnist"
+        assert (
+            config.model.num_classes == 10 and config.data._target_ == "ddpm.data.IDX" and config.data.name == "mnist"
+        )
 
 
 @pytest.mark.slow

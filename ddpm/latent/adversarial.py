@@ -114,6 +114,14 @@ GAMES = {"hinge": Game(hinge, hinge_generator), "non_saturating": Game(non_satur
 # ----------------------------------------------------------------------------------------------- how they are balanced
 
 
+def differentiable(x: Tensor) -> Tensor:
+    """Data (B, *) by which logits can be differentiated, see `r1`.
+
+    They are a view, for what counts operations cannot follow a gradient that ends in a leaf.
+    """
+    return x.detach().requires_grad_().view_as(x)
+
+
 def r1(logits: Tensor, x: Tensor, gamma: float = 1.0) -> Tensor:
     r"""What holds a discriminator back near data, so that the two settle: it is flat there.
 

@@ -302,5 +302,5 @@ def trial_loss(task: Task, data: Dataset, n: int, device: torch.device, phase: i
         module.train()
     drawing = torch.device("cpu") if device.type == "meta" else device
     batch = data.batch(data.train[:1].expand(n), drawing)
-    drawn = task.draw(batch, Keyed(0, device=drawing), 0.0).to(device)
-    return task.total(task.phases[phase].losses(drawn, 0.0)).mean()
+    drawn = task.draw(batch, Keyed(0, device=drawing), 1.0).to(device)  # as in the end, where all parts are computed
+    return task.total(task.phases[phase].losses(drawn, 1.0)).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.dataset import Dataset, check_choice
-from ddpm.latent.adversarial import GAMES, adaptive_weight, r1
+from ddpm.latent.adversarial import GAMES, adaptive_weight, differentiable, r1
 from ddpm.training.task import Drawn, Losses, Phase, must_take
 from ddpm.training.tasks.autoencoder import Autoencoder
 from ddpm.training.tasks.vae import VAE
@@ -99,7 +99,7 @@ class Adversarial(Autoencoder):
             return {"discriminator": self._nothing(len(drawn.x))}
         with torch.no_grad():
             made = self.reconstruction.picture(self.output(drawn))
-        real = drawn.x.detach().requires_grad_(self.weights["r1"] > 0)
+        real = differentiable(drawn.x) if self.weights["r1"] else drawn.x
         of_real = self.discriminator(real)
         parts = {"discriminator": self.game.discriminator(of_real, self.discriminator(made))}
         return parts | ({"r1": r1(of_real, real)} if self.weights["r1"] else {})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddpm.data.batch import Batch, Condition, labels_of
 from ddpm.data.dataset import Dataset, check_choice
-from ddpm.latent.adversarial import GAMES, r1
+from ddpm.latent.adversarial import GAMES, differentiable, r1
 from ddpm.randomness import Keyed
 from ddpm.samplers.decoded import Generated
 from ddpm.training.task import Drawn, Losses, Phase, Task, must_take
@@ -96,7 +96,7 @@ class GAN(Task):
 
     def losses(self, drawn: Any, progress: float) -> Losses:
         """Of the discriminator: the game's, and the penalty, each (B,)."""
-        real = drawn.x.detach().requires_grad_(self.weights["r1"] > 0)
+        real = differentiable(drawn.x) if self.weights["r1"] else drawn.x
         parts = self._judged(real, drawn)
         of_real = parts.pop("logits")
         return parts | ({"r1": r1(of_real, real)} if self.weights["r1"] else {})
