@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")  # of a run of diffusion
-NO_SCIENCE = ("data", "augment", "sampler", "task")  # groups of which less is in the science than all, or nothing
+NO_SCIENCE = ("data", "augment", "sampler", "task", "perceptual")  # groups of which less is in the science, or nothing
 AUGMENTATION = "ddpm.data.augment.Augment"
 TELLING = "ddpm.data.non_leaking.NonLeaking"  # the augmentation that is told to the network
 TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
@@ -52,6 +52,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "data": {"condition": None, "labels": ["class"]},
 }
 PARTS = {"diffusion": 1.0}  # of the loss of a diffusion, if none are said; others have the weight 0
+ADDED = ("perceptual",)  # parts of a loss that autoencoders of earlier versions lack, and by that have not
 LINKED = {  # key -> the key that it takes its value from, where it has none of its own
     "task.time_sampling": "trainer.time_sampling",
     "task.offset_noise": "trainer.offset_noise",
@@ -423,6 +424,8 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
 def _task(settings: Any) -> dict[str, Any]:
     """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
+        if isinstance(settings, dict) and isinstance(parts := settings.get("parts"), dict):
+            settings = settings | {"parts": {k: v for k, v in parts.items() if k not in ADDED or v != 0}}
         return {"task": settings}
     parts = PARTS if settings.get("parts") is None else settings["parts"]
     if isinstance(parts, dict):  # else it is refused when it is built

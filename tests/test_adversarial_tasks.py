@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from ddpm.data import Points
 from ddpm.latent.adversarial import adaptive_weight, hinge, hinge_generator, non_saturating, r1
+from ddpm.latent.perceptual import Perceptual
 from ddpm.randomness import Keyed
 from ddpm.training.cost import gflop_of_loss
 from ddpm.training.step import Training
-from ddpm.training.task import trial_loss
+from ddpm.training.task import checksum, trial_loss
 from ddpm.training.tasks.adversarial import VQGAN, AutoencoderKL
 from ddpm.training.tasks.gan import GAN
 from models.autoencoder_kl import AutoencoderKL as Network
+from models.classifier import Classifier
 from models.discriminator import PatchDiscriminator
 from models.gan import Discriminator, Generator
 from models.vqvae import VQVAE
@@ -118,6 +120,37 @@ def test_codes_have_one_too():
     (gradient,) = torch.autograd.grad(0.5 * losses["adversarial"].mean(), network.last_layer, retain_graph=True)
     (of_data,) = torch.autograd.grad(losses["squared"].mean() + 0.25 * losses["commitment"].mean(), network.last_layer)
     assert gradient.norm().item() == pytest.approx(0.5 * of_data.norm().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.3])
+def test_a_perceptual_part_trains_the_autoencoder_and_counts_where_the_discriminator_is_balanced(adversarial):
+    task = autoencoder(parts=PARTS | {"adversarial": adversarial, "perceptual": 0.5})
+    drawn = drawn_for(task)
+    assert task.perceives and not autoencoder().perceives
+    task.check(images(size=8))
+    with pytest.raises(ValueError, match="none was given"):  # what opens a trained one asks for none
+        task.losses(drawn, 1.0)
+    task.frozen["perceptual"] = distance = Perceptual(Classifier(8, channels=4))
+    losses, output = task.losses(drawn, 1.0), task.output(drawn)
+    torch.testing.assert_close(losses["perceptual"], 64 * distance(output, drawn.x))
+    of_data = losses["squared"] + 0.5 * losses["perceptual"]
+    whole = of_data + 0.1 * losses["kl"]
+    if adversarial:
+        judged = hinge_generator(task.discriminator(output))
+        again = (output - drawn.x).square().flatten(1).sum(1) + 32 * distance(output, drawn.x)
+        weight = adaptive_weight(again, judged, task.model.decoder.conv_out.weight)
+        whole = whole + 0.3 * weight * judged
+    torch.testing.assert_close(task.total(losses), whole)
+    before = checksum(distance)
+    losses["perceptual"].mean().backward()
+    assert all(p.grad is not None for p in task.model.decoder.parameters())
+    assert all(p.grad is None for p in distance.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(task.held_out(drawn)["perceptual"], losses["perceptual"].detach())
+    training = Training(
+        trainer(batch_size=6, precision="fp32"), task, images(size=8), torch.optim.AdamW, seed=0, device=CPU
+    )
+    assert training.step(1).parts["perceptual"] > 0 and checksum(distance) == before and not distance.training
 
 
 def gan(**options: object) -> GAN:

@@ -37,6 +37,7 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "diffusion": {"schedule"},
     "optimizer": {"params"},
     "judge": {"image_size", "in_channels", "num_classes"},
+    "perceptual/classifier": {"image_size", "in_channels", "num_classes"},
 }
 
 
@@ -487,6 +488,24 @@ def test_science_holds_of_the_task_what_is_not_said_elsewhere(words, in_task):
     assert facts.get("task") == in_task
     said = [facts["trainer"][key] for key in ("offset_noise", "time_sampling")]
     assert said == [settings["task"][key] for key in ("offset_noise", "time_sampling")]
+
+
+@pytest.mark.parametrize("name", ["vae", "vqvae", "autoencoder_kl", "vqgan"])
+def test_a_perceptual_part_is_named_where_it_is_computed_and_its_network_by_its_weights(name):
+    """So runs of earlier versions, which lack it, keep their names."""
+    facts = [
+        config.science(resolved(compose("train", [f"task={name}", *words])), {}, {}, 1)
+        for words in ([], ["perceptual=classifier"], ["task.parts.perceptual=0.5"], ["~task.parts.perceptual"])
+    ]
+    assert "perceptual" not in facts[0]["task"]["parts"] and facts[0] == facts[1] == facts[3]
+    parts = facts[0]["task"]["parts"] | {"perceptual": 0.5}
+    assert facts[2] == facts[0] | {"task": facts[0]["task"] | {"parts": parts}}
+
+
+def test_pictures_are_compared_by_the_classifier_that_judges():
+    """So that one is trained for both."""
+    files = (REPOSITORY / "conf" / group / "classifier.yaml" for group in ("judge", "perceptual"))
+    assert len({str(yaml.safe_load(file.read_text())) for file in files}) == 1
 
 
 @pytest.mark.parametrize("target", [["a"], {"a": 1}, 5, None, True])

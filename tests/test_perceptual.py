@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm.latent.perceptual import Perceptual
+from ddpm.latent.reconstruction import Reconstruction, squared
 from models.classifier import Classifier
 from models.lpips import LPIPSNetwork, load_lpips
 
@@ -101,6 +102,21 @@ def test_where_no_feature_is_active_the_gradient_is_finite():
     assert picture.grad.isfinite().all()
 
 
+@pytest.mark.equation("perceptual (part)")
+@pytest.mark.parametrize("logits", [False, True])
+def test_as_a_part_of_a_loss_it_is_of_the_picture_times_the_dimensions(logits):
+    output, x = drawn(2, 2, 2, 4, seed=2), drawn(2, 2, 2, 4, seed=3)
+    distance, other = Perceptual(Slices()), "focal" if logits else "squared"
+    parts = Reconstruction({other: 1.0, "perceptual": 0.5}, binarise=False)(output, x, None, distance)
+    picture = torch.tanh(output / 2) if logits else output
+    torch.testing.assert_close(parts["perceptual"], 16 * distance(picture, x))
+    assert set(parts) == {other, "perceptual"}
+    if not logits:
+        torch.testing.assert_close(parts["squared"], squared(output, x))
+    with pytest.raises(ValueError, match=r"parts\.perceptual is computed by a network, and none was given"):
+        Reconstruction({other: 1.0, "perceptual": 0.5})(output, x)
+
+
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
@@ -113,6 +129,13 @@ def test_where_no_feature_is_active_the_gradient_is_finite():
 def test_weights_of_other_channels_are_refused(weights, words):
     with pytest.raises(ValueError, match=words):
         Perceptual(Slices(), weights)
+
+
+def test_pictures_that_the_network_has_no_features_of_are_refused():
+    distance = Perceptual(Classifier((8, 6), 3, channels=4))
+    distance.must_take((3, 8, 6))
+    with pytest.raises(ValueError, match=r"reads images of shape \(3, 8, 6\), not \(1, 8, 6\)"):
+        distance.must_take((1, 8, 6))
 
 
 # ------------------------------------------------------------------------------------------------- the maps of networks

@@ -233,6 +233,8 @@ def test_distances_are_sums():
         ({"bernouli": 1}, "'bernouli' is not known; allowed: bernoulli, focal"),
         ({"bernoulli": -1}, "parts.bernoulli = -1 must be >= 0"),
         ({"bernoulli": 0}, "none compares with data"),
+        ({"perceptual": 1}, "perceptual alone says little of data; set one of bernoulli, .*, ssim to 1"),
+        ({"squared": 1, "perceptual": -1}, "parts.perceptual = -1 must be >= 0"),
         ({"bernoulli": 1, "gaussian": 1}, "gaussian takes the decoder's output for a picture, bernoulli for logits"),
     ],
 )
@@ -244,7 +246,8 @@ def test_parts_that_mean_nothing_are_refused(parts, words):
 @pytest.mark.parametrize(
     ("parts", "binarise", "name"),
     [({"bernoulli": 1}, True, "bernoulli"), ({"bernoulli": 1}, False, None), ({"logistic": 1, "ssim": 2}, True, None),
-     ({"logistic": 1}, True, "logistic"), ({"squared": 1}, True, None)],
+     ({"logistic": 1}, True, "logistic"), ({"squared": 1}, True, None),
+     ({"gaussian": 1, "perceptual": 1}, True, None)],
 )  # fmt: skip
 def test_a_likelihood_is_one_part_alone(parts, binarise, name):
     made = Reconstruction(parts, binarise)

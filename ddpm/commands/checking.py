@@ -30,7 +30,7 @@ def check(config: DictConfig) -> None:
         config = config.copy()
         config.data.download = False
     try:
-        plan = planned(config, device, marking=False)
+        plan = planned(config, device, marking=False, learning=False)
     except InvalidInput as error:
         if not download:
             raise
@@ -44,7 +44,9 @@ def check(config: DictConfig) -> None:
     budget = [] if last is None else [f"{last:,} steps of {trainer.batch_size:,} {data.units}"]
     budget += [] if trainer.seconds is None else [f"{trainer.seconds:,g} s"]
     lines = {
-        "run": f"{plan.run.path}: {_state(plan, status)}",
+        "run": f"{plan.run.path}: {_state(plan, status)}"
+        if plan.lacks is None
+        else f"{plan.run.path.parent}: new; {plan.lacks}",
         "data": f"{data.name}, {len(data.train):,} {data.units} to train on and {len(data.held_out):,} held out, "
         + "x".join(map(str, data.shape)),
         "model": " and ".join(type(module).__name__ for module in task.modules.values())

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
 from ddpm.commands.encoding import trained_on
-from ddpm.commands.load import NONE
+from ddpm.commands.load import NONE, untrained_judge
 from ddpm.commands.validate import width_of_average
-from ddpm.config import InvalidInput, build
+from ddpm.config import InvalidInput
 
 ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
 CHEAP = ("pca", "pixels", "coordinates")  # features that are not worth a file
@@ -91,14 +91,7 @@ class EvaluationContext:
     @functools.cached_property
     def judge(self) -> Any:
         """The classifier, not yet trained."""
-        import torch
-
-        from ddpm.randomness import generator
-
-        torch.manual_seed(generator(0, "judge").initial_seed())
-        channels, height, width = self.data.shape
-        classes = max(1, self.data.num_classes)
-        judge = build(self.config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=classes)
+        judge = untrained_judge(self.config.judge, "judge", self.data)
         if self.data.labels is None:
             raise InvalidInput(
                 f"{self.data.name} has no labels, and features=classifier needs them; features=inception, pca and "

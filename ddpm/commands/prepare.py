@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating
+from ddpm.commands import evaluating, perceiving
 from ddpm.commands.distilling import student_of
 from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
@@ -69,13 +69,15 @@ class Plan(NamedTuple):
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
     codec: Any = None  # by which the data are encoded, see `ddpm.commands.encoding.Found`
+    lacks: str | None = None  # what must be trained before it, and is not: until then its name is not known
 
 
-def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True) -> Plan:
+def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True, learning: bool = True) -> Plan:
     """Read and build all that a run needs, and refuse what would break it later.
 
     Args:
         marking: mark a run of a sweep that is refused as FAILED with the reason, unless it is done or being trained.
+        learning: train the classifier that the run compares pictures by, if it must be; else the plan `lacks` it.
     Raises: InvalidInput.
     """
     import torch
@@ -83,7 +85,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     import ddpm
     from ddpm.randomness import generator
     from ddpm.runs import checkpoint
-    from ddpm.runs.directory import DONE, FAILED, RUNNING, Run, now, science_hash
+    from ddpm.runs.directory import Run, science_hash
     from ddpm.runs.files import regular_size
 
     trust = trusted(config)
@@ -103,6 +105,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
     settings = must_be_sound(config)
+    perceiving.fill(config, settings)
     initial: dict[str, Path] = {}
     if config.init is not None:
         initial = _weights_files(Path(str(config.init)))
@@ -113,8 +116,10 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
     data = build_data(config.data, trust)
-    facts = science(settings, data.identity(), parents, ddpm.NUMERICS)
-    run = Run(_folder_of_runs(config) / science_hash(facts))
+    identity, folder, lacks = data.identity(), _folder_of_runs(config), None
+
+    def run() -> Run:  # by what its parents are known to be
+        return Run(folder / science_hash(science(settings, identity, parents, ddpm.NUMERICS)))
 
     try:
         if codec is not None:
@@ -132,13 +137,27 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is not None:
             _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
             _must_leave_a_budget(config, parts.trainer, data, parent)
+        if parts.task.perceives:  # last, for a classifier is trained for it
+            known, lacks = perceiving.learned(parts.task, config, trust, data, folder.parent, device, learning)
+            parents |= known
+        if parent is not None and lacks is None:
+            _must_stand_beside(parent, parts.task, config)
     except InvalidInput as error:
-        if marking and multirun() and status_of(run).get("state") not in (DONE, RUNNING):
-            run.path.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
-            run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides(), job=job_number())
+        if marking and multirun():
+            parents |= perceiving.parents_of(config, trust, data, folder.parent, device) or {}
+            _mark_refused(run(), settings, error)
         raise
-    return Plan(run, config, settings, data, parts, device, parent, codec)
+    return Plan(run(), config, settings, data, parts, device, parent, codec, lacks)
+
+
+def _mark_refused(run: Any, settings: dict[str, Any], error: InvalidInput) -> None:
+    """Leave the reason with a run of a sweep, unless it is done or being trained."""
+    from ddpm.runs.directory import DONE, FAILED, RUNNING, now
+
+    if status_of(run).get("state") not in (DONE, RUNNING):
+        run.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(settings), run.path / "config.yaml")
+        run.write_status(FAILED, reason=str(error), ended=now(), overrides=overrides(), job=job_number())
 
 
 def must_be_sound(config: DictConfig) -> dict[str, Any]:
@@ -180,6 +199,8 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
         task.check(data)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+    if task.perceives:
+        task.frozen[perceiving.PERCEPTUAL] = perceiving.distance_of(config, trust, data, on)
     augment = augmentation(config, trust, data)
     tells = getattr(augment, "tells", 0)
     for name, module in task.modules.items():
@@ -454,6 +475,17 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
             f"{given} is not more than the {state['step']} steps and {state['seconds']:.0f} s that {config.extend} has "
             "used already"
         )
+
+
+def _must_stand_beside(parent: Path, task: Any, config: DictConfig) -> None:
+    """Refuse to extend a run that was trained beside other frozen networks, or none."""
+    from ddpm.runs import checkpoint
+    from ddpm.training.task import checksum
+
+    try:
+        checkpoint.must_be_frozen(parent, {name: checksum(module) for name, module in task.frozen.items()})
+    except ValueError as error:
+        raise InvalidInput(f"extend={config.extend}: {error}") from error
 
 
 def must_be_tracked(trainer: Any, path: Path, state: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.commands import perceiving
 from ddpm.commands.console import say, table
 from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
 from ddpm.commands.validate import trusted
 from ddpm.config import (
     LATER,
+    TASK,
     InvalidInput,
     build_data,
     compose,
@@ -152,6 +154,8 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
             result[group] = LATER[group] | result[group]
     if isinstance(result.get("model"), dict):
         del result["model"]["drop"]  # which a network has from its task
+    if isinstance(task, dict) and "parts" in task and task.get("_target_", TASK) != TASK:
+        result[perceiving.PERCEPTUAL] = perceiving.chosen(settings)  # by name: which weights it has is not known here
     return result
 
 
@@ -189,10 +193,11 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     if not isinstance(settings["data"], dict):
         raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
     data = at_hand.of(config, settings)
-    status = {}
+    status, folder = {}, Path(str(config.runs)) / str(config.study)
     if data is not None and config.init is None:
-        name = science_hash(science(settings, data.identity(), {}, ddpm.NUMERICS))
-        status = status_of(Run(Path(str(config.runs)) / str(config.study) / name))
+        parents = perceiving.parents_of(config, trusted(config), data, folder.parent)
+        if parents is not None:  # else there is no such run
+            status = status_of(Run(folder / science_hash(science(settings, data.identity(), parents, ddpm.NUMERICS))))
     return Planned(words, config, settings, data, status)
 
 

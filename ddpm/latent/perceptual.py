@@ -59,6 +59,12 @@ class Perceptual(nn.Module):
         """Nothing: it stays in evaluation mode."""
         return super().train(False)
 
+    def must_take(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for pictures of a shape, (C, H, W), that the network has no features of."""
+        at = next(self.network.parameters()).device
+        with torch.no_grad():
+            self.network.maps(torch.zeros(1, *shape, device=at))
+
     def forward(self, picture: Tensor, x: Tensor) -> Tensor:
         """The distance of each pair, (B,).
 

@@ -150,6 +150,20 @@ def _similarity(picture: Tensor, x: Tensor) -> Tensor:
     return (2 * mu_x * mu_y + C_1) * (2 * cov + C_2) / ((mu_x**2 + mu_y**2 + C_1) * (var_x + var_y + C_2))
 
 
+def perceptual(distance: Callable[[Tensor, Tensor], Tensor], picture: Tensor, x: Tensor) -> Tensor:
+    r"""A distance of features, which is about 0 to 1, times the dimensions of x, (B,).
+
+    .. math:: L_\text{perceptual} = d(\hat x, x) \dim x \qquad \text{[perceptual (part)]}
+
+    So it adds to the other parts, each of which is a sum over the dimensions, as `ssim` does.
+
+    Args:
+        distance: (picture, x) -> (B,), such as `ddpm.latent.perceptual.Perceptual`.
+        picture, x: (B, C, H, W).
+    """
+    return distance(picture, x) * x[0].numel()
+
+
 OF_LOGITS: dict[str, Callable[..., Tensor]] = {"bernoulli": bernoulli, "focal": focal}
 OF_SCALE: dict[str, Callable[..., Tensor]] = {"gaussian": gaussian, "logistic": logistic}  # with a scale of the decoder
 OF_PICTURES: dict[str, Callable[..., Tensor]] = {
@@ -158,7 +172,9 @@ OF_PICTURES: dict[str, Callable[..., Tensor]] = {
     "huber": huber,
     "ssim": ssim,
 }
-PARTS = (*OF_LOGITS, *OF_SCALE, *OF_PICTURES)
+PERCEPTUAL = "perceptual"  # the part that a network compares by, which is given besides
+BY_THEMSELVES = (*OF_LOGITS, *OF_SCALE, *OF_PICTURES)
+PARTS = (*BY_THEMSELVES, PERCEPTUAL)
 LIKELIHOODS = ("bernoulli", *OF_SCALE)
 
 
@@ -183,8 +199,9 @@ class Reconstruction:
             if isinstance(weight, bool) or not 0 <= weight < math.inf:
                 raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
         self.parts = [name for name, weight in parts.items() if weight]
-        if not self.parts:
-            raise ValueError(f"parts: none compares with data; set one of {', '.join(PARTS)} to 1")
+        if not any(name in BY_THEMSELVES for name in self.parts):
+            alone = f"{PERCEPTUAL} alone says little of data" if self.parts else "none compares with data"
+            raise ValueError(f"parts: {alone}; set one of {', '.join(BY_THEMSELVES)} to 1")
         self.logits = any(name in OF_LOGITS for name in self.parts)
         self.scaled = next((name for name in self.parts if name in OF_SCALE), None)
         if self.logits and self.scaled:
@@ -208,11 +225,19 @@ class Reconstruction:
             )
         return name
 
-    def __call__(self, output: Tensor, x: Tensor, log_scale: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        output: Tensor,
+        x: Tensor,
+        log_scale: Tensor | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """The parts by name, each (B,).
 
         Args:
             output, x: (B, *); log_scale: of the decoder, a scalar.
+            distance: that of the perceptual part, see `perceptual`.
+        Raises: ValueError for a perceptual part without a distance.
         """
         picture, parts = self.picture(output), dict[str, Tensor]()
         for name in self.parts:
@@ -220,6 +245,10 @@ class Reconstruction:
                 parts[name] = OF_LOGITS[name](output, x)
             elif name in OF_SCALE:
                 parts[name] = OF_SCALE[name](output, x, log_scale)
+            elif name == PERCEPTUAL:
+                if distance is None:
+                    raise ValueError(f"parts.{PERCEPTUAL} is computed by a network, and none was given")
+                parts[name] = perceptual(distance, picture, x)
             else:
                 parts[name] = OF_PICTURES[name](picture, x)
         return parts

@@ -375,8 +375,24 @@ def judge_of(
         say: told what the classifier is worth.
     Raises: ValueError for data without labels.
     """
+    path = trained_judge(data, classifier, cache, device, say)
+    _, (held_out_x, held_out_y) = parts(data)
+    right = accuracy(classifier, held_out_x.to(device), held_out_y.to(device))
+    say(f"the judge names {right:.2%} of the held-out images correctly")
+    return Judge(classifier, checkpoint.sha256(path)[:6]), right
+
+
+def trained_judge(
+    data: ImageData, classifier: nn.Module, cache: Path, device: torch.device | str, say: Callable[[str], None] = print
+) -> Path:
+    """Give a classifier its weights, trained once per data set and kept; returns the file, of weights.
+
+    Args:
+        data, classifier, cache, device, say: as in `judge_of`; the classifier is in evaluation mode then.
+    Raises: ValueError for data without labels, and a file that is damaged.
+    """
     path = judge_path(data, classifier, cache)
-    (train_x, train_y), (held_out_x, held_out_y) = parts(data)
+    (train_x, train_y), _ = parts(data)
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):  # of runs that end together one trains it, the others wait for it
             if not path.exists():
@@ -388,9 +404,7 @@ def judge_of(
     except ValueError as error:
         raise ValueError(f"{error}; remove it to have the judge trained anew") from error
     classifier.to(device).eval()
-    right = accuracy(classifier, held_out_x.to(device), held_out_y.to(device))
-    say(f"the judge names {right:.2%} of the held-out images correctly")
-    return Judge(classifier, checkpoint.sha256(path)[:6]), right
+    return path
 
 
 def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:

@@ -74,6 +74,10 @@ class Task(ABC):
     couples_batch = False
     """Whether the loss of a row depends on the others: then every process computes the whole batch, in one piece."""
 
+    perceives = False
+    """Whether its loss compares by `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which is put there
+    before it is trained."""
+
     draws_of_data = False
     """Whether samples are drawn of data, such as reconstructions."""
 

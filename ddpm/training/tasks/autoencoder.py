@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.dataset import Dataset, spread
-from ddpm.latent.reconstruction import Reconstruction
+from ddpm.latent.reconstruction import PERCEPTUAL, Reconstruction
 from ddpm.training.task import Drawn, Losses, Task, must_take
 
 SHOWN = 12  # data that are drawn beside what is made of them
 OF_BYTES = ("bernoulli", "focal", "logistic")  # parts of data that are bytes
+OF_IMAGES = ("ssim", PERCEPTUAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Seen(Drawn):
 
 class Autoencoder(Task):
     """Train an encoder and a decoder by parts of a loss, some of which compare with data, and some of which do not.
+
+    The part "perceptual" is computed by `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which whoever
+    trains the task puts there: what was trained encodes and decodes without.
 
     Args:
         model: with `shape` of a sample, and `log_scale` where a part has a scale.
@@ -59,19 +63,25 @@ class Autoencoder(Task):
     def model(self) -> Any:
         return self.modules["model"]
 
+    @property
+    def perceives(self) -> bool:
+        """Whether one of the parts is the perceptual one."""
+        return PERCEPTUAL in self.reconstruction.parts
+
     @abstractmethod
     def output(self, drawn: Any) -> Tensor:
         """What the decoder says of what was drawn, (B, *)."""
 
     def compared(self, output: Tensor, drawn: Any, progress: float) -> Losses:
         """The parts that compare a decoder's output (B, *) with data, each (B,)."""
-        return self.reconstruction(output, drawn.x, getattr(self.model, "log_scale", None))
+        distance = self.frozen.get(PERCEPTUAL)
+        return self.reconstruction(output, drawn.x, getattr(self.model, "log_scale", None), distance)
 
     def check(self, data: Dataset) -> None:
         """Raise ValueError for data that the network does not take, or of which a part has no meaning."""
         must_take(self.model, data)
         for name in self.reconstruction.parts:
-            holds = "bytes" if name in OF_BYTES else "pictures" if name == "ssim" else None
+            holds = "bytes" if name in OF_BYTES else "pictures" if name in OF_IMAGES else None
             if holds is not None and holds not in data.holds:
                 raise ValueError(
                     f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
