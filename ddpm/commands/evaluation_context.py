@@ -91,20 +91,24 @@ class EvaluationContext:
     @functools.cached_property
     def judge(self) -> Any:
         """The classifier, not yet trained."""
-        import torch
-
-        from ddpm.randomness import generator
-
-        torch.manual_seed(generator(0, "judge").initial_seed())
-        channels, height, width = self.data.shape
-        classes = max(1, self.data.num_classes)
-        judge = build(self.config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=classes)
+        judge = self.new_judge(0)
         if self.data.labels is None:
             raise InvalidInput(
                 f"{self.data.name} has no labels, and features=classifier needs them; features=inception, pca and "
                 "pixels do not"
             )
         return judge
+
+    def new_judge(self, seed: int) -> Any:
+        """A classifier of the data, not trained, with the weights that a seed begins with."""
+        import torch
+
+        from ddpm.randomness import generator
+
+        torch.manual_seed(generator(seed, "judge").initial_seed())
+        channels, height, width = self.data.shape
+        classes = max(1, self.data.num_classes)
+        return build(self.config.judge, "judge", image_size=(height, width), in_channels=channels, num_classes=classes)
 
     @property
     def has_judge(self) -> bool:
