@@ -69,29 +69,32 @@ def _carry_out(context: EvaluationContext, real: list[int], n: int) -> None:
     tested = data.batch(denoising.chosen(data, n))
     classes = len(train_y.unique())
     found: dict[int, dict[int, augmentation.Learned]] = {k: {} for k in real}
+    judge = None if context.source.classes(range(1)) is not None else context.features("classifier")[1]()[0]
     for seed in context.seeds:
-        generated = _generated(context, real[-1] * times * classes, seed)
+        generated = _generated(context, real[-1] * times * classes, seed, judge)
         for k in real:
             few, more = augmentation.few(train_y, k, seed), slice(k * times * classes)
             both = (train_x[few], train_y[few]), (generated[0][more], generated[1][more])
             found[k][seed] = augmentation.learned(context.new_judge, *both, (tested.x, tested.y), seed, steps, device)
             values = augmentation.record(found[k])
-            values |= {"real": k, "times": times, "training_steps": steps, "labelled_by": generated[2]}
+            values |= {
+                "real": k,
+                "times": times,
+                "training_steps": steps,
+                "labelled_by": "asked" if judge is None else "judge",
+            }
             protocol = context.named(f"{NAME}_{k}x{times}_{n}_held_out")
             results.record(context.run.path, protocol, context.settings(n, context.source.sampler) | values)
             if seed == context.seeds[-1]:
                 say(f"{protocol}:\n{augmentation.in_words(values, k, times)}")
 
 
-def _generated(context: EvaluationContext, n: int, seed: int) -> tuple[Any, Any, str]:
-    """n samples as files hold them, their classes (n,), and who said these: "asked" of the network, or the "judge"."""
+def _generated(context: EvaluationContext, n: int, seed: int, judge: Any) -> tuple[Any, Any]:
+    """n samples as files hold them, and their classes (n,): those asked for, or those that the judge names."""
     from ddpm.figures.images import to_float, to_uint8
 
     x, y = context.samples(list(range(n)), seed)
     if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
         raise InvalidInput(f"metric={NAME}: {broken} of {n} samples hold NaN or infinity")
     x = to_float(to_uint8(x))
-    if y is not None:
-        return x, y, "asked"
-    judge, _ = context.features("classifier")[1]()
-    return x, judge.probabilities(judge(x)).argmax(1).cpu(), "judge"
+    return x, y if judge is None else judge.probabilities(judge(x)).argmax(1).cpu()
