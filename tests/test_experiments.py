@@ -32,6 +32,7 @@ EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment" / "study").glob("*.yaml"))
+STUDIES_OF_CODINGS = ["codebook", "cvae", "vae_codings"]  # whose groups are others, too
 FOLDERS = ("devanagari", "cars", "butterflies", "pictures")
 _COMPOSED: dict[str, DictConfig] = {}
 
@@ -54,7 +55,8 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
-    assert [*of_models, "mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"] == STUDIES
+    of_models += ["mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"]
+    assert sorted([*of_models, *STUDIES_OF_CODINGS]) == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -206,7 +208,11 @@ def arms(study: str) -> dict[str, DictConfig]:
 
 
 QUICK = ("channels", "samplers")
-BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in STUDIES]
+BY_TIME = [
+    study if study in QUICK else pytest.param(study, marks=pytest.mark.slow)
+    for study in STUDIES
+    if study not in STUDIES_OF_CODINGS
+]
 
 
 @pytest.mark.slow
@@ -235,6 +241,35 @@ def test_every_study_sweeps_over_arms_and_five_seeds_that_can_all_be_trained(stu
     (baseline,) = {config.baseline for config in found.values()}
     ways = {f"{sampler} {steps}" for sampler in ("ddim", "unipc") for steps in (5, 50)}  # of sampling one network
     assert baseline is None or baseline in ways or named.count(baseline) == 1  # an arm; of a grid, a factor's level
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES_OF_CODINGS)
+def test_every_study_of_codings_is_a_grid_with_five_seeds_that_can_all_be_trained(study):
+    whole, found = jobs("train", [f"experiment=study/{study}"], multirun=False), arms(study)
+    assert whole is not None and len(whole) == 5 * len(found) == 5 * len({str(resolved(c)) for c in found.values()})
+    for config in found.values():
+        assert config.study == study and config.question.endswith("?") and config.trainer.seconds is None
+        with torch.device("meta"):
+            model = build(config.model, "model")
+        assert build(config.task, "task", model=model) is not None and model.shape == (1, 28, 28)
+        build(config.trainer, "trainer")
+        for line in config.evaluation:
+            compose("evaluate", shlex.split(line))
+    settings = {
+        "codebook": lambda c: c.model.codes,
+        "cvae": lambda c: (c.model.num_classes, c.trainer.epochs),
+        "vae_codings": lambda c: c.model.codings,
+    }
+    levels = {
+        "codebook": [64, 128, 256],
+        "cvae": [(classes, epochs) for classes in (None, 10) for epochs in (10, 20, 40)],
+        "vae_codings": [32, 64, 128],
+    }
+    grid = {(settings[study](config), config.trainer.batch_size) for config in found.values()}
+    assert grid == {(level, batch) for level in levels[study] for batch in (64, 128, 256)} and len(grid) == len(found)
+    (baseline,) = {config.baseline for config in found.values()}
+    assert baseline == ("model.num_classes=null" if study == "cvae" else None)
 
 
 @pytest.mark.slow
