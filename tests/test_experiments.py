@@ -32,6 +32,7 @@ EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment" / "study").glob("*.yaml"))
+STUDIES_OF_CODINGS = ["codebook", "cvae", "vae_codings"]  # whose groups are others, too
 FOLDERS = ("devanagari", "cars", "butterflies", "pictures")
 _COMPOSED: dict[str, DictConfig] = {}
 
@@ -54,16 +55,8 @@ def test_these_are_the_experiments():
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
-    assert [
-        *of_models,
-        "mnist_networks",
-        "plane_objectives",
-        "restarts",
-        "samplers",
-        "schedules",
-        "targets",
-        "trilemma",
-    ] == STUDIES
+    of_models += ["mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"]
+    assert sorted([*of_models, *STUDIES_OF_CODINGS, "trilemma"]) == STUDIES
 
 
 # ---------------------------------------------------------------------------------------------- what they say
@@ -215,9 +208,12 @@ def arms(study: str) -> dict[str, DictConfig]:
 
 
 QUICK = ("channels", "samplers")
-OF_OTHERS = ["trilemma"]  # whose arms are no diffusion of pixels, or not all
-OF_DIFFUSION = [study for study in STUDIES if study not in OF_OTHERS]
-BY_TIME = [study if study in QUICK else pytest.param(study, marks=pytest.mark.slow) for study in OF_DIFFUSION]
+OF_SYSTEMS = ["trilemma"]  # whose arms are several tasks
+BY_TIME = [
+    study if study in QUICK else pytest.param(study, marks=pytest.mark.slow)
+    for study in STUDIES
+    if study not in (*STUDIES_OF_CODINGS, *OF_SYSTEMS)
+]
 
 
 @pytest.mark.slow
@@ -262,6 +258,35 @@ def test_the_systems_of_the_trilemma_have_the_same_time_the_same_data_and_the_cl
         assert (
             config.model.num_classes == 10 and config.data._target_ == "ddpm.data.IDX" and config.data.name == "mnist"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES_OF_CODINGS)
+def test_every_study_of_codings_is_a_grid_with_five_seeds_that_can_all_be_trained(study):
+    whole, found = jobs("train", [f"experiment=study/{study}"], multirun=False), arms(study)
+    assert whole is not None and len(whole) == 5 * len(found) == 5 * len({str(resolved(c)) for c in found.values()})
+    for config in found.values():
+        assert config.study == study and config.question.endswith("?") and config.trainer.seconds is None
+        with torch.device("meta"):
+            model = build(config.model, "model")
+        assert build(config.task, "task", model=model) is not None and model.shape == (1, 28, 28)
+        build(config.trainer, "trainer")
+        for line in config.evaluation:
+            compose("evaluate", shlex.split(line))
+    settings = {
+        "codebook": lambda c: c.model.codes,
+        "cvae": lambda c: (c.model.num_classes, c.trainer.epochs),
+        "vae_codings": lambda c: c.model.codings,
+    }
+    levels = {
+        "codebook": [64, 128, 256],
+        "cvae": [(classes, epochs) for classes in (None, 10) for epochs in (10, 20, 40)],
+        "vae_codings": [32, 64, 128],
+    }
+    grid = {(settings[study](config), config.trainer.batch_size) for config in found.values()}
+    assert grid == {(level, batch) for level in levels[study] for batch in (64, 128, 256)} and len(grid) == len(found)
+    (baseline,) = {config.baseline for config in found.values()}
+    assert baseline == ("model.num_classes=null" if study == "cvae" else None)
 
 
 @pytest.mark.slow

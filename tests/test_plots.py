@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from ddpm.figures import plots
@@ -186,6 +187,61 @@ def test_points_lie_on_grey_ones_that_every_panel_shows(tmp_path):
 def test_what_are_no_points_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"groups of one or more points \(n, 2\), not"):
         plots.points(tmp_path / "a.png", wrong)
+
+
+def near(picture: np.ndarray, colour: str) -> tuple[float, float]:
+    """The mean row and column of what has a colour, left of the legend."""
+    rgb = np.array(to_rgb(colour)) * 255
+    rows, columns = np.nonzero((abs(picture[:, :690] - rgb) < 50).all(2))
+    assert len(rows) > 20
+    return rows.mean(), columns.mean()
+
+
+def test_places_have_the_colours_of_their_classes_and_a_legend(tmp_path):
+    xy = torch.tensor([[0.0, 0], [4, 4], [0, 4]])
+    plots.places(tmp_path / "places.png", xy, torch.tensor([3, 3, 7]), [f"class {k}" for k in range(9)])
+    picture = read(tmp_path / "places.png")
+    (middle, right), (top, left) = (
+        near(picture, "C0"),
+        near(picture, "C1"),
+    )  # of the first class that is there; the next
+    assert left == pytest.approx(20 + 660 * (0.5 - 2 / 4.32), abs=3) and right == pytest.approx(350, abs=3)
+    assert top == pytest.approx(40 + 660 * (0.5 - 2 / 4.32), abs=3) and middle == pytest.approx(370, abs=3)
+    assert (abs(picture[:, 700:].astype(int) - picture[0, 0]).sum(2) > 60).any()
+
+
+def test_pictures_stand_at_places_and_do_not_overlap(tmp_path):
+    xy = torch.tensor([[0.0, 0], [0.01, 0], [4, 4], [2, 2]])
+    pictures = torch.cat([constant(1, value) for value in (90, 100, 110, 120)])
+    plots.places(tmp_path / "places.png", xy, torch.tensor([0, 0, 1, 1]), ["a", "b"], pictures)
+    picture = read(tmp_path / "places.png")[..., 0]
+    assert not (picture == 100).sum() > 200  # it lies on the first
+    for value, (x, y) in ((90, (0, 0)), (110, (4, 4)), (120, (2, 2))):
+        top, left, height, width = box(picture, value)
+        assert height == width == 32  # 8 pixels, enlarged by 4
+        assert left + 16 == pytest.approx(350 + 660 * (x - 2) / 4.32, abs=2)
+        assert top + 16 == pytest.approx(370 - 660 * (y - 2) / 4.32, abs=2)
+
+
+def test_squares_that_are_kept_are_apart_and_no_other_would_be():
+    xy = np.random.default_rng(0).uniform(-100, 100, (300, 2))
+    kept = plots.apart(xy, 20, 90)
+    distance = abs(xy[:, None] - xy[kept]).max(2)  # (300, kept)
+    assert (distance[kept] + 1000 * np.eye(len(kept)) >= 20).all() and (abs(xy[kept]) <= 90).all()
+    inside = (abs(xy) <= 90).all(1)
+    assert (distance[inside].min(1) < 20).all() and kept[0] == np.nonzero(inside)[0][0]
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 3), torch.zeros(3, 2), torch.full((2, 2), torch.nan)])
+def test_what_are_no_places_is_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="places are finite"):
+        plots.places(tmp_path / "places.png", wrong, torch.tensor([0, 1]), ["a", "b"])
+
+
+def test_a_colour_for_every_class():
+    for count in (10, 20, 46):
+        colours = {plots._class_colour(i, count) for i in range(count)}
+        assert len(colours) == count and all(0 <= part <= 1 for colour in colours for part in colour)
 
 
 def test_loss(tmp_path):

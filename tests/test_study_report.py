@@ -128,6 +128,32 @@ def test_the_measure_that_was_asked_for_is_first(tmp_path):
         found_in(tmp_path, measure="inception")
 
 
+def test_shares_that_are_what_was_asked_for_are_a_measure_of_their_own(tmp_path):
+    for lr, accuracy in ((0.1, 0.5), (0.2, None)):
+        asked = {} if accuracy is None else {"accuracy": accuracy}
+        write_arm(tmp_path, lr, [{RECOGNITION: {"value": 0.9} | asked} for _ in range(5)])
+    recognised, named = found_in(tmp_path).measures
+    assert named.name == "asked_logistic_64_train" and named.title == "Samples named as what was asked for"
+    assert named.arms.keys() == {"lr=0.1"} and named.arms["lr=0.1"].mean == 50 and recognised.arms["lr=0.2"].mean == 90
+
+
+@pytest.mark.parametrize(
+    ("protocol", "title", "mean"),
+    [
+        ("latent_purity-k10_64_held_out", "Class structure of codings: purity", 25),
+        ("latent_silhouette_64_held_out", "Class structure of codings: silhouette", 0.25),
+        ("augmentation_10x10_64_held_out", "Accuracy gained by generated images", 25),
+        ("psnr_64_held_out", "Reconstruction (PSNR)", 0.25),
+        ("bits_per_code_64_held_out", "Bits that a code needs", 0.25),
+    ],
+)
+def test_measures_of_codings_are_in_a_report(protocol, title, mean, tmp_path):
+    write_arm(tmp_path, 0.1, [{protocol: {"value": 0.25}}])
+    (measure,) = found_in(tmp_path).measures
+    (arm,) = measure.arms.values()
+    assert (measure.title, arm.mean) == (title, mean)
+
+
 def test_of_one_measure_by_two_judges_that_of_most_runs_is_first(tmp_path):
     another = "frechet_classifier-0_64_train"
     few = [{another: frechet(7)[FRECHET]} if seed < 2 else {} for seed in range(5)]

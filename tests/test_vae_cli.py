@@ -69,6 +69,13 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
         (["weights=ema:0.05"], "such averages are of diffusion"),
     ]:
         assert_refused(call(cli.sample, f"run={run}", *words), told)
+    few = ["augmentation.real=2", "augmentation.times=2", "augmentation.steps=2", "judge.channels=2", "n=20"]
+    measured = call(cli.evaluate, f"run={run}", "metric=[latent_structure,augmentation]", *few)
+    assert measured.code == 0 and {"latent_pca.png", "latent_tsne.png"} < {p.name for p in run.glob("*.png")}, measured
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["augmentation_2x2_20_held_out"]["labelled_by"] == "asked" and len(found) == 3
+    pure, apart = (found[f"latent_{name}_20_held_out"] for name in ("purity-k10", "silhouette"))
+    assert 0 < pure["chance"] < 1 and pure["codings"] == 2 and -1 < apart["value"] < 1 and pure["sampler"] is None
     edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
     assert_refused(edited, "walks from noise to images by a sampler, and this has none")
     for words, told in [
@@ -76,6 +83,9 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
         (["metric=loss_by_snr"], "metric=loss_by_snr is not of such a run"),
         (["metric=log_likelihood", "log_likelihood.draws=0"], "draws=0 must be an integer >= 1"),
         (["metric=elbo", "n=5000"], "holds out"),
+        (["metric=latent_structure", "n=10"], "n is at least 11"),
+        (["metric=latent_structure", "class=3", "n=20"], "20 held-out images of 1 classes"),
+        (["metric=augmentation", "augmentation.real=[1000]"], "are trained on; allowed: at most"),
     ]:
         assert_refused(call(cli.evaluate, f"run={run}", *words), told)
 

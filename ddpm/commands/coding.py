@@ -1,16 +1,20 @@
 """Measures of held-out data by what draws without a sampler: bounds, reconstructions, codes."""
 
-from ddpm.commands.console import progress_bar
+import functools
+
+from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_match
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput
 
 OF_LIKELIHOOD = ("elbo", "log_likelihood")  # measures that need one
+STRUCTURE = "latent_structure"
+MOST_SHOWN = 2000  # posterior means in a picture: t-SNE takes its time
 
 
 def measure_codings(context: EvaluationContext, metric: str) -> PlannedMeasure:
-    """Check the input of `elbo`, `log_likelihood`, `reconstruction` or `codes`; returns what measures it."""
+    """Check the input of a measure of held-out data, such as `elbo` or `codes`; returns what measures it."""
     from ddpm.metrics import denoising
 
     config, source, data = context.config, context.source, context.trained_on
@@ -22,15 +26,21 @@ def measure_codings(context: EvaluationContext, metric: str) -> PlannedMeasure:
         denoising.must_hold_out(data, metric, n)
         if metric == "log_likelihood":
             must_be_whole(config.log_likelihood, "draws", least=1)
+        if metric == STRUCTURE:
+            from ddpm.metrics.structure import must_have_structure  # scikit-learn takes its time to import
+
+            must_have_structure(data, n)
     except (ValueError, InvalidInput) as error:
         raise InvalidInput(f"{metric}: {error}") from error
     cost = n * (config.log_likelihood.draws if metric == "log_likelihood" else 1)
     plan = f"{metric}: {n:,} held-out {data.units}"
     plan += f", {cost:,} draws of the posterior" if metric in OF_LIKELIHOOD else ""
-    return PlannedMeasure(plan, cost, lambda: _carry_out(context, metric, n, cost))
+    carry_out = _draw_structure if metric == STRUCTURE else functools.partial(_carry_out, metric=metric, cost=cost)
+    return PlannedMeasure(plan, cost, lambda: carry_out(context, n=n))
 
 
 def _carry_out(context: EvaluationContext, metric: str, n: int, cost: int) -> None:
+    """Measure, and write what was found."""
     from ddpm.metrics import codings
 
     config, source, data = context.config, context.source, context.trained_on
@@ -47,3 +57,27 @@ def _carry_out(context: EvaluationContext, metric: str, n: int, cost: int) -> No
         except ValueError as error:
             raise InvalidInput(f"metric={metric}: {error}") from error
     context.record(protocol, context.settings(n) | values, words)
+
+
+def _draw_structure(context: EvaluationContext, n: int) -> None:
+    """Write what the posterior means know of classes, and draw them."""
+    from ddpm.data.dataset import spread
+    from ddpm.figures import plots
+    from ddpm.metrics import structure
+
+    config, source, data, folder = context.config, context.source, context.trained_on, context.run.path
+    with progress_bar(n) as bar:
+        means = structure.posterior_means(source, data, n, config.batch, bar.update)
+    try:
+        found = structure.measure_structure(means, data.units, source.model.codings)
+    except ValueError as error:  # means that are not finite
+        raise InvalidInput(f"metric={STRUCTURE}: {error}") from error
+    for protocol, (words, values) in found.items():
+        context.record(protocol, context.settings(n) | values, words)
+    shown = spread(n, MOST_SHOWN)
+    pictures = means.x[shown] if "pictures" in data.holds else None
+    titles = {"pca": "two largest principal components", "tsne": "t-SNE"}
+    for name, xy in structure.in_plane(means.z[shown]).items():
+        path, title = folder / f"latent_{name}.png", f"posterior means of {len(shown):,} held-out {data.units}: "
+        plots.places(path, xy, means.y[shown], list(data.classes), pictures, title + titles[name])
+        say(f"wrote {path}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm.commands.augmenting import measure_augmentation
 from ddpm.commands.coding import measure_codings
 from ddpm.commands.console import progress_bar, say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
@@ -31,13 +32,18 @@ OF_FEATURES = ("frechet", "kernel", "precision_recall", "density_coverage", "mem
 OF_SAMPLES = ("recognition", *OF_FEATURES, "variety", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
 OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
-OF_EVERY_SOURCE = ("cost",)
-OF_CODINGS = ("elbo", "reconstruction", "codes")  # what is hidden behind held-out ones
+OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
-METRICS = (*OF_SAMPLES, "reading_sheet", *OF_NETWORK, *OF_CODINGS, "cost", "steps", "guidance_sweep")
+OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
+METRICS = (*OF_ANY_SOURCE, "reading_sheet", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
-OF_PICTURES = (*(metric for metric in OF_SAMPLES if metric not in OF_ANY), "reading_sheet", "steps", "guidance_sweep")
+OF_PICTURES = (
+    *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
+    "reading_sheet",
+    "steps",
+    "guidance_sweep",
+)
 NEEDS = dict.fromkeys(OF_PICTURES, "pictures")  # of the data
 LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # samples it takes
 LEAST |= {"sliced_wasserstein": 2, "energy_distance": 3}
@@ -114,7 +120,17 @@ def _metrics(config: DictConfig) -> list[str]:
     metrics = metrics if isinstance(metrics, list) else [metrics]
     if not metrics or not set(map(str, metrics)) <= set(METRICS):
         raise InvalidInput(f"metric={','.join(map(str, metrics))} is not known; allowed: {', '.join(METRICS)}")
-    settings = ("data", "inception", "frechet", "reading_sheet", "steps", "guidance_sweep", "guidance", "cost")
+    settings = (
+        "data",
+        "inception",
+        "frechet",
+        "reading_sheet",
+        "steps",
+        "guidance_sweep",
+        "guidance",
+        "cost",
+        "augmentation",
+    )
     for key in (*settings, *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
             raise InvalidInput(f"{key}={config[key]} must hold settings, such as {key}.KEY=VALUE")
@@ -134,8 +150,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     Raises: InvalidInput for a measure that needs what the data do not hold.
     """
     _must_hold(context.data, metrics)
-    every = (*OF_SAMPLES, *OF_EVERY_SOURCE)
-    of_source = every if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
+    of_source = OF_ANY_SOURCE if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
     of_source += context.source.measures
     for metric in metrics:
         if metric not in of_source:
@@ -150,6 +165,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
     measures = [_measure_samples(context, of_samples)] if of_samples else []
+    measures += [measure_augmentation(context)] if "augmentation" in metrics else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]

@@ -91,13 +91,17 @@ class EvaluationContext:
     @functools.cached_property
     def judge(self) -> Any:
         """The classifier, not yet trained."""
-        judge = untrained_judge(self.config.judge, "judge", self.data)
+        judge = self.new_judge(0)
         if self.data.labels is None:
             raise InvalidInput(
                 f"{self.data.name} has no labels, and features=classifier needs them; features=inception, pca and "
                 "pixels do not"
             )
         return judge
+
+    def new_judge(self, seed: int) -> Any:
+        """A classifier of the data, not trained, with the weights that a seed begins with."""
+        return untrained_judge(self.config.judge, "judge", self.data, seed=seed)
 
     @property
     def has_judge(self) -> bool:

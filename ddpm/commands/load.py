@@ -193,19 +193,20 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
     return build_group(config, "task", trust, made, on, **frozen)
 
 
-def untrained_judge(settings: Any, name: str, data: Any, trust: list[str] | None = None) -> Any:
-    """The classifier that tells the classes of images apart, not yet trained: always from the same weights.
+def untrained_judge(settings: Any, name: str, data: Any, trust: list[str] | None = None, seed: int = 0) -> Any:
+    """The classifier that tells the classes of images apart, not yet trained.
 
     Args:
         settings: those that its constructor cannot have from the data.
         name: what messages call it.
+        seed: of the weights that it begins with.
     Raises: InvalidInput.
     """
     import torch
 
     from ddpm.randomness import generator
 
-    torch.manual_seed(generator(0, "judge").initial_seed())
+    torch.manual_seed(generator(seed, "judge").initial_seed())
     channels, height, width = data.shape
     classes = max(1, data.num_classes)
     return build(settings, name, trust, image_size=(height, width), in_channels=channels, num_classes=classes)

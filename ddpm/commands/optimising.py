@@ -26,6 +26,7 @@ IDLE = (*(f"trainer.{key}" for key in CADENCE), *(f"model.{key}" for key in MEMO
 HELD_OUT = "held_out"  # the measure that every run has
 INCOMPARABLE = ("schedule", "diffusion", "data")  # whose values make held-out losses mean other things
 PROTOCOLS = {"bits_per_dim": "bits_per_dim_vlb", "log_likelihood": "bits_per_dim_flow"}  # that begin alike
+PROTOCOLS |= {"latent_structure": "latent_", "reconstruction": "psnr", "codes": "bits_per_code"}
 INSTALL = "pip install -c constraints.txt -e '.[optuna]'"
 ENOUGH_TRIALS = 10  # for a word on which setting matters
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "being trained by others"}

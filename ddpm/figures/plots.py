@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
@@ -28,6 +30,7 @@ WIDTH = 880  # pixels that a figure's images fill together, about
 LARGEST = 160  # pixels that the longer side of one image is enlarged to, at most about
 GAP = 3  # pixels between two images
 SIZE = 9  # points of a label
+THUMBNAIL, FRAME = 28, 2  # pixels of the longer side of a picture among dots, about; beside it
 
 History = Sequence[tuple[int, float | None]]  # (step, loss); None or NaN where the loss was not finite
 
@@ -143,6 +146,83 @@ def points(
     if title:
         figure.suptitle(title, fontsize=SIZE + 2)
     _save(figure, path)
+
+
+def places(
+    path: str | Path,
+    xy: Tensor,
+    y: Tensor,
+    names: Sequence[str],
+    pictures: Tensor | None = None,
+    title: str | None = None,
+) -> None:
+    """Samples as dots in the plane, coloured by class, with a legend, and some of them as the pictures that they are.
+
+    Pictures stand where they are by their centre, framed in the colour of their class, as many as do not overlap.
+
+    Args:
+        path: the PNG file to write.
+        xy: the places (n, 2), finite, whose scale means nothing.
+        y: the class (n,) of each.
+        names: of the classes.
+        pictures: (n, C, H, W); None for dots alone.
+        title: of the figure.
+    Raises: ValueError for places of another shape or number than classes, or that are not finite.
+    """
+    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) == len(y) > 0 or not xy.isfinite().all():
+        raise ValueError(f"places are finite, (n, 2), and as many as classes: not {tuple(xy.shape)} and {len(y)}")
+    at, there = xy.detach().cpu().double().numpy(), sorted(y.unique().tolist())
+    colours = {k: _class_colour(i, len(there)) for i, k in enumerate(there)}
+    side, columns = 660, math.ceil(len(there) / 26)  # pixels of the square; of the legend
+    wide = side + 50 + columns * math.ceil(50 + max(_text_width(names[k]) for k in there))
+    tall = side + 60
+    figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)  # laid out by hand: where a dot lies in pixels is known
+    axes = figure.add_axes((20 / wide, 20 / tall, side / wide, side / tall))
+    middle, half = (at.max(0) + at.min(0)) / 2, 0.54 * float(np.ptp(at, axis=0).max()) or 1.0
+    axes.set(xlim=middle[0] + np.array([-half, half]), ylim=middle[1] + np.array([-half, half]), xticks=[], yticks=[])
+    size = min(30, max(6, 9000 / len(at)))
+    for k in there:
+        dots = at[(y == k).cpu().numpy()]
+        axes.scatter(*dots.T, s=size, color=[colours[k]], linewidths=0, alpha=0.8, label=names[k])
+    if pictures is not None:
+        scale = max(1, round(THUMBNAIL / max(pictures.shape[2:])))
+        longer = scale * max(pictures.shape[2:]) + 2 * FRAME
+        for i in apart((at - middle) / half * side / 2, longer, (side - longer) / 2):
+            picture = images.grid(pictures[i : i + 1], 1, FRAME, scale, background=255)
+            picture = np.broadcast_to(
+                picture[FRAME:-FRAME, FRAME:-FRAME], (*(scale * n for n in pictures.shape[2:]), 3)
+            )
+            thumbnail = OffsetImage(picture, zoom=1, dpi_cor=False, interpolation="nearest")
+            frame = {"edgecolor": colours[int(y[i])], "linewidth": 1.5}
+            axes.add_artist(AnnotationBbox(thumbnail, at[i], pad=0, bboxprops=frame))  # type: ignore[arg-type]
+    figure.legend(
+        loc="center left", bbox_to_anchor=((side + 30) / wide, 0.5), ncols=columns, frameon=False, fontsize=SIZE
+    )
+    if title:
+        axes.set_title(title, fontsize=SIZE + 1)
+    _save(figure, path)
+
+
+def apart(xy: np.ndarray, side: float, reach: float) -> list[int]:
+    """Which of some places (n, 2) can hold squares that do not overlap, the first first.
+
+    Args:
+        xy: in pixels from the middle.
+        side: of a square.
+        reach: how far from the middle a square's centre may lie along either axis.
+    """
+    kept: list[int] = []
+    for i in np.nonzero((abs(xy) <= reach).all(1))[0].tolist():
+        if not kept or (abs(xy[kept] - xy[i]).max(1) >= side).all():
+            kept.append(i)
+    return kept
+
+
+def _class_colour(i: int, of: int) -> tuple[float, ...]:
+    """Of class i: those of matplotlib while they suffice, else hues evenly around the circle, lighter and darker."""
+    if of <= 20:
+        return tuple(colormaps["tab10" if of <= 10 else "tab20"](i)[:3])
+    return tuple(hsv_to_rgb((i / of, 0.85, 0.9 if i % 2 else 0.6)).tolist())
 
 
 def loss(path: str | Path, train: History, held_out: History) -> None:

@@ -56,8 +56,8 @@ def density_coverage(samples: Tensor, real: Tensor, k: int = 5, chunk: int = 256
     y, x = finite_features(samples=samples, real=real, least=_least(k))
     radii, inside = _radii(x, k, chunk), 0
     covered = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for distances in _distances(y, x, chunk):
-        hits = distances < radii  # open, as in the authors' code: the density of a set in itself is 1
+    for d in distances(y, x, chunk):
+        hits = d < radii  # open, as in the authors' code: the density of a set in itself is 1
         inside += int(hits.sum())
         covered |= hits.any(0)
     return inside / (k * len(y)), covered.double().mean().item()
@@ -91,15 +91,15 @@ def _least(k: int) -> int:
 def _share_inside(x: Tensor, centres: Tensor, k: int, chunk: int) -> float:
     """Share of the rows x that lie in at least one ball around the centres."""
     radii = _radii(centres, k, chunk)
-    return torch.cat([(d <= radii).any(1) for d in _distances(x, centres, chunk)]).double().mean().item()
+    return torch.cat([(d <= radii).any(1) for d in distances(x, centres, chunk)]).double().mean().item()
 
 
 def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
     """Distances (n,) to the k-th neighbour in the own set; the first value is each row's distance to itself."""
-    return torch.cat([d.kthvalue(k + 1, dim=1).values for d in _distances(x, x, chunk)])
+    return torch.cat([d.kthvalue(k + 1, dim=1).values for d in distances(x, x, chunk)])
 
 
-def _distances(x: Tensor, reference: Tensor, chunk: int) -> Iterator[Tensor]:
+def distances(x: Tensor, reference: Tensor, chunk: int) -> Iterator[Tensor]:
     """Euclidean distances (chunk, N), some rows at a time.
 
     Not by products: a distance to itself is 0, and the same pair gives the same bits, so that comparing it with a

@@ -67,7 +67,7 @@ class Decoded(Generated):
     """
 
     walk = "codings of the prior, decoded"
-    measures = ("elbo", "log_likelihood")
+    measures = ("elbo", "log_likelihood", "latent_structure")
 
     def __init__(
         self,

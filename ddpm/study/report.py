@@ -48,6 +48,8 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "sliced_wasserstein": Kind("Sliced Wasserstein distance", "lower"),
     "energy_distance": Kind("Energy distance", "lower"),
     "recognition": Kind("Recognised samples", "higher", "%", 100.0),
+    "asked": Kind("Samples named as what was asked for", "higher", "%", 100.0),
+    "augmentation": Kind("Accuracy gained by generated images", "higher", "%", 100.0, "held-out images"),
     "precision": Kind("Precision", "higher"),
     "recall": Kind("Recall", "higher"),
     "density": Kind("Density", "higher"),
@@ -61,6 +63,10 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "psnr": Kind("PSNR of reconstructions", "higher", "dB", chosen="held-out images"),
     "bits_per_code": Kind("Bits for each code", "lower", "bits", chosen="held-out images"),
     "elbo": Kind("-ELBO", "lower", "nats", chosen="held-out images"),
+    "psnr": Kind("Reconstruction (PSNR)", "higher", "dB", chosen="held-out images"),
+    "bits_per_code": Kind("Bits that a code needs", "lower", "bits", chosen="held-out images"),
+    "latent_purity": Kind("Class structure of codings: purity", "higher", "%", 100.0, "held-out images"),
+    "latent_silhouette": Kind("Class structure of codings: silhouette", "higher", chosen="held-out images"),
     "score_error": Kind("Relative error of the score", "lower", "%", 100.0, chosen="draws of the density"),
     "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
     HELD_OUT: Kind("Held-out loss", "lower"),
@@ -169,6 +175,9 @@ def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
                         continue
                     value = statistics.fmean(errors[x] for x in common[protocol])
                 by_protocol.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
+                if protocol.startswith("recognition") and isinstance(asked := result.get("accuracy"), float):
+                    name = f"asked{protocol.removeprefix('recognition')}"
+                    by_protocol.setdefault(name, {}).setdefault(arm.label, {})[seed] = KINDS["asked"].scale * asked
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
