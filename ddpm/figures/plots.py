@@ -183,7 +183,7 @@ def places(
     size = min(30, max(6, 9000 / len(at)))
     for k in there:
         dots = at[(y == k).cpu().numpy()]
-        axes.scatter(*dots.T, s=size, color=[colours[k]], linewidths=0, alpha=0.8, label=names[k])
+        axes.scatter(dots[:, 0], dots[:, 1], s=size, color=[colours[k]], linewidths=0, alpha=0.8, label=names[k])
     if pictures is not None:
         scale = max(1, round(THUMBNAIL / max(pictures.shape[2:])))
         longer = scale * max(pictures.shape[2:]) + 2 * FRAME
@@ -194,7 +194,7 @@ def places(
             )
             thumbnail = OffsetImage(picture, zoom=1, dpi_cor=False, interpolation="nearest")
             frame = {"edgecolor": colours[int(y[i])], "linewidth": 1.5}
-            axes.add_artist(AnnotationBbox(thumbnail, at[i], pad=0, bboxprops=frame))  # type: ignore[arg-type]
+            axes.add_artist(AnnotationBbox(thumbnail, at[i], pad=0, bboxprops=frame))
     figure.legend(
         loc="center left", bbox_to_anchor=((side + 30) / wide, 0.5), ncols=columns, frameon=False, fontsize=SIZE
     )
