@@ -207,6 +207,7 @@ class Quadratic(nn.Module):
         return (self.w * torch.cat([torch.ones_like(x), x, x.square()], dim=1)).sum(1)
 
 
+@pytest.mark.slow
 def test_a_game_on_points_ends_where_the_generator_has_the_mean_and_the_spread_of_data():
     x = 2 + 0.5 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
     data = Points("normal", x, standardise=False, validation=0.0)

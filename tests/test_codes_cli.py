@@ -95,6 +95,7 @@ def test_a_prior_is_trained_on_codes_and_drawn_from_without_the_run_that_made_th
     assert_refused(call(cli.sample, f"run={run}", "n=1"), "is not what was trained with")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_path):  # noqa: F811
     of_codec = [
         (["model.image_size=7"], "7 is not divisible by 4; nearest legal sizes: 4, 8"),
@@ -123,6 +124,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
     assert not (tmp_path / "runs" / "default").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_no_codec_is_refused(call, tmp_path):  # noqa: F811
     words = ["experiment=vae", "data=digits", "model.channels=8", "model.groups=4", "trainer.seconds=null"]
     other = [*words, "trainer.steps=1", "trainer.batch_size=4", "trainer.previews=0", "device=cpu"]

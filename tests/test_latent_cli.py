@@ -140,6 +140,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
     assert not (tmp_path / "runs" / "default").exists()
 
 
+@pytest.mark.slow
 def test_words_train_the_codec_first_and_once_and_seeds_of_one_recipe_are_one_arm(call, tmp_path):  # noqa: F811
     runs = tmp_path / "runs"
     small = ["trainer.seconds=null", "trainer.steps=2", "trainer.batch_size=4", "trainer.previews=0"]
