@@ -59,6 +59,7 @@ def test_a_vqvae_leaves_reconstructions_and_measures_and_goes_on_after_a_kill(ca
     assert same(weights(run, 8), kept) and same(weights(run, 8, "ema"), averages) and status(run)["state"] == "DONE"
 
 
+@pytest.mark.slow
 def test_a_prior_is_trained_on_codes_and_drawn_from_without_the_run_that_made_them(call, codec, tmp_path):  # noqa: F811
     lines = 'evaluation=["metric=[codes,kernel,recognition] n=40 features=pixels"]'
     run = made(call, tmp_path / "a", PRIOR, f"init_codec={codec}", lines)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -132,6 +133,7 @@ def imports(source: str, name: str = "", package: bool = False) -> set[str]:
     return found
 
 
+@cache
 def edges(*folders: str) -> dict[str, set[str]]:
     return {
         name: imports(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
@@ -187,6 +189,7 @@ def test_no_cycles():
     TopologicalSorter(graph).prepare()  # raises CycleError with the names
 
 
+@pytest.mark.slow
 def test_every_module_can_be_the_first_one_imported():
     """In one fresh interpreter, ours forgotten between imports: an import that only works after another fails here."""
     code = """

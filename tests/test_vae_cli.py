@@ -45,6 +45,7 @@ def test_a_run_leaves_pictures_and_measures_and_goes_on_after_a_kill(call, tmp_p
     assert same(weights(run, 8), kept) and status(run)["state"] == "DONE"
 
 
+@pytest.mark.slow
 def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
     run = made(call, tmp_path / "runs", "experiment=cvae", "optimizer.lr=0.05")
     for name, asked in (("all", []), ("threes", ["class=3"])):
