@@ -99,6 +99,19 @@ def test_colour_size_and_long_labels(tmp_path):
     assert read(path).ndim == 2  # no colour, one channel
 
 
+def test_each_code_has_a_colour_of_its_own_and_one_that_is_not_there_yet_is_white(tmp_path):
+    path, codes = tmp_path / "codes.png", torch.tensor([[[0, 1], [2, -1]]])
+    plots.code_maps(path, [("image", torch.full((1, 1, 8, 8), 99 / 127.5 - 1)), ("codes", codes)], codes=3)
+    picture = read(path)
+    top, left, side, _ = box(picture[..., 0] * (picture == 99).all(2), 99)
+    top += side + plots.GAP  # of the row beneath
+    middles = [
+        picture[top + y, left + x].tolist() for y in (side // 4, 3 * side // 4) for x in (side // 4, 3 * side // 4)
+    ]
+    assert middles[3] == [255, 255, 255]
+    assert len({tuple(colour) for colour in middles}) == 4 and all(max(c) > 2 * min(c) for c in middles[:3])
+
+
 @pytest.mark.parametrize("parts", [[], [torch.zeros(2, 1, 8, 8), torch.zeros(3, 1, 8, 8)], [torch.zeros(0, 1, 8, 8)]])
 def test_rows_of_unequal_shapes_are_refused(tmp_path, parts):
     for draw in (plots.labelled_rows, plots.labelled_columns):

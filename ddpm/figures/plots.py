@@ -75,12 +75,14 @@ def code_maps(path: str | Path, rows: Sequence[tuple[str, Tensor]], codes: int) 
     """Images (n, C, H, W) and grids of codes (n, h, w) in rows of one height, each code in a colour of its own.
 
     Args:
+        rows: of the grids, codes in 0..K-1, and -1 for those that are not there yet, which are white.
         codes: K, how many codes there are.
     """
     height, width = next(tuple(x.shape[2:]) for _, x in rows if x.ndim == 4)
     hues = (torch.arange(codes) * 0.618034) % 1  # neighbouring numbers in hues that lie apart
     values = 0.55 + 0.45 * ((torch.arange(codes) * 0.7548777) % 1)
     colours = torch.from_numpy(hsv_to_rgb(torch.stack([hues, torch.full_like(hues, 0.75), values], dim=1).numpy()))
+    colours = torch.cat([colours, torch.ones_like(colours[:1])])  # the last, which -1 takes
     shown = []
     for label, x in rows:
         if x.ndim == 3:
