@@ -64,7 +64,7 @@ class Autoencoder(Task):
         return self.modules["model"]
 
     @property
-    def perceives(self) -> bool:
+    def perceives(self) -> bool:  # type: ignore[override]  # by its parts
         """Whether one of the parts is the perceptual one."""
         return PERCEPTUAL in self.reconstruction.parts
 
