@@ -103,7 +103,7 @@ def test_the_sources_that_it_shows_are_those_of_today(path):
     for cell in cells(path, "code"):
         for output in cell.outputs:
             text = output.get("data", {}).get("text/markdown", "")
-            for block in re.split(r"\n(?=def )", text.removeprefix("```python\n").removesuffix("```")):
+            for block in re.split(r"\n(?= *(?:def |@))", text.removeprefix("```python\n").removesuffix("```")):
                 assert any(block.strip() in source for source in package), f"execute again, for this changed:\n{block}"
 
 
