@@ -36,13 +36,13 @@ class Reconstructed(Source):
         asked: Sequence[int] | None = None,
     ):
         super().__init__(codec.model, codec.of, seed, device, precision, asked)
-        self.of, self.told = codec, data
+        self.autoencoder, self.told = codec, data
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The reconstructions of these numbers, (n, *shape), on the CPU."""
         x = self._originals(numbers)
         with computing(self.device, self.precision):
-            x = self.of.reconstructed(x).float().cpu()
+            x = self.autoencoder.reconstructed(x).float().cpu()
         self.range.note(x)
         return x
 
