@@ -102,21 +102,20 @@ def measure_reconstruction(
     in dB, over samples in [-1, 1]. Besides: the mean of the squares, in `mse`, and of codes how many are in use, and
     their perplexity.
     """
-    squares, codes = list[Tensor](), list[Tensor]()
+    autoencoder, squares, codes = source.autoencoder, list[Tensor](), list[Tensor]()
     for part in chosen(data, n).split(batch):
         x = data.batch(part, source.device).x
-        kept = source.autoencoder.kept(x)
-        squares.append(
-            (source.autoencoder.decode(source.autoencoder.drawn(kept)) - x).square().flatten(1).mean(1).double().cpu()
-        )
-        codes += [kept.flatten().cpu()] if isinstance(source.autoencoder, Discrete) else []
+        kept = autoencoder.kept(x)
+        error = autoencoder.decode(autoencoder.drawn(kept)) - x
+        squares.append(error.square().flatten(1).mean(1).double().cpu())
+        codes += [kept.flatten().cpu()] if isinstance(autoencoder, Discrete) else []
         if callback:
             callback(len(part))
     of_each = torch.cat(squares)
     values = interval(10 * (4 / of_each).log10(), data.units, "dB") | {"mse": of_each.mean().item()}
     words = f"PSNR {values['value']:.2f} dB, mean square {values['mse']:.4f}"
-    if codes:
-        used = torch.cat(codes).bincount(minlength=source.autoencoder.codes)  # type: ignore[attr-defined]  # as it is discrete
+    if isinstance(autoencoder, Discrete):
+        used = torch.cat(codes).bincount(minlength=autoencoder.codes)
         values |= {"used": int((used > 0).sum()), "perplexity": _perplexity(used)}
         words += f"; {values['used']} of {len(used)} codes in use, perplexity {values['perplexity']:.1f}"
     return f"psnr_{n}_held_out", words, values
