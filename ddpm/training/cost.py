@@ -140,9 +140,10 @@ def measure_cost(
     device, walks = source.device, source.sampler is not None
     if walks and not samplers:
         raise ValueError("samplers is empty: the cost of sampling is that of at least one sampler")
-    evaluations = {"samples": source.evaluations}
     if walks:
         evaluations = {name: sampler.evaluations(source.diffusion.schedule) for name, sampler in samplers.items()}
+    else:
+        evaluations = {"samples": source.evaluations}
     images, micro = trainer.batch_size, trainer.batch_size // trainer.accumulate
     parameters, forward = sum(p.numel() for p in source.model.parameters()), gflop_forward(source)
     with _enough_memory(f"training takes {micro} images at a time: raise accumulate, or lower batch_size"):
