@@ -286,7 +286,7 @@ def test_every_study_of_codings_is_a_grid_with_five_seeds_that_can_all_be_traine
     grid = {(settings[study](config), config.trainer.batch_size) for config in found.values()}
     assert grid == {(level, batch) for level in levels[study] for batch in (64, 128, 256)} and len(grid) == len(found)
     (baseline,) = {config.baseline for config in found.values()}
-    assert baseline == ("model.num_classes=null" if study == "cvae" else None)
+    assert baseline == ("num_classes=null" if study == "cvae" else None)
 
 
 @pytest.mark.slow

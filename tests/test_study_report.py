@@ -855,6 +855,12 @@ def test_what_is_built_is_counted(study):
     assert x == [t / 10 for t in range(11)] and y[0] == 1 and y[-1] < 0.1
     assert studying._network(settings | {"model": {"_target_": "os.getcwd"}}) is None
     assert studying._network({}) is studying._schedule({}) is None
+    of_8x8 = {"image_size": 8, "in_channels": 1, "channels": 8}
+    own = {"vae.VAE": {"groups": 4}, "vqvae.VQVAE": {}, "gan.Generator": {}}  # which are not called with x_t and t
+    for name, more in own.items():
+        model = of_8x8 | more | {"_target_": f"models.{name}"}
+        parameters, gflop = studying._network({"data": settings["data"], "model": model})
+        assert parameters > 1000 and gflop is None
 
 
 @pytest.mark.parametrize(

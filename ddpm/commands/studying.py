@@ -150,23 +150,26 @@ def report(words: list[str]) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _network_of(model: str, shape: tuple[int, ...]) -> tuple[int, float]:
+def _network_of(model: str, shape: tuple[int, ...], of_noise: bool) -> tuple[int, float | None]:
     import torch
 
     from ddpm.training import cost
+    from ddpm.training.task import shape_of
 
     with torch.device("meta"):
         network = build(json.loads(model), "model")
-    return sum(p.numel() for p in network.parameters()), cost.gflop(network, shape, backward=False)
+    of_sample = shape_of(network) or shape  # latents have another one than the data
+    gflop = cost.gflop(network, of_sample, backward=False) if of_noise else None
+    return sum(p.numel() for p in network.parameters()), gflop
 
 
-def _network(settings: dict[str, Any]) -> tuple[int, float] | None:
-    """Parameters and GFLOP of what a configuration builds."""
+def _network(settings: dict[str, Any]) -> tuple[int, float | None] | None:
+    """Parameters and GFLOP of what a configuration builds; no GFLOP of a network that is not called with x_t and t."""
     try:
         size = settings["data"].get("image_size")
         height, width = (size, size) if isinstance(size, int) else size or (0, 0)
         shape = (2,) if size is None else (settings["data"]["channels"], height, width)
-        return _network_of(json.dumps(settings["model"]), shape)
+        return _network_of(json.dumps(settings["model"]), shape, "schedule" in settings)
     except (InvalidInput, ValueError, KeyError, TypeError):
         return None
 

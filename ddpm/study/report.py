@@ -70,7 +70,7 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     HELD_OUT: Kind("Held-out loss", "lower"),
 }
 STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
-Network = Callable[[dict[str, Any]], tuple[int, float] | None]  # settings -> parameters, GFLOP of a forward pass
+Network = Callable[[dict[str, Any]], tuple[int, float | None] | None]  # settings -> parameters, GFLOP of a forward pass
 Points = tuple[list[float], list[float]]
 SchedulePoints = Callable[[dict[str, Any]], Points | None]  # settings -> t / T, sqrt(alpha_bar)
 Settings = Mapping[str, Mapping[str, str]]  # label -> factor -> level
