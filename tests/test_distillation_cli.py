@@ -40,6 +40,7 @@ def taught_by(teacher: Path) -> list[str]:
 STAGES = ["task=progressive", "task.steps=[4,2,1]", "trainer.steps=3", "device=cpu"]
 
 
+@pytest.mark.slow
 def test_a_run_is_halved_stage_by_stage_each_a_run(call, teacher, without_pictures):  # noqa: F811
     command = (*STAGES, *taught_by(teacher))
     result = call(cli.train, *command)

@@ -235,6 +235,7 @@ ARMS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(ARMS, st.fixed_dictionaries({seed: VALUES for seed in range(7)}), st.sampled_from(["lower", "higher"]))
 def test_an_interval_excludes_zero_exactly_where_the_arm_is_marked(arms, baseline, better):
     for label, found in compared(arms, baseline, better).items():
@@ -252,6 +253,7 @@ def test_an_interval_excludes_zero_exactly_where_the_arm_is_marked(arms, baselin
             assert found.verdict == NO_DIFFERENCE
 
 
+@pytest.mark.slow
 @given(ARMS, st.fixed_dictionaries({seed: VALUES for seed in range(7)}))
 def test_the_order_of_the_arms_decides_nothing(arms, baseline):
     backwards = dict(reversed(arms.items()))

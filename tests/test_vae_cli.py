@@ -113,6 +113,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(words, told, call, t
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_points_have_the_linear_one(call, tmp_path):  # noqa: F811
     words = ["experiment=vae", "data=mixture", "model=linear_vae", "task.parts={bernoulli:0,gaussian:1,kl:1}"]
     words += ["trainer.seconds=null", "trainer.steps=4", "trainer.batch_size=16", "trainer.previews=0", "device=cpu"]
