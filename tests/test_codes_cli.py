@@ -122,6 +122,9 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
     for words, several in ((CODES, of_codec), (PRIOR, of_prior)):
         for changes, told in several:
             assert_refused(call(cli.train, *words, f"runs={tmp_path / 'runs'}", *changes), told)
+    of_latents = ["experiment=latent_diffusion", *OF_BOTH, f"init_codec={codec}", f"runs={tmp_path / 'runs'}"]
+    told = "makes codes, and this run is trained on latents; take a run of experiment=autoencoder_kl"
+    assert_refused(call(cli.train, *of_latents), told)
     assert not (tmp_path / "runs" / "default").exists()
 
 

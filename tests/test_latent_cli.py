@@ -131,12 +131,15 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
         ([], "init_codec must be given"),
         ([f"init_codec={codec}", "model.image_size=8"], "the model takes images"),
         ([f"init_codec={codec}", "data.image_size=16"], "the codec was trained on images (C, H, W) = (1, 8, 8)"),
+        ([f"init_codec={codec}", "diffusion.clip_x_0=true"], "set diffusion.clip_x_0=false"),
         ([f"init_codec={codec}", "data.condition=mask"], "set data.condition=null"),
         ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "is of pixels"),
     ]
     for words, several in ((GAN, of_gan), (CODEC, of_codec), (LATENT, of_latents)):
         for changes, told in several:
             assert_refused(call(cli.train, *words, f"runs={tmp_path / 'runs'}", *changes), told)
+    of_codes = ["experiment=pixelcnn", *OF_BOTH, "data.channels=1", f"init_codec={codec}", f"runs={tmp_path / 'runs'}"]
+    assert_refused(call(cli.train, *of_codes), "makes latents, and this run is trained on codes", "experiment=vqvae")
     assert not (tmp_path / "runs" / "default").exists()
 
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
+from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.load import data_of, load_into, opened_at, task_of
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, compose, plain, read_config, resolved
 
 FOLDER = "codec"  # of a run's folder: what its samples are decoded by
 CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
+AUTOREGRESSIVE = "ddpm.training.tasks.autoregressive.Autoregressive"  # the task that is trained on codes
 CACHE = "latents"  # of the folder of all runs
 
 
@@ -90,6 +92,8 @@ def codec_of(config: DictConfig) -> Found | None:
     if (Path(str(named)) / STATE).is_file():
         return kept_in(Path(str(named)), trusted(config))
     run, folder = opened_at(str(named), "init_codec")
+    if run.status().get("state") in UNFINISHED:
+        say(f"warning: init_codec={named} is not finished: when it is, the same command trains anew")
     files = checkpoint.weights_of(folder, averaged=True)
     found = _built(run.path / CONFIG, files.get("model"), trusted(config), f"init_codec={named}")
     config.init_codec = f"{os.path.abspath(run.path)}@{folder.name}"
@@ -141,7 +145,17 @@ def keep(found: Found, codec: Any, run: Path) -> None:
 
 
 def fill(config: DictConfig, codec: Any) -> None:
-    """Write what a codec makes of data into a configuration, whose network refers to it."""
+    """Write what a codec makes of data into a configuration, whose network refers to it.
+
+    Raises: InvalidInput for codes where latents are wanted, or the reverse.
+    """
+    wanted = "codes" if config.task.get("_target_") == AUTOREGRESSIVE else "latents"
+    if codec.kind != wanted:
+        maker = "vqvae or task=vqgan" if wanted == "codes" else "autoencoder_kl"
+        raise InvalidInput(
+            f"init_codec={config.init_codec} makes {codec.kind}, and this run is trained on {wanted}; take a run of "
+            f"experiment={maker}"
+        )
     channels, size = (None, codec.shape) if codec.kind == "codes" else (codec.shape[0], codec.shape[1:])
     known = {"size": list(size), "channels": channels, "codes": getattr(codec, "codes", None)}
     config.codec = OmegaConf.create(known | {"recipe": plain(config.codec.get("recipe"))})

@@ -274,18 +274,15 @@ def bitmaps(path: Path, texts: Sequence[str]) -> list[bytes | None]:
 
     Raises: ValueError for a file that is no font, or whose glyphs have no bitmaps.
     """
+    from ddpm.data.glyphs import glyph_of  # and matplotlib with it, which other data do not wait for
+
     face = hb.Face(hb.Blob.from_file_path(str(path)))
     if not face.has_color_png:
         raise ValueError(f"{path} has no colour bitmaps (tables CBDT or sbix); data.font must be a font such as {FONT}")
     font, found = hb.Font(face), []
     for text in texts:
-        buffer = hb.Buffer()
-        buffer.add_str(text)
-        buffer.guess_segment_properties()
-        hb.shape(font, buffer)
-        glyphs = [info.codepoint for info in buffer.glyph_infos]
-        whole = len(glyphs) == 1 and glyphs[0] != 0  # else it falls apart; 0 is the glyph for what is missing
-        found.append(bytes(font.get_glyph_color_png(glyphs[0]).data) or None if whole else None)
+        glyph = glyph_of(font, text)
+        found.append(None if glyph is None else bytes(font.get_glyph_color_png(glyph).data) or None)
     return found
 
 

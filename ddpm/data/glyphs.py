@@ -66,6 +66,16 @@ def font_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf") and path.is_file()]
 
 
+def glyph_of(font: hb.Font, text: str) -> int | None:
+    """The number of the one glyph that a font draws a text by; None where it falls apart, or is missing."""
+    buffer = hb.Buffer()
+    buffer.add_str(text)
+    buffer.guess_segment_properties()
+    hb.shape(font, buffer)
+    glyphs = [info.codepoint for info in buffer.glyph_infos]
+    return glyphs[0] if len(glyphs) == 1 and glyphs[0] != 0 else None  # 0 is the glyph for what is missing
+
+
 def _glyphs(path: Path, texts: Sequence[str]) -> list[Outline] | None:
     """The outline of each text in a font's first face; None unless each is one glyph."""
     face = hb.Face(hb.Blob.from_file_path(str(path)))
@@ -73,15 +83,11 @@ def _glyphs(path: Path, texts: Sequence[str]) -> list[Outline] | None:
         return None
     font, outlines = hb.Font(face), []
     for text in texts:
-        buffer = hb.Buffer()
-        buffer.add_str(text)
-        buffer.guess_segment_properties()
-        hb.shape(font, buffer)
-        glyphs = [info.codepoint for info in buffer.glyph_infos]
-        if len(glyphs) != 1 or glyphs[0] == 0:  # a conjunct that falls apart; 0 is the glyph for what is missing
+        glyph = glyph_of(font, text)
+        if glyph is None:  # a conjunct that falls apart, say
             return None
         pen = Pen()
-        font.draw_glyph_with_pen(glyphs[0], pen)
+        font.draw_glyph_with_pen(glyph, pen)
         if not pen.points:
             return None
         outlines.append(Outline(pen.points, pen.codes))

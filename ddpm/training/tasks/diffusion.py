@@ -196,6 +196,10 @@ class Diffusion(Task):
         if self.trains_variance:
             self._variance_must_be_trained()
         must_take(self.model, data)
+        if "latents" in data.holds and self.diffusion.clip_x_0:
+            raise ValueError(
+                "clip_x_0 = true clips to [-1, 1], and latents have no such range; set diffusion.clip_x_0=false"
+            )
         if "ssim" in self.parts and "pictures" not in data.holds:
             others = ", ".join(name for name in PARTS if name != "ssim")
             raise ValueError(f"parts.ssim is of pictures, and {data.name} holds none; allowed for it: {others}")
