@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 class Halves(nn.Module):
     """An autoencoder of 4x4 images whose latents are the means of squares of 2x2, and their spread."""
 
-    shape, latent_shape = (1, 4, 4), (1, 2, 2)
+    shape, latent_shape, factor = (1, 4, 4), (1, 2, 2), 2
 
     def encode(self, x: Tensor, y: None = None) -> tuple[Tensor, Tensor]:
         return 3 + 5 * F.avg_pool2d(x, 2), F.avg_pool2d(x.square(), 2) - 1
@@ -97,6 +97,16 @@ def test_encoded_data_keep_what_belongs_to_a_sample_and_are_made_once(tmp_path):
     assert len(said) == 1 and torch.equal(again.samples, of.samples)
     (tmp_path / "latents" / "a.safetensors").write_bytes(b"damaged")
     assert torch.equal(encoded(data, codec, CPU, tmp_path / "latents" / "a.safetensors").samples, of.samples)
+
+
+def test_a_codec_of_convolutions_takes_images_of_other_sizes():
+    codec = Continuous(Halves(), scale=2.0, shift=3.0).of_size(6, 8)
+    x = torch.linspace(-1, 1, 48).reshape(1, 1, 6, 8)
+    z = codec.drawn(codec.kept(x))
+    assert codec.of == (1, 6, 8) and codec.shape == tuple(z.shape[1:]) == (1, 3, 4)
+    torch.testing.assert_close(F.avg_pool2d(codec.decode(z), 2), F.avg_pool2d(x, 2))
+    with pytest.raises(ValueError, match=r"squares of 2x2 pixels, and 7 of 7x8 is not divisible by 2; nearest.*6, 8"):
+        codec.of_size(8, 7)
 
 
 def test_data_that_a_codec_does_not_take_are_refused():

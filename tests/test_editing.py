@@ -9,7 +9,7 @@ from conftest import GaussianOracle, Probes
 from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.editing import img2img, inpaint, redraw
+from ddpm.editing import img2img, inpaint, mask_of_latents, redraw
 from ddpm.editing.img2img import last_steps
 from ddpm.editing.inpaint import walk
 from ddpm.forward import q_sample
@@ -161,6 +161,14 @@ def inpainted(
     rows = x_0.expand(len(noise.indices), -1)
     x = inpaint(sampler, oracle.schedule, oracle.denoise, rows, mask, generator=noise, **options)
     return x[0], (x[1:] - x[0]).T @ (x[1:] - x[0])
+
+
+def test_a_latent_is_drawn_anew_where_any_of_its_pixels_is():
+    mask = torch.zeros(2, 1, 6, 9, dtype=torch.bool)
+    mask[0, 0, 1, 2] = mask[1, 0, 5, 3] = mask[1, 0, 4, 8] = True
+    drawn = mask_of_latents(mask, (3, 3))
+    assert drawn.dtype == torch.bool and drawn.shape == (2, 1, 3, 3)
+    assert drawn.nonzero().tolist() == [[0, 0, 0, 0], [1, 0, 2, 1], [1, 0, 2, 2]]
 
 
 def test_the_walk_is_the_papers_schedule_of_jumps():

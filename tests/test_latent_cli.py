@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 from test_cli import Call, assert_refused, call, same, status, typed, weights  # noqa: F401
 from test_codes_cli import OF_BOTH, go_on, made
 
 from ddpm import cli
 from ddpm.commands.sweep_plan import science_of
 from ddpm.config import read_config, resolved
+from ddpm.data import Digits
+from ddpm.figures import images
 from ddpm.runs.directory import read_metrics
+from models.autoencoder_kl import AutoencoderKL
+from models.pretrained import save_autoencoder
 
 GAN = ["experiment=gan", "model.channels=8", "discriminator.channels=8", *OF_BOTH]
 CODEC = [
@@ -105,8 +110,55 @@ def test_latents_are_diffused_and_drawn_without_the_run_that_made_them(call, cod
     cost = call(cli.evaluate, f"run={run}", "metric=cost", "cost.steps=[2]", "batch=8")
     assert cost.code == 0 and "images/s" in cost.out
     assert_refused(call(cli.evaluate, f"run={run}", "metric=bits_per_dim", "n=4"), "is of pixels")
-    edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
-    assert_refused(edited, "draws latents, and only networks of pixels edit")
+
+
+@pytest.mark.slow
+def test_latents_of_a_published_autoencoder_are_diffused(call, tmp_path):  # noqa: F811
+    model = AutoencoderKL(64, in_channels=1, channels=8, channel_mults=(1, 2), blocks=1, groups=4)
+    save_autoencoder(model, tmp_path / "published" / "vae")
+    words = [*LATENT, "data.channels=1"]
+    run = made(call, tmp_path / "a", [*words, f"init_codec={tmp_path / 'published'}"])
+    assert made(call, tmp_path / "a", [*words, f"init_codec={tmp_path / 'published' / 'vae'}"]) == run
+    config = read_config(run / "config.yaml")
+    assert list(config.codec.size) == [4, 4] and config.codec.channels == 4
+    shutil.rmtree(tmp_path / "published")
+    result = call(cli.sample, f"run={run}", "n=3", "sampler.steps=3", f"out={tmp_path / 'x.npy'}")
+    assert result.code == 0 and np.load(tmp_path / "x.npy").shape == (3, 8, 8, 1)
+    again = call(cli.train, *words, f"init_codec={run}", f"runs={tmp_path / 'b'}", "trainer.steps=1")
+    assert again.code == 0, again
+    odd = AutoencoderKL(64, in_channels=1, channels=8, channel_mults=(1, 1, 1, 1, 1), blocks=1, groups=4)
+    save_autoencoder(odd, tmp_path / "odd")
+    refused = call(cli.train, *words, f"init_codec={tmp_path / 'odd'}", f"runs={tmp_path / 'c'}")
+    assert_refused(refused, "it encodes squares of 16x16 pixels, and 8 of 8x8 is not divisible by 16; nearest")
+    colour = AutoencoderKL(64, channels=8, channel_mults=(1, 2), blocks=1, groups=4)
+    save_autoencoder(colour, tmp_path / "colour")
+    refused = call(cli.train, *words, f"init_codec={tmp_path / 'colour'}", f"runs={tmp_path / 'c'}")
+    assert_refused(refused, "the codec was trained on images (C, H, W) = (3, 64, 64)")
+
+
+@pytest.mark.slow
+def test_pictures_are_edited_in_latents(call, codec, tmp_path):  # noqa: F811
+    run = made(call, tmp_path / "a", [*LATENT, f"init_codec={codec}", "model.num_classes=10"])
+    words = [f"run={run}", "image=held_out:0", "sampler.steps=3", "n=3"]
+    results = {}
+    half = np.zeros((8, 8), np.uint8)
+    half[:, 5:] = 255
+    Image.fromarray(half).save(tmp_path / "half.png")
+    mask = f"mask={tmp_path / 'half.png'}"
+    edits = {"kept": "strength=0", "some": "strength=0.7", "all": "strength=1", "hole": mask, "redrawn": "redraw=true"}
+    for name, asked in edits.items():
+        result = call(cli.edit, *words, asked, f"out={tmp_path / name}.npy")
+        assert result.code == 0, result
+        results[name] = np.load(tmp_path / f"{name}.npy")
+        assert results[name].shape == (3, 8, 8, 1)
+    assert (results["kept"] == results["kept"][0]).all()  # what the autoencoder makes of the image
+    same = [np.array_equal(results["kept"], results[name]) for name in ("some", "all", "redrawn")]
+    assert not any(same) and not np.array_equal(results["some"], results["all"])
+    image = images.to_uint8(Digits().batch(Digits().held_out[:1]).x).movedim(1, -1).numpy()
+    assert (results["hole"][:, :, :5] == image[:, :, :5]).all()
+    assert not (results["hole"][:, :, 5:] == results["hole"][:1, :, 5:]).all()
+    refused = call(cli.edit, *words, "operator=blur")
+    assert_refused(refused, "draws latents, of which operator=blur measures nothing; allowed: strength=, mask=, redraw")
 
 
 @pytest.mark.slow

@@ -45,10 +45,13 @@ def edit(config: DictConfig) -> None:
         raise InvalidInput(
             f"run={config.run}: what is edited walks from noise to images by a sampler, and this has none"
         )
-    if source.codec is not None:
-        raise InvalidInput(f"run={config.run} draws latents, and only networks of pixels edit")
+    if source.codec is not None and kind == "operator":
+        raise InvalidInput(
+            f"run={config.run} draws latents, of which operator={config.operator} measures nothing; allowed: "
+            "strength=, mask=, redraw=true"
+        )
     must_walk(source.sampler, source.diffusion)
-    if len(source.shape) != 3 or source.shape[0] not in (1, 3):
+    if len(source.shown_shape) != 3 or source.shown_shape[0] not in (1, 3):
         raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")
     if source.told is not None and (kind != "mask" or source.told.condition != "mask"):
         raise InvalidInput(
@@ -149,9 +152,10 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
     import torch
 
     from ddpm.data.batch import takes
-    from ddpm.editing import inpaint
+    from ddpm.editing import inpaint, mask_of_latents
 
     mask = mask_of(config, source, size)
+    of_drawn = mask if source.codec is None else mask_of_latents(mask, source.shape[1:])
 
     def told(numbers: list[int]) -> Any:
         """By a network that is told of the mask and of what it leaves, which need not be put in at every step."""
@@ -165,12 +169,13 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
         return drawn.where(hole, x_0)
 
     def draw(numbers: list[int]) -> Any:
-        denoise, noise, x_0 = _bound(source, numbers, x)
+        denoise, noise, x_0 = _bound(source, numbers, known)
         options = {"resamples": config.resamples, "jump": config.jump, "generator": noise}
-        return inpaint(source.sampler, source.diffusion.schedule, denoise, x_0, mask.to(source.device), **options)
+        return inpaint(source.sampler, source.diffusion.schedule, denoise, x_0, of_drawn.to(source.device), **options)
 
-    drawing = told if "image" in takes(source.model) else draw
-    return Edit(_computing(source, drawing), [("input", x), ("kept", x.where(~mask, x.new_zeros(())))])
+    known = x.where(~mask, x.new_zeros(()))
+    drawing = _computing(source, told if "image" in takes(source.model) else draw)
+    return Edit(lambda numbers: drawing(numbers).where(mask, x), [("input", x), ("kept", known)])
 
 
 def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
@@ -215,29 +220,29 @@ def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int
         own = torch.tensor(labels if len(labels) > 1 else labels[0], device=source.device)
         own = own.expand(len(numbers), *own.shape)
         ways = predictor(model, own), predictor(model, source.condition(numbers).taken_by(model))
-        x_0 = x.to(source.device).expand(len(numbers), -1, -1, -1)
+        x_0 = source.encoded(x).expand(len(numbers), -1, -1, -1)
         strength = 1.0 if config.strength is None else config.strength
         redrawn = redraw(source.sampler, source.diffusion.schedule, ways[0], x_0, ways[1], strength)
+        if source.codec is not None:
+            return redrawn
         return redrawn.clamp(-1, 1)  # only here, for a clipped prediction is no longer the flow's
 
     return Edit(_computing(source, draw), [("input", x)])
 
 
 def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
-    """The denoiser, the noise and the images that samples of these numbers start from."""
-    from ddpm.randomness import SampleNoise
-
+    """The denoiser, the noise and the images, or their latents, that samples of these numbers start from."""
     denoise = source.denoiser(source.condition(numbers))
-    return denoise, SampleNoise(source.seed, numbers), x.to(source.device).expand(len(numbers), -1, -1, -1)
+    return denoise, source.noise(numbers), source.encoded(x).expand(len(numbers), -1, -1, -1)
 
 
 def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
-    """The same in the source's precision, its results counted and on the CPU."""
+    """The same in the source's precision, its results as they are shown, counted and on the CPU."""
     from ddpm.runs.precision import computing
 
     def drawn(numbers: list[int]) -> Any:
         with computing(source.device, source.precision):
-            x = draw(numbers).cpu()
+            x = source.shown(draw(numbers))
         source.range.note(x)
         return x
 
@@ -250,7 +255,7 @@ def _batches(n: int, batch: int) -> list[list[int]]:
 
 def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
     """(C, H, W) that the image is brought to: the network's, or that of what was measured."""
-    channels, height, width = source.shape
+    channels, height, width = source.shown_shape
     if config.operator != "super_resolution":
         return channels, height, width
     if height % config.factor or width % config.factor:

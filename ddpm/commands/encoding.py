@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ from ddpm.commands.console import say
 from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.load import data_of, load_into, opened_at, task_of
 from ddpm.commands.validate import trusted
-from ddpm.config import InvalidInput, compose, plain, read_config, resolved
+from ddpm.config import InvalidInput, build, compose, plain, read_config, resolved
 
 FOLDER = "codec"  # of a run's folder: what its samples are decoded by
 CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
+PUBLISHED = "config.json", "diffusion_pytorch_model.safetensors"  # what stands in the place of the first two
+LOADER = "models.pretrained.load_autoencoder"
 AUTOREGRESSIVE = "ddpm.training.tasks.autoregressive.Autoregressive"  # the task that is trained on codes
 CACHE = "latents"  # of the folder of all runs
 
@@ -27,8 +29,7 @@ class Found(NamedTuple):
     """A codec, and where it comes from."""
 
     codec: Any
-    config: Path  # of the run that trained it
-    weights: Path
+    files: dict[str, Path]  # its configuration and its weights, by the names under which a run keeps them
     sha256: str  # of the weights
 
 
@@ -73,9 +74,13 @@ def with_codec(config: DictConfig, words: list[str], run: Path) -> DictConfig:
     return config
 
 
-def codec_of(config: DictConfig) -> Found | None:
-    """The codec that `init_codec` names: of a run, or the one that a run keeps; None where it names none.
+def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | None:
+    """The codec that `init_codec` names; None where it names none.
 
+    That is the one of a run, or that a run keeps, or a folder with a published autoencoder, which is of no size.
+
+    Args:
+        shape: gives that of the data's samples; asked where the codec is a published one.
     Raises: InvalidInput for a run of which others cannot draw through.
     """
     from ddpm.runs import checkpoint
@@ -91,6 +96,10 @@ def codec_of(config: DictConfig) -> Found | None:
         named = folder
     if (Path(str(named)) / STATE).is_file():
         return kept_in(Path(str(named)), trusted(config))
+    for place in (Path(str(named)), Path(str(named)) / "vae"):  # by itself, or of a whole pipeline
+        if not (Path(str(named)) / CONFIG).is_file() and (place / PUBLISHED[0]).is_file():
+            config.init_codec = os.path.abspath(place)
+            return _published(place, shape(), f"init_codec={named}")
     run, folder = opened_at(str(named), "init_codec")
     if run.status().get("state") in UNFINISHED:
         say(f"warning: init_codec={named} is not finished: when it is, the same command trains anew")
@@ -102,14 +111,33 @@ def codec_of(config: DictConfig) -> Found | None:
 
 def kept_in(folder: Path, trust: list[str]) -> Found:
     """The codec that a run keeps, with what was measured of its latents."""
-    found = _built(folder / CONFIG, folder / WEIGHTS, trust, str(folder))
     try:
         known = json.loads((folder / STATE).read_text())
+        if (folder / PUBLISHED[0]).is_file():
+            found = _published(folder, known["shape"], str(folder))
+        else:
+            found = _built(folder / CONFIG, folder / WEIGHTS, trust, str(folder))
         if known["sha256"] != found.sha256:
-            raise ValueError(f"{folder / WEIGHTS} is not what was trained with: its checksum is another")
+            raise ValueError(f"{[*found.files.values()][-1]} is not what was trained with: its checksum is another")
         return found._replace(codec=found.codec.with_state(known["state"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InvalidInput(f"{folder} cannot be read: {error}") from error
+
+
+def _published(folder: Path, shape: Sequence[int], word: str) -> Found:
+    """The codec in a folder of published weights, for images of a shape (C, H, W)."""
+    from ddpm.latent.codec import Continuous
+    from ddpm.runs import checkpoint
+
+    model = build({"_target_": LOADER, "folder": str(folder)}, word, [LOADER])
+    model.requires_grad_(False)
+    codec = Continuous(model)
+    if len(shape) == 3 and shape[0] == codec.of[0]:  # others are refused by the data, see `must_suit`
+        try:
+            codec = codec.of_size(*shape[1:])
+        except ValueError as error:
+            raise InvalidInput(f"{word}: {error}") from error
+    return Found(codec, {name: folder / name for name in PUBLISHED}, checkpoint.sha256(folder / PUBLISHED[-1]))
 
 
 def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> Found:
@@ -123,7 +151,7 @@ def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> F
         )
     load_into(task.model, weights)
     task.model.eval().requires_grad_(False)
-    return Found(task.codec(), config, weights, checkpoint.sha256(weights))
+    return Found(task.codec(), {CONFIG: config, WEIGHTS: weights}, checkpoint.sha256(weights))
 
 
 def keep(found: Found, codec: Any, run: Path) -> None:
@@ -136,12 +164,13 @@ def keep(found: Found, codec: Any, run: Path) -> None:
 
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    for name, source in ((CONFIG, found.config), (WEIGHTS, found.weights)):
+    for name, source in found.files.items():
         if source.resolve() != (folder / name).resolve():
             with replacing(folder / name) as temporary:
                 shutil.copyfile(source, temporary)
     with replacing(folder / STATE) as temporary:
-        temporary.write_text(json.dumps({"sha256": found.sha256, "state": codec.state()}, indent=1))
+        known = {"sha256": found.sha256, "state": codec.state(), "shape": list(codec.of)}
+        temporary.write_text(json.dumps(known, indent=1))
 
 
 def fill(config: DictConfig, codec: Any) -> None:

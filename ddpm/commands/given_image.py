@@ -41,7 +41,7 @@ def mask_of(config: DictConfig, source: Any, size: str) -> Any:
     if not isinstance(given, str) or not given:
         raise InvalidInput(f"mask={given} must be an image file")
     pixels = _read(given, "mask", 1)
-    _, height, width = source.shape
+    _, height, width = source.shown_shape
     if _size(pixels) not in (size, f"{width}x{height}"):
         network = "" if size == f"{width}x{height}" else f", or of the network's images, {width}x{height}"
         raise InvalidInput(f"mask={given} is {_size(pixels)}; it must have the size of the image, {size}{network}")

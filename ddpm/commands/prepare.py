@@ -101,7 +101,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is None:
             config = student_of(config)
             parents |= _checksums("teacher", taught)
-    if (codec := codec_of(config)) is not None:
+    if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
     settings = must_be_sound(config)

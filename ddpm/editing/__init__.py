@@ -1,8 +1,19 @@
 """Editing: images drawn from an image, in part or as a whole, by a network that was trained to draw from noise."""
 
 from ddpm.editing.img2img import img2img
-from ddpm.editing.inpaint import inpaint
+from ddpm.editing.inpaint import inpaint, mask_of_latents
 from ddpm.editing.inverse import Blur, Inpainting, Operator, SuperResolution, dps, pigdm
 from ddpm.editing.invert import redraw
 
-__all__ = ["Blur", "Inpainting", "Operator", "SuperResolution", "dps", "img2img", "inpaint", "pigdm", "redraw"]
+__all__ = [
+    "Blur",
+    "Inpainting",
+    "Operator",
+    "SuperResolution",
+    "dps",
+    "img2img",
+    "inpaint",
+    "mask_of_latents",
+    "pigdm",
+    "redraw",
+]

@@ -1,6 +1,9 @@
 """Inpainting by replacement, and RePaint (Lugmayr et al., arXiv 2201.09865)."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.forward import q_sample
@@ -59,6 +62,19 @@ def inpaint(
     x_T = normal(generator, 0, x_0)
     x = integrate(sampler, schedule, denoise, x_T, times, generator=generator, before=put_back, renoise=True)
     return torch.where(drawn, x, x_0)
+
+
+def mask_of_latents(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Which latents are drawn anew: those in whose place any pixel is.
+
+    Args:
+        mask: true where pixels are drawn anew, (B, 1, H, W).
+        size: (h, w) of a map of latents.
+    Returns:
+        Booleans (B, 1, h, w). A latent that is kept has seen more than the pixels in its place, for convolutions
+        overlap; so what is given to the autoencoder should hold nothing in the hole.
+    """
+    return F.adaptive_max_pool2d(mask.float(), tuple(size)).bool()
 
 
 def walk(steps: int, resamples: int, jump: int) -> list[int]:

@@ -126,6 +126,23 @@ class Continuous(Codec):
         super().__init__(model, picture)
         self.shape, self.scale, self.shift = tuple(self.model.latent_shape), scale, shift
 
+    def of_size(self, height: int, width: int) -> Self:
+        """The same for images of another size, which a convolutional autoencoder takes as well.
+
+        Raises: ValueError for sides that its factor does not divide, with the nearest that it does.
+        """
+        f = self.model.factor
+        for side in (height, width):
+            if side % f or side < 1:
+                near = sorted({max(f, side // f * f), (side // f + 1) * f})
+                raise ValueError(
+                    f"it encodes squares of {f}x{f} pixels, and {side} of {width}x{height} is not divisible by {f}; "
+                    f"nearest that are: {', '.join(map(str, near))}"
+                )
+        other = copy.copy(self)
+        other.of, other.shape = (self.of[0], height, width), (self.shape[0], height // f, width // f)
+        return other
+
     @torch.no_grad()
     def kept(self, x: Tensor) -> Tensor:
         """The mean and the log variance of each number, (B, 2 c, h, w)."""

@@ -107,6 +107,16 @@ class Source(ABC):
         """What is to be seen of what is drawn, x (n, *shape), on the CPU: x itself, or what the codec makes of it."""
         return x.cpu() if self.codec is None else self.codec.decode(x.to(self.device)).cpu()
 
+    @property
+    def shown_shape(self) -> tuple[int, ...]:
+        """Of one sample, as it is shown."""
+        return self.shape if self.codec is None else tuple(self.codec.of)
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """What is drawn in the place of what is shown, x (n, *shown_shape): x itself, or its latents; on the device."""
+        x = x.to(self.device)
+        return x if self.codec is None else self.codec.drawn(self.codec.kept(x))
+
     def shown_by(self, codec: Any) -> Self:
         """The same, whose samples a codec decodes; None for none."""
         other = copy.copy(self)

@@ -169,9 +169,7 @@ class TrainedSampler(Source):
             self.diffusion.predictor(self.model, condition.taken_by(self.model)),
         )
         with self.computing():
-            x = x.to(self.device)
-            x = x if self.codec is None else self.codec.drawn(self.codec.kept(x))
-            x_T = self.sampler.encode(schedule, denoise, x)
+            x_T = self.sampler.encode(schedule, denoise, self.encoded(x))
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
             nearer = condition.rows(lambda part: part[ends]).taken_by(self.model)
             denoise = self.diffusion.predictor(self.model, nearer)
