@@ -14,14 +14,20 @@ AutoencoderKL, in which those of latent diffusion were (arXiv 2112.10752), is ou
 
 from models.pretrained.autoencoder import load_autoencoder, save_autoencoder
 from models.pretrained.folder import CONFIG, WEIGHTS, published_name
+from models.pretrained.text import load_text_encoder, save_text_encoder
+from models.pretrained.tokenizer import load_tokenizer, save_tokenizer
 from models.pretrained.unet import load_unet, save_unet
 
 __all__ = [
     "CONFIG",
     "WEIGHTS",
     "load_autoencoder",
+    "load_text_encoder",
+    "load_tokenizer",
     "load_unet",
     "published_name",
     "save_autoencoder",
+    "save_text_encoder",
+    "save_tokenizer",
     "save_unet",
 ]

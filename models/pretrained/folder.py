@@ -243,11 +243,11 @@ def published_weights(model: nn.Module) -> dict[str, Tensor]:
     return {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
 
 
-def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Both files of a folder, which is made if it is missing."""
+def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
+    """Both files of a folder, which is made if it is missing; `name` is that of the weights."""
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder, {WEIGHTS: save(weights, metadata={"format": "pt"}), CONFIG: text.encode()})
+    _replace(folder, {name: save(weights, metadata={"format": "pt"}), CONFIG: text.encode()})
 
 
 def _replace(folder: Path, files: dict[str, bytes]) -> None:
