@@ -37,6 +37,8 @@ from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_k
 
 Job = Callable[[DictConfig], None]
 
+TEXTS = ("prompt", "negative")  # keys whose value is what a person writes
+
 
 def train() -> None:
     """`ddpm-train`: train a network and draw what it learned; with --check only say what that would take."""
@@ -49,12 +51,13 @@ def train() -> None:
 
 def sample() -> None:
     """`ddpm-sample`: draw samples from a run directory."""
+    sys.argv[1:] = [_text_in_quotes(word) for word in sys.argv[1:]]
     _without_traces("sample", sampling.sample)
 
 
 def edit() -> None:
     """`ddpm-edit`: edit an image by what a run directory learned."""
-    sys.argv[1:] = [_path_in_quotes(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [_text_in_quotes(word) for word in sys.argv[1:]]
     _without_traces("edit", editing.edit)
 
 
@@ -237,13 +240,16 @@ def _check_composition(name: str, argv: list[str]) -> None:
             raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
 
 
-def _path_in_quotes(word: str) -> str:
-    """A file's name for Hydra, to which brackets and commas mean something: image=a (1).png is image='a (1).png'.
+def _text_in_quotes(word: str) -> str:
+    """A file's name or a prompt for Hydra, to which commas and brackets mean something: image=a (1).png is 'a (1).png'.
 
-    What is quoted already, null and what a sweep lists stay as they are.
+    What is quoted already, null, lists of prompts and what a sweep lists stay as they are.
     """
     key, equals, value = word.partition("=")
-    if key not in ("image", "mask", "out") or value in ("", "null") or value[0] in "'\"" or "$" in value:
+    interpolated = ("${" if key in TEXTS else "$") in value
+    if key not in ("image", "mask", "out", *TEXTS) or value in ("", "null") or value[0] in "'\"" or interpolated:
+        return word
+    if key in TEXTS and value[0] == "[" and value[-1] == "]":
         return word
     if {"-m", "--multirun"} & set(sys.argv):
         return word

@@ -51,6 +51,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "fourier_scale": 0.016,
         "energy": False,
         "octaves": 0,
+        "beside_z": False,
     },
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
     "task": {"drop": 0.0, "only": None, "parts": {}},  # weights other than PARTS
@@ -65,6 +66,7 @@ LINKED = {  # key -> the key that it takes its value from, where it has none of 
     "task.offset_noise": "trainer.offset_noise",
     "model.drop": "task.drop",
 }
+OPTIONAL = ("text",)  # groups that a constructor is given where a run has them
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 
 
@@ -272,7 +274,7 @@ def build_group(
     made = {} if made is None else made
     if name not in made:
         needed = {other: build_group(config, other, trust, made, on) for other in _asked(config, name, trust)}
-        with torch.device(on) if name == "model" else contextlib.nullcontext():
+        with torch.device(on) if name in ("model", *OPTIONAL) else contextlib.nullcontext():
             made[name] = build(config[name], name, trust, **needed, **arguments)
     return made[name]
 
@@ -283,8 +285,8 @@ def _asked(config: DictConfig, name: str, trust: list[str]) -> list[str]:
     target = node.get("_target_") if isinstance(node, dict) else None
     if not isinstance(target, str) or target not in allowed_targets() | set(trust):
         return []  # it is refused when it is built
-    required = schema.required(target) - node.keys()
-    return [str(group) for group in config if group in required and isinstance(config[group], DictConfig)]
+    needed = schema.required(target) | {key for key in OPTIONAL if key in schema.accepted(target)}
+    return [str(group) for group in config if group in needed - node.keys() and isinstance(config[group], DictConfig)]
 
 
 _kept: dict[str, Any] = {}  # configuration, its data: at most one, for memory is precious

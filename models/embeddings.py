@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -239,6 +240,13 @@ def parts_of(
         if part is not None:
             given[name] = part, _null_rows(name, part, null.get(name), drop)
     return given
+
+
+def encoded(y: Tensor | Condition | None, text: Callable[[Tensor], Tensor]) -> Tensor | Condition | None:
+    """A condition with its tokens as vectors: of ids (B, L), what `text` makes of them; all else as it is."""
+    if y is None or isinstance(y, Tensor) or y.tokens is None or y.tokens.is_floating_point():
+        return y
+    return replace(y, tokens=text(y.tokens))  # type: ignore[type-var]  # a dataclass, of which nothing else is known
 
 
 def _check_tokens(tokens: Tensor | None, token_channels: int) -> None:

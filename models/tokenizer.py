@@ -383,3 +383,12 @@ def _split(special: Alternatives, text: str) -> list[tuple[str, str | None]]:
         pieces.append((text[place : match.start()], tokens[match[0]]))
         place = match.end()
     return [*pieces, (text[place:], None)]
+
+
+def learn(captions: Iterable[str], vocabulary: int = 1024, length: int = 32) -> BytePairs:
+    """A vocabulary that is learned from texts, for short ones: `BytePairs.train`.
+
+    Args:
+        captions, vocabulary, length: as there.
+    """
+    return BytePairs.train(captions, vocabulary, length)

@@ -17,6 +17,7 @@ from models.embeddings import (
     LabelEmbeddings,
     TimeEmbedding,
     augment_of,
+    encoded,
     image_like,
     parts_of,
     tokens_like,
@@ -44,6 +45,7 @@ from models.magnitude import (
     mp_silu,
     mp_sum,
 )
+from models.text import TextEncoder
 from models.transformer import SpatialTransformer
 from models.unet_checks import (
     RESAMPLES,
@@ -118,7 +120,10 @@ class UNet(nn.Module):
             variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, 1e-2 or more.
         token_channels: D of tokens (B, L, D), such as an encoder makes of a text, that are given as part of the
             condition. More than 0 has transformers that attend to them in place of attention (`models.transformer`).
-            With `drop` > 0 a learned null token stands at each position of rows that are null. 0 for none.
+            With `drop` > 0 a learned null token stands at each position of rows that are null. 0 for none, or for as
+            long ones as `text` makes.
+        text: encoder of texts, ids (B, L) -> (B, L, D), that is trained with the network: it then takes ids as tokens
+            too. None for none.
         transformer_layers: blocks of each transformer, one number or one a level; the middle has the last.
         linear_projection: their projections are linear layers, and not 1x1 convolutions.
         only_cross_attention: their first attention is to the tokens too, one or one a level; not that in the middle.
@@ -173,8 +178,13 @@ class UNet(nn.Module):
         any_size: bool = False,
         scale_shift: bool = False,
         resample: str = "conv",
+        text: TextEncoder | None = None,
     ):
         super().__init__()
+        if text is not None:
+            token_channels = token_channels or text.channels
+            if token_channels != text.channels:
+                raise ValueError(f"token_channels = {token_channels}, but text makes tokens of {text.channels}")
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         one_of("attention", attention, ATTENTION_KINDS)  # also where no such layer is built
         one_of("downsample_padding", downsample_padding, PADDINGS)
@@ -219,7 +229,7 @@ class UNet(nn.Module):
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
         self.drop, self.condition_channels, self.class_channels = drop, condition_channels, class_channels
         self.magnitude_preserving, self.augment_dim = magnitude_preserving, augment_dim
-        self.token_channels, self.any_size = token_channels, any_size
+        self.token_channels, self.any_size, self.text = token_channels, any_size, text
         self._sum: Callable[[Tensor, Tensor], Tensor] = mp_sum if magnitude_preserving else torch.add
         self._join: Callable[[Tensor, Tensor], Tensor] = mp_cat if magnitude_preserving else _cat
         self._silu: Callable[[Tensor], Tensor] = mp_silu if magnitude_preserving else F.silu
@@ -323,10 +333,11 @@ class UNet(nn.Module):
             x_t: (B, in_channels, H, W), of the network's size, unless any_size.
             t: (B,), integer or real, in 0..T.
             y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
-                with exactly the parts that it takes, of classes, tokens (B, L, token_channels) with a mask (B, L) that
-                is true where one counts, and an image (B, condition_channels, H, W), which is concatenated after x_t;
-                and with augment (B, augment_dim) where something was done to the images. Tokens and image take the type
-                of x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
+                with exactly the parts that it takes, of classes, tokens (B, L, token_channels), or ids (B, L) where it
+                has a text encoder, with a mask (B, L) that is true where one counts, and an image
+                (B, condition_channels, H, W), which is concatenated after x_t; and with augment (B, augment_dim) where
+                something was done to the images. Tokens and image take the type of x_t. Rows that are null have the
+                learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
@@ -379,6 +390,7 @@ class UNet(nn.Module):
             raise ValueError(
                 f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, {height}, {width})"
             )
+        y = y if self.text is None else encoded(y, self.text)
         parts = parts_of(y, self.num_classes, self.condition_channels, self.drop, self.token_channels)
         emb = self.time_embedding(t + self.time_offset)
         beside = [x_t]

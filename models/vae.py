@@ -29,7 +29,9 @@ class VAE(nn.Module):
         groups: of every group norm.
         patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
             the last.
-        num_classes: classes that encoder and decoder are told of; None for none.
+        num_classes: classes that encoder and decoder are told of, in every residual block; None for none.
+        beside_z: whether the decoder's first layer has the class too, beside z. Without it z comes first, and says what
+            class it is of before the class is heard.
         scale: the decoder's standard deviation at first, for parts of the loss that have one (`gaussian`, `logistic`);
             it is learned. None for none.
     Attributes:
@@ -54,6 +56,7 @@ class VAE(nn.Module):
         patch: int = 1,
         num_classes: int | None = None,
         scale: float | None = None,
+        beside_z: bool = False,
     ):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -97,6 +100,8 @@ class VAE(nn.Module):
         self.to_z = nn.Linear(c * self.last[1] * self.last[2], 2 * codings)
 
         self.from_z = nn.Linear(codings, c * self.last[1] * self.last[2])
+        told = embedding if beside_z else None
+        self.from_y = None if told is None else nn.Linear(told, self.from_z.out_features, bias=False)
         self.up = nn.ModuleList()
         for level, w in reversed(list(enumerate(widths))):
             self.up.extend([*residuals(c, w), *([Upsample(w)] if level else [])])
@@ -128,7 +133,8 @@ class VAE(nn.Module):
             z: (B, codings); y: as in `encode`.
         """
         emb = self._embedded(y, 1)
-        h = self.from_z(z).unflatten(1, self.last).contiguous(memory_format=torch.channels_last)
+        h = self.from_z(z) if self.from_y is None else self.from_z(z) + self.from_y(emb)
+        h = h.unflatten(1, self.last).contiguous(memory_format=torch.channels_last)
         h = self.conv_out(normed(self.norm_out, _through(self.up, h, emb), silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch).float()
 

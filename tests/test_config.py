@@ -35,6 +35,8 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "task/progressive": {"model", "diffusion", "teacher"},
     "task/consistency": {"model", "diffusion", "teacher"},
     "diffusion": {"schedule"},
+    "model/unet": {"text"},
+    "tokenizer": {"captions"},
     "optimizer": {"params"},
     "judge": {"image_size", "in_channels", "num_classes"},
     "perceptual/classifier": {"image_size", "in_channels", "num_classes"},
@@ -95,6 +97,7 @@ VARIANTS = {  # files beside the one of the same class, and what they say otherw
     "patch": {"layers"},
     "photo": {"scale", "translation", "brightness", "contrast", "padding"},
     "progressive": {"steps"},
+    "transformer": {"channels", "layers", "heads", "activation"},  # smaller than CLIP's
     "script": {"rotation", "scale", "translation", "elastic"},
 }
 OWN = [path for path in GROUPS if path.parent.name != "optimizer"]  # torch has defaults of its own

@@ -53,6 +53,7 @@ def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
     of_digits = ["digits", "digits_short"]
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
+    others += ["text_emoji", "text_scenes"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
     of_models += ["mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"]

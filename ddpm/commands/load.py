@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.validate import trusted
+from ddpm.commands.wording import in_words
 from ddpm.config import (
     TASK,
     InvalidInput,
@@ -171,11 +172,11 @@ def noted_names(several: str, run: Any) -> Sequence[str] | None:
 
 
 def data_of(config: DictConfig, trained: DictConfig) -> Any:
-    """The data of a run, from where the run found them or from `data.root`."""
+    """The data of a run, from where the run found them or from `data.root`, in words where it is told of them so."""
     data = plain(trained.data)
     if config.data.root is not None and isinstance(data, dict):
         data["root"] = config.data.root
-    return build_data(data, trusted(config))
+    return in_words(build_data(data, trusted(config)), trained, trusted(config))
 
 
 def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:

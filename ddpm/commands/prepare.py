@@ -16,6 +16,7 @@ from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
+from ddpm.commands.wording import in_words
 from ddpm.config import (
     AUGMENTATION,
     LINKED,
@@ -115,7 +116,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
-    data = build_data(config.data, trust)
+    data = in_words(build_data(config.data, trust), config, trust)
     identity, folder, lacks = data.identity(), _folder_of_runs(config), None
 
     def run() -> Run:  # by what its parents are known to be

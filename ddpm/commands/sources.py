@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm.commands.console import say
 from ddpm.commands.encoding import FOLDER, kept_in
 from ddpm.commands.load import (
     LABELS,
@@ -23,6 +24,7 @@ from ddpm.commands.load import (
     task_of,
 )
 from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
+from ddpm.commands.wording import prompts_of
 from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_device
 
 
@@ -58,9 +60,13 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
         for one, several in LABELS.items()
     )
     precision = _precision_of(config, run, device)
-    data = data_of(config, trained) if "image" in takes(model) else None
+    prompts, negative = (prompts_of(config, run.path, key, say) for key in ("prompt", "negative"))
+    of_data = "image" in takes(model) or ("tokens" in takes(model) and prompts is None)
+    data = data_of(config, trained) if of_data else None
+    if negative is not None and type(guidance).__name__ != "ClassifierFree":
+        raise InvalidInput("negative= is what guidance=classifier_free leads away from; ask for that, too")
     try:
-        drawing = (config.seed, device, precision, asked, guidance, data, styles)
+        drawing = (config.seed, device, precision, asked, guidance, data, styles, prompts, negative)
         source = TrainedSampler(diffusion, model, sampler, shape, *drawing)
     except ValueError as error:
         raise InvalidInput(str(error)) from error

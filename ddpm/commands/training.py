@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating
+from ddpm.commands import evaluating, wording
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
 from ddpm.commands.encoding import keep, recipe_of, with_codec
@@ -240,6 +240,8 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
         OmegaConf.save(OmegaConf.create(plan.settings), temporary)
     if plan.codec is not None:
         keep(plan.codec, plan.data.codec, plan.run.path)
+    if plan.data.tokenizer is not None:
+        wording.keep(plan.data.tokenizer, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
     known = plan.run.status()
     plan.run.begin(

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
@@ -138,6 +138,12 @@ class Dataset(ABC):
     """How many values each of them has."""
     styles: tuple[str, ...] = ()
     """What the values of the second label are called, the first of those; without names, numbers name them."""
+    captions: Sequence[str] = ()
+    """What each sample shows, in words; empty for data without captions."""
+    tokens: Tensor | None = None
+    """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
+    tokenizer: Any = None
+    """What made them."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
@@ -189,6 +195,19 @@ class Dataset(ABC):
         other, labels, values = copy.copy(self), labels.cpu(), torch.tensor(chosen)
         other.train, other.held_out = (part[torch.isin(labels[part], values)] for part in (self.train, self.held_out))
         other._epochs = {}
+        return other
+
+    def in_words(self, tokenizer: Callable[[Sequence[str]], Tensor]) -> Self:
+        """The same samples, of each of which a network is also told its caption, as ids.
+
+        Args:
+            tokenizer: N texts -> ids, int64 (N, L).
+        Raises: ValueError for data without captions.
+        """
+        if len(self.captions) != len(self):
+            raise ValueError(f"{self.name} has no captions; of data=scenes, emoji and captioned there are some")
+        other = copy.copy(self)
+        other.tokens, other.tokenizer = tokenizer(self.captions).to(self.device), tokenizer
         return other
 
     @property
@@ -341,18 +360,20 @@ class InMemory(Dataset):
         self.samples = self.samples.to(device)
         self.labels = None if self.labels is None else self.labels.to(device)
         self.further_labels = None if self.further_labels is None else self.further_labels.to(device)
+        self.tokens = None if self.tokens is None else self.tokens.to(device)
         return self
 
     def _taken(self, indices: Tensor, device: torch.device | str) -> Batch:
         """Samples of these numbers as they are kept, and as condition the classes int64 (B,) of labelled data.
 
-        Of K labels (B, K).
+        Of K labels (B, K). The ids (B, L) of what they show, where they are told in words.
         """
         indices = on(self.device, indices)
         classes = None if self.labels is None else self.labels[indices]
         if classes is not None and self.further_labels is not None:
             classes = torch.cat([classes[:, None], self.further_labels[indices]], dim=1)
-        return Batch(self.samples[indices], Condition(classes=classes)).to(device)
+        tokens = None if self.tokens is None else self.tokens[indices]
+        return Batch(self.samples[indices], Condition(classes=classes, tokens=tokens)).to(device)
 
     def identity(self) -> dict[str, Any]:
         """What the data are, wherever they lie: {name, split, count, sha256}.

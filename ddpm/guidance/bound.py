@@ -44,8 +44,14 @@ class Guidance:
     def check_null(self, label: int) -> None:
         """Raise ValueError where samples without a label, whose number it is, cannot be guided so."""
 
-    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
-        """A raw prediction for a condition, on the model's device."""
+    def __call__(
+        self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
+    ) -> Denoise:
+        """A raw prediction for a condition, on the model's device.
+
+        Args:
+            against: what `ClassifierFree` leads away from; None for the condition without any part.
+        """
         return diffusion.predictor(model, condition.taken_by(model))
 
 
@@ -84,10 +90,13 @@ class ClassifierFree(Guidance):
                 "task.drop=0.1"
             )
 
-    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+    def __call__(
+        self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
+    ) -> Denoise:
         """A raw prediction, guided."""
         with_it = condition.nulled(torch.zeros(len(condition), dtype=torch.bool))
-        pair = diffusion.pair(model, with_it.taken_by(model), condition.nulled().taken_by(model))
+        without = condition.nulled() if against is None else against.nulled(torch.zeros(len(against), dtype=torch.bool))
+        pair = diffusion.pair(model, with_it.taken_by(model), without.taken_by(model))
         return classifier_free(
             pair, w=self.w, schedule=diffusion.schedule, rescale=self.rescale, interval=self.interval
         )
@@ -128,7 +137,9 @@ class Auto(Guidance):
         if not getattr(self.bad.model, "drop", 0):
             raise ValueError("guidance.bad was trained with task.drop=0, and has nothing to say without a label")
 
-    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+    def __call__(
+        self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
+    ) -> Denoise:
         """A raw prediction, guided."""
         good = diffusion.predictor(model, condition.taken_by(model))
         bad = self.bad.diffusion.predictor(self.bad.model, condition.taken_by(self.bad.model))
@@ -169,7 +180,9 @@ class ByClassifier(Guidance):
         if label == 0:
             raise ValueError("guidance=classifier leads to a class")
 
-    def __call__(self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition) -> Denoise:
+    def __call__(
+        self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
+    ) -> Denoise:
         """A raw prediction, guided."""
         labels = condition.classes
         assert labels is not None  # for the classifier has classes

@@ -53,12 +53,25 @@ def required(target: str) -> set[str]:
 
     Raises: ImportError, AttributeError: there is no such `_target_`.
     """
+    return {name for name, p in _named(target).items() if p.default is p.empty}
+
+
+def accepted(target: str) -> set[str]:
+    """The names of all arguments of a constructor; none of what is not written in Python.
+
+    Raises: as `required`.
+    """
+    return set(_named(target))
+
+
+def _named(target: str) -> dict[str, inspect.Parameter]:
+    """The arguments of a constructor that have names."""
     try:
-        parameters = inspect.signature(resolve_name(target)).parameters.values()
+        parameters = inspect.signature(resolve_name(target)).parameters
     except ValueError:
-        return set()
+        return {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name for p in parameters if p.default is p.empty and p.kind in named}
+    return {name: p for name, p in parameters.items() if p.kind in named}
 
 
 def _check_within(node: Any) -> None:

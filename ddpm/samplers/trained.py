@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,11 @@ class TrainedSampler(Source):
         model, shape, seed, device, precision, asked, styles: as in `Source`.
         guidance: how predictions are guided; None for not.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
-            (modulo their number) has as condition, its labels too; of those of the labels that are asked for.
+            (modulo their number) has as condition, its labels too; of those of the labels that are asked for. So it is
+            of a network that is told in words, unless there are prompts.
+        prompts: ids (P, L) of what is to be drawn, each in turn, by a network that is told in words; None for captions
+            of the data.
+        negative: ids (1, L) of what is not, which guidance without a classifier leads away from; None for nothing.
     Raises:
         ValueError: labels that the network does not have, or no label where it was never trained without; guidance
             that it was not trained for; no data, or none of these labels, for a network that is told of an image.
@@ -46,10 +51,14 @@ class TrainedSampler(Source):
         guidance: Guidance | None = None,
         data: Dataset | None = None,
         styles: Sequence[int] | None = None,
+        prompts: Tensor | None = None,
+        negative: Tensor | None = None,
     ):
         self.guidance = guidance or Guidance()
         super().__init__(model, shape, seed, device, precision, asked, styles)
-        self.told = None if "image" not in takes(model) else _of_labels(data, asked, styles)
+        of_data = "image" in takes(model) or ("tokens" in takes(model) and prompts is None)
+        self.told = _of_labels(data, asked, styles) if of_data else None
+        self.prompts, self.negative = prompts, negative
         self._check(diffusion, model, self.guidance)
         self.diffusion, self.sampler = diffusion, sampler
 
@@ -92,7 +101,16 @@ class TrainedSampler(Source):
 
     def predictor(self, condition: Condition) -> Denoise:
         """The network, told of a condition on its device: its raw prediction, guided."""
-        return self.guidance(self.diffusion, self.model, condition)
+        return self.guidance(self.diffusion, self.model, condition, self._against(condition))
+
+    def _against(self, condition: Condition) -> Condition | None:
+        """What guidance leads away from: the same with the negative prompt in the place of its words; None for null."""
+        if self.negative is None:
+            return None
+        tokens = self.negative.to(self.device).expand(len(condition), -1)
+        rest = condition.nulled({name: torch.ones(len(condition), dtype=torch.bool) for name in condition.parts})
+        null = {name: rows for name, rows in rest.null.items() if name != "tokens"}
+        return replace(rest, tokens=tokens, null=null)
 
     def denoiser(self, condition: Condition) -> Denoise:
         """The same as a sampler consumes it: clipped."""
@@ -104,11 +122,14 @@ class TrainedSampler(Source):
         if self.told is not None:
             condition = self.told.batch(self.told.shown(numbers), self.device).condition
         elif not labels:
-            return Condition()
+            condition = Condition()
         else:
             values = [torch.zeros(len(numbers), dtype=torch.long) if y is None else y for y in labels]
             classes = torch.stack(values, dim=1) if len(values) > 1 else values[0]
             condition = Condition(classes=classes.to(self.device))
+        if self.prompts is not None:
+            turn = torch.tensor(list(numbers)) % len(self.prompts)
+            condition = replace(condition, tokens=self.prompts[turn].to(self.device))
         if all(y is not None for y in labels):
             return condition
         without = torch.tensor([y is None for y in labels]).expand(len(numbers), -1)
@@ -116,7 +137,7 @@ class TrainedSampler(Source):
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
         """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
-        image = self.condition(numbers).image if self.told is not None else None
+        image = self.condition(numbers).image if "image" in takes(self.model) else None
         return None if image is None else shown(image, self.shape[0]).cpu()
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
@@ -192,7 +213,7 @@ class TrainedSampler(Source):
 def _of_labels(data: Dataset | None, asked: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
     """The data of which a network is told, of the labels that are asked for."""
     if data is None:
-        raise ValueError("the network is told of an image beside x_t, and there are no data to take it from")
+        raise ValueError("the network is told of more beside x_t, and there are no data to take it from")
     told = data.of_labels(asked, styles)
     told.shown([0])  # of which there must be some
     return told

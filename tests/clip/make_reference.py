@@ -42,7 +42,22 @@ PIECES = [
     *"éÉßñÅıİΣςжЖ中文字あ한अ٣½²€’“…—",
     *"\u0301\u0308\u200d\u200b\u00ad\u00a0\u3000\x00\x07\x1f\x85\ufeff\ufffd",
     *"😀👩🏽🇩\U000e0067\U0001d518",
-    *("'s", "'T", "'ll", "red", "Cat", "face", "with", "&amp;", "  ", "😀", "👩\u200d🚀", "<|endoftext|>", "</w>", "12"),
+    *(
+        "'s",
+        "'T",
+        "'ll",
+        "red",
+        "Cat",
+        "face",
+        "with",
+        "&amp;",
+        "  ",
+        "😀",
+        "👩\u200d🚀",
+        "<|endoftext|>",
+        "</w>",
+        "12",
+    ),
 ]
 SETTINGS = {  # as they were published: of Stable Diffusion 1, of 2, and as a newer version writes them
     "sd1": [

@@ -1,0 +1,78 @@
+"""Runs whose samples are told in words: captions as tokens, by a tokenizer that each of them keeps; prompts."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.config import InvalidInput, build, plain
+
+FILE = "tokenizer.json"  # of a run's folder
+READER = "models.tokenizer.BytePairs.from_dict"
+
+
+def in_words(data: Any, config: DictConfig, trust: list[str]) -> Any:
+    """Data with the tokens of their captions, by a tokenizer that is learned from those that are trained on.
+
+    The same where a run has no tokenizer.
+
+    Raises: InvalidInput for data without captions.
+    """
+    if config.get("tokenizer") is None:
+        return data
+    if len(data.captions) != len(data):
+        raise InvalidInput(f"tokenizer: {data.name} has no captions; data=scenes, emoji and captioned have some")
+    captions = [data.captions[i] for i in data.train.tolist()]
+    tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
+    return data.in_words(tokenizer)
+
+
+def keep(tokenizer: Any, run: Path) -> None:
+    """Put a tokenizer into a run's folder, so that prompts need no data."""
+    from ddpm.runs.files import replacing
+
+    with replacing(run / FILE) as temporary:
+        temporary.write_text(json.dumps(tokenizer.to_dict(), indent=1))
+
+
+def tokenizer_of(run: Path) -> Callable[[Sequence[str]], Any] | None:
+    """The tokenizer that a run keeps; None for a run that is told of no words.
+
+    Raises: InvalidInput for a file that holds none.
+    """
+    from ddpm.runs.files import read_json
+
+    if not (run / FILE).is_file():
+        return None
+    try:
+        said = read_json(run / FILE)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return build({"_target_": READER, "said": said}, str(run / FILE), [READER])
+
+
+def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], None]) -> Any | None:
+    """The ids of what `prompt=` or `negative=` says, int64 (n, L); None where it says nothing.
+
+    Args:
+        said: is told what is cut.
+    Raises: InvalidInput for what is no text, or a run that is told of none.
+    """
+    given = plain(config.get(key))
+    if given is None:
+        return None
+    texts = given if isinstance(given, list) else [given]
+    if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
+        raise InvalidInput(f"{key}={given} must be a text, or a list of texts")
+    tokenizer = tokenizer_of(run)
+    if tokenizer is None:
+        raise InvalidInput(f"{key}={given}: the run was trained without words; train one with experiment=text_scenes")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ids = tokenizer([str(text) for text in texts])
+    for warning in seen:
+        said(f"warning: {key}: {warning.message}")
+    return ids
