@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from ddpm.config import InvalidInput, build, compose, plain, read_config, resolv
 
 FOLDER = "codec"  # of a run's folder: what its samples are decoded by
 CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
-PUBLISHED = "config.json", "diffusion_pytorch_model.safetensors"  # what stands in the place of the first two
-LOADER = "models.pretrained.load_autoencoder"
+PUBLISHED = "config.json"  # of a published autoencoder
+LOADER, SAVER = "models.pretrained.load_autoencoder", "models.pretrained.save_autoencoder"
 AUTOREGRESSIVE = "ddpm.training.tasks.autoregressive.Autoregressive"  # the task that is trained on codes
 CACHE = "latents"  # of the folder of all runs
 
@@ -29,7 +30,7 @@ class Found(NamedTuple):
     """A codec, and where it comes from."""
 
     codec: Any
-    files: dict[str, Path]  # its configuration and its weights, by the names under which a run keeps them
+    written: Callable[[Path], None]  # writes its configuration and its weights into a folder
     sha256: str  # of the weights
 
 
@@ -97,7 +98,7 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
     if (Path(str(named)) / STATE).is_file():
         return kept_in(Path(str(named)), trusted(config))
     for place in (Path(str(named)), Path(str(named)) / "vae"):  # by itself, or of a whole pipeline
-        if not (Path(str(named)) / CONFIG).is_file() and (place / PUBLISHED[0]).is_file():
+        if not (Path(str(named)) / CONFIG).is_file() and (place / PUBLISHED).is_file():
             config.init_codec = os.path.abspath(place)
             return _published(place, shape(), f"init_codec={named}")
     run, folder = opened_at(str(named), "init_codec")
@@ -113,12 +114,12 @@ def kept_in(folder: Path, trust: list[str]) -> Found:
     """The codec that a run keeps, with what was measured of its latents."""
     try:
         known = json.loads((folder / STATE).read_text())
-        if (folder / PUBLISHED[0]).is_file():
+        if (folder / PUBLISHED).is_file():
             found = _published(folder, known["shape"], str(folder))
         else:
             found = _built(folder / CONFIG, folder / WEIGHTS, trust, str(folder))
         if known["sha256"] != found.sha256:
-            raise ValueError(f"{[*found.files.values()][-1]} is not what was trained with: its checksum is another")
+            raise ValueError("its weights are not what was trained with: their checksum is another")
         return found._replace(codec=found.codec.with_state(known["state"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InvalidInput(f"{folder} cannot be read: {error}") from error
@@ -127,7 +128,7 @@ def kept_in(folder: Path, trust: list[str]) -> Found:
 def _published(folder: Path, shape: Sequence[int], word: str) -> Found:
     """The codec in a folder of published weights, for images of a shape (C, H, W)."""
     from ddpm.latent.codec import Continuous
-    from ddpm.runs import checkpoint
+    from ddpm.training.task import checksum
 
     model = build({"_target_": LOADER, "folder": str(folder)}, word, [LOADER])
     model.requires_grad_(False)
@@ -137,7 +138,11 @@ def _published(folder: Path, shape: Sequence[int], word: str) -> Found:
             codec = codec.of_size(*shape[1:])
         except ValueError as error:
             raise InvalidInput(f"{word}: {error}") from error
-    return Found(codec, {name: folder / name for name in PUBLISHED}, checkpoint.sha256(folder / PUBLISHED[-1]))
+
+    def written(to: Path) -> None:
+        build({"_target_": SAVER, "folder": str(to)}, word, [SAVER], model=model)
+
+    return Found(codec, written, checksum(model))
 
 
 def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> Found:
@@ -151,7 +156,17 @@ def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> F
         )
     load_into(task.model, weights)
     task.model.eval().requires_grad_(False)
-    return Found(task.codec(), {CONFIG: config, WEIGHTS: weights}, checkpoint.sha256(weights))
+    return Found(task.codec(), partial(_copied, {CONFIG: config, WEIGHTS: weights}), checkpoint.sha256(weights))
+
+
+def _copied(files: dict[str, Path], folder: Path) -> None:
+    """Copy files into a folder, under these names."""
+    from ddpm.runs.files import replacing
+
+    for name, source in files.items():
+        if source.resolve() != (folder / name).resolve():
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 def keep(found: Found, codec: Any, run: Path) -> None:
@@ -164,10 +179,7 @@ def keep(found: Found, codec: Any, run: Path) -> None:
 
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    for name, source in found.files.items():
-        if source.resolve() != (folder / name).resolve():
-            with replacing(folder / name) as temporary:
-                shutil.copyfile(source, temporary)
+    found.written(folder)
     with replacing(folder / STATE) as temporary:
         known = {"sha256": found.sha256, "state": codec.state(), "shape": list(codec.of)}
         temporary.write_text(json.dumps(known, indent=1))
