@@ -27,7 +27,12 @@ def in_words(data: Any, config: DictConfig, trust: list[str]) -> Any:
         raise InvalidInput(f"tokenizer: {data.name} has no captions; data=scenes, emoji and captioned have some")
     captions = [data.captions[i] for i in data.train.tolist()]
     tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
-    return data.in_words(tokenizer)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        told = data.in_words(tokenizer)
+    if seen:
+        print(f"warning: {len(seen):,} captions are longer than tokenizer.length={config.tokenizer.length} and are cut")
+    return told
 
 
 def keep(tokenizer: Any, run: Path) -> None:
