@@ -12,6 +12,7 @@ from ddpm.data.idx import IDX
 from ddpm.data.mixture import Mixture
 from ddpm.data.points import Points
 from ddpm.data.points_file import PointsFile
+from ddpm.data.scenes import Scenes
 from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Points",
     "PointsFile",
     "Rings",
+    "Scenes",
     "Spiral",
     "SwissRoll",
 ]

@@ -43,6 +43,7 @@ class Encoded(InMemory):
         super().__init__(data.name, data.split, kept, labels, getattr(data, "classes", ()), 0.0, [codec.kind])
         self.train, self.held_out, self.units = data.train, data.held_out, data.units
         self.further_labels, self.further_counts, self.styles = data.further_labels, data.further_counts, data.styles
+        self.captions = data.captions
         self._original, self._codec = data, codec.fitted(kept[data.train])
 
     @property
