@@ -128,14 +128,14 @@ def cube(o: Vector, w: Vector, r: Tensor) -> Tensor:
     r"""The same of a cube of half the edge a = `HALF_EDGE` r, whose faces look along the axes.
 
     .. math:: t = \max_i \min(t_i^-, t_i^+) \le \min_i \max(t_i^-, t_i^+), \quad
-        t_i^\pm = \frac{c_i \pm a - o_i}{w_i}, \quad c = (0, a, 0)
+        t_i^\pm = \frac{c_i \pm a - o_i}{w_i}, \quad c = (0, a, 0) \qquad \text{[Slabs (cube)]}
     """
     a = HALF_EDGE * r
     near, far = _slab(o[1], w[1], 0 * a, 2 * a)
     for axis in (0, 2):
         enters, leaves = _slab(o[axis], w[axis], -a, a)
         near, far = torch.maximum(near, enters), torch.minimum(far, leaves)
-    return _ahead(near, near < far) \qquad \text{[Slabs (cube)]}
+    return _ahead(near, near < far)
 
 
 def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
