@@ -83,7 +83,7 @@ def checked(
     Args:
         keys: the rule of each key; network: its name in words; contradictions: see `contradictions`.
     """
-    given = _read_config(path)
+    given = read_config(path)
     config = {key: default for key, (default, *_) in keys.items()} | given
     wrong = [
         f"{key} = {short(config[key])} (allowed: {words})"
@@ -182,7 +182,7 @@ def _without(folder: Path, name: str, part: str) -> str:
     return f"{folder} has no {name}{hint}"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a file of bounded size; ValueError if it is none."""
     with open(path, "rb") as file:
         text = file.read(CONFIG_BYTES + 1)

@@ -5,18 +5,36 @@ what Stable Diffusion 1 and 2 attend to. The projection of CLIPTextModelWithProj
 images, and models that draw by it take the state before the last layer: that form is refused by name.
 """
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from models.pretrained.folder import CONFIG, LAYERS, Rule, a_count, a_number, checked, listed, only, short, write
+from models.pretrained.folder import (
+    CONFIG,
+    LAYERS,
+    Rule,
+    a_count,
+    a_number,
+    checked,
+    listed,
+    only,
+    read_config,
+    short,
+    write,
+)
 from models.text import TextEncoder
 
 WEIGHTS = "model.safetensors"
+FILES = [  # in which weights may be, the first that is there
+    *(WEIGHTS, f"{WEIGHTS}.index.json", "model.fp16.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.fp16.bin"),
+]
 LARGEST_VOCABULARY = 2**20
 NAMES = [  # ours -> published, each applied in turn
     (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
@@ -72,20 +90,22 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
     """The text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
-        folder: with config.json and model.safetensors, in any floating type.
+        folder: with config.json and model.safetensors, or one of its other forms: in parts that
+            model.safetensors.index.json lists, model.fp16.safetensors, or pytorch_model.bin likewise, of which nothing
+            but tensors is read. Any floating type becomes float32.
     Returns: the encoder; ids (B, L) become vectors (B, L, D), as the published one's last hidden state.
     Raises:
         ValueError: a missing or damaged file; a config that says what this encoder cannot do, with the key, its value
             and what is allowed; weights that do not fit the config, with the names that are missing, unexpected or of
-            another shape. All is checked before any weight is read.
+            another shape.
     Source: CLIP (arXiv 2103.00020).
     """
     folder = Path(folder)
-    _must_be_there(folder)
+    path = _file_of_weights(folder)
     config = checked(folder / CONFIG, KEYS, "this text encoder", contradictions)
     with torch.device("meta"):
         on_paper = TextEncoder(**arguments(config))
-    weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    weights = _fitting(path, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = on_paper.to_empty(device="cpu")
     model.load_state_dict(weights)
     return model.eval()
@@ -121,48 +141,65 @@ def published_name(name: str) -> str:
     return PREFIX + name
 
 
-def _must_be_there(folder: Path) -> None:
-    """Raise ValueError, with what there is instead, unless the folder has both files."""
+def _file_of_weights(folder: Path) -> Path:
+    """The file with the weights, or the list of such files; ValueError unless the folder has one, and a config."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; a published text encoder is a folder with {CONFIG} and {WEIGHTS}")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            inner = folder / "text_encoder"
-            hint = f"; {inner} has one" if (inner / name).is_file() else ""
-            raise ValueError(f"{folder} has no {name}{hint}")
+    there = [folder / name for name in FILES if (folder / name).is_file()]
+    lacks = [name for name, found in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS, there)) if not found]
+    if lacks:
+        inner = folder / "text_encoder"
+        hint = f"; {inner} has one" if (inner / lacks[0]).is_file() else ""
+        raise ValueError(f"{folder} has no {' and no '.join(lacks)}{hint}")
+    return there[0]
 
 
-def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of those that a list names; ValueError where one is damaged, or none."""
+    if path.suffix == ".json":
+        parts = read_config(path).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(v, str) and Path(v).name == v for v in parts.values()):
+            raise ValueError(f"{path} has no weight_map of names and files in this folder")
+        missing = sorted({name for name in parts.values() if not (path.parent / name).is_file()})
+        if missing:
+            raise ValueError(f"{path} names {', '.join(missing[:3])}, which {path.parent} has not")
+        return {k: v for name in sorted(set(parts.values())) for k, v in _tensors(path.parent / name).items()}
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no whole file of weights alone: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"{path} holds {type(found).__name__}, not tensors by their names")
+    return found
+
+
+def _fitting(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The weights under our names, from a published file; our names and shapes are given.
 
     Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
     """
     ours = {published_name(name): name for name in shapes}
-    found, unexpected, wrong = {}, [], []
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                full = PREFIX + name.removeprefix(PREFIX)
-                if full == PREFIX + COUNTED:
-                    continue
-                mine = ours.get(full)
-                if mine is None or mine in found:
-                    unexpected.append(short(name))
-                    continue
-                found[mine] = name
-                piece = file.get_slice(name)
-                if tuple(piece.get_shape()) != shapes[mine]:
-                    wrong.append(f"{name} {tuple(piece.get_shape())}, the config's is {shapes[mine]}")
-                elif piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    wrong.append(f"{name} of type {piece.get_dtype()}, not F64, F32, F16 or BF16")
-            missing = [published_name(name) for name in shapes if name not in found]
-            problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
-            if any(problems.values()):
-                message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
-                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
-            return {mine: file.get_tensor(name) for mine, name in found.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    found: dict[str, Tensor] = {}
+    unexpected, wrong = [], []
+    for name, w in _tensors(path).items():
+        full = PREFIX + name.removeprefix(PREFIX)
+        if full == PREFIX + COUNTED:
+            continue
+        mine = ours.get(full)
+        if mine is None or mine in found:
+            unexpected.append(short(name))
+            continue
+        found[mine] = w
+        if tuple(w.shape) != shapes[mine]:
+            wrong.append(f"{name} {tuple(w.shape)}, the config's is {shapes[mine]}")
+        elif not w.is_floating_point():
+            wrong.append(f"{name} of type {w.dtype}, not a floating one")
+    missing = [published_name(name) for name in shapes if name not in found]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
+    if any(problems.values()):
+        message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
+        raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
+    return found
 
 
 def save_text_encoder(model: TextEncoder, folder: str | Path) -> None:
