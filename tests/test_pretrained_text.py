@@ -253,7 +253,7 @@ def test_weights_that_do_not_fit_are_listed(folder):
         load_text_encoder(folder)
     assert '1 missing: text_model.encoder.layers.1.mlp.fc1.bias; 1 unexpected: "vision_model.x"' in str(error.value)
     assert "2 of another shape or type: " in str(error.value) and "final_layer_norm.bias (5,), the" in str(error.value)
-    assert "final_layer_norm.weight of type torch.int64, not a floating one" in str(error.value)
+    assert "final_layer_norm.weight of type I64, not F64, F32, F16 or BF16" in str(error.value)
 
 
 class Harm:
@@ -268,22 +268,22 @@ def test_damaged_and_missing_files_are_refused(folder, capsys):
 
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[:-9])
-    refused("model.safetensors is no whole file of weights alone")
+    refused("model.safetensors is no whole safetensors file")
     (folder / WEIGHTS).unlink()
     refused(f"{folder} has no model.safetensors$")
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Harm()}, protocol=2))
-    refused("pytorch_model.bin is no whole file of weights alone")
+    refused("pytorch_model.bin is no whole pickle of plain tensors by name")
     assert capsys.readouterr().out == ""
     torch.save([torch.zeros(1)], folder / "pytorch_model.bin")
-    refused("pytorch_model.bin holds list, not tensors by their names")
+    refused("pytorch_model.bin is no whole pickle of plain tensors by name")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
-    refused("has no weight_map of names and files in this folder")
+    refused("has no weight_map from names to files beside it")
     index.write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
-    refused("names b.safetensors, which .* has not")
+    refused("names shards that are missing: b.safetensors")
     (folder / CONFIG).unlink()
     refused(f"has no {CONFIG}$")
-    with pytest.raises(ValueError, match=f"has no {CONFIG} and no {WEIGHTS}$"):
+    with pytest.raises(ValueError, match=f"has no {WEIGHTS}$"):
         load_text_encoder(folder.parent)
     (folder.parent / "text_encoder").mkdir()
     write(folder.parent / "text_encoder", config_of(), {})
@@ -422,7 +422,7 @@ def test_damaged_vocabularies_are_refused(tmp_path):
     refused("has no vocab.json and no merges.txt, and", {"merges.txt": None, "vocab.json": None})
     refused("vocab.json is not JSON", {"vocab.json": b"{"})
     refused("vocab.json holds a JSON list", {"vocab.json": b"[]"})
-    refused("vocab.json is no text in UTF-8", {"vocab.json": b"\xff"})
+    refused("vocab.json is not JSON", {"vocab.json": b"\xff"})
     refused('merges.txt, line 3: "a" is no merge', {"merges.txt": b"#version: 0.2\nk i\na\nt o\n"})
     refused('merges.txt, line 1: "a b c" is no merge', {"merges.txt": b"a b c\n"})
     refused("merge 1, .* is there twice", {"merges.txt": b"#version: 0.2\nk i\nk i\n"})

@@ -5,36 +5,18 @@ what Stable Diffusion 1 and 2 attend to. The projection of CLIPTextModelWithProj
 images, and models that draw by it take the state before the last layer: that form is refused by name.
 """
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from models.pretrained.folder import (
-    CONFIG,
-    LAYERS,
-    Rule,
-    a_count,
-    a_number,
-    checked,
-    listed,
-    only,
-    read_config,
-    short,
-    write,
-)
+from models.pretrained.folder import CONFIG, LAYERS, Rule, a_count, a_number, checked, fitting, only, write
+from models.pretrained.weights import names, weights_in
 from models.text import TextEncoder
 
+STEMS = ("model", "pytorch_model")  # of names of safetensors, and of pickles
 WEIGHTS = "model.safetensors"
-FILES = [  # in which weights may be, the first that is there
-    *(WEIGHTS, f"{WEIGHTS}.index.json", "model.fp16.safetensors"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.fp16.bin"),
-]
 LARGEST_VOCABULARY = 2**20
 NAMES = [  # ours -> published, each applied in turn
     (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
@@ -45,7 +27,7 @@ NAMES = [  # ours -> published, each applied in turn
     (r"^norm_out\.", "final_layer_norm."),
 ]
 PREFIX = "text_model."  # of every name; some files leave it out
-COUNTED = "embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
+COUNTED = f"{PREFIX}embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
 
 anything: Rule = None, lambda v: True, "anything"
 an_id: Rule = (
@@ -86,26 +68,26 @@ KEYS: dict[str, Rule] = {
 }
 
 
-def load_text_encoder(folder: str | Path) -> TextEncoder:
+def load_text_encoder(folder: str | Path, variant: str | None = None) -> TextEncoder:
     """The text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
-        folder: with config.json and model.safetensors, or one of its other forms: in parts that
-            model.safetensors.index.json lists, model.fp16.safetensors, or pytorch_model.bin likewise, of which nothing
-            but tensors is read. Any floating type becomes float32.
+        folder: with config.json and model.safetensors (or pytorch_model.bin), whole or in shards; see `load_unet`.
+        variant: as in `load_unet`.
     Returns: the encoder; ids (B, L) become vectors (B, L, D), as the published one's last hidden state.
     Raises:
         ValueError: a missing or damaged file; a config that says what this encoder cannot do, with the key, its value
             and what is allowed; weights that do not fit the config, with the names that are missing, unexpected or of
-            another shape.
+            another shape. All is checked before any weight is read.
     Source: CLIP (arXiv 2103.00020).
     """
     folder = Path(folder)
-    path = _file_of_weights(folder)
+    path = _file_of_weights(folder, variant)
     config = checked(folder / CONFIG, KEYS, "this text encoder", contradictions)
     with torch.device("meta"):
         on_paper = TextEncoder(**arguments(config))
-    weights = _fitting(path, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    shapes = {name: tuple(p.shape) for name, p in on_paper.state_dict().items()}
+    weights = fitting(path, shapes, published_name, current_name)
     model = on_paper.to_empty(device="cpu")
     model.load_state_dict(weights)
     return model.eval()
@@ -141,65 +123,22 @@ def published_name(name: str) -> str:
     return PREFIX + name
 
 
-def _file_of_weights(folder: Path) -> Path:
-    """The file with the weights, or the list of such files; ValueError unless the folder has one, and a config."""
+def current_name(name: str) -> str | None:
+    """A published name, with the prefix or without it -> the published one; None for a buffer of older files."""
+    name = PREFIX + name.removeprefix(PREFIX)
+    return None if name == COUNTED else name
+
+
+def _file_of_weights(folder: Path, variant: str | None) -> Path:
+    """The file of weights of a folder that has a config too; else ValueError, with what there is instead."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; a published text encoder is a folder with {CONFIG} and {WEIGHTS}")
-    there = [folder / name for name in FILES if (folder / name).is_file()]
-    lacks = [name for name, found in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS, there)) if not found]
-    if lacks:
-        inner = folder / "text_encoder"
-        hint = f"; {inner} has one" if (inner / lacks[0]).is_file() else ""
-        raise ValueError(f"{folder} has no {' and no '.join(lacks)}{hint}")
-    return there[0]
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of those that a list names; ValueError where one is damaged, or none."""
-    if path.suffix == ".json":
-        parts = read_config(path).get("weight_map")
-        if not isinstance(parts, dict) or not all(isinstance(v, str) and Path(v).name == v for v in parts.values()):
-            raise ValueError(f"{path} has no weight_map of names and files in this folder")
-        missing = sorted({name for name in parts.values() if not (path.parent / name).is_file()})
-        if missing:
-            raise ValueError(f"{path} names {', '.join(missing[:3])}, which {path.parent} has not")
-        return {k: v for name in sorted(set(parts.values())) for k, v in _tensors(path.parent / name).items()}
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no whole file of weights alone: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path} holds {type(found).__name__}, not tensors by their names")
-    return found
-
-
-def _fitting(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The weights under our names, from a published file; our names and shapes are given.
-
-    Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
-    """
-    ours = {published_name(name): name for name in shapes}
-    found: dict[str, Tensor] = {}
-    unexpected, wrong = [], []
-    for name, w in _tensors(path).items():
-        full = PREFIX + name.removeprefix(PREFIX)
-        if full == PREFIX + COUNTED:
-            continue
-        mine = ours.get(full)
-        if mine is None or mine in found:
-            unexpected.append(short(name))
-            continue
-        found[mine] = w
-        if tuple(w.shape) != shapes[mine]:
-            wrong.append(f"{name} {tuple(w.shape)}, the config's is {shapes[mine]}")
-        elif not w.is_floating_point():
-            wrong.append(f"{name} of type {w.dtype}, not a floating one")
-    missing = [published_name(name) for name in shapes if name not in found]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
-    if any(problems.values()):
-        message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
-        raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
-    return found
+    weights, inner = weights_in(folder, variant, STEMS), folder / "text_encoder"
+    if weights is None or not (folder / CONFIG).is_file():
+        lacks = CONFIG if weights is not None else names(variant, STEMS)[0]
+        hint = f"; {inner} has one" if (inner / CONFIG).is_file() else ""
+        raise ValueError(f"{folder} has no {lacks}{hint}")
+    return weights
 
 
 def save_text_encoder(model: TextEncoder, folder: str | Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.pretrained.folder import Rule, a_count, checked, only, short
+from models.pretrained.weights import read_object
 from models.tokenizer import END, START, BytePairs
 
 VOCABULARY, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
@@ -171,13 +172,7 @@ def _text(path: Path) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError if it holds none."""
-    try:
-        found = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not an object")
-    return found
+    return read_object(path, "tokens", FILE_BYTES)
 
 
 def _lines(path: Path) -> list[list[str]]:
