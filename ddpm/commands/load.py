@@ -233,7 +233,9 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
     augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
     active, told = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
     if active and told is not None and told in getattr(data, "measured", ()):
-        raise InvalidInput(f"augment changes pictures, but not what data.condition={told} tells of them; set augment=none")
+        raise InvalidInput(
+            f"augment changes pictures, but not what data.condition={told} tells of them; set augment=none"
+        )
     if "pictures" in data.holds:
         return augment
     if active:

@@ -1,5 +1,6 @@
 """Sources of data, one a file."""
 
+from ddpm.data.captioned import Captioned
 from ddpm.data.cifar10 import CIFAR10
 from ddpm.data.dataset import Dataset, ImageData
 from ddpm.data.devanagari import Devanagari
@@ -19,6 +20,7 @@ __all__ = [
     "CIFAR10",
     "DHCD",
     "IDX",
+    "Captioned",
     "Checkerboard",
     "Dataset",
     "Devanagari",

@@ -63,12 +63,12 @@ class Hits(NamedTuple):
 def rays(size: int | Sequence[int], samples: int = 1, device: torch.device | str = "cpu") -> Tensor:
     r"""Directions from the camera's eye, as many a pixel as asked for, on a grid.
 
-    [Pinhole (ray)]
+    .. math:: w = f + a\,e_x + b\,u, \quad a = k \frac{2 i - W}{\max(H, W)}, \quad
+        b = k \frac{H - 2 j}{\max(H, W)}
+        \qquad \text{[Pinhole (ray)]}
 
-    .. math:: w = f + a\,e_x + b\,u, \quad a = k \frac{2 i - W}{\max(H, W)}, \quad b = k \frac{H - 2 j}{\max(H, W)}
-
-    with f ahead, u upwards in the picture, k the tangent of half the angle of view, and (i, j) a place in the picture in
-    pixels from its left upper corner. As f has the length 1 and the others are normal to it, EYE + t w lies at depth t.
+    with f ahead, u upwards in the picture, k the tangent of half the angle of view, and (i, j) a place in the picture
+    in pixels from its left upper corner. As f has length 1 and the others are normal to it, EYE + t w is at depth t.
 
     Args:
         size: of the picture, a side or (H, W).
@@ -89,14 +89,13 @@ def rays(size: int | Sequence[int], samples: int = 1, device: torch.device | str
 def projected(points: Tensor) -> Tensor:
     r"""Where points are seen, and how far away.
 
-    [Pinhole (projection)]
-
-    .. math:: t = f \cdot (p - \text{EYE}), \quad a = \frac{p_x - \text{EYE}_x}{k t}, \quad
-        b = \frac{u \cdot (p - \text{EYE})}{k t}
+    .. math:: t = f \cdot (p - \text{EYE}), \quad \frac a k = \frac{p_x - \text{EYE}_x}{k t}, \quad
+        \frac b k = \frac{u \cdot (p - \text{EYE})}{k t} \qquad \text{[Pinhole (projection)]}
 
     Args:
         points: (..., 3).
-    Returns: (..., 3): a and b, in -1..1 from left to right and from below to above in a square picture; and the depth t.
+    Returns: (..., 3): a / k and b / k, in -1..1 from left to right and from below to above in a square picture; and
+        the depth t.
     """
     x, y, z = (points - torch.tensor(EYE, dtype=points.dtype, device=points.device)).unbind(-1)
     sin, cos = math.sin(PITCH), math.cos(PITCH)
@@ -110,10 +109,8 @@ def projected(points: Tensor) -> Tensor:
 def sphere(o: Vector, w: Vector, r: Tensor) -> Tensor:
     r"""How far along rays a sphere is entered, that touches the ground at the origin.
 
-    [Quadric (sphere)]
-
     .. math:: |o + t w - c|^2 = r^2, \quad c = (0, r, 0), \quad t = \frac{-B - \sqrt{B^2 - A C}}{A}, \quad
-        A = w \cdot w, \quad B = (o - c) \cdot w, \quad C = |o - c|^2 - r^2
+        A = w \cdot w, \quad B = (o - c) \cdot w, \quad C = |o - c|^2 - r^2 \qquad \text{[Quadric (sphere)]}
 
     Args:
         o, w: where rays begin, outside of the solid, and their directions; of any length.
@@ -130,10 +127,8 @@ def sphere(o: Vector, w: Vector, r: Tensor) -> Tensor:
 def cube(o: Vector, w: Vector, r: Tensor) -> Tensor:
     r"""The same of a cube of half the edge a = `HALF_EDGE` r, whose faces look along the axes.
 
-    [Slabs (cube)]
-
     .. math:: t = \max_i \min(t_i^-, t_i^+) \le \min_i \max(t_i^-, t_i^+), \quad
-        t_i^\pm = \frac{c_i \pm a - o_i}{w_i}, \quad c = (0, a, 0)
+        t_i^\pm = \frac{c_i \pm a - o_i}{w_i}, \quad c = (0, a, 0) \qquad \text{[Slabs (cube)]}
     """
     a = HALF_EDGE * r
     near, far = _slab(o[1], w[1], 0 * a, 2 * a)
@@ -146,9 +141,7 @@ def cube(o: Vector, w: Vector, r: Tensor) -> Tensor:
 def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
     r"""The same of an upright cylinder of radius R = `RADIUS` r and height h = `HEIGHT` r.
 
-    [Quadric (cylinder)]
-
-    .. math:: x^2 + z^2 \le R^2, \quad 0 \le y \le h
+    .. math:: x^2 + z^2 \le R^2, \quad 0 \le y \le h \qquad \text{[Quadric (cylinder)]}
 
     Inside of both for the rays' interval that lies in both.
     """
@@ -165,9 +158,7 @@ def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
 def cone(o: Vector, w: Vector, r: Tensor) -> Tensor:
     r"""The same of a cone that stands on a disc of radius R = `BASE` r, h = `TIP` r high; its base is never entered.
 
-    [Quadric (cone)]
-
-    .. math:: x^2 + z^2 = \kappa^2 (h - y)^2, \quad 0 \le y \le h, \quad \kappa = R / h
+    .. math:: x^2 + z^2 = \kappa^2 (h - y)^2, \quad 0 \le y \le h, \quad \kappa = R / h \qquad \text{[Quadric (cone)]}
 
     Of the two roots the first that lies between the ground and the tip: beyond it the equation has a second cone.
     """
@@ -296,10 +287,9 @@ def normals(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
 def shaded(colour: Tensor, shiny: Tensor, n: Tensor, v: Tensor, lit: Tensor) -> Tensor:
     r"""Colours that points of a surface show.
 
-    [Phong (light)]
-
     .. math:: c \left(\text{AMBIENT}\, \frac{3 + n_y}{4} + \text{DIFFUSE} \cdot \text{lit} \max(n \cdot l, 0)\right)
         + \text{shiny} \sum_l g_l \max(n \cdot h_l, 0)^{\text{POLISH}}, \quad h_l = \frac{l + v}{|l + v|}
+        \qquad \text{[Phong (light)]}
 
     with the light `KEY`, and in the sum `BACK` too; g is `GLOSS`, that of `KEY` only where it is lit.
 

@@ -111,11 +111,11 @@ class Layout(NamedTuple):
 class Scenes(ImageData):
     """Rendered scenes of solids, of known places, with captions that say what there is and where.
 
-    Each shows spheres, cubes, cylinders and cones of eight colours, two sizes and two materials on a gray ground, before
-    one camera and in one light (see `ddpm.data.raycast`). No two solids of a scene agree in colour and shape, and each
-    is seen for the most part. Attributes and relations are drawn evenly; the caption is of one solid and how it lies to
-    the others, within 28 degrees of the axis that the words name: "a small matt red sphere left of a large shiny blue
-    cube", "a ..., behind a ... and right of a ..." (see `caption`).
+    Each shows spheres, cubes, cylinders and cones of eight colours, two sizes and two materials on a gray ground,
+    before one camera and in one light (see `ddpm.data.raycast`). No two solids of a scene agree in colour and shape,
+    and none hides another for the most part. The caption is of one solid and how it lies to the others, within 28
+    degrees of the axis that the words name: "a small matt red sphere left of a large shiny blue cube" (see `caption`).
+    All is drawn evenly, but for relations among three or four solids that leave no room for them.
 
     Scene i depends on (seed, i, solids) alone: a larger count begins with the same scenes. `condition=depth` and
     `condition=masks` tell a network what is known of a scene beside those kinds that are made of its picture: depths,
@@ -135,7 +135,7 @@ class Scenes(ImageData):
 
     Attributes:
         captions: what each sample shows, in words, by its number.
-        layout: what and where its solids are.
+        layout: what and where its solids are, as integers and places, see `Layout`.
         composed: the numbers of the held-out samples that show a pair of `without`, sorted.
 
     Raises: ValueError for options outside their ranges.
