@@ -1,4 +1,4 @@
-"""experiment=text_scenes through the commands: trained, resumed, drawn from by prompts, measured, refused in one line."""
+"""experiment=text_scenes through the commands: trained, resumed, drawn from by prompts, measured, refused."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_a_network_is_told_in_words_and_draws_what_is_asked_for(call, tmp_path):
     assert cut.code == 0 and "fit between start and end; cut: 'red" in cut.out + cut.err
     for asked, said in (
         (["negative=blue"], "negative= is what guidance=classifier_free leads away from"),
-        (["prompt=true"], "prompt=True must be a text, or a list of texts"),
+        (["prompt=[]"], "prompt=[] must be a text, or a list of texts"),
         (["class=3"], "the network was trained without classes"),
     ):
         assert_refused(call(cli.sample, f"run={run}", "sampler.steps=3", *asked), said)
