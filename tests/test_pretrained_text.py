@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clip.make_reference import IDS, PLAIN, SETTINGS, settle, small
+from published.make_text import IDS, PLAIN, SETTINGS, settle, small
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ from models.pretrained.text import WEIGHTS
 from models.text import TextEncoder
 from models.tokenizer import BytePairs
 
-REFERENCE = json.loads((Path(__file__).parent / "clip" / "reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((Path(__file__).parent / "published" / "text.json").read_text(encoding="utf-8"))
 
 
 # --- The encoder
@@ -378,9 +378,9 @@ def test_a_whole_file_does_where_the_two_are_missing(tmp_path):
         (
             ("pre_tokenizer", "pretokenizers"),
             [{"pattern": {"Regex": "x"}}],
-            "pre_tokenizer.pretokenizers.0..pattern = ",
+            "pre_tokenizer.pretokenizers.0.pattern.Regex = ",
         ),
-        (("added_tokens",), [3], "has added_tokens that are no list of tokens with ids"),
+        (("added_tokens",), [3], "adds .3.; allowed: tokens with ids, lstrip, rstrip"),
         (("added_tokens",), [{"id": 714, "content": "<new>"}], 'adds the token "<new>" to its vocabulary'),
     ]
     for (*path, key), value, words in changes:

@@ -211,6 +211,8 @@ def test_kept_and_read_again(pairs):
         (lambda p: BytePairs([], length=1), "length = 1 has no room for start and end; allowed: 2 to"),
         (lambda p: BytePairs([("a", "b", "c")]), r"merge 0 is \('a', 'b', 'c'\), not two tokens"),
         (lambda p: BytePairs(["ab"]), "merge 0 is 'ab', not two tokens"),
+        (lambda p: BytePairs([("a", "")]), r"merge 0 is \('a', ''\), not two tokens"),
+        (lambda p: BytePairs.from_dict({"merges": [3]}), "merge 0 is 3, not two tokens"),
         (lambda p: BytePairs([("a", "b"), ("a", "b")]), r"merge 1, \('a', 'b'\), is there twice"),
         (lambda p: BytePairs([("a", "bc")]), r"no 'bc', which merge 0 \('a', 'bc'\) needs"),
         (lambda p: BytePairs([("a", "b")], {k: v for k, v in p.ids.items() if k != "ab"}), "no 'ab', which merge 0"),

@@ -72,15 +72,24 @@ KEYS: dict[str, Rule] = {
 }
 SPECIAL_KEYS: dict[str, Rule] = {**dict.fromkeys(TOKENS, a_token), "additional_special_tokens": nothing}
 
-SPLITS = [  # of tokenizer.json: the second names two tokens that are taken out before
-    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-]
-NORMALIZERS = [
-    {"type": "NFC"},
-    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-    {"type": "Lowercase"},
-]
+SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WAYS: dict[tuple[str | int, ...], list[Any]] = {  # where tokenizer.json says how it works, and what it may say there
+    ("model", "type"): ["BPE", None],
+    ("model", "end_of_word_suffix"): ["</w>"],
+    ("model", "dropout"): [None],
+    ("model", "ignore_merges"): [None, False],
+    ("normalizer", "normalizers"): [
+        [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]
+    ],
+    ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"): [  # of older versions, and of newer ones
+        SPLIT,
+        rf"<\|startoftext\|>|<\|endoftext\|>|{SPLIT}",
+    ],
+}
 
 
 def load_tokenizer(folder: str | Path) -> BytePairs:
@@ -188,34 +197,31 @@ def _lines(path: Path) -> list[list[str]]:
     return merges
 
 
+def _at(said: Any, *path: str | int) -> Any:
+    """What JSON holds at a place; None where there is no such place."""
+    for key in path:
+        try:
+            said = said[key]
+        except (TypeError, KeyError, IndexError):
+            return None
+    return said
+
+
 def _whole(path: Path) -> Learned:
     """What a tokenizer.json holds; ValueError if it works another way than ours."""
     said = _object(path)
-    parts = {key: said.get(key) if isinstance(said.get(key), dict) else {} for key in ("model", "normalizer")}
-    model, steps = parts["model"], said.get("pre_tokenizer") or {}
-    split = (steps.get("pretokenizers") or [{}])[0] if isinstance(steps, dict) else {}
-    pattern = split.get("pattern") if isinstance(split, dict) else None
-    given = {
-        "model.type": (model.get("type", "BPE"), ["BPE"]),
-        "model.end_of_word_suffix": (model.get("end_of_word_suffix"), ["</w>"]),
-        "model.dropout": (model.get("dropout"), [None]),
-        "model.ignore_merges": (model.get("ignore_merges", False), [False]),
-        "normalizer.normalizers": (parts["normalizer"].get("normalizers"), [NORMALIZERS]),
-        "pre_tokenizer.pretokenizers[0].pattern": (pattern, [{"Regex": split} for split in SPLITS]),
-    }
-    for key, (value, allowed) in given.items():
-        if value not in allowed:
-            words = " or ".join(map(short, allowed))
-            raise ValueError(f"{path} is no tokenizer of this kind: {key} = {short(value)} (allowed: {words})")
-    ids, merges = model.get("vocab"), model.get("merges")
+    for place, allowed in WAYS.items():
+        if _at(said, *place) not in allowed:
+            key, words = ".".join(map(str, place)), " or ".join(short(way) for way in allowed)
+            raise ValueError(
+                f"{path} is no tokenizer of this kind: {key} = {short(_at(said, *place))} (allowed: {words})"
+            )
+    ids, merges, tokens = _at(said, "model", "vocab"), _at(said, "model", "merges"), said.get("added_tokens") or []
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError(f"{path} has no model.vocab, an object, and model.merges, a list")
-    try:
-        added = {str(token["id"]): token for token in said.get("added_tokens") or []}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} has added_tokens that are no list of tokens with ids") from error
+    added = {str(_at(token, "id")): token for token in tokens} if isinstance(tokens, list) else {"": tokens}
     if not is_list_of_tokens(added):
-        raise ValueError(f"{path} adds {short(list(added.values()))}; allowed: tokens with {', '.join(FLAGS)} false")
+        raise ValueError(f"{path} adds {short(tokens)}; allowed: tokens with ids, {', '.join(FLAGS)} false")
     return ids, [pair.split(" ") if isinstance(pair, str) else pair for pair in merges], added
 
 

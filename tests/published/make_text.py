@@ -1,7 +1,7 @@
-"""What the libraries that publish CLIP's text half make of odd texts and of ids: writes reference.json beside this.
+"""What the libraries that publish CLIP's text half make of odd texts and of ids: writes text.json beside this.
 
     pip install -c constraints.txt -e '.[peers]'
-    python tests/clip/make_reference.py
+    python tests/published/make_text.py
 
 No published vocabulary is needed: ours, learned from the names of emoji, is written in the published form and read by
 both. The libraries are found by name, for no installation requires them.
@@ -176,7 +176,7 @@ def main() -> None:
     for name in ("quick_gelu", "gelu"):
         told[name] = [round(value, 6) for value in theirs_of_ids(transformers, name).flatten().tolist()]
     lines = [f"{json.dumps(k)}: {shown(v)}" for k, v in told.items()]
-    (HERE / "reference.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    (HERE / "text.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def shown(value: Any) -> str:
