@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.data.batch import Condition
+from ddpm.training.cost import gflop
 from models.layers import ResidualBlock
 from models.transformer import GatedFeedForward, SpatialTransformer, TokenAttention, TransformerBlock
 from models.unet import UNet
@@ -150,6 +151,17 @@ def test_null_rows_have_the_learned_token_at_each_position():
     torch.testing.assert_close(all_null, net(x, t, Condition(tokens=torch.stack([null, null]))))
     assert net.null_tokens.shape == (D,) and "null_tokens" not in unet().state_dict()
     assert not UNet(8, channels=8, groups=4, attention_resolutions=[], token_channels=D, drop=0.1).null_tokens.any()
+
+
+def test_the_cost_of_tokens_is_counted():
+    with torch.device("meta"):
+        one, three = (UNet(8, 2, channels=8, groups=4, attention_resolutions=[], channel_mults=(1,), token_channels=D,
+                           transformer_layers=n) for n in (1, 3))  # fmt: skip
+    q_k_v_out, scores = 2 * 64 * 8 * 8 * 4, 2 * 64 * 64 * 8 * 2  # of attention to itself, over 64 pixels
+    across = 2 * (64 * 8 * 8 * 2 + 77 * D * 8 * 2 + 64 * 77 * 8 * 2)
+    feed_forward = 2 * 64 * 8 * (64 + 32)
+    more = [gflop(net, (2, 8, 8), backward=False) * 1e9 for net in (one, three)]
+    assert more[1] - more[0] == pytest.approx(2 * (q_k_v_out + scores + across + feed_forward))
 
 
 def test_gradients_reach_the_null_token_with_checkpointing_too():
