@@ -163,7 +163,7 @@ class Scenes(ImageData):
     ):
         check_choice("split", split, ("auto",))
         if flip is not False:
-            raise ValueError(f"flip={flip!r}: in a mirror left of is right of, which captions do not say; set flip=false")
+            raise ValueError(f"flip={flip!r}: in a mirror left of is right of, as no caption says; set flip=false")
         check_choice("wording", wording, WORDINGS)
         check_options(image_size, channels, validation, condition, self.conditions)
         numbers, self.without = _numbers_of(solids), _pairs(without)
