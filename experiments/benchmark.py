@@ -44,7 +44,8 @@ from ddpm.training.cost import flops, machine, peak, seconds
 from ddpm.training.ema import EMA
 from ddpm.training.graph import WARM_UP, graph_on
 from models import kernels
-from models.pretrained import _describe, save_unet
+from models.pretrained import save_unet
+from models.pretrained.unet import describe
 from models.unet import UNet
 
 Network = dict[str, Any]  # arguments of `UNet`, which say what images look like, too
@@ -491,7 +492,7 @@ def alone(label: str, network: Network, batch: int, device_type: str, threads: i
         if setting.contender == "ours":
             return Way(Ours(network, batch, device), setting, device)
         with torch.device("meta"):  # the weights do not matter, and copying ours would leave its traces in the peak
-            described = _describe(UNet(**network))
+            described = describe(UNet(**network))
         peer = peers().UNet2DModel.from_config(described)
         return Way(Peer(peer, network, batch, device, setting.contender == "tuned peer"), setting, device)
 

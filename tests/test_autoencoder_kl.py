@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ddpm.data import Digits
 from ddpm.data.batch import Condition
 from ddpm.training.task import must_take
-from models import pretrained
 from models.autoencoder_kl import AutoencoderKL
-from models.pretrained import CONFIG, WEIGHTS, load_autoencoder, save_autoencoder
+from models.pretrained import CONFIG, WEIGHTS, load_autoencoder, published_name, save_autoencoder
+from models.pretrained import autoencoder as form
 
 SMALL = {"channels": 8, "channel_mults": (1, 2), "blocks": 1, "groups": 4}
 
@@ -310,11 +310,11 @@ def test_both_forms_of_attention_are_read(tmp_path, rename, as_convolution):
 def test_names_shapes_and_count_of_the_one_of_stable_diffusion():
     with torch.device("meta"):
         ours = AutoencoderKL(512).state_dict()
-    assert {pretrained.published_name(k): tuple(v.shape) for k, v in ours.items()} == shapes_of(STABLE_DIFFUSION)
+    assert {published_name(k): tuple(v.shape) for k, v in ours.items()} == shapes_of(STABLE_DIFFUSION)
     assert sum(v.numel() for v in ours.values()) == 83_653_863
-    keys = {key: default for key, (default, *_) in pretrained.AUTOENCODER_KEYS.items()} | STABLE_DIFFUSION
+    keys = {key: default for key, (default, *_) in form.KEYS.items()} | STABLE_DIFFUSION
     with torch.device("meta"):
-        net = AutoencoderKL(**pretrained._autoencoder_arguments(keys))
+        net = AutoencoderKL(**form.arguments(keys))
     assert net.latent_shape == (4, 64, 64) and {k: v.shape for k, v in net.state_dict().items()} == {
         k: v.shape for k, v in ours.items()
     }
@@ -432,7 +432,7 @@ def test_values_that_this_network_cannot_represent(folder, key, value, allowed):
 
 def test_every_key_has_a_refused_value_above():
     tested = {key for key, *_ in test_values_that_this_network_cannot_represent.pytestmark[0].args[1]}
-    assert pretrained.AUTOENCODER_KEYS.keys() <= tested
+    assert form.KEYS.keys() <= tested
 
 
 def test_networks_and_folders_that_cannot_be(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""models/pretrained.py: the published network written out from its weights, names and counts, files that do not fit."""
+"""models/pretrained/: the published network written out from its weights, names and counts, files that do not fit."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import pretrained
-from models.pretrained import CONFIG, WEIGHTS, load_unet, save_unet
+from models.pretrained import CONFIG, WEIGHTS, load_unet, published_name, save_unet
+from models.pretrained import unet as form
+from models.pretrained.folder import short
 from models.unet import UNet
 
 PLAIN, ATTENTION = ("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")
@@ -306,9 +307,7 @@ def test_what_a_config_leaves_out_is_the_default_of_the_published_class(tmp_path
     net = load_unet(write(tmp_path, {key: config[key] for key in kept}, weights))
     assert difference(net, weights, config) < 1e-5
     assert net.norm_out.eps == 1e-5 and net.middle_1.dropout.p == 0
-    assert (
-        pretrained.KEYS["block_out_channels"][0] == [224, 448, 672, 896] and pretrained.KEYS["norm_num_groups"][0] == 32
-    )
+    assert form.KEYS["block_out_channels"][0] == [224, 448, 672, 896] and form.KEYS["norm_num_groups"][0] == 32
 
 
 FORMERLY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -347,10 +346,10 @@ def test_other_floating_types_become_float32(tmp_path, dtype):
 @pytest.mark.parametrize(("config", "count"), [(CIFAR, 35_746_307), (CHURCH, 113_673_219)], ids=["CIFAR-10", "256 px"])
 def test_names_shapes_and_counts_of_published_networks(tmp_path, config, count):
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    arguments = pretrained._arguments(tmp_path / CONFIG)
+    arguments = form.arguments(tmp_path / CONFIG)
     with torch.device("meta"):
         ours = UNet(**arguments).state_dict()
-    assert {pretrained.published_name(k): tuple(v.shape) for k, v in ours.items()} == shapes_of(config)
+    assert {published_name(k): tuple(v.shape) for k, v in ours.items()} == shapes_of(config)
     assert sum(v.numel() for v in ours.values()) == count
     assert arguments["attention_resolutions"] == [16] and arguments["head_channels"] is None
 
@@ -540,7 +539,7 @@ def test_values_that_this_network_cannot_represent(folder, key, value, allowed):
 
 def test_every_key_has_a_refused_value_above():
     tested = {key for key, *_ in test_values_that_this_network_cannot_represent.pytestmark[0].args[1]}
-    assert pretrained.KEYS.keys() <= tested
+    assert form.KEYS.keys() <= tested
 
 
 def test_all_that_is_wrong_is_told_at_once_and_of_many_keys_the_first(folder):
@@ -604,7 +603,7 @@ def test_nested_values_are_refused_at_any_depth(folder):
     nested = []
     for _ in range(100_000):
         nested = [nested]
-    assert pretrained._short(nested) == "(nested too deeply to show)"
+    assert short(nested) == "(nested too deeply to show)"
 
 
 # --- Weights that are refused

@@ -1,0 +1,267 @@
+"""A folder of published weights: what its config may say, the names of its weights, how both are read and written."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, device, nn
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+CONFIG_BYTES, LARGEST, LEVELS, LAYERS = 2**20, 2**16, 16, 64  # above these a config is no network but a mistake
+
+NAMES = [  # ours -> published, each applied in turn
+    (r"^time_embedding\.1\.", "time_embedding.linear_1."),
+    (r"^time_embedding\.3\.", "time_embedding.linear_2."),
+    (r"\bmiddle(\.residual)?_1\.", "mid_block.resnets.0."),
+    (r"\bmiddle(\.residual)?_2\.", "mid_block.resnets.1."),
+    (r"\bmiddle[._]attention\.", "mid_block.attentions.0."),
+    (r"\bnorm_out\.", "conv_norm_out."),
+    (r"\b(down|up)\.(\d+)\.residual\.", r"\1_blocks.\2.resnets."),
+    (r"\b(down|up)\.(\d+)\.attention\.", r"\1_blocks.\2.attentions."),
+    (r"\b(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"(\.resnets\.\d+\.)(norm|conv)_(\d)\.", r"\1\2\3."),
+    (r"(\.resnets\.\d+\.)embedding\.", r"\1time_emb_proj."),
+    (r"(\.resnets\.\d+\.)shortcut\.", r"\1conv_shortcut."),
+    (r"(\.attentions\.\d+\.)norm\.", r"\1group_norm."),
+    (r"(\.attentions\.\d+\.)to_out\.", r"\1to_out.0."),
+]
+SAME = {"image_size": "sample_size", "groups": "norm_num_groups", "head_channels": "attention_head_dim"}
+FORMERLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # old published -> published
+
+
+# --- What a config may say
+
+Rule = tuple[Any, Callable[[Any], bool], str]  # of a key: what it means when missing, a value's test, the test in words
+
+
+def only(*values: object) -> Rule:
+    """One of these values; the first is the default. JSON's true is not 1 here."""
+    return values[0], lambda v: (type(v), v) in [(type(a), a) for a in values], " or ".join(map(json.dumps, values))
+
+
+def a_count(default: object, top: int = LARGEST, null: bool = False) -> Rule:
+    """An integer in 1..top, or null where that has a meaning."""
+    words = f"an integer in 1..{top}" + (" or null" if null else "")
+    return default, lambda v: (null and v is None) or (type(v) is int and 1 <= v <= top), words
+
+
+def a_number(default: float, low: float, high: float) -> Rule:
+    """A number, the upper bound excluded."""
+    return default, lambda v: type(v) in (int, float) and low <= v < high, f"a number in [{low}, {high})"
+
+
+def a_list(default: list[str] | list[int], test: Callable[[Any], bool], words: str) -> Rule:
+    """One entry a level."""
+    return default, lambda v: isinstance(v, list) and 1 <= len(v) <= LEVELS and all(map(test, v)), words
+
+
+_, is_count, COUNT = a_count(None)
+
+
+def a_size(default: int | None) -> Rule:
+    """A size in pixels, or two."""
+    words = f"{COUNT}, or two of them [height, width]"
+    return default, lambda v: is_count(v) or (isinstance(v, list) and len(v) == 2 and all(map(is_count, v))), words
+
+
+def some_widths(default: list[int]) -> Rule:
+    """The channels of each level."""
+    return a_list(default, is_count, f"a list of up to {LEVELS}, each {COUNT}")
+
+
+def checked(
+    path: Path, keys: dict[str, Rule], network: str, contradictions: Callable[[dict[str, Any]], list[str]]
+) -> dict[str, Any]:
+    """What a config.json says, defaults included; ValueError with all that the network cannot do.
+
+    Args:
+        keys: the rule of each key; network: its name in words; contradictions: see `contradictions`.
+    """
+    given = _read_config(path)
+    config = {key: default for key, (default, *_) in keys.items()} | given
+    wrong = [
+        f"{key} = {short(config[key])} (allowed: {words})"
+        for key, (_, legal, words) in keys.items()
+        if not legal(config[key])
+    ]
+    wrong += [
+        f"{short(key)} = {short(value)} is not a known key (allowed: to leave it out, if that changes nothing)"
+        for key, value in given.items()
+        if key not in keys and not key.startswith("_")
+    ]
+    wrong = wrong or contradictions(config)
+    if wrong:
+        raise ValueError(f"{path} describes what {network} cannot do: {listed(wrong)}")
+    return config
+
+
+def other_lengths(config: dict[str, Any]) -> list[str]:
+    """What is wrong with lists that have an entry for each level."""
+    lists = [config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")]
+    lengths = [len(entries) for entries in lists]
+    if len(set(lengths)) == 1:
+        return []
+    return [
+        "block_out_channels, down_block_types and up_block_types have {}, {} and {} entries (allowed: as many of "
+        "each)".format(*lengths)
+    ]
+
+
+def odd_widths(widths: list[int]) -> list[str]:
+    """What is wrong with widths that the first does not divide."""
+    odd = [width for width in widths if width % widths[0]]
+    return [f"block_out_channels has {odd[0]} (allowed: multiples of the first, {widths[0]})"] if odd else []
+
+
+def short(value: object) -> str:
+    """What a file says, as JSON, cut where it becomes long."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "(nested too deeply to show)"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def listed(items: list[str], between: str = "; ", most: int = 10) -> str:
+    """The items, or the first of many."""
+    return between.join(items[:most]) + (f"{between}... ({len(items) - most} more)" if len(items) > most else "")
+
+
+# --- Reading
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def loaded(folder: Path, network: Callable[..., Network], arguments: dict[str, Any]) -> Network:
+    """The network in a folder, made of the arguments that its config.json describes; its weights are checked first."""
+    try:
+        with device("meta"):
+            on_paper = network(**arguments)
+    except ValueError as error:
+        message = str(error)
+        for ours, published in SAME.items():
+            message = message.replace(f"{ours} = ", f"{published} = ")
+        raise ValueError(f"{folder / CONFIG} describes a network that cannot be: {message}") from error
+    weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    model = network(**arguments)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def both_present(folder: Path, part: str) -> None:
+    """Raise ValueError, with what there is instead, unless the folder has both files.
+
+    Args:
+        part: name of the folder in which a published pipeline has such a network.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(_without(folder, name, part))
+
+
+def _without(folder: Path, name: str, part: str) -> str:
+    """What is said of a folder that lacks a file."""
+    if not folder.is_dir():
+        return f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}"
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    hint = ""
+    if (folder / part / name).is_file():
+        hint = f"; {folder / part} has one"
+    elif name == WEIGHTS and pickles:
+        hint = (
+            f"; it has {', '.join(pickles[:3])}, but pickles are not read, since they can run code: "
+            "take the safetensors file, or convert the weights"
+        )
+    return f"{folder} has no {name}{hint}"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of bounded size; ValueError if it is none."""
+    with open(path, "rb") as file:
+        text = file.read(CONFIG_BYTES + 1)
+    if len(text) > CONFIG_BYTES:
+        raise ValueError(f"{path} is larger than {CONFIG_BYTES} bytes, which no config of a network is")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not an object with the network's configuration")
+    return config
+
+
+def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights under our names, from a published file; our names and shapes are given.
+
+    Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
+    """
+    ours = {published_name(name): name for name in shapes}
+    found, unexpected, wrong = {}, [], []
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                mine = ours.get(re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name))
+                if mine is None or mine in found:
+                    unexpected.append(short(name))
+                    continue
+                found[mine] = name
+                piece, shape = file.get_slice(name), shapes[mine]
+                as_convolution = (*shape, 1, 1) if "attention" in mine and len(shape) == 2 else shape
+                if tuple(piece.get_shape()) not in (shape, as_convolution):
+                    wrong.append(f"{name} {tuple(piece.get_shape())}, the config's is {shape}")
+                elif piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    wrong.append(f"{name} of type {piece.get_dtype()}, not F64, F32, F16 or BF16")
+            missing = [published_name(name) for name in shapes if name not in found]
+            problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
+            if any(problems.values()):
+                message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
+                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
+            return {mine: file.get_tensor(name).reshape(shapes[mine]) for mine, name in found.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def published_name(name: str) -> str:
+    """Our name of a parameter -> the published one."""
+    for ours, published in NAMES:
+        name = re.sub(ours, published, name)
+    return name
+
+
+# --- Writing
+
+
+def published_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network under their published names."""
+    return {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+
+
+def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
+    """Both files of a folder, which is made if it is missing; `name` is that of the weights."""
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder, {name: save(weights, metadata={"format": "pt"}), CONFIG: text.encode()})
+
+
+def _replace(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files under temporary names, flush them to disk, and only then give them theirs, in this order."""
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in files}
+    try:
+        for name, data in files.items():
+            with open(temporary[name], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        (folder / CONFIG).unlink(missing_ok=True)  # from here to the end the folder is refused, rather than misread
+        for name in files:
+            os.replace(temporary[name], folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""The form of CLIPTextModel, the text half of CLIP and of the pipelines that draw by it, read and written as ours.
+
+A folder has config.json and model.safetensors. What comes out is the last hidden state, after the last norm, which is
+what Stable Diffusion 1 and 2 attend to. The projection of CLIPTextModelWithProjection belongs to a comparison with
+images, and models that draw by it take the state before the last layer: that form is refused by name.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from models.pretrained.folder import CONFIG, LAYERS, Rule, a_count, a_number, checked, listed, only, short, write
+from models.text import TextEncoder
+
+WEIGHTS = "model.safetensors"
+LARGEST_VOCABULARY = 2**20
+NAMES = [  # ours -> published, each applied in turn
+    (r"^(token|position)_embedding\.", r"embeddings.\1_embedding."),
+    (r"^blocks\.(\d+)\.", r"encoder.layers.\1."),
+    (r"\.norm_(\d)\.", r".layer_norm\1."),
+    (r"\.attention\.to_(q|k|v|out)\.", r".self_attn.\1_proj."),
+    (r"\.linear_(\d)\.", r".mlp.fc\1."),
+    (r"^norm_out\.", "final_layer_norm."),
+]
+PREFIX = "text_model."  # of every name; some files leave it out
+COUNTED = "embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
+
+anything: Rule = None, lambda v: True, "anything"
+an_id: Rule = (
+    None,
+    lambda v: v is None or (type(v) is int and 0 <= v < LARGEST_VOCABULARY),
+    f"an integer in 0..{LARGEST_VOCABULARY - 1} or null",
+)
+KEYS: dict[str, Rule] = {
+    "architectures": only(["CLIPTextModel"], None),
+    "model_type": only("clip_text_model"),
+    "vocab_size": a_count(49408, top=LARGEST_VOCABULARY),
+    "hidden_size": a_count(512),
+    "intermediate_size": a_count(2048),
+    "num_hidden_layers": a_count(12, top=LAYERS),
+    "num_attention_heads": a_count(8),
+    "max_position_embeddings": a_count(77),
+    "hidden_act": only("quick_gelu", "gelu"),
+    "layer_norm_eps": a_number(1e-5, 1e-30, 1),
+    "attention_dropout": only(0.0, 0),
+    # Of the tokenizer, which says it itself:
+    "bos_token_id": an_id,
+    "eos_token_id": an_id,
+    "pad_token_id": an_id,
+    # Without effect on what comes out:
+    "projection_dim": a_count(512),
+    "dropout": a_number(0.0, 0, 1),  # of no layer of this form
+    "initializer_range": anything,
+    "initializer_factor": anything,
+    "gradient_checkpointing": anything,
+    "torch_dtype": anything,
+    "dtype": anything,
+    "transformers_version": anything,
+    "use_cache": anything,
+    "return_dict": anything,
+    "output_attentions": anything,
+    "output_hidden_states": anything,
+    "tie_word_embeddings": anything,
+}
+
+
+def load_text_encoder(folder: str | Path) -> TextEncoder:
+    """The text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
+
+    Args:
+        folder: with config.json and model.safetensors, in any floating type.
+    Returns: the encoder; ids (B, L) become vectors (B, L, D), as the published one's last hidden state.
+    Raises:
+        ValueError: a missing or damaged file; a config that says what this encoder cannot do, with the key, its value
+            and what is allowed; weights that do not fit the config, with the names that are missing, unexpected or of
+            another shape. All is checked before any weight is read.
+    Source: CLIP (arXiv 2103.00020).
+    """
+    folder = Path(folder)
+    _must_be_there(folder)
+    config = checked(folder / CONFIG, KEYS, "this text encoder", contradictions)
+    with torch.device("meta"):
+        on_paper = TextEncoder(**arguments(config))
+    weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    model = on_paper.to_empty(device="cpu")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `TextEncoder` that a config describes."""
+    return {
+        "vocabulary": config["vocab_size"],
+        "length": config["max_position_embeddings"],
+        "channels": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "activation": config["hidden_act"],
+        "feed_forward": config["intermediate_size"],
+        "norm_eps": config["layer_norm_eps"],
+    }
+
+
+def contradictions(config: dict[str, Any]) -> list[str]:
+    """What is wrong with values that are legal one by one."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads == 0:
+        return []
+    near = sorted((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))[:3]
+    return [f"num_attention_heads = {heads} (allowed: what divides hidden_size = {width}, such as {sorted(near)})"]
+
+
+def published_name(name: str) -> str:
+    """Our name of a parameter -> the published one."""
+    for ours, published in NAMES:
+        name = re.sub(ours, published, name)
+    return PREFIX + name
+
+
+def _must_be_there(folder: Path) -> None:
+    """Raise ValueError, with what there is instead, unless the folder has both files."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; a published text encoder is a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            inner = folder / "text_encoder"
+            hint = f"; {inner} has one" if (inner / name).is_file() else ""
+            raise ValueError(f"{folder} has no {name}{hint}")
+
+
+def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights under our names, from a published file; our names and shapes are given.
+
+    Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
+    """
+    ours = {published_name(name): name for name in shapes}
+    found, unexpected, wrong = {}, [], []
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                full = PREFIX + name.removeprefix(PREFIX)
+                if full == PREFIX + COUNTED:
+                    continue
+                mine = ours.get(full)
+                if mine is None or mine in found:
+                    unexpected.append(short(name))
+                    continue
+                found[mine] = name
+                piece = file.get_slice(name)
+                if tuple(piece.get_shape()) != shapes[mine]:
+                    wrong.append(f"{name} {tuple(piece.get_shape())}, the config's is {shapes[mine]}")
+                elif piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    wrong.append(f"{name} of type {piece.get_dtype()}, not F64, F32, F16 or BF16")
+            missing = [published_name(name) for name in shapes if name not in found]
+            problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
+            if any(problems.values()):
+                message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
+                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
+            return {mine: file.get_tensor(name) for mine, name in found.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def save_text_encoder(model: TextEncoder, folder: str | Path) -> None:
+    """Write a text encoder as config.json and model.safetensors; `load_text_encoder` reads it back.
+
+    Args:
+        model: parameters keep their dtype.
+        folder: as in `save_unet`.
+    """
+    weights = {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
+    write(Path(folder), describe(model), weights, WEIGHTS)
+
+
+def describe(model: TextEncoder) -> dict[str, Any]:
+    """The config.json of a text encoder; start and end are its last two ids, as in every vocabulary of ours."""
+    first: Any = model.blocks[0]
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": model.vocabulary,
+        "hidden_size": model.channels,
+        "intermediate_size": first.linear_1.out_features,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": first.attention.heads,
+        "max_position_embeddings": model.length,
+        "hidden_act": model.activation,
+        "layer_norm_eps": model.norm_out.eps,
+        "attention_dropout": 0.0,
+        "projection_dim": model.channels,
+        "bos_token_id": max(model.vocabulary - 2, 0),
+        "eos_token_id": model.vocabulary - 1,
+        "pad_token_id": model.vocabulary - 1,
+        "torch_dtype": str(model.norm_out.weight.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,235 @@
+"""The form of CLIPTokenizer, read and written as our `BytePairs`: a folder of vocabulary, merges and settings.
+
+vocab.json and merges.txt hold what was learned; where they are missing, tokenizer.json does, in which newer versions of
+the library that publishes them write all in one. tokenizer_config.json and special_tokens_map.json say which tokens
+start, end and pad a text, and how long it may be. Where the two differ (Stable Diffusion 2: one pads with the end, the
+other with "!"), the second counts, unless the first lists its added tokens: so does the library.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from models.pretrained.folder import Rule, a_count, checked, only, short
+from models.tokenizer import END, START, BytePairs
+
+VOCABULARY, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
+SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+HEADER = "#version: 0.2"
+FILE_BYTES = 2**26  # no vocabulary is larger
+TOKENS = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}  # and what they are, if not said
+OURS = {"bos_token": "start", "eos_token": "end", "pad_token": "padding", "unk_token": "unknown"}
+FLAGS = ("lstrip", "rstrip", "single_word")  # of a token, in a text: each must be false
+
+
+def is_token(said: object) -> bool:
+    """Whether this is a special token that is found in a text as it stands."""
+    if isinstance(said, dict):
+        said = None if any(said.get(flag) for flag in FLAGS) else said.get("content")
+    return isinstance(said, str) and said != ""
+
+
+anything: Rule = None, lambda v: True, "anything"
+a_token: Rule = None, lambda v: v is None or is_token(v), f"a string, or its form with {', '.join(FLAGS)} false"
+nothing: Rule = None, lambda v: not v, "nothing"
+KEYS: dict[str, Rule] = {
+    **dict.fromkeys(TOKENS, a_token),
+    "tokenizer_class": only("CLIPTokenizer", "CLIPTokenizerFast", None),
+    "model_max_length": a_count(77),
+    "do_lower_case": only(True),
+    "add_prefix_space": only(False),
+    "errors": only("replace"),
+    "padding_side": only("right"),
+    "truncation_side": only("right"),
+    "split_special_tokens": only(False),
+    "added_tokens_decoder": (
+        None,
+        lambda v: v is None or (isinstance(v, dict) and all(k.isdecimal() and is_token(t) for k, t in v.items())),
+        f"an object of ids and tokens with {', '.join(FLAGS)} false",
+    ),
+    "additional_special_tokens": nothing,
+    "extra_special_tokens": nothing,
+    # Without effect on the ids:
+    "clean_up_tokenization_spaces": anything,
+    "name_or_path": anything,
+    "special_tokens_map_file": anything,
+    "tokenizer_file": anything,
+    "processor_class": anything,
+    "model_input_names": anything,
+    "use_fast": anything,
+    "backend": anything,
+    "is_local": anything,
+    "local_files_only": anything,
+}
+SPECIAL_KEYS: dict[str, Rule] = {**dict.fromkeys(TOKENS, a_token), "additional_special_tokens": nothing}
+
+SPLITS = [  # of tokenizer.json: the second names two tokens that are taken out before
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+]
+NORMALIZERS = [
+    {"type": "NFC"},
+    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+    {"type": "Lowercase"},
+]
+
+
+def load_tokenizer(folder: str | Path) -> BytePairs:
+    """The tokenizer in a published folder: texts -> ids (B, length), 77 as a rule.
+
+    Args:
+        folder: with vocab.json and merges.txt, or tokenizer.json; and, if there are such, tokenizer_config.json,
+            special_tokens_map.json.
+    Raises:
+        ValueError: a missing or damaged file; merges that have no id; settings that our tokenizer cannot do, with the
+            key, its value and what is allowed; added tokens, which our vocabularies do not have.
+    Source: CLIP (arXiv 2103.00020), section 2.4.
+    """
+    folder = Path(folder)
+    ids, merges = _learned(folder)
+    settings = _said(folder / SETTINGS, KEYS)
+    listed = settings["added_tokens_decoder"]
+    said = {key: settings[key] for key in TOKENS}
+    if listed is None:
+        special = _said(folder / SPECIAL, SPECIAL_KEYS)
+        said |= {key: special[key] for key in TOKENS if special[key] is not None}
+    _no_others(folder, ids, listed or {})
+    names = {key: default if said[key] is None else _content(said[key]) for key, default in TOKENS.items()}
+    flagged = [token for token in (said | (listed or {})).values() if isinstance(token, dict)]
+    folded = {_content(token) for token in flagged if token.get("normalized")} & set(names.values())
+    tokens = {OURS[key]: token for key, token in names.items()}
+    try:
+        return BytePairs(merges, ids, settings["model_max_length"], **tokens, folded=sorted(folded))
+    except ValueError as error:
+        raise ValueError(f"{folder} holds no tokenizer of this kind: {error}") from error
+
+
+def _said(path: Path, keys: dict[str, Rule]) -> dict[str, Any]:
+    """What a file of settings says, defaults included; the defaults alone where there is none."""
+    if not path.is_file():
+        return {key: default for key, (default, *_) in keys.items()}
+    return checked(path, keys, "this tokenizer", lambda config: [])
+
+
+def _content(token: Any) -> str:
+    """The token itself, of whichever form."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _no_others(folder: Path, ids: dict[str, int], listed: dict[str, Any]) -> None:
+    """Raise ValueError for tokens that were added to those that were learned."""
+    added = {_content(token): int(k) for k, token in listed.items()}
+    if (folder / "added_tokens.json").is_file():
+        added |= _object(folder / "added_tokens.json")
+    others = [token for token, k in added.items() if ids.get(token) != k]
+    if others:
+        raise ValueError(
+            f"{folder} adds the token {short(others[0])} to its vocabulary; allowed: none that is not there"
+        )
+
+
+def _learned(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
+    """Ids and merges of a folder; ValueError that names what is missing."""
+    missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
+    if not missing:
+        return _object(folder / VOCABULARY), _lines(folder / MERGES)
+    if (folder / WHOLE).is_file():
+        return _whole(folder / WHOLE)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; a published tokenizer is a folder with {VOCABULARY} and {MERGES}")
+    inner = folder / "tokenizer"
+    hint = f"; {inner} has one" if any((inner / name).is_file() for name in (VOCABULARY, WHOLE)) else ""
+    raise ValueError(f"{folder} has no {' and no '.join(missing)}, and no {WHOLE} in their place{hint}")
+
+
+def _text(path: Path) -> str:
+    """The text of a file of bounded size; ValueError if it is none."""
+    with open(path, "rb") as file:
+        data = file.read(FILE_BYTES + 1)
+    if len(data) > FILE_BYTES:
+        raise ValueError(f"{path} is larger than {FILE_BYTES} bytes, which no vocabulary is")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError if it holds none."""
+    try:
+        found = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not an object")
+    return found
+
+
+def _lines(path: Path) -> list[list[str]]:
+    """The merges of a file, one a line, after a line with its version; ValueError that names a line that is none."""
+    merges = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.rstrip("\r").split(" ")
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(f"{path}, line {number}: {short(line)} is no merge (allowed: two tokens, a space between)")
+        merges.append(pair)
+    return merges
+
+
+def _whole(path: Path) -> tuple[dict[str, int], list[list[str]]]:
+    """Ids and merges of a tokenizer.json; ValueError if it works another way than ours."""
+    said = _object(path)
+    parts = {key: said.get(key) if isinstance(said.get(key), dict) else {} for key in ("model", "normalizer")}
+    model, steps = parts["model"], said.get("pre_tokenizer") or {}
+    split = (steps.get("pretokenizers") or [{}])[0] if isinstance(steps, dict) else {}
+    pattern = split.get("pattern") if isinstance(split, dict) else None
+    given = {
+        "model.type": (model.get("type", "BPE"), ["BPE"]),
+        "model.end_of_word_suffix": (model.get("end_of_word_suffix"), ["</w>"]),
+        "model.dropout": (model.get("dropout"), [None]),
+        "model.ignore_merges": (model.get("ignore_merges", False), [False]),
+        "normalizer.normalizers": (parts["normalizer"].get("normalizers"), [NORMALIZERS]),
+        "pre_tokenizer.pretokenizers[0].pattern": (pattern, [{"Regex": split} for split in SPLITS]),
+    }
+    for key, (value, allowed) in given.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{path} is no tokenizer of this kind: {key} = {short(value)} (allowed: {' or '.join(map(short, allowed))})"
+            )
+    ids, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(ids, dict) or not isinstance(merges, list):
+        raise ValueError(f"{path} has no model.vocab, an object, and model.merges, a list")
+    return ids, [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+
+
+def save_tokenizer(tokenizer: BytePairs, folder: str | Path) -> None:
+    """Write a tokenizer as vocab.json, merges.txt and their settings; `load_tokenizer` reads it back.
+
+    Args:
+        folder: made if it is missing. merges.txt takes its name last: a folder without it is none.
+    """
+    folder = Path(folder)
+    names = tokenizer.to_dict()
+    tokens = {
+        key: {"content": names[ours], "normalized": names[ours] in tokenizer.folded} | dict.fromkeys(FLAGS, False)
+        for key, ours in OURS.items()
+        if ours in names
+    }
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
+    settings |= {"do_lower_case": True, "add_prefix_space": False, "errors": "replace"}
+    lines = [HEADER, *(" ".join(pair) for pair in tokenizer.merges)]
+    files = {
+        VOCABULARY: json.dumps(tokenizer.ids, ensure_ascii=False),
+        SETTINGS: json.dumps(settings, indent=2),
+        SPECIAL: json.dumps(tokens, indent=2),
+        MERGES: "\n".join(lines),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MERGES).unlink(missing_ok=True)
+    for name, text in files.items():
+        temporary = folder / f".{name}.{os.getpid()}"
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+        os.replace(temporary, folder / name)

@@ -1,0 +1,384 @@
+r"""Texts as tokens: the byte-pair encoding of CLIP (arXiv 2103.00020), and how its merges are learned.
+
+A text is put in order (`tidied`), split into words (`words`), and a word is the characters of its UTF-8 bytes, the last
+of which carries the mark of an end. From these, pairs of neighbours are merged into one token, in the order in which
+the merges were learned (Sennrich et al., arXiv 1508.07909).
+
+Published are two tokenizers of the same vocabulary, which differ on odd text. Ours is token for token the one of the
+tokenizers library, which pipelines use today: NFC, white space collapsed, lower case. The older one, written in Python,
+without ftfy takes control characters away (zero-width joiners too) and splits Chinese characters from each other; with
+ftfy, as OpenAI's, it also repairs wrongly decoded text, and HTML entities such as &amp; are what they stand for.
+"""
+
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import regex
+import torch
+from torch import Tensor
+
+from models.layers import check_counts
+
+Pair = tuple[str, str]
+START, END = "<|startoftext|>", "<|endoftext|>"
+MARK = "</w>"  # at the end of the last token of a word
+WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+SPACE = regex.compile(r"\s+")
+MOST, MOST_LENGTH = 2**20, 2**16  # tokens of a vocabulary, of a text
+SHOWN = 80  # characters of a text in a message
+
+
+def byte_characters() -> list[str]:
+    """A printable character for each byte, as GPT-2 has them: its own if that can be seen, else one from U+0100 on."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
+
+
+CHARACTERS = byte_characters()
+BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
+# The tokens that every vocabulary has, in the published order: bytes that can be seen before those that cannot.
+FIRST = sorted(CHARACTERS)
+FIRST = FIRST + [character + MARK for character in FIRST]
+
+
+def tidied(text: str) -> str:
+    """A text in Unicode's composed form (NFC), white space collapsed to single spaces, each character in lower case."""
+    text = SPACE.sub(" ", unicodedata.normalize("NFC", text))
+    return "".join(character.lower() for character in text)  # one by one: a sigma at the end of a word is like others
+
+
+def words(text: str) -> list[tuple[str, ...]]:
+    """The words of a tidied text, each as the characters of its bytes, the last with the mark of an end.
+
+    A word is a run of letters, one digit, a run of what is neither (punctuation, emoji), or what follows an apostrophe
+    in English ('s, 't, 're, 've, 'm, 'll, 'd).
+    """
+    found = []
+    for word in WORD.findall(text):
+        found += ["<|", word[2:-2], "|>"] if word in (START, END) else [word]  # written out: no run goes on into them
+    return [(*(CHARACTERS[byte] for byte in word[:-1]), CHARACTERS[word[-1]] + MARK) for word in map(str.encode, found)]
+
+
+def merged(word: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
+    r"""The tokens of a word: the pair that was learned first is merged first.
+
+    .. math:: i = \arg\min_i r(w_i, w_{i+1}), \quad w \leftarrow w_1 .. w_{i-1},\; w_i w_{i+1},\; w_{i+2} .. w_n
+        \qquad \text{[BPE (encode)]}
+
+    the leftmost of equal ranks r, until no pair of neighbours has one.
+
+    Args:
+        word: its characters, as from `words`.
+        ranks: pair -> place in the list of merges.
+    Source: Sennrich et al. (arXiv 1508.07909), section 3.2.
+    """
+    w, never = list(word), len(ranks)
+    r = [ranks.get(pair, never) for pair in zip(w, w[1:], strict=False)]
+    while r and (lowest := min(r)) < never:
+        i = r.index(lowest)
+        w[i : i + 2] = [w[i] + w[i + 1]]
+        del r[i]
+        for j in (i - 1, i):  # its new neighbours
+            if 0 <= j < len(r):
+                r[j] = ranks.get((w[j], w[j + 1]), never)
+    return w
+
+
+def learned(counts: Mapping[tuple[str, ...], int], most: int) -> list[Pair]:
+    r"""Merges learned from words: each joins the pair of neighbours that is most frequent by then.
+
+    .. math:: (a, b) = \arg\max_{a, b} \sum_w n_w\, \#\{i : w_i = a, w_{i+1} = b\} \qquad \text{[BPE (learn)]}
+
+    and every a b becomes one token, from the left. Of equally frequent pairs it is the first in the order of Unicode; a
+    pair that is found once only is not merged. Counts are kept up, word by word that changes, and not made anew.
+
+    Args:
+        counts: n_w of each word, as from `words`.
+        most: number of merges; fewer are learned where no pair is left that is found twice.
+    Source: Sennrich et al. (arXiv 1508.07909), section 3.2 and algorithm 1.
+    """
+    split, n = [list(word) for word in counts], list(counts.values())
+    frequency: Counter[Pair] = Counter()
+    where: defaultdict[Pair, set[int]] = defaultdict(set)  # words that have a pair, or had it once
+
+    def count(k: int, sign: int) -> None:
+        for pair in zip(split[k], split[k][1:], strict=False):
+            frequency[pair] += sign * n[k]
+            where[pair].add(k)
+            if not frequency[pair]:
+                del frequency[pair]
+
+    for k in range(len(split)):
+        count(k, 1)
+    merges: list[Pair] = []
+    while len(merges) < most and frequency and (top := max(frequency.values())) >= 2:
+        merges.append(min(pair for pair, times in frequency.items() if times == top))
+        for k in where.pop(merges[-1]):
+            count(k, -1)
+            split[k] = joined(split[k], merges[-1])
+            count(k, 1)
+    return merges
+
+
+def joined(word: Sequence[str], pair: Pair) -> list[str]:
+    """A word in which each such pair of neighbours has become one token, from the left."""
+    out: list[str] = []
+    for token in word:
+        if out and (out[-1], token) == pair:
+            out[-1] += token
+        else:
+            out.append(token)
+    return out
+
+
+class BytePairs:
+    """A vocabulary of byte pairs, which turns texts into ids and back.
+
+    Args:
+        merges: pairs of tokens, the first learned first.
+        ids: token -> id; None for the published order: the bytes, the bytes at the end of a word, the merges, start
+            and end.
+        length: tokens of a row of ids, start and end included, from 2.
+        start, end: the tokens before and after a text; in a text they stand for themselves.
+        padding: the token after the end; None for `end`. It stands for itself in a text too: with "!", as published
+            with Stable Diffusion 2, an exclamation mark is a padding token.
+        unknown: the token for a byte that the vocabulary lacks; None where it lacks none.
+        folded: those of the tokens named above that are found in a text in upper case too.
+    Attributes:
+        start, end, padding: their ids.
+        vocabulary: number of ids, one more than the largest: what `models.text.TextEncoder` is made with.
+    Raises:
+        ValueError: what is no merge, twice a merge, no id or twice an id; merges whose parts or result have no id;
+            bytes without one, where no token stands for them; a token named above without one; a length out of range.
+    Source: Sennrich et al. (arXiv 1508.07909); of bytes, GPT-2 (Radford et al. 2019), section 2.2; CLIP (arXiv
+        2103.00020), section 2.4.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[Sequence[str]],
+        ids: Mapping[str, int] | None = None,
+        length: int = 77,
+        start: str = START,
+        end: str = END,
+        padding: str | None = None,
+        unknown: str | None = None,
+        folded: Sequence[str] = (),
+    ):
+        check_counts(MOST_LENGTH, length=length)
+        if length < 2:
+            raise ValueError(f"length = {length} has no room for start and end; allowed: 2 to {MOST_LENGTH:,}")
+        self.merges = _pairs(merges)
+        published = [*FIRST, *("".join(pair) for pair in self.merges), start, end]
+        self._given = None if ids is None else dict(ids)
+        self.ids = _unique(published) if ids is None else dict(ids)
+        self.length, self.folded = length, tuple(folded)
+        self._names = {"start": start, "end": end, "padding": end if padding is None else padding}
+        self._names |= {} if unknown is None else {"unknown": unknown}
+        _check(self.ids, self.merges, self._names)
+        self.start, self.end, self.padding = (self.ids[self._names[name]] for name in ("start", "end", "padding"))
+        self.vocabulary = 1 + max(self.ids.values())
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self._tokens = {number: token for token, number in self.ids.items()}
+        self._known: dict[tuple[str, ...], list[int]] = {}  # words that were seen
+        named = set(self._names.values())
+        self._special = _alternatives({token: token for token in named - set(folded)})
+        self._special_folded = _alternatives({tidied(token): token for token in named & set(folded)})
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocabulary: int = 1024, length: int = 77, **options: Any) -> "BytePairs":
+        """Learn a vocabulary from texts; the same texts, in whatever order, give the same one.
+
+        Args:
+            captions: the texts.
+            vocabulary: most ids, at least 514: 512 for the bytes, two for start and end, and the rest are merges. Fewer
+                texts than have so many pairs give a smaller one.
+            length: tokens of a row of ids.
+            options: further arguments of `BytePairs`.
+        Raises:
+            ValueError: a vocabulary or length out of range; captions that are one string, or none at all.
+        """
+        least = len(FIRST) + 2
+        check_counts(MOST, vocabulary=vocabulary)
+        if vocabulary < least:
+            raise ValueError(f"vocabulary = {vocabulary} has no room for all bytes; allowed: {least} to {MOST:,}")
+        counts = Counter(word for caption in _several(captions) for word in words(tidied(_text(caption))))
+        if not counts:
+            raise ValueError("there are no words to learn a vocabulary from")
+        return cls(learned(counts, vocabulary - least), length=length, **options)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end, however many.
+
+        Raises:
+            ValueError: no string; half of a surrogate pair.
+        """
+        found: list[int] = []
+        for plain, special in _split(self._special, _text(text)):
+            for tidy, folded in _split(self._special_folded, tidied(plain)):
+                for word in words(tidy):
+                    found += self._of_word(word)
+                found += [self.ids[folded]] if folded else []
+            found += [self.ids[special]] if special else []
+        return found
+
+    def _of_word(self, word: tuple[str, ...]) -> list[int]:
+        """The ids of a word, found once."""
+        if word not in self._known:
+            unknown = self.ids.get(self._names.get("unknown", ""), -1)
+            self._known[word] = [self.ids.get(token, unknown) for token in merged(word, self._ranks)]
+        return self._known[word]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, as far as it is known: in lower case, each word and each run of punctuation apart.
+
+        Args:
+            ids: a sequence or a tensor (L,); start, end, padding and unknown are left out.
+        Raises:
+            ValueError: an id that no token has.
+        """
+        left_out, out = {self.ids[token] for token in self._names.values()}, bytearray()
+        for number in map(int, ids):
+            if number not in self._tokens:
+                raise ValueError(f"no token has the id {number}; allowed: 0 to {self.vocabulary - 1}")
+            if number not in left_out:
+                token = self._tokens[number]
+                out += _bytes(token.removesuffix(MARK)) + b" " * token.endswith(MARK)
+        return out.decode(errors="replace").strip()
+
+    def __call__(self, texts: Iterable[str]) -> Tensor:
+        """A row of ids a text: start, the text, end, padding. A text that is too long is cut, with a warning.
+
+        Args:
+            texts: B strings.
+        Returns:
+            (B, length), int64.
+        Raises:
+            ValueError: one string instead of several; else as `encode`.
+        """
+        rows = []
+        for text in _several(texts):
+            found, room = self.encode(text), self.length - 2
+            if len(found) > room:
+                warnings.warn(
+                    f"a text has {len(found)} tokens, and {room} fit between start and end; cut: "
+                    f"{_shown(self.decode(found[room:]))}",
+                    stacklevel=2,
+                )
+            row = [self.start, *found[:room], self.end]
+            rows.append(row + [self.padding] * (self.length - len(row)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON; `from_dict` reads it back."""
+        said = {"merges": [list(pair) for pair in self.merges], "length": self.length, "folded": list(self.folded)}
+        return said | self._names | ({} if self._given is None else {"ids": self._given})
+
+    @classmethod
+    def from_dict(cls, said: Mapping[str, Any]) -> "BytePairs":
+        """What `to_dict` said.
+
+        Raises:
+            ValueError: unknown or missing keys; else as the class.
+        """
+        allowed = {"merges", "ids", "length", "start", "end", "padding", "unknown", "folded"}
+        if "merges" not in said or set(said) - allowed:
+            raise ValueError(
+                f"a tokenizer is told by the keys {', '.join(sorted(allowed))}, of which merges must be there; "
+                f"given: {', '.join(sorted(map(str, said))) or 'none'}"
+            )
+        return cls(**said)
+
+
+def _bytes(token: str) -> bytes:
+    """The bytes that a token is made of; of one that is not made of bytes, its own."""
+    return bytes(BYTES[c] for c in token) if all(c in BYTES for c in token) else token.encode()
+
+
+def _text(text: object) -> str:
+    """The text; ValueError if it is no string, or has no bytes."""
+    if not isinstance(text, str):
+        raise ValueError(f"a text is a string, not {type(text).__name__}: {_shown(text)}")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"a text holds half of a surrogate pair, which is no character: {_shown(text)}")
+    return text
+
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """The texts; ValueError if they are one string, whose characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts are a list of strings, such as [{_shown(texts)}], not one string")
+    return texts
+
+
+def _shown(value: object) -> str:
+    """A value as a message shows it: in ASCII, since half of a surrogate pair cannot be printed; cut where it is long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _pairs(merges: Iterable[Sequence[str]]) -> list[Pair]:
+    """The merges, each a pair; ValueError where it is none, or the same as one before."""
+    pairs: dict[Pair, None] = {}
+    for k, pair in enumerate(merges):
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise ValueError(f"merge {k} is {_shown(pair)}, not two tokens")
+        if (pair[0], pair[1]) in pairs:
+            raise ValueError(f"merge {k}, {_shown(tuple(pair))}, is there twice")
+        pairs[pair[0], pair[1]] = None
+    return list(pairs)
+
+
+def _unique(tokens: Sequence[str]) -> dict[str, int]:
+    """token -> place; a token that two merges make has the first one's, as there is one vector for it."""
+    return {token: k for k, token in enumerate(dict.fromkeys(tokens))}
+
+
+def _check(ids: Mapping[str, int], merges: Sequence[Pair], names: Mapping[str, str]) -> None:
+    """Raise ValueError for ids that are none, or twice there, and for tokens that have none."""
+    wrong = [token for token, k in ids.items() if type(k) is not int or not 0 <= k < MOST]
+    if wrong:
+        raise ValueError(f"the id of {_shown(wrong[0])} is {_shown(ids[wrong[0]])}; allowed: integers in 0..{MOST - 1}")
+    if len(set(ids.values())) < len(ids):
+        (number, times), *_ = Counter(ids.values()).most_common(1)
+        twice = [token for token, k in ids.items() if k == number]
+        raise ValueError(f"{times} tokens have the id {number}, among them {_shown(twice[0])} and {_shown(twice[1])}")
+    for name, token in names.items():
+        if token not in ids:
+            raise ValueError(f"the vocabulary has no {_shown(token)}, which is the token {name}")
+    for k, pair in enumerate(merges):
+        lacks = [token for token in (*pair, "".join(pair)) if token not in ids]
+        if lacks:
+            raise ValueError(f"the vocabulary has no {_shown(lacks[0])}, which merge {k} {_shown(pair)} needs")
+    lacks = [token for token in FIRST if token not in ids]
+    if lacks and "unknown" not in names:
+        raise ValueError(
+            f"the vocabulary lacks {len(lacks)} of the {len(FIRST)} tokens of single bytes, such as {_shown(lacks[0])}, "
+            "and no unknown token stands for them"
+        )
+
+
+Alternatives = tuple[Any, Mapping[str, str]] | None  # a pattern that finds keys, key -> token
+
+
+def _alternatives(tokens: Mapping[str, str]) -> Alternatives:
+    """What finds these keys in a text, the longest first; None for none."""
+    if not tokens:
+        return None
+    return regex.compile("|".join(map(regex.escape, sorted(tokens, key=len, reverse=True)))), tokens
+
+
+def _split(special: Alternatives, text: str) -> list[tuple[str, str | None]]:
+    """The pieces of a text, each with the special token that follows it, None after the last."""
+    if special is None:
+        return [(text, None)]
+    pattern, tokens = special
+    pieces, place = [], 0
+    for match in pattern.finditer(text):
+        pieces.append((text[place : match.start()], tokens[match[0]]))
+        place = match.end()
+    return [*pieces, (text[place:], None)]
