@@ -194,20 +194,24 @@ def parts_of(
     num_classes: int | Sequence[int] | None,
     condition_channels: int = 0,
     drop: float = 0.0,
+    token_channels: int = 0,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The parts of a condition, each with its null rows; exactly those that a network takes.
 
     Args:
-        y: classes (B,) or (B, K), or a condition with at most classes and an image, or None.
+        y: classes (B,) or (B, K), or a condition, or None.
         num_classes: of the network; of each of K labels, where it takes several; None for one that takes no classes.
         condition_channels: of the image that the network takes; 0 for none.
         drop: share of conditions that the network's training nulls; with 0 it has no learned null.
+        token_channels: D of the tokens that the network takes; 0 for none.
     Returns:
-        "classes" -> ((B,), null rows), "image" -> ((B, C', H, W), null rows), as the network takes them. Null rows are
-        (B,), or None for nowhere. Of K labels both classes and null rows are (B, K).
+        "classes" -> ((B,), null rows), "tokens" -> ((B, L, D), null rows), "image" -> ((B, C', H, W), null rows), as
+        the network takes them. Null rows are (B,), or None for nowhere. Of K labels both classes and null rows are
+        (B, K).
     Raises:
-        ValueError: a part that is given and not taken, or the reverse; another number of classes a row; null rows,
-            where the network has no learned null, or of another shape or type than bool (B,).
+        ValueError: a part that is given and not taken, or the reverse; another number of classes a row; tokens that are
+            ids, or of another length; null rows, where the network has no learned null, or of another shape or type
+            than bool (B,).
     """
     null: Mapping[str, Tensor] = {}
     classes = image = tokens = None
@@ -215,8 +219,7 @@ def parts_of(
         classes = y
     elif y is not None:
         classes, image, tokens, null = y.classes, y.image, y.tokens, y.null
-    if tokens is not None:
-        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are given, but this network takes none")
+    _check_tokens(tokens, token_channels)
     if (classes is None) != (num_classes is None):
         raise ValueError(
             "y must be given exactly when the network has classes: "
@@ -232,10 +235,31 @@ def parts_of(
             f"condition_channels = {condition_channels}, image is {'missing' if image is None else 'given'}"
         )
     given = {}
-    for name, part in {"classes": classes, "image": image}.items():
+    for name, part in {"classes": classes, "tokens": tokens, "image": image}.items():
         if part is not None:
             given[name] = part, _null_rows(name, part, null.get(name), drop)
     return given
+
+
+def _check_tokens(tokens: Tensor | None, token_channels: int) -> None:
+    """Raise ValueError unless the tokens are those that a network takes."""
+    if tokens is None:
+        if token_channels:
+            raise ValueError(
+                "tokens must be given exactly when the network takes them: "
+                f"token_channels = {token_channels}, tokens are missing"
+            )
+        return
+    given, takes = f"tokens of shape {tuple(tokens.shape)}", f"embeddings (B, L, {token_channels})"
+    if not token_channels:
+        raise ValueError(f"{given} are given, but this network takes none")
+    if not tokens.is_floating_point():
+        raise ValueError(
+            f"{given} and type {tokens.dtype} are ids, but this network has no text encoder; it takes {takes}: "
+            "give what an encoder makes of them"
+        )
+    if tokens.ndim != 3 or tokens.shape[2] != token_channels or not tokens.shape[1]:
+        raise ValueError(f"{given} are given; this network takes {takes} with L >= 1")
 
 
 def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Tensor | None:
@@ -292,3 +316,37 @@ def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, n
         return image
     assert null_image is not None  # for there are null rows
     return torch.where(null[:, None, None, None], null_image[:, None, None].to(x_t.dtype), image)
+
+
+def tokens_like(
+    x_t: Tensor, tokens: Tensor, null: Tensor | None, null_tokens: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a condition as a network attends to them, and which of them count.
+
+    Args:
+        x_t: (B, C, H, W).
+        tokens: embeddings (B, L, D).
+        null: true for the rows that have no tokens, (B,); None for nowhere.
+        null_tokens: what stands at each of their positions, (D,).
+        mask: true where a token counts, bool (B, L); None where all do. In null rows, and in those where none does, all
+            do.
+    Returns:
+        (B, L, D) of x_t's type, and the mask (B, L), or None.
+    Raises:
+        ValueError: another number of rows than x_t has; a mask of another shape or type.
+    """
+    if len(tokens) != len(x_t):
+        raise ValueError(f"tokens have {len(tokens)} rows, but x_t has {len(x_t)}")
+    if mask is not None:
+        if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"the mask of tokens is {mask.dtype} of shape {tuple(mask.shape)}; allowed: torch.bool of shape "
+                f"{tuple(tokens.shape[:2])}"
+            )
+        mask = mask | ~mask.any(dim=1, keepdim=True)
+    tokens = tokens.to(x_t.dtype)
+    if null is None:
+        return tokens, mask
+    assert null_tokens is not None  # for there are null rows
+    tokens = torch.where(null[:, None, None], null_tokens.to(x_t.dtype), tokens)
+    return tokens, None if mask is None else mask | null[:, None]

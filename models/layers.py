@@ -114,31 +114,58 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, kind: str) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Group norm - SiLU - 3x3 convolution, twice, the embedded time added between them; the input added at the end.
+    r"""Group norm - SiLU - 3x3 convolution, twice, the embedded time added between them; the input added at the end.
+
+    With `scale_shift` the second norm is told of the time instead, by a scale and a shift of each channel:
+
+    .. math:: \operatorname{AdaGN}(h, y) = (1 + y_s) \operatorname{GroupNorm}(h) + y_b \qquad \text{[ADM (AdaGN)]}
 
     Args:
         in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
         embedding: size E of the time embedding; None for a block that is told of none.
+        scale_shift: see above; needs an embedding.
+        resample: what both ways through the block are resampled by, after the first SiLU; None for nothing.
+    Source of both: Diffusion Models Beat GANs on Image Synthesis (arXiv 2105.05233), section 3.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int | None, dropout: float, groups: int, norm_eps: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int | None,
+        dropout: float,
+        groups: int,
+        norm_eps: float,
+        scale_shift: bool = False,
+        resample: nn.Module | None = None,
     ):
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm_1 = group_norm(in_channels, groups, norm_eps)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding = None if embedding is None else nn.Linear(embedding, out_channels)
+        self.embedding = None if embedding is None else nn.Linear(embedding, (1 + scale_shift) * out_channels)
         self.norm_2 = group_norm(out_channels, groups, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W)."""
+        """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W), or as resampled."""
         told = None if self.embedding is None else self.embedding(emb)
-        h = convolved(self.conv_1, normed(self.norm_1, x, silu=True), told)
-        h = convolved(self.conv_2, self.dropout(normed(self.norm_2, h, silu=True)))
-        return self.shortcut(x) + h
+        h = normed(self.norm_1, x, silu=True)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        if self.scale_shift:
+            h = self._scaled(convolved(self.conv_1, h), told)
+        else:
+            h = normed(self.norm_2, convolved(self.conv_1, h, told), silu=True)
+        return self.shortcut(x) + convolved(self.conv_2, self.dropout(h))
+
+    def _scaled(self, h: Tensor, told: Tensor) -> Tensor:
+        """SiLU of the second norm, told of the time by scales and shifts (B, 2 C'); (B, C', H, W) -> the same."""
+        scale, shift = rearrange(told, "b (two c) -> two b c 1 1", two=2)
+        h = normed(self.norm_2, h)
+        return F.silu((1 + scale.to(h.dtype)) * h + shift.to(h.dtype))
 
 
 class Attention(nn.Module):
@@ -187,7 +214,7 @@ class Downsample(nn.Module):
         self.conv = conv(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        """(B, C, H, W) -> (B, C, H/2, W/2); with padding 1 a half is rounded up."""
         return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -202,6 +229,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels if out_channels is None else out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', 2H, 2W)."""
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C', 2H, 2W), or of a size (H', W')."""
+        if size is not None:
+            return convolved(self.conv, F.interpolate(x, size=size, mode="nearest"))
         return convolved(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,7 +1,8 @@
-"""The U-Net of Ho et al. (arXiv 2006.11239, appendix B)."""
+"""The U-Net of Ho et al. (arXiv 2006.11239, appendix B), and what later networks changed in it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -18,6 +19,7 @@ from models.embeddings import (
     augment_of,
     image_like,
     parts_of,
+    tokens_like,
 )
 from models.layers import (
     ATTENTION_KINDS,
@@ -42,13 +44,25 @@ from models.magnitude import (
     mp_silu,
     mp_sum,
 )
+from models.transformer import SpatialTransformer
+from models.unet_checks import (
+    RESAMPLES,
+    check,
+    check_size,
+    check_together,
+    fitted_attention_resolutions,
+    fitted_channel_mults,
+    per_level,
+    resolutions_of,
+)
 
-MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
-# Of networks that are fitted to a size: pixels of a side, at least and at most; of the last level's shorter side, at
-# least, and of its whole, at most; of a whole with attention, at most; and the channel_mults by the number of levels.
-FITTED, DEEPEST, LARGEST_DEEPEST, ATTENDED = (16, 128), 8, 32 * 32, 16 * 16
-WIDTHS = {2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4)}
-LEAST_EPS = 1e-12  # float32 has nothing left of less beside a variance, and divides a constant group by 0
+
+class Told(NamedTuple):
+    """What blocks are told: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
+
+    emb: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Stage(nn.Module):
@@ -65,7 +79,7 @@ class UNet(nn.Module):
     """Residual blocks on a ladder of resolutions, with skips from every encoder block and every downsampling.
 
     Args:
-        image_size: pixels, one number or (H, W); each divisible by 2 ** (levels - 1).
+        image_size: pixels, one number or (H, W); each divisible by 2 ** (levels - 1), unless any_size.
         in_channels: channels of the image.
         out_channels: channels of the output; None for as many as the image has.
         channels: width of the first level; the time embedding has four times as many.
@@ -75,7 +89,8 @@ class UNet(nn.Module):
         attention_resolutions: resolutions in pixels (the longer side) whose residual blocks are followed by attention;
             [] for none; None for those that fit image_size: `fitted_attention_resolutions`.
         attention: "full" or "linear".
-        heads: attention heads; head_channels: or the width of one head, which takes precedence.
+        heads: attention heads; head_channels: or the width of one head, which takes precedence. Each one number or one
+            a level, of which the middle has the last.
         middle_attention: attention between the two middle blocks.
         dropout: inside residual blocks, in [0, 1).
         groups: groups of every group norm; must divide every width.
@@ -101,13 +116,25 @@ class UNet(nn.Module):
             weights that the trainer renormalises after each step (EDM2, configuration G, with this ladder of levels).
             A learned gain, 0 at first, scales the output; groups and norm_eps are without effect. x_t of about unit
             variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, 1e-2 or more.
+        token_channels: D of tokens (B, L, D), such as an encoder makes of a text, that are given as part of the
+            condition. More than 0 has transformers that attend to them in place of attention (`models.transformer`).
+            With `drop` > 0 a learned null token stands at each position of rows that are null. 0 for none.
+        transformer_layers: blocks of each transformer, one number or one a level; the middle has the last.
+        linear_projection: their projections are linear layers, and not 1x1 convolutions.
+        only_cross_attention: their first attention is to the tokens too, one or one a level; not that in the middle.
+        any_size: x_t may have any size: a map of odd size is halved to the next larger whole number, and is upsampled
+            to the size of the skip that comes next. image_size then only says where attention is.
+        scale_shift: residual blocks are told of the time by a scale and a shift (ADM), see `models.layers`.
+        resample: "conv": levels are joined by convolutions; "resnet": by residual blocks that resample, by average
+            pooling and nearest neighbour (ADM).
     Attributes:
-        takes: the parts of a condition that the network takes, of "classes" and "image", in this order.
+        takes: the parts of a condition that the network takes, of "classes", "tokens" and "image", in this order.
     Raises:
         ValueError: a size, width or resolution that does not fit, with the nearest legal values.
     """
 
     null_image: nn.Parameter | None
+    null_tokens: nn.Parameter | None
     gain_out: nn.Parameter | None
     frozen = staticmethod(kernels.frozen)  # a context in which the weights stay as they are
 
@@ -121,8 +148,8 @@ class UNet(nn.Module):
         blocks: int | Sequence[int] = 2,
         attention_resolutions: Sequence[int] | None = (16,),
         attention: str = "full",
-        heads: int | None = 1,
-        head_channels: int | None = None,
+        heads: int | Sequence[int] | None = 1,
+        head_channels: int | Sequence[int] | None = None,
         middle_attention: bool = True,
         dropout: float = 0.1,
         groups: int = 32,
@@ -139,12 +166,20 @@ class UNet(nn.Module):
         class_channels: int = 0,
         magnitude_preserving: bool = False,
         augment_dim: int = 0,
+        token_channels: int = 0,
+        transformer_layers: int | Sequence[int] = 1,
+        linear_projection: bool = False,
+        only_cross_attention: bool | Sequence[bool] = False,
+        any_size: bool = False,
+        scale_shift: bool = False,
+        resample: str = "conv",
     ):
         super().__init__()
         image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         one_of("attention", attention, ATTENTION_KINDS)  # also where no such layer is built
         one_of("downsample_padding", downsample_padding, PADDINGS)
-        _check_size(image_size, patch)
+        one_of("resample", resample, RESAMPLES)
+        check_size(image_size, patch)
         if channel_mults is None:
             channel_mults = fitted_channel_mults(image_size, patch)
         levels = len(channel_mults)
@@ -154,7 +189,8 @@ class UNet(nn.Module):
         out_channels = in_channels if out_channels is None else out_channels
         if num_classes is not None and not isinstance(num_classes, int):  # one label is one, however it is written
             num_classes = num_classes[0] if len(num_classes) == 1 else tuple(num_classes)
-        _check(
+        unit = 1 if any_size else patch * 2 ** (levels - 1)
+        check(
             image_size,
             in_channels,
             out_channels,
@@ -170,16 +206,24 @@ class UNet(nn.Module):
             condition_channels,
             class_channels,
             augment_dim,
+            token_channels,
+            unit,
         )
+        plain = {"token_channels": token_channels, "scale_shift": scale_shift, "resample": resample != "conv"}
+        check_together(plain, magnitude_preserving, attention, any_size, patch, downsample_padding, resample == "conv")
+        heads_at, width_at = per_level("heads", heads, levels), per_level("head_channels", head_channels, levels)
+        layers_at = per_level("transformer_layers", transformer_layers, levels)
+        only_cross_at = per_level("only_cross_attention", only_cross_attention, levels)
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
         self.drop, self.condition_channels, self.class_channels = drop, condition_channels, class_channels
         self.magnitude_preserving, self.augment_dim = magnitude_preserving, augment_dim
+        self.token_channels, self.any_size = token_channels, any_size
         self._sum: Callable[[Tensor, Tensor], Tensor] = mp_sum if magnitude_preserving else torch.add
         self._join: Callable[[Tensor, Tensor], Tensor] = mp_cat if magnitude_preserving else _cat
         self._silu: Callable[[Tensor], Tensor] = mp_silu if magnitude_preserving else F.silu
-        given = {"classes": num_classes is not None, "image": condition_channels > 0}
+        given = {"classes": num_classes is not None, "tokens": token_channels > 0, "image": condition_channels > 0}
         self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
 
         embedding = 4 * channels
@@ -194,19 +238,28 @@ class UNet(nn.Module):
             self.class_embedding = kind(num_classes, class_channels or embedding, drop > 0)
         conv: type[nn.Conv2d] = MPConv2d if magnitude_preserving else nn.Conv2d
 
-        def residual(c_in: int, c_out: int, encoder: bool = True) -> ResidualBlock | MPResidualBlock:
+        def residual(
+            c_in: int, c_out: int, encoder: bool = True, by: nn.Module | None = None
+        ) -> ResidualBlock | MPResidualBlock:
             if magnitude_preserving:
                 return MPResidualBlock(c_in, c_out, embedding, dropout, encoder)
-            return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps)
+            return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps, scale_shift, by)
 
-        def attend(c: int, resolution: int | None = None) -> nn.Module:
-            if resolution is not None and resolution not in attention_resolutions:
+        def attend(c: int, level: int | None = None) -> nn.Module:
+            if level is not None and resolutions[level] not in attention_resolutions:
                 return nn.Identity()
+            only_cross = level is not None and only_cross_at[level]
+            level = levels - 1 if level is None else level
+            heads, width = heads_at[level], width_at[level]
+            if token_channels:
+                return SpatialTransformer(
+                    c, token_channels, heads, width, layers_at[level], linear_projection, only_cross, groups
+                )
             if magnitude_preserving:
-                return MPAttention(c, heads, head_channels, attention)
-            return Attention(c, heads, head_channels, attention, groups, norm_eps)
+                return MPAttention(c, heads, width, attention)
+            return Attention(c, heads, width, attention, groups, norm_eps)
 
-        resolutions = [max(image_size) // patch >> level for level in range(levels)]
+        resolutions = resolutions_of(image_size, levels, patch)
         widths = [channels * m for m in channel_mults]
 
         beside = class_channels + condition_channels
@@ -214,15 +267,18 @@ class UNet(nn.Module):
         self.conv_in = conv((in_channels + beside) * patch**2 + ones, channels, 3, padding=1)
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
-        for level, (width, resolution) in enumerate(zip(widths, resolutions, strict=True)):
+        for level, width in enumerate(widths):
             stage = Stage()
             for _ in range(blocks[level]):
                 stage.residual.append(residual(c, width))
-                stage.attention.append(attend(width, resolution))
+                stage.attention.append(attend(width, level))
                 c = width
                 skips.append(c)
             if level < levels - 1:
-                stage.resample = Downsample(c, downsample_padding, conv)
+                by_block = resample == "resnet"
+                stage.resample = (
+                    residual(c, c, by=nn.AvgPool2d(2)) if by_block else Downsample(c, downsample_padding, conv)
+                )
                 skips.append(c)
             self.down.append(stage)
 
@@ -235,9 +291,11 @@ class UNet(nn.Module):
             stage = Stage()
             for _ in range(blocks[level] + 1):
                 stage.residual.append(residual(c + skips.pop(), widths[level], encoder=False))
-                stage.attention.append(attend(widths[level], resolutions[level]))
+                stage.attention.append(attend(widths[level], level))
                 c = widths[level]
-            stage.resample = Upsample(c, conv) if level > 0 else None
+            if level > 0:
+                twice = nn.Upsample(scale_factor=2.0, mode="nearest")
+                stage.resample = residual(c, c, by=twice) if resample == "resnet" else Upsample(c, conv)
             self.up.append(stage)
 
         self.norm_out = None if magnitude_preserving else group_norm(c, groups, norm_eps)
@@ -250,35 +308,38 @@ class UNet(nn.Module):
 
         null = drop > 0 and condition_channels > 0
         self.register_parameter("null_image", nn.Parameter(torch.zeros(condition_channels)) if null else None)
+        null = drop > 0 and token_channels > 0
+        self.register_parameter("null_tokens", nn.Parameter(torch.zeros(token_channels)) if null else None)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(in_channels, H, W): of one x_t."""
+        """(in_channels, H, W): of one x_t; with any_size that which image_size says."""
         return self.in_channels, *self.image_size
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
         """The network's output at time t.
 
         Args:
-            x_t: (B, in_channels, H, W).
+            x_t: (B, in_channels, H, W), of the network's size, unless any_size.
             t: (B,), integer or real, in 0..T.
             y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
-                with exactly the parts that it takes, of classes and an image (B, condition_channels, H, W), and with
-                augment (B, augment_dim) where something was done to the images. The image takes the type of x_t. Rows
-                that are null have the learned null instead; with `drop` = 0 there is none.
+                with exactly the parts that it takes, of classes, tokens (B, L, token_channels) with a mask (B, L) that
+                is true where one counts, and an image (B, condition_channels, H, W), which is concatenated after x_t;
+                and with augment (B, augment_dim) where something was done to the images. Tokens and image take the type
+                of x_t. Rows that are null have the learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
         Raises:
             ValueError: x_t or an image of another shape than the network's, a part of a condition given to one that
                 does not take it (or the reverse), null rows given to one without a learned null.
         """
-        h, emb, skips = self.encode(x_t, t, y)
+        h, told, skips = self.encode(x_t, t, y)
         for stage in self.up:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(self._block, residual, attention), emb, h, skips.pop())
+                h = self._run(partial(self._block, residual, attention, told), h, skips.pop())
             if stage.resample is not None:
-                h = self._run(stage.resample, h)
+                h = self._run(partial(self._resampled, stage.resample, told, skips[-1].shape[2:]), h)
 
         if self.norm_out is None:
             h = self.conv_out(h, self.gain_out)
@@ -286,37 +347,14 @@ class UNet(nn.Module):
             h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
-    def encode(
-        self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def encode(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Told, list[Tensor]]:
         """The way down and the middle; arguments and errors as in `forward`.
 
         Returns:
-            The features of the last level, (B, C', H', W'); the embedding of t and what is added to it, (B, E); the
-            features that the way up takes besides, the last ones last.
+            The features of the last level, (B, C', H', W'); what blocks are told; the features that the way up takes
+            besides, the last ones last.
         """
-        if tuple(x_t.shape[1:]) != self.shape:
-            raise ValueError(
-                f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, "
-                f"{self.image_size[0]}, {self.image_size[1]})"
-            )
-        parts = parts_of(y, self.num_classes, self.condition_channels, self.drop)
-        emb = self.time_embedding(t + self.time_offset)
-        beside = [x_t]
-        if self.class_embedding is not None:
-            of_class = self.class_embedding(*parts["classes"])
-            if self.class_channels:
-                beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *self.image_size))
-            else:
-                emb = self._sum(emb, of_class)
-        augment = augment_of(y, self.augment_dim)
-        if augment is not None and self.augment_embedding is not None:
-            emb = emb + self.augment_embedding(augment)
-        emb = self._silu(emb)
-        if "image" in parts:
-            beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
-        x_t = torch.cat(beside, dim=1) if len(beside) > 1 else x_t
-
+        x_t, told = self._told(x_t, t, y)
         h = rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch)
         if self.magnitude_preserving:
             h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
@@ -325,18 +363,59 @@ class UNet(nn.Module):
         for stage in self.down:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(self._block, residual, attention), emb, h)
+                h = self._run(partial(self._block, residual, attention, told), h)
                 skips.append(h)
             if stage.resample is not None:
-                h = stage.resample(h)
+                h = self._resampled(stage.resample, told, None, h)
                 skips.append(h)
 
-        h = self._run(partial(self._block, self.middle_1, self.middle_attention), emb, h)
-        return self._run(self.middle_2, h, emb), emb, skips
+        h = self._run(partial(self._block, self.middle_1, self.middle_attention, told), h)
+        return self._run(self.middle_2, h, told.emb), told, skips
 
-    def _block(self, residual: nn.Module, attention: nn.Module, emb: Tensor, *h: Tensor) -> Tensor:
-        """A residual block over the channels of h, or of two, and what follows it; (B, E), (B, C, H, W) -> the same."""
-        return attention(residual(h[0] if len(h) == 1 else self._join(*h), emb))
+    def _told(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> tuple[Tensor, Told]:
+        """x_t with the channels of the condition, and what blocks are told; arguments and errors as in `forward`."""
+        if x_t.ndim != 4 or (tuple(x_t.shape[1:]) != self.shape and not (self.any_size and self._fits(x_t))):
+            height, width = ("H", "W") if self.any_size else self.image_size
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.in_channels}, {height}, {width})"
+            )
+        parts = parts_of(y, self.num_classes, self.condition_channels, self.drop, self.token_channels)
+        emb = self.time_embedding(t + self.time_offset)
+        beside = [x_t]
+        if self.class_embedding is not None:
+            of_class = self.class_embedding(*parts["classes"])
+            if self.class_channels:
+                beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *x_t.shape[2:]))
+            else:
+                emb = self._sum(emb, of_class)
+        augment = augment_of(y, self.augment_dim)
+        if augment is not None and self.augment_embedding is not None:
+            emb = emb + self.augment_embedding(augment)
+        emb = self._silu(emb)
+        if "image" in parts:
+            beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
+        told = Told(emb)
+        if "tokens" in parts:
+            mask = None if y is None or isinstance(y, Tensor) else y.mask
+            told = Told(emb, *tokens_like(x_t, *parts["tokens"], self.null_tokens, mask))
+        return torch.cat(beside, dim=1) if len(beside) > 1 else x_t, told
+
+    def _fits(self, x_t: Tensor) -> bool:
+        """Whether x_t has the network's channels, and pixels."""
+        return x_t.shape[1] == self.in_channels and min(x_t.shape[2:]) > 0
+
+    def _block(self, residual: nn.Module, attention: nn.Module, told: Told, *h: Tensor) -> Tensor:
+        """A residual block over the channels of h, or of two, and what follows it; (B, C, H, W) -> the same."""
+        inner = residual(h[0] if len(h) == 1 else self._join(*h), told.emb)
+        if isinstance(attention, SpatialTransformer):
+            return attention(inner, told.tokens, told.mask)
+        return attention(inner)
+
+    def _resampled(self, layer: nn.Module, told: Told, size: Sequence[int] | None, h: Tensor) -> Tensor:
+        """h at the next level's size, which on the way up is given, (H, W)."""
+        if isinstance(layer, ResidualBlock | MPResidualBlock):
+            return layer(h, told.emb)
+        return layer(h, tuple(size)) if self.any_size and size is not None else layer(h)
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
@@ -348,138 +427,3 @@ class UNet(nn.Module):
 def _cat(a: Tensor, b: Tensor) -> Tensor:
     """The channels of both."""
     return torch.cat([a, b], dim=1)
-
-
-def fitted_channel_mults(image_size: Sequence[int], patch: int = 1) -> tuple[int, ...]:
-    """Levels and their widths for a size: the shorter side is halved until it has 8 to 15 pixels, if both sides can be.
-
-    So end the networks of Dhariwal and Nichol (arXiv 2105.05233) for 64 and 128 pixels, whose widths these are; fewer
-    levels have the first of them. Runs store None in place of what this gives, which must therefore stay so.
-
-    Args:
-        image_size: (H, W) in pixels: of squares, even ones up to 64 and multiples of 4 beyond; times patch.
-        patch: as in `UNet`; what is halved is H / patch and W / patch.
-
-    Returns: channel_mults: 2 levels from 16 pixels on, 3 from 32, 4 from 64, 5 at 128, and fewer where a half would not
-        be whole.
-
-    Raises: ValueError, with the nearest sizes that are allowed, for sides outside 16..128 pixels, times patch, that
-        cannot be halved, or only to more than 32 x 32 pixels.
-    """
-    height, width = image_size
-    levels = _fitted_levels(height, width, patch)
-    if levels == 0:
-        least, most = FITTED
-        rows, columns = ([min(max(n // patch, least), most) + i for i in range(-4, 5)] for n in image_size)
-        sizes = [(h * patch, w * patch) for h in rows for w in columns if height != width or h == w]
-        legal = [size for size in sizes if _fitted_levels(*size, patch)]
-        near = sorted(legal, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
-        raise ValueError(
-            f"image_size = {height}x{width} with patch = {patch}: a network is fitted to sides of {least * patch} to "
-            f"{most * patch} pixels that can be halved to 32x32 or less; nearest legal sizes: "
-            f"{', '.join(f'{h}x{w}' for h, w in near)}; for others set channel_mults"
-        )
-    return WIDTHS[levels]
-
-
-def _fitted_levels(height: int, width: int, patch: int) -> int:
-    """The levels that are fitted to a size; 0 where none are."""
-    least, most = (side * patch for side in FITTED)
-    if min(height, width) < least or max(height, width) > most:
-        return 0
-    for levels in range((min(height, width) // patch // DEEPEST).bit_length(), 1, -1):
-        unit = patch * 2 ** (levels - 1)
-        if height % unit == width % unit == 0 and height * width <= LARGEST_DEEPEST * unit**2:
-            return levels
-    return 0
-
-
-def fitted_attention_resolutions(image_size: Sequence[int], levels: int, patch: int = 1) -> tuple[int, ...]:
-    """The resolutions whose feature maps have at most 16 x 16 pixels, where full attention is cheap.
-
-    Args:
-        image_size: (H, W) in pixels.
-        levels: of the network.
-        patch: as in `UNet`.
-
-    Returns: the longer sides of those feature maps in pixels, from the largest on; none if all are larger.
-    """
-    sides = [[n // patch >> level for n in image_size] for level in range(levels)]
-    return tuple(max(height, width) for height, width in sides if height * width <= ATTENDED)
-
-
-def _check_size(size: Sequence[int], patch: int) -> None:
-    """Raise ValueError for a size or a patch that no network has."""
-    if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch <= MOST:
-        raise ValueError(f"patch = {patch!r} must be an integer >= 1, and at most {MOST:,}")
-    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):
-        raise ValueError(f"image_size = {size} must be one integer >= 1, or two (H, W), and at most {MOST:,}")
-
-
-def _check(
-    size: Sequence[int],
-    in_channels: int,
-    out_channels: int,
-    channels: int,
-    channel_mults: Sequence[int],
-    blocks: Sequence[int],
-    attention_resolutions: Sequence[int],
-    dropout: float,
-    num_classes: int | Sequence[int] | None,
-    patch: int,
-    norm_eps: float,
-    drop: float,
-    condition_channels: int,
-    class_channels: int,
-    augment_dim: int,
-) -> None:
-    """Raise ValueError for arguments of the U-Net that do not fit together."""
-    levels = len(channel_mults)
-    if levels == 0:
-        raise ValueError("channel_mults is empty: give one multiple of `channels` a level, such as [1, 2, 2]")
-    positive = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
-    positive |= {f"channel_mults[{i}]": m for i, m in enumerate(channel_mults)}
-    positive |= {f"blocks[{i}]": b for i, b in enumerate(blocks)}
-    if isinstance(num_classes, Sequence):
-        if not num_classes:
-            raise ValueError("num_classes is empty: give the number of classes, of several labels a list, or null")
-        positive |= {f"num_classes[{i}]": n for i, n in enumerate(num_classes)}
-    elif num_classes is not None:
-        positive["num_classes"] = num_classes
-    for name, value in positive.items():
-        most = MOST_BLOCKS if name.startswith("blocks") else MOST
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ValueError(f"{name} = {value!r} must be an integer >= 1, and at most {most:,}")
-    if channels * max(channel_mults) > MOST:
-        raise ValueError(f"channel_mults of {max(channel_mults)} times channels = {channels} is more than {MOST:,}")
-    if len(blocks) != levels:
-        raise ValueError(f"blocks has {len(blocks)} entries, but channel_mults has {levels} levels")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
-    if not 0 <= drop < 1:
-        raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
-    beside = {"condition_channels": condition_channels, "class_channels": class_channels, "augment_dim": augment_dim}
-    for name, value in beside.items():
-        if type(value) is not int or not 0 <= value <= MOST:
-            raise ValueError(f"{name} = {value!r} must be an integer >= 0, and at most {MOST:,}")
-    if class_channels and num_classes is None:
-        raise ValueError(
-            f"class_channels = {class_channels} are those of classes: set num_classes, or class_channels = 0"
-        )
-    if not LEAST_EPS <= norm_eps <= 1:
-        raise ValueError(f"norm_eps = {norm_eps:g} must lie in [{LEAST_EPS:g}, 1]")
-    unit = patch * 2 ** (levels - 1)
-    for n in size:
-        if n % unit:
-            near = sorted({max(unit, n // unit * unit), (n // unit + 1) * unit})
-            raise ValueError(
-                f"image_size = {size[0]}x{size[1]} with {levels} levels and patch = {patch}: {n} is not divisible by "
-                f"{unit}; nearest legal sizes: {', '.join(map(str, near))}"
-            )
-    occurring = [max(size) // patch >> level for level in range(levels)]
-    for resolution in attention_resolutions:
-        if resolution not in occurring:
-            raise ValueError(
-                f"attention_resolutions has {resolution}, which never occurs; a {size[0]}x{size[1]} image with "
-                f"{levels} levels and patch = {patch} has the resolutions {', '.join(map(str, occurring))}"
-            )

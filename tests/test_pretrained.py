@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.pretrained import CONFIG, WEIGHTS, load_unet, published_name, save_unet
-from models.pretrained import unet as form
+from models.pretrained import unet_2d as form
 from models.pretrained.folder import short
 from models.unet import UNet
 
@@ -479,7 +479,7 @@ A_COUNT = r"an integer in 1\.\.65536"
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("_class_name", "UNet2DConditionModel", '"UNet2DModel"'),
+        ("_class_name", "UNet3DModel", '"UNet2DModel" or "UNet2DConditionModel"'),
         ("sample_size", None, f"{A_COUNT}, or two of them"),
         ("sample_size", [8, 8, 8], f"{A_COUNT}, or two of them"),
         ("sample_size", 8.0, f"{A_COUNT}, or two of them"),
@@ -496,7 +496,7 @@ A_COUNT = r"an integer in 1\.\.65536"
         ("freq_shift", math.nan, "a number in"),
         ("freq_shift", 10**400, "a number in"),
         ("flip_sin_to_cos", 1, "true or false"),
-        ("down_block_types", ["DownBlock2D", "ResnetDownsampleBlock2D"], "a list of DownBlock2D and AttnDownBlock2D"),
+        ("down_block_types", ["DownBlock2D", "SkipDownBlock2D"], "a list of DownBlock2D and AttnDownBlock2D"),
         ("down_block_types", ["DownBlock2D", ["AttnDownBlock2D"]], "a list of DownBlock2D and AttnDownBlock2D"),
         ("down_block_types", "DownBlock2D", "a list of DownBlock2D and AttnDownBlock2D"),
         ("down_block_types", ["DownBlock2D"] * 17, "a list of DownBlock2D and AttnDownBlock2D"),
@@ -510,8 +510,8 @@ A_COUNT = r"an integer in 1\.\.65536"
         ("mid_block_scale_factor", 2, "1 or 1.0"),
         ("mid_block_scale_factor", math.sqrt(2), "1 or 1.0"),
         ("downsample_padding", 2, "1 or 0"),
-        ("downsample_type", "resnet", '"conv"'),
-        ("upsample_type", "resnet", '"conv"'),
+        ("downsample_type", "fir", '"conv" or "resnet"'),
+        ("upsample_type", "fir", '"conv" or "resnet"'),
         ("dropout", 1, r"a number in \[0, 1\)"),
         ("dropout", "0", r"a number in \[0, 1\)"),
         ("act_fn", "gelu", '"silu" or "swish"'),
@@ -520,7 +520,7 @@ A_COUNT = r"an integer in 1\.\.65536"
         ("attn_norm_num_groups", 2, "null or 4"),
         ("norm_eps", -1e-6, r"a number in \[0, 1\)"),
         ("norm_eps", math.inf, r"a number in \[0, 1\)"),
-        ("resnet_time_scale_shift", "scale_shift", '"default"'),
+        ("resnet_time_scale_shift", "spatial", '"default" or "scale_shift"'),
         ("add_attention", None, "true or false"),
         ("class_embed_type", "timestep", "null"),
         ("class_embed_type", "identity", "null"),

@@ -56,19 +56,19 @@ KEYS: dict[str, Rule] = {
 }
 
 
-def load_autoencoder(folder: str | Path) -> AutoencoderKL:
+def load_autoencoder(folder: str | Path, variant: str | None = None) -> AutoencoderKL:
     """The autoencoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
-        folder: as in `load_unet`.
+        folder, variant: as in `load_unet`.
     Returns: the autoencoder, whose scaling_factor and shift_factor are the config's; null as a shift is 0.
     Raises:
         ValueError: as `load_unet`.
     """
     folder = Path(folder)
-    both_present(folder, "vae")
+    weights = both_present(folder, "vae", variant)
     config = checked(folder / CONFIG, KEYS, "this autoencoder", contradictions)
-    model = loaded(folder, AutoencoderKL, arguments(config))
+    model = loaded(weights, AutoencoderKL, arguments(config))
     model.scaling_factor, model.shift_factor = float(config["scaling_factor"]), float(config["shift_factor"] or 0)
     return model
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, device, nn
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-CONFIG_BYTES, LARGEST, LEVELS, LAYERS = 2**20, 2**16, 16, 64  # above these a config is no network but a mistake
+from models.pretrained.weights import KINDS, PICKLES, WEIGHTS, Piece, names, opened, read_object, weights_in
+
+CONFIG = "config.json"
+LARGEST, LEVELS, LAYERS = 2**16, 16, 64  # above these a config is no network but a mistake
 
 NAMES = [  # ours -> published, each applied in turn
     (r"^time_embedding\.1\.", "time_embedding.linear_1."),
@@ -25,13 +25,25 @@ NAMES = [  # ours -> published, each applied in turn
     (r"\b(down|up)\.(\d+)\.residual\.", r"\1_blocks.\2.resnets."),
     (r"\b(down|up)\.(\d+)\.attention\.", r"\1_blocks.\2.attentions."),
     (r"\b(down|up)\.(\d+)\.resample\.", r"\1_blocks.\2.\1samplers.0."),
-    (r"(\.resnets\.\d+\.)(norm|conv)_(\d)\.", r"\1\2\3."),
-    (r"(\.resnets\.\d+\.)embedding\.", r"\1time_emb_proj."),
+    (r"(\.(?:resnets|\w+samplers)\.\d+\.)(norm|conv)_(\d)\.", r"\1\2\3."),
+    (r"(\.(?:resnets|\w+samplers)\.\d+\.)embedding\.", r"\1time_emb_proj."),
     (r"(\.resnets\.\d+\.)shortcut\.", r"\1conv_shortcut."),
     (r"(\.attentions\.\d+\.)norm\.", r"\1group_norm."),
-    (r"(\.attentions\.\d+\.)to_out\.", r"\1to_out.0."),
+    (r"(\.attentions\.\d+\.)norm_in\.", r"\1norm."),  # of a transformer
+    (r"(\.attentions\.\d+\.)blocks\.", r"\1transformer_blocks."),
+    (r"(\.transformer_blocks\.\d+\.)norm_(\d)\.", r"\1norm\2."),
+    (r"(\.transformer_blocks\.\d+\.)self_attention\.", r"\1attn1."),
+    (r"(\.transformer_blocks\.\d+\.)cross_attention\.", r"\1attn2."),
+    (r"(\.transformer_blocks\.\d+\.)feed_forward\.gated\.", r"\1ff.net.0.proj."),
+    (r"(\.transformer_blocks\.\d+\.)feed_forward\.back\.", r"\1ff.net.2."),
+    (r"(\.attentions\.\d+\.(?:transformer_blocks\.\d+\.attn\d\.)?)to_out\.", r"\1to_out.0."),
 ]
-SAME = {"image_size": "sample_size", "groups": "norm_num_groups", "head_channels": "attention_head_dim"}
+SAME = {  # what arguments of ours are called in a config
+    "image_size": "sample_size",
+    "groups": "norm_num_groups",
+    "head_channels": "attention_head_dim",
+    "heads": "attention_head_dim",
+}
 FORMERLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # old published -> published
 
 
@@ -61,6 +73,13 @@ def a_list(default: list[str] | list[int], test: Callable[[Any], bool], words: s
     return default, lambda v: isinstance(v, list) and 1 <= len(v) <= LEVELS and all(map(test, v)), words
 
 
+def each_level(rule: Rule) -> Rule:
+    """One value for all levels, or a list with one a level."""
+    default, legal, words = rule
+    many = a_list([], legal, "")[1]
+    return default, lambda v: many(v) if isinstance(v, list) else legal(v), f"{words}, or a list of them, one a level"
+
+
 _, is_count, COUNT = a_count(None)
 
 
@@ -83,7 +102,7 @@ def checked(
     Args:
         keys: the rule of each key; network: its name in words; contradictions: see `contradictions`.
     """
-    given = _read_config(path)
+    given = read_object(path, "the network's configuration")
     config = {key: default for key, (default, *_) in keys.items()} | given
     wrong = [
         f"{key} = {short(config[key])} (allowed: {words})"
@@ -101,15 +120,23 @@ def checked(
     return config
 
 
-def other_lengths(config: dict[str, Any]) -> list[str]:
-    """What is wrong with lists that have an entry for each level."""
-    lists = [config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")]
-    lengths = [len(entries) for entries in lists]
-    if len(set(lengths)) == 1:
-        return []
+def other_lengths(config: dict[str, Any], *optional: str) -> list[str]:
+    """What is wrong with lists that have an entry for each level.
+
+    Args:
+        optional: keys that may have one value for all levels instead.
+    """
+    levels = ("block_out_channels", "down_block_types", "up_block_types")
+    lengths = [len(config[key]) for key in levels]
+    if len(set(lengths)) > 1:
+        return [
+            "block_out_channels, down_block_types and up_block_types have {}, {} and {} entries (allowed: as many of "
+            "each)".format(*lengths)
+        ]
     return [
-        "block_out_channels, down_block_types and up_block_types have {}, {} and {} entries (allowed: as many of "
-        "each)".format(*lengths)
+        f"{key} has {len(config[key])} entries (allowed: one value, or {lengths[0]} entries, as block_out_channels)"
+        for key in optional
+        if isinstance(config[key], list) and len(config[key]) != lengths[0]
     ]
 
 
@@ -139,8 +166,8 @@ def listed(items: list[str], between: str = "; ", most: int = 10) -> str:
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def loaded(folder: Path, network: Callable[..., Network], arguments: dict[str, Any]) -> Network:
-    """The network in a folder, made of the arguments that its config.json describes; its weights are checked first."""
+def loaded(weights: Path, network: Callable[..., Network], arguments: dict[str, Any]) -> Network:
+    """The network made of the arguments that a config describes, with weights of a file, which are checked first."""
     try:
         with device("meta"):
             on_paper = network(**arguments)
@@ -148,53 +175,39 @@ def loaded(folder: Path, network: Callable[..., Network], arguments: dict[str, A
         message = str(error)
         for ours, published in SAME.items():
             message = message.replace(f"{ours} = ", f"{published} = ")
-        raise ValueError(f"{folder / CONFIG} describes a network that cannot be: {message}") from error
-    weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+        raise ValueError(f"{weights.parent / CONFIG} describes a network that cannot be: {message}") from error
+    held = _read(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = network(**arguments)
-    model.load_state_dict(weights)
+    model.load_state_dict(held)
     return model.eval()
 
 
-def both_present(folder: Path, part: str) -> None:
-    """Raise ValueError, with what there is instead, unless the folder has both files.
+def both_present(folder: Path, part: str, variant: str | None = None) -> Path:
+    """The file of weights of a folder that has a config too; else ValueError, with what there is instead.
 
     Args:
         part: name of the folder in which a published pipeline has such a network.
+        variant: see `models.pretrained.weights.weights_in`.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(_without(folder, name, part))
+    weights = weights_in(folder, variant)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(_without(folder, CONFIG, part, (folder / part / CONFIG).is_file()))
+    if weights is None:
+        raise ValueError(_without(folder, names(variant)[0], part, weights_in(folder / part, variant) is not None))
+    return weights
 
 
-def _without(folder: Path, name: str, part: str) -> str:
-    """What is said of a folder that lacks a file."""
+def _without(folder: Path, name: str, part: str, below: bool) -> str:
+    """What is said of a folder that lacks a file, which may be in its part below."""
     if not folder.is_dir():
         return f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}"
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    there = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
     hint = ""
-    if (folder / part / name).is_file():
+    if below:
         hint = f"; {folder / part} has one"
-    elif name == WEIGHTS and pickles:
-        hint = (
-            f"; it has {', '.join(pickles[:3])}, but pickles are not read, since they can run code: "
-            "take the safetensors file, or convert the weights"
-        )
+    elif name != CONFIG and there:
+        hint = f"; it has {', '.join(there[:3])}, but read are only {WEIGHTS}, its shards, variants and .bin"
     return f"{folder} has no {name}{hint}"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of bounded size; ValueError if it is none."""
-    with open(path, "rb") as file:
-        text = file.read(CONFIG_BYTES + 1)
-    if len(text) > CONFIG_BYTES:
-        raise ValueError(f"{path} is larger than {CONFIG_BYTES} bytes, which no config of a network is")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not an object with the network's configuration")
-    return config
 
 
 def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -203,29 +216,26 @@ def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
     """
     ours = {published_name(name): name for name in shapes}
-    found, unexpected, wrong = {}, [], []
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                mine = ours.get(re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name))
-                if mine is None or mine in found:
-                    unexpected.append(short(name))
-                    continue
-                found[mine] = name
-                piece, shape = file.get_slice(name), shapes[mine]
-                as_convolution = (*shape, 1, 1) if "attention" in mine and len(shape) == 2 else shape
-                if tuple(piece.get_shape()) not in (shape, as_convolution):
-                    wrong.append(f"{name} {tuple(piece.get_shape())}, the config's is {shape}")
-                elif piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    wrong.append(f"{name} of type {piece.get_dtype()}, not F64, F32, F16 or BF16")
-            missing = [published_name(name) for name in shapes if name not in found]
-            problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
-            if any(problems.values()):
-                message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
-                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
-            return {mine: file.get_tensor(name).reshape(shapes[mine]) for mine, name in found.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    found: dict[str, Piece] = {}
+    unexpected, wrong = [], []
+    with opened(path) as pieces:
+        for name, piece in pieces.items():
+            mine = ours.get(re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name))
+            if mine is None or mine in found:
+                unexpected.append(short(name))
+                continue
+            found[mine], shape = piece, shapes[mine]
+            as_convolution = (*shape, 1, 1) if "attention" in mine and len(shape) == 2 else shape
+            if piece.shape not in (shape, as_convolution):
+                wrong.append(f"{name} {piece.shape}, the config's is {shape}")
+            elif piece.kind not in KINDS.values():
+                wrong.append(f"{name} of type {piece.kind}, not F64, F32, F16 or BF16")
+        missing = [published_name(name) for name in shapes if name not in found]
+        problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
+        if any(problems.values()):
+            message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
+            raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
+        return {mine: piece.read().reshape(shapes[mine]) for mine, piece in found.items()}
 
 
 def published_name(name: str) -> str:

@@ -1,0 +1,147 @@
+"""Files of weights: safetensors, or pickles of plain tensors, whole or in shards, looked into before they are read."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+STEM = "diffusion_pytorch_model"
+WEIGHTS = f"{STEM}.safetensors"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+JSON_BYTES = 2**20  # of a config or an index of shards; above it is a mistake
+KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors say
+
+
+class Piece(NamedTuple):
+    """A tensor in a file: its shape, its type as safetensors name it, and how to read it."""
+
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], Tensor]
+
+
+def names(variant: str | None) -> list[str]:
+    """The names under which weights are published, those that are preferred first; see `weights_in`."""
+    told = f".{variant}" if variant else ""
+    endings = ("safetensors", "bin")
+    return [name for end in endings for name in (f"{STEM}{told}.{end}", f"{STEM}.{end}.index{told}.json")]
+
+
+def weights_in(folder: Path, variant: str | None = None) -> Path | None:
+    """The file of a folder's weights, or the index of their shards; None if it has none.
+
+    Safetensors are preferred to pickles, and what has no variant's name to those of half precision ("fp16"), which are
+    taken where there are no others.
+
+    Args:
+        variant: as in a file's name, diffusion_pytorch_model.VARIANT.safetensors; then no others are looked for.
+    Raises:
+        ValueError: a variant that is no word.
+    """
+    if variant is not None and not re.fullmatch(r"\w+", variant):
+        raise ValueError(f"variant = {variant!r} is no part of a file's name; allowed: a word, such as fp16, or None")
+    wanted = names(variant) if variant else [*names(None), *names("fp16")]
+    return next((folder / name for name in wanted if (folder / name).is_file()), None)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[dict[str, Piece]]:
+    """The tensors of a file, or of the shards of an index, by name; they can be read while this is open.
+
+    Raises:
+        ValueError: a damaged file; a pickle of anything but plain tensors; an index without shards that are there.
+    """
+    with ExitStack() as stack:
+        try:
+            yield _of_shards(path, stack) if path.suffix == ".json" else _of_file(path, stack)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def _of_file(path: Path, stack: ExitStack) -> dict[str, Piece]:
+    if path.suffix == ".bin":
+        return {name: Piece(tuple(x.shape), _kind(x), partial(_itself, x)) for name, x in _unpickled(path).items()}
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    return {
+        name: Piece(tuple(piece.get_shape()), piece.get_dtype(), partial(file.get_tensor, name))
+        for name, piece in slices.items()
+    }
+
+
+def _kind(x: Tensor) -> str:
+    return KINDS.get(x.dtype, str(x.dtype))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x.detach()
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, of which nothing else is unpickled."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a file that was made to deceive, any
+        raise ValueError(_no_tensors(path)) from error
+    if not isinstance(held, dict) or not all(isinstance(name, str) and _is_plain(x) for name, x in held.items()):
+        raise ValueError(_no_tensors(path))
+    return held
+
+
+def _is_plain(x: object) -> bool:
+    """Whether it is a tensor that holds its numbers one after the other."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and x.device.type == "cpu"  # type: ignore[attr-defined]
+
+
+def _no_tensors(path: Path) -> str:
+    return (
+        f"{path} is no whole pickle of plain tensors by name, and nothing else is read, since pickles can run code: "
+        "take the safetensors file, or convert the weights"
+    )
+
+
+def _of_shards(index: Path, stack: ExitStack) -> dict[str, Piece]:
+    """The tensors that an index says are in the files beside it."""
+    shard_of = read_object(index, "the shards of weights").get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(map(_is_name, shard_of.values())):
+        raise ValueError(f"{index} has no weight_map from names to files beside it, .safetensors or .bin")
+    files = sorted(set(shard_of.values()))
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        more = f", ... ({len(missing) - 10} more)" if len(missing) > 10 else ""
+        raise ValueError(f"{index} names shards that are missing: {', '.join(missing[:10])}{more}")
+    held = ((file, _of_file(index.parent / file, stack)) for file in files)
+    return {name: piece for file, pieces in held for name, piece in pieces.items() if shard_of.get(name, file) == file}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w-][\w.-]{,200}\.(safetensors|bin)", value) is not None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file of bounded size; ValueError if it is none.
+
+    Args:
+        what: it is to hold, in words.
+    """
+    with open(path, "rb") as file:
+        text = file.read(JSON_BYTES + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"{path} is larger than {JSON_BYTES} bytes, which no file with {what} is")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not an object with {what}")
+    return config
