@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (arXiv 2103.00020): a transformer over tokens, each of which sees itself and those before."""
+"""The text encoder of CLIP (arXiv 2103.00020): a transformer over tokens, each sees itself and those before."""
 
 import torch
 from einops import rearrange
@@ -25,7 +25,8 @@ class CausalAttention(nn.Module):
     r"""Attention in which a token sees itself and those before it.
 
     .. math:: y_i = \sum_{j \le i} a_{ij} v_j, \quad
-        a_{ij} = \frac{\exp(q_i^T k_j / \sqrt d)}{\sum_{l \le i} \exp(q_i^T k_l / \sqrt d)} \qquad \text{[CLIP (causal)]}
+        a_{ij} = \frac{\exp(q_i^T k_j / \sqrt d)}{\sum_{l \le i} \exp(q_i^T k_l / \sqrt d)}
+        \qquad \text{[CLIP (causal)]}
 
     in each head, of width d; then a linear map of all heads together.
 

@@ -14,6 +14,7 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import regex
@@ -77,7 +78,7 @@ def merged(word: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
     Source: Sennrich et al. (arXiv 1508.07909), section 3.2.
     """
     w, never = list(word), len(ranks)
-    r = [ranks.get(pair, never) for pair in zip(w, w[1:], strict=False)]
+    r = [ranks.get(pair, never) for pair in pairwise(w)]
     while r and (lowest := min(r)) < never:
         i = r.index(lowest)
         w[i : i + 2] = [w[i] + w[i + 1]]
@@ -106,7 +107,7 @@ def learned(counts: Mapping[tuple[str, ...], int], most: int) -> list[Pair]:
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # words that have a pair, or had it once
 
     def count(k: int, sign: int) -> None:
-        for pair in zip(split[k], split[k][1:], strict=False):
+        for pair in pairwise(split[k]):
             frequency[pair] += sign * n[k]
             where[pair].add(k)
             if not frequency[pair]:
@@ -316,7 +317,7 @@ def _several(texts: Iterable[str]) -> Iterable[str]:
 
 
 def _shown(value: object) -> str:
-    """A value as a message shows it: in ASCII, since half of a surrogate pair cannot be printed; cut where it is long."""
+    """A value as a message shows it: cut where it is long, in ASCII where it cannot be printed."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
@@ -357,8 +358,8 @@ def _check(ids: Mapping[str, int], merges: Sequence[Pair], names: Mapping[str, s
     lacks = [token for token in FIRST if token not in ids]
     if lacks and "unknown" not in names:
         raise ValueError(
-            f"the vocabulary lacks {len(lacks)} of the {len(FIRST)} tokens of single bytes, such as {_shown(lacks[0])}, "
-            "and no unknown token stands for them"
+            f"the vocabulary lacks {len(lacks)} of the {len(FIRST)} tokens of single bytes, such as "
+            f"{_shown(lacks[0])}, and no unknown token stands for them"
         )
 
 

@@ -196,9 +196,8 @@ def _whole(path: Path) -> tuple[dict[str, int], list[list[str]]]:
     }
     for key, (value, allowed) in given.items():
         if value not in allowed:
-            raise ValueError(
-                f"{path} is no tokenizer of this kind: {key} = {short(value)} (allowed: {' or '.join(map(short, allowed))})"
-            )
+            words = " or ".join(map(short, allowed))
+            raise ValueError(f"{path} is no tokenizer of this kind: {key} = {short(value)} (allowed: {words})")
     ids, merges = model.get("vocab"), model.get("merges")
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError(f"{path} has no model.vocab, an object, and model.merges, a list")
