@@ -22,6 +22,7 @@ from ddpm.commands import (
     editing,
     evaluating,
     optimising,
+    prompting,
     ranging,
     sampling,
     scheduling,
@@ -36,6 +37,10 @@ from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
+FILES, TEXTS = (
+    ("image", "mask", "out", "depth", "pipeline"),
+    ("prompt", "negative"),
+)  # keys whose values are taken as typed
 
 
 def train() -> None:
@@ -48,13 +53,14 @@ def train() -> None:
 
 
 def sample() -> None:
-    """`ddpm-sample`: draw samples from a run directory."""
+    """`ddpm-sample`: draw samples from a run directory, or from a published pipeline."""
+    sys.argv[1:] = prompting.with_defaults([_path_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("sample", sampling.sample)
 
 
 def edit() -> None:
-    """`ddpm-edit`: edit an image by what a run directory learned."""
-    sys.argv[1:] = [_path_in_quotes(word) for word in sys.argv[1:]]
+    """`ddpm-edit`: edit an image by what a run directory learned, or by a published pipeline."""
+    sys.argv[1:] = prompting.with_defaults([_path_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("edit", editing.edit)
 
 
@@ -238,16 +244,17 @@ def _check_composition(name: str, argv: list[str]) -> None:
 
 
 def _path_in_quotes(word: str) -> str:
-    """A file's name for Hydra, to which brackets and commas mean something: image=a (1).png is image='a (1).png'.
+    """A file's name, or a text, for Hydra, to which brackets and commas mean something: image=a (1).png is
+    image='a (1).png'.
 
     What is quoted already, null and what a sweep lists stay as they are.
     """
     key, equals, value = word.partition("=")
-    if key not in ("image", "mask", "out") or value in ("", "null") or value[0] in "'\"" or "$" in value:
+    if key not in (*FILES, *TEXTS) or value in ("", "null") or {"-m", "--multirun"} & set(sys.argv):
         return word
-    if {"-m", "--multirun"} & set(sys.argv):
+    if value[0] in "'\"" and (key in FILES or value[0] == value[-1:]) or (key in FILES and "$" in value):
         return word
-    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
 
 
 def _refuse_option(message: str) -> NoReturn:

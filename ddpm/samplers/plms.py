@@ -26,8 +26,9 @@ class PLMS(Sampler):
 
     Where history is missing the order is that which it allows, but that the first step, which has none, is an improved
     Euler's: the network is evaluated at both of its ends and the mean of the two is eps'. That costs one evaluation,
-    once. Published PLMS (PNDM with skip_prk_steps, which Stable Diffusion 1 names) does the same by listing its second time twice: over the same times, ours
-    gives the same numbers. The paper's own start, three steps of Runge-Kutta (prk), is not here.
+    once. Published PLMS (PNDM with skip_prk_steps, which Stable Diffusion 1 names) does the same by listing its second
+    time twice: over the same times, ours gives the same numbers. The paper's own start, three steps of Runge-Kutta
+    (prk), is not here.
 
     Args:
         steps, spacing, grid, times: as in `Sampler`.

@@ -20,6 +20,7 @@ text were, are our `UNet`; AutoencoderKL, in which the autoencoders of latent di
 
 from models.pretrained.autoencoder import load_autoencoder, save_autoencoder
 from models.pretrained.folder import CONFIG, published_name
+from models.pretrained.pipeline import load_pipeline
 from models.pretrained.text import load_text_encoder, save_text_encoder
 from models.pretrained.tokenizer import load_tokenizer, save_tokenizer
 from models.pretrained.unet import load_unet, save_unet
@@ -29,6 +30,7 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "load_autoencoder",
+    "load_pipeline",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",
