@@ -252,7 +252,7 @@ def _path_in_quotes(word: str) -> str:
     key, equals, value = word.partition("=")
     if key not in (*FILES, *TEXTS) or value in ("", "null") or {"-m", "--multirun"} & set(sys.argv):
         return word
-    if value[0] in "'\"" and (key in FILES or value[0] == value[-1:]) or (key in FILES and "$" in value):
+    if (value[0] in "'\"" and (key in FILES or value[0] == value[-1:])) or (key in FILES and "$" in value):
         return word
     return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
 

@@ -102,7 +102,7 @@ def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
     of_network = kind_of(source.model)
     if kind == "redraw":
         raise InvalidInput(
-            "redraw=true is of networks with classes; of a pipeline strength= takes a prompt= that says more"
+            "redraw=true is of networks with classes; with a pipeline take strength= and another prompt="
         )
     if str(plain(config.image)).startswith(HELD_OUT):
         raise InvalidInput(f"image={config.image} is of a run's data; a pipeline edits an image file")

@@ -214,7 +214,7 @@ class Pipeline:
             (n, 3, H, W) in [-1, 1], on the CPU.
         Raises: ValueError as `of`, and for n or a batch below 1.
         """
-        n = n if n is not None else 1 if isinstance(prompt, str) else len(prompt)
+        n = n if n is not None else 1 if isinstance(prompt, str) else max(1, len(prompt))
         for name, value in (("n", n), ("batch", batch)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} = {value!r} must be an integer >= 1")
