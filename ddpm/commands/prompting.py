@@ -1,6 +1,7 @@
 """What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,12 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
     pipeline = pipeline_of(config, folder, device)
     settings = {"sampler": sampler, "size": size, "seed": config.seed, "guidance": guidance}
     try:
-        source = pipeline.of(text["prompt"], text["negative"], **settings)
+        with warnings.catch_warnings(record=True) as cut:
+            source = pipeline.of(text["prompt"], text["negative"], **settings)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+    for warning in cut:
+        say(f"warning: {warning.message}")
     source.own = None if own is None else pipeline.scheduler.sampler
     return source, Drawn(folder)
 

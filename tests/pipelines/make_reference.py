@@ -27,7 +27,7 @@ WALKS = {
     f"{name} {spacing}": {
         "_class_name": f"{name}Scheduler",
         "timestep_spacing": spacing,
-        "steps_offset": offset,
+        "steps_offset": int(spacing == "leading"),
         **more,
     }
     for name, more, spacings in (
