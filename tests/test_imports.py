@@ -104,6 +104,8 @@ PACKAGES = {  # where nobody may import it, but these
     "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
     "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
+    "transformers": (("ddpm", "models", "experiments", "tests"), set()),
+    "tokenizers": (("ddpm", "models", "experiments", "tests"), set()),
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
 NOT_IMPORTED = {"pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run

@@ -22,9 +22,9 @@ from ddpm.samplers.published import of_config, read_scheduler
 from ddpm.schedules import scaled_linear, zero_terminal_snr
 from models.pretrained import load_pipeline
 
-HERE = Path(__file__).parent / "pipelines"
-REFERENCE = json.loads((HERE / "reference.json").read_text())
-SPEC = importlib.util.spec_from_file_location("make_reference", HERE / "make_reference.py")
+HERE = Path(__file__).parent / "published"
+REFERENCE = json.loads((HERE / "pipelines.json").read_text())
+SPEC = importlib.util.spec_from_file_location("make_pipelines", HERE / "make_pipelines.py")
 made = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(made)
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
-"""What the library that publishes pipelines draws of tiny ones, and where its schedulers walk: writes reference.json.
+"""What the library that publishes pipelines draws of tiny ones, and where its schedulers walk: writes pipelines.json.
 
     pip install -c constraints.txt -e '.[peers]'
-    python tests/pipelines/make_reference.py
+    python tests/published/make_pipelines.py
 
 The library is found by name, for no installation requires it.
 """
@@ -91,7 +91,7 @@ def main():
     }
     text = json.dumps(found, default=float)
     rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.7g}"))
-    (HERE / "reference.json").write_text(json.dumps(rounded) + "\n")
+    (HERE / "pipelines.json").write_text(json.dumps(rounded) + "\n")
 
 
 if __name__ == "__main__":
