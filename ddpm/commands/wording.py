@@ -86,7 +86,7 @@ def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], No
     Raises: InvalidInput for what is no text, or a run that is told of none.
     """
     given = plain(config.get(key))
-    if given is None:
+    if given is None or (key == "negative" and given == ""):
         return None
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):

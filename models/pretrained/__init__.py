@@ -21,6 +21,7 @@ What differs:
 
 from models.pretrained.autoencoder import load_autoencoder, save_autoencoder
 from models.pretrained.folder import CONFIG, published_name
+from models.pretrained.pipeline import load_pipeline
 from models.pretrained.text import load_text_encoder, save_text_encoder
 from models.pretrained.tokenizer import load_tokenizer, save_tokenizer
 from models.pretrained.unet import load_unet, save_unet
@@ -30,6 +31,7 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "load_autoencoder",
+    "load_pipeline",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",
