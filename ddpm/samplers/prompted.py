@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm.data.batch import Condition, takes
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.guidance import ClassifierFree, Guidance, classifier_free
+from ddpm.guidance import ClassifierFree, Guidance
 from ddpm.latent.codec import Continuous
 from ddpm.runs.precision import PRECISIONS, computing
 from ddpm.samplers.base import Callback, Sampler
@@ -78,18 +78,8 @@ class Prompted(TrainedSampler):
 
         w = 1 evaluates the prompt alone, w = 0 the negative one alone.
         """
-        if not isinstance(self.guidance, ClassifierFree):
-            return self.diffusion.predictor(self.model, condition)
         away = replace(condition, tokens=self.negative.expand(len(condition), -1, -1))
-        pair = self.diffusion.pair(self.model, condition, away)
-        settings = self.guidance
-        return classifier_free(
-            pair,
-            w=settings.w,
-            schedule=self.diffusion.schedule,
-            rescale=settings.rescale,
-            interval=settings.interval,
-        )
+        return self.guidance(self.diffusion, self.model, condition, away)
 
     def telling(self, image: Tensor) -> "Prompted":
         """The same, whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
