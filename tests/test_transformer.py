@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.data.batch import Condition
+from ddpm.training.cost import gflop
 from models.layers import ResidualBlock
 from models.transformer import GatedFeedForward, SpatialTransformer, TokenAttention, TransformerBlock
 from models.unet import UNet
@@ -152,6 +153,17 @@ def test_null_rows_have_the_learned_token_at_each_position():
     assert not UNet(8, channels=8, groups=4, attention_resolutions=[], token_channels=D, drop=0.1).null_tokens.any()
 
 
+def test_the_cost_of_tokens_is_counted():
+    with torch.device("meta"):
+        one, three = (UNet(8, 2, channels=8, groups=4, attention_resolutions=[], channel_mults=(1,), token_channels=D,
+                           transformer_layers=n) for n in (1, 3))  # fmt: skip
+    q_k_v_out, scores = 2 * 64 * 8 * 8 * 4, 2 * 64 * 64 * 8 * 2  # of attention to itself, over 64 pixels
+    across = 2 * (64 * 8 * 8 * 2 + 77 * D * 8 * 2 + 64 * 77 * 8 * 2)
+    feed_forward = 2 * 64 * 8 * (64 + 32)
+    more = [gflop(net, (2, 8, 8), backward=False) * 1e9 for net in (one, three)]
+    assert more[1] - more[0] == pytest.approx(2 * (q_k_v_out + scores + across + feed_forward))
+
+
 def test_gradients_reach_the_null_token_with_checkpointing_too():
     told, (x, t) = Condition(tokens=tokens()).nulled(torch.tensor([True, False])), inputs()
     gradients = []
@@ -247,12 +259,12 @@ def test_where_all_levels_halve_any_size_changes_nothing():
 
 
 def test_latents_of_480_by_640_pixels_have_four_levels():
-    net = unet(image_size=(60, 80), channel_mults=(1,) * 4, any_size=True, attention_resolutions=[40, 20, 10], groups=1)
-    assert [stage.attention[0].__class__ is nn.Identity for stage in net.down] == [True, False, False, False]
     with torch.device("meta"):
-        net = net.to("meta")
-        out = net(torch.empty(1, 2, 60, 80), torch.empty(1), Condition(tokens=torch.empty(1, L, D)))
-    assert out.shape == (1, 2, 60, 80)
+        net = UNet((60, 80), 4, channels=8, channel_mults=(1,) * 4, blocks=1, groups=4, token_channels=D, any_size=True,
+                   attention_resolutions=[40, 20, 10])  # fmt: skip
+        out = net(torch.empty(1, 4, 60, 80), torch.empty(1), Condition(tokens=torch.empty(1, L, D)))
+    assert out.shape == (1, 4, 60, 80)
+    assert [isinstance(stage.attention[0], SpatialTransformer) for stage in net.down] == [False, True, True, True]
     with pytest.raises(ValueError, match="60 is not divisible by 8; nearest legal sizes: 56, 64"):
         unet(image_size=(60, 80), channel_mults=(1,) * 4)
     with pytest.raises(ValueError, match="has the resolutions 15, 8, 4"):  # halved to the next larger
