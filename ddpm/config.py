@@ -80,9 +80,9 @@ def _condition_channels(kind: Any, channels: Any) -> int:
     """Of the image that data with `condition=KIND` tell, as model.condition_channels has it; 0 where they refuse it."""
     if kind is None:
         return 0
-    from ddpm.data.conditions import KINDS, channels_of
+    from ddpm.data.conditions import KINDS, MEASURED, channels_of
 
-    return channels_of(kind, channels) if kind in KINDS and isinstance(channels, int) else 0
+    return channels_of(kind, channels) if kind in (*KINDS, *MEASURED) and isinstance(channels, int) else 0
 
 
 def _augment_dim(target: Any) -> int:

@@ -87,6 +87,8 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "devanagari": ["data.image_size=8", "data.channels=1", "data.count=20"],
     "dhcd": ["data.image_size=8", "data.channels=3"],
     "emoji": ["data.image_size=8", "data.channels=1"],
+    "captioned": ["data.image_size=8", "data.channels=3"],
+    "scenes": ["data.image_size=8", "data.channels=1", "data.count=20"],
     "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
     "swiss_roll": ["data.count=20"],
     "moons": ["data.count=20"],
@@ -249,7 +251,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.validation": ["0", "0.5", "0.999", "1e-300", "1"],
     "data.flip": ["true", "false"],
     "data.labels": ["[class]", "[class,style]", "[style]", "[]"],
-    "data.condition": ["null", "mask", "low_resolution", "gray", "edges"],
+    "data.condition": ["null", "mask", "low_resolution", "gray", "edges", "depth", "masks"],
     "data.root": ["nowhere", ".", "/dev/null"],
     "data.name": ["null", "mnist", "kmnist", "a/b", "abc"],
     "data.download": ["false"],
@@ -274,6 +276,9 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.font": ["nowhere", ".", "/dev/null"],
     "data.background": ["white", "black", "'#123456'", "rgba(0,0,0,0)"],
     "data.skin_tones": ["true", "false"],
+    "data.solids": ["2", "4", "[2,3,4]", "[3,3]", "5", "[]"],
+    "data.wording": ["all", "size", "colour", "none"],
+    "data.without": ["[]", "[red cube]", "[red cube,blue cone]", "[red]"],
     "data.config": ["null", "a"],
     "data.column": ["auto", "image", "null"],
     "data.label": ["auto", "null", "label"],
@@ -476,6 +481,10 @@ def data(tmp_path_factory) -> dict[str, Path]:
     idx, cifar = WRITERS["mnist"](base / "idx"), WRITERS["cifar10_ddpm"](base / "cifar")
     table = base / "points.csv"
     table.write_text("x,y\n" + "".join(f"{n % 7},{n % 3}\n" for n in range(20)))
+    captioned = WRITERS["cars"](base / "captioned")
+    for path in [*captioned.rglob("*.png"), *captioned.rglob("*.jpg")]:
+        path.with_suffix(".txt").write_text("a picture")
+    (base / "scenes").mkdir()
     (base / "emoji").mkdir()
     make_emoji_font(base / "emoji" / "font.ttf")
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
@@ -489,7 +498,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     return (
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
-        | {"points_file": table, "emoji": base / "emoji"}
+        | {"points_file": table, "emoji": base / "emoji", "captioned": captioned, "scenes": base / "scenes"}
         | dict.fromkeys(
             ("mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "fashion", "fashion_mnist", "kmnist"), idx
         )

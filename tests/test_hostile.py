@@ -546,7 +546,7 @@ WRONG_GROUP = [(group, name) for group, names in OTHERS.items() for name in name
 def test_targets_of_another_group(group, name, nested, run, settings, monkeypatch):
     """A schedule, say, that reads the disk, or a model that downloads."""
     monkeypatch.setattr("ddpm.data.idx.fetch", lambda *arguments, **more: pytest.fail("downloaded"))
-    monkeypatch.setattr("ddpm.data.folder._visible", lambda folder: pytest.fail("read"))
+    monkeypatch.setattr("ddpm.data.folder.visible", lambda folder: pytest.fail("read"))
     node = {"_target_": name, "root": "/", "name": "mnist"}
     store(run, settings, **{group: settings[group] | {"extra": [[node]]} if nested else node})
     message = refused(lambda: build(read_config(run / "config.yaml")[group], group), f"{group}: ", repr(name))

@@ -230,11 +230,16 @@ def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:
 
 
 def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
-    """The augmentation of a run, or None; refuses one that changes anything of data that are no pictures."""
+    """The augmentation of a run, or None; refuses one that changes what it must not: no pictures, or measured ones."""
     augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
+    active, told = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
+    if active and told is not None and told in getattr(data, "measured", ()):
+        raise InvalidInput(
+            f"augment changes pictures, but not what data.condition={told} tells of them; set augment=none"
+        )
     if "pictures" in data.holds:
         return augment
-    if getattr(augment, "active", augment is not None):
+    if active:
         raise InvalidInput(f"augment changes pictures, but {data.name} holds none; set augment=none")
     return None
 

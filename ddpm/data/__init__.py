@@ -1,5 +1,6 @@
 """Sources of data, one a file."""
 
+from ddpm.data.captioned import Captioned
 from ddpm.data.cifar10 import CIFAR10
 from ddpm.data.dataset import Dataset, ImageData
 from ddpm.data.devanagari import Devanagari
@@ -12,12 +13,14 @@ from ddpm.data.idx import IDX
 from ddpm.data.mixture import Mixture
 from ddpm.data.points import Points
 from ddpm.data.points_file import PointsFile
+from ddpm.data.scenes import Scenes
 from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
 
 __all__ = [
     "CIFAR10",
     "DHCD",
     "IDX",
+    "Captioned",
     "Checkerboard",
     "Dataset",
     "Devanagari",
@@ -33,6 +36,7 @@ __all__ = [
     "Points",
     "PointsFile",
     "Rings",
+    "Scenes",
     "Spiral",
     "SwissRoll",
 ]

@@ -12,6 +12,7 @@ from ddpm.randomness import generator as keyed
 HOLE = (0.25, 0.75)  # sides of the hole of a mask, as shares of the image's
 FACTOR = 4  # of a side, by which low resolution is lower
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by ITU-R 601
+SOLIDS = 4  # at most in a scene of `ddpm.data.scenes`
 KEPT = 1024  # holes of which an image's number chooses where nothing is drawn
 
 
@@ -81,11 +82,14 @@ def edges(x_0: Tensor) -> Tensor:
 
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"low_resolution": low_resolution, "gray": gray, "edges": edges}
 KINDS = ("mask", *PLAIN)
+MEASURED = {"depth": 1, "masks": SOLIDS}  # channels of what only the data know that draw their own scenes
 
 
 def channels_of(kind: str | None, channels: int) -> int:
     """How many channels C' an image of a kind has beside one of so many channels; 0 for None."""
-    return {"mask": channels + 1, "low_resolution": channels, "gray": 1, "edges": 1}[kind] if kind is not None else 0
+    if kind is None:
+        return 0
+    return ({"mask": channels + 1, "low_resolution": channels, "gray": 1, "edges": 1} | MEASURED)[kind]
 
 
 def image_of(kind: str, x_0: Tensor, numbers: Tensor, generator: torch.Generator | None = None) -> Tensor:

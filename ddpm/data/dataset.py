@@ -44,7 +44,11 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def check_options(
-    image_size: int | Sequence[int] | None, channels: int | None, validation: float, condition: str | None = None
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+    validation: float,
+    condition: str | None = None,
+    conditions: Sequence[str] = KINDS,
 ) -> None:
     """Raise ValueError for options that no source admits; a source calls it before it reads or downloads anything."""
     if image_size is not None:
@@ -54,7 +58,7 @@ def check_options(
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise ValueError(f"validation={validation!r}: the held-out fraction lies in 0 <= validation < 1")
     if condition is not None:
-        check_choice("condition", condition, KINDS)
+        check_choice("condition", condition, conditions)
     if condition == "gray" and channels == 1:
         raise ValueError("condition='gray' tells all of a gray image; set channels=3, or another condition")
 
@@ -139,7 +143,7 @@ class Dataset(ABC):
     styles: tuple[str, ...] = ()
     """What the values of the second label are called, the first of those; without names, numbers name them."""
     captions: Sequence[str] = ()
-    """What each sample shows, in words; empty for data without captions."""
+    """What each sample shows, in words, by its number; empty for data without captions."""
     tokens: Tensor | None = None
     """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
     tokenizer: Any = None
@@ -413,6 +417,10 @@ class ImageData(InMemory):
     """
 
     units = "images"
+    conditions: tuple[str, ...] = KINDS
+    """The kinds of images that can be told."""
+    measured: tuple[str, ...] = ()
+    """Those of them that are known of what an image shows, and not computed from it: no change of it may follow."""
 
     def __init__(
         self,
@@ -429,12 +437,12 @@ class ImageData(InMemory):
         condition: str | None = None,
     ):
         check_name(name)
-        check_options(image_size, channels, validation, condition)
+        check_options(image_size, channels, validation, condition, self.conditions)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
             raise ValueError(f"{name}: images are uint8 (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
         self.flip, self.condition = flip, condition
         images = fit(images, image_size or images.shape[2:], channels or images.shape[1])
-        check_options(None, images.shape[1], validation, condition)
+        check_options(None, images.shape[1], validation, condition, self.conditions)
         super().__init__(name, split, images, labels, classes, validation, ("pictures", "bytes"))
 
     @property
@@ -477,6 +485,12 @@ class ImageData(InMemory):
         return replace(batch, condition=replace(batch.condition, image=image))
 
     def identity(self) -> dict[str, Any]:
-        """What the data are, as training sees them (after `fit`): image_size and channels beside what all data say."""
+        """What the data are, as training sees them (after `fit`): image_size and channels beside what all data say.
+
+        Of data with captions their checksum too.
+        """
         channels, height, width = self.shape
-        return super().identity() | {"image_size": [height, width], "channels": channels}
+        facts = super().identity() | {"image_size": [height, width], "channels": channels}
+        if self.captions:
+            facts["captions"] = hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
+        return facts

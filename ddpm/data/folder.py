@@ -64,8 +64,8 @@ class Folder(ImageData):
         check_name(name or "")
         root = Path(root).expanduser()
         try:
-            half, folder = _choose_half(root, split)
-            self.origin = Origin(partial(_looked_at, root, split))
+            half, folder = choose_half(root, split)
+            self.origin = Origin(partial(looked_at, root, split))
             paths, labels, classes = list_images(folder)
         except PermissionError as error:
             raise PermissionError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
@@ -83,14 +83,14 @@ class Folder(ImageData):
         )
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
     """What a folder holds, in sorted order, without hidden files such as macOS's ._ ones."""
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The images directly in a folder, and its other files, in sorted order."""
-    files = [path for path in _visible(folder) if path.is_file()]
+    files = [path for path in visible(folder) if path.is_file()]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, [path for path in files if path.suffix.lower() not in SUFFIXES]
 
@@ -103,13 +103,13 @@ def _counted(files: Sequence[Path]) -> str:
     return ", ".join(words + [f"{rest:,} others"] * (rest > 0))
 
 
-def _choose_half(root: Path, split: str) -> tuple[str, Path]:
+def choose_half(root: Path, split: str) -> tuple[str, Path]:
     """The split's resolved name and its folder."""
     if not root.exists():
         raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of images")
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; point root at a folder of images")
-    halves = {path.name.lower(): path for path in _visible(root) if path.is_dir()}
+    halves = {path.name.lower(): path for path in visible(root) if path.is_dir()}
     if "train" in halves and "test" in halves:
         half = "train" if split == "auto" else split
         return half, halves[half]
@@ -118,19 +118,19 @@ def _choose_half(root: Path, split: str) -> tuple[str, Path]:
     return "all", root
 
 
-def _looked_at(root: Path, split: str) -> Iterator[Path]:
+def looked_at(root: Path, split: str) -> Iterator[Path]:
     """What a split is read from: the images, and whatever else lies in its folder and its subfolders."""
     yield root.resolve()  # whose name the data have
-    for path in _visible(_choose_half(root, split)[1]):
+    for path in visible(choose_half(root, split)[1]):
         yield path
         if path.is_dir():
-            yield from _visible(path)
+            yield from visible(path)
 
 
 def list_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
     """The images' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
-    direct, others = _files_in(folder)
-    subfolders = {path: _files_in(path) for path in _visible(folder) if path.is_dir()}
+    direct, others = files_in(folder)
+    subfolders = {path: files_in(path) for path in visible(folder) if path.is_dir()}
     classes = {path: images for path, (images, _) in subfolders.items() if images}
     if not direct:
         others += [path for _, more in subfolders.values() for path in more]
@@ -175,16 +175,18 @@ def decode_all(
     whole = {n: result[0] for n, result in enumerate(results) if not isinstance(result, str)}
     broken = [f"{name} ({reason})" for name, reason in zip(names, results, strict=True) if isinstance(reason, str)]
     if not whole:
-        raise ValueError(f"{where}: none of its {len(names):,} images can be read: {_first(broken)}")
+        raise ValueError(f"{where}: none of its {len(names):,} images can be read: {first_of(broken)}")
     if broken:
-        print(f"{where}: skipped {len(broken):,} of {len(names):,} images, which cannot be read: {_first(broken)}")
+        print(f"{where}: skipped {len(broken):,} of {len(names):,} images, which cannot be read: {first_of(broken)}")
     several = [name for name, result in zip(names, results, strict=True) if not isinstance(result, str) and result[1]]
     if several:
-        print(f"{where}: of {len(several):,} images with several frames or pages the first is read: {_first(several)}")
+        print(
+            f"{where}: of {len(several):,} images with several frames or pages the first is read: {first_of(several)}"
+        )
     return torch.cat(list(whole.values())), torch.tensor(list(whole))
 
 
-def _first(texts: Sequence[str]) -> str:
+def first_of(texts: Sequence[str]) -> str:
     """The first few of some texts, for a terminal."""
     return ", ".join(map(shown, texts[:NAMED])) + ", ..." * (len(texts) > NAMED)
 
