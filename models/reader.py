@@ -1,5 +1,7 @@
 """A small network that reads which things of a known list a picture shows, what each is like, and where it is."""
 
+import math
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -10,9 +12,9 @@ from models.classifier import Residual
 class Reader(nn.Module):
     r"""Pictures to what is said of each of K things that may be in them.
 
-    The picture is folded, 2x2 pixels into one place, so that nothing of it is lost; residual blocks follow at half its
-    size and at a quarter. Each place p of the last map then says of each thing how much it speaks of it, a_kp, and what
-    the thing is like there, m_kjp. The picture's answer is
+    The picture is folded, 2x2 pixels into one place, so that nothing of it is lost (one of odd sides is not); residual
+    blocks follow at half its size and at a quarter. Each place p of the last map then says of each thing how much it
+    speaks of it, a_kp, and what the thing is like there, m_kjp. The picture's answer is
 
     .. math:: o_{k0} = \log \sum_p e^{a_{kp}}, \qquad o_{kj} = \sum_p \frac{e^{a_{kp}}}{\sum_q e^{a_{kq}}}\, m_{kjp}
         \qquad \text{[Reader (places)]}
@@ -35,8 +37,8 @@ class Reader(nn.Module):
         in_channels: int = 3,
         things: int = 32,
         facts: int = 4,
-        channels: int = 48,
-        blocks: int = 2,
+        channels: int = 32,
+        blocks: int = 1,
     ):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -46,14 +48,15 @@ class Reader(nn.Module):
                 f"H, W, in_channels, things, facts, channels and blocks are at least 1, not {sizes}; take 1 or more"
             )
         self.image_shape, self.things = (in_channels, height, width), things
-        fold = nn.PixelUnshuffle(2) if height % 2 == 0 and width % 2 == 0 else nn.Identity()
-        folded = in_channels * (4 if isinstance(fold, nn.PixelUnshuffle) else 1)
-        self.fold = fold
-        self.stem = nn.Conv2d(folded + 2, channels, 3, padding=1)
+        side = 2 if height % 2 == 0 and width % 2 == 0 else 1  # of a place in pixels
+        self.fold = nn.PixelUnshuffle(side)
+        self.stem = nn.Conv2d(in_channels * side**2 + 2, channels, 3, padding=1)
         finer = [Residual(channels, channels) for _ in range(blocks)]
         coarser = [Residual((1 if b == 0 else 2) * channels, 2 * channels) for b in range(blocks)]
         self.body = nn.Sequential(*finer, nn.MaxPool2d(2, ceil_mode=True), *coarser)
         self.says = nn.Conv2d(2 * channels, things * (1 + facts), 1)
+        places = math.ceil(height / side / 2) * math.ceil(width / side / 2)
+        nn.init.constant_(self.says.bias[:: 1 + facts], -math.log(places * things))  # type: ignore[index]  # none is there
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; torch leaves it untyped
 
     def forward(self, x: Tensor) -> Tensor:

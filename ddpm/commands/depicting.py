@@ -46,7 +46,8 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
     }
     n = config.n or min(MOST, len(data.held_out))
     reader = _untrained(context)
-    kept = reader_path(reader, data.numbers, context.cache, config.scenes.count, config.scenes.epochs).exists()
+    size, learning = data.shape[1:], (config.scenes.count, config.scenes.epochs)
+    kept = reader_path(reader, size, data.numbers, context.cache, *learning).exists()
     drawn = len(context.seeds) * n * len(parts) + sum(ROWS * SHOWN for _ in parts)
     of_each = " and ".join(f"{n:,} samples of {IN_WORDS[part]}" for part in parts)
     plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}" + (
@@ -92,7 +93,7 @@ def _carry_out(context: EvaluationContext, reader: Any, parts: dict[str, Prompts
     config, data, device = context.config, context.every, context.source.device
     count, epochs = config.scenes.count, config.scenes.epochs
     try:
-        name = reader_of(reader, data.numbers, context.cache, count, epochs, device, say)
+        name = reader_of(reader, data.shape[1:], data.numbers, context.cache, count, epochs, device, say)
     except (ValueError, OSError) as error:
         raise InvalidInput(f"metric={NAME}: {error}") from error
     for part, prompts in parts.items():

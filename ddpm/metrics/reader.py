@@ -179,6 +179,7 @@ def _noisy(x: Tensor, random: torch.Generator) -> Tensor:
 
 def reader_of(
     network: nn.Module,
+    size: tuple[int, int],
     solids: Sequence[int],
     cache: Path,
     count: int = 20_000,
@@ -190,6 +191,7 @@ def reader_of(
 
     Args:
         network: a `models.reader.Reader`, untrained; in evaluation mode then.
+        size: of the pictures, (H, W).
         solids: the numbers of them that a scene may have.
         cache: the folder of trained readers.
         count, epochs: of the scenes that it learns from, which are drawn for it and are not kept.
@@ -198,14 +200,17 @@ def reader_of(
     Returns: six digits of the checksum of its weights.
     Raises: ValueError for a file that is damaged.
     """
-    path = reader_path(network, solids, cache, count, epochs)
+    path = reader_path(network, size, solids, cache, count, epochs)
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):  # of evaluations at a time one trains it, the others wait for it
             if not path.exists():
                 say(f"drawing {count:,} scenes and training what reads them, once: it will be kept as {path}")
                 layout = drawn(count, solids, SEED)
-                pictures = render(layout, network.image_shape[1:]).picture  # type: ignore[arg-type, index]
-                tell = lambda epoch, loss: say(f"  epoch {epoch + 1} of {epochs}: loss {loss:.3f}")  # noqa: E731
+                pictures = render(layout, size).picture
+
+                def tell(epoch: int, loss: float) -> None:
+                    say(f"  epoch {epoch + 1} of {epochs}: loss {loss:.3f}")
+
                 train_reader(network.to(device), layout, pictures, epochs=epochs, tell=tell)
                 checkpoint.save_weights(network, path)
     try:
@@ -216,9 +221,11 @@ def reader_of(
     return checkpoint.sha256(path)[:6]
 
 
-def reader_path(network: nn.Module, solids: Sequence[int], cache: Path, count: int, epochs: int) -> Path:
+def reader_path(
+    network: nn.Module, size: tuple[int, int], solids: Sequence[int], cache: Path, count: int, epochs: int
+) -> Path:
     """Where a reader is kept, once it is trained."""
-    height, width = network.image_shape[1:]  # type: ignore[index]
+    height, width = size
     facts = [str(network), height, width, list(solids), count, epochs, SEED, DRAWING, LEARNING]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:6]
     numbers = "-".join(map(str, solids))

@@ -25,18 +25,74 @@ from models.text import TextEncoder
 from models.tokenizer import BytePairs
 
 HERE = Path(__file__).parent
-PLAIN = (
-    "a photograph of an astronaut riding a horse¦It's John's, they're ours; we've said I'm sure you'll see she'd go¦"
-    "HELLO World¦x2 scale 1024x768 in 2024¦  double  spaces\tand\ntabs  ¦naïve café Ångström¦e\u0301 o\u0308 n\u0303¦"
-    "&amp; &lt;b&gt; &quot;x&quot; &#39; &nbsp;¦中文字符 漢字かな交じり文¦한국어 조합 \u1112\u1161\u11ab¦مرحبا بالعالم¦हिन्दी¦ไทย¦"
-    "👩\u200d👩\u200d👧 family¦🏳️\u200d🌈🇩🇪👍🏽¦zero\u200bwidth\u200cjoin\u200der¦soft\u00adhyphen¦nbsp\u00a0space¦"
-    "ideographic\u3000space¦line\u2028sep\u2029par\u0085next¦bell\x07 null\x00 esc\x1b del\x7f¦\x1c\x1d\x1e\x1f¦"
-    "\ufeffbom¦\ufffd replaced¦½ ² ⅷ ٣ ৪ 一二三¦don''t won’t ''s 'S 'T¦...!!!???¦a-b_c.d,e;f:g¦\\n \\t¦C++ & C# / F*¦"
-    "<b>bold</b>¦[x](y) {z}¦100% $5 €7 £8 ¥9¦ΣΑΣ Σ ς¦İstanbul ı I¦ẞ ß ſ¦ǅ Ǆ ﬁ¦Ω K Å¦\u0301alone¦"
-    "<|startoftext|>¦<|endoftext|> in the middle<|endoftext|>¦<|STARTOFTEXT|>!!¦a!<|EndOfText|>!!¦<|endof|> text¦"
-    "</w>¦a</w> b¦!¦hello!!!¦a ! b¦tel +49-30/123456¦user@example.com https://example.com/a?b=c&d=%20¦"
-    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢¦Ｆｕｌｌｗｉｄｔｈ¦ｶﾀｶﾅ¦\U0001f1e6¦\U000e0067¦\ue000 private¦\U0010ffff¦¦   ¦'¦''¦'''s¦'re're¦s't¦it'sn't"
-).split("¦")
+PLAIN = [
+    "a photograph of an astronaut riding a horse",
+    "It's John's, they're ours; we've said I'm sure you'll see she'd go",
+    "HELLO World",
+    "x2 scale 1024x768 in 2024",
+    "  double  spaces\tand\ntabs  ",
+    "naïve café Ångström",
+    "é ö ñ",
+    "&amp; &lt;b&gt; &quot;x&quot; &#39; &nbsp;",
+    "中文字符 漢字かな交じり文",
+    "한국어 조합 한",
+    "مرحبا بالعالم",
+    "हिन्दी",
+    "ไทย",
+    "👩\u200d👩\u200d👧 family",
+    "🏳️\u200d🌈🇩🇪👍🏽",
+    "zero\u200bwidth\u200cjoin\u200der",
+    "soft\xadhyphen",
+    "nbsp\xa0space",
+    "ideographic\u3000space",
+    "line\u2028sep\u2029par\x85next",
+    "bell\x07 null\x00 esc\x1b del\x7f",
+    "\x1c\x1d\x1e\x1f",
+    "\ufeffbom",
+    "� replaced",
+    "½ ² ⅷ ٣ ৪ 一二三",
+    "don''t won’t ''s 'S 'T",
+    "...!!!???",
+    "a-b_c.d,e;f:g",
+    "\\n \\t",
+    "C++ & C# / F*",
+    "<b>bold</b>",
+    "[x](y) {z}",
+    "100% $5 €7 £8 ¥9",
+    "ΣΑΣ Σ ς",
+    "İstanbul ı I",
+    "ẞ ß ſ",
+    "ǅ Ǆ ﬁ",
+    "Ω K Å",
+    "́alone",
+    "<|startoftext|>",
+    "<|endoftext|> in the middle<|endoftext|>",
+    "<|STARTOFTEXT|>!!",
+    "a!<|EndOfText|>!!",
+    "<|endof|> text",
+    "</w>",
+    "a</w> b",
+    "!",
+    "hello!!!",
+    "a ! b",
+    "tel +49-30/123456",
+    "user@example.com https://example.com/a?b=c&d=%20",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
+    "Ｆｕｌｌｗｉｄｔｈ",
+    "ｶﾀｶﾅ",
+    "🇦",
+    "\U000e0067",
+    "\ue000 private",
+    "\U0010ffff",
+    "",
+    "   ",
+    "'",
+    "''",
+    "'''s",
+    "'re're",
+    "s't",
+    "it'sn't",
+]
 PIECES = [
     *"aeiostnrAEZz059!?.,'\"-&;<>|# \t\n",
     *"éÉßñÅıİΣςжЖ中文字あ한अ٣½²€’“…—",
