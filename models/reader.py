@@ -13,8 +13,8 @@ class Reader(nn.Module):
     r"""Pictures to what is said of each of K things that may be in them.
 
     The picture is folded, 2x2 pixels into one place, so that nothing of it is lost (one of odd sides is not); residual
-    blocks follow at half its size and at a quarter. Each place p of the last map then says of each thing how much it
-    speaks of it, a_kp, and what the thing is like there, m_kjp. The picture's answer is
+    blocks follow at half its size and at a quarter. Each place p of the last map is told where it lies, and says of
+    each thing how much it speaks of it, a_kp, and what the thing is like there, m_kjp. The picture's answer is
 
     .. math:: o_{k0} = \log \sum_p e^{a_{kp}}, \qquad o_{kj} = \sum_p \frac{e^{a_{kp}}}{\sum_q e^{a_{kq}}}\, m_{kjp}
         \qquad \text{[Reader (places)]}
@@ -50,11 +50,11 @@ class Reader(nn.Module):
         self.image_shape, self.things = (in_channels, height, width), things
         side = 2 if height % 2 == 0 and width % 2 == 0 else 1  # of a place in pixels
         self.fold = nn.PixelUnshuffle(side)
-        self.stem = nn.Conv2d(in_channels * side**2 + 2, channels, 3, padding=1)
+        self.stem = nn.Conv2d(in_channels * side**2, channels, 3, padding=1)
         finer = [Residual(channels, channels) for _ in range(blocks)]
         coarser = [Residual((1 if b == 0 else 2) * channels, 2 * channels) for b in range(blocks)]
         self.body = nn.Sequential(*finer, nn.MaxPool2d(2, ceil_mode=True), *coarser)
-        self.says = nn.Conv2d(2 * channels, things * (1 + facts), 1)
+        self.says = nn.Conv2d(2 * channels + 2, things * (1 + facts), 1)
         places = math.ceil(height / side / 2) * math.ceil(width / side / 2)
         nn.init.constant_(self.says.bias[:: 1 + facts], -math.log(places * things))  # type: ignore[index]  # none is there
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; torch leaves it untyped
@@ -63,8 +63,8 @@ class Reader(nn.Module):
         """What is said (B, K, 1 + J) of pictures (B, C, H, W) in [-1, 1]: first the logit that a thing is there."""
         if x.shape[1:] != self.image_shape:
             raise ValueError(f"this reader takes pictures of shape {self.image_shape}, not {tuple(x.shape[1:])}")
-        x = self.fold(x)
-        said = self.says(self.body(self.stem(torch.cat([x, _places(x)], 1))))
+        seen = self.body(self.stem(self.fold(x)))
+        said = self.says(torch.cat([seen, _places(seen)], 1))
         said = rearrange(said, "b (k j) h w -> b k j (h w)", k=self.things)
         a, m = said[:, :, 0], said[:, :, 1:]
         o_0 = a.logsumexp(-1, keepdim=True)  # (B, K, 1)

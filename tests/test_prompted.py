@@ -7,9 +7,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from test_cli import call, typed  # noqa: F401
 from test_reader import true
 
+from ddpm import cli
 from ddpm.commands import depicting, evaluating
 from ddpm.commands.evaluation_context import EvaluationContext
 from ddpm.config import InvalidInput, compose
@@ -168,15 +171,21 @@ def test_wrong_pictures_are_framed(tmp_path):
 # ------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    few = ["scenes.count=40", "scenes.epochs=1", "reader.channels=4", "device=cpu", "sampler.steps=2"]
+    return compose("evaluate", ["run=a/b/c", "metric=scenes", *few])
+
+
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def told(tmp_path, monkeypatch, composed):
     """Scenes of 8x8, and what is evaluated of a network that is told of them in words."""
     monkeypatch.setattr(scenes, "BLOCK", 60)
 
     def told(*words: str, words_too: bool = True, **options: object) -> EvaluationContext:
         given = {"count": 60, "image_size": 8, "without": ["red cube", "blue cone"]} | options
         data = Scenes(tmp_path / "data", **given)
-        tokenizer = learn(data.captions, length=40)
+        tokenizer = learn(data.captions, vocabulary=540, length=40)
         data = data.in_words(tokenizer) if words_too else data
         torch.manual_seed(0)
         text = TextEncoder(tokenizer.vocabulary, 40, channels=8, layers=1, heads=2) if words_too else None
@@ -186,11 +195,10 @@ def told(tmp_path, monkeypatch):
             if p.ndim > 1:
                 torch.nn.init.normal_(p, std=0.2)
         source = TrainedSampler(GaussianDiffusion(cosine(T=20)), model, DDIM(2), data.shape, 0, CPU, data=data)
-        few = ["scenes.count=40", "scenes.epochs=1", "reader.channels=4", "device=cpu", "sampler.steps=2"]
-        config = compose("evaluate", [f"run={tmp_path / 'r' / 's' / 'h'}", "metric=scenes", *few, *words])
+        config = OmegaConf.merge(composed, OmegaConf.from_dotlist(list(words)))
         run = Run(tmp_path / "runs" / "study" / "hash")
         run.path.mkdir(parents=True, exist_ok=True)
-        return EvaluationContext(config, source, run, compose("train", []), 1, data)
+        return EvaluationContext(config, source, run, OmegaConf.create(), 1, data)
 
     return told
 
@@ -251,13 +259,18 @@ def test_what_has_no_prompts_of_scenes_is_refused(told):
         depicting.measure_scenes(told(channels=1))
     with pytest.raises(InvalidInput, match="held"):
         depicting.measure_scenes(told(validation=0.0, without=[]))
-    for words in (["n=0"], ["scenes=3"]):
-        with pytest.raises(InvalidInput, match=words[0].partition("=")[0]):
-            evaluating._metrics(told(*words).config)
-    for words in ("scenes.count=0", "scenes.epochs=x"):
-        with pytest.raises(InvalidInput, match=r"scenes\."):
-            depicting.measure_scenes(told(words))
     context = told()
+    config = context.config
+    for key, value, words in (("n", 0, "n=0 must be"), ("scenes", 3, "scenes=3 must hold settings")):
+        other = OmegaConf.merge(config)
+        other[key] = value
+        with pytest.raises(InvalidInput, match=words):
+            evaluating._metrics(other)
+    for key, words in (("count", r"scenes\.count=0 must be"), ("epochs", r"scenes\.epochs=x must be")):
+        context.config = OmegaConf.merge(config, {"scenes": {key: 0 if key == "count" else "x"}})
+        with pytest.raises(InvalidInput, match=words):
+            depicting.measure_scenes(context)
+    context.config = config
     context.every = ImageData("cubes", "all", torch.zeros(9, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InvalidInput, match="cubes has none; train with data=scenes"):
         depicting.measure_scenes(context)
@@ -268,3 +281,24 @@ def test_samples_that_are_no_pictures_are_refused(told, monkeypatch):
     monkeypatch.setattr(context, "samples", lambda *given, **more: (torch.full((2, 3, 8, 8), math.nan), None))
     with pytest.raises(InvalidInput, match="2 of 2 samples hold NaN"):
         depicting.measure_scenes(context).carry_out()
+
+
+@pytest.mark.slow
+def test_a_run_told_in_words_is_measured_as_it_is_typed(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "BLOCK", 60)
+    data = [f"data.root={tmp_path}", "data.count=60", "data.image_size=8", "data.without=[red cube]"]
+    network = ["model.channels=8", "model.groups=4", "model.channel_mults=[1]", "model.blocks=1"]
+    network += ["model.attention_resolutions=[8]", "text.channels=8", "text.layers=1", "text.heads=2"]
+    short = ["trainer.steps=2", "trainer.seconds=null", "trainer.batch_size=4", "trainer.warmup=1"]
+    trained = call(cli.train, "experiment=text_scenes", "data=scenes", *data, *network, *short, f"runs={tmp_path}/runs")
+    assert trained.code == 0, trained
+    (run,) = (tmp_path / "runs" / "default").iterdir()
+    few = ["n=2", "metric=scenes", "scenes.count=40", "scenes.epochs=1", "reader.channels=4", "device=cpu"]
+    for words, steps in (([], 2), (["guidance=classifier_free", "guidance.w=3"], 3)):
+        measured = call(cli.evaluate, f"run={run}", *few, f"sampler.steps={steps}", *words)
+        assert measured.code == 0 and "pairs that no training scene shows: all that the prompt says" in measured.out
+    records = json.loads((run / "evaluation.json").read_text())
+    record = next(values for name, values in records.items() if name.startswith("scenes_composed-all_reader-"))
+    assert record["guidance"]["w"] == 3 and record["steps"] == 3 and record["before"][0]["steps"] == 2
+    refused = call(cli.evaluate, f"run={run}", "metric=scenes", "n=0")
+    assert refused.code == 2 and "n=0 must be an integer >= 1" in refused.err

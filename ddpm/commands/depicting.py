@@ -35,7 +35,7 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
     config, source, data = context.config, context.source, context.every
     _must_be_told_of_scenes(source, data)
     must_walk(source.sampler, source.diffusion)
-    must_be_whole(config.scenes, "count", "epochs", least=1)
+    must_be_whole(config, "scenes.count", "scenes.epochs", least=1)
     try:
         denoising.must_hold_out(data, NAME, 1)
     except ValueError as error:
