@@ -39,6 +39,7 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "tokenizer": {"captions"},
     "optimizer": {"params"},
     "judge": {"image_size", "in_channels", "num_classes"},
+    "reader": {"image_size", "in_channels", "things", "facts"},
     "perceptual/classifier": {"image_size", "in_channels", "num_classes"},
 }
 

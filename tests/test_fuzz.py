@@ -35,7 +35,7 @@ from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-OTHERS = ("ablation", "experiment", "guidance", "judge", "protocol")  # no groups of training
+OTHERS = ("ablation", "experiment", "guidance", "judge", "protocol", "reader")  # no groups of training
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHERS)
 
 # ---------------------------------------------------------------------------------------------- what is typed

@@ -143,6 +143,8 @@ def test_shares_that_are_what_was_asked_for_are_a_measure_of_their_own(tmp_path)
         ("latent_purity-k10_64_held_out", "Class structure of codings: purity", 25),
         ("latent_silhouette_64_held_out", "Class structure of codings: silhouette", 0.25),
         ("augmentation_10x10_64_held_out", "Accuracy gained by generated images", 25),
+        ("scenes_composed-all_reader-1a2b3c_64", "Right in all, of combinations held out", 25),
+        ("scenes_seen-relation_reader-1a2b3c_64", "Relations of solids that are right", 25),
         ("psnr_64_held_out", "Reconstruction (PSNR)", 0.25),
         ("bits_per_code_64_held_out", "Bits that a code needs", 0.25),
     ],

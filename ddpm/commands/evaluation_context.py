@@ -76,13 +76,20 @@ class EvaluationContext:
         width = width_of_average(self.config)  # each a measure of its own, which a report tells from the others
         return protocol if width is None else f"{protocol}_ema{width!r}"
 
-    def samples(self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None) -> tuple[Any, Any]:
-        """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None."""
+    def samples(
+        self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None, told: Any = None
+    ) -> tuple[Any, Any]:
+        """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None.
+
+        Args:
+            told: numbers of samples of the data whose conditions are told, in turn; None for those held out.
+        """
         import torch
 
         source = self.source.with_seed(seed)
         source = source if sampler is None else source.using(sampler)
         source = source if guidance is None else source.guided_by(guidance)
+        source = source if told is None else source.told_of(told)
         batches = source.batches(numbers, self.config.batch)
         x = torch.cat([x for _, x in with_bar(batches, len(numbers))])
         warn_of_range(source)

@@ -143,7 +143,7 @@ class Dataset(ABC):
     styles: tuple[str, ...] = ()
     """What the values of the second label are called, the first of those; without names, numbers name them."""
     captions: Sequence[str] = ()
-    """What each sample shows, in words; empty for data without captions."""
+    """What each sample shows, in words, by its number; empty for data without captions."""
     tokens: Tensor | None = None
     """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
     tokenizer: Any = None

@@ -137,6 +137,7 @@ class Scenes(ImageData):
 
     Attributes:
         captions: what each sample shows, in words, by its number.
+        numbers: of solids that a scene may have, sorted.
         layout: what and where its solids are, as integers and places, see `Layout`.
         composed: the numbers of the held-out samples that show a pair of `without`, sorted.
 
@@ -172,6 +173,7 @@ class Scenes(ImageData):
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
         if count > MOST:
             raise ValueError(f"count={count} must be at most {MOST:,}: these take long to draw, and more are a slip")
+        self.numbers = numbers
         size = height_width(image_size)
         if min(size) < SMALLEST:
             raise ValueError(f"image_size={image_size!r}: scenes are drawn at {SMALLEST} pixels and more")

@@ -3,6 +3,7 @@
 import io
 import math
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ WIDTH = 880  # pixels that a figure's images fill together, about
 LARGEST = 160  # pixels that the longer side of one image is enlarged to, at most about
 GAP = 3  # pixels between two images
 SIZE = 9  # points of a label
+LINE = 30  # characters of a prompt in a line
+WRONG = (0.85, 0.1, 0.1)  # red, green and blue of the frame around pictures of what was not asked for
 THUMBNAIL, FRAME = 28, 2  # pixels of the longer side of a picture among dots, about; beside it
 
 History = Sequence[tuple[int, float | None]]  # (step, loss); None or NaN where the loss was not finite
@@ -69,6 +72,28 @@ def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]], title:
 def labelled_rows(path: str | Path, rows: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:
     """Images (n, C, H, W) in rows, each with its label on the left."""
     _tiles(path, [("", [x for _, x in rows])], rows=[label for label, _ in rows], title=title)
+
+
+def prompted(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[Tensor, bool]]]]) -> None:
+    """Prompts, and pictures of each: first a real one, then samples. Those that do not show the prompt are framed.
+
+    Args:
+        path: the PNG file to write.
+        rows: (prompt, (picture (C, H, W), whether it shows the prompt) of each), as many of each.
+    """
+    frame = max(2, rows[0][1][0][0].shape[-1] // 16)
+    red = 2 * torch.tensor(WRONG)[:, None, None] - 1
+
+    def framed(x: Tensor, right: bool) -> Tensor:
+        """With a margin, in the frame's colour if it is wrong."""
+        middle = F.pad(x.expand(3, -1, -1), [frame] * 4, value=1.0)
+        inside = F.pad(torch.ones_like(x[:1]), [frame] * 4) > 0
+        return middle if right else torch.where(inside, middle, red)
+
+    tiles = [torch.stack([framed(x, right) for x, right in pictures]) for _, pictures in rows]
+    columns = ["held-out picture", *(f"sample {k + 1}" for k in range(len(tiles[0]) - 1))]
+    labels = ["\n".join(textwrap.wrap(prompt, LINE)) for prompt, _ in rows]
+    _tiles(path, [("", tiles)], rows=labels, columns=columns, title="framed: not what the words say")
 
 
 def code_maps(path: str | Path, rows: Sequence[tuple[str, Tensor]], codes: int) -> None:

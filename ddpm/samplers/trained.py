@@ -153,6 +153,15 @@ class TrainedSampler(Source):
         other.guidance = guidance
         return other
 
+    def told_of(self, numbers: Tensor) -> "TrainedSampler":
+        """The same, told of these samples (M,) of its data: sample number i of what numbers[i modulo M] has."""
+        if self.told is None or not len(numbers):
+            raise ValueError("the network is told of none of the data, or there are no samples of which it could be")
+        other = copy.copy(self)
+        other.told = copy.copy(self.told)
+        other.told.held_out = numbers.to(self.told.held_out.device)
+        return other
+
     def _check(self, diffusion: GaussianDiffusion, model: nn.Module, guidance: Guidance) -> None:
         """Raise ValueError for guidance that does not fit, or where what is asked for without a label cannot be."""
         guidance.check(diffusion, model)

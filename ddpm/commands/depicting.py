@@ -1,0 +1,144 @@
+"""`ddpm-evaluate metric=scenes`: is what prompts name right in what is drawn, as a network reads it?"""
+
+from typing import Any, NamedTuple
+
+from ddpm.commands.console import say
+from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.load import must_walk
+from ddpm.commands.validate import must_be_whole, trusted
+from ddpm.config import InvalidInput, build
+
+NAME = "scenes"
+PICTURE = "scenes.png"  # in the run directory
+ROWS, SHOWN = 4, 4  # prompts of each part in it, and samples of each
+MOST = 512  # samples of each part, unless told otherwise
+IN_WORDS = {"seen": "pairs that were trained on", "composed": "pairs that no training scene shows"}
+
+
+class Prompts(NamedTuple):
+    """Held-out samples whose captions are drawn, in turn."""
+
+    numbers: Any  # (M,)
+    scenes: list[Any]  # what each caption says
+
+
+def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
+    """Check that the run is told of scenes in words, and find the prompts; returns what draws and reads them.
+
+    Raises: InvalidInput.
+    """
+    from ddpm.data.scenes import parse
+    from ddpm.metrics import denoising
+    from ddpm.metrics.reader import reader_path
+    from ddpm.metrics.scenes import parts_of
+
+    config, source, data = context.config, context.source, context.every
+    _must_be_told_of_scenes(source, data)
+    must_walk(source.sampler, source.diffusion)
+    must_be_whole(config, "scenes.count", "scenes.epochs", least=1)
+    try:
+        denoising.must_hold_out(data, NAME, 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    parts = {
+        part: Prompts(numbers, [parse(data.captions[i]) for i in numbers.tolist()])
+        for part, numbers in parts_of(data.held_out, data.composed).items()
+    }
+    n = config.n or min(MOST, len(data.held_out))
+    reader = _untrained(context)
+    size, learning = data.shape[1:], (config.scenes.count, config.scenes.epochs)
+    kept = reader_path(reader, size, data.numbers, context.cache, *learning).exists()
+    drawn = len(context.seeds) * n * len(parts) + sum(ROWS * SHOWN for _ in parts)
+    of_each = " and ".join(f"{n:,} samples of {IN_WORDS[part]}" for part in parts)
+    plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}" + (
+        "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+    )
+    return PlannedMeasure(plan, drawn * source.evaluations, lambda: _carry_out(context, reader, parts, n))
+
+
+def _must_be_told_of_scenes(source: Any, data: Any) -> None:
+    """Refuse other data than scenes in colour, and runs that are not told of them in words."""
+    from ddpm.data.batch import takes
+    from ddpm.data.scenes import Scenes
+
+    if not isinstance(data, Scenes):
+        raise InvalidInput(f"metric={NAME} reads scenes of solids, and {data.name} has none; train with data=scenes")
+    if "tokens" not in takes(source.model) or source.told is None:
+        raise InvalidInput(
+            f"metric={NAME} compares samples with their prompts, and the run was trained without words; train one with "
+            "experiment=text_scenes data=scenes"
+        )
+    if data.shape[0] != 3:
+        raise InvalidInput(f"metric={NAME} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
+
+
+def _untrained(context: EvaluationContext) -> Any:
+    """The network that reads, with the weights that its training begins with."""
+    import torch
+
+    from ddpm.data.scenes import PAIRS
+    from ddpm.metrics.reader import FACTS
+    from ddpm.randomness import generator
+
+    torch.manual_seed(generator(0, "reader").initial_seed())
+    size, shape = tuple(context.every.shape[1:]), {"things": PAIRS, "facts": FACTS}
+    return build(context.config.reader, "reader", trusted(context.config), image_size=size, in_channels=3, **shape)
+
+
+def _carry_out(context: EvaluationContext, reader: Any, parts: dict[str, Prompts], n: int) -> None:
+    """Draw what the prompts of each part say, with every seed, read it, and write what was found."""
+    from ddpm.metrics import quality, scenes
+    from ddpm.metrics.reader import read, reader_of
+
+    config, data, device = context.config, context.every, context.source.device
+    count, epochs = config.scenes.count, config.scenes.epochs
+    try:
+        name = reader_of(reader, data.shape[1:], data.numbers, context.cache, count, epochs, device, say)
+    except (ValueError, OSError) as error:
+        raise InvalidInput(f"metric={NAME}: {error}") from error
+    for part, prompts in parts.items():
+        real = scenes.judge_all(read(reader, data.batch(prompts.numbers[:n]).x, device), prompts.scenes)
+        chance = scenes.chance_of_pairs(prompts.scenes[:n])
+        measured: dict[str, dict[int, quality.Result]] = {}
+        for seed in context.seeds:
+            x = _samples(context, list(range(n)), seed, prompts)
+            drawn = scenes.judge_all(read(reader, x, device), prompts.scenes)
+            for what, result in scenes.results(drawn, real, chance).items():
+                measured.setdefault(what, {})[seed] = result
+        for what, by_seed in measured.items():
+            each = list(by_seed.values())
+            values = context.settings(n, context.source.sampler) | quality.together(each, list(by_seed))
+            protocol = f"{NAME}_{part}-{what}_reader-{name}_{n}"
+            context.record(protocol, values, f"{IN_WORDS[part]}: {quality.in_words(each, values)}")
+    _draw(context, reader, parts)
+
+
+def _samples(context: EvaluationContext, numbers: list[int], seed: int, prompts: Prompts) -> Any:
+    """Samples of these numbers, number i of the caption of prompt i modulo how many they are."""
+    x, _ = context.samples(numbers, seed, told=prompts.numbers)
+    if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
+        raise InvalidInput(f"metric={NAME}: {broken} of {len(x)} samples hold NaN or infinity")
+    return x
+
+
+def _draw(context: EvaluationContext, reader: Any, parts: dict[str, Prompts]) -> None:
+    """Some prompts, what held-out pictures and samples show of them, and which of these do not."""
+    from ddpm.data.dataset import spread
+    from ddpm.figures import plots
+    from ddpm.metrics.reader import read
+    from ddpm.metrics.scenes import judge_all
+
+    rows, data, device = [], context.every, context.source.device
+    for prompts in parts.values():
+        M = len(prompts.numbers)
+        places = spread(M, ROWS).tolist()
+        real = data.batch(prompts.numbers[places]).x.cpu()
+        x = _samples(context, [p + M * k for p in places for k in range(SHOWN)], context.seeds[0], prompts)
+        for row, place in enumerate(places):
+            pictures = [real[row : row + 1], *x[SHOWN * row : SHOWN * (row + 1)].split(1)]
+            right = [judge_all(read(reader, picture, device), [prompts.scenes[place]])[0].all for picture in pictures]
+            caption = data.captions[int(prompts.numbers[place])]
+            rows.append((caption, [(picture[0], good) for picture, good in zip(pictures, right, strict=True)]))
+    path = context.run.path / PICTURE
+    plots.prompted(path, rows)
+    say(f"wrote {path}: prompts, a held-out picture of each, and {SHOWN} samples; framed are those that are wrong")
