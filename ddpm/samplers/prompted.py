@@ -78,6 +78,7 @@ class Prompted(TrainedSampler):
 
         w = 1 evaluates the prompt alone, w = 0 the negative one alone.
         """
+        assert self.negative is not None  # as its constructor has it
         away = replace(condition, tokens=self.negative.expand(len(condition), -1, -1))
         return self.guidance(self.diffusion, self.model, condition, away)
 
