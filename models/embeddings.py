@@ -336,8 +336,7 @@ def tokens_like(
         tokens: embeddings (B, L, D).
         null: true for the rows that have no tokens, (B,); None for nowhere.
         null_tokens: what stands at each of their positions, (D,).
-        mask: true where a token counts, bool (B, L); None where all do. In null rows, and in those where none does, all
-            do.
+        mask: true where a token counts, bool (B, L); None where all do. In rows where none does, all do.
     Returns:
         (B, L, D) of x_t's type, and the mask (B, L), or None.
     Raises:
@@ -356,5 +355,4 @@ def tokens_like(
     if null is None:
         return tokens, mask
     assert null_tokens is not None  # for there are null rows
-    tokens = torch.where(null[:, None, None], null_tokens.to(x_t.dtype), tokens)
-    return tokens, None if mask is None else mask | null[:, None]
+    return torch.where(null[:, None, None], null_tokens.to(x_t.dtype), tokens), mask  # which chooses among alike ones

@@ -120,9 +120,10 @@ def test_tokens_are_attended_to_on_levels_with_attention_and_in_the_middle():
     assert not unet(middle_attention=False).middle_attention.state_dict()
 
 
+@pytest.mark.parametrize("only_cross_attention", [False, True])
 @torch.no_grad()
-def test_order_of_tokens_and_what_a_mask_leaves_out_do_not_matter():
-    net, (x, t), told = unet(), inputs(), tokens()
+def test_order_of_tokens_and_what_a_mask_leaves_out_do_not_matter(only_cross_attention):
+    net, (x, t), told = unet(only_cross_attention=only_cross_attention), inputs(), tokens()
     mask = torch.tensor([[True, True, False, True, False], [True] * L])
     out = net(x, t, Condition(tokens=told, mask=mask))
     order = torch.tensor([3, 0, 4, 1, 2])
