@@ -196,7 +196,7 @@ def test_evaluations_are_those_that_happen_at_times_of_the_grid(name, make):
 
 def test_what_samplers_cost(schedule):
     counts = {name: make(50).evaluations(schedule) for name, make in METHODS.items()}
-    twice = {"heun": 99, "2S": 99}
+    twice = {"heun": 99, "2S": 99, "plms": 51}
     assert counts == dict.fromkeys(METHODS, 50) | twice
     assert Ancestral().evaluations(schedule) == 1000
     assert METHODS["2S"](1000).evaluations(schedule) == 1000  # no integer lies between t and t - 1

@@ -174,7 +174,7 @@ class Pipeline:
             raise ValueError(f"prompt = {prompt!r}, negative = {negative!r}: a text is needed, or several prompts")
         guidance = ClassifierFree(w) if guidance is None else guidance
         codec = self.codec if size is None else self.codec.of_size(*size)
-        if sampler is None or (isinstance(sampler, int) and not isinstance(sampler, bool)):
+        if not isinstance(sampler, Sampler):
             sampler = self.scheduler.sampler(STEPS if sampler is None else sampler)
         diffusion, tokens, away = self.scheduler.diffusion, self.tokens(texts), self.tokens([negative])
         drawing = (codec, seed, self.device, self.precision, tokens, away, guidance, image)

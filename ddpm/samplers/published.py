@@ -249,7 +249,7 @@ def of_config(given: dict[str, Any], where: str = "the scheduler") -> Scheduler:
     if name not in METHODS:
         raise ValueError(f"{where}: _class_name = {name!r} has no equal here; allowed: {', '.join(METHODS)}")
     keys = PROCESS | METHODS[name].keys  # those of other classes are without effect on this one, there as here
-    config = {k: given.get(k, default) for k, (default, *_) in keys.items()}
+    config: dict[str, Any] = {k: given.get(k, default) for k, (default, *_) in keys.items()}
     wrong = [f"{k} = {config[k]!r} (allowed: {words})" for k, (_, legal, words) in keys.items() if not legal(config[k])]
     wrong += [f"{k} = {given[k]!r} is not a known key" for k in given if k not in KNOWN and not k.startswith("_")]
     if wrong:
