@@ -22,6 +22,7 @@ from ddpm.commands import (
     editing,
     evaluating,
     optimising,
+    prompting,
     ranging,
     sampling,
     scheduling,
@@ -36,8 +37,8 @@ from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
-
-TEXTS = ("prompt", "negative")  # keys whose value is what a person writes
+FILES = ("image", "mask", "out", "depth", "pipeline")  # keys whose values are taken as they are typed
+TEXTS = ("prompt", "negative")  # and those that a person writes
 
 
 def train() -> None:
@@ -50,14 +51,14 @@ def train() -> None:
 
 
 def sample() -> None:
-    """`ddpm-sample`: draw samples from a run directory."""
-    sys.argv[1:] = [_text_in_quotes(word) for word in sys.argv[1:]]
+    """`ddpm-sample`: draw samples from a run directory, or from a published pipeline."""
+    sys.argv[1:] = prompting.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("sample", sampling.sample)
 
 
 def edit() -> None:
-    """`ddpm-edit`: edit an image by what a run directory learned."""
-    sys.argv[1:] = [_text_in_quotes(word) for word in sys.argv[1:]]
+    """`ddpm-edit`: edit an image by what a run directory learned, or by a published pipeline."""
+    sys.argv[1:] = prompting.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("edit", editing.edit)
 
 
@@ -240,20 +241,19 @@ def _check_composition(name: str, argv: list[str]) -> None:
             raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
 
 
-def _text_in_quotes(word: str) -> str:
-    """A file's name or a prompt for Hydra, to which commas and brackets mean something: image=a (1).png is 'a (1).png'.
+def _typed_in_quotes(word: str) -> str:
+    """A file's name or a text for Hydra, to which brackets and commas mean something: image=a (1).png is 'a (1).png'.
 
     What is quoted already, null, lists of prompts and what a sweep lists stay as they are.
     """
     key, equals, value = word.partition("=")
-    interpolated = ("${" if key in TEXTS else "$") in value
-    if key not in ("image", "mask", "out", *TEXTS) or value in ("", "null") or value[0] in "'\"" or interpolated:
+    if key not in (*FILES, *TEXTS) or value in ("", "null") or {"-m", "--multirun"} & set(sys.argv):
+        return word
+    if (value[0] in "'\"" and (key in FILES or value[0] == value[-1:])) or (key in FILES and "$" in value):
         return word
     if key in TEXTS and value[0] == "[" and value[-1] == "]":
         return word
-    if {"-m", "--multirun"} & set(sys.argv):
-        return word
-    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
 
 
 def _refuse_option(message: str) -> NoReturn:

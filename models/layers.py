@@ -123,7 +123,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
         embedding: size E of the time embedding; None for a block that is told of none.
-        scale_shift: see above; needs an embedding.
+        scale_shift: see above; of a block that is told of none it changes nothing.
         resample: what both ways through the block are resampled by, after the first SiLU; None for nothing.
     Source of both: Diffusion Models Beat GANs on Image Synthesis (arXiv 2105.05233), section 3.
     """
@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
         h = normed(self.norm_1, x, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        if self.scale_shift:
+        if told is not None and self.scale_shift:
             h = self._scaled(convolved(self.conv_1, h), told)
         else:
             h = normed(self.norm_2, convolved(self.conv_1, h, told), silu=True)

@@ -326,7 +326,8 @@ def _pairs(merges: Iterable[Sequence[str]]) -> list[Pair]:
     """The merges, each a pair; ValueError where it is none, or the same as one before."""
     pairs: dict[Pair, None] = {}
     for k, pair in enumerate(merges):
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+        two = isinstance(pair, list | tuple) and len(pair) == 2
+        if not two or not all(isinstance(part, str) and part for part in pair):
             raise ValueError(f"merge {k} is {_shown(pair)}, not two tokens")
         if (pair[0], pair[1]) in pairs:
             raise ValueError(f"merge {k}, {_shown(tuple(pair))}, is there twice")

@@ -632,7 +632,7 @@ def end_of(run: Callable[[list[str]], Result], data: dict[str, Path], here: Path
 def test_keys_with_wrong_values(group, train, data, here):
     """A part of the values for each key, and the others for its neighbours: each group meets all of them."""
     of_group = [key for key in sorted(KEYS) if key.rpartition(".")[0] == group]
-    parts = min(8, len(of_group))
+    parts = min(12, len(of_group))
     for key, value in ((key, value) for i, key in enumerate(of_group) for value in WRONG[i % parts :: parts]):
         command_line = command("points" if key in OF_POINTS else "digits", [*chosen_for(key), f"{key}={value}"], data)
         try:
@@ -645,7 +645,7 @@ UNLIKE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the fold
 
 
 @pytest.mark.slow
-@settings(max_examples=80, suppress_health_check=UNLIKE)
+@settings(max_examples=50, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_a_run_takes_a_step_or_is_refused(example, train, data, here):
     event(end_of(train, data, here, command(*example, data)))
@@ -653,7 +653,7 @@ def test_a_run_takes_a_step_or_is_refused(example, train, data, here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))  # each with examples of its own, for a process of its own
-@settings(max_examples=120, suppress_health_check=UNLIKE)
+@settings(max_examples=60, suppress_health_check=UNLIKE)
 @given(example=commands())
 def test_many_runs_take_a_step_or_are_refused(part, example, train, data, here):
     event(end_of(train, data, here, command(*example, data)))

@@ -371,6 +371,8 @@ def files(folder: Path) -> dict[str, bytes]:
         {"channel_mults": (1, 3, 2), "attention_resolutions": [8, 2], "freq_shift": 0, "flip_sin_to_cos": True},
         {"channel_mults": (1,), "attention_resolutions": [8], "freq_shift": 0.5, "norm_eps": 1e-3, "groups": 2},
         {"channels": 9, "groups": 3, "attention_resolutions": []},
+        {"scale_shift": True, "resample": "resnet"},
+        {"scale_shift": True, "resample": "resnet", "attention_resolutions": [8, 4], "middle_attention": False},
     ],
     ids=str,
 )
@@ -561,6 +563,15 @@ def test_all_that_is_wrong_is_told_at_once_and_of_many_keys_the_first(folder):
         ({"up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"]}, "have 2, 2 and 3 entries .*as many of each"),
         ({"block_out_channels": [8, 16, 16]}, "have 3, 2 and 2 entries"),
         ({"block_out_channels": [8, 12]}, r"block_out_channels has 12 \(allowed: multiples of the first, 8\)"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            r"attn_norm_num_groups = null is, with scale_shift, attention without a norm in the middle \(allowed: 4\)",
+        ),
+        (
+            {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]},
+            "levels are joined both by convolutions and by residual blocks",
+        ),
+        ({"upsample_type": "resnet"}, "levels are joined both by convolutions and by residual blocks"),
         ({"sample_size": 9}, "cannot be: sample_size = 9x9 .*: 9 is not divisible by 2; nearest legal sizes: 8, 10"),
         ({"norm_num_groups": 3}, "cannot be: norm_num_groups = 3 does not divide"),
         ({"attention_head_dim": 5}, "cannot be: attention_head_dim = 5 does not divide the 16 channels"),
@@ -691,6 +702,8 @@ def test_damaged_weights(folder, cut):
 
 
 class Bomb:
+    """What a pickle may hold."""
+
     def __init__(self, path: Path):
         self.path = path
 
@@ -698,13 +711,13 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_pickles_are_never_read(folder, tmp_path):
+def test_pickles_by_other_names_are_never_read(folder, tmp_path):
     (folder / WEIGHTS).unlink()
-    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    message = f"has no {WEIGHTS}; it has diffusion_pytorch_model.bin, but pickles are not read, since they can run code"
+    (folder / "unet.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    message = f"has no {WEIGHTS}; it has unet.ckpt, but read are only {WEIGHTS}, its shards, variants and .bin"
     with pytest.raises(ValueError, match=message):
         load_unet(folder)
-    (folder / "diffusion_pytorch_model.bin").rename(folder / WEIGHTS)  # under the right name
+    (folder / "unet.ckpt").rename(folder / WEIGHTS)  # under the right name
     with pytest.raises(ValueError, match="is no whole safetensors file"):
         load_unet(folder)
     assert not (tmp_path / "exploded").exists()

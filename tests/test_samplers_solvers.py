@@ -9,7 +9,8 @@ import torch
 from conftest import GaussianOracle, MixtureOracle, propagate
 
 from ddpm.randomness import SampleNoise
-from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, Step, UniPC, integrate, interpolate
+from ddpm.samplers import DDIM, LMS, PLMS, Ancestral, DPMSolverPP, Euler, Heun, Step, UniPC, integrate, interpolate
+from ddpm.samplers.plms import transfer
 from ddpm.schedules import cosine, linear, zero_terminal_snr
 from ddpm.targets import Prediction
 
@@ -239,6 +240,72 @@ def test_lms_is_exact_where_eps_is_a_polynomial_in_sigma(schedule, order, s):
     torch.testing.assert_close(x_s, expected, rtol=1e-10, atol=1e-11)
 
 
+# --- PLMS
+
+
+@pytest.mark.equation("PNDM (11)")
+@pytest.mark.parametrize("s", [120, 60.5])
+def test_the_transfer_of_pndm_is_exact_where_eps_is_constant(schedule, s):
+    """The flow is a straight line in x / alpha over sigma / alpha."""
+    x_t, eps = torch.randn(2, 5, dtype=torch.float64)
+    (alpha_t, sigma_t, _), (alpha_s, sigma_s, _) = dpm(schedule, 430), dpm(schedule, s)
+    expected = alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * eps)
+    torch.testing.assert_close(transfer(schedule, x_t, eps, 430, s), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.equation("PNDM (Adams-Bashforth)")
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_plms_takes_the_mean_of_eps_over_the_step_where_it_is_a_polynomial_in_t(schedule, order):
+    """Of equal steps: the mean of the polynomial of degree order - 1 through the predictions, by its primitive."""
+    coefficients, x_t = torch.randn(order, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    eps = lambda t: sum(c * (t / 100) ** k for k, c in enumerate(coefficients))  # noqa: E731
+    primitive = lambda t: sum(c * (t / 100) ** (k + 1) / (k + 1) * 100 for k, c in enumerate(coefficients))  # noqa: E731
+    past = [(t, Prediction(eps(t), torch.full_like(x_t, math.nan))) for t in (500, 400, 300)][4 - order :]
+    pred = Prediction(eps(200), torch.full_like(x_t, math.nan))
+    x_s = PLMS(order=order).step(Step(schedule, None, x_t, 200, 100, pred, past, None))
+    expected = transfer(schedule, x_t, (primitive(100) - primitive(200)) / -100, 200, 100)
+    torch.testing.assert_close(x_s, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_plms_starts_with_an_improved_step_of_euler_which_is_counted(schedule):
+    mixture, asked = MixtureOracle(schedule, *MIXTURE), []
+
+    def denoise(x_t, t):
+        asked.append(t.flatten()[0].item())
+        return mixture.denoise(x_t, t)
+
+    sampler, seen = PLMS(times=[900, 650, 430, 200]), []
+    sampler(schedule, denoise, X_T[:, None], callback=lambda i, t, s, x_t, pred: seen.append((x_t, pred.eps)))
+    assert asked == [900, 650, 650, 430, 200] and sampler.evaluations(schedule) == 5
+    (x, first), (x_1, second), (x_2, _), _ = seen
+    there = mixture.denoise(transfer(schedule, x, first, 900, 650), 650).eps
+    torch.testing.assert_close(x_1, transfer(schedule, x, (first + there) / 2, 900, 650), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x_2, transfer(schedule, x_1, (3 * second - first) / 2, 650, 430), rtol=1e-12, atol=1e-12)
+    for walk, count in ((PLMS(1, 1), 1), (PLMS(7, 1), 7), (PLMS(7), 8), (PLMS(7).ending_at(1), 8)):
+        asked.clear()
+        walk(schedule, denoise, X_T[:, None])
+        assert len(asked) == walk.evaluations(schedule) == count
+
+
+# --- Walks that end above data
+
+
+@pytest.mark.parametrize("make", [DDIM, PLMS, lambda **given: DPMSolverPP(order=2, **given)])
+def test_a_walk_ends_where_it_is_told_by_a_step_of_its_own(schedule, make):
+    mixture, times = MixtureOracle(schedule, *MIXTURE), [801, 601, 401, 201, 2]
+    sampler = make(times=times).ending_at(1)
+    assert sampler.times(schedule) == [*times, 1] and make(times=times).times(schedule) == [*times, 0]
+    ours = sampler(schedule, mixture.denoise, X_T[:, None])
+    expected = integrate(make(times=times), schedule, mixture.denoise, X_T[:, None], [*times, 1])
+    assert torch.equal(ours, expected)
+    assert (ours - make(times=times)(schedule, mixture.denoise, X_T[:, None])).abs().max() > 1e-4
+    assert make(times=[801, 401, 201, 1]).ending_at(1).times(schedule) == [801, 401, 201, 1]
+    with pytest.raises(ValueError, match="end = -1 must be an integer >= 0"):
+        sampler.ending_at(-1)
+    with pytest.raises(ValueError, match="hold none above the end of the walk, 5"):
+        DDIM(times=[3, 1]).ending_at(5).times(schedule)
+
+
 # --- UniPC
 
 
@@ -314,6 +381,9 @@ SOLVERS = {  # order on the flow from T to a fixed end, and how far the measured
     "lms_2": (lambda n: LMS(n, 2), 2, 0.15),
     "lms_3": (lambda n: LMS(n, 3), 3, 0.25),
     "lms_4": (LMS, 4, 0.35),
+    "plms_1": (lambda n: PLMS(n, 1), 1, 0.05),
+    "plms_2": (lambda n: PLMS(n, 2), 2, 0.15),
+    "plms_4": (PLMS, 2, 0.15),
     "unipc_1": (lambda n: UniPC(n, 1), 2, 0.12),
     "unipc_2": (UniPC, 3, 0.1),
     "unipc_2_bh1": (lambda n: UniPC(n, 2, "bh1"), 3, 0.1),
@@ -476,6 +546,8 @@ def test_float32_follows_float64(schedule, name):
         (lambda: DPMSolverPP(times=[1000], order=2), "order = 2 needs at least 2 steps, but steps = 1"),
         (lambda: LMS(10, 5), "order = 5 is not known here; allowed: 1, 2, 3, 4"),
         (lambda: LMS(3), "order = 4 needs at least 4 steps"),
+        (lambda: PLMS(10, 5), "order = 5 is not known here; allowed: 1, 2, 3, 4"),
+        (lambda: PLMS(3), "order = 4 needs at least 4 steps"),
         (lambda: UniPC(10, 4), "order = 4 is not known here"),
         (lambda: UniPC(1), "order = 2 needs at least 2 steps"),
         (lambda: UniPC(10, variant="bh3"), "variant = 'bh3' is not known; allowed: bh1, bh2"),

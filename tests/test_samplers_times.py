@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import GaussianOracle
 
-from ddpm.samplers import DDIM, LMS, Ancestral, DPMSolverPP, Euler, Heun, UniPC, integrate
+from ddpm.samplers import DDIM, LMS, PLMS, Ancestral, DPMSolverPP, Euler, Heun, UniPC, integrate
 from ddpm.samplers.base import GRIDS, SPACINGS
 from ddpm.schedules import NoiseSchedule, cosine, linear, zero_terminal_snr
 
@@ -170,6 +170,7 @@ METHODS = {
     "euler": Euler,
     "heun": Heun,
     "lms": LMS,
+    "plms": PLMS,
     "unipc": UniPC,
 }
 
@@ -210,7 +211,7 @@ def test_what_samplers_cost(schedule):
 
 def test_integrate_is_the_loop_of_every_sampler(oracle):
     x_T = torch.randn(4, 2, dtype=torch.float64)
-    for sampler in (DDIM(7), Heun(7), DPMSolverPP(7), LMS(7), UniPC(7)):
+    for sampler in (DDIM(7), Heun(7), DPMSolverPP(7), LMS(7), PLMS(7), UniPC(7)):
         times = sampler.times(oracle.schedule)
         whole = integrate(sampler, oracle.schedule, oracle.denoise, x_T, times)
         assert torch.equal(whole, sampler(oracle.schedule, oracle.denoise, x_T))

@@ -213,6 +213,13 @@ def test_masks_part_the_picture_and_show_every_solid(layout, view):
     assert told.abs().max() <= 1 and told.max() - told.min() > 1.5
 
 
+def test_no_solid_reaches_beyond_the_picture(layout, monkeypatch):
+    """A camera that sees an eighth more on all sides sees them no larger."""
+    inner = raycast.surfaces(scenes._solids(layout), 64)[1][:, 1:].sum((2, 3))
+    monkeypatch.setattr(raycast, "SPREAD", SPREAD * 72 / 64)
+    assert torch.equal(raycast.surfaces(scenes._solids(layout), 72)[1][:, 1:].sum((2, 3)), inner)
+
+
 def test_relations_are_those_of_the_masks(layout):
     _, masks = scenes.surfaces(scenes._solids(layout), 48)
     masks = masks[:, 1:].double()
@@ -433,6 +440,7 @@ def test_encoded_scenes_keep_their_captions(few):
         ({"count": 10**7}, "count=10000000 must be at most 1,000,000"),
         ({"count": 10**6, "image_size": 10**4}, "of memory are available"),
         ({"seed": -1}, "seed=-1"),
+        ({"flip": True}, "flip=True: in a mirror left of is right of"),
         ({"solids": 5}, r"solids=5: give 2, 3 or 4, or a list"),
         ({"solids": [2, 2]}, "solids="),
         ({"solids": []}, "solids="),

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
-from ddpm.commands.given_image import FITS, image_of, mask_of
+from ddpm.commands.console import say, warn_of_range, with_bar
+from ddpm.commands.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
 from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
-from ddpm.commands.sources import source_of
+from ddpm.commands.prompting import Drawn
+from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_numbers, must_be_one_of, must_be_whole, must_be_writable
 from ddpm.config import InvalidInput, plain, resolved
 
@@ -37,27 +38,32 @@ def edit(config: DictConfig) -> None:
 
     Raises: InvalidInput.
     """
+    from ddpm.data.batch import takes
+
     resolved(config)
     kind = _kind(config)
     _check(config)
     source, run, trained, step = source_of(config)
+    drawn_from = f"pipeline={config.pipeline}" if isinstance(run, Drawn) else f"run={config.run}"
     if source.sampler is None:
-        raise InvalidInput(
-            f"run={config.run}: what is edited walks from noise to images by a sampler, and this has none"
-        )
+        raise InvalidInput(f"{drawn_from}: what is edited walks from noise to images by a sampler, and this has none")
     if source.codec is not None and kind == "operator":
         raise InvalidInput(
-            f"run={config.run} draws latents, of which operator={config.operator} measures nothing; allowed: "
-            "strength=, mask=, redraw=true"
+            f"{drawn_from} draws latents, of which operator={config.operator} measures nothing; allowed: "
+            "strength=, mask=" + ("" if isinstance(run, Drawn) else ", redraw=true")
         )
     must_walk(source.sampler, source.diffusion)
     if len(source.shown_shape) != 3 or source.shown_shape[0] not in (1, 3):
-        raise InvalidInput(f"run={config.run} draws no pictures, and only pictures are edited")
+        raise InvalidInput(f"{drawn_from} draws no pictures, and only pictures are edited")
+    if source.told is not None and "tokens" in takes(source.model):
+        raise InvalidInput(f"{drawn_from} is told in words: say prompt=TEXT")
     if source.told is not None and (kind != "mask" or source.told.condition != "mask"):
         raise InvalidInput(
-            f"run={config.run} is told of an image (data.condition={source.told.condition}): of such networks those of "
+            f"{drawn_from} is told of an image (data.condition={source.told.condition}): of such networks those of "
             "data.condition=mask edit, by mask=FILE"
         )
+    if isinstance(run, Drawn):
+        source = _prompted(config, source, kind)
     if kind == "redraw" and str(source.guidance):
         raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
     names = _names(config, source, run, trained)
@@ -84,7 +90,7 @@ def edit(config: DictConfig) -> None:
         raise InvalidInput(f"n={n}: a strip shows up to {SHOWN} results; out=FILE.npy holds more")
     try:
         draw, before = edited(config, source, x, size, labels)
-        say(how_walked(source, run, step, config))
+        say(how_drawn_from(source, run, step, config))
         parts = list(with_bar(((part, draw(part)) for part in _batches(n, config.batch)), n))
     except ValueError as error:
         raise InvalidInput(str(error)) from error
@@ -93,12 +99,38 @@ def edit(config: DictConfig) -> None:
     say(f"wrote {out}")
 
 
+def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
+    """The same, told of its depth if it takes one; refuses what a pipeline cannot be asked for."""
+    from ddpm.samplers.prompted import deep, kind_of
+
+    of_network = kind_of(source.model)
+    if kind == "redraw":
+        raise InvalidInput(
+            "redraw=true is of networks with classes; with a pipeline take strength= and another prompt="
+        )
+    if str(plain(config.image)).startswith(HELD_OUT):
+        raise InvalidInput(f"image={config.image} is of a run's data; a pipeline edits an image file")
+    if (config.depth is not None) != (of_network == "depth"):
+        allowed = "depth=FILE is needed" if of_network == "depth" else "leave depth= out"
+        raise InvalidInput(f"the network is told of {of_network}: {allowed}")
+    if of_network == "inpainting" and kind != "mask":
+        raise InvalidInput("the network is told of a mask, and edits by mask=FILE alone")
+    if of_network != "depth":
+        return source
+    try:
+        return source.telling(deep(source.codec, depth_of(config, source)))
+    except ValueError as error:
+        raise InvalidInput(f"depth={config.depth}: {error}") from error
+
+
 def _kind(config: DictConfig) -> str:
     """Which of KINDS is asked for."""
     redraw = plain(config.redraw)
     if not isinstance(redraw, bool):
         raise InvalidInput(f"redraw={redraw} must be true or false")
     asked = [name for name in KINDS if config[name] is not None and (name != "redraw" or redraw)]
+    if not asked and config.depth is not None:  # an image drawn anew, of the same depth
+        config.strength, asked = 1.0, ["strength"]
     if asked == ["strength", "redraw"]:
         return "redraw"
     if asked == ["mask", "operator"] and config.operator == "inpainting":
@@ -151,7 +183,6 @@ def _img2img(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
 def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
     import torch
 
-    from ddpm.data.batch import takes
     from ddpm.editing import inpaint, mask_of_latents
 
     mask = mask_of(config, source, size)
@@ -159,6 +190,8 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
 
     def told(numbers: list[int]) -> Any:
         """By a network that is told of the mask and of what it leaves, which need not be put in at every step."""
+        if source.codec is not None:
+            return of_latents(numbers)
         _, noise, x_0 = _bound(source, numbers, x)
         hole = mask.to(source.device).expand(len(numbers), 1, -1, -1)
         image = torch.cat([x_0.masked_fill(hole, 0), hole.to(x_0.dtype)], dim=1)
@@ -168,14 +201,32 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
         )
         return drawn.where(hole, x_0)
 
+    def of_latents(numbers: list[int]) -> Any:
+        from ddpm.samplers.prompted import masked
+
+        there = source.telling(masked(source.codec, x.to(source.device), mask.to(source.device)))
+        denoise, noise = there.denoiser(there.condition(numbers)), there.noise(numbers)
+        x_T = noise.x_T(there.shape, there.device)
+        return there.sampler(there.diffusion.schedule, denoise, x_T, generator=noise)
+
     def draw(numbers: list[int]) -> Any:
         denoise, noise, x_0 = _bound(source, numbers, known)
         options = {"resamples": config.resamples, "jump": config.jump, "generator": noise}
         return inpaint(source.sampler, source.diffusion.schedule, denoise, x_0, of_drawn.to(source.device), **options)
 
     known = x.where(~mask, x.new_zeros(()))
-    drawing = _computing(source, told if "image" in takes(source.model) else draw)
+    drawing = _computing(source, told if _is_told_of_masks(source) else draw)
     return Edit(lambda numbers: drawing(numbers).where(mask, x), [("input", x), ("kept", known)])
+
+
+def _is_told_of_masks(source: Any) -> bool:
+    """Whether the network itself takes the mask, and what it leaves."""
+    from ddpm.data.batch import takes
+    from ddpm.samplers.prompted import Prompted, kind_of
+
+    if isinstance(source, Prompted):
+        return kind_of(source.model) == "inpainting"
+    return "image" in takes(source.model)
 
 
 def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:

@@ -51,6 +51,15 @@ def mask_of(config: DictConfig, source: Any, size: str) -> Any:
     return mask
 
 
+def depth_of(config: DictConfig, source: Any) -> Any:
+    """The depth of each pixel, near things light, (1, 1, H, W)."""
+    given = plain(config.depth)
+    if not isinstance(given, str) or not given:
+        raise InvalidInput(f"depth={given} must be an image file")
+    _, height, width = source.shown_shape
+    return _fitted(_read(given, "depth", 1), (1, height, width), config.fit, f"depth={given}").float()
+
+
 def _size(images: Any) -> str:
     """Width and height of images (n, C, H, W), as they are told."""
     return f"{images.shape[-1]}x{images.shape[-2]}"

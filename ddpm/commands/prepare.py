@@ -16,7 +16,7 @@ from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
-from ddpm.commands.wording import in_words
+from ddpm.commands.wording import in_words, must_read
 from ddpm.config import (
     AUGMENTATION,
     LINKED,
@@ -196,6 +196,7 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     Raises: InvalidInput.
     """
     task = task_of(config, trust, on)
+    must_read(task, data)
     try:
         task.check(data)
     except ValueError as error:

@@ -10,10 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.console import how_walked, say, warn_of_range, with_bar
+from ddpm.commands import prompting
+from ddpm.commands.console import say, warn_of_range, with_bar
 from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, must_walk
 from ddpm.commands.plane import draw_plane, is_plane
-from ddpm.commands.sources import source_of
+from ddpm.commands.prompting import Drawn
+from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
@@ -38,6 +40,8 @@ def sample(config: DictConfig) -> None:
     strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
     if source.sampler is None and not (strip is None and process is None):
         raise InvalidInput("steps_strip and process are of samplers that walk from noise to data; this run has none")
+    if isinstance(run, Drawn):
+        _must_draw_alone(source, between)
     if strip is None and source.sampler is not None:  # whose samplers have other steps
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
@@ -52,7 +56,7 @@ def sample(config: DictConfig) -> None:
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
     evaluations = None if strip is not None else source.evaluations
-    drawn = how_walked(source, run, step, config, evaluations)
+    drawn = how_drawn_from(source, run, step, config, evaluations)
     if not (figures or folder):
         say(drawn)
     if strip is not None:
@@ -87,6 +91,16 @@ def sample(config: DictConfig) -> None:
     say(f"wrote {out}" + (order if not (figures or folder or points) and out.suffix != ".npy" else ""))
 
 
+def _must_draw_alone(source: Any, between: Any) -> None:
+    """Refuse what a pipeline does not draw of a text alone."""
+    if between is not None:
+        raise InvalidInput(f"between={between} is of held-out images, which a published pipeline has not")
+    try:
+        source.condition([0])
+    except ValueError as error:
+        raise InvalidInput(f"{error}; experiments/edit.py gives it: mask=FILE or depth=FILE") from error
+
+
 def _columns(source: Any, n: int) -> tuple[int | None, str]:
     """How many of n samples stand in a row where that puts their labels in order, and what is said of it.
 
@@ -113,6 +127,8 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
+    if getattr(source, "tokens", None) is not None:
+        return prompting.label(config)
     if source.sampler is None:
         asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
         asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
@@ -126,6 +142,8 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
         if name == "w" or (name in defaults and value != defaults[name].default):
             number = isinstance(value, int | float)
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
+    if config.get("prompt") is not None:
+        walk = f"{_short(plain(config.prompt))}_{walk}"
     for key, asked in (("style", source.styles), ("class", source.asked)):
         if asked is not None:
             walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
@@ -155,7 +173,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
     samplers = []
     for steps in strip if isinstance(strip, list) else [strip]:
         settings = resolved(config.sampler) | {"steps": steps, "times": None}
-        sampler = build(settings, f"steps_strip, {steps}", trusted(config))
+        sampler = strip_sampler(source, steps) or build(settings, f"steps_strip, {steps}", trusted(config))
         must_walk(sampler, source.diffusion)
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     points = len(source.shape) == 1
@@ -164,6 +182,15 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
     rows = [("told", told)] if told is not None else []
     rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
     figure(out, rows, _plane(source))
+
+
+def strip_sampler(source: Any, steps: Any) -> Any:
+    """The pipeline's own sampler of so many steps, where samples are drawn by it; else None."""
+    own = getattr(source, "own", None)
+    try:
+        return None if own is None else own(steps)
+    except ValueError as error:
+        raise InvalidInput(f"steps_strip: {error}") from error
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
@@ -214,7 +241,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
 
     out.mkdir(exist_ok=True)
     settings = {
-        "run": str(run.path.resolve()),
+        **({"run": str(run.path.resolve())} if not isinstance(run, Drawn) else prompting.settings(config, run)),
         "step": step,
         "weights": config.weights,
         "seed": config.seed,
@@ -223,6 +250,8 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     labels = {"class": source.asked, "style": source.styles}
     settings |= {key: asked or NONE for key, asked in labels.items() if asked is not None}
     settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
+    if not isinstance(run, Drawn):
+        settings |= {key: plain(config[key]) for key in ("prompt", "negative") if config[key] not in (None, "")}
     settings |= {} if config.temperature == 1.0 else {"temperature": config.temperature}
     note = out / "samples.json"
     if note.exists() and _noted(note) != settings:

@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.console import say
+from ddpm.commands import prompting
+from ddpm.commands.console import how_walked, say
 from ddpm.commands.encoding import FOLDER, kept_in
 from ddpm.commands.load import (
     LABELS,
@@ -29,11 +30,17 @@ from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_d
 
 
 def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
-    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint)."""
+    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint).
+
+    Or what `pipeline=` can, in place of a run, see `ddpm.commands.prompting`.
+    """
     from ddpm.data.batch import classes_of, labels_of, takes
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
+    if prompting.asked(config):
+        source, drawn = prompting.source_of(config)
+        return source, drawn, OmegaConf.create(), 0
     must_be_drawable(config)
     device = resolve_device(config.device)
     run, folder = opened(str(config.run), config.checkpoint)
@@ -71,6 +78,13 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     return _shown(source, config, run, trained), run, trained, int(folder.name)
+
+
+def how_drawn_from(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
+    """What samples are drawn from, a run or a pipeline, and how: a line for the terminal."""
+    if isinstance(run, prompting.Drawn):
+        return prompting.how_prompted(source, run, config, evaluations)
+    return how_walked(source, run, step, config, evaluations)
 
 
 def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> Any:

@@ -35,6 +35,25 @@ def in_words(data: Any, config: DictConfig, trust: list[str]) -> Any:
     return told
 
 
+def must_read(task: Any, data: Any) -> None:
+    """Refuse networks that read no words, of data that are told in them.
+
+    Raises: InvalidInput.
+    """
+    if data.tokens is None:
+        return
+    encoders = [network.text for network in task.modules.values() if getattr(network, "text", None) is not None]
+    if not encoders:
+        raise InvalidInput("tokenizer: the network reads no words; add +text=transformer")
+    needed, length = data.tokenizer.vocabulary, data.tokens.shape[1]
+    for text in encoders:
+        if text.vocabulary < needed or text.length < length:
+            raise InvalidInput(
+                f"text.vocabulary = {text.vocabulary}, text.length = {text.length}: the captions have {needed} tokens, "
+                f"{length} in a row; leave both out, to take them from tokenizer"
+            )
+
+
 def keep(tokenizer: Any, run: Path) -> None:
     """Put a tokenizer into a run's folder, so that prompts need no data."""
     from ddpm.runs.files import replacing
@@ -67,7 +86,7 @@ def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], No
     Raises: InvalidInput for what is no text, or a run that is told of none.
     """
     given = plain(config.get(key))
-    if given is None:
+    if given is None or (key == "negative" and given == ""):
         return None
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):

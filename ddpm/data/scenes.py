@@ -51,6 +51,7 @@ APART = (0.8, 3.4)  # distances of solids that are related, in units of the worl
 SIDEWAYS, DEEP = 2.4, 2.9  # largest |x| of the first solid, and |z| of all
 GAP = 0.08  # between the circles that two solids stand in
 REACH = 1.12  # radius of the circle that a solid stands in, and of the ball that it lies in, as a share of its radius
+FOOT = 1.32  # how far below its middle a solid ends in the picture, as a share of its radius there
 UNHIDDEN = 0.72  # least distance of two solids in the picture, as a share of the sum of their radii there
 NEAR, FAR = 8.0, 19.0  # depths that are told as 1 and -1
 
@@ -120,7 +121,7 @@ class Scenes(ImageData):
     Scene i depends on (seed, i, solids) alone: a larger count begins with the same scenes. `condition=depth` and
     `condition=masks` tell a network what is known of a scene beside those kinds that are made of its picture: depths,
     from 1 at NEAR to -1 at FAR; and for each of four solids, in the order of the caption, 1 where it is seen and -1
-    elsewhere. There is no mirroring: left would become right.
+    elsewhere.
 
     Args:
         root: the folder of data sets; the pictures are kept in root/scenes.
@@ -130,6 +131,7 @@ class Scenes(ImageData):
         wording: what captions say: "all"; "size", which is all but the material; "colour", of colour and shape alone.
         without: pairs of a colour and a shape, such as "red cube", that none of the scenes shows that are trained on:
             those that do are all held out, beside the fraction `validation` of the others.
+        flip: false, for mirrored scenes are not what their captions say.
         seed: of the scenes.
         split: "auto", which is all of them.
 
@@ -157,9 +159,12 @@ class Scenes(ImageData):
         seed: int = 0,
         split: str = "auto",
         validation: float = 0.1,
+        flip: bool = False,
         condition: str | None = None,
     ):
         check_choice("split", split, ("auto",))
+        if flip is not False:
+            raise ValueError(f"flip={flip!r}: in a mirror left of is right of, as no caption says; set flip=false")
         check_choice("wording", wording, WORDINGS)
         check_options(image_size, channels, validation, condition, self.conditions)
         numbers, self.without = _numbers_of(solids), _pairs(without)
@@ -232,7 +237,7 @@ def _numbers_of(solids: int | Sequence[int]) -> tuple[int, ...]:
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n in allowed for n in numbers)
     if not whole or not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"solids={solids!r}: give 2, 3 or 4, or a list of them such as [2,3,4]")
-    return tuple(sorted(numbers))  # type: ignore[arg-type]
+    return tuple(sorted(numbers))
 
 
 def _pairs(without: Sequence[str]) -> tuple[int, ...]:
@@ -423,7 +428,7 @@ def _fitting(places: Tensor, radius: Tensor, there: Tensor) -> Tensor:
     x, z = places[..., 0], places[..., 1]
     a, b, t = projected(torch.stack([x, radius.expand_as(x), z], -1)).unbind(-1)
     size = REACH * radius / (raycast.SPREAD * t)
-    inside = (torch.maximum(a.abs(), b.abs()) + size <= 1) & (z.abs() <= DEEP)
+    inside = (torch.maximum(a.abs(), b) + size <= 1) & (b - FOOT * size >= -1) & (z.abs() <= DEEP)
     fits = (inside | ~there).all(-1)
     for one in range(SOLIDS):
         for other in range(one):

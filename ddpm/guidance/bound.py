@@ -94,9 +94,9 @@ class ClassifierFree(Guidance):
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
         """A raw prediction, guided."""
-        with_it = condition.nulled(torch.zeros(len(condition), dtype=torch.bool))
-        without = condition.nulled() if against is None else against.nulled(torch.zeros(len(against), dtype=torch.bool))
-        pair = diffusion.pair(model, with_it.taken_by(model), without.taken_by(model))
+        if against is None:
+            condition, against = condition.nulled(torch.zeros(len(condition), dtype=torch.bool)), condition.nulled()
+        pair = diffusion.pair(model, condition.taken_by(model), against.taken_by(model))
         return classifier_free(
             pair, w=self.w, schedule=diffusion.schedule, rescale=self.rescale, interval=self.interval
         )

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from ddpm.data.scenes import DRAWING, PAIRS, SHAPES, Layout, drawn, render
+from ddpm.data.raycast import SHAPES
+from ddpm.data.scenes import DRAWING, PAIRS, Layout, drawn, render
 from ddpm.figures import images
 from ddpm.metrics.judge import in_batches
 from ddpm.randomness import generator
@@ -60,7 +61,8 @@ def facts_of(layout: Layout) -> Facts:
     colour, shape, size, material = layout.attributes.unbind(-1)
     row, solid = (colour >= 0).nonzero(as_tuple=True)
     pair = pair_of(colour, shape)[row, solid]
-    facts = Facts(*(torch.zeros(len(colour), PAIRS) for _ in range(3)), torch.zeros(len(colour), PAIRS, 2))
+    present, sizes, materials = (torch.zeros(len(colour), PAIRS) for _ in range(3))
+    facts = Facts(present, sizes, materials, torch.zeros(len(colour), PAIRS, 2))
     facts.present[row, pair] = 1
     facts.size[row, pair], facts.material[row, pair] = size[row, solid].float(), material[row, solid].float()
     facts.place[row, pair] = layout.places[row, solid, :2].float()

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpm.data.scenes import PAIRS, SHAPES, Scene
+from ddpm.data.raycast import SHAPES
+from ddpm.data.scenes import PAIRS, Scene
 from ddpm.metrics.intervals import wilson
 from ddpm.metrics.quality import Result
 from ddpm.metrics.reader import Reading, relation_between, seen

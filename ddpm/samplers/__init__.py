@@ -8,12 +8,14 @@ from ddpm.samplers.dpm_solver import DPMSolverPP
 from ddpm.samplers.edm import Euler, Heun
 from ddpm.samplers.langevin import AnnealedLangevin
 from ddpm.samplers.lms import LMS
+from ddpm.samplers.plms import PLMS
 from ddpm.samplers.student import Student
 from ddpm.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "LMS",
+    "PLMS",
     "Ancestral",
     "AnnealedLangevin",
     "Before",

@@ -1,10 +1,11 @@
 """The only sampling loop, and the times that it visits."""
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -77,6 +78,7 @@ class Sampler(ABC):
     stochastic = False  # whether `step` or `perturb` consumes noise
     order = 1  # of the method: so many steps are needed
     history = 0  # how many earlier predictions `step` consumes
+    end = 0  # where its walks end: at data, unless `ending_at` says otherwise
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Sampler(ABC):
         self.steps = steps if self.given is None else len(self.given) - 1
 
     def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
-        """The times of the walk, strictly falling from T (or the first that was given) to 0.
+        """The times of the walk, strictly falling from T (or the first that was given) to 0, or to its `end`.
 
         Returns:
             Integers on the integer grid, floats on the continuous one.
@@ -107,7 +109,7 @@ class Sampler(ABC):
         if self.given is not None:
             if self.given[0] > T:
                 raise ValueError(f"times = {self.given} start at {self.given[0]}, above the schedule's T = {T}")
-            return self.given
+            return self._ended(self.given)
         steps = T if steps is None else steps
         if self.grid == "integer" and steps > T:
             raise ValueError(
@@ -119,7 +121,29 @@ class Sampler(ABC):
             raise ValueError(
                 f"order = {self.order} needs at least {self.order} steps, but on T = {T} only {len(times) - 1} are left"
             )
-        return times
+        return self._ended(times)
+
+    def ending_at(self, end: int) -> Self:
+        """The same, whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
+
+        So walk published pipelines with set_alpha_to_one = false, to t = 1: what is left of noise there is theirs too.
+
+        Raises: ValueError for an end that is no integer >= 0.
+        """
+        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+            raise ValueError(f"end = {end!r} must be an integer >= 0; 0 is data")
+        other = copy.copy(self)
+        other.end = end
+        return other
+
+    def _ended(self, times: list[int] | list[float]) -> list[int] | list[float]:
+        """Times that fall to 0, or as far as the end; ValueError where none is above it."""
+        if self.end == 0:
+            return times
+        above = [t for t in times if t > self.end]
+        if not above:
+            raise ValueError(f"times = {times} hold none above the end of the walk, {self.end}")
+        return [*above, self.end]
 
     def evaluations(self, schedule: NoiseSchedule) -> int:
         """How often the network is evaluated for one batch."""

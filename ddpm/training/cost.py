@@ -190,13 +190,17 @@ def gflop_forward(source: Source) -> float:
     return gflop(copy.deepcopy(source.model).to("meta"), source.shape, backward=False)
 
 
+TOKENS = 77  # of a text, as encoders of CLIP give them
+
+
 def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> float:
     """GFLOP of a network on the meta device for one image (C, H, W), of the forward and the backward pass."""
     x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
     image = torch.empty(1, getattr(model, "condition_channels", 0), *shape[1:], device="meta")
+    tokens = torch.empty(1, TOKENS, getattr(model, "token_channels", 0), device="meta")
     several = labels_of(model)[1:]
     labels = torch.zeros((1, 1 + len(several)) if several else (1,), dtype=torch.long, device="meta")
-    condition = Condition(classes=labels, image=image).taken_by(model)
+    condition = Condition(classes=labels, tokens=tokens, image=image).taken_by(model)
     return flops(model, x_t, t, *([] if condition is None else [condition]), backward=backward) / 1e9
 
 

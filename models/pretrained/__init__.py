@@ -4,7 +4,8 @@ The forms are those of three classes of the diffusers library. UNet2DModel, in w
 published (arXiv 2006.11239: CIFAR-10 at 32x32, CelebA-HQ and LSUN bedroom, cat, church at 256x256), and later those of
 Dhariwal and Nichol (arXiv 2105.05233), and UNet2DConditionModel, in which those of latent diffusion that are told a
 text were, are our `UNet`; AutoencoderKL, in which the autoencoders of latent diffusion were (arXiv 2112.10752), is our
-`AutoencoderKL`. What differs:
+`AutoencoderKL`. The text half of CLIP has its own form, that of the transformers library: see text.py and tokenizer.py.
+What differs:
 
 * Their t is counted from 0, ours from 1: a loaded network has time_offset = -1, so ours(x, t) == published(x, t - 1).
 * They place attention by the types of the blocks, we by resolution: level i of size n has the resolution n >> i.
@@ -20,6 +21,7 @@ text were, are our `UNet`; AutoencoderKL, in which the autoencoders of latent di
 
 from models.pretrained.autoencoder import load_autoencoder, save_autoencoder
 from models.pretrained.folder import CONFIG, published_name
+from models.pretrained.pipeline import load_pipeline
 from models.pretrained.text import load_text_encoder, save_text_encoder
 from models.pretrained.tokenizer import load_tokenizer, save_tokenizer
 from models.pretrained.unet import load_unet, save_unet
@@ -29,6 +31,7 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "load_autoencoder",
+    "load_pipeline",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",

@@ -176,7 +176,7 @@ def loaded(weights: Path, network: Callable[..., Network], arguments: dict[str, 
         for ours, published in SAME.items():
             message = message.replace(f"{ours} = ", f"{published} = ")
         raise ValueError(f"{weights.parent / CONFIG} describes a network that cannot be: {message}") from error
-    held = _read(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    held = fitting(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = network(**arguments)
     model.load_state_dict(held)
     return model.eval()
@@ -210,17 +210,40 @@ def _without(folder: Path, name: str, part: str, below: bool) -> str:
     return f"{folder} has no {name}{hint}"
 
 
-def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def published_name(name: str) -> str:
+    """Our name of a parameter -> the published one."""
+    for ours, published in NAMES:
+        name = re.sub(ours, published, name)
+    return name
+
+
+def current_name(name: str) -> str:
+    """A published name, of an older file too -> the published one."""
+    return re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name)
+
+
+def fitting(
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    published: Callable[[str], str] = published_name,
+    current: Callable[[str], str | None] = current_name,
+) -> dict[str, Tensor]:
     """The weights under our names, from a published file; our names and shapes are given.
 
+    Args:
+        published: our name -> the published one.
+        current: a name in a file of any version -> the published one; None for what says nothing.
     Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
     """
-    ours = {published_name(name): name for name in shapes}
+    ours = {published(name): name for name in shapes}
     found: dict[str, Piece] = {}
     unexpected, wrong = [], []
     with opened(path) as pieces:
         for name, piece in pieces.items():
-            mine = ours.get(re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name))
+            there = current(name)
+            if there is None:
+                continue
+            mine = ours.get(there)
             if mine is None or mine in found:
                 unexpected.append(short(name))
                 continue
@@ -230,19 +253,12 @@ def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
                 wrong.append(f"{name} {piece.shape}, the config's is {shape}")
             elif piece.kind not in KINDS.values():
                 wrong.append(f"{name} of type {piece.kind}, not F64, F32, F16 or BF16")
-        missing = [published_name(name) for name in shapes if name not in found]
+        missing = [published(name) for name in shapes if name not in found]
         problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
         if any(problems.values()):
             message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
             raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
         return {mine: piece.read().reshape(shapes[mine]) for mine, piece in found.items()}
-
-
-def published_name(name: str) -> str:
-    """Our name of a parameter -> the published one."""
-    for ours, published in NAMES:
-        name = re.sub(ours, published, name)
-    return name
 
 
 # --- Writing

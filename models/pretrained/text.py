@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from models.pretrained.folder import CONFIG, LAYERS, Rule, a_count, a_number, checked, listed, only, short, write
+from models.pretrained.folder import CONFIG, LAYERS, Rule, a_count, a_number, checked, fitting, only, write
+from models.pretrained.weights import names, weights_in
 from models.text import TextEncoder
 
+STEMS = ("model", "pytorch_model")  # of names of safetensors, and of pickles
 WEIGHTS = "model.safetensors"
 LARGEST_VOCABULARY = 2**20
 NAMES = [  # ours -> published, each applied in turn
@@ -27,7 +27,7 @@ NAMES = [  # ours -> published, each applied in turn
     (r"^norm_out\.", "final_layer_norm."),
 ]
 PREFIX = "text_model."  # of every name; some files leave it out
-COUNTED = "embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
+COUNTED = f"{PREFIX}embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
 
 anything: Rule = None, lambda v: True, "anything"
 an_id: Rule = (
@@ -68,11 +68,12 @@ KEYS: dict[str, Rule] = {
 }
 
 
-def load_text_encoder(folder: str | Path) -> TextEncoder:
+def load_text_encoder(folder: str | Path, variant: str | None = None) -> TextEncoder:
     """The text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
-        folder: with config.json and model.safetensors, in any floating type.
+        folder: with config.json and model.safetensors (or pytorch_model.bin), whole or in shards; see `load_unet`.
+        variant: as in `load_unet`.
     Returns: the encoder; ids (B, L) become vectors (B, L, D), as the published one's last hidden state.
     Raises:
         ValueError: a missing or damaged file; a config that says what this encoder cannot do, with the key, its value
@@ -81,11 +82,12 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
     Source: CLIP (arXiv 2103.00020).
     """
     folder = Path(folder)
-    _must_be_there(folder)
+    path = _file_of_weights(folder, variant)
     config = checked(folder / CONFIG, KEYS, "this text encoder", contradictions)
     with torch.device("meta"):
         on_paper = TextEncoder(**arguments(config))
-    weights = _read(folder / WEIGHTS, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    shapes = {name: tuple(p.shape) for name, p in on_paper.state_dict().items()}
+    weights = fitting(path, shapes, published_name, current_name)
     model = on_paper.to_empty(device="cpu")
     model.load_state_dict(weights)
     return model.eval()
@@ -121,48 +123,22 @@ def published_name(name: str) -> str:
     return PREFIX + name
 
 
-def _must_be_there(folder: Path) -> None:
-    """Raise ValueError, with what there is instead, unless the folder has both files."""
+def current_name(name: str) -> str | None:
+    """A published name, with the prefix or without it -> the published one; None for a buffer of older files."""
+    name = PREFIX + name.removeprefix(PREFIX)
+    return None if name == COUNTED else name
+
+
+def _file_of_weights(folder: Path, variant: str | None) -> Path:
+    """The file of weights of a folder that has a config too; else ValueError, with what there is instead."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; a published text encoder is a folder with {CONFIG} and {WEIGHTS}")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            inner = folder / "text_encoder"
-            hint = f"; {inner} has one" if (inner / name).is_file() else ""
-            raise ValueError(f"{folder} has no {name}{hint}")
-
-
-def _read(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The weights under our names, from a published file; our names and shapes are given.
-
-    Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
-    """
-    ours = {published_name(name): name for name in shapes}
-    found, unexpected, wrong = {}, [], []
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                full = PREFIX + name.removeprefix(PREFIX)
-                if full == PREFIX + COUNTED:
-                    continue
-                mine = ours.get(full)
-                if mine is None or mine in found:
-                    unexpected.append(short(name))
-                    continue
-                found[mine] = name
-                piece = file.get_slice(name)
-                if tuple(piece.get_shape()) != shapes[mine]:
-                    wrong.append(f"{name} {tuple(piece.get_shape())}, the config's is {shapes[mine]}")
-                elif piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    wrong.append(f"{name} of type {piece.get_dtype()}, not F64, F32, F16 or BF16")
-            missing = [published_name(name) for name in shapes if name not in found]
-            problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": wrong}
-            if any(problems.values()):
-                message = "; ".join(f"{len(v)} {k}: {listed(v, ', ')}" for k, v in problems.items() if v)
-                raise ValueError(f"{path} does not fit its {CONFIG}: {message}")
-            return {mine: file.get_tensor(name) for mine, name in found.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    weights, inner = weights_in(folder, variant, STEMS), folder / "text_encoder"
+    if weights is None or not (folder / CONFIG).is_file():
+        lacks = CONFIG if weights is not None else names(variant, STEMS)[0]
+        hint = f"; {inner} has one" if (inner / CONFIG).is_file() else ""
+        raise ValueError(f"{folder} has no {lacks}{hint}")
+    return weights
 
 
 def save_text_encoder(model: TextEncoder, folder: str | Path) -> None:

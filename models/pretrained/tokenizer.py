@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from models.pretrained.folder import Rule, a_count, checked, only, short
+from models.pretrained.weights import read_object
 from models.tokenizer import END, START, BytePairs
 
 VOCABULARY, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 HEADER = "#version: 0.2"
 FILE_BYTES = 2**26  # no vocabulary is larger
-TOKENS = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}  # and what they are, if not said
+TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # and what they are, if not said
 OURS = {"bos_token": "start", "eos_token": "end", "pad_token": "padding", "unk_token": "unknown"}
 FLAGS = ("lstrip", "rstrip", "single_word")  # of a token, in a text: each must be false
 
@@ -28,6 +29,13 @@ def is_token(said: object) -> bool:
     if isinstance(said, dict):
         said = None if any(said.get(flag) for flag in FLAGS) else said.get("content")
     return isinstance(said, str) and said != ""
+
+
+def is_list_of_tokens(said: object) -> bool:
+    """Whether these are ids and special tokens, each in its long form."""
+    return isinstance(said, dict) and all(
+        k.isdecimal() and isinstance(t, dict) and is_token(t) for k, t in said.items()
+    )
 
 
 anything: Rule = None, lambda v: True, "anything"
@@ -45,7 +53,7 @@ KEYS: dict[str, Rule] = {
     "split_special_tokens": only(False),
     "added_tokens_decoder": (
         None,
-        lambda v: v is None or (isinstance(v, dict) and all(k.isdecimal() and is_token(t) for k, t in v.items())),
+        lambda v: v is None or is_list_of_tokens(v),
         f"an object of ids and tokens with {', '.join(FLAGS)} false",
     ),
     "additional_special_tokens": nothing,
@@ -64,15 +72,24 @@ KEYS: dict[str, Rule] = {
 }
 SPECIAL_KEYS: dict[str, Rule] = {**dict.fromkeys(TOKENS, a_token), "additional_special_tokens": nothing}
 
-SPLITS = [  # of tokenizer.json: the second names two tokens that are taken out before
-    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-]
-NORMALIZERS = [
-    {"type": "NFC"},
-    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-    {"type": "Lowercase"},
-]
+SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WAYS: dict[tuple[str | int, ...], list[Any]] = {  # where tokenizer.json says how it works, and what it may say there
+    ("model", "type"): ["BPE", None],
+    ("model", "end_of_word_suffix"): ["</w>"],
+    ("model", "dropout"): [None],
+    ("model", "ignore_merges"): [None, False],
+    ("normalizer", "normalizers"): [
+        [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]
+    ],
+    ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"): [  # of older versions, and of newer ones
+        SPLIT,
+        rf"<\|startoftext\|>|<\|endoftext\|>|{SPLIT}",
+    ],
+}
 
 
 def load_tokenizer(folder: str | Path) -> BytePairs:
@@ -87,20 +104,24 @@ def load_tokenizer(folder: str | Path) -> BytePairs:
     Source: CLIP (arXiv 2103.00020), section 2.4.
     """
     folder = Path(folder)
-    ids, merges = _learned(folder)
+    ids, merges, added = _learned(folder)
     settings = _said(folder / SETTINGS, KEYS)
     listed = settings["added_tokens_decoder"]
     said = {key: settings[key] for key in TOKENS}
     if listed is None:
         special = _said(folder / SPECIAL, SPECIAL_KEYS)
         said |= {key: special[key] for key in TOKENS if special[key] is not None}
-    _no_others(folder, ids, listed or {})
+    added |= listed or {}
+    _no_others(folder, ids, added)
     names = {key: default if said[key] is None else _content(said[key]) for key, default in TOKENS.items()}
-    flagged = [token for token in (said | (listed or {})).values() if isinstance(token, dict)]
-    folded = {_content(token) for token in flagged if token.get("normalized")} & set(names.values())
+    flags: dict[str, bool] = {}  # of a token with several names the last one's, in the order of TOKENS
+    for key, token in names.items():
+        flags[token] = isinstance(said[key], dict) and bool(said[key].get("normalized"))
+    flags |= {_content(token): bool(token.get("normalized")) for token in added.values()}
+    folded = [token for token in names.values() if flags[token]]
     tokens = {OURS[key]: token for key, token in names.items()}
     try:
-        return BytePairs(merges, ids, settings["model_max_length"], **tokens, folded=sorted(folded))
+        return BytePairs(merges, ids, settings["model_max_length"], **tokens, folded=sorted(set(folded)))
     except ValueError as error:
         raise ValueError(f"{folder} holds no tokenizer of this kind: {error}") from error
 
@@ -129,11 +150,14 @@ def _no_others(folder: Path, ids: dict[str, int], listed: dict[str, Any]) -> Non
         )
 
 
-def _learned(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
-    """Ids and merges of a folder; ValueError that names what is missing."""
+Learned = tuple[dict[str, int], list[list[str]], dict[str, Any]]  # ids, merges, and what was added: id -> token
+
+
+def _learned(folder: Path) -> Learned:
+    """What the files of a folder hold; ValueError that names what is missing."""
     missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
     if not missing:
-        return _object(folder / VOCABULARY), _lines(folder / MERGES)
+        return _object(folder / VOCABULARY), _lines(folder / MERGES), {}
     if (folder / WHOLE).is_file():
         return _whole(folder / WHOLE)
     if not folder.is_dir():
@@ -157,13 +181,7 @@ def _text(path: Path) -> str:
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError if it holds none."""
-    try:
-        found = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a JSON {type(found).__name__}, not an object")
-    return found
+    return read_object(path, "tokens", FILE_BYTES)
 
 
 def _lines(path: Path) -> list[list[str]]:
@@ -179,29 +197,32 @@ def _lines(path: Path) -> list[list[str]]:
     return merges
 
 
-def _whole(path: Path) -> tuple[dict[str, int], list[list[str]]]:
-    """Ids and merges of a tokenizer.json; ValueError if it works another way than ours."""
+def _at(said: Any, *path: str | int) -> Any:
+    """What JSON holds at a place; None where there is no such place."""
+    for key in path:
+        try:
+            said = said[key]
+        except (TypeError, KeyError, IndexError):
+            return None
+    return said
+
+
+def _whole(path: Path) -> Learned:
+    """What a tokenizer.json holds; ValueError if it works another way than ours."""
     said = _object(path)
-    parts = {key: said.get(key) if isinstance(said.get(key), dict) else {} for key in ("model", "normalizer")}
-    model, steps = parts["model"], said.get("pre_tokenizer") or {}
-    split = (steps.get("pretokenizers") or [{}])[0] if isinstance(steps, dict) else {}
-    pattern = split.get("pattern") if isinstance(split, dict) else None
-    given = {
-        "model.type": (model.get("type", "BPE"), ["BPE"]),
-        "model.end_of_word_suffix": (model.get("end_of_word_suffix"), ["</w>"]),
-        "model.dropout": (model.get("dropout"), [None]),
-        "model.ignore_merges": (model.get("ignore_merges", False), [False]),
-        "normalizer.normalizers": (parts["normalizer"].get("normalizers"), [NORMALIZERS]),
-        "pre_tokenizer.pretokenizers[0].pattern": (pattern, [{"Regex": split} for split in SPLITS]),
-    }
-    for key, (value, allowed) in given.items():
-        if value not in allowed:
-            words = " or ".join(map(short, allowed))
-            raise ValueError(f"{path} is no tokenizer of this kind: {key} = {short(value)} (allowed: {words})")
-    ids, merges = model.get("vocab"), model.get("merges")
+    for place, allowed in WAYS.items():
+        if _at(said, *place) not in allowed:
+            key, words = ".".join(map(str, place)), " or ".join(short(way) for way in allowed)
+            raise ValueError(
+                f"{path} is no tokenizer of this kind: {key} = {short(_at(said, *place))} (allowed: {words})"
+            )
+    ids, merges, tokens = _at(said, "model", "vocab"), _at(said, "model", "merges"), said.get("added_tokens") or []
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError(f"{path} has no model.vocab, an object, and model.merges, a list")
-    return ids, [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    added = {str(_at(token, "id")): token for token in tokens} if isinstance(tokens, list) else {"": tokens}
+    if not is_list_of_tokens(added):
+        raise ValueError(f"{path} adds {short(tokens)}; allowed: tokens with ids, {', '.join(FLAGS)} false")
+    return ids, [pair.split(" ") if isinstance(pair, str) else pair for pair in merges], added
 
 
 def save_tokenizer(tokenizer: BytePairs, folder: str | Path) -> None:
@@ -212,10 +233,10 @@ def save_tokenizer(tokenizer: BytePairs, folder: str | Path) -> None:
     """
     folder = Path(folder)
     names = tokenizer.to_dict()
+    names.setdefault("unknown", names["end"])  # as the library has it where it is not told
     tokens = {
         key: {"content": names[ours], "normalized": names[ours] in tokenizer.folded} | dict.fromkeys(FLAGS, False)
         for key, ours in OURS.items()
-        if ours in names
     }
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
     settings |= {"do_lower_case": True, "add_prefix_space": False, "errors": "replace"}

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 STEM = "diffusion_pytorch_model"
+STEMS = (STEM, STEM)  # of safetensors, and of pickles
 WEIGHTS = f"{STEM}.safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 JSON_BYTES = 2**20  # of a config or an index of shards; above it is a mistake
@@ -27,14 +28,14 @@ class Piece(NamedTuple):
     read: Callable[[], Tensor]
 
 
-def names(variant: str | None) -> list[str]:
+def names(variant: str | None, stems: tuple[str, str] = STEMS) -> list[str]:
     """The names under which weights are published, those that are preferred first; see `weights_in`."""
     told = f".{variant}" if variant else ""
-    endings = ("safetensors", "bin")
-    return [name for end in endings for name in (f"{STEM}{told}.{end}", f"{STEM}.{end}.index{told}.json")]
+    kinds = list(zip(stems, ("safetensors", "bin"), strict=True))
+    return [name for stem, end in kinds for name in (f"{stem}{told}.{end}", f"{stem}.{end}.index{told}.json")]
 
 
-def weights_in(folder: Path, variant: str | None = None) -> Path | None:
+def weights_in(folder: Path, variant: str | None = None, stems: tuple[str, str] = STEMS) -> Path | None:
     """The file of a folder's weights, or the index of their shards; None if it has none.
 
     Safetensors are preferred to pickles, and what has no variant's name to those of half precision ("fp16"), which are
@@ -42,12 +43,13 @@ def weights_in(folder: Path, variant: str | None = None) -> Path | None:
 
     Args:
         variant: as in a file's name, diffusion_pytorch_model.VARIANT.safetensors; then no others are looked for.
+        stems: how the names of safetensors begin, and those of pickles.
     Raises:
         ValueError: a variant that is no word.
     """
     if variant is not None and not re.fullmatch(r"\w+", variant):
         raise ValueError(f"variant = {variant!r} is no part of a file's name; allowed: a word, such as fp16, or None")
-    wanted = names(variant) if variant else [*names(None), *names("fp16")]
+    wanted = names(variant, stems) if variant else [*names(None, stems), *names("fp16", stems)]
     return next((folder / name for name in wanted if (folder / name).is_file()), None)
 
 
@@ -128,16 +130,17 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w-][\w.-]{,200}\.(safetensors|bin)", value) is not None
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
+def read_object(path: Path, what: str, most: int = JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file of bounded size; ValueError if it is none.
 
     Args:
         what: it is to hold, in words.
+        most: bytes of it.
     """
     with open(path, "rb") as file:
-        text = file.read(JSON_BYTES + 1)
-    if len(text) > JSON_BYTES:
-        raise ValueError(f"{path} is larger than {JSON_BYTES} bytes, which no file with {what} is")
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"{path} is larger than {most} bytes, which no file with {what} is")
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:

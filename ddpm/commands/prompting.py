@@ -1,0 +1,167 @@
+"""What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.console import say
+from ddpm.commands.launch import overrides
+from ddpm.commands.load import guidance_of
+from ddpm.commands.validate import must_be_drawable, trusted
+from ddpm.config import InvalidInput, build, plain, resolve_device, resolved
+
+LOADER = "models.pretrained.load_pipeline"
+DEFAULTS = {"run": "null", "guidance": "classifier_free", "guidance.w": "7.5", "n": "1", "batch": "4"}
+ONLY = ("size", "depth")  # keys that are of pipelines
+OF_RUNS = {
+    "class": None,
+    "style": None,
+    "weights": "ema",
+    "checkpoint": "last",
+    "temperature": 1.0,
+}  # what says nothing
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A pipeline where others have a run: `path` is where files go that are given no name."""
+
+    folder: Path
+    path: Path = Path()
+
+    def status(self) -> dict[str, Any]:
+        """Nothing is noted of it."""
+        return {}
+
+
+def with_defaults(words: list[str]) -> list[str]:
+    """The words of a command; with `pipeline=`, before them what is different then and was not typed."""
+    typed = [word.partition("=")[0].lstrip("+") for word in words]
+    if "pipeline" not in typed or "pipeline=null" in words:
+        return words
+    guided = "guidance" not in typed or "guidance=classifier_free" in words
+    missing = {key: value for key, value in DEFAULTS.items() if key not in typed}
+    if not guided:
+        missing.pop("guidance.w", None)
+    return [*(f"{key}={value}" for key, value in missing.items()), *words]
+
+
+def asked(config: DictConfig) -> bool:
+    """Whether a pipeline is asked for, and no run.
+
+    Raises: InvalidInput for both, or neither, and for what belongs to the other.
+    """
+    run, pipeline = None if OmegaConf.is_missing(config, "run") else config.run, config.get("pipeline")
+    if pipeline is not None and run is not None:
+        raise InvalidInput(f"run={run} and pipeline={pipeline} exclude each other: samples are drawn from one of them")
+    if pipeline is None:
+        for key in ONLY:
+            if config.get(key) not in (None, ""):
+                raise InvalidInput(f"{key}={plain(config[key])} is of a published pipeline: give pipeline=FOLDER too")
+        return False
+    if not isinstance(pipeline, str) or not pipeline:
+        raise InvalidInput(f"pipeline={plain(pipeline)} must be a folder with model_index.json")
+    for key, nothing in OF_RUNS.items():
+        if config.get(key, nothing) != nothing:
+            raise InvalidInput(f"{key}={plain(config[key])} is of runs, and pipeline={pipeline} is none; leave it out")
+    return True
+
+
+def source_of(config: DictConfig) -> tuple[Any, Drawn]:
+    """What `pipeline=` draws of its prompt, as `ddpm.commands.sources.source_of` has it of a run.
+
+    Raises: InvalidInput.
+    """
+    must_be_drawable(config)
+    folder, device = Path(str(config.pipeline)).expanduser(), resolve_device(config.device)
+    text = {key: plain(config[key]) for key in ("prompt", "negative")}
+    if text["prompt"] is None:
+        raise InvalidInput("prompt=TEXT is needed; prompt='' draws without one")
+    for key, value in text.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"{key}={value} must be a text, in quotes where it is a number or a list")
+    size, own = _size(config.size), _own_steps(config)
+    sampler = own if own is not None else build(config.sampler, "sampler", trusted(config))
+    guidance = guidance_of(config, trusted(config), device)
+    if type(guidance).__name__ not in ("ClassifierFree", "Guidance"):
+        raise InvalidInput("guidance of a pipeline: allowed: classifier_free, none")
+    pipeline = pipeline_of(config, folder, device)
+    settings = {"sampler": sampler, "size": size, "seed": config.seed, "guidance": guidance}
+    try:
+        with warnings.catch_warnings(record=True) as cut:
+            source = pipeline.of(text["prompt"], text["negative"], **settings)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    for warning in cut:
+        say(f"warning: {warning.message}")
+    source.own = None if own is None else pipeline.scheduler.sampler
+    return source, Drawn(folder)
+
+
+def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:
+    """The pipeline in a folder; what it states of itself is said."""
+    from ddpm.runs.precision import as_trained
+
+    precision = as_trained("fp32", device) if config.precision == "auto" else str(config.precision)
+    settings = {"_target_": LOADER, "folder": str(folder), "device": str(device), "precision": precision}
+    try:
+        pipeline = build(settings, "pipeline", [LOADER])
+    except OSError as error:
+        raise InvalidInput(f"pipeline={folder}: {error}") from error
+    say("\n".join((f"{folder}: {pipeline.kind}", *(f"  {line}" for line in pipeline.about))))
+    return pipeline
+
+
+def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int | None) -> str:
+    """What samples are drawn from, and how: a line for the terminal."""
+    _, height, width = source.shown_shape
+    cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
+    own = " of its own" if source.own is not None else ""
+    guidance = f", {source.guidance}" if str(source.guidance) else ""
+    return f"{run.folder}, {cost}{own}, {height} high and {width} wide, seed {config.seed}{guidance}"
+
+
+def label(config: DictConfig) -> str:
+    """Part of a file's name."""
+    words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:40]
+    return f"{words or 'no-prompt'}_seed{config.seed}"
+
+
+def settings(config: DictConfig, run: Drawn) -> dict[str, Any]:
+    """What numbered samples of a pipeline depend on."""
+    keys = ("prompt", "negative", "size")
+    own = _own_steps(config) is not None
+    return {"pipeline": str(run.folder.resolve()), "own_sampler": own} | {key: plain(config[key]) for key in keys}
+
+
+def _own_steps(config: DictConfig) -> int | None:
+    """How many steps of the pipeline's own sampler are asked for; None where a sampler was typed."""
+    typed = [word.lstrip("+") for word in overrides() if word.lstrip("+").startswith("sampler")]
+    chosen = any(word.startswith("sampler=") for word in typed)
+    others = [word for word in typed if not word.startswith(("sampler=", "sampler.steps="))]
+    if chosen:
+        return None
+    if others:
+        raise InvalidInput(f"{others[0]} is no setting of the pipeline's own sampler; say sampler=NAME too")
+    steps = resolved(config.sampler).get("steps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidInput(f"sampler.steps={steps} must be an integer >= 1")
+    return steps
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """(H, W) of size=480x640, size=[480,640] or size=512; None for none."""
+    size = plain(given)
+    if size is None:
+        return None
+    if isinstance(size, str) and (found := re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)):
+        size = [int(side) for side in found.groups()]
+    size = [size, size] if isinstance(size, int) else size
+    whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not whole:
+        raise InvalidInput(f"size={plain(given)} must be HEIGHTxWIDTH in pixels, such as 480x640")
+    return size[0], size[1]

@@ -1,0 +1,133 @@
+"""Published pipelines: a folder of a text encoder, a tokenizer, a U-Net, an autoencoder and a scheduler.
+
+The form is that of StableDiffusionPipeline and its siblings of the diffusers library: model_index.json names the class
+of each part, and each part has a folder. Left out, and said so: safety_checker and feature_extractor, which look at
+finished images, and depth_estimator, for a depth is given.
+"""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.pretrained.autoencoder import load_autoencoder
+from models.pretrained.folder import listed, short
+from models.pretrained.text import load_text_encoder
+from models.pretrained.tokenizer import load_tokenizer
+from models.pretrained.unet import load_unet
+from models.pretrained.weights import read_object
+
+if TYPE_CHECKING:
+    from ddpm.samplers.prompted import Pipeline
+
+INDEX, CARD, CARD_BYTES = "model_index.json", "README.md", 2**20
+CLASSES = {  # -> what the U-Net may be told besides a text, see `ddpm.samplers.prompted.KINDS`
+    "StableDiffusionPipeline": ("text",),
+    "StableDiffusionImg2ImgPipeline": ("text",),
+    "StableDiffusionInpaintPipeline": ("inpainting", "text"),
+    "StableDiffusionInpaintPipelineLegacy": ("text",),
+    "StableDiffusionDepth2ImgPipeline": ("depth",),
+}
+PARTS = {  # -> classes that are read
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": (),  # which says itself, see `ddpm.samplers.published`
+}
+LEFT_OUT = ("safety_checker", "feature_extractor", "depth_estimator")
+SAYS_NOTHING = ("requires_safety_checker",)
+STATED = ("license", "license_name", "license_link", "base_model", "datasets")  # of a model card
+
+
+def load_pipeline(
+    folder: str | Path, device: str | torch.device = "cpu", precision: str = "fp32", variant: str | None = None
+) -> "Pipeline":
+    """The text-to-image model in a folder: `load_pipeline(folder).draw("a lighthouse, oil on canvas")`.
+
+    Args:
+        folder: with model_index.json and the folders that it names.
+        device: where the networks are put.
+        precision: "fp32", "bf16" or "fp16": in which the U-Net and the text encoder compute.
+        variant: of the U-Net's weights, as in `load_unet`.
+    Returns: see `ddpm.samplers.prompted.Pipeline`; `about` has what the folder states of its licence and source.
+    Raises:
+        ValueError: a folder of another kind, with what it is; a part that is missing, or of a class that is not read;
+            parts that do not fit each other; what the parts raise.
+    Source: High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752).
+    """
+    # The one place where networks import the mathematics: a pipeline is both, and is loaded by one call.
+    from ddpm.latent.codec import Continuous
+    from ddpm.samplers.prompted import Pipeline
+    from ddpm.samplers.published import read_scheduler
+
+    folder = Path(folder)
+    name, left_out = index_of(folder)
+    scheduler = read_scheduler(folder / "scheduler")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    vae = load_autoencoder(folder / "vae")
+    unet, encoder = load_unet(folder / "unet", variant), load_text_encoder(folder / "text_encoder")
+    codec = Continuous(vae, scale=vae.scaling_factor, shift=vae.shift_factor)
+    codec = codec.of_size(*(side * vae.factor for side in unet.image_size))
+    about = (*stated(folder), *([f"left out: {', '.join(left_out)}"] if left_out else []))
+    pipeline = Pipeline(unet, codec, encoder, tokenizer, scheduler, torch.device(device), precision, about)
+    if pipeline.kind not in CLASSES[name]:
+        raise ValueError(
+            f"{folder}: the U-Net of a {name} is told of {' or '.join(CLASSES[name])}, and this one of {pipeline.kind}"
+        )
+    return pipeline
+
+
+def index_of(folder: Path) -> tuple[str, list[str]]:
+    """The class of a pipeline, and which of its parts are left out; ValueError unless all others are read here."""
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} is no pipeline: {_what_it_is(folder)}")
+    index = read_object(folder / INDEX, "the parts of a pipeline")
+    name = index.get("_class_name")
+    if name not in CLASSES:
+        raise ValueError(f"{folder} is a {short(name)}; pipelines that are read: {', '.join(CLASSES)}")
+    parts = {key: value for key, value in index.items() if not key.startswith("_") and key not in SAYS_NOTHING}
+    present = {key: value for key, value in parts.items() if value not in (None, [None, None])}
+    wrong = [f"{key} = {short(value)}, of which nothing is known" for key, value in present.items() if not _known(key)]
+    for part, classes in PARTS.items():
+        given = present.get(part)
+        if given is None or not (folder / part).is_dir():
+            wrong.append(f"{part} is missing" if given is None else f"the folder {part} is missing")
+        elif classes and (not isinstance(given, list) or given[-1] not in classes):
+            wrong.append(f"{part} = {short(given)} (allowed: {' or '.join(classes)})")
+    if wrong:
+        raise ValueError(f"{folder / INDEX} names a pipeline that cannot be drawn from: {listed(wrong)}")
+    return name, [part for part in LEFT_OUT if part in present]
+
+
+def _known(key: str) -> bool:
+    return key in PARTS or key in LEFT_OUT
+
+
+def _what_it_is(folder: Path) -> str:
+    """What is said of a folder without an index."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    if (folder / "config.json").is_file():
+        config: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            config = read_object(folder / "config.json", "a configuration")
+        kind = config.get("_class_name") or next(iter(config.get("architectures") or []), "network")
+        return f"it has no {INDEX}, but the config.json of a {short(kind)}, one part of one"
+    if (folder / "status.json").is_file() and (folder / "config.yaml").is_file():
+        return f"it has no {INDEX}; it is a run directory, which run= names"
+    return f"it has no {INDEX}"
+
+
+def stated(folder: Path) -> list[str]:
+    """What the front matter of a model card states of licence and source, a line each; where there is none, that."""
+    lines = []
+    if (folder / CARD).is_file():
+        with open(folder / CARD, encoding="utf-8", errors="replace") as file:
+            text = file.read(CARD_BYTES)
+        front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        said = dict(re.findall(r"^([a-z_]+):[ \t]*(\S.*)$", front[1], re.MULTILINE)) if front else {}
+        lines = [f"{key}: {said[key].strip()[:200]}" for key in STATED if key in said]
+    return lines or [f"{CARD} states no licence and no source"]
