@@ -288,7 +288,7 @@ def test_a_run_told_in_words_is_measured_as_it_is_typed(call, tmp_path, monkeypa
     monkeypatch.setattr(scenes, "BLOCK", 60)
     data = [f"data.root={tmp_path}", "data.count=60", "data.image_size=8", "data.without=[red cube]"]
     network = ["model.channels=8", "model.groups=4", "model.channel_mults=[1]", "model.blocks=1"]
-    network += ["model.attention_resolutions=[8]", "text.channels=8", "text.layers=1", "text.heads=2"]
+    network += ["model.attention_resolutions=[4]", "text.channels=8", "text.layers=1", "text.heads=2"]
     short = ["trainer.steps=2", "trainer.seconds=null", "trainer.batch_size=4", "trainer.warmup=1"]
     trained = call(cli.train, "experiment=text_scenes", "data=scenes", *data, *network, *short, f"runs={tmp_path}/runs")
     assert trained.code == 0, trained
