@@ -288,6 +288,18 @@ def test_classes_reach_both_halves():
             half(given)
 
 
+def test_a_class_beside_z_is_heard_from_the_first_step_on():
+    z, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    for beside in (False, True):  # residual blocks begin as the identity, and hear of nothing
+        model = Network(8, 1, codings=3, num_classes=10, beside_z=beside)
+        assert torch.equal(model.decode(z, y), model.decode(z, y.roll(1))) != beside
+    same = model.from_z(z) + model.from_y(nn.functional.silu(model.class_embedding[1](y)))
+    model.from_z, model.from_y = nn.Identity(), nn.Linear(32 * 4, same.shape[1], bias=False)
+    nn.init.zeros_(model.from_y.weight)
+    assert model.decode(same, y).shape == (4, 1, 8, 8)
+    assert Network(8, 1, codings=3, beside_z=True).from_y is None  # without classes it is without effect
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"image_size": 28, "channel_mults": [1, 2, 2, 2]}, "allowed: at most 3 channel_mults"),
