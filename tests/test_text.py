@@ -85,6 +85,7 @@ def test_a_text_is_pooled_at_its_first_end():
     encoder, ids = small(), torch.tensor([[8, 1, 9, 9, 9], [8, 9, 3, 9, 9], [8, 1, 2, 3, 9]])
     expected = torch.stack([encoder(ids)[0, 2], encoder(ids)[1, 1], encoder(ids)[2, 4]])
     assert torch.equal(encoder.pooled(ids, end=9), expected)
+    assert torch.equal(encoder.pooled(ids[:1], end=1), encoder(ids)[:1, 1])  # the end need not be the largest id
     with pytest.raises(ValueError, match=r"rows \[0, 2\] have no token 9"):
         encoder.pooled(torch.tensor([[1, 2], [9, 2], [3, 3]]), end=9)
 
