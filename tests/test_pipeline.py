@@ -372,7 +372,7 @@ def test_sample_draws_what_the_call_draws(one, folders, tmp_path, capsys):
     assert command("sample", *words[:1], "prompt=", f"out={tmp_path}/a.gif", "sampler.steps=2", "guidance=none") == 0
     assert "warning" not in told(capsys)
     assert command("sample", words[0], "prompt=a text that is too long", words[3], "sampler.steps=1") == 0
-    assert "warning: a text has 20 tokens, and 14 fit between start and end; cut: " in told(capsys)
+    assert "warning: a text has 18 tokens, and 14 fit between start and end; cut: " in told(capsys)
     strip = (f"out={tmp_path}/s.png", "steps_strip=[1,2]")
     assert command("sample", *words[:2], *strip) == 0
 

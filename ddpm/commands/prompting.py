@@ -93,6 +93,7 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
     settings = {"sampler": sampler, "size": size, "seed": config.seed, "guidance": guidance}
     try:
         with warnings.catch_warnings(record=True) as cut:
+            warnings.simplefilter("always")
             source = pipeline.of(text["prompt"], text["negative"], **settings)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
