@@ -97,7 +97,7 @@ def test_the_loss_of_a_hand_made_picture():
     facts.present[0, 5], facts.size[0, 5], facts.place[0, 5] = 1, 1, torch.tensor([0.5, 1.0])
     there = math.log(1 + math.exp(0.5)) - 0.5 + math.log(1 + math.exp(1.5))
     like = math.log(1 + math.exp(0.7)) - 0.7 + math.log(1 + math.exp(-1.2))
-    place = 0.5**2 + 3**2
+    place = (0.5**2 + 3**2) / UNIT**2
     assert reader_loss(reading, facts).tolist() == pytest.approx([there + like + place])
     reading.size[0, 9], reading.material[0, 9], reading.place[0, 9] = 8.0, 8.0, torch.tensor([8.0, 8.0])
     assert reader_loss(reading, facts).tolist() == pytest.approx([there + like + place])  # of what is not there

@@ -25,7 +25,7 @@ FACTS = 4  # said of a pair beside its presence: size, material, x and z
 SEED = 1_000_003  # of the scenes that a reader learns from: another than data have
 UNIT = 3.0  # what a network says of places, which is about 1 at most, is in units of so much
 NOISE = 0.1  # most of the noise that pictures are given in training, of their range [-1, 1]
-LEARNING = 1  # raised by every change that trains other readers: part of the name of what is kept
+LEARNING = 2  # raised by every change that trains other readers: part of the name of what is kept
 
 
 class Facts(NamedTuple):
@@ -73,7 +73,7 @@ def reader_loss(reading: Reading, facts: Facts) -> Tensor:
     r"""What a reader is trained on, of each of B pictures.
 
     .. math:: L = \sum_k H(o_k, p_k) + \sum_{k:\, p_k = 1} \Big( H(s_k, \hat s_k) + H(m_k, \hat m_k)
-        + (x_k - \hat x_k)^2 + (z_k - \hat z_k)^2 \Big), \quad
+        + \frac{(x_k - \hat x_k)^2 + (z_k - \hat z_k)^2}{\text{UNIT}^2} \Big), \quad
         H(o, p) = \log(1 + e^o) - p\,o \qquad \text{[Reader (loss)]}
 
     over the pairs k of a colour and a shape: presence of all of them, size, material and place where a solid is.
@@ -83,7 +83,7 @@ def reader_loss(reading: Reading, facts: Facts) -> Tensor:
     H, p = F.binary_cross_entropy_with_logits, facts.present
     there = H(reading.presence, p, reduction="none")
     like = H(reading.size, facts.size, reduction="none") + H(reading.material, facts.material, reduction="none")
-    place = (reading.place - facts.place).square().sum(-1)
+    place = ((reading.place - facts.place) / UNIT).square().sum(-1)
     return (there + p * (like + place)).sum(1)
 
 
