@@ -251,6 +251,8 @@ def _typed_in_quotes(word: str) -> str:
         return word
     if (value[0] in "'\"" and (key in FILES or value[0] == value[-1:])) or (key in FILES and "$" in value):
         return word
+    if key == "out" and re.fullmatch(r"-?[\d.]+", value):  # no name, but a slip
+        return word
     if key in TEXTS and value[0] == "[" and value[-1] == "]":
         return word
     return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"

@@ -26,8 +26,19 @@ from ddpm.training.task import shape_of
 from ddpm.training.tasks.diffusion import Diffusion
 
 REPOSITORY = Path(__file__).parents[1]
-OF_CODINGS = ["autoencoder_kl", "cvae", "gan", "latent_diffusion", "pixelcnn", "vae", "vqvae"]
-# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py
+OF_CODINGS = [
+    "autoencoder_kl",
+    "cvae",
+    "gan",
+    "latent_diffusion",
+    "pixelcnn",
+    "vae",
+    "vqvae",
+    "text_emoji",
+    "text_scenes",
+]
+# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py and
+# test_words_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )
@@ -53,7 +64,6 @@ def test_these_are_the_experiments():
     of_characters = ["devanagari", "devanagari_small"]
     of_digits = ["digits", "digits_short"]
     others = ["fashion", "mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "pictures", "points"]
-    others += ["text_emoji", "text_scenes"]
     assert ["butterflies", "cars", "cifar10_ddpm", *of_characters, *of_digits, *others] == EXPERIMENTS
     of_models = ["attention", "channels", "class_mnist", "ema", "ema_post_hoc", "learning_rate", "mnist_levers"]
     of_models += ["mnist_networks", "plane_objectives", "restarts", "samplers", "schedules", "targets"]

@@ -35,7 +35,16 @@ from ddpm.training import trainer
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-OTHERS = ("ablation", "experiment", "guidance", "judge", "protocol", "reader")  # no groups of training
+OTHERS = (
+    "ablation",
+    "experiment",
+    "guidance",
+    "judge",
+    "protocol",
+    "reader",
+    "text",
+    "tokenizer",
+)  # no groups of training
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHERS)
 
 # ---------------------------------------------------------------------------------------------- what is typed
@@ -138,6 +147,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.any_size": ["true", "false"],
     "model.scale_shift": ["true", "false"],
     "model.resample": ["conv", "resnet", "fir"],
+    "model.beside_z": ["true", "false"],
     "model.features": ["2", "1", "3"],
     "model.width": ["8", "1", "2", "6"],
     "model.depth": ["1", "2", "100"],

@@ -215,7 +215,7 @@ def slow(*values: object):
     ("config", "size"),
     [
         (tiny(attention_head_dim=[1, 4], use_linear_projection=True, upcast_attention=True), (7, 5)),
-        (tiny((1, 1), transformer_layers_per_block=[1, 2], only_cross_attention=[True, False]), (3, 8)),
+        slow(tiny((1, 1), transformer_layers_per_block=[1, 2], only_cross_attention=[True, False]), (3, 8)),
         slow(tiny(), (8, 8)),
         slow(tiny((0, 1), in_channels=9, layers_per_block=[1, 2], num_class_embeds=3), (8, 8)),
         slow(tiny(in_channels=5, resnet_time_scale_shift="scale_shift", freq_shift=1, flip_sin_to_cos=False), (8, 8)),
@@ -267,7 +267,7 @@ def test_what_a_config_leaves_out_is_the_default_of_the_published_class(tmp_path
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        slow({}),
         {"heads": [1, 4], "linear_projection": True, "attention_resolutions": [8, 4], "transformer_layers": [1, 2]},
         {"condition_channels": 5, "num_classes": 3, "only_cross_attention": True, "blocks": [1, 2]},
         slow({"head_channels": 4, "any_size": True, "image_size": (5, 7), "attention_resolutions": [7]}),

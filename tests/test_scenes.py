@@ -213,6 +213,15 @@ def test_masks_part_the_picture_and_show_every_solid(layout, view):
     assert told.abs().max() <= 1 and told.max() - told.min() > 1.5
 
 
+def test_the_nearer_solid_is_seen_in_whatever_order_they_are_given(layout, view):
+    solids = scenes._solids(layout.rows(slice(40)))
+    turned = raycast.seen(Solids(*(values.flip(1) for values in solids)), 32)
+    assert torch.equal(turned.depth, view.depth[:40]) and torch.equal(turned.picture, view.picture[:40])
+    assert torch.equal(turned.masks[:, 1:].flip(1), view.masks[:40, 1:])
+    alone = torch.stack([raycast.surfaces(Solids(*(v[:, s : s + 1] for v in solids)), 32)[0] for s in range(4)])
+    assert torch.equal(alone.amin(0), turned.depth)
+
+
 def test_no_solid_reaches_beyond_the_picture(layout, monkeypatch):
     """A camera that sees an eighth more on all sides sees them no larger."""
     inner = raycast.surfaces(scenes._solids(layout), 64)[1][:, 1:].sum((2, 3))
