@@ -1,12 +1,14 @@
 """experiment=text_scenes through the commands: trained, resumed, drawn from by prompts, measured, refused."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import assert_refused, call, same, status, typed, weights  # noqa: F401
+from test_cli import assert_refused, call, run_of, same, status, typed, weights  # noqa: F401
 from test_codes_cli import OF_BOTH, go_on, made
 
 from ddpm import cli
@@ -25,8 +27,12 @@ def test_a_network_is_told_in_words_and_draws_what_is_asked_for(call, tmp_path):
         f"data.root={tmp_path / 'data'}",
         'evaluation=["metric=[kernel,loss_by_snr] n=4 features=pixels sampler.steps=3"]',
     ]
-    run = made(call, tmp_path / "a", words)
+    said = call(cli.train, *words, f"runs={tmp_path / 'a'}").out
+    run = run_of(tmp_path / "a")
     assert {p.name for p in run.glob("*.png")} >= {"samples.png", "preview.png", "loss.png"}
+    proposed = next(line for line in said.splitlines() if line.startswith("  a prompt"))
+    assert re.search(r"'prompt=a \w+ \w+ \w+ \w+ .* out=prompt.png sampler.steps=10", proposed)
+    assert call(cli.sample, *shlex.split(proposed)[4:], f"out={tmp_path / 'prompt.png'}").code == 0
     kept, tokenizer = weights(run, 8), (run / "tokenizer.json").read_bytes()
     assert "text.token_embedding.weight" in kept and "null_tokens" in kept
     go_on(run)
@@ -64,7 +70,8 @@ def test_a_network_is_told_in_words_and_draws_what_is_asked_for(call, tmp_path):
 
 @pytest.mark.slow
 def test_words_are_refused_where_there_are_none(call, tmp_path):  # noqa: F811
-    digits = [word for word in SCENES if word not in ("data=scenes", "data.count=40", "data.image_size=8")]
+    scenes = ("experiment=text_scenes", "data=scenes", "data.count=40", "data.image_size=8")
+    digits = ["experiment=text_emoji", "data=digits", *(word for word in SCENES if word not in scenes)]
     assert_refused(call(cli.train, *digits, f"runs={tmp_path / 'runs'}"), "tokenizer: digits has no captions")
     unread = [word for word in SCENES if not word.startswith("text.")]
     result = call(cli.train, *unread, f"data.root={tmp_path}", f"runs={tmp_path / 'runs'}", "~text")

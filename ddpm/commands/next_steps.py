@@ -12,6 +12,7 @@ from ddpm.config import InvalidInput, plain
 
 STRIP = (1, 2, 3, 5, 10, 20, 50)  # steps of the figure that is proposed
 DEFAULT_STEPS = 50  # of ddpm-sample
+ATTENDED = (8, 16)  # sides of maps of latents that experiment=latent_diffusion has a network for
 LINEAR = "ddpm.schedules.linear"  # a sweep over schedules has it beside cosine, which every T admits
 
 
@@ -48,6 +49,15 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
             labels = ["class=0", *["style=0"] * (len(labels_of(plan.parts.task.model)) > 1)]
             guided = ["guidance=classifier_free guidance.w=2", *labels, "out=guided.png"]
             found["guided"] = [draw, *guided, *few, *trust]
+        if plan.data.tokens is not None:
+            told = plan.data.captions[int(plan.data.shown([0])[0])]
+            guided = ["guidance=classifier_free guidance.w=3"] if getattr(plan.parts.task.model, "drop", 0) else []
+            found["a prompt"] = [draw, shlex.quote(f"prompt={told}"), *guided, "n=16 out=prompt.png", *few, *trust]
+    codec = plan.parts.task.codec()
+    if codec is not None and (codec.kind == "codes" or max(codec.shape[1:]) in ATTENDED):
+        prior = "pixelcnn" if codec.kind == "codes" else "latent_diffusion"
+        of_data = [shlex.quote(one) for one in overrides() if one.startswith("data")]
+        found["through it"] = [again, f"experiment={prior}", word("init_codec", plan.run.path), *of_data, *trust]
     if plan.config.extend is None:
         found["a sweep"] = [again, "-m", shlex.join(_around(plan))]
     return {what: " ".join(words) for what, words in found.items()}
