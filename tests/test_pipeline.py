@@ -149,7 +149,7 @@ def test_steps_that_a_scheduler_has_not(tmp_path):
 # --- Against the library
 
 
-@pytest.mark.parametrize("name", ["1", "2", pytest.param("1 by DDIM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("1", "1 by DDIM"))])
 def test_the_library_draws_the_same_from_the_same_noise(name, folders, tmp_path):
     version, scheduler = made.DRAWN[name]
     folder = folders[version] if scheduler is None else tiny_pipeline.write(tmp_path, version, scheduler)

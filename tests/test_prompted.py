@@ -217,6 +217,7 @@ def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
         source.told_of(data.composed[:0])
 
 
+@pytest.mark.slow
 def test_both_parts_are_recorded_and_drawn(told, capsys):
     context = told("n=5", "seeds=2")
     planned = depicting.measure_scenes(context)
