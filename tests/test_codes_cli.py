@@ -93,7 +93,7 @@ def test_a_prior_is_trained_on_codes_and_drawn_from_without_the_run_that_made_th
         assert_refused(call(cli.sample, f"run={run}", *words), told)
     state = json.loads((run / "codec" / "codec.json").read_text())
     (run / "codec" / "codec.json").write_text(json.dumps(state | {"sha256": "0" * 64}))
-    assert_refused(call(cli.sample, f"run={run}", "n=1"), "is not what was trained with")
+    assert_refused(call(cli.sample, f"run={run}", "n=1"), "its weights are not what was trained with")
 
 
 @pytest.mark.slow
