@@ -39,6 +39,7 @@ from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_k
 Job = Callable[[DictConfig], None]
 FILES = ("image", "mask", "out", "depth", "pipeline")  # keys whose values are taken as they are typed
 TEXTS = ("prompt", "negative")  # and those that a person writes
+QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 
 
 def train() -> None:
@@ -64,6 +65,8 @@ def edit() -> None:
 
 def evaluate() -> None:
     """`ddpm-evaluate`: measure what a run directory learned, by its samples or by held-out images."""
+    if of_sample := [word for word in sys.argv[1:] if word.startswith(("pipeline=", "prompt=", "negative="))]:
+        _refuse(InvalidInput(f"{of_sample[0]}: what is measured is a run; this is of ddpm-sample and ddpm-edit"))
     _without_traces("evaluate", evaluating.evaluate)
 
 
@@ -249,13 +252,14 @@ def _typed_in_quotes(word: str) -> str:
     key, equals, value = word.partition("=")
     if key not in (*FILES, *TEXTS) or value in ("", "null") or {"-m", "--multirun"} & set(sys.argv):
         return word
-    if (value[0] in "'\"" and (key in FILES or value[0] == value[-1:])) or (key in FILES and "$" in value):
+    if re.fullmatch(QUOTED, value) or (key in FILES and "$" in value):
         return word
     if key == "out" and re.fullmatch(r"-?[\d.]+", value):  # no name, but a slip
         return word
     if key in TEXTS and value[0] == "[" and value[-1] == "]":
         return word
-    return key + equals + "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${") + "'"
+    value = re.sub(r"(\\+)(?='|$)", r"\1\1", value)  # only there a backslash means something
+    return key + equals + "'" + value.replace("'", "\\'").replace("${", "\\${") + "'"
 
 
 def _refuse_option(message: str) -> NoReturn:

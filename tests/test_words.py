@@ -1,10 +1,13 @@
 """What is told in words: captions as tokens, the network that reads them, prompts, and what is not wanted."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from ddpm.commands.wording import in_words, prompts_of
+from ddpm import cli
+from ddpm.commands.wording import in_words, keep, prompts_of
 from ddpm.config import InvalidInput, compose
 from ddpm.data import ImageData
 from ddpm.data.batch import Condition
@@ -131,3 +134,31 @@ def test_data_without_captions_and_runs_without_words_are_refused(tmp_path):
         with pytest.raises(InvalidInput, match=said):
             prompts_of(compose("sample", ["run=x", words]), tmp_path, "prompt", print)
     assert prompts_of(compose("sample", ["run=x"]), tmp_path, "prompt", print) is None
+    with pytest.raises(InvalidInput, match=r"negative=\['a', 'b'\] must be one text"):
+        prompts_of(compose("sample", ["run=x", "negative=[a,b]"]), tmp_path, "negative", print)
+
+
+def test_a_tokenizer_that_is_kept_is_taken_and_texts_without_bytes_are_refused(tokenizer, tmp_path):
+    config = compose("train", ["experiment=text_scenes"])
+    keep(tokenizer, tmp_path)
+    data = captioned()
+    data.captions = ("other words altogether",) * len(data)
+    anew, kept = in_words(data, config, []), in_words(data, config, [], tmp_path)
+    assert torch.equal(kept.tokens, tokenizer(data.captions)) and anew.tokenizer.merges != tokenizer.merges
+    data.captions = (*data.captions[:-1], "half \ud800")
+    with pytest.raises(InvalidInput, match="tokenizer: a text holds half of a surrogate pair"):
+        in_words(data, config, [], tmp_path)
+    assert data.identity()["captions"]
+    asked = compose("sample", ["run=x"])
+    asked.prompt = "\udcff"
+    with pytest.raises(InvalidInput, match="prompt: a text holds half"):
+        prompts_of(asked, tmp_path, "prompt", print)
+
+
+@pytest.mark.parametrize(
+    "text", ["a, (b) [c] {d}", "it's", "'hello' said 'x'", '"', "a\\b", "a\\'b", "ends\\", "50% = $5", "naïve: é", "[x"]
+)
+def test_a_prompt_reaches_its_command_as_it_is_typed(text, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ddpm-sample"])
+    word = cli._typed_in_quotes(f"prompt={text}")
+    assert compose("sample", ["run=x", word]).prompt == text

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from ddpm.commands import prompting
 from ddpm.commands.console import say, warn_of_range, with_bar
 from ddpm.commands.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
 from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
@@ -55,7 +56,7 @@ def edit(config: DictConfig) -> None:
     must_walk(source.sampler, source.diffusion)
     if len(source.shown_shape) != 3 or source.shown_shape[0] not in (1, 3):
         raise InvalidInput(f"{drawn_from} draws no pictures, and only pictures are edited")
-    if source.told is not None and "tokens" in takes(source.model):
+    if source.told is not None and "tokens" in takes(source.model) and source.prompts is None:
         raise InvalidInput(f"{drawn_from} is told in words: say prompt=TEXT")
     if source.told is not None and (kind != "mask" or source.told.condition != "mask"):
         raise InvalidInput(
@@ -354,7 +355,9 @@ def _name(config: DictConfig, kind: str) -> str:
     """Part of a file's name."""
     image = Path(str(config.image)).stem.replace(":", "")
     value = config[kind] if kind in ("strength", "operator") else kind
-    return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in (image, value, config.seed))
+    told = [] if config.prompt is None else [prompting.label(config)]
+    parts = (image, value, *told, config.seed)
+    return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in parts)
 
 
 def _labels(source: Any, names: dict[str, tuple[str, ...]], n: int) -> list[str]:

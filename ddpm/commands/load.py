@@ -176,7 +176,8 @@ def data_of(config: DictConfig, trained: DictConfig) -> Any:
     data = plain(trained.data)
     if config.data.root is not None and isinstance(data, dict):
         data["root"] = config.data.root
-    return in_words(build_data(data, trusted(config)), trained, trusted(config))
+    kept = None if config.get("run") is None else Path(str(config.run))
+    return in_words(build_data(data, trusted(config)), trained, trusted(config), kept)
 
 
 def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:

@@ -116,7 +116,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
-    data = in_words(build_data(config.data, trust), config, trust)
+    begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
+    data = in_words(build_data(config.data, trust), config, trust, begun)
     identity, folder, lacks = data.identity(), _folder_of_runs(config), None
 
     def run() -> Run:  # by what its parents are known to be
@@ -196,7 +197,7 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     Raises: InvalidInput.
     """
     task = task_of(config, trust, on)
-    must_read(task, data)
+    must_read(task, data, config)
     try:
         task.check(data)
     except ValueError as error:

@@ -1,8 +1,10 @@
 """What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`."""
 
+import json
 import re
 import warnings
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +129,11 @@ def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int |
 
 
 def label(config: DictConfig) -> str:
-    """Part of a file's name."""
-    words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:40]
-    return f"{words or 'no-prompt'}_seed{config.seed}"
+    """Part of a file's name: of the prompt, and a checksum of all that is drawn by but the seed."""
+    keys = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
+    drawn = json.dumps([plain(config.get(key)) for key in keys], default=str)
+    words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:32]
+    return f"{words or 'no-prompt'}-{sha256(drawn.encode()).hexdigest()[:6]}"
 
 
 def settings(config: DictConfig, run: Drawn) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
     if getattr(source, "tokens", None) is not None:
-        return prompting.label(config)
+        return f"{prompting.label(config)}_seed{config.seed}"
     if source.sampler is None:
         asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
         asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
@@ -143,7 +143,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
             number = isinstance(value, int | float)
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
     if config.get("prompt") is not None:
-        walk = f"{_short(plain(config.prompt))}_{walk}"
+        walk = f"{prompting.label(config)}_{walk}"
     for key, asked in (("style", source.styles), ("class", source.asked)):
         if asked is not None:
             walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
@@ -206,6 +206,10 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
             raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
     if str(source.guidance):
         raise InvalidInput("guidance= has no say in between, which encodes and decodes without it; leave it out")
+    if config.prompt is not None:
+        raise InvalidInput(
+            "prompt= has no say in between, whose images are told the captions of its ends; leave it out"
+        )
     if not hasattr(source, "between"):
         raise InvalidInput(f"between is of what lies between codings, and these are {source.walk}; leave it out")
     data = data_of(config, trained)

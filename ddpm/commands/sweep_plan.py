@@ -14,6 +14,7 @@ from ddpm.commands import perceiving
 from ddpm.commands.console import say, table
 from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
 from ddpm.commands.validate import trusted
+from ddpm.commands.wording import in_words
 from ddpm.config import (
     LATER,
     TASK,
@@ -168,11 +169,12 @@ class _DataAtHand:
 
     def of(self, config: DictConfig, settings: dict[str, Any]) -> Any | None:
         """The data of a job, or None if they are not at hand."""
-        key = json.dumps(settings["data"], sort_keys=True, default=str)
+        key = json.dumps([settings["data"], settings.get("tokenizer")], sort_keys=True, default=str)
         if key not in self.known:
             offline = {"download": False} if "download" in settings["data"] else {}
             try:
-                self.known[key] = build_data(settings["data"] | offline, trusted(config))
+                data = build_data(settings["data"] | offline, trusted(config))
+                self.known[key] = in_words(data, config, trusted(config))
             except InvalidInput as error:
                 self.known[key] = None
                 self.missing.append(str(error))
@@ -201,19 +203,22 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     return Planned(words, config, settings, data, status)
 
 
-def _stand_in(settings: dict[str, Any]) -> Any:
-    """Stands for data that are not at hand: black images of the shape that is configured, of one class."""
+def _stand_in(run: Planned) -> Any:
+    """Stands for data that are not at hand: black images of the shape that is configured, of one class and caption."""
     import torch
 
     from ddpm.data import ImageData
 
+    settings = run.settings["data"]
     try:
         size = settings["image_size"]
         height, width = (size, size) if isinstance(size, int) else size
         images = torch.zeros(64, settings["channels"], height, width, dtype=torch.uint8)
-        return ImageData("not at hand", "none", images, torch.zeros(64, dtype=torch.long))
+        data = ImageData("not at hand", "none", images, torch.zeros(64, dtype=torch.long))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
+    data.captions = ("not at hand",) * len(data)
+    return in_words(data, run.config, trusted(run.config))
 
 
 def _needs(run: Planned) -> Needs:
@@ -228,7 +233,7 @@ def _needs(run: Planned) -> Needs:
     config, data = run.config, run.data
     try:
         must_be_sound(config)
-        at_hand = data if data is not None else _stand_in(run.settings["data"])
+        at_hand = data if data is not None else _stand_in(run)
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
         for module in (*parts.task.modules.values(), *parts.task.frozen.values()):
             module.to("meta")  # what a task made by itself, too
@@ -270,7 +275,7 @@ def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | No
     run, need = legal[0]
     assert need.gflop is not None
     device, trust = resolve_device(run.config.device), trusted(run.config)
-    data = _stand_in(run.settings["data"]) if run.data is None else run.data
+    data = _stand_in(run) if run.data is None else run.data
     parts = built(run.config, trust, data, device)
     trainer = parts.trainer
     trainer.batch_size = max(1, min(trainer.batch_size // trainer.accumulate, int(TIMED_GFLOP / need.gflop / 4)))

@@ -14,28 +14,35 @@ FILE = "tokenizer.json"  # of a run's folder
 READER = "models.tokenizer.BytePairs.from_dict"
 
 
-def in_words(data: Any, config: DictConfig, trust: list[str]) -> Any:
+def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None = None) -> Any:
     """Data with the tokens of their captions, by a tokenizer that is learned from those that are trained on.
 
     The same where a run has no tokenizer.
 
-    Raises: InvalidInput for data without captions.
+    Args:
+        kept: the folder of a run whose tokenizer is taken in its place, if it keeps one.
+    Raises: InvalidInput for data without captions, and for captions that are no text.
     """
     if config.get("tokenizer") is None:
         return data
     if len(data.captions) != len(data):
         raise InvalidInput(f"tokenizer: {data.name} has no captions; data=scenes, emoji and captioned have some")
-    captions = [data.captions[i] for i in data.train.tolist()]
-    tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
+    tokenizer: Any = None if kept is None else tokenizer_of(kept)
+    if tokenizer is None:
+        captions = [data.captions[i] for i in data.train.tolist()]
+        tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        told = data.in_words(tokenizer)
+        try:
+            told = data.in_words(tokenizer)
+        except ValueError as error:  # a caption that has no bytes
+            raise InvalidInput(f"tokenizer: {error}") from error
     if seen:
         print(f"warning: {len(seen):,} captions are longer than tokenizer.length={config.tokenizer.length} and are cut")
     return told
 
 
-def must_read(task: Any, data: Any) -> None:
+def must_read(task: Any, data: Any, config: DictConfig) -> None:
     """Refuse networks that read no words, of data that are told in them.
 
     Raises: InvalidInput.
@@ -44,7 +51,8 @@ def must_read(task: Any, data: Any) -> None:
         return
     encoders = [network.text for network in task.modules.values() if getattr(network, "text", None) is not None]
     if not encoders:
-        raise InvalidInput("tokenizer: the network reads no words; add +text=transformer")
+        advice = "add +text=transformer" if config.get("text") is None else "allowed: model=unet"
+        raise InvalidInput(f"tokenizer: the network reads no words; {advice}")
     needed, length = data.tokenizer.vocabulary, data.tokens.shape[1]
     for text in encoders:
         if text.vocabulary < needed or text.length < length:
@@ -88,6 +96,8 @@ def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], No
     given = plain(config.get(key))
     if given is None or (key == "negative" and given == ""):
         return None
+    if key == "negative" and isinstance(given, list):
+        raise InvalidInput(f"negative={given} must be one text, for all prompts")
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
         raise InvalidInput(f"{key}={given} must be a text, or a list of texts")
@@ -96,7 +106,10 @@ def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], No
         raise InvalidInput(f"{key}={given}: the run was trained without words; train one with experiment=text_scenes")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        ids = tokenizer([str(text) for text in texts])
+        try:
+            ids = tokenizer([str(text) for text in texts])
+        except ValueError as error:  # a text that has no bytes
+            raise InvalidInput(f"{key}: {error}") from error
     for warning in seen:
         said(f"warning: {key}: {warning.message}")
     return ids

@@ -492,5 +492,5 @@ class ImageData(InMemory):
         channels, height, width = self.shape
         facts = super().identity() | {"image_size": [height, width], "channels": channels}
         if self.captions:
-            facts["captions"] = hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
+            facts["captions"] = hashlib.sha256("\n".join(self.captions).encode(errors="surrogatepass")).hexdigest()
         return facts
