@@ -149,15 +149,17 @@ def test_two_processes_give_the_run_of_one_within_rounding(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_stopped_end_like_two_that_were_not(tmp_path):
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_that_were_stopped_end_like_two_that_were_not(kill, tmp_path):
     """To the bit, and with dropout, whose masks are keyed by the rank."""
     words = ["trainer.steps=40", "model.dropout=0.2", "trainer.precision=bf16"]
     assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'whole'}"))] == [0, 0]
     processes = train(2, *words, f"runs={tmp_path / 'parts'}")
     wait_for(lambda: len(list(tmp_path.glob("parts/*/*/checkpoints/[0-9]*"))) >= 2, processes)
     for process in processes:
-        process.send_signal(signal.SIGTERM)
-    assert [code for code, _, _ in ended(processes)] == [143, 143]
+        process.send_signal(kill)
+    codes = [code for code, _, _ in ended(processes)]
+    assert codes == ([-9, -9] if kill == signal.SIGKILL else [143, 143])
     whole, parts = run_in(tmp_path / "whole"), run_in(tmp_path / "parts")
     assert parts.status()["state"] == "INTERRUPTED" and parts.status()["step"] < 40
     assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'parts'}"))] == [0, 0]
