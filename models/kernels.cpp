@@ -1,6 +1,7 @@
 // Loops that PyTorch has only in pieces, each in few passes over memory: group norm with SiLU, the transforms of Winograd's
 // convolution, and attention with narrow heads. What each computes is written in kernels.py. Images are channels-last,
-// (B, H, W, C); numbers T are float32 or bfloat16, statistics and sums are float32 or wider. Channels are taken by 16.
+// (B, H, W, C); numbers T are float32 or bfloat16, statistics and sums are float32 or wider. Channels are taken
+// L at a time, as many as a register holds: vectors of two registers cost a compiler two to four times as long.
 
 #include <algorithm>
 #include <cmath>
@@ -15,13 +16,17 @@ using i64 = int64_t;
 
 namespace {
 
-// ------------------------------------------------------------------------------------------------------ sixteen numbers
+// ------------------------------------------------------------------------------------------------ the numbers of a register
 
+#ifdef __AVX512F__
 constexpr i64 L = 16;
-typedef float lanes __attribute__((vector_size(64)));
-typedef int32_t integers __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
+#else
+constexpr i64 L = 8;
+#endif
+typedef float lanes __attribute__((vector_size(4 * L)));
+typedef int32_t integers __attribute__((vector_size(4 * L)));
+typedef uint32_t words __attribute__((vector_size(4 * L)));
+typedef uint16_t halves __attribute__((vector_size(2 * L)));
 
 struct bf16 {
     uint16_t bits;
@@ -64,14 +69,11 @@ inline void store(T* p, lanes x, i64 n) {
 }
 inline lanes all(float x) { return lanes{} + x; }
 inline float total(lanes v) {  // by halves, which stay in registers
-    typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
-    eight x[2];
-    std::memcpy(x, &v, sizeof v);
-    x[0] += x[1];
-    four y[2];
-    std::memcpy(y, x, sizeof y);
-    y[0] += y[1];
+    four y[L / 4];
+    std::memcpy(y, &v, sizeof v);
+    for (i64 n = L / 4; n > 1; n /= 2)
+        for (i64 i = 0; i < n / 2; i++) y[i] += y[i + n / 2];
     return (y[0][0] + y[0][1]) + (y[0][2] + y[0][3]);
 }
 
@@ -119,7 +121,7 @@ struct Channels {  // a number for each, filled up to whole lanes
 constexpr i64 RUN = 64;  // pixels that are summed in float32 before the sum goes to a double
 
 template <int N, typename Value>
-void sum_of_pixels(i64 start, i64 end, i64 c, float* run, Value value) {  // of N times 16 channels, in registers
+void sum_of_pixels(i64 start, i64 end, i64 c, float* run, Value value) {  // of N times L channels, in registers
     lanes sum[N] = {};
     for (i64 p = start; p < end; p++)
         for (int j = 0; j < N; j++) sum[j] += value(p, c + j * L);
@@ -376,7 +378,7 @@ void weight_back(const T* dU, float* dw, i64 C_out, i64 C_in) {
 constexpr float NEVER = -3e38f;  // the score of a key that is not there
 
 template <typename T, int D>
-struct Head {  // the keys and values of one, 16 at a time: D by D rows of lanes
+struct Head {  // the keys and values of one, L at a time: D by D rows of lanes
     i64 n, blocks;
     std::vector<lanes> keys, values;
     explicit Head(i64 n) : n(n), blocks((n + L - 1) / L), keys(D * blocks), values(D * blocks) {}
