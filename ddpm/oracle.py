@@ -46,6 +46,9 @@ class MixtureOracle:
     def joint(self, x_t: Tensor, t: Time) -> Tensor:
         """log w_k N(x_t; component k), (B, *, K)."""
         _, mean, var = self.at(t, x_t)
+        return self._joint(x_t, mean, var)
+
+    def _joint(self, x_t: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         return self.w.log() - 0.5 * (2 * math.pi * var).log() - (x_t.double()[..., None] - mean) ** 2 / (2 * var)
 
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
@@ -55,7 +58,7 @@ class MixtureOracle:
     def denoise(self, x_t: Tensor, t: Time) -> Prediction:
         """E[eps | x_t] and E[x_0 | x_t], (B, *): what a perfect network answers. A `Denoise`."""
         alpha_bar, mean, var = self.at(t, x_t)
-        share = self.joint(x_t, t).softmax(-1)
+        share = self._joint(x_t, mean, var).softmax(-1)
         score = (x_t.double()[..., None] - mean) / var
         x_0 = (share * (self.m + alpha_bar[..., None].sqrt() * self.c2 * score)).sum(-1)
         eps = (1 - alpha_bar).sqrt() * (share * score).sum(-1)

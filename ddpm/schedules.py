@@ -135,7 +135,9 @@ class NoiseSchedule:
 
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         """The same constants on a device; the copy is made once."""
-        device = torch.empty(0, device=device).device
+        if device in self._copies:
+            return self._copies[device]
+        device = torch.empty(0, device=device).device  # "cuda" names the current one
         if device not in self._copies:
             copy = object.__new__(NoiseSchedule)
             copy.__dict__.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
@@ -148,8 +150,9 @@ class NoiseSchedule:
             if not 0 <= t <= self.T:
                 raise ValueError(f"t = {t} lies outside 0..{self.T}")
             return self
-        if t.device.type == "cpu" and not (inside := (t >= 0) & (t <= self.T)).all():
-            raise ValueError(f"t = {t[~inside].flatten()[0].item()} lies outside 0..{self.T}")
+        if t.device.type == "cpu" and t.numel() and not (t.min() >= 0 and t.max() <= self.T):
+            outside = t[~((t >= 0) & (t <= self.T))].flatten()[0].item()
+            raise ValueError(f"t = {outside} lies outside 0..{self.T}")
         return self.to(t.device)
 
     def alpha_bar_of(self, t: int | float) -> float:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import omegaconf
 import pytest
 import torch
+import yaml
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
@@ -109,6 +111,26 @@ def _composed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config_loader_impl, "create_defaults_list", chosen_once)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merged_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _read_by_libyaml() -> Iterator[None]:
+    """OmegaConf's own loader, its events from the parser in C where PyYAML has it."""
+    parser = yaml.cyaml.CParser if yaml.__with_libyaml__ else None
+    if parser is None:
+        yield
+        return
+    loader = omegaconf._utils.get_yaml_loader()
+
+    def begin(self: yaml.SafeLoader, stream: object) -> None:
+        parser.__init__(self, stream)
+        yaml.constructor.SafeConstructor.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+
+    fast = type("Fast", (parser, loader), {"__init__": begin})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: fast)
         yield
 
 
