@@ -286,9 +286,9 @@ def test_the_plan_is_told_before_anything_is_done(run, typed, draws):
 def test_no_larger_batch_is_timed_for_the_plan_than_is_drawn(run, typed, monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr("ddpm.training.cost.evaluation_seconds", lambda source, batch: asked.append(batch) or 1.0)
-    typed(run, "metric=recognition", "n=3")
-    typed(run, "metric=recognition", "n=30", "batch=5")
-    typed(run, "metric=recognition")
+    typed(run, "metric=recognition", "n=3", "sampler.steps=1")
+    typed(run, "metric=recognition", "n=30", "batch=5", "sampler.steps=1")
+    typed(run, "metric=recognition", "sampler.steps=1")
     assert asked == [3, 5, 256]
 
 
