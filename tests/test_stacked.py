@@ -69,7 +69,7 @@ def assert_as_alone(alone: list[TrainedSampler], numbers: list[int] = [4, 0, 7])
     ids=lambda sampler: type(sampler).__name__,
 )
 def test_samples_are_those_of_each_alone(sampler):
-    """Of two networks that have one seed and one that has another; of v, which no division by sqrt(alpha_bar_T) turns into x_0."""
+    """Of two networks with one seed and one with another; of v, whose x_0 is no quotient by sqrt(alpha_bar_T)."""
     assert_as_alone(sources(sampler, seeds=(5, 0, 5), diffusion=GaussianDiffusion(cosine(T), target="v")))
 
 
