@@ -59,7 +59,9 @@ class DualEncoder(nn.Module):
         super().__init__()
         check_counts(MOST, features=features)
         if features < 2:
-            raise ValueError(f"features = {features}: in a space of one dimension all is 1 or -1; allowed: 2 to {MOST:,}")
+            raise ValueError(
+                f"features = {features}: in a space of one dimension all is 1 or -1; allowed: 2 to {MOST:,}"
+            )
         self.image = NoisyClassifier(
             image_size, in_channels, features, channels, channel_mults, blocks, attention_resolutions, heads,
             head_channels, dropout, groups, patch,

@@ -1,6 +1,7 @@
 """experiment=contrastive_* through the commands: trained, resumed, shared, refused, and what reads by its words."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -26,16 +27,24 @@ TOLD = [word for word in SCENES if not word.startswith("text.")]
 @pytest.mark.slow
 def test_encoders_are_trained_resumed_and_read_the_prompts_of_another_run(call, tmp_path):  # noqa: F811
     root = f"data.root={tmp_path / 'data'}"
-    run = made(call, tmp_path / "a", PAIRS, root)
+    lines = [root, "data.without=[red cube]", 'evaluation=["metric=retrieval"]']
+    run = made(call, tmp_path / "a", PAIRS, *lines)
+    measured = json.loads((run / "evaluation.json").read_text())
+    names = {name.rpartition("_")[0] for name in measured}
+    parts, counted = ("trained", "held_out", "composed"), ("first", "top5", "top10", "rank")
+    assert names == {f"retrieval_{p}-{way}-{what}" for p in parts for way in ("name", "picture") for what in counted}
+    assert all(record["sampler"] is None and record["chance"] > 0 for record in measured.values())
     kept = [weights(run, 8, name) for name in ("model", "ema")]
     assert {"text.token_embedding.weight", "project.weight", "log_scale"} <= kept[0].keys()
     go_on(run)
-    assert made(call, tmp_path / "a", PAIRS, root) == run and status(run)["state"] == "DONE"
+    assert made(call, tmp_path / "a", PAIRS, *lines) == run and status(run)["state"] == "DONE"
     assert all(same(weights(run, 8, name), before) for name, before in zip(("model", "ema"), kept, strict=True))
     assert_refused(call(cli.sample, f"run={run}"), "Contrastive draws no samples; metric=retrieval of ddpm-evaluate")
-    assert_refused(call(cli.evaluate, f"run={run}", "metric=kernel"), "metric=kernel is not of such a run; allowed: ret")
+    assert_refused(
+        call(cli.evaluate, f"run={run}", "metric=kernel"), "metric=kernel is not of such a run; allowed: ret"
+    )
 
-    reading = [*TOLD, root, f"init_text={run}"]
+    reading = [*TOLD, root, f"init_text={run}", "data.without=[red cube]"]
     told = made(call, tmp_path / "b", reading)
     ours = {name.removeprefix("text."): x for name, x in kept[1].items() if name.startswith("text.")}
     for file in ("model", "ema"):
@@ -48,15 +57,22 @@ def test_encoders_are_trained_resumed_and_read_the_prompts_of_another_run(call, 
     before = weights(told, 8)
     go_on(told)
     assert made(call, tmp_path / "b", reading) == told and same(weights(told, 8), before)
-    alone = made(call, tmp_path / "b2", [*SCENES, root])
-    raw = made(call, tmp_path / "b3", [*TOLD, root, f"init_text={run}@4"])
-    assert len({told.name, alone.name, raw.name}) == 3, "whose words they are is part of the name"
+    raw = made(call, tmp_path / "b2", [*reading[:-2], f"init_text={run}@4", reading[-1]])
+    assert told.name != raw.name, "whose words they are is part of the name"
+
+    asked = ["metric=retrieval", "n=3", "sampler.steps=2"]
+    assert_refused(call(cli.evaluate, f"run={told}", *asked), "compares by another run: retrieval.run=RUN")
+    assert_refused(call(cli.evaluate, f"run={told}", *asked, f"retrieval.run={told}"), "Diffusion compares no pictures")
+    result = call(cli.evaluate, f"run={told}", *asked, f"retrieval.run={run}")
+    assert result.code == 0 and "the ceiling" in result.out and "by chance" in result.out, result
+    drawn = [name for name in json.loads((told / "evaluation.json").read_text()) if name.startswith("retrieval")]
+    assert len(drawn) == 8 and all(re.fullmatch(r"retrieval_\w+-drawn-\w+_contrastive-\w{6}_\d", n) for n in drawn)
 
     shutil.rmtree(run)
     out = tmp_path / "x.npy"
     result = call(cli.sample, f"run={told}", "n=2", "sampler.steps=3", "prompt=a red cube", f"out={out}")
     assert result.code == 0 and np.load(out).shape == (2, 8, 8, 3)
-    again = made(call, tmp_path / "c", [*TOLD, root, f"init_text={told}"])
+    again = made(call, tmp_path / "c", [*reading[:-2], f"init_text={told}", reading[-1]])
     assert again.name == told.name, "what a run keeps is as good as the run that made it"
     longer = call(cli.train, f"extend={told}", "trainer.steps=10", "device=cpu")
     assert longer.code == 0, longer
@@ -88,6 +104,35 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, tmp_path):  # 
 
 
 @pytest.mark.slow
+def test_scenes_are_drawn_by_words_through_latents(call, tmp_path):  # noqa: F811
+    root = [f"data.root={tmp_path / 'data'}", "data=scenes", "data.count=40", "data.image_size=16"]
+    steps = [word for word in OF_BOTH if word != "data=digits"]
+    small = ["model.channels=8", "model.groups=4", "model.patch=1"]
+    codec = made(call, tmp_path / "a", ["experiment=autoencoder_kl", *steps, *small, "discriminator.channels=8", *root])
+    words = ["experiment=text_scenes_latent", *steps, "model.channels=8", "model.groups=4", "model.heads=2", *root]
+    words += ["model.attention_resolutions=[8]", "text.channels=8", "text.heads=2", "text.layers=1", "schedule.T=10"]
+    words += ["sampler.steps=3", f"init_codec={codec}", 'evaluation=["metric=kernel n=4 features=pixels"]']
+    run = made(call, tmp_path / "b", words)
+    assert {p.name for p in run.glob("*.png")} >= {"samples.png", "preview.png"} and (run / "codec").is_dir()
+    kept = weights(run, 8)
+    assert {"text.token_embedding.weight", "null_tokens"} < kept.keys() and kept["conv_in.weight"].shape[1] == 4
+    go_on(run)
+    assert made(call, tmp_path / "b", words) == run and same(weights(run, 8), kept)
+    shutil.rmtree(codec)
+    asked = ["metric=scenes", "n=2", "sampler.steps=2", "scenes.count=40", "scenes.epochs=1", "reader.channels=4"]
+    result = call(cli.evaluate, f"run={run}", *asked)
+    assert result.code == 0 and "of held-out pictures, the ceiling" in result.out, result
+    assert any(name.startswith("scenes_composed") for name in json.loads((run / "evaluation.json").read_text()))
+    drawn = []
+    for number, prompt in enumerate(("a small red cube", "a large white cone")):
+        out = tmp_path / f"{number}.npy"
+        result = call(cli.sample, f"run={run}", "n=2", "sampler.steps=3", f"prompt={prompt}", f"out={out}")
+        assert result.code == 0, result
+        drawn.append(np.load(out))
+    assert drawn[0].shape == (2, 16, 16, 3) and not np.array_equal(*drawn)
+
+
+@pytest.mark.slow
 def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path):
     changed = ["experiment=contrastive_scenes", *OF_SCENES, f"data.root={tmp_path / 'data'}", "data.flip=false"]
     changed += ["model.patch=1", "model.channel_mults=[1]", "text.channels=8", "text.heads=2", "text.layers=1"]
@@ -102,4 +147,3 @@ def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-4 * a[key].abs().max().item() + 1e-7)
     losses = [[line["loss"] for line in read_metrics(run.path)] for run in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] > 1, "of 16, and not of 8"
-

@@ -196,12 +196,9 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
         config = OmegaConf.merge(config, {"task": {"_target_": TASK} | of_trainer})  # type: ignore[assignment]
     frozen = {} if config.get("teacher") is None else {"teacher": build_group(config, "model", trust, {}, on)}
     task = build_group(config, "task", trust, made, on, **frozen)
-    if config.get("init_text") is not None:
-        task.frozen |= {
-            TEXT: network.text.requires_grad_(False)
-            for network in task.modules.values()
-            if getattr(network, TEXT, None) is not None
-        }
+    for network in task.modules.values():
+        if config.get("init_text") is not None and getattr(network, TEXT, None) is not None:
+            task.frozen[TEXT] = network.text.requires_grad_(False)
     return task
 
 

@@ -89,7 +89,7 @@ def _parts(context: EvaluationContext) -> dict[str, Any]:
     return {part: numbers[spread(len(numbers), most)] for part, numbers in parts.items()}
 
 
-# --------------------------------------------------------------------------------------------- of the encoders themselves
+# ------------------------------------------------------------------------------------------ of the encoders themselves
 
 
 def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
@@ -122,7 +122,14 @@ def _compare(context: EvaluationContext) -> None:
             "picture": retrieval.found(v[asked], u, asked, names.of),
         }
         for way, found in ways.items():
-            _record(context, f"{part}-{way}", "", len(found.ranks), {context.config.seed: retrieval.results(way, found)}, part)
+            _record(
+                context,
+                f"{part}-{way}",
+                "",
+                len(found.ranks),
+                {context.config.seed: retrieval.results(way, found)},
+                part,
+            )
 
 
 def _record(
@@ -176,7 +183,9 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
     task, tokenizer = task_of(read_config(run.path / "config.yaml"), trusted(config)), tokenizer_of(run.path)
     model = task.modules.get("model")
     if tokenizer is None or not hasattr(model, "of_texts"):
-        raise InvalidInput(f"retrieval.run={named}: {type(task).__name__} compares no pictures with texts; take a run of task=contrastive")
+        raise InvalidInput(
+            f"retrieval.run={named}: {type(task).__name__} compares no pictures with texts; a task=contrastive does"
+        )
     if tuple(model.shape) != source.shown_shape:
         raise InvalidInput(
             f"retrieval.run={named} compares pictures of (C, H, W) = {tuple(model.shape)}, but samples are "

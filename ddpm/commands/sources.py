@@ -104,9 +104,7 @@ def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> An
     return source.shown_by(kept_in(run.path / FOLDER, trusted(config)).codec)
 
 
-def _source_of_task(
-    config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any, drawing: bool
-) -> Any:
+def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any, drawing: bool) -> Any:
     """What draws from a run without a sampler, such as a variational autoencoder."""
     from ddpm.runs import checkpoint
 

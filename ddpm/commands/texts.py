@@ -38,7 +38,9 @@ def text_of(config: DictConfig) -> Found | None:
     if named is None:
         return None
     if config.get("tokenizer") is None or config.get("text") is None:
-        raise InvalidInput(f"init_text={named}: this run is told of no words; take experiment=text_emoji or text_scenes")
+        raise InvalidInput(
+            f"init_text={named}: this run is told of no words; take experiment=text_emoji or text_scenes"
+        )
     if typed := [word for word in overrides() if word.lstrip("+").startswith(("text.", "tokenizer."))]:
         raise InvalidInput(f"{typed[0]}: encoder and tokenizer are those of init_text={named}; leave it out")
     found = _found(config, str(named), trusted(config))
@@ -86,7 +88,9 @@ def put(task: Any, found: Found) -> None:
     """
     task.frozen[TEXT].load_state_dict(found.encoder.state_dict())
     if not any(p.requires_grad for module in task.modules.values() for p in module.parameters()):
-        raise InvalidInput("task.only names parameters of the text encoder alone, which init_text freezes; null trains all others")
+        raise InvalidInput(
+            "task.only names parameters of the text encoder alone, which init_text freezes; null trains all others"
+        )
 
 
 def keep(found: Found, run: Path) -> None:

@@ -189,7 +189,9 @@ class Emoji(ImageData):
         """
         named = [] if isinstance(self._without, int) else self._named(self._without)
         train, held_out = self._families(count, validation, self._family[named])
-        self.composed = self._some(train, self._without) if isinstance(self._without, int) else torch.tensor(named).long()
+        self.composed = (
+            self._some(train, self._without) if isinstance(self._without, int) else torch.tensor(named).long()
+        )
         held_out = torch.cat([held_out, self.composed]).unique()
         return train[~torch.isin(train, self.composed)], held_out
 
@@ -229,7 +231,9 @@ class Emoji(ImageData):
             if n in there:
                 families.setdefault(int(self._family[n]), []).append(n)
         if most > len(families):
-            raise ValueError(f"without={most}: {len(families)} emoji that are trained on have tones; allowed: 0 to {len(families)}")
+            raise ValueError(
+                f"without={most}: {len(families)} emoji that are trained on have tones; allowed: 0 to {len(families)}"
+            )
         order = torch.randperm(len(families), generator=generator(0, "without")).tolist()[:most]
         every = list(families.values())
         chosen = [every[place][turn % len(every[place])] for turn, place in enumerate(order)]

@@ -1,4 +1,4 @@
-"""Pictures and their captions, told apart from those of others: what a picture shows, and a text says, as one vector."""
+"""Pictures and captions as vectors: which of them belong together, among those of a batch."""
 
 import contextlib
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def contrastive(u: Tensor, v: Tensor, s: Tensor, apart: Tensor) -> Tensor:
     .. math:: L_i = -\frac12 \log \frac{e^{s\, u_i \cdot v_i}}{\sum_j m_{ij} e^{s\, u_i \cdot v_j}}
         - \frac12 \log \frac{e^{s\, u_i \cdot v_i}}{\sum_j m_{ij} e^{s\, u_j \cdot v_i}} \qquad \text{[CLIP (loss)]}
 
-    With m_ij = 1 for all it is that of CLIP; here it is 0 for another pair with the same text, which is no wrong answer.
+    With m_ij = 1 for all it is that of CLIP; here it is 0 for another pair with the same text, which is not wrong.
 
     Args:
         u, v: of B pictures and of their texts, each (B, d), of length 1.
@@ -86,7 +86,9 @@ class Contrastive(Task):
     def check(self, data: Dataset) -> None:
         """Raise ValueError for data without words, or that the networks do not take."""
         if data.tokens is None:
-            raise ValueError(f"task=contrastive reads captions, and {data.name} has none as tokens; set tokenizer=byte_pairs")
+            raise ValueError(
+                f"task=contrastive reads captions, and {data.name} has none as tokens; set tokenizer=byte_pairs"
+            )
         if data.tokenizer.end != data.tokenizer.vocabulary - 1:
             raise ValueError(
                 f"the tokenizer ends a text with {data.tokenizer.end}, which is not the highest of its ids, "
