@@ -63,7 +63,7 @@ def evaluate(config: DictConfig, opened: tuple[Any, Any, DictConfig, int] | None
     Raises: InvalidInput.
     """
     metrics = _metrics(config)
-    source, run, trained, step = source_of(config, drawing=False) if opened is None else opened
+    source, run, trained, step = source_of(config, to_draw=False) if opened is None else opened
     data = data_of(config, trained)
     _warn_of_other_data(run, data)
     if data.labels is None and "recognition" in metrics and len(metrics) > 1:
