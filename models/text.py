@@ -157,12 +157,12 @@ class TextEncoder(nn.Module):
             h = block(h)
         return self.norm_out(h)
 
-    def pooled(self, ids: Tensor, end: int) -> Tensor:
+    def pooled(self, ids: Tensor, end: int | Tensor) -> Tensor:
         """One vector a text: that of its first end token, which has seen all of the text.
 
         Args:
             ids: (B, L), as in `forward`.
-            end: id of the token that ends a text.
+            end: id of the token that ends a text; or those of each text, (B, 1).
         Returns:
             (B, D).
         Raises:

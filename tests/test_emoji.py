@@ -261,6 +261,49 @@ def test_the_tones_of_an_emoji_are_held_out_together(tmp_path):
         assert len(held_out) in sizes and len(train) == 80 - len(held_out)
 
 
+def toned(tmp_path: Path, **options: object) -> Emoji:
+    """Twelve emoji, the first six of them in four of the tones."""
+    hands = ["👋", "👌", "👍", "👎", "👏", "👐"]
+    every = [hand + tone for hand in hands for tone in ("", *TONES[:4])] + ["😀", "😁", "😂", "😃", "😄", "😅"]
+    font = tmp_path / "toned.ttf"
+    if not font.exists():
+        make_emoji_font(font, {text: (n, 255 - n, 7 * n % 251, 255) for n, text in enumerate(every)})
+    return Emoji(tmp_path, font=font, image_size=8, **options)
+
+
+def test_pairs_of_an_emoji_and_a_tone_are_held_out_while_both_are_seen_apart(tmp_path):
+    before = toned(tmp_path)
+    assert len(before.composed) == 0 and "without" not in before.identity()
+    data = toned(tmp_path, without=3)
+    assert len(data.composed) == 3 and data.identity()["without"] == [data.captions[n] for n in data.composed]
+    assert torch.equal(data.held_out, torch.cat([before.held_out, data.composed]).sort().values)
+    assert torch.equal(torch.cat([data.train, data.composed]).sort().values, before.train)
+    seen = [data.texts[n] for n in data.train]
+    for text in (data.texts[n] for n in data.composed):
+        tone = next(letter for letter in text if letter in TONES)
+        assert any(family(other) == family(text) and other != text for other in seen), "the emoji in another tone"
+        assert any(tone in other for other in seen), "the tone of another emoji"
+    assert len({family(data.texts[n]) for n in data.composed}) == 3
+    assert len({letter for n in data.composed for letter in data.texts[n] if letter in TONES}) > 1
+    assert torch.equal(data.composed, toned(tmp_path, without=3).composed)
+    named = toned(tmp_path, without=["thumbs up light skin tone", "waving hand medium skin tone"])
+    assert [named.captions[n] for n in named.composed] == named.identity()["without"]
+    assert set(named.identity()["without"]) == {"thumbs up light skin tone", "waving hand medium skin tone"}
+    assert not set(named.composed.tolist()) & set(named.train.tolist()) and len(named.held_out) > 2
+    alone = toned(tmp_path, without=2, validation=0)
+    assert torch.equal(alone.held_out, alone.composed)
+    assert len(toned(tmp_path, without=[]).composed) == 0
+    for wrong, said in (
+        ({"without": ["thumbs up light skin"]}, "did you mean 'thumbs up light skin tone'"),
+        ({"without": ["thumbs up"]}, "give emoji in one tone"),
+        ({"without": 7}, "emoji that are trained on have tones; allowed: 0 to"),
+        ({"without": -1}, "an integer >= 0"),
+        ({"without": 1, "skin_tones": False}, "set skin_tones=true"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            toned(tmp_path, **wrong)
+
+
 def test_one_family_cannot_be_divided(tmp_path):
     path = make_emoji_font(tmp_path / "one.ttf", {WAVE + LIGHT: RED, WAVE + DARK: BLUE})
     with pytest.raises(ValueError, match="leaves none to hold out; set validation=0"):

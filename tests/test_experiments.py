@@ -28,6 +28,8 @@ from ddpm.training.tasks.diffusion import Diffusion
 REPOSITORY = Path(__file__).parents[1]
 OF_CODINGS = [
     "autoencoder_kl",
+    "contrastive_emoji",
+    "contrastive_scenes",
     "cvae",
     "gan",
     "latent_diffusion",
@@ -36,9 +38,10 @@ OF_CODINGS = [
     "vqvae",
     "text_emoji",
     "text_scenes",
+    "text_scenes_latent",
 ]
-# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py and
-# test_words_cli.py
+# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py,
+# test_words_cli.py and test_contrastive_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )

@@ -50,9 +50,9 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *out) for process, out in zip(processes, told, strict=True)]
 
 
-def train(size: int, *words: str) -> list[subprocess.Popen]:
+def train(size: int, *words: str, without: tuple[str, ...] = ()) -> list[subprocess.Popen]:
     keys = {word.partition("=")[0] for word in words}
-    kept = [word for word in TINY if word.partition("=")[0] not in keys]
+    kept = [word for word in TINY if word.partition("=")[0] not in keys and not word.startswith(without)]
     return start(size, [sys.executable, str(REPOSITORY / "experiments" / "train.py"), *words, *kept])
 
 

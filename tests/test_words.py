@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ddpm import cli
-from ddpm.commands.wording import in_words, keep, prompts_of
-from ddpm.config import InvalidInput, compose
+from ddpm.commands.wording import in_words, keep, must_have_a_reader, prompts_of
+from ddpm.config import InvalidInput, compose, plain
 from ddpm.data import ImageData
 from ddpm.data.batch import Condition
 from ddpm.data.encoded import encoded
@@ -136,6 +136,20 @@ def test_data_without_captions_and_runs_without_words_are_refused(tmp_path):
     assert prompts_of(compose("sample", ["run=x"]), tmp_path, "prompt", print) is None
     with pytest.raises(InvalidInput, match=r"negative=\['a', 'b'\] must be one text"):
         prompts_of(compose("sample", ["run=x", "negative=[a,b]"]), tmp_path, "negative", print)
+
+
+def test_a_network_without_an_encoder_is_refused_before_data_are_drawn_and_recipes_say_of_data_what_is_theirs():
+    with pytest.raises(InvalidInput, match=r"tokenizer: models.dit.DiT reads no words; allowed: model=unet"):
+        must_have_a_reader(compose("train", ["experiment=text_scenes", "model=dit"]), [])
+    for words, without in (
+        (["experiment=text_scenes"], ["red cube", "blue sphere", "green cone", "yellow cylinder"]),
+        (["experiment=text_scenes", "data=emoji"], 100),
+        (["experiment=contrastive_scenes", "data.without=[]"], []),
+    ):
+        config = compose("train", words)
+        assert plain(config.data.without) == without and config.data.image_size == 32
+        must_have_a_reader(config, [])
+    must_have_a_reader(compose("train", ["model=dit"]), [])
 
 
 def test_a_tokenizer_that_is_kept_is_taken_and_texts_without_bytes_are_refused(tokenizer, tmp_path):

@@ -84,8 +84,6 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
         shape: gives that of the data's samples; asked where the codec is a published one.
     Raises: InvalidInput for a run of which others cannot draw through.
     """
-    from ddpm.runs import checkpoint
-
     named = config.get("init_codec")
     if named is None:
         return None
@@ -101,13 +99,25 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
         if not (Path(str(named)) / CONFIG).is_file() and (place / PUBLISHED).is_file():
             config.init_codec = os.path.abspath(place)
             return _published(place, shape(), f"init_codec={named}")
-    run, folder = opened_at(str(named), "init_codec")
+    run, files = taken_from(config, "init_codec")
+    return _built(run.path / CONFIG, files.get("model"), trusted(config), f"init_codec={named}")
+
+
+def taken_from(config: DictConfig, key: str) -> tuple[Any, dict[str, Path]]:
+    """The run that a key names and another builds on, and the averaged weights of its modules.
+
+    The checkpoint is noted in the configuration, as RUN@STEP.
+
+    Raises: InvalidInput where there is no such run.
+    """
+    from ddpm.runs import checkpoint
+
+    named = str(config[key])
+    run, folder = opened_at(named, key)
     if run.status().get("state") in UNFINISHED:
-        say(f"warning: init_codec={named} is not finished: when it is, the same command trains anew")
-    files = checkpoint.weights_of(folder, averaged=True)
-    found = _built(run.path / CONFIG, files.get("model"), trusted(config), f"init_codec={named}")
-    config.init_codec = f"{os.path.abspath(run.path)}@{folder.name}"
-    return found
+        say(f"warning: {key}={named} is not finished: when it is, the same command trains anew")
+    config[key] = f"{os.path.abspath(run.path)}@{folder.name}"
+    return run, checkpoint.weights_of(folder, averaged=True)
 
 
 def kept_in(folder: Path, trust: list[str]) -> Found:

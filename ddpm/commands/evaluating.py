@@ -23,6 +23,7 @@ from ddpm.commands.load import (
     task_of,
 )
 from ddpm.commands.reading import measure_reading
+from ddpm.commands.retrieving import measure_retrieval
 from ddpm.commands.sources import must_draw_itself, source_of
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
@@ -36,13 +37,14 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", "retrieval", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
     "reading_sheet",
     "scenes",
+    "retrieval",
     "steps",
     "guidance_sweep",
 )
@@ -61,7 +63,7 @@ def evaluate(config: DictConfig, opened: tuple[Any, Any, DictConfig, int] | None
     Raises: InvalidInput.
     """
     metrics = _metrics(config)
-    source, run, trained, step = source_of(config) if opened is None else opened
+    source, run, trained, step = source_of(config, to_draw=False) if opened is None else opened
     data = data_of(config, trained)
     _warn_of_other_data(run, data)
     if data.labels is None and "recognition" in metrics and len(metrics) > 1:
@@ -133,6 +135,7 @@ def _metrics(config: DictConfig) -> list[str]:
         "cost",
         "augmentation",
         "scenes",
+        "retrieval",
     )
     for key in (*settings, *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
@@ -154,7 +157,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     """
     _must_hold(context.data, metrics)
     of_source = OF_ANY_SOURCE if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
-    of_source += context.source.measures
+    of_source = (*of_source, *context.source.measures) if context.source.draws else context.source.measures
     for metric in metrics:
         if metric not in of_source:
             raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")
@@ -171,6 +174,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_augmentation(context)] if "augmentation" in metrics else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [measure_scenes(context)] if "scenes" in metrics else []
+    measures += [measure_retrieval(context)] if "retrieval" in metrics else []
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]
     measures += [_measure_score(context)] if "score_error" in metrics else []

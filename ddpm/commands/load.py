@@ -28,6 +28,7 @@ from ddpm.config import (
 CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
 PROGRESSIVE = "ddpm.training.tasks.progressive.Progressive"  # those whose networks draw in few steps
 CONSISTENCY = "ddpm.training.tasks.consistency.Consistency"
+TEXT = "text"  # what a network calls its encoder of texts, and a task one that is frozen
 STUDENT = "ddpm.samplers.Student"  # the sampler of the one
 LABELS = {"class": "classes", "style": "styles"}  # what asks for a label, and what its values are called
 NONE = "none"  # asks for samples without a label
@@ -183,6 +184,8 @@ def data_of(config: DictConfig, trained: DictConfig) -> Any:
 def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:
     """The task of a run, and what it is made of; of a run that names none, diffusion. A teacher has no weights yet.
 
+    With `init_text` the encoder of texts in its network is frozen.
+
     Args:
         on: where networks are made.
         made: groups that are built already, by name.
@@ -192,7 +195,11 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
         of_trainer = {key: config.trainer[key] for key in ("time_sampling", "offset_noise") if key in config.trainer}
         config = OmegaConf.merge(config, {"task": {"_target_": TASK} | of_trainer})  # type: ignore[assignment]
     frozen = {} if config.get("teacher") is None else {"teacher": build_group(config, "model", trust, {}, on)}
-    return build_group(config, "task", trust, made, on, **frozen)
+    task = build_group(config, "task", trust, made, on, **frozen)
+    for network in task.modules.values():
+        if config.get("init_text") is not None and getattr(network, TEXT, None) is not None:
+            task.frozen[TEXT] = network.text.requires_grad_(False)
+    return task
 
 
 def untrained_judge(settings: Any, name: str, data: Any, trust: list[str] | None = None, seed: int = 0) -> Any:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating, perceiving
+from ddpm.commands import evaluating, perceiving, texts
 from ddpm.commands.distilling import student_of
 from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
-from ddpm.commands.wording import in_words, must_read
+from ddpm.commands.wording import in_words, must_have_a_reader, must_read
 from ddpm.config import (
     AUGMENTATION,
     LINKED,
@@ -70,6 +70,7 @@ class Plan(NamedTuple):
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
     codec: Any = None  # by which the data are encoded, see `ddpm.commands.encoding.Found`
+    text: Any = None  # by which captions are read, see `ddpm.commands.texts.Found`
     lacks: str | None = None  # what must be trained before it, and is not: until then its name is not known
 
 
@@ -105,7 +106,10 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
+    if (text := texts.text_of(config)) is not None:
+        parents["init_text"] = text.sha256
     settings = must_be_sound(config)
+    must_have_a_reader(config, trust)
     perceiving.fill(config, settings)
     initial: dict[str, Path] = {}
     if config.init is not None:
@@ -117,7 +121,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
     begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
-    data = in_words(build_data(config.data, trust), config, trust, begun)
+    data = in_words(build_data(config.data, trust), config, trust, begun, None if text is None else text.tokenizer)
     identity, folder, lacks = data.identity(), _folder_of_runs(config), None
 
     def run() -> Run:  # by what its parents are known to be
@@ -133,6 +137,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         must_be_measurable(config, settings, parts, data)
         if initial:
             _load(parts.task, initial, f"init={config.init}")
+        if text is not None:
+            texts.put(parts.task, text)
         if taught:
             _load(parts.task, taught, f"teacher={config.teacher}")  # with which a student begins
             load_into(parts.task.frozen["teacher"], taught["model"])
@@ -149,7 +155,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             parents |= perceiving.parents_of(config, trust, data, folder.parent, device) or {}
             _mark_refused(run(), settings, error)
         raise
-    return Plan(run(), config, settings, data, parts, device, parent, codec, lacks)
+    return Plan(run(), config, settings, data, parts, device, parent, codec, text, lacks)
 
 
 def _mark_refused(run: Any, settings: dict[str, Any], error: InvalidInput) -> None:
@@ -312,6 +318,8 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     assert isinstance(merged, DictConfig)  # as the first of them is
     if merged.get("init_codec") is not None:
         merged.init_codec = str(parent.path / FOLDER)
+    if merged.get("init_text") is not None:
+        merged.init_text = str(parent.path / texts.FOLDER)
     typed = {word.partition("=")[0] for word in words}
     for key, of in LINKED.items():  # a run is stored resolved, and what was linked in its parent is so in it
         before = OmegaConf.select(base, key), OmegaConf.select(base, of)

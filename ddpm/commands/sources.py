@@ -29,10 +29,13 @@ from ddpm.commands.wording import prompts_of
 from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_device
 
 
-def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
+def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint).
 
     Or what `pipeline=` can, in place of a run, see `ddpm.commands.prompting`.
+
+    Args:
+        to_draw: whether samples are drawn of it, and those that draw none are refused.
     """
     from ddpm.data.batch import classes_of, labels_of, takes
     from ddpm.samplers.trained import TrainedSampler
@@ -46,7 +49,7 @@ def source_of(config: DictConfig) -> tuple[Any, Any, DictConfig, int]:
     run, folder = opened(str(config.run), config.checkpoint)
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
     if not has(trained, "model", "diffusion"):
-        source = _source_of_task(config, run, folder, trained, device)
+        source = _source_of_task(config, run, folder, trained, device, to_draw)
         return _shown(source, config, run, trained), run, trained, int(folder.name)
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     sampler = sampler_of(config, trained, trust)
@@ -101,7 +104,7 @@ def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> An
     return source.shown_by(kept_in(run.path / FOLDER, trusted(config)).codec)
 
 
-def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any) -> Any:
+def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any, to_draw: bool) -> Any:
     """What draws from a run without a sampler, such as a variational autoencoder."""
     from ddpm.runs import checkpoint
 
@@ -121,6 +124,8 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
         raise InvalidInput(str(error)) from error
     if source is None:
         raise InvalidInput(f"run={config.run}: {type(task).__name__} trained no network that a sampler draws from")
+    if to_draw and not source.draws:
+        raise InvalidInput(f"run={config.run}: {type(task).__name__} draws no samples; {task.instead}")
     return source
 
 

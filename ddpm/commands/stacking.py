@@ -137,7 +137,7 @@ def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
 
     plans, paths = dict[int, Plan](), set[Path]()
     for number, config in configs.items():
-        if any(config.get(key) is not None for key in ("extend", "teacher", "init_codec")):
+        if any(config.get(key) is not None for key in ("extend", "teacher", "init_codec", "init_text")):
             continue
         try:
             plan = planned(config, resolve_device(config.device), marking=False)

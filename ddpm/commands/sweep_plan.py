@@ -140,9 +140,8 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on, by its settings alone: of the data not where they are."""
-    parents = {
-        key: str(settings[key]) for key in ("init", "extend", "teacher", "init_codec") if settings.get(key) is not None
-    }
+    others = ("init", "extend", "teacher", "init_codec", "init_text")
+    parents = {key: str(settings[key]) for key in others if settings.get(key) is not None}
     if recipe := (settings.get("codec") or {}).get("recipe"):  # of whose runs each seed has its own
         parents["init_codec"] = " ".join(word for word in recipe if not word.startswith("seed="))
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
@@ -187,7 +186,7 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     from ddpm.runs.directory import Run, science_hash
 
     settings = resolved(config)
-    for key in ("extend", "teacher", "init_codec"):
+    for key in ("extend", "teacher", "init_codec", "init_text"):
         if config.get(key) is not None:
             raise InvalidInput(
                 f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating, wording
+from ddpm.commands import evaluating, texts, wording
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
 from ddpm.commands.encoding import keep, recipe_of, with_codec
@@ -240,6 +240,8 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
         OmegaConf.save(OmegaConf.create(plan.settings), temporary)
     if plan.codec is not None:
         keep(plan.codec, plan.data.codec, plan.run.path)
+    if plan.text is not None:
+        texts.keep(plan.text, plan.run.path)
     if plan.data.tokenizer is not None:
         wording.keep(plan.data.tokenizer, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
@@ -389,7 +391,7 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     )
     averaged.draw_results(run.path, data)
     source = source_of_results(plan, averaged) if source is None else source
-    if source is None:  # a task that draws no samples
+    if source is None or not source.draws:
         return
     data = data.original
     pictures, walks = "pictures" in data.holds, source.sampler is not None

@@ -8,26 +8,28 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.config import InvalidInput, build, plain
+from ddpm.config import InvalidInput, build, plain, targets
+from ddpm.runs import schema
 
 FILE = "tokenizer.json"  # of a run's folder
 READER = "models.tokenizer.BytePairs.from_dict"
 
 
-def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None = None) -> Any:
+def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None = None, known: Any = None) -> Any:
     """Data with the tokens of their captions, by a tokenizer that is learned from those that are trained on.
 
     The same where a run has no tokenizer.
 
     Args:
         kept: the folder of a run whose tokenizer is taken in its place, if it keeps one.
+        known: or this tokenizer; None for none.
     Raises: InvalidInput for data without captions, and for captions that are no text.
     """
     if config.get("tokenizer") is None:
         return data
     if len(data.captions) != len(data):
         raise InvalidInput(f"tokenizer: {data.name} has no captions; data=scenes, emoji and captioned have some")
-    tokenizer: Any = None if kept is None else tokenizer_of(kept)
+    tokenizer: Any = tokenizer_of(kept) if known is None and kept is not None else known
     if tokenizer is None:
         captions = [data.captions[i] for i in data.train.tolist()]
         tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
@@ -40,6 +42,21 @@ def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None 
     if seen:
         print(f"warning: {len(seen):,} captions are longer than tokenizer.length={config.tokenizer.length} and are cut")
     return told
+
+
+def must_have_a_reader(config: DictConfig, trust: list[str]) -> None:
+    """Refuse a network that takes no encoder of texts, of a run that is told in words: before its data are drawn.
+
+    Raises: InvalidInput.
+    """
+    model = plain(config.get("model"))
+    target = model.get("_target_") if isinstance(model, dict) else None
+    if config.get("tokenizer") is None or target not in targets()["model"] | set(trust):  # which building refuses
+        return
+    if "text" not in schema.accepted(target):
+        raise InvalidInput(
+            f"tokenizer: {target} reads no words; allowed: model=unet, or of task=contrastive model=dual_encoder"
+        )
 
 
 def must_read(task: Any, data: Any, config: DictConfig) -> None:

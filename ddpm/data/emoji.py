@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import uharfbuzz as hb
@@ -104,7 +104,8 @@ class Emoji(ImageData):
     picture, such as the flags of France and of Clipperton Island, all but the one that Unicode had first (of the same
     age: the one with the shorter name); and those that begin with a character newer than Emoji 15.1, of unknown group.
 
-    The skin tones of an emoji are all held out or all trained on: its picture in another tone would give it away.
+    The skin tones of an emoji are all held out or all trained on: its picture in another tone would give it away. But
+    for those of `without`, by which it is asked whether a tone and an emoji that were seen apart go together.
 
     Args:
         root: the folder of data sets; the pictures are kept in root/emoji.
@@ -113,9 +114,12 @@ class Emoji(ImageData):
         background: a colour that CSS knows by name, or as "#rrggbb".
         skin_tones: with the variants of people and hands in five skin tones, half of all pictures.
         split: "auto", which is all of them.
+        without: emoji with one tone of skin that are held out besides, by their captions, such as "nurse dark skin
+            tone"; or how many, of as many different ones, each in one of its tones. Their other tones are trained on.
 
     Attributes:
         captions: what each sample shows, in words, by its number; no two are alike.
+        composed: the numbers of the held-out samples of `without`, sorted.
         texts: its characters.
         left_out: how many emoji are not among the samples, by the reason.
 
@@ -134,6 +138,7 @@ class Emoji(ImageData):
         validation: float = 0.1,
         flip: bool = False,
         condition: str | None = None,
+        without: int | Sequence[str] = (),
     ):
         check_choice("split", split, ("auto",))
         check_options(image_size, channels, validation, condition)
@@ -142,6 +147,10 @@ class Emoji(ImageData):
             raise ValueError(f"image_size={image_size!r}: emoji are drawn at {SMALLEST} pixels and more")
         if not isinstance(skin_tones, bool):
             raise ValueError(f"skin_tones={skin_tones!r}: choose true or false")
+        if isinstance(without, bool) or (isinstance(without, int) and without < 0):
+            raise ValueError(f"without={without!r}: give captions, or how many emoji, an integer >= 0")
+        if without and not skin_tones:
+            raise ValueError(f"without={without!r} holds emoji in tones of skin out; set skin_tones=true")
         path = located(font)
         self.origin = Origin(partial(_files, font))
         emoji, newer = recommended(skin_tones)
@@ -159,7 +168,7 @@ class Emoji(ImageData):
         self.texts = tuple(one.text for one in shown)
         families = [family(text) for text in self.texts]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(families))}
-        self._family = torch.tensor([numbers[name] for name in families])
+        self._family, self._without = torch.tensor([numbers[name] for name in families]), without
         super().__init__(
             "emoji",
             "all",
@@ -174,16 +183,66 @@ class Emoji(ImageData):
         )
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted numbers of the training part and of the held-out part, which has whole families of skin tones."""
+        """Sorted numbers of the training part and of the held-out part, which has whole families of skin tones.
+
+        And those of `without`, whose families are trained on.
+        """
+        named = [] if isinstance(self._without, int) else self._named(self._without)
+        train, held_out = self._families(count, validation, self._family[named])
+        self.composed = (
+            self._some(train, self._without) if isinstance(self._without, int) else torch.tensor(named).long()
+        )
+        held_out = torch.cat([held_out, self.composed]).unique()
+        return train[~torch.isin(train, self.composed)], held_out
+
+    def _families(self, count: int, validation: float, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of whole families alone, of which `kept` are trained on."""
         if validation == 0:
             return super()._divide(count, validation)
         sizes = torch.bincount(self._family)
         if len(sizes) == 1:
             raise ValueError(f"{self.name}: one {self.texts[0]} leaves none to hold out; set validation=0")
         shuffled = torch.randperm(len(sizes), generator=generator(0, "held_out"))
+        shuffled = shuffled[~torch.isin(shuffled, kept)]
         held_out = int((sizes[shuffled].cumsum(0) <= round(validation * count)).sum())
         chosen = torch.isin(self._family, shuffled[: min(max(held_out, 1), len(sizes) - 1)])
         return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+    def _in_one_tone(self) -> list[int]:
+        """The samples with one tone of skin, whose family has others."""
+        toned = [n for n, text in enumerate(self.texts) if sum(letter in TONES for letter in text) == 1]
+        several = torch.bincount(self._family[toned], minlength=int(self._family.max()) + 1) > 1
+        return [n for n in toned if several[self._family[n]]]
+
+    def _named(self, captions: Sequence[str]) -> list[int]:
+        """The numbers of `without`, sorted; ValueError with the nearest that there is."""
+        known = {self.captions[n]: n for n in self._in_one_tone()}
+        for name in [captions] if isinstance(captions, str) else captions:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"without has {name!r}: give emoji in one tone, such as 'nurse dark skin tone'{hint}")
+        return sorted({known[name] for name in ([captions] if isinstance(captions, str) else captions)})
+
+    def _some(self, train: Tensor, most: int) -> Tensor:
+        """So many samples of different families of the training part, sorted, tone by tone in turn."""
+        there, families = set(train.tolist()), dict[int, list[int]]()
+        for n in self._in_one_tone():
+            if n in there:
+                families.setdefault(int(self._family[n]), []).append(n)
+        if most > len(families):
+            raise ValueError(
+                f"without={most}: {len(families)} emoji that are trained on have tones; allowed: 0 to {len(families)}"
+            )
+        order = torch.randperm(len(families), generator=generator(0, "without")).tolist()[:most]
+        every = list(families.values())
+        chosen = [every[place][turn % len(every[place])] for turn, place in enumerate(order)]
+        return torch.tensor(sorted(chosen)).long()
+
+    def identity(self) -> dict[str, Any]:
+        """What the data are: with `without` beside what all images say, where it is not empty."""
+        names = [self.captions[n] for n in self.composed.tolist()]
+        return super().identity() | ({"without": names} if names else {})
 
 
 def colour(name: str) -> tuple[int, int, int]:

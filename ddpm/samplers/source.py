@@ -69,6 +69,8 @@ class Source(ABC):
     """How predictions are guided: false, in words, for not."""
     measures: tuple[str, ...] = ()
     """What is measured of it besides its samples, where there is no sampler."""
+    draws = True
+    """Whether there are samples; of what draws none, `measures` are all that there is."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
     codec: Any = None
@@ -187,6 +189,37 @@ class Source(ABC):
     def drawn(self, n: int, batch: int = 256) -> Tensor:
         """The first n samples, (n, *shape)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
+
+
+class Silent(Source):
+    """Something trained that draws nothing, and is only measured.
+
+    Args:
+        model, shape, seed, device, precision, asked: as in `Source`.
+        measures: by what.
+    """
+
+    draws = False
+    evaluations = 0
+    walk = "nothing is drawn"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+        *,
+        measures: tuple[str, ...],
+    ):
+        super().__init__(model, shape, seed, device, precision, asked)
+        self.measures = measures
+
+    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
+        """Raise ValueError: there is nothing to draw."""
+        raise ValueError(f"{type(self.model).__name__} draws no samples; measured is {', '.join(self.measures)}")
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -68,6 +68,21 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "scenes_composed-size": Kind("Sizes, of combinations held out", "higher", "%", 100.0),
     "scenes_seen-material": Kind("Materials of solids that are right", "higher", "%", 100.0),
     "scenes_composed-material": Kind("Materials, of combinations held out", "higher", "%", 100.0),
+    **{
+        f"retrieval_{part}-{way}-{what}": Kind(f"{title}{of}, {among}", better, unit, scale, chosen)
+        for part, of in (("held_out", ""), ("composed", " of held-out pairs"), ("trained", " trained on"))
+        for way, title, chosen in (
+            ("drawn", "Prompts of samples", "samples"),
+            ("name", "Names of pictures", "held-out images"),
+            ("picture", "Pictures of names", "held-out images"),
+        )
+        for what, among, better, unit, scale in (
+            ("first", "first of all", "higher", "%", 100.0),
+            ("top5", "among the first 5", "higher", "%", 100.0),
+            ("top10", "among the first 10", "higher", "%", 100.0),
+            ("rank", "median rank", "lower", "", 1.0),
+        )
+    },
     "bits_per_dim": Kind("Variational bound", "lower", "bits/dim", chosen="held-out images"),
     "nats_iwae": Kind("-log p by importance weights", "lower", "nats", chosen="held-out images"),
     "elbo": Kind("-ELBO", "lower", "nats", chosen="held-out images"),

@@ -81,6 +81,9 @@ class Task(ABC):
     draws_of_data = False
     """Whether samples are drawn of data, such as reconstructions."""
 
+    instead = ""
+    """What can be done with a run that draws no samples, in words."""
+
     replayable = False
     """Whether `losses` computes the same in each step, of what was drawn and of tensors that are changed in place: it
     reads no progress, no value of a tensor, and no number that changes. A GPU can then replay it, see
@@ -185,7 +188,7 @@ class Task(ABC):
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
     ) -> Source | None:
-        """What draws samples from the modules; None for a task that draws none.
+        """What draws samples from the modules; None, or a `Silent` one, for a task that draws none.
 
         Args:
             data: of which samples are told, where the task tells them of anything; None where they are not at hand.
@@ -205,7 +208,7 @@ class Task(ABC):
         """
         device = next(next(iter(self.modules.values())).parameters()).device
         source = self.source(data, seed, device, precision)
-        return None if source is None else source.shown_by(data.codec).draw(range(n))
+        return None if source is None or not source.draws else source.shown_by(data.codec).draw(range(n))
 
     def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
         """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""
