@@ -162,18 +162,19 @@ def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: 
     return _frozen(model)
 
 
-def with_words(model: nn.Module, first: int, words: int = 1, like: Sequence[int] = ()) -> nn.Module:
+def with_words(model: nn.Module, first: int, words: int = 1, like: Sequence[int] | None = None) -> nn.Module:
     """Give a network's text encoder words of which it learns the vectors alone, in place; all else is frozen.
 
     Args:
         model: with an encoder of texts as its `text`.
         first: id of the first of these words: rows from there on are theirs, within the vocabulary or after its end.
         words: how many.
-        like: ids of the tokens whose mean each of them begins with, see `begin`; empty for small random vectors.
+        like: ids of the tokens whose mean each of them begins with, see `begin`; none for small random vectors.
     Returns: the network.
     Raises: ValueError for a network that reads no texts, ids beyond its vocabulary, a network that is adapted already.
     """
     check_counts(MOST_WORDS, words=words)
+    like = [] if like is None else like
     text = cast(HasWords | None, getattr(model, "text", None))
     if text is None:
         raise ValueError("the network reads no texts, and has no words to learn")

@@ -67,7 +67,9 @@ def test_the_subject_has_both_its_colours_and_other_solids_stand_in_its_place(su
     assert 0.2 < blue.float().mean() < 0.8
     others = subject.others(torch.tensor([5, 2]))
     assert others.shape == (2, 3, 16, 16) and not torch.equal(others, subject.images[[5, 2]])
-    turned = solids._replace(place=solids.place + torch.tensor([0.0, 0.0, 1.0]))
+    place = solids.place.clone()
+    place[:, 0, 2] += 1.0
+    turned = solids._replace(place=place)
     checks = [s._replace(texture=2 * (s.texture > 0).long()) for s in (solids, turned)]
     assert torch.equal(*(raycast.seen(s, 16).picture for s in (solids, turned)))  # stripes lie around it
     assert not torch.equal(*(raycast.seen(s, 16).picture for s in checks))
