@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from einops import einsum
@@ -96,7 +96,7 @@ class AdaptedConv2d(nn.Conv2d, Adapted):
         return super().forward(x) + self.low_rank(x)
 
 
-def _shape_of(layer: nn.Conv2d) -> dict[str, object]:
+def _shape_of(layer: nn.Conv2d) -> dict[str, Any]:
     """What a convolution is made with."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
@@ -218,10 +218,11 @@ def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
     layer = model.get_submodule(name)
     if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "groups", 1) != 1:
         raise ValueError(f"{name} is a {type(layer).__name__}; adapted are linear layers and convolutions of one group")
-    out, into = layer.weight.shape[0], layer.weight[0].numel()
+    weight = cast(Tensor, layer.weight)
+    out, into = len(weight), weight[0].numel()
     if r > min(out, into):
         raise ValueError(f"rank = {r} is more than {name} has, {into} to {out}; allowed: 1 to {min(out, into)}")
-    made = AdaptedLinear(layer, r, alpha) if isinstance(layer, nn.Linear) else None
+    made: Adapted | None = AdaptedLinear(layer, r, alpha) if isinstance(layer, nn.Linear) else None
     if isinstance(layer, nn.Conv2d):
         made = AdaptedConv2d(layer, r, alpha)
     assert made is not None  # as the layer is of one of the two kinds
@@ -277,7 +278,7 @@ def merge(model: nn.Module) -> nn.Module:
             plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         else:
             assert isinstance(layer, nn.Conv2d)  # the other kind
-            plain = nn.Conv2d(**_shape_of(layer), device="meta")  # type: ignore[arg-type]  # what one says of itself
+            plain = nn.Conv2d(**_shape_of(layer), device="meta")
         with torch.no_grad():
             merged = layer.weight + layer.delta()
         plain.weight, plain.bias = nn.Parameter(merged, requires_grad=False), layer.bias

@@ -1,13 +1,16 @@
 """models/pretrained/lora.py: published adapters in each spelling, read, merged and written."""
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_pipeline
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ddpm import cli
 from ddpm.data.batch import Condition
 from models.adapters import adapt, adapters
 from models.pretrained import load_lora, load_unet, save_lora, save_unet, with_lora
@@ -131,3 +134,32 @@ def test_what_holds_no_adapter_is_refused(unet, tmp_path):
         load_lora(unet, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="no low-rank adapters to write"):
         save_lora(unet, tmp_path / "y.safetensors")
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_drawn_from_with_adapters(tmp_path, monkeypatch, capsys):
+    folder, file = tiny_pipeline.write(tmp_path / "pipeline"), tmp_path / "x.safetensors"
+    save_file(dict(zip(SPELLINGS["today"], matrices(), strict=False)), file)
+
+    def drawn(*words: str) -> np.ndarray | int:
+        out = tmp_path / "x.npy"
+        asked = [f"pipeline={folder}", "prompt=a cat", "sampler.steps=2", "device=cpu", f"out={out}"]
+        monkeypatch.setattr(sys, "argv", ["ddpm-sample", *asked, *words])
+        try:
+            cli.sample()
+        except SystemExit as end:
+            if end.code:
+                return int(end.code)
+        return np.load(out).astype(int)
+
+    plain, adapted_, twice = drawn(), drawn(f"lora={file}"), drawn(f"lora=[{file},{file}]", "lora_scale=[0.5,0.5]")
+    assert not np.array_equal(plain, adapted_) and np.abs(adapted_ - twice).max() <= 1
+    assert np.array_equal(plain, drawn(f"lora={file}", "lora_scale=0"))
+    capsys.readouterr()
+    for words, said in (
+        (["lora=nowhere"], "lora"),
+        (["lora=5"], "lora=5 must be a file of safetensors"),
+        ([f"lora={file}", "lora_scale=[1,2]"], "or one for each of 1 files"),
+    ):
+        assert drawn(*words) == 2
+        assert said in capsys.readouterr().err

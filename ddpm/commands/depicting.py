@@ -64,7 +64,7 @@ def _of_scenes(context: EvaluationContext) -> EvaluationContext:
     before = scenes_of(context.trained, trusted(context.config), context.run.path)
     if before is None:
         return context
-    source = context.source.telling(before)
+    source = context.source.of_data(before)
     return EvaluationContext(context.config, source, context.run, context.trained, context.step, before)
 
 

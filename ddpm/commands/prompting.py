@@ -153,7 +153,7 @@ def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int |
 
 def label(config: DictConfig) -> str:
     """Part of a file's name: of the prompt, and a checksum of all that is drawn by but the seed."""
-    keys = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
+    keys: tuple[str, ...] = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
     keys = (*keys, *(key for key in ("lora", "lora_scale") if config.get("lora") is not None))
     drawn = json.dumps([plain(config.get(key)) for key in keys], default=str)
     words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:32]

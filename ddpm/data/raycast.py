@@ -47,7 +47,9 @@ class Solids(NamedTuple):
 
     def rows(self, select: slice | Tensor) -> "Solids":
         """Those of some scenes."""
-        return Solids(*(values if values is None else values[select] for values in self))
+        plain = (values[select] for values in (self.shape, self.radius, self.colour, self.shiny, self.place))
+        second, texture = (None if values is None else values[select] for values in (self.second, self.texture))
+        return Solids(*plain, second, texture)
 
 
 class View(NamedTuple):

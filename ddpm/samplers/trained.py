@@ -162,7 +162,7 @@ class TrainedSampler(Source):
         other.told.held_out = numbers.to(self.told.held_out.device)
         return other
 
-    def telling(self, data: Dataset) -> "TrainedSampler":
+    def of_data(self, data: Dataset) -> "TrainedSampler":
         """The same, told of what is held out of other data, with the same parts."""
         other = copy.copy(self)
         other.told = _of_labels(data, self.asked, self.styles)
