@@ -47,9 +47,9 @@ class Solids(NamedTuple):
 
     def rows(self, select: slice | Tensor) -> "Solids":
         """Those of some scenes."""
-        plain = (values[select] for values in (self.shape, self.radius, self.colour, self.shiny, self.place))
         second, texture = (None if values is None else values[select] for values in (self.second, self.texture))
-        return Solids(*plain, second, texture)
+        shape, radius, colour, shiny, place = (values[select] for values in self[:5])
+        return Solids(shape, radius, colour, shiny, place, second, texture)
 
 
 class View(NamedTuple):
