@@ -54,7 +54,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
         "beside_z": False,
     },
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
-    "task": {"drop": 0.0, "only": None, "parts": {}},  # weights other than PARTS
+    "task": {"drop": 0.0, "only": None, "parts": {}, "prior": 1.0},  # weights other than PARTS
     "optimizer": {"amsgrad": False},
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
@@ -67,6 +67,7 @@ LINKED = {  # key -> the key that it takes its value from, where it has none of 
     "model.drop": "task.drop",
 }
 OPTIONAL = ("text",)  # groups that a constructor is given where a run has them
+AROUND = {"model": "adapter"}  # group -> one that, where a run has it, is built around what is made of the first
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 
 
@@ -276,6 +277,8 @@ def build_group(
         needed = {other: build_group(config, other, trust, made, on) for other in _asked(config, name, trust)}
         with torch.device(on) if name in ("model", *OPTIONAL) else contextlib.nullcontext():
             made[name] = build(config[name], name, trust, **needed, **arguments)
+            if (around := AROUND.get(name)) is not None and config.get(around) is not None:
+                made[name] = build(config[around], around, trust, **{name: made[name]})
     return made[name]
 
 

@@ -83,7 +83,9 @@ def convolved(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor
     """A 3x3 convolution with padding 1, plus shift (B, C') if given; (B, C, H, W) -> (B, C', H, W)."""
     if conv.bias is None:  # those of `models.magnitude`, which are told of nothing by a shift
         return conv(x)
-    return kernels.convolution(x, conv.weight, conv.bias, shift)
+    h = kernels.convolution(x, conv.weight, conv.bias, shift)
+    low_rank = getattr(conv, "low_rank", None)  # of `models.adapters`
+    return h if low_rank is None else h + low_rank(x)
 
 
 def heads_of(channels: int, heads: int | None, head_channels: int | None) -> int:

@@ -149,6 +149,7 @@ class BytePairs:
             with Stable Diffusion 2, an exclamation mark is a padding token.
         unknown: the token for a byte that the vocabulary lacks; None where it lacks none.
         folded: those of the tokens named above that are found in a text in upper case too.
+        added: words that were added later, each one token; their ids follow the others in this order, see `with_words`.
     Attributes:
         start, end, padding: their ids.
         vocabulary: number of ids, one more than the largest: what `models.text.TextEncoder` is made with.
@@ -169,6 +170,7 @@ class BytePairs:
         padding: str | None = None,
         unknown: str | None = None,
         folded: Sequence[str] = (),
+        added: Sequence[str] = (),
     ):
         check_counts(MOST_LENGTH, length=length)
         if length < 2:
@@ -189,6 +191,31 @@ class BytePairs:
         named = set(self._names.values())
         self._special = _alternatives({token: token for token in named - set(folded)})
         self._special_folded = _alternatives({tidied(token): token for token in named & set(folded)})
+        self.added: tuple[str, ...] = ()
+        for word in added:
+            self._add(word)
+
+    def with_words(self, added: Sequence[str]) -> "BytePairs":
+        """The same with further words, each of which is one token from now on; all other texts have the same ids.
+
+        The first of them has the id `vocabulary`, the next the one after it.
+
+        Raises:
+            ValueError: what is not one word, such as "two words" or "x1"; a word that is one token already.
+        """
+        return BytePairs.from_dict(self.to_dict() | {"added": [*self.added, *added]})
+
+    def _add(self, word: str) -> None:
+        """Know a word as the token with the next id."""
+        pieces = words(tidied(_text(word)))
+        if len(pieces) != 1:
+            raise ValueError(
+                f"{_shown(word)} is {len(pieces)} words, of which one token is made; allowed: letters alone"
+            )
+        if len(self._of_word(pieces[0])) == 1:
+            raise ValueError(f"{_shown(word)} is one token already, and cannot be added; take another word")
+        self._known[pieces[0]], self._tokens[self.vocabulary] = [self.vocabulary], "".join(pieces[0])
+        self.added, self.vocabulary = (*self.added, word), self.vocabulary + 1
 
     @classmethod
     def train(cls, captions: Iterable[str], vocabulary: int = 1024, length: int = 77, **options: Any) -> "BytePairs":
@@ -277,6 +304,7 @@ class BytePairs:
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON; `from_dict` reads it back."""
         said = {"merges": [list(pair) for pair in self.merges], "length": self.length, "folded": list(self.folded)}
+        said |= {"added": list(self.added)} if self.added else {}
         return said | self._names | ({} if self._given is None else {"ids": self._given})
 
     @classmethod
@@ -286,7 +314,7 @@ class BytePairs:
         Raises:
             ValueError: unknown or missing keys; else as the class.
         """
-        allowed = {"merges", "ids", "length", "start", "end", "padding", "unknown", "folded"}
+        allowed = {"merges", "ids", "length", "start", "end", "padding", "unknown", "folded", "added"}
         if "merges" not in said or set(said) - allowed:
             raise ValueError(
                 f"a tokenizer is told by the keys {', '.join(sorted(allowed))}, of which merges must be there; "

@@ -21,7 +21,7 @@ from ddpm.training import trainer
 from ddpm.training.tasks.diffusion import PARTS
 
 REPOSITORY = Path(__file__).parents[1]
-WHOLE = ("experiment", "protocol")  # choices of several groups, or of no group's
+WHOLE = ("experiment", "protocol", "tuning")  # choices of several groups, or of no group's
 GROUPS = sorted(path for path in (REPOSITORY / "conf").glob("*/*.yaml") if path.parent.name not in WHOLE)
 BOUND = {  # by the name of a file, or of its group: arguments that are built from other groups
     "task": {"model", "diffusion"},
@@ -36,6 +36,7 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "task/progressive": {"model", "diffusion", "teacher"},
     "task/consistency": {"model", "diffusion", "teacher"},
     "diffusion": {"schedule"},
+    "adapter": {"model"},
     "model/unet": {"text"},
     "model/dual_encoder": {"text"},
     "tokenizer": {"captions"},

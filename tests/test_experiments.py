@@ -36,12 +36,13 @@ OF_CODINGS = [
     "pixelcnn",
     "vae",
     "vqvae",
+    "subject",
     "text_emoji",
     "text_scenes",
     "text_scenes_latent",
 ]
 # whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py,
-# test_words_cli.py and test_contrastive_cli.py
+# test_words_cli.py and test_contrastive_cli.py; what begins with a run: test_subject_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )

@@ -37,6 +37,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
 OTHERS = (
     "ablation",
+    "adapter",
     "experiment",
     "guidance",
     "judge",
@@ -44,6 +45,7 @@ OTHERS = (
     "reader",
     "text",
     "tokenizer",
+    "tuning",
 )  # no groups of training
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHERS)
 
@@ -98,6 +100,7 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "emoji": ["data.image_size=8", "data.channels=1"],
     "captioned": ["data.image_size=8", "data.channels=3"],
     "scenes": ["data.image_size=8", "data.channels=1", "data.count=20"],
+    "subject": ["data.image_size=8", "data.channels=3", "data.count=3"],
     "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
     "swiss_roll": ["data.count=20"],
     "moons": ["data.count=20"],
@@ -181,6 +184,7 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "model.scale": ["null", "1", "1e-300", "0"],
     "model.mlp_ratio": ["4", "0.5", "1e-300", "1e300", "0"],
     "task.drop": ["0", "0.1", "0.999", "1"],
+    "task.prior": ["1", "0", "0.5", "-1"],
     "task.only": ["null", "['model.*']", "['*.weight']", "[]", "['nope']"],
     "task.parts": [
         "{bernoulli:1,kl:1}",
@@ -288,6 +292,11 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.skin_tones": ["true", "false"],
     "data.solids": ["2", "4", "[2,3,4]", "[3,3]", "5", "[]"],
     "data.wording": ["all", "size", "colour", "none"],
+    "data.views": ["1", "1000", "0"],
+    "data.shape": ["sphere", "cube", "torus"],
+    "data.texture": ["stripes", "checks", "plain"],
+    "data.colours": ["[red,blue]", "[red,red]", "[red]", "red"],
+    "data.word": ["sks", "two words", "''"],
     "data.without": ["[]", "[red cube]", "[red cube,blue cone]", "[red]", "0", "1", "-1"],
     "data.config": ["null", "a"],
     "data.column": ["auto", "image", "null"],

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 from ddpm.commands.console import say
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_walk
+from ddpm.commands.tuning import scenes_of
 from ddpm.commands.validate import must_be_whole, trusted
 from ddpm.config import InvalidInput, build
 
-NAME = "scenes"
+NAME, SUBJECT = "scenes", "subject"
+READ = (2,)  # the numbers of solids in the scenes that what reads a subject learns from
 PICTURE = "scenes.png"  # in the run directory
 ROWS, SHOWN = 4, 4  # prompts of each part in it, and samples of each
 MOST = 512  # samples of each part, unless told otherwise
@@ -32,6 +34,7 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
     from ddpm.metrics.reader import reader_path
     from ddpm.metrics.scenes import parts_of
 
+    context = _of_scenes(context)
     config, source, data = context.config, context.source, context.every
     _must_be_told_of_scenes(source, data)
     must_walk(source.sampler, source.diffusion)
@@ -54,6 +57,15 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
         "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
     )
     return PlannedMeasure(plan, drawn * source.evaluations, lambda: _carry_out(context, reader, parts, n))
+
+
+def _of_scenes(context: EvaluationContext) -> EvaluationContext:
+    """Of a run that was taught a subject, what it was trained on before: whether that is forgotten is the question."""
+    before = scenes_of(context.trained, trusted(context.config), context.run.path)
+    if before is None:
+        return context
+    source = context.source.of_data(before)
+    return EvaluationContext(context.config, source, context.run, context.trained, context.step, before)
 
 
 def _must_be_told_of_scenes(source: Any, data: Any) -> None:
@@ -142,3 +154,61 @@ def _draw(context: EvaluationContext, reader: Any, parts: dict[str, Prompts]) ->
     path = context.run.path / PICTURE
     plots.prompted(path, rows)
     say(f"wrote {path}: prompts, a held-out picture of each, and {SHOWN} samples; framed are those that are wrong")
+
+
+# -------------------------------------------------------------------------------------------------------------- subject
+
+
+def measure_subject(context: EvaluationContext) -> PlannedMeasure:
+    """Check that the run was taught a subject; returns what draws it as held-out captions say, and compares it.
+
+    Raises: InvalidInput.
+    """
+    from ddpm.metrics import denoising
+    from ddpm.metrics.reader import reader_path
+
+    config, source, data = context.config, context.source, context.every
+    if context.trained.get("subject") is None or source.told is None:
+        raise InvalidInput(f"metric={SUBJECT} is of a run that was taught one; train one with experiment=subject")
+    if data.shape[0] != 3:
+        raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
+    must_walk(source.sampler, source.diffusion)
+    must_be_whole(config, "scenes.count", "scenes.epochs", least=1)
+    try:
+        denoising.must_hold_out(data, SUBJECT, 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    n, reader = config.n or len(data.held_out), _untrained(context)
+    kept = reader_path(reader, data.shape[1:], READ, context.cache, config.scenes.count, config.scenes.epochs).exists()
+    plan = f"{SUBJECT}: {n:,} samples of held-out captions, seeds {context.seeds}, {source.walk}" + (
+        "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+    )
+    drawn = len(context.seeds) * n
+    return PlannedMeasure(plan, drawn * source.evaluations, lambda: _compare(context, reader, n))
+
+
+def _compare(context: EvaluationContext, reader: Any, n: int) -> None:
+    """Draw the subject with every seed, and write how alike it is to its pictures."""
+    from ddpm.figures.images import to_float
+    from ddpm.metrics import quality, subject
+    from ddpm.metrics.reader import read, reader_of
+
+    config, data, device = context.config, context.every, context.source.device
+    learning = (config.scenes.count, config.scenes.epochs)
+    try:
+        name = reader_of(reader, data.shape[1:], READ, context.cache, *learning, device, say)
+    except (ValueError, OSError) as error:
+        raise InvalidInput(f"metric={SUBJECT}: {error}") from error
+
+    def features(x: Any) -> Any:
+        return subject.seen(read(reader, x, device).presence)
+
+    few, views = (features(data.batch(part).x.cpu()) for part in (data.train, data.held_out))
+    others = features(to_float(data.others(data.held_out))) if hasattr(data, "others") else None
+    measured = {}
+    for seed in context.seeds:
+        x = _samples(context, list(range(n)), seed, Prompts(data.held_out, []))
+        measured[seed] = subject.result(features(x), few, views, others)
+    each = list(measured.values())
+    values = context.settings(n, context.source.sampler) | quality.together(each, list(measured))
+    context.record(f"{SUBJECT}_reader-{name}_{n}", values, quality.in_words(each, values))

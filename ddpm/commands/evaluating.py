@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from ddpm.commands.augmenting import measure_augmentation
 from ddpm.commands.coding import measure_codings
 from ddpm.commands.console import progress_bar, say
-from ddpm.commands.depicting import measure_scenes
+from ddpm.commands.depicting import measure_scenes, measure_subject
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.guiding import measure_guidance
 from ddpm.commands.load import (
@@ -37,13 +37,16 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", "retrieval", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+METRICS = (
+    *OF_ANY_SOURCE, "reading_sheet", "scenes", "subject", "retrieval", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep",
+)  # fmt: skip
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
     "reading_sheet",
     "scenes",
+    "subject",
     "retrieval",
     "steps",
     "guidance_sweep",
@@ -174,6 +177,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_augmentation(context)] if "augmentation" in metrics else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [measure_scenes(context)] if "scenes" in metrics else []
+    measures += [measure_subject(context)] if "subject" in metrics else []
     measures += [measure_retrieval(context)] if "retrieval" in metrics else []
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]

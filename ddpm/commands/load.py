@@ -252,12 +252,12 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
     return None
 
 
-def load_into(model: Any, file: Path) -> None:
-    """Give a network its weights; refuses a file that does not hold them."""
+def load_into(model: Any, file: Path, lacking: Callable[[str], bool] = lambda name: False) -> None:
+    """Give a network its weights; refuses a file that does not hold them, but for what it may be `lacking`."""
     from ddpm.runs import checkpoint
 
     try:
-        checkpoint.load_into(model, file)
+        checkpoint.load_into(model, file, lacking)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
 

@@ -15,6 +15,7 @@ from ddpm.commands.distilling import student_of
 from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
+from ddpm.commands.tuning import begin_adapters, put_in, tuned_of, with_class
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
 from ddpm.commands.wording import in_words, must_have_a_reader, must_read
 from ddpm.config import (
@@ -103,6 +104,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is None:
             config = student_of(config)
             parents |= _checksums("teacher", taught)
+    tuning = config.get("subject") is not None
+    if tuning and parent is None:
+        config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
@@ -121,7 +125,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
     begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
-    data = in_words(build_data(config.data, trust), config, trust, begun, None if text is None else text.tokenizer)
+    given = with_class(build_data(config.data, trust), config, trust)
+    data = in_words(given, config, trust, begun, None if text is None else text.tokenizer)
     identity, folder, lacks = data.identity(), _folder_of_runs(config), None
 
     def run() -> Run:  # by what its parents are known to be
@@ -136,7 +141,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             parts.task.frozen["codec"] = codec.codec.model
         must_be_measurable(config, settings, parts, data)
         if initial:
-            _load(parts.task, initial, f"init={config.init}")
+            _load(parts.task, initial, f"init={config.init}", put_in if tuning else None)
+            if tuning:
+                begin_adapters(parts.task)
         if text is not None:
             texts.put(parts.task, text)
         if taught:
@@ -342,13 +349,13 @@ def _checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
     return {key if name == "model" else f"{key}.{name}": checkpoint.sha256(file) for name, file in files.items()}
 
 
-def _load(task: Any, files: dict[str, Path], word: str) -> None:
-    """Give the modules of a task their weights; refuses files of other modules."""
+def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str], bool] | None = None) -> None:
+    """Give the modules of a task their weights; refuses files of other modules, or that lack other names."""
     if files.keys() != task.modules.keys():
         theirs, own = ", ".join(files), ", ".join(task.modules)
         raise InvalidInput(f"{word}: it has the modules {theirs}, but {type(task).__name__} trains {own}")
     for name, file in files.items():
-        load_into(task.modules[name], file)
+        load_into(task.modules[name], file, *([] if lacking is None else [lacking]))
 
 
 def _weights_files(path: Path) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`."""
 
 import json
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from ddpm.commands.load import guidance_of
 from ddpm.commands.validate import must_be_drawable, trusted
 from ddpm.config import InvalidInput, build, plain, resolve_device, resolved
 
-LOADER = "models.pretrained.load_pipeline"
+LOADER, ADDER = "models.pretrained.load_pipeline", "models.pretrained.with_lora"
 DEFAULTS = {"run": "null", "guidance": "classifier_free", "guidance.w": "7.5", "n": "1", "batch": "4"}
-ONLY = ("size", "depth")  # keys that are of pipelines
+ONLY = ("size", "depth", "lora")  # keys that are of pipelines
 OF_RUNS = {
     "class": None,
     "style": None,
@@ -116,7 +117,29 @@ def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:
     except OSError as error:
         raise InvalidInput(f"pipeline={folder}: {error}") from error
     say("\n".join((f"{folder}: {pipeline.kind}", *(f"  {line}" for line in pipeline.about))))
+    for file, scale in _adapters(config):
+        adding = {"_target_": ADDER, "path": file, "scale": scale}
+        try:
+            build(adding, "lora", [ADDER], model=pipeline.model, encoder=pipeline.encoder)
+        except OSError as error:
+            raise InvalidInput(f"lora={file}: {error}") from error
+        say(f"  adapted by {file}, times {scale:g}")
     return pipeline
+
+
+def _adapters(config: DictConfig) -> list[tuple[str, float]]:
+    """The files that `lora=` names, one or a list, each with its strength; one strength is that of all.
+
+    Raises: InvalidInput.
+    """
+    given, scales = plain(config.get("lora")), plain(config.get("lora_scale", 1.0))
+    files = [] if given is None else given if isinstance(given, list) else [given]
+    scales = scales if isinstance(scales, list) else [scales] * len(files)
+    if not all(isinstance(file, str) and file for file in files):
+        raise InvalidInput(f"lora={given} must be a file of safetensors, or a list of them")
+    if len(scales) != len(files) or not all(type(s) in (int, float) and math.isfinite(s) for s in scales):
+        raise InvalidInput(f"lora_scale={scales} must be a number, or one for each of {len(files)} files of lora=")
+    return list(zip(files, map(float, scales), strict=True))
 
 
 def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int | None) -> str:
@@ -130,7 +153,8 @@ def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int |
 
 def label(config: DictConfig) -> str:
     """Part of a file's name: of the prompt, and a checksum of all that is drawn by but the seed."""
-    keys = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
+    keys: tuple[str, ...] = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
+    keys = (*keys, *(key for key in ("lora", "lora_scale") if config.get("lora") is not None))
     drawn = json.dumps([plain(config.get(key)) for key in keys], default=str)
     words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:32]
     return f"{words or 'no-prompt'}-{sha256(drawn.encode()).hexdigest()[:6]}"
@@ -138,7 +162,7 @@ def label(config: DictConfig) -> str:
 
 def settings(config: DictConfig, run: Drawn) -> dict[str, Any]:
     """What numbered samples of a pipeline depend on."""
-    keys = ("prompt", "negative", "size")
+    keys = ("prompt", "negative", "size", *(("lora", "lora_scale") if config.get("lora") is not None else ()))
     own = _own_steps(config) is not None
     return {"pipeline": str(run.folder.resolve()), "own_sampler": own} | {key: plain(config[key]) for key in keys}
 

@@ -13,6 +13,14 @@ from ddpm.runs import schema
 
 FILE = "tokenizer.json"  # of a run's folder
 READER = "models.tokenizer.BytePairs.from_dict"
+LEARNER = "models.adapters.with_words"  # what learns a new word of the tokenizer
+
+
+def word_of(config: DictConfig) -> str | None:
+    """The word that a run learns, see `models.adapters.with_words`; None for a run that learns none."""
+    adapter = config.get("adapter")
+    learns = isinstance(adapter, DictConfig) and adapter.get("_target_") == LEARNER
+    return config.subject.word if learns and isinstance(config.get("subject"), DictConfig) else None
 
 
 def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None = None, known: Any = None) -> Any:
@@ -33,6 +41,11 @@ def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None 
     if tokenizer is None:
         captions = [data.captions[i] for i in data.train.tolist()]
         tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
+    if (word := word_of(config)) is not None and word not in tokenizer.added:
+        try:
+            tokenizer = tokenizer.with_words([word])
+        except ValueError as error:
+            raise InvalidInput(f"subject.word: {error}") from error
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:

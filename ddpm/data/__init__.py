@@ -15,6 +15,7 @@ from ddpm.data.points import Points
 from ddpm.data.points_file import PointsFile
 from ddpm.data.scenes import Scenes
 from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
+from ddpm.data.subject import Subject
 
 __all__ = [
     "CIFAR10",
@@ -38,5 +39,6 @@ __all__ = [
     "Rings",
     "Scenes",
     "Spiral",
+    "Subject",
     "SwissRoll",
 ]

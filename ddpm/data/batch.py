@@ -179,10 +179,13 @@ class Batch(Rows):
     Args:
         x: floats, as the network sees them, or integers for codes, (B, *).
         condition: empty where the data know nothing else of a sample.
+        beside: true for those that stand beside what is to be learned, so that no other is forgotten, (B,), see
+            `ddpm.data.beside`; None for none.
     """
 
     x: Tensor
     condition: Condition = field(default_factory=Condition)
+    beside: Tensor | None = None
 
     @property
     def y(self) -> Tensor | None:

@@ -148,6 +148,8 @@ class Dataset(ABC):
     """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
     tokenizer: Any = None
     """What made them."""
+    beside = 0
+    """How many samples stand beside those that are to be learned, see `ddpm.data.beside`."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)

@@ -15,6 +15,9 @@ from torch import Tensor
 from ddpm.data.dataset import height_width
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
+TEXTURES = ("plain", "stripes", "checks")
+BAND = 0.5  # height of a stripe, and of a check, as a share of the radius of a sphere of that size
+SECTORS = 8  # checks around a solid
 HALF_EDGE, RADIUS, HEIGHT = 0.78, 0.8, 1.6  # of a cube; of a cylinder: as shares of the radius of a sphere of that size
 BASE, TIP = 1.0, 2.0  # radius and height of a cone, likewise
 
@@ -39,10 +42,14 @@ class Solids(NamedTuple):
     colour: Tensor  # (N, S, 3), of red, green and blue in [0, 1]
     shiny: Tensor  # (N, S), bool
     place: Tensor  # (N, S, 3), float: x and z of what stands there, and the angle that it is turned by
+    second: Tensor | None = None  # (N, S, 3), a colour that takes turns with the first; None where all are plain
+    texture: Tensor | None = None  # (N, S), numbers in `TEXTURES`: how they do
 
     def rows(self, select: slice | Tensor) -> "Solids":
         """Those of some scenes."""
-        return Solids(*(values[select] for values in self))
+        second, texture = (None if values is None else values[select] for values in (self.second, self.texture))
+        shape, radius, colour, shiny, place = (values[select] for values in self[:5])
+        return Solids(shape, radius, colour, shiny, place, second, texture)
 
 
 class View(NamedTuple):
@@ -309,6 +316,35 @@ def shaded(colour: Tensor, shiny: Tensor, n: Tensor, v: Tensor, lit: Tensor) -> 
     return shown
 
 
+def textured(points: Tensor, r: Tensor, texture: Tensor) -> Tensor:
+    r"""Where a solid has its second colour.
+
+    .. math:: i = \left\lfloor \frac{y}{\text{BAND}\, r} \right\rfloor, \quad
+        j = \left\lfloor \frac{\text{SECTORS}}{2 \pi} \operatorname{atan2}(z, x) \right\rfloor, \quad
+        \text{stripes}: i \bmod 2, \quad \text{checks}: (i + j) \bmod 2 \qquad \text{[Texture (turns)]}
+
+    Args:
+        points: (n, 3), of its surface, as seen from where it stands, in the directions that it is turned to.
+        r: radius, (n,).
+        texture: numbers in `TEXTURES`, (n,).
+    Returns: (n,), bool.
+    """
+    x, y, z = points.unbind(-1)
+    i, j = (y / (BAND * r)).floor(), (SECTORS / (2 * math.pi) * torch.atan2(z, x)).floor()
+    return (((i % 2 == 1) & (texture == 1)) | (((i + j) % 2 == 1) & (texture == 2))).bool()
+
+
+def _shown(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
+    """The colours (n, 3) of the solids s (n,) of scenes (n,) at points (n, 3) of their surfaces."""
+    colour = solids.colour[row, s]
+    if solids.second is None or solids.texture is None:
+        return colour
+    x, z, angle = solids.place[row, s].unbind(-1)
+    own = torch.stack(_turned((points[:, 0] - x, points[:, 1], points[:, 2] - z), angle), -1)
+    turns = textured(own, solids.radius[row, s], solids.texture[row, s])
+    return torch.where(turns[:, None], solids.second[row, s], colour)
+
+
 def _unit(vector: tuple[float, float, float]) -> tuple[float, ...]:
     length = math.sqrt(sum(value * value for value in vector))
     return tuple(value / length for value in vector)
@@ -324,7 +360,8 @@ def _colours(solids: Solids, w: Tensor, hits: Hits) -> Tensor:
     row, ray = hits.which.nonzero(as_tuple=True)
     s = hits.which[row, ray] - 1
     n = normals(solids, points[row, ray], row, s)
-    colours[row, ray] = shaded(solids.colour[row, s], solids.shiny[row, s], n, v[ray], lit[row, ray])
+    colour = _shown(solids, points[row, ray], row, s)
+    colours[row, ray] = shaded(colour, solids.shiny[row, s], n, v[ray], lit[row, ray])
     return colours
 
 

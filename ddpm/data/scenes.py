@@ -215,7 +215,7 @@ class Scenes(ImageData):
     def surfaces(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The exact depths (B, 1, H, W) and masks (B, 5, H, W) of samples (B,), see `View`; computed anew."""
         chosen = self.layout.rows(numbers.to(self.layout.places.device))
-        return surfaces(_solids(chosen), self.image_size)
+        return surfaces(solids_of(chosen), self.image_size)
 
     def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """A batch with the image of its condition: of the scene, or computed from its x."""
@@ -265,7 +265,7 @@ def _kept(layout: Layout, size: tuple[int, int], folder: Path) -> Tensor:
     images = load_tensor(place, torch.uint8, (count, 3, *size))
     if images is None:
         print(f"drawing {count:,} scenes, once: they are kept as {place}", flush=True)
-        images = raycast.seen(_solids(layout), size).picture
+        images = raycast.seen(solids_of(layout), size).picture
         save_tensor(images, place)
     return images
 
@@ -446,7 +446,7 @@ def _radii(attributes: Tensor) -> Tensor:
     return torch.tensor(list(SIZES.values()), dtype=torch.float64, device=attributes.device)[attributes[..., 2]]
 
 
-def _solids(layout: Layout) -> raycast.Solids:
+def solids_of(layout: Layout) -> raycast.Solids:
     """What is drawn of scenes."""
     colours = torch.tensor(list(COLOURS.values()), device=layout.places.device)
     colour, shape, _, material = layout.attributes.unbind(-1)
@@ -466,4 +466,4 @@ def render(scenes: Sequence[Scene] | Layout, size: int | Sequence[int] = 32) -> 
     Raises: ValueError for scenes of which something is not known.
     """
     layout = scenes if isinstance(scenes, Layout) else Layout.of(scenes)
-    return raycast.seen(_solids(layout), size)
+    return raycast.seen(solids_of(layout), size)

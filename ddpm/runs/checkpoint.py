@@ -400,12 +400,15 @@ def _must_hold_what_it_shows(plain: Any, size: int) -> None:
         left += inside
 
 
-def load_into(network: nn.Module, path: Path) -> None:
+def load_into(network: nn.Module, path: Path, lacking: Callable[[str], bool] = lambda name: False) -> None:
     """Put the weights of a .safetensors file into a network.
 
+    Args:
+        lacking: whether the file may lack what has this name: it stays as it is then.
     Raises: ValueError that lists the names, shapes and types that do not fit.
     """
     theirs, mine = load_weights(path), network.state_dict()
+    theirs = {name: x for name, x in mine.items() if lacking(name)} | theirs
     missing, unknown = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     shapes = [
         f"{k} {tuple(theirs[k].shape)}, the network's is {tuple(mine[k].shape)}"

@@ -162,6 +162,12 @@ class TrainedSampler(Source):
         other.told.held_out = numbers.to(self.told.held_out.device)
         return other
 
+    def of_data(self, data: Dataset) -> "TrainedSampler":
+        """The same, told of what is held out of other data, with the same parts."""
+        other = copy.copy(self)
+        other.told = _of_labels(data, self.asked, self.styles)
+        return other
+
     def _check(self, diffusion: GaussianDiffusion, model: nn.Module, guidance: Guidance) -> None:
         """Raise ValueError for guidance that does not fit, or where what is asked for without a label cannot be."""
         guidance.check(diffusion, model)

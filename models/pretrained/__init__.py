@@ -21,6 +21,7 @@ What differs:
 
 from models.pretrained.autoencoder import load_autoencoder, save_autoencoder
 from models.pretrained.folder import CONFIG, published_name
+from models.pretrained.lora import load_lora, save_lora, with_lora
 from models.pretrained.pipeline import load_pipeline
 from models.pretrained.text import load_text_encoder, save_text_encoder
 from models.pretrained.tokenizer import load_tokenizer, save_tokenizer
@@ -31,13 +32,16 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "load_autoencoder",
+    "load_lora",
     "load_pipeline",
     "load_text_encoder",
     "load_tokenizer",
     "load_unet",
     "published_name",
     "save_autoencoder",
+    "save_lora",
     "save_text_encoder",
     "save_tokenizer",
     "save_unet",
+    "with_lora",
 ]

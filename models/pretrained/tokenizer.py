@@ -231,6 +231,8 @@ def save_tokenizer(tokenizer: BytePairs, folder: str | Path) -> None:
     Args:
         folder: made if it is missing. merges.txt takes its name last: a folder without it is none.
     """
+    if tokenizer.added:
+        raise ValueError(f"the words {', '.join(tokenizer.added)} were added, which the published form does not have")
     folder = Path(folder)
     names = tokenizer.to_dict()
     names.setdefault("unknown", names["end"])  # as the library has it where it is not told

@@ -52,6 +52,27 @@ def noised_evenly(batch: Batch, T: int, random: Keyed) -> Noised:
     return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
 
 
+def preserving(weight: Tensor | None, beside: Tensor | None, prior: float) -> Tensor | None:
+    r"""The weights (B,) of the losses of rows, of which some are pictures of a subject, and others of its class.
+
+    .. math:: L = E\left[w_t\, \ell(x, c) + \lambda\, w_{t'}\, \ell(x_{pr}, c_{pr})\right]
+        \qquad \text{[DreamBooth (2)]}
+
+    for the loss l of a subject's picture x with its caption c, and of one of its class, x_pr with c_pr, each at its own
+    t and noise. As one stands beside each, the mean over rows is half of it.
+
+    Args:
+        weight: of t, (B,); None for 1.
+        beside: true for the rows of the class, (B,); None where there are none.
+        prior: lambda.
+    Source: DreamBooth (arXiv 2208.12242), section 3.3.
+    """
+    if beside is None:
+        return weight
+    of_rows = torch.where(beside, prior, 1.0)
+    return of_rows if weight is None else weight * of_rows
+
+
 class Diffusion(Task):
     r"""Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
 
@@ -76,6 +97,7 @@ class Diffusion(Task):
         only: as in `Task`.
         parts: name -> weight, 0 for a part that is not computed, as are those that are not named: "diffusion", and of
             x_0 "squared", "absolute", "huber", "ssim" (of images); None for diffusion alone.
+        prior: the weight of pictures that stand beside those of a subject, see `preserving`.
     Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
     Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
     """
@@ -93,6 +115,7 @@ class Diffusion(Task):
         offset_noise: float = 0.0,
         only: Sequence[str] | None = None,
         parts: dict[str, float] | None = None,
+        prior: float = 1.0,
     ):
         self.parts = {OWN: 1.0} if parts is None else _checked(parts)
         alone = self.parts.keys() == {OWN}
@@ -101,7 +124,9 @@ class Diffusion(Task):
             raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
         if not 0 <= offset_noise < math.inf:
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
-        self.diffusion, self.drop, self.offset_noise = diffusion, drop, offset_noise
+        if not 0 <= prior < math.inf:
+            raise ValueError(f"prior = {prior:g} must be >= 0 and finite")
+        self.diffusion, self.drop, self.offset_noise, self.prior = diffusion, drop, offset_noise, prior
         self.times = TimeSampler(time_sampling, diffusion.schedule)
         self.discrete = True  # whether the data are bytes, see `check`
 
@@ -121,6 +146,7 @@ class Diffusion(Task):
         if self.offset_noise:
             eps = offset(eps, torch.randn(x_0.shape[:2], device=x_0.device, generator=together), self.offset_noise)
         condition = batch.condition.dropped(self.drop, random("condition")) if self.drop else batch.condition
+        weight = preserving(weight, batch.beside, self.prior)
         return Noised(x_0=x_0, condition=condition, t=t, eps=eps, weight=weight)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
@@ -203,6 +229,11 @@ class Diffusion(Task):
         if "ssim" in self.parts and "pictures" not in data.holds:
             others = ", ".join(name for name in PARTS if name != "ssim")
             raise ValueError(f"parts.ssim is of pictures, and {data.name} holds none; allowed for it: {others}")
+        if self.prior != 1 and not data.beside:
+            raise ValueError(
+                f"task.prior = {self.prior:g} weighs pictures beside those of a subject, and {data.name} has none; set "
+                "task.prior=1, or subject.beside=N in experiment=subject"
+            )
         self.discrete = "bytes" in data.holds
         variance, channels = self.diffusion.variance, data.shape[0]
         needed = channels * (2 if variance == "learned" else 1)

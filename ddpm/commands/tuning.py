@@ -1,0 +1,194 @@
+"""Runs that teach a trained run of words a subject, in a few pictures: with its network, and with its class beside."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.commands.console import say
+from ddpm.commands.distilling import UNFINISHED
+from ddpm.commands.launch import overrides
+from ddpm.commands.validate import must_be_one_of, must_be_whole
+from ddpm.commands.wording import in_words, tokenizer_of, word_of
+from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
+
+OF_RUN = ("model", "text", "tokenizer", "schedule", "diffusion")  # groups that are those of the run that is tuned
+PICTURES = ("data", "drawn")  # where those of the class come from
+BEGIN = "models.adapters.begin"
+PUT_IN = (".lora_A", ".lora_B", ".added")  # ends of names of parameters that a run without adapters lacks
+CACHE = "beside"  # of the folder of all runs
+MOST = 10_000  # pictures of the class
+
+
+def tuned_of(config: DictConfig) -> DictConfig:
+    """The configuration of a run that tunes `init`: with that run's network and mathematics, told in its words.
+
+    Raises: InvalidInput for an `init` that is no run of words, or tuned itself, for a word that cannot be learned, and
+        for what such a run does not choose.
+    """
+    asked = config.subject
+    if not isinstance(asked, DictConfig):
+        raise InvalidInput(f"subject={plain(asked)} must hold settings, such as subject.word=sks")
+    path = Path(str(config.get("init")))
+    if config.get("init") is None or not (path / "config.yaml").is_file():
+        raise InvalidInput(f"init={config.get('init')}: a subject is taught to a run; name one of words with init=RUN")
+    base = read_config(path / "config.yaml")
+    tokenizer: Any = tokenizer_of(path)
+    if tokenizer is None or any(not isinstance(base.get(group), DictConfig) for group in OF_RUN):
+        raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
+    if base.get("adapter") is not None:
+        raise InvalidInput(f"init={path}: it is tuned itself; take the run that it began with, {base.get('init')}")
+    _must_be_sound(config)
+    from ddpm.runs.directory import Run
+
+    if Run(path).status().get("state") in UNFINISHED:
+        say(f"warning: init={path} is not finished: when it is, the same command trains anew")
+    typed = {word.partition("=")[0].lstrip("+~") for word in overrides()}
+    for key in sorted(typed):
+        if key.partition(".")[0] in OF_RUN:
+            raise InvalidInput(f"{key}: a run that is tuned keeps its network; only subject, tuning, adapter, data, "
+                               "task, optimizer, trainer, sampler and augment may be changed")  # fmt: skip
+    tuned = config.copy()
+    OmegaConf.set_struct(tuned, False)  # for groups that its recipe does not have
+    for group in OF_RUN:
+        tuned[group] = base[group]
+    tuned.task.drop = base.model.get("drop", 0.0)
+    for key in ("image_size", "channels"):
+        if f"data.{key}" not in typed and key in tuned.data and key in base.data:
+            tuned.data[key] = base.data[key]
+    tuned.subject.run, tuned.subject.data = os.path.abspath(path), base.data
+    if word_of(tuned) is not None:
+        _fill(tuned.adapter, tokenizer, asked)
+    return tuned
+
+
+def _must_be_sound(config: DictConfig) -> None:
+    """Refuse settings of a subject that mean nothing."""
+    asked = config.subject
+    for key in ("word", "like", "of"):
+        value = asked.get(key)
+        if not (value is None and key != "word") and not (isinstance(value, str) and re.fullmatch(r"[^\W\d_]+", value)):
+            raise InvalidInput(
+                f"subject.{key}={value} must be one word of letters" + ("" if key == "word" else ", or null")
+            )
+    must_be_whole(config, "subject.beside", least=0)
+    if asked.beside > MOST:
+        raise InvalidInput(f"subject.beside={asked.beside} must be at most {MOST:,}")
+    must_be_one_of(config, "subject.pictures", PICTURES)
+    must_be_whole(config, "subject.steps", least=1)
+    if isinstance(asked.w, bool) or not isinstance(asked.w, int | float):
+        raise InvalidInput(f"subject.w={asked.w} must be a number")
+    if asked.beside and asked.of is None:
+        raise InvalidInput("subject.of=WORD is needed, the class of the subject, such as sphere; or subject.beside=0")
+
+
+def _fill(adapter: DictConfig, tokenizer: Any, asked: DictConfig) -> None:
+    """Say which id the new word has, and of which tokens its vector is the mean at first."""
+    try:
+        tokenizer.with_words([asked.word])
+        like = [] if asked.like is None else tokenizer.encode(asked.like)
+    except ValueError as error:
+        raise InvalidInput(f"subject.word: {error}") from error
+    for key, value in (("first", tokenizer.vocabulary), ("like", like)):
+        if adapter.get(key) not in (None, value):
+            raise InvalidInput(f"adapter.{key}={plain(adapter[key])} is {value} of this run; leave it out")
+        adapter[key] = value
+
+
+def put_in(name: str) -> bool:
+    """Whether a parameter is an adapter's, which a run that is not tuned lacks."""
+    return name.endswith(PUT_IN)
+
+
+def begin_adapters(task: Any) -> None:
+    """Give adapters their first values, now that the weights beneath them are there."""
+    for module in task.modules.values():
+        build({"_target_": BEGIN}, "adapter", [BEGIN], model=module)
+
+
+def with_class(data: Any, config: DictConfig, trust: list[str]) -> Any:
+    """The pictures of a subject with those of its class beside them, if any are asked for; other data as they are.
+
+    Raises: InvalidInput for pictures that no caption names the subject of, or none of the class.
+    """
+    asked = config.get("subject")
+    if asked is None or not isinstance(asked, DictConfig):
+        return data
+    from ddpm.data.beside import Beside
+
+    named = [
+        i for i in data.train.tolist() if i < len(data.captions) and asked.word.lower() in _words(data.captions[i])
+    ]
+    if not named:
+        example = data.captions[int(data.train[0])] if len(data.captions) else "none"
+        raise InvalidInput(f"subject.word={asked.word}: no caption of {data.name} has it; one is {example!r}")
+    if not asked.beside:
+        return data
+    images, captions = _of_class(config, trust)
+    try:
+        return Beside(data, images, captions)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+def _words(caption: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", caption.lower())
+
+
+def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
+    """Pictures uint8 (M, C, H, W) whose captions name the class, and these: of the data of the run, or drawn by it."""
+    import torch
+
+    from ddpm.randomness import generator
+
+    asked = config.subject
+    data = build_data(plain(asked.data), trust)
+    there = [i for i in data.train.tolist() if asked.of.lower() in _words(data.captions[i])]
+    if len(there) < asked.beside:
+        raise InvalidInput(
+            f"subject.beside={asked.beside}: {len(there):,} captions that {data.name} has for training name a "
+            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of"
+        )
+    chosen = torch.randperm(len(there), generator=generator(0, "beside"))[: asked.beside]
+    numbers = torch.tensor(there)[chosen]
+    captions = [data.captions[i] for i in numbers.tolist()]
+    return (data.images[numbers].cpu() if asked.pictures == "data" else _drawn(config, captions)), captions
+
+
+def _drawn(config: DictConfig, captions: Sequence[str]) -> Any:
+    """What the run that is tuned draws of captions, once: uint8 (M, C, H, W), kept below the folder of all runs."""
+    import torch
+
+    from ddpm.commands.sources import source_of
+    from ddpm.figures.images import to_uint8
+    from ddpm.runs import checkpoint
+    from ddpm.runs.directory import open_run
+    from ddpm.runs.tensor_cache import load_tensor, save_tensor
+
+    asked = config.subject
+    _, folder = open_run(asked.run, key="init")
+    facts = [checkpoint.sha256(folder / "ema.safetensors"), list(captions), asked.steps, asked.w]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    place = Path(str(config.runs)) / CACHE / f"{key}.safetensors"
+    if (kept := load_tensor(place, torch.uint8, (len(captions), None, None, None))) is not None:
+        return kept
+    words = [f"run='{asked.run}'", "guidance=classifier_free", f"guidance.w={asked.w}", f"sampler.steps={asked.steps}"]
+    drawing = compose("sample", [*words, f"device={config.device}"])
+    drawing.prompt = list(captions)
+    source = source_of(drawing)[0]
+    say(f"{asked.run} draws {len(captions)} pictures of the class, once: they will be kept as {place}")
+    images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), drawing.batch)]))
+    save_tensor(images, place)
+    return images
+
+
+def scenes_of(trained: DictConfig, trust: list[str], run: Path) -> Any:
+    """The data that the run was trained on which a run of a subject began with; None for other runs."""
+    asked = trained.get("subject")
+    data = asked.get("data") if isinstance(asked, DictConfig) else None
+    return None if data is None else in_words(build_data(plain(data), trust), trained, trust, run)

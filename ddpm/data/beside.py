@@ -1,0 +1,84 @@
+"""Pictures of a subject, and in every batch beside each of them one of its class, which is not to be forgotten."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.data.batch import Batch
+from ddpm.data.dataset import ImageData
+from ddpm.randomness import generator as keyed
+
+
+class Beside(ImageData):
+    """A few images with captions, and others of their class, of which as many are in each batch.
+
+    What is held out, what an epoch is, and what samples are told of are those of the first alone.
+
+    Args:
+        subject: the few images with captions.
+        images: of the class, uint8 (M, C, H, W), of the same shape.
+        captions: of those.
+
+    Attributes:
+        beside: M.
+
+    Raises: ValueError for images of another shape, none at all, or captions that are not as many as images.
+    """
+
+    def __init__(self, subject: ImageData, images: Tensor, captions: Sequence[str]):
+        for given, captioned in ((subject.images, subject.captions), (images, captions)):
+            if len(given) != len(captioned) or not len(given):
+                raise ValueError(f"{subject.name}: {len(given)} images and {len(captioned)} captions; one of each")
+        if images.shape[1:] != subject.images.shape[1:]:
+            raise ValueError(
+                f"{subject.name}: images of the class are {tuple(images.shape[1:])}, those of the subject "
+                f"{tuple(subject.images.shape[1:])}; both need one size"
+            )
+        self._parts, self.beside, self._subject = (subject.train, subject.held_out), len(images), subject.identity()
+        self.captions = (*subject.captions, *captions)
+        both = torch.cat([subject.images.cpu(), images])
+        settings: dict[str, Any] = {"flip": subject.flip, "condition": subject.condition}
+        super().__init__(subject.name, subject.split, both, validation=0.0, **settings)
+        self.origin = subject.origin
+
+    def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
+        """Those of the subject."""
+        return self._parts
+
+    def order(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """Numbers (batch_size,) of one step's batch: one of the subject, one of the class, and so on.
+
+        Both kinds are shuffled anew whenever all of one have been there.
+
+        Args, raises: as in `Dataset`; a batch of fewer than 2 has no room for both.
+        """
+        if batch_size < 2:
+            raise ValueError(f"batch_size={batch_size}: one of the subject and one of its class need 2 at least")
+        of_class = batch_size // 2
+        numbers = torch.empty(batch_size, dtype=torch.long)
+        numbers[::2] = super().order(seed, step, batch_size - of_class)
+        first = (step - 1) * of_class
+        turns = [divmod(place, self.beside) for place in range(first, first + of_class)]
+        shuffled = {turn: self._shuffled(seed, turn) for turn in {turn for turn, _ in turns}}
+        numbers[1::2] = torch.stack([shuffled[turn][place] for turn, place in turns])
+        return numbers
+
+    def _shuffled(self, seed: int, turn: int) -> Tensor:
+        """The numbers of all images of the class, in the order of one turn."""
+        order = torch.randperm(self.beside, generator=keyed(seed, "order beside", turn))
+        return len(self) - self.beside + order
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Batch:
+        """As of all images, with those of the class marked as `beside`."""
+        batch = super().batch(indices, device, generator)
+        return replace(batch, beside=(indices >= len(self) - self.beside).to(batch.x.device))
+
+    def identity(self) -> dict[str, Any]:
+        """What the data of the subject are, and what stands beside them."""
+        both = super().identity()
+        return self._subject | {"beside": {key: both[key] for key in ("count", "sha256", "captions")}}

@@ -1,0 +1,55 @@
+"""Is a subject that a few pictures taught still the same in what is drawn of it? By features, between two bounds."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm.metrics.quality import Result
+
+NAME = "subject"
+
+
+def likeness(drawn: Tensor, real: Tensor) -> Tensor:
+    r"""How alike each picture is to those of a subject, by features of both.
+
+    .. math:: s_i = \frac 1M \sum_{j=1}^M \frac{f_i \cdot g_j}{|f_i|\, |g_j|} \qquad \text{[DreamBooth (likeness)]}
+
+    Args:
+        drawn: f, (n, F); real: g, of the subject's own pictures, (M, F).
+    Returns: (n,), in [-1, 1].
+    Source: DreamBooth (arXiv 2208.12242), section 4.1, which takes those of DINO and of CLIP.
+    """
+    return (F.normalize(drawn, dim=1) @ F.normalize(real, dim=1).T).mean(1)
+
+
+def result(drawn: Tensor, few: Tensor, views: Tensor, others: Tensor | None) -> Result:
+    """The mean likeness of samples beside that of real views of the subject, the ceiling, and of others, the floor.
+
+    Args:
+        drawn: features of samples, (n, F).
+        few: of the pictures that were learned from, (M, F), which all are compared with.
+        views: of real ones that are held out, (V, F).
+        others: of the same scenes with another solid in the subject's place; None where there are none.
+    Returns: with 95 % by the standard error; `floor`, and `share`, where the value lies between both, where known.
+    """
+    s, ceiling = likeness(drawn, few), likeness(views, few).mean().item()
+    value, error = s.mean().item(), (s.std() / len(s) ** 0.5).item() if len(s) > 1 else 0.0
+    low, high = value - 1.96 * error, value + 1.96 * error
+    words = f"likeness {value:.3f} (95%: {low:.3f} to {high:.3f}) to the pictures it learned from; of held-out views, "
+    words += f"the ceiling: {ceiling:.3f}"
+    more: dict[str, float | None] = {"real_n": len(views)}
+    if others is not None:
+        floor = likeness(others, few).mean().item()
+        share = (value - floor) / (ceiling - floor) if ceiling > floor else None
+        more |= {"floor": floor, "share": share}
+        words += f"; of other solids, the floor: {floor:.3f}" + ("" if share is None else f"; {share:.0%} of the way")
+    return Result(value, ceiling, words, low, high, more, "standard error")
+
+
+def seen(presence: Tensor) -> Tensor:
+    """The features of pictures, (B, PAIRS): how probable a reader takes each pair of a colour and a shape to be there.
+
+    Args:
+        presence: logits, see `ddpm.metrics.reader.Reading`.
+    """
+    return torch.sigmoid(presence)

@@ -1,0 +1,85 @@
+"""experiment=subject through the commands: a subject is taught in three ways, resumed, drawn from and refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_cli import assert_refused, call, run_of, same, status, typed, weights  # noqa: F401
+from test_codes_cli import go_on, made
+from test_words_cli import SCENES
+
+from ddpm import cli
+
+SUBJECT = [
+    "experiment=subject", "data.count=3", "data.views=3", "subject.beside=4", "subject.steps=2", "trainer.steps=8",
+    "trainer.batch_size=4", "trainer.checkpoint_every=4", "trainer.previews=0", "sampler.steps=3", "device=cpu",
+]  # fmt: skip
+PUT_IN = (".lora_A", ".lora_B", ".added")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    words = [*SCENES, f"data.root={folder / 'data'}", f"runs={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["ddpm-train", *words])
+        cli.train()
+    return run_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["full", "lora", "token"])
+def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tmp_path, tuning):  # noqa: F811
+    init = tmp_path / "init"
+    shutil.copytree(base, init)
+    words = [*SUBJECT, f"tuning={tuning}", f"init={init}", *(["adapter.rank=2"] if tuning == "lora" else [])]
+    result = call(cli.train, *words, f"runs={tmp_path / 'a'}")
+    assert result.code == 0, result
+    run, before = run_of(tmp_path / "a"), load_file(init / "checkpoints" / "8" / "ema.safetensors")
+    kept = weights(run, 8)
+    changed = {name for name, x in kept.items() if name not in before or not torch.equal(x, before[name])}
+    if tuning == "full":
+        assert len(changed) > 20 and kept.keys() == before.keys()
+    else:  # what the run knew is there to the bit
+        assert changed == {name for name in kept if name.endswith(PUT_IN)} and before.keys() < kept.keys()
+    assert len(list((tmp_path / "a" / "beside").glob("*"))) == 1  # what was drawn of the class
+    go_on(run)
+    assert made(call, tmp_path / "a", words) == run and status(run)["state"] == "DONE"
+    assert same(weights(run, 8), kept)
+    shutil.rmtree(init)
+
+    def drawn(prompt: str) -> np.ndarray:
+        out = tmp_path / "drawn.npy"
+        asked = ["n=2", "sampler.steps=3", f"out={out}", f"prompt={prompt}"]
+        found = call(cli.sample, f"run={run}", *asked)
+        assert found.code == 0, found
+        return np.load(out).astype(int)
+
+    assert not np.array_equal(drawn("a small sks sphere"), drawn("a small red sphere"))
+    measured = call(cli.evaluate, f"run={run}", "metric=kernel", "features=pixels", "n=3", "sampler.steps=2")
+    assert measured.code == 0 and "is not what was trained on" not in measured.out + measured.err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
+    for changes, said in (
+        (["init=nowhere"], "init=nowhere: a subject is taught to a run"),
+        (["init=null"], "a subject is taught to a run; name one of words with init=RUN"),
+        (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
+        (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject has it; one is"),
+        (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
+        (["subject.beside=-1"], "subject.beside=-1 must be an integer >= 0"),
+        (["subject.pictures=x"], "subject.pictures=x is not known; allowed: data, drawn"),
+        (["subject.beside=0", "task.prior=2"], "task.prior = 2 weighs pictures beside those of a subject"),
+        (["model.channels=16"], "model.channels: a run that is tuned keeps its network"),
+        (["adapter.rank=99"], "adapter: rank = 99 is more than"),
+        (["adapter.targets=[nope]"], "adapter: targets: no layer matches 'nope'"),
+        (["data.count=2"], "count=2 must be an integer in 3..10"),
+    ):
+        words = [word for word in SUBJECT if word.split("=")[0] not in {c.split("=")[0] for c in changes}]
+        init = [] if any(c.startswith("init=") for c in changes) else [f"init={base}"]
+        assert_refused(call(cli.train, *words, *init, f"runs={tmp_path / 'runs'}", *changes), said)
+    assert not list((tmp_path / "runs").glob("*/*/checkpoints"))
