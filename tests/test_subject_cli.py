@@ -1,5 +1,6 @@
 """experiment=subject through the commands: a subject is taught in three ways, resumed, drawn from and refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,11 @@ def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tm
 
 @pytest.mark.slow
 def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
+    other = shutil.copytree(base, tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"^init_text: .*\n", "", config, flags=re.MULTILINE) + "init_text: run\n")
     for changes, said in (
+        ([f"init={other}"], "it has a network of another run, its init_text; take a run without"),
         (["init=nowhere"], "init=nowhere: a subject is taught to a run"),
         (["init=null"], "a subject is taught to a run; name one of words with init=RUN"),
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),

@@ -37,17 +37,14 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-METRICS = (
-    *OF_ANY_SOURCE, "reading_sheet", "scenes", "subject", "retrieval", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep",
-)  # fmt: skip
+OF_WORDS = ("scenes", "subject", "retrieval")  # of what is told in words
+METRICS = (*OF_ANY_SOURCE, "reading_sheet", *OF_WORDS, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
     "reading_sheet",
-    "scenes",
-    "subject",
-    "retrieval",
+    *OF_WORDS,
     "steps",
     "guidance_sweep",
 )

@@ -43,6 +43,9 @@ def tuned_of(config: DictConfig) -> DictConfig:
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
         raise InvalidInput(f"init={path}: it is tuned itself; take the run that it began with, {base.get('init')}")
+    for key in ("init_text", "init_codec"):
+        if base.get(key) is not None:
+            raise InvalidInput(f"init={path}: it has a network of another run, its {key}; take a run without")
     _must_be_sound(config)
     from ddpm.runs.directory import Run
 
