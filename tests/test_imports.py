@@ -81,6 +81,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "randomness",
     },
     "study": {"study", "metrics", "figures", "runs", "randomness"},
+    "reading": {"reading", "samplers", "losses", "times", "oracle", "schedules", "randomness"},
 }
 BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
     "guidance.bound": {"data"},

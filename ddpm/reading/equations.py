@@ -1,6 +1,8 @@
 """LaTeX of docstrings as MathML, and which names of the code an equation is about."""
 
+import contextlib
 import re
+import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ ADDED = {"arg": r"\operatorname{arg}"}
 WIDTHS = {"negativethinmathspace": "-0.167em"}
 TAGGED = re.compile(r"\s*(?:\\q?quad\s*)?\\text\{\[([A-Za-z][\w+-]* \([^()\[\]]+\))\]\}")
 NAMES = {"epsilon": "eps", "varphi": "phi", "lambda": "lambda_"}
+LONG = 44
+"""Letters and signs that a row may have before it is cut."""
 ACCENTS = r"\\(bar|tilde|hat)\s*\{?(\\?\w+)\}?"
 
 
@@ -47,7 +51,7 @@ def split(latex: str) -> list[Equation]:
     equations, rows = [], []
     for row in _rows(latex):
         tags = TAGGED.findall(row)
-        rows.append(TAGGED.sub("", row).strip())
+        rows += _pieces(TAGGED.sub("", row).strip())
         if tags:
             equations.append(Equation(tuple(rows), tuple(tags)))
             rows = []
@@ -74,6 +78,20 @@ def _rows(latex: str) -> list[str]:
             depth += {"{": 1, "}": -1}.get(latex[i], 0)
             i += 1
     return [row.strip() for row in [*rows, latex[start:]] if row.strip()]
+
+
+def _pieces(row: str) -> list[str]:
+    r"""A row, cut at its outermost \quad where it is too long for a column."""
+    if len(re.findall(r"\\?[A-Za-z]+|\d|[^\s{}_^]", row)) <= LONG:
+        return [row]
+    pieces, depth, start = [], 0, 0
+    for mark in re.finditer(r"\\left|\\right|\\begin|\\end|\\q?quad\b|\\?[{}]", row):
+        word = mark[0]
+        depth += {"{": 1, "\\left": 1, "\\begin": 1, "}": -1, "\\right": -1, "\\end": -1}.get(word, 0)
+        if depth == 0 and word.endswith("quad"):
+            pieces.append(row[start : mark.start()].strip())
+            start = mark.end()
+    return [piece for piece in [*pieces, row[start:].strip()] if piece]
 
 
 def python_names(latex: str) -> list[str]:
@@ -116,11 +134,27 @@ def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str]
         if "\\" in text:
             raise Mistake(place, f"the LaTeX command {text} is not known, in {latex}")
         element.tag = element.tag.removeprefix(NAMESPACE)
+        if element.tag == "mi" and text in (";", ":"):
+            element.tag = "mo"
+        if variant := element.attrib.pop("mathvariant", None):
+            element.text = _styled(text, variant)
         if element.get("width") in WIDTHS:
             element.set("width", WIDTHS[element.attrib["width"]])
     if letter is not None:
         _mark(root, letter)
     return ET.tostring(root, encoding="unicode")
+
+
+def _styled(text: str, variant: str) -> str:
+    """A letter in another alphabet, which browsers show by its own character alone: a script N is 𝒩."""
+    names = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "fraktur": "FRAKTUR"}
+    if variant not in names or len(text) != 1 or not text.isascii() or not text.isalpha():
+        return text
+    case = "CAPITAL" if text.isupper() else "SMALL"
+    for name in (f"MATHEMATICAL {names[variant]} {case} {text.upper()}", f"{names[variant]} {case} {text.upper()}"):
+        with contextlib.suppress(KeyError):
+            return unicodedata.lookup(name)
+    return text
 
 
 def symbol_of(element: ET.Element) -> str:

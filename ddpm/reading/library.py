@@ -12,6 +12,7 @@ from ddpm.reading.equations import Equation, split
 from ddpm.reading.docstrings import blocks_of, formulas
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.page import slug
+from ddpm.reading.papers import PAPERS
 from ddpm.reading.source import (
     Definition,
     Module,
@@ -142,7 +143,8 @@ def anchor(definition: Definition) -> str:
 
 def paper_page(tag: str) -> str:
     """The page of the paper that a tag is of."""
-    return f"paper-{slug(tag.partition(' ')[0])}.html"
+    name = tag.partition(" ")[0]
+    return f"paper-{slug(name)}.html" if any(paper.name == name for paper in PAPERS) else "paper-others.html"
 
 
 def in_words(lines: Sequence[int]) -> str:

@@ -32,7 +32,7 @@ def module_page(library: Library, name: str, figure: str = "") -> str:
     lead, rest = (blocks[:1], blocks[1:]) if blocks and isinstance(blocks[0], Paragraph) else ((), blocks)
     title = name.rpartition(".")[2]
     opening = "".join(f'<p class="lead">{writer.prose(first).inline(p.text, p.line)}</p>' for p in lead)
-    named = [d for d in others if d.kind != "constants" and "." not in d.name]
+    named = [d for d in others if d.kind != "constants" and "." not in d.name and not d.name.startswith("_")]
     links = " ".join(f'<a href="#{anchor(d)}"><code>{escape(d.name)}</code></a>' for d in named)
     head = (
         f'<header class="head" id="top"><p class="kind">{escape(module.path)}</p><h1>{escape(title)}</h1>{opening}'
@@ -131,14 +131,18 @@ class Writer:
         return f'<p class="callers">Named by {listed}</p>'
 
 
-def test_of_equations(test: Test, tags: set[str], opened: bool = False) -> str:
-    """A test with its code and the command that runs it, folded."""
+def test_of_equations(test: Test, tags: set[str], code: bool = True) -> str:
+    """A test and the command that runs it, folded.
+
+    Args:
+        tags: of which it is said that it checks them.
+        code: also show its source.
+    """
     checks = ", ".join(tag for tag in test.tags if tag in tags)
     texts = test.code.splitlines()
-    code = listing(coloured(test.code), texts, range(1, len(texts) + 1), ids=False)
+    shown = listing(coloured(test.code), texts, range(1, len(texts) + 1), ids=False) if code else ""
     return (
-        f'<details class="test"{" open" if opened else ""}><summary><span>Test of {escape(checks)}</span> '
-        f"<code>{escape(test.name)}</code></summary>"
-        f'<div class="run"><pre>{escape(test.command)}</pre><button type="button" hidden>copy</button></div>{code}'
+        f'<details class="test"><summary><span>Test of {escape(checks)}</span> <code>{escape(test.name)}</code></summary>'
+        f'<div class="run"><pre>{escape(test.command)}</pre><button type="button" hidden>copy</button></div>{shown}'
         f'<p class="note">{escape(test.path)}, line {test.line}</p></details>'
     )
