@@ -93,14 +93,16 @@ def network_of(words: list[str]) -> tuple[list[Any], str]:
     with torch.device("meta"):
         model: Any = build(config.model, "model", trusted(config))
     if not all(hasattr(model, part) for part in ("down", "up", "middle_1", "image_size")):
-        raise InvalidInput(f"{type(model).__name__} has no map: only that of a U-Net is drawn; leave {' '.join(words)} out")
+        raise InvalidInput(
+            f"{type(model).__name__} has no map: only that of a U-Net is drawn; leave {' '.join(words)} out"
+        )
     parameters = sum(p.numel() for p in model.parameters())
     said = f"The network of {' '.join(words) or 'the default configuration'}, {parameters:,} parameters."
     return stages_of(model), said
 
 
 def stages_of(model: Any) -> list[Any]:
-    """What a U-Net computes one after the other, by hooks, on a device without numbers."""
+    """What a U-Net computes one after the other, by hooks, where its weights are: "meta" has no numbers to compute."""
     import torch
 
     from ddpm.reading.figures import Stage
@@ -118,10 +120,10 @@ def stages_of(model: Any) -> list[Any]:
         if (kind := _kind(name)) is not None and type(module).__name__ not in ("Identity", "NoneType"):
             hooks.append(module.register_forward_hook(note(name, kind)))
     try:
-        x_t = torch.zeros(1, *model.shape, device="meta")
-        y = torch.zeros(1, dtype=torch.long, device="meta") if getattr(model, "num_classes", None) else None
+        device = next(model.parameters()).device
+        y = torch.zeros(1, dtype=torch.long, device=device) if getattr(model, "num_classes", None) else None
         with torch.no_grad():
-            model.eval()(x_t, torch.ones(1, device="meta"), y)
+            model.eval()(torch.zeros(1, *model.shape, device=device), torch.ones(1, device=device), y)
     except (ValueError, NotImplementedError) as error:
         raise InvalidInput(f"the map of this network cannot be drawn: {error}") from error
     finally:

@@ -88,7 +88,9 @@ def html_of(text: str, path: str, first_line: int, resolve: Resolve) -> str:
             parts.append(f"<h{len(marks)}>{_inline(title, place, resolve)}</h{len(marks)}>\n")
             i += 1
         else:
-            end = next((j for j in range(i, len(lines)) if not lines[j].strip() or lines[j].startswith("```")), len(lines))
+            end = next(
+                (j for j in range(i, len(lines)) if not lines[j].strip() or lines[j].startswith("```")), len(lines)
+            )
             parts.append(_paragraph(lines[i:end], path, first_line + i, resolve))
             i = end
     return "".join(parts)
@@ -120,7 +122,9 @@ def _inline(text: str, place: str, resolve: Resolve) -> str:
     def link(match: re.Match[str]) -> str:
         found = resolve(match[1])
         if found is None:
-            raise Mistake(place, f"[[{match[1]}]] leads nowhere: there is no such equation, module, function or notebook")
+            raise Mistake(
+                place, f"[[{match[1]}]] leads nowhere: there is no such equation, module, function or notebook"
+            )
         words = _inline(match[2], place, resolve) if match[2] else found[1]
         return hold(f'<a href="{found[0]}">{words}</a>')
 

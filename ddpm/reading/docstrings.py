@@ -9,6 +9,7 @@ SECTION = re.compile(rf"({'|'.join(SECTIONS)}):(?: (.*))?$")
 TERM = re.compile(r"([\w*][\w*, .'\-]*): (.*)")
 ITEM = re.compile(r"[-*] (.*)")
 MATH = ".. math::"
+DOLLARS = "$$"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def _blocks(lines: Lines) -> tuple[Block, ...]:
             latex = " ".join([text[len(MATH) :].strip(), *(later.strip() for _, later in lines[i + 1 : end])])
             blocks.append(Formula(latex.strip(), number))
             i = end
+        elif text.startswith(DOLLARS):
+            end = next((j for j in range(i, len(lines)) if lines[j][1].rstrip().endswith(DOLLARS, 2)), len(lines) - 1)
+            latex = " ".join(later.strip() for _, later in lines[i : end + 1])
+            blocks.append(Formula(latex.strip("$ "), number))
+            i = end + 1
         elif header := SECTION.match(text):
             end = _until_dedent(lines, i + 1)
             first = [(number, header[2])] if header[2] else []
@@ -125,7 +131,7 @@ def _blocks(lines: Lines) -> tuple[Block, ...]:
 
 def _begins_a_block(text: str) -> bool:
     """Whether a line ends the paragraph before it."""
-    return not text.strip() or text.startswith(MATH) or bool(SECTION.match(text) or ITEM.match(text))
+    return not text.strip() or text.startswith((MATH, DOLLARS)) or bool(SECTION.match(text) or ITEM.match(text))
 
 
 def _until(lines: Lines, i: int, ends: Callable[[str], bool]) -> int:

@@ -17,7 +17,7 @@ TAGGED = re.compile(r"\s*(?:\\q?quad\s*)?\\text\{\[([A-Za-z][\w+-]* \([^()\[\]]+
 NAMES = {"epsilon": "eps", "varphi": "phi", "lambda": "lambda_"}
 LONG = 44
 """Letters and signs that a row may have before it is cut."""
-ACCENTS = r"\\(bar|tilde|hat)\s*\{?(\\?\w+)\}?"
+ACCENTS = r"\\(bar|tilde|hat)\s*\{?(\\?[A-Za-z]+)\}?"
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str]
     """
     from latex2mathml.converter import convert
 
+    braces = re.sub(r"\\[{}]", "", latex)
+    if braces.count("{") != braces.count("}") or latex.count(r"\left") - latex.count(r"\leftarrow") != latex.count(
+        r"\right"
+    ) - latex.count(r"\rightarrow"):
+        raise Mistake(place, f"braces, or \\left and \\right, that do not match: {latex}")
     latex = re.sub(r"\\text\{[^{}]*\}", lambda m: m[0].replace("\\_", "_"), latex)
     for name, other in ADDED.items():
         latex = re.sub(rf"\\{name}\b", lambda _, other=other: other, latex)
@@ -178,5 +183,3 @@ def _mark(element: ET.Element, letter: Callable[[str], str | None]) -> None:
         return
     for child in element:
         _mark(child, letter)
-
-

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None}, bbox_inches="tight")
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # nobody refers to them, and another figure has the same
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
 
 
@@ -73,19 +75,17 @@ def of_schedules() -> str:
 
 def of_the_posterior() -> str:
     """What q_posterior's mean takes of x_0 and of x_t, and its variance."""
-    schedule = schedules.cosine(1000)
-    t = torch.arange(1, 1001, 9)
+    schedule = schedules.linear(1000)
+    t = torch.logspace(0, 3, 60).round().long().unique()
     of_x_0 = schedule.alpha_bar[t - 1].sqrt() * schedule.beta[t] / (1 - schedule.alpha_bar[t])
     of_x_t = schedule.alpha[t].sqrt() * (1 - schedule.alpha_bar[t - 1]) / (1 - schedule.alpha_bar[t])
     figure, (left, right) = _axes(2)
-    left.plot(t, of_x_0, label="of x_0")
-    left.plot(t, of_x_t, label="of x_t")
-    left.set(xlabel="t", ylabel="coefficient of mu_tilde")
+    left.semilogx(t, of_x_0, label="of x_0")
+    left.semilogx(t, of_x_t, label="of x_t")
+    left.set(xlabel="t", ylabel="coefficient in mu_tilde")
     left.legend()
-    right.semilogy(t, schedule.beta[t], label="beta")
-    right.semilogy(t[1:], schedule.beta_tilde[t[1:]], label="beta_tilde")
-    right.set(xlabel="t", ylabel="variance")
-    right.legend()
+    right.semilogx(t, schedule.beta_tilde[t] / schedule.beta[t])
+    right.set(xlabel="t", ylabel="beta_tilde / beta", ylim=(-0.04, 1.04))
     return svg(figure, "posterior")
 
 
@@ -133,6 +133,8 @@ def of_orders() -> str:
             x_1 = make(n).ending_at(1)(schedule, oracle.denoise, x_T)
             errors.append((x_1 - exact).abs().item())
         axes.loglog(evaluations, errors, marker="o", markersize=3.5, label=name)
+    axes.minorticks_off()
+    axes.set_xticks(evaluations, map(str, evaluations))
     axes.set(xlabel="evaluations of the network", ylabel="error of x_1")
     axes.legend()
     return svg(figure, "orders")
@@ -159,7 +161,9 @@ def of_network(stages: Sequence[Stage]) -> str:
         stages: of the network; boxes say the kind and how many channels leave it.
     """
     sizes = sorted({stage.shape[-1] for stage in stages}, reverse=True)
-    places = [(64 + i * (BOX[0] + APART), 12 + sizes.index(s.shape[-1]) * (BOX[1] + BELOW)) for i, s in enumerate(stages)]
+    places = [
+        (64 + i * (BOX[0] + APART), 12 + sizes.index(s.shape[-1]) * (BOX[1] + BELOW)) for i, s in enumerate(stages)
+    ]
     parts = [
         f'<path d="M{x0 + BOX[0]} {y0 + BOX[1] // 2}L{x1} {y1 + BOX[1] // 2}"/>'
         for (x0, y0), (x1, y1) in itertools.pairwise(places)
@@ -183,7 +187,7 @@ def of_network(stages: Sequence[Stage]) -> str:
 
 FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
     "ddpm.schedules": (of_schedules, "How much of the data is left at t, and what that is as a signal-to-noise ratio, T = 1000."),
-    "ddpm.forward": (of_the_posterior, "What a step back takes of x_0 and of x_t, and its variance: cosine, T = 1000."),
+    "ddpm.forward": (of_the_posterior, "What a step back takes of x_0 and of x_t where x_0 is known, and its variance as a share of beta: linear, T = 1000."),
     "ddpm.losses": (of_weights, "How much the squared error of x_0 counts, by name. The squared error of eps is that of x_0 times the SNR: snr weighs it evenly."),
     "ddpm.times": (of_times, "Which times a batch has: cosine, T = 1000."),
     "ddpm.samplers.base": (of_orders, "How far from the exact flow a walk ends that begins at the same noise: Gaussian data, whose denoiser is known, to t = 1. Steps are even in the log-SNR."),

@@ -8,10 +8,7 @@ from ddpm.reading.equations import symbol
 
 DIFFUSION = tuple(
     f"ddpm.{name}"
-    for name in (
-        "schedules forward targets preconditioning reverse losses times likelihood diffusion oracle samplers guidance "
-        "editing score distillation"
-    ).split()
+    for name in ["schedules", "forward", "targets", "preconditioning", "reverse", "losses", "times", "likelihood", "diffusion", "oracle", "samplers", "guidance", "editing", "score", "distillation"]
 )
 """Where the letters of diffusion mean what the glossary says."""
 OF_A_LEVEL = ("ddpm.preconditioning", "ddpm.times", "ddpm.score", "ddpm.distillation", "ddpm.schedules")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ddpm.reading import letters, listing
 from ddpm.reading.contents import Room, rooms_of
-from ddpm.reading.equations import Equation, split
 from ddpm.reading.docstrings import blocks_of, formulas
+from ddpm.reading.equations import Equation, split
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.page import slug
 from ddpm.reading.papers import PAPERS

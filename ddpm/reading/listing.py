@@ -78,6 +78,8 @@ def listing(rows: Sequence[str], texts: Sequence[str], numbers: Sequence[int], i
     cut, parts, before = min(indents, default=0), [], 0
     for n in shown:
         if before and n != before + 1:
+            if not texts[n - 1].strip():
+                continue
             parts.append(GAP)
         name = f' id="L{n}"' if ids else ""
         parts.append(f'<span class="r"{name} data-n="{n}">{_without_indent(rows[n - 1], cut)}\n</span>')

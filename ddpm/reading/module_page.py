@@ -70,7 +70,9 @@ class Writer:
         prose = f'<div class="prose">{title}{self.prose(definition).html(blocks)}</div>'
         below = self._tests(definition) + self._callers(definition)
         below = f'<div class="below">{below}</div>' if below else ""
-        return f'<section class="row" id="{anchor(definition)}">{prose}<div class="beside">{code}</div>{below}</section>\n'
+        return (
+            f'<section class="row" id="{anchor(definition)}">{prose}<div class="beside">{code}</div>{below}</section>\n'
+        )
 
     def prose(self, definition: Definition) -> Prose:
         """What draws a definition's docstring."""
@@ -95,12 +97,18 @@ class Writer:
         if not equation.tags:
             return f'<div class="eq free">{drawn}</div>\n'
         lines = self.library.lines_of(definition, equation)
-        names = "".join(f'<a class="tag" href="{paper_page(tag)}#{slug(tag)}">{escape(tag)}</a>' for tag in equation.tags)
-        where = f'<a class="lines" href="#L{lines[0]}">line{"s" * (len(lines) > 1)} {in_words(lines)}</a>' if lines else ""
+        names = "".join(
+            f'<a class="tag" href="{paper_page(tag)}#{slug(tag)}">{escape(tag)}</a>' for tag in equation.tags
+        )
+        where = (
+            f'<a class="lines" href="#L{lines[0]}">line{"s" * (len(lines) > 1)} {in_words(lines)}</a>' if lines else ""
+        )
         ids = [f"eq-{slug(tag)}" for tag in equation.tags]
         name = f' id="{ids[0]}"' if ids[0] not in self.seen else ""
         self.seen |= set(ids)
-        return f'<div class="eq"{name} data-lines="{in_words(lines)}">{drawn}<p class="under">{names}{where}</p></div>\n'
+        return (
+            f'<div class="eq"{name} data-lines="{in_words(lines)}">{drawn}<p class="under">{names}{where}</p></div>\n'
+        )
 
     def _tests(self, definition: Definition) -> str:
         """The tests of its equations, folded; then those that name it."""

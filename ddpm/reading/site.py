@@ -14,7 +14,8 @@ from ddpm.reading import figures, letters
 from ddpm.reading.chapters import Chapter, html_of, read_chapters
 from ddpm.reading.contents import Room
 from ddpm.reading.equations import mathml
-from ddpm.reading.library import Library, anchor, paper_page as page_of
+from ddpm.reading.library import Library, anchor
+from ddpm.reading.library import paper_page as page_of
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import module_page
 from ddpm.reading.page import Neighbour, document, slug
@@ -30,7 +31,11 @@ NETWORK = "models.unet"
 
 
 def build(
-    root: Path, out: Path, network: Sequence[figures.Stage] = (), network_is: str = "", rooms: Sequence[Room] | None = None
+    root: Path,
+    out: Path,
+    network: Sequence[figures.Stage] = (),
+    network_is: str = "",
+    rooms: Sequence[Room] | None = None,
 ) -> Path:
     """Read a project and write its site.
 
@@ -83,7 +88,20 @@ class Pages:
         order += [(f"{name}.html", name.rpartition(".")[2]) for name in library.paged]
         order += [(_page(paper), paper.title) for paper in self.papers]
         turns = self._turns(order)
-        made = {
+        made = {}
+        for name in library.paged:  # first: most mistakes are in docstrings
+            body = module_page(library, name, self._figure(name, network, network_is))
+            made[f"{name}.html"] = document(name, body, "module", **turns[f"{name}.html"])
+        for chapter in self.chapters:
+            body = (
+                f'<p class="kind">Chapter {chapter.number} of {len(self.chapters)}</p><h1>{escape(chapter.title)}</h1>'
+            )
+            body += html_of(chapter.text, chapter.path, chapter.first_line, self.resolve)
+            made[chapter.page] = document(chapter.title, body, "chapter", **turns[chapter.page])
+        for paper in self.papers:
+            name = _page(paper)
+            made[name] = document(paper.title, paper_page(library, paper), "paper", **turns[name])
+        made |= {
             "index.html": document("Contents", self._index(), "index", **turns["index.html"]),
             "papers.html": document("Papers", self._papers()),
             "equations.html": document("Equations", self._equations()),
@@ -93,16 +111,6 @@ class Pages:
         }
         for name in ("site.css", "site.js"):
             made[name] = (files("ddpm.reading") / name).read_text(encoding="utf-8")
-        for chapter in self.chapters:
-            body = f'<p class="kind">Chapter {chapter.number} of {len(self.chapters)}</p><h1>{escape(chapter.title)}</h1>'
-            body += html_of(chapter.text, chapter.path, chapter.first_line, self.resolve)
-            made[chapter.page] = document(chapter.title, body, "chapter", **turns[chapter.page])
-        for name in library.paged:
-            body = module_page(library, name, self._figure(name, network, network_is))
-            made[f"{name}.html"] = document(name, body, "module", **turns[f"{name}.html"])
-        for paper in self.papers:
-            name = _page(paper)
-            made[name] = document(paper.title, paper_page(library, paper), "paper", **turns[name])
         if other_tags(library):
             made["paper-others.html"] = document(OTHERS, others_page(library), "paper")
         return made
@@ -138,7 +146,9 @@ class Pages:
 
     def _index(self) -> str:
         """The page to open: the way through, then all modules."""
-        counted = f"{len(self.library.quoted)} equations, each beside the lines that compute it and the test that checks it."
+        counted = (
+            f"{len(self.library.quoted)} equations, each beside the lines that compute it and the test that checks it."
+        )
         way = "".join(
             f'<li><div><a href="{chapter.page}">{escape(chapter.title)}</a>{self._first_words(chapter)}</div></li>'
             for chapter in self.chapters
@@ -165,7 +175,9 @@ class Pages:
         tags = len({tag for d in self.library.modules[name].definitions for tag in d.tags})
         count = f' <span class="note">{tags}</span>' if tags else ""
         title = escape(_first_sentence(first.docstring.partition("\n")[0]))
-        return f'<li><a href="{name}.html" title="{title}"><code>{escape(name.partition(".")[2])}</code></a>{count}</li>'
+        return (
+            f'<li><a href="{name}.html" title="{title}"><code>{escape(name.partition(".")[2])}</code></a>{count}</li>'
+        )
 
     def _papers(self) -> str:
         """All papers, with how many of their equations are computed."""
@@ -180,7 +192,9 @@ class Pages:
         if others:
             rows.append(f'<tr><td></td><td><a href="paper-others.html">{OTHERS}</a></td><td>{len(others)}</td></tr>')
         head = "<tr><th>tag</th><th>paper</th><th>equations here</th></tr>"
-        return f'<h1>Papers</h1><div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+        return (
+            f'<h1>Papers</h1><div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+        )
 
     def _equations(self) -> str:
         """All equations with their functions and tests."""
@@ -214,9 +228,11 @@ class Pages:
                 f'<td>{escape(letter.shape)}</td><td class="note">{there}</td></tr>'
             )
         head = "<tr><th>in code</th><th>letter</th><th>what it is</th><th>shape</th><th>elsewhere</th></tr>"
-        shapes = "".join(f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in letters.SHAPES.items())
+        shapes = "".join(
+            f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in letters.SHAPES.items()
+        )
         return (
-            f'<h1>Letters</h1><p>The paper\'s index is the array\'s index: every constant has T + 1 entries, and t = 0 is data.</p>'
+            f"<h1>Letters</h1><p>The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data.</p>"
             f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
             f"<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
         )
@@ -224,7 +240,9 @@ class Pages:
     def entries(self) -> list[tuple[str, str, str]]:
         """What is searched: (title, address, text)."""
         library = self.library
-        found = [(chapter.title, chapter.page, f"Chapter {chapter.number}. {chapter.opening}") for chapter in self.chapters]
+        found = [
+            (chapter.title, chapter.page, f"Chapter {chapter.number}. {chapter.opening}") for chapter in self.chapters
+        ]
         for tag, definitions in library.quoted.items():
             first = definitions[0]
             said = first.docstring.partition("\n")[0]
@@ -236,7 +254,9 @@ class Pages:
                 said = d.docstring.partition("\n")[0]
                 tags = " ".join(d.tags)
                 title = d.name or name
-                found.append((title, f"{name}.html{f'#{anchor(d)}' if d.name else ''}", f"{name}: {said} {tags}".strip()))
+                found.append(
+                    (title, f"{name}.html{f'#{anchor(d)}' if d.name else ''}", f"{name}: {said} {tags}".strip())
+                )
         for paper in self.papers:
             found.append((paper.title, _page(paper), f"{paper.name}, {paper.authors}, {paper.year} {paper.arxiv}"))
         for letter in letters.LETTERS:

@@ -245,7 +245,9 @@ def callers(modules: Mapping[str, Module], known: Mapping[str, str]) -> dict[str
 def words_of(code: str, names: Mapping[str, str], known: Mapping[str, str]) -> set[str]:
     """The same as `uses`, of text: for tests it is enough that a name occurs."""
     found = set()
-    for head, rest in {(w.partition(".")[0], w.partition(".")[2]) for w in re.findall(r"(?<![\w.])[A-Za-z_][\w.]*", code)}:
+    for head, rest in {
+        (w.partition(".")[0], w.partition(".")[2]) for w in re.findall(r"(?<![\w.])[A-Za-z_][\w.]*", code)
+    }:
         full = f"{names[head]}.{rest}".rstrip(".") if head in names else ""
         while full and full not in known and "." in full:
             full = full.rpartition(".")[0]
@@ -295,5 +297,3 @@ def assigned_lines(node: ast.AST, name: str) -> list[range]:
         if name in names and isinstance(inner, ast.stmt):
             found.append(_span(inner))
     return found
-
-
