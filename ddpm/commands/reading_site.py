@@ -76,8 +76,8 @@ def project() -> Path:
     root = Path(ddpm.__file__).resolve().parents[1]
     if not (root / "tests").is_dir() or not (root / "notebooks").is_dir() or not (root / "models").is_dir():
         raise InvalidInput(
-            f"{root} has no tests/ and notebooks/ beside ddpm/: the pages show both, so they are built in a checkout of "
-            "the project, by python experiments/read.py"
+            f"{root} has no tests/ and notebooks/ beside ddpm/: the pages show both, so they are built in a checkout "
+            "of the project, by python experiments/read.py"
         )
     return root
 

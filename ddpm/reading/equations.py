@@ -129,7 +129,7 @@ def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str]
         raise Mistake(place, f"braces, or \\left and \\right, that do not match: {latex}")
     latex = re.sub(r"\\text\{[^{}]*\}", lambda m: m[0].replace("\\_", "_"), latex)
     for name, other in ADDED.items():
-        latex = re.sub(rf"\\{name}\b", lambda _, other=other: other, latex)
+        latex = re.sub(rf"\\{name}\b", other.replace("\\", r"\\"), latex)
     try:
         root = ET.fromstring(convert(latex, display="block" if display else "inline"))
     except Exception as error:  # of many kinds, one for each way in which LaTeX is broken

@@ -19,7 +19,7 @@ from ddpm.samplers import DDIM, DPMSolverPP, Heun, Sampler
 INK = "#010203"
 """Stands for the text's colour, whatever it is: light on dark, or dark on light."""
 COLOURS = ("#2f7fc1", "#d9772b", "#3c9d6b", "#b0559b", "#8a8f98")
-LOOKS: dict[str, Any] = {
+LOOKS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -30,7 +30,11 @@ LOOKS: dict[str, Any] = {
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
-NAMED = {"linear": schedules.linear, "cosine": schedules.cosine, "sigmoid": schedules.sigmoid}
+NAMED: Mapping[str, Callable[..., schedules.NoiseSchedule]] = {
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+    "sigmoid": schedules.sigmoid,
+}
 POINTS = range(0, 1001, 10)
 
 
@@ -45,6 +49,7 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None}, bbox_inches="tight")
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # nobody refers to them, and another figure has the same
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
 
@@ -149,8 +154,9 @@ class Stage(NamedTuple):
 
 
 BOX, APART, BELOW = (66, 36), 10, 24  # pixels: of a box; between boxes and between levels
-MAP_STYLE = """.map text{font:11px system-ui,sans-serif;fill:currentColor;text-anchor:middle}.map .size{text-anchor:start;opacity:.7}
-.map .n{opacity:.75}.map rect{fill:none;stroke:currentColor;stroke-opacity:.45}.map .attention{stroke:#d9772b;stroke-opacity:1}
+MAP_STYLE = """.map text{font:11px system-ui,sans-serif;fill:currentColor;text-anchor:middle}
+.map .size{text-anchor:start;opacity:.7}.map .n{opacity:.75}.map rect{fill:none;stroke:currentColor;stroke-opacity:.45}
+.map .attention{stroke:#d9772b;stroke-opacity:1}
 .map .middle{stroke:#2f7fc1;stroke-opacity:1}.map path{stroke:currentColor;stroke-opacity:.35;fill:none}"""
 
 
@@ -186,10 +192,25 @@ def of_network(stages: Sequence[Stage]) -> str:
 
 
 FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
-    "ddpm.schedules": (of_schedules, "How much of the data is left at t, and what that is as a signal-to-noise ratio, T = 1000."),
-    "ddpm.forward": (of_the_posterior, "What a step back takes of x_0 and of x_t where x_0 is known, and its variance as a share of beta: linear, T = 1000."),
-    "ddpm.losses": (of_weights, "How much the squared error of x_0 counts, by name. The squared error of eps is that of x_0 times the SNR: snr weighs it evenly."),
+    "ddpm.schedules": (
+        of_schedules,
+        "How much of the data is left at t, and what that is as a signal-to-noise ratio, T = 1000.",
+    ),
+    "ddpm.forward": (
+        of_the_posterior,
+        "What a step back takes of x_0 and of x_t where x_0 is known, and its variance as a share of beta: "
+        "linear, T = 1000.",
+    ),
+    "ddpm.losses": (
+        of_weights,
+        "How much the squared error of x_0 counts, by name. The squared error of eps is that of x_0 times the "
+        "SNR: snr weighs it evenly.",
+    ),
     "ddpm.times": (of_times, "Which times a batch has: cosine, T = 1000."),
-    "ddpm.samplers.base": (of_orders, "How far from the exact flow a walk ends that begins at the same noise: Gaussian data, whose denoiser is known, to t = 1. Steps are even in the log-SNR."),
-}  # fmt: skip
+    "ddpm.samplers.base": (
+        of_orders,
+        "How far from the exact flow a walk ends that begins at the same noise: Gaussian data, whose denoiser "
+        "is known, to t = 1. Steps are even in the log-SNR.",
+    ),
+}
 """Module -> what draws its figure, and the caption."""

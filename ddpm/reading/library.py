@@ -82,7 +82,7 @@ class Library:
         return f"{definition.module}.html#{anchor(definition)}"
 
     def address_in(self, module: str, word: str) -> str | None:
-        """Where a name is explained that stands in a module: `at`, `Sampler.step`, `forward.q_sample`, or a full one."""
+        """Where a name is explained that a module has: `at`, `Sampler.step`, `forward.q_sample`, or a full one."""
         head, _, rest = word.partition(".")
         names = self.modules[module].names
         full = ".".join(filter(None, [names.get(head, head), rest]))

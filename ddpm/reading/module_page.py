@@ -31,7 +31,8 @@ def module_page(library: Library, name: str, figure: str = "") -> str:
     blocks = blocks_of(first.docstring, first.docstring_line)
     lead, rest = (blocks[:1], blocks[1:]) if blocks and isinstance(blocks[0], Paragraph) else ((), blocks)
     title = name.rpartition(".")[2]
-    opening = "".join(f'<p class="lead">{writer.prose(first).inline(p.text, p.line)}</p>' for p in lead)
+    said = (writer.prose(first).inline(p.text, p.line) for p in lead if isinstance(p, Paragraph))
+    opening = "".join(f'<p class="lead">{words}</p>' for words in said)
     named = [d for d in others if d.kind != "constants" and "." not in d.name and not d.name.startswith("_")]
     links = " ".join(f'<a href="#{anchor(d)}"><code>{escape(d.name)}</code></a>' for d in named)
     head = (
@@ -150,7 +151,8 @@ def test_of_equations(test: Test, tags: set[str], code: bool = True) -> str:
     texts = test.code.splitlines()
     shown = listing(coloured(test.code), texts, range(1, len(texts) + 1), ids=False) if code else ""
     return (
-        f'<details class="test"><summary><span>Test of {escape(checks)}</span> <code>{escape(test.name)}</code></summary>'
+        f'<details class="test"><summary><span>Test of {escape(checks)}</span> '
+        f"<code>{escape(test.name)}</code></summary>"
         f'<div class="run"><pre>{escape(test.command)}</pre><button type="button" hidden>copy</button></div>{shown}'
         f'<p class="note">{escape(test.path)}, line {test.line}</p></details>'
     )

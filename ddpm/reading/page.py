@@ -68,8 +68,8 @@ def document(
 <body class="{kind}">
 <a class="skip" href="#main">To the text</a>
 <header class="top"><a class="home" href="index.html">{TITLE}</a><nav aria-label="Site">{links}</nav>
-<form role="search" id="search"><input type="search" id="q" placeholder="Search   /" autocomplete="off" aria-label="Search"
- aria-controls="found"><ol id="found" hidden></ol></form></header>
+<form role="search" id="search"><input type="search" id="q" placeholder="Search   /" autocomplete="off"
+ aria-label="Search" aria-controls="found"><ol id="found" hidden></ol></form></header>
 <main id="main">
 {body}</main>
 {footer}

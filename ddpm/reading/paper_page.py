@@ -114,6 +114,7 @@ def _lines(library: Library, definition: Definition, equation: Equation) -> str:
     where = f"{module.path}, line{'s' * (len(lines) > 1)} {in_words(lines)}" if lines else module.path
     code = listing(library.coloured[module.name], module.text.splitlines(), lines, ids=False)
     return (
-        f'<p class="note"><a href="{module.name}.html#{anchor(definition)}"><code>{escape(definition.name or module.name)}'
+        f'<p class="note"><a href="{module.name}.html#{anchor(definition)}">'
+        f"<code>{escape(definition.name or module.name)}"
         f"</code></a> in {escape(where)}</p>{code}"
     )

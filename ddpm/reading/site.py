@@ -138,7 +138,8 @@ class Pages:
         """The figure of a module, if it has one."""
         if name == NETWORK and network:
             caption = f"{network_is} In the order in which it computes; numbers are channels. Orange: attention."
-            return f'<figure tabindex="0">{figures.of_network(network)}<figcaption>{escape(caption)}</figcaption></figure>\n'
+            drawn = figures.of_network(network)
+            return f'<figure tabindex="0">{drawn}<figcaption>{escape(caption)}</figcaption></figure>\n'
         if name not in figures.FIGURES:
             return ""
         caption = escape(figures.FIGURES[name][1])
@@ -192,9 +193,7 @@ class Pages:
         if others:
             rows.append(f'<tr><td></td><td><a href="paper-others.html">{OTHERS}</a></td><td>{len(others)}</td></tr>')
         head = "<tr><th>tag</th><th>paper</th><th>equations here</th></tr>"
-        return (
-            f'<h1>Papers</h1><div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-        )
+        return f"<h1>Papers</h1>{_table(head, rows)}"
 
     def _equations(self) -> str:
         """All equations with their functions and tests."""
@@ -212,10 +211,11 @@ class Pages:
             )
             tests = "<br>".join(f"<code>{escape(t.name)}</code>" for t in dict.fromkeys(self.library.marked[tag]))
             rows.append(
-                f'<tr id="{slug(tag)}"><td><a href="{page_of(tag)}#{slug(tag)}">{escape(tag)}</a></td><td>{where}</td><td>{tests}</td></tr>'
+                f'<tr id="{slug(tag)}"><td><a href="{page_of(tag)}#{slug(tag)}">{escape(tag)}</a></td>'
+                f"<td>{where}</td><td>{tests}</td></tr>"
             )
         head = "<tr><th>equation</th><th>computed by</th><th>tested by</th></tr>"
-        return f'<h1>Equations</h1><div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+        return f"<h1>Equations</h1>{_table(head, rows)}"
 
     def _letters(self) -> str:
         """The glossary."""
@@ -224,18 +224,16 @@ class Pages:
             symbol = " ".join(mathml(latex, "ddpm/reading/letters.py") for latex in letter.latex[:1])
             there = "<br>".join(f"{escape(paper)}: {escape(name)}" for paper, name in letter.elsewhere.items())
             rows.append(
-                f'<tr id="{letter.name}"><td><code>{letter.name}</code></td><td>{symbol}</td><td>{escape(letter.meaning)}</td>'
+                f'<tr id="{letter.name}"><td><code>{letter.name}</code></td><td>{symbol}</td>'
+                f"<td>{escape(letter.meaning)}</td>"
                 f'<td>{escape(letter.shape)}</td><td class="note">{there}</td></tr>'
             )
         head = "<tr><th>in code</th><th>letter</th><th>what it is</th><th>shape</th><th>elsewhere</th></tr>"
         shapes = "".join(
             f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in letters.SHAPES.items()
         )
-        return (
-            f"<h1>Letters</h1><p>The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data.</p>"
-            f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-            f"<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
-        )
+        said = "The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data."
+        return f"<h1>Letters</h1><p>{said}</p>{_table(head, rows)}<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
 
     def entries(self) -> list[tuple[str, str, str]]:
         """What is searched: (title, address, text)."""
@@ -262,6 +260,11 @@ class Pages:
         for letter in letters.LETTERS:
             found.append((letter.name, f"letters.html#{letter.name}", f"Letter. {letter.meaning}"))
         return found
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    """A table that scrolls by itself where it is wider than the page."""
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _page(paper: Paper) -> str:

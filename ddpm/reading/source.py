@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TAG = re.compile(r"\[([A-Za-z][\w+-]* \([^()\[\]]+\))\]")
-"""Of an equation that a docstring quotes: a paper, and a number or name, [DDPM (7)]."""
+"""Of an equation that a docstring quotes: a paper, and a number or name in brackets."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -184,7 +184,7 @@ def imported_names(tree: ast.Module, module: str, package: bool = False, deep: b
         package: whether it is the `__init__` of a package.
         deep: imports within functions count, too.
     """
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(tree) if deep else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}
