@@ -128,7 +128,7 @@ PAPERS = (
         "Nichol & Dhariwal",
         2021,
         "2102.09672",
-        "As DDPM. Equations 1 to 14 repeat DDPM's; they are computed under DDPM's numbers.",
+        "As DDPM. Most of what comes before (15) repeats DDPM's equations, and is computed under DDPM's numbers.",
         (
             N("4", "The variational bound, term by term."),
             N(
@@ -141,7 +141,8 @@ PAPERS = (
             N(
                 "17",
                 "The cosine schedule.",
-                "Betas are clipped to 0.999, as in the paper's text.",
+                "Betas are clipped to 0.999, as in the paper's text. Some copies count it as (16).",
+                False,
             ),
             N("18", "Times drawn by their losses.", "Ten losses a time are kept, as in the paper's text.", False),
             N("19", "The betas of a shorter chain.", "", False),
