@@ -1,4 +1,4 @@
-"""The command line: train, sample, edit, evaluate, schedule and study, and the exit code of how each ends.
+"""The command line: train, sample, edit, evaluate, schedule, study and read, and the exit code of how each ends.
 
 Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
 """
@@ -24,6 +24,7 @@ from ddpm.commands import (
     optimising,
     prompting,
     ranging,
+    reading_site,
     sampling,
     scheduling,
     stacking,
@@ -96,6 +97,22 @@ def study() -> None:
         return
     if code:
         sys.exit(code)
+
+
+def read() -> None:
+    """`ddpm-read`: build the pages that show equation and code side by side."""
+    words = sys.argv[1:]
+    if {"--help", "-h"} & set(words):
+        print(reading_site.HELP)
+        return
+    try:
+        if options := [word for word in words if word.startswith("-")]:
+            raise InvalidInput(f"{options[0]}: there are no options; settings are given as key=value")
+        reading_site.read(words)
+    except InvalidInput as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {

@@ -81,6 +81,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "randomness",
     },
     "study": {"study", "metrics", "figures", "runs", "randomness"},
+    "reading": {"reading", "samplers", "losses", "times", "oracle", "schedules", "randomness"},
 }
 BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
     "guidance.bound": {"data"},
@@ -109,6 +110,7 @@ PACKAGES = {  # where nobody may import it, but these
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
 NOT_IMPORTED = {"pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run
+NOT_IMPORTED |= {"latex2mathml", "pygments"}  # and what of the package needs an extra of its own
 LINTERS = {"ruff", "mypy"}  # need not run at the lower bounds
 
 
@@ -297,7 +299,10 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
         imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
     brought = {"joblib", "submitit"}  # by the launchers of the extras "parallel" and "slurm", which Hydra finds
-    assert distributions(imported) - brought == requirements().keys() | requirements("hub", "fid", "optuna").keys()
+    assert (
+        distributions(imported) - brought
+        == requirements().keys() | requirements("hub", "fid", "optuna", "reading").keys()
+    )
 
 
 def test_what_the_notebooks_import_is_in_their_extra():
@@ -315,7 +320,7 @@ def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
 
 
 def test_every_requirement_has_an_exact_version_that_the_tests_passed_with():
-    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna")
+    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna", "reading")
     assert requirements().keys() | extras.keys() <= pins("constraints.txt").keys()
 
 

@@ -1,0 +1,120 @@
+"""The page of a paper: its equations in its order, our lines, our tests, what differs and why."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from ddpm.reading import letters
+from ddpm.reading.equations import Equation, mathml
+from ddpm.reading.library import Library, anchor, in_words
+from ddpm.reading.listing import listing
+from ddpm.reading.mistakes import Mistake
+from ddpm.reading.module_page import test_of_equations
+from ddpm.reading.page import slug
+from ddpm.reading.papers import OTHERS, PAPERS, Numbered, Paper
+from ddpm.reading.source import Definition
+
+UNVERIFIED = (
+    '<span class="unverified" title="This number was not found in a second public text of the paper.">unverified</span>'
+)
+
+
+def entries(library: Library, paper: Paper) -> list[Numbered]:
+    """A paper's equations: as it counts them, then those of ours that have a name in place of a number.
+
+    Raises: Mistake for one that no docstring quotes and of which nothing says why.
+    """
+    quoted = {tag.partition(" ")[2].strip("()"): tag for tag in library.quoted if tag.partition(" ")[0] == paper.name}
+    for equation in paper.equations:
+        if equation.number not in quoted and not equation.note:
+            what = f"{paper.name} ({equation.number}) is listed, but no docstring quotes it, and nothing says why"
+            raise Mistake("ddpm/reading/papers.py", what)
+    listed = {equation.number for equation in paper.equations}
+    return [*paper.equations, *(Numbered(number) for number in sorted(quoted.keys() - listed, key=in_order))]
+
+
+def in_order(number: str) -> tuple[int, str]:
+    """Numbers as numbers, then names."""
+    return (int(number), "") if number.isdigit() else (10**6, number)
+
+
+def paper_page(library: Library, paper: Paper) -> str:
+    """The body of a paper's page.
+
+    Raises: Mistake as in `entries`.
+    """
+    source = f"{escape(paper.authors)}, {paper.year}"
+    if paper.arxiv:
+        source += f', <a href="https://arxiv.org/abs/{paper.arxiv}">arXiv {paper.arxiv}</a>'
+    found = entries(library, paper)
+    ours = sum(f"{paper.name} ({equation.number})" in library.quoted for equation in found)
+    said = f"<p>{escape(paper.letters)}</p>" if paper.letters else ""
+    said += f'<p class="note">{ours} of its equations are computed here, each with a test.'
+    if len(found) > ours:
+        said += f" Of {len(found) - ours} more it is said why not."
+    said += "</p>"
+    head = f'<header class="head"><p class="kind">{source}</p><h1>{escape(paper.title)}</h1>{said}</header>\n'
+    return head + "".join(_entry(library, f"{paper.name} ({equation.number})", equation) for equation in found)
+
+
+def others_page(library: Library) -> str:
+    """The body of the page of all tags that are of no listed paper."""
+    tags = sorted(other_tags(library))
+    head = f'<header class="head"><h1>{OTHERS}</h1></header>\n'
+    return head + "".join(_entry(library, tag, Numbered(tag)) for tag in tags)
+
+
+def other_tags(library: Library) -> list[str]:
+    """The tags of no listed paper."""
+    names = {paper.name for paper in PAPERS}
+    return [tag for tag in library.quoted if tag.partition(" ")[0] not in names]
+
+
+def _entry(library: Library, tag: str, equation: Numbered) -> str:
+    """An equation of a paper."""
+    number = equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})"
+    shown = f'<p class="number">{escape(number)}</p>'
+    what = f"<p>{escape(equation.what)}</p>" if equation.what else ""
+    note = f'<p class="note">{_code(equation.note)}</p>' if equation.note else ""
+    mark = "" if equation.verified else UNVERIFIED
+    if tag not in library.quoted:
+        return (
+            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{note}</div>'
+            f'<div class="absent"><p class="note">Not computed here under this number.</p></div></section>\n'
+        )
+    left, right = [what], []
+    for definition in library.quoted[tag]:
+        for of, line in library.equations(definition):
+            if tag in of.tags:
+                left.append(_drawn(library, definition, of, line))
+                right.append(_lines(library, definition, of))
+    tests = "".join(test_of_equations(test, {tag}, code=False) for test in dict.fromkeys(library.marked[tag]))
+    return (
+        f'<section class="numbered" id="{slug(tag)}">{shown}<div>{"".join(left)}{mark}{note}</div>'
+        f'<div>{"".join(right)}</div><div class="below">{tests}</div></section>\n'
+    )
+
+
+def _code(text: str) -> str:
+    """A note, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+
+
+def _drawn(library: Library, definition: Definition, equation: Equation, line: int) -> str:
+    place = f"{library.modules[definition.module].path}:{line}"
+    symbols = letters.symbols_in(definition.module)
+    rows: Sequence[str] = [mathml(row, place, True, symbols.get) for row in equation.rows]
+    return f'<div class="eq">{"".join(f"<div>{row}</div>" for row in rows)}</div>'
+
+
+def _lines(library: Library, definition: Definition, equation: Equation) -> str:
+    """Where it is computed, and how."""
+    module = library.modules[definition.module]
+    lines = library.lines_of(definition, equation)
+    where = f"{module.path}, line{'s' * (len(lines) > 1)} {in_words(lines)}" if lines else module.path
+    code = listing(library.coloured[module.name], module.text.splitlines(), lines, ids=False)
+    return (
+        f'<p class="note"><a href="{module.name}.html#{anchor(definition)}">'
+        f"<code>{escape(definition.name or module.name)}"
+        f"</code></a> in {escape(where)}</p>{code}"
+    )
