@@ -494,7 +494,7 @@ PROBE = """
 const said = { errors: [] };
 addEventListener("error", (event) => said.errors.push(String(event.message)));
 addEventListener("load", () => {
-  const box = document.getElementById("q");
+  const box = document.getElementById("the-query");
   box.value = "ddpm 7";
   box.dispatchEvent(new Event("input"));
   const equation = document.querySelector(".eq[data-lines]");
@@ -502,14 +502,14 @@ addEventListener("load", () => {
   said.lit = document.querySelectorAll(".r.lit").length;
   const letter = equation.querySelector("[data-l]");
   letter.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
-  said.letter = document.getElementById("letter").textContent;
+  said.letter = document.getElementById("the-letter").textContent;
   setTimeout(() => {
-    said.found = [...document.querySelectorAll("#found a")].map((a) => a.getAttribute("href"));
-    said.chosen = document.querySelector("#found [aria-selected=true]").getAttribute("href");
+    said.found = [...document.querySelectorAll("#the-results a")].map((a) => a.getAttribute("href"));
+    said.chosen = document.querySelector("#the-results [aria-selected=true]").getAttribute("href");
     box.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", cancelable: true }));
-    said.second = document.querySelector("#found [aria-selected=true]").getAttribute("href");
+    said.second = document.querySelector("#the-results [aria-selected=true]").getAttribute("href");
     box.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", cancelable: true }));
-    said.hidden = document.getElementById("found").hidden;
+    said.hidden = document.getElementById("the-results").hidden;
     said.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
     said.wide = document.documentElement.scrollWidth > innerWidth;
     said.turns = [...document.querySelectorAll(".turn a")].map((a) => a.rel);

@@ -66,11 +66,11 @@ def document(
 <link rel="stylesheet" href="site.css">
 </head>
 <body class="{kind}">
-<a class="skip" href="#main">To the text</a>
+<a class="skip" href="#the-text">To the text</a>
 <header class="top"><a class="home" href="index.html">{TITLE}</a><nav aria-label="Site">{links}</nav>
-<form role="search" id="search"><input type="search" id="q" placeholder="Search   /" autocomplete="off"
- aria-label="Search" aria-controls="found"><ol id="found" hidden></ol></form></header>
-<main id="main">
+<form role="search" id="the-search"><input type="search" id="the-query" placeholder="Search   /" autocomplete="off"
+ aria-label="Search" aria-controls="the-results"><ol id="the-results" hidden></ol></form></header>
+<main id="the-text">
 {body}</main>
 {footer}
 <script src="letters.js"></script>

@@ -1,8 +1,8 @@
 "use strict";
 // Search, what a letter means, which lines compute an equation, and keys. Every page is whole without them.
 
-const box = document.getElementById("q");
-const list = document.getElementById("found");
+const box = document.getElementById("the-query");
+const list = document.getElementById("the-results");
 let chosen = -1;
 
 function whenIndexed(then) {
@@ -82,7 +82,7 @@ box.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-document.getElementById("search").addEventListener("submit", (event) => {
+document.getElementById("the-search").addEventListener("submit", (event) => {
   event.preventDefault();
   const links = list.querySelectorAll("a");
   if (chosen >= 0 && links[chosen]) {
@@ -91,7 +91,7 @@ document.getElementById("search").addEventListener("submit", (event) => {
   }
 });
 document.addEventListener("click", (event) => {
-  if (!event.target.closest("#search")) list.hidden = true;
+  if (!event.target.closest("#the-search")) list.hidden = true;
 });
 
 document.addEventListener("keydown", (event) => {
@@ -109,7 +109,7 @@ document.addEventListener("keydown", (event) => {
 // letters and shapes ------------------------------------------------------------------------------------------------
 
 const card = document.createElement("div");
-card.id = "letter";
+card.id = "the-letter";
 card.role = "tooltip";
 card.hidden = true;
 document.body.append(card);
