@@ -69,6 +69,8 @@ class Source(ABC):
     """How predictions are guided: false, in words, for not."""
     measures: tuple[str, ...] = ()
     """What is measured of it besides its samples, where there is no sampler."""
+    like_data: bool = True
+    """Whether what is drawn is of the kind of the data, with which it can be compared."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
     codec: Any = None
