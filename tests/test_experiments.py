@@ -29,16 +29,19 @@ REPOSITORY = Path(__file__).parents[1]
 OF_CODINGS = [
     "autoencoder_kl",
     "cvae",
+    "depth_of_scenes",
     "gan",
     "latent_diffusion",
     "pixelcnn",
+    "scenes_from_depth",
+    "scenes_from_masks",
     "vae",
     "vqvae",
     "text_emoji",
     "text_scenes",
 ]
-# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py and
-# test_words_cli.py
+# whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py,
+# test_words_cli.py and test_surfaces_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )
