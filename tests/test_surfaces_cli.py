@@ -76,7 +76,11 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
         (of_depth, asked, "reads samples by a run of regression: give judge_run=RUN"),
         (of_depth, [f"judge_run={of_depth}", *asked], "it says no depth of pictures"),
         (of_depth, [f"judge_run={judge}", "metric=masks", "n=4"], "trained with data.condition=depth"),
-        (of_depth, [f"judge_run={judge}", "metric=depth", "n=1", "sampler.steps=2"], "n = 1: metric=depth compares scenes"),
+        (
+            of_depth,
+            [f"judge_run={judge}", "metric=depth", "n=1", "sampler.steps=2"],
+            "n = 1: metric=depth compares scenes",
+        ),
         (judge, [f"judge_run={judge}", *asked], "metric=depth is not of such a run"),
     ):
         assert_refused(call(cli.evaluate, f"run={run}", *changes), said)
