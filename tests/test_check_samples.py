@@ -56,11 +56,11 @@ def test_memory_and_time_are_those_of_one_batch(monkeypatch):
     monkeypatch.setattr(cost, "evaluation_seconds", lambda source, batch: 0.25 * batch)
     peaks = iter([1000, 51_000])
     monkeypatch.setattr(cost, "peak", lambda device, anew=False: next(peaks))
-    told = _measured(source(DDIM(5)), {}, 10, 4)
+    told = _measured(source(DDIM(5)), 48, 10, 4)
     assert told["memory"].startswith("48 B of weights, and 50 kB while 4 are evaluated; ")
     assert told["time"] == "about 15 s for 10 on cpu, 4 at a time"  # three batches of 5 evaluations of 1 s each
     monkeypatch.setattr(cost, "peak", lambda device, anew=False: (_ for _ in ()).throw(RuntimeError))
-    assert "evaluated" not in _measured(source(DDIM(5)), {}, 10, 4)["memory"]
+    assert "evaluated" not in _measured(source(DDIM(5)), 48, 10, 4)["memory"]
 
 
 @pytest.mark.slow
@@ -80,3 +80,4 @@ def test_nothing_is_drawn(call, finished, tmp_path, monkeypatch):  # noqa: F811
         assert said in result.out, said
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
     assert_refused(call(cli.sample, "--check", f"run={tmp_path}"), "run=")
+    assert_refused(call(cli.sample, "--check", f"run={finished}", "sampler.steps=99"), "steps = 99 is more than")

@@ -1,4 +1,4 @@
-"""task=regression, and metric=depth and masks, through the commands: trained, resumed, drawn from, measured, refused."""
+"""task=regression, and metric=depth and masks, through the commands: trained, drawn from, measured, refused."""
 
 import json
 from pathlib import Path

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from ddpm.commands import prompting
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_name, multirun
+from ddpm.commands.load import must_walk
 from ddpm.commands.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
 from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_whole
@@ -120,13 +121,17 @@ def check_samples(config: DictConfig) -> None:
             raise InvalidInput(str(error)) from error
     else:
         source, run, _, step = source_of(config)
-    batch = min(config.n, config.batch)
+    if source.sampler is not None:
+        must_walk(source.sampler, source.diffusion)
+    modules = [source.model] + ([] if pipeline is None else [pipeline.encoder])
+    modules += [] if source.codec is None else [source.codec.model]
+    weights, batch = sum(p.nbytes for module in modules for p in module.parameters()), min(config.n, config.batch)
     networks = _networks(source, pipeline)
     lines = {
         "draws": how_drawn_from(source, run, step, config, source.evaluations),
         "networks": "; ".join(f"{name}: {size:,} parameters" for name, (size, _) in networks.items()),
         "compute": _compute(source, networks, config.n),
-        **_measured(source, networks, config.n, batch),
+        **_measured(source, weights, config.n, batch),
     }
     say("\n".join(f"{key:10}{line}" for key, line in lines.items()))
 
@@ -163,10 +168,10 @@ def _compute(source: Any, networks: dict[str, tuple[int, float]], n: int) -> str
 
     (_, (_, once)), *others = networks.items()
     walk = _passes(source) * source.evaluations if source.sampler is not None else 1
-    parts = [f"{_short(once)} GFLOP an evaluation, {walk:,} of them an image" if source.sampler is not None else
-             f"{_short(once)} GFLOP an image"]  # fmt: skip
-    parts += [f"{_short(cost)} GFLOP {'a text' if name == 'text encoder' else 'to decode one'}"
-              for name, (_, cost) in others if not math.isnan(cost)]  # fmt: skip
+    walked = f"an evaluation, {walk:,} of them an image" if source.sampler is not None else "an image"
+    what = {"text encoder": "a text", "autoencoder": "to decode one"}
+    parts = [f"{_short(once)} GFLOP {walked}"]
+    parts += [f"{_short(cost)} GFLOP {what[name]}" for name, (_, cost) in others if not math.isnan(cost)]
     decoding = next((cost for name, (_, cost) in others if name == "autoencoder"), 0.0)
     whole = n * (walk * once + (0.0 if math.isnan(decoding) else decoding))
     return f"{'; '.join(parts)}; {_short(whole)} GFLOP for {n:,}"
@@ -178,12 +183,12 @@ def _passes(source: Any) -> int:
     return 1 if not str(source.guidance) or w in (0, 1) else 2
 
 
-def _measured(source: Any, networks: dict[str, tuple[int, float]], n: int, batch: int) -> dict[str, str]:
-    """Memory and time, by one evaluation of a batch, and by one decoding."""
+def _measured(source: Any, weights: int, n: int, batch: int) -> dict[str, str]:
+    """Memory, beside that of the weights (bytes), and time, by one evaluation of a batch, and by one decoding."""
     from ddpm.runs import preflight
     from ddpm.training import cost
 
-    device, weights = source.device, sum(p.nbytes for p in source.model.parameters())
+    device = source.device
     try:
         before: int | None = cost.peak(device, anew=True)
     except (RuntimeError, OSError):  # a system that does not tell

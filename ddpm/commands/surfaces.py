@@ -33,8 +33,8 @@ def measure_surfaces(context: EvaluationContext, kind: str) -> PlannedMeasure:
         raise InvalidInput(f"n = {n}: metric={kind} compares scenes with one another, at least {LEAST}")
     if trained_on not in (None, data.identity()["sha256"]):
         say(
-            f"warning: judge_run={config.judge_run} was trained on other scenes, among which held-out ones of these may "
-            "be: what it reads in them would then be better than it can"
+            f"warning: judge_run={config.judge_run} was trained on other scenes, among which may be held-out ones of "
+            "these: what it reads in them would then be better than it can"
         )
     plan = f"{kind}: {n:,} samples, seeds {context.seeds}, {source.walk}; read by {judge}"
     cost = len(context.seeds) * n * source.evaluations

@@ -26,8 +26,8 @@ __all__ = [
     "Phase",
     "Task",
     "checksum",
-    "must_take_shape",
     "must_take",
+    "must_take_shape",
     "shape_of",
     "trial_loss",
 ]
