@@ -484,10 +484,13 @@ def timings(network: Network, batch: int, given: argparse.Namespace, device: tor
 # ------------------------------------------------------------------------------------------------------------- text
 
 
-def text(rounds: int, device: torch.device) -> dict[str, Any]:
+def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], object]) -> None:
     """Seconds of a forward pass, and with the backward pass, of what is told of texts and of what reads them.
 
     In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last.
+
+    Args:
+        note: is given all that is known, whenever something is.
     """
     told: dict[str, Any] = {}
     for name in (*TOLD, "encoder"):
@@ -500,7 +503,7 @@ def text(rounds: int, device: torch.device) -> dict[str, Any]:
                     label: functools.partial(run, *network, device, precision) for label, network in networks.items()
                 }
                 told[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
-    return told
+                note(told)
 
 
 Called = tuple[nn.Module, Callable[[], Tensor]]  # a network, and what calls it
@@ -857,8 +860,8 @@ def measure(given: argparse.Namespace, device: torch.device, told: dict[str, Any
     if "text" in given.what and (missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]):
         print(f"{' and '.join(missing)} not installed: what is told of texts is not timed")
     elif "text" in given.what:
-        told["text"] = text(given.rounds, device)
-        write(given.out, told)
+        text(given.rounds, device, lambda known: write(given.out, told | {"text": known}))
+        told = read(given.out / JSON, told["machine"])
     if "growth" in given.what:
         told["growth"] = growth(given.rounds, device)
     return write(given.out, told)
