@@ -38,15 +38,13 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", *OF_SURFACES)
-METRICS += (*OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+OF_ASKED = ("reading_sheet", "scenes", *OF_SURFACES)  # samples, beside what they were asked for
+METRICS = (*OF_ANY_SOURCE, *OF_ASKED, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
-    "reading_sheet",
-    "scenes",
-    *OF_SURFACES,
+    *OF_ASKED,
     "steps",
     "guidance_sweep",
 )
