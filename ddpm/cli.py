@@ -53,9 +53,14 @@ def train() -> None:
 
 
 def sample() -> None:
-    """`ddpm-sample`: draw samples from a run directory, or from a published pipeline."""
+    """`ddpm-sample`: draw samples from a run, or from a published pipeline; with --check only say what that takes."""
+    checked = checking.CHECK in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != checking.CHECK]
     sys.argv[1:] = prompting.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
-    _without_traces("sample", sampling.sample)
+    if checked:
+        _without_traces("sample", checking.check_samples, failing=2)
+    else:
+        _without_traces("sample", sampling.sample)
 
 
 def edit() -> None:

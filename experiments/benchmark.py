@@ -9,6 +9,9 @@ within rounds. A step is the loss, backward, clipping, AdamW and the average of 
 device. "ours" is what a user gets. "peer default" is diffusers as it comes: float32, contiguous, AdamW and EMAModel as
 they are by default; the other peers have channels_last, fused AdamW and EMAModel(foreach=True) too. A multiply-add is 2
 FLOP. What another run found with the same machine, torch and threads stays in the table of the same --out.
+
+`--what text` times U-Nets that are told of a text, and the encoder of texts, beside UNet2DConditionModel of diffusers
+and CLIPTextModel of transformers with the same weights: the forward pass, and with the backward pass.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm.data.batch import Condition
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.files import read_json, replacing, shown
 from ddpm.runs.precision import computing, resolve
@@ -44,8 +48,9 @@ from ddpm.training.cost import flops, machine, peak, seconds
 from ddpm.training.ema import EMA
 from ddpm.training.graph import WARM_UP, graph_on
 from models import kernels
-from models.pretrained import save_unet
+from models.pretrained import save_text_encoder, save_unet
 from models.pretrained.unet import describe
+from models.text import TextEncoder
 from models.unet import UNet
 
 Network = dict[str, Any]  # arguments of `UNet`, which say what images look like, too
@@ -77,7 +82,17 @@ GROWTH: dict[str, Sequence[int]] = {  # sizes of SMALL, its batch and its proces
     SAMPLING_STEPS: (10, 20, 50, 100),
     "T": (100, 250, 1000, 2000, 4000),
 }
-WHAT = ("training", "sampling", "memory", "limits", "growth")
+WHAT = ("training", "sampling", "memory", "limits", "growth", "text")
+BY_DEFAULT = WHAT[:4]
+LATENT = FIXED | {"in_channels": 4, "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "groups": 16}
+TOLD: dict[str, Network] = {  # of texts, in the form of latent diffusion: attention on all levels but the last
+    "words_32": LATENT | {"image_size": 32, "channels": 32, "channel_mults": (1, 2, 4), "blocks": 1,
+                          "attention_resolutions": (32, 16), "heads": 8, "token_channels": 128},
+    "words_64": LATENT | {"image_size": 64, "channels": 32, "channel_mults": (1, 2, 2, 2), "blocks": 1,
+                          "attention_resolutions": (64, 32, 16), "heads": 4, "token_channels": 128},
+}  # fmt: skip
+ENCODER = {"vocabulary": 49408, "length": 77, "channels": 256, "layers": 4, "heads": 4}
+TOLD_BATCH, TEXTS = 2, 4  # latents of a step, and texts
 
 
 class Setting(NamedTuple):
@@ -466,6 +481,82 @@ def timings(network: Network, batch: int, given: argparse.Namespace, device: tor
     return told
 
 
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], object]) -> None:
+    """Seconds of a forward pass, and with the backward pass, of what is told of texts and of what reads them.
+
+    In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last.
+
+    Args:
+        note: is given all that is known, whenever something is.
+    """
+    told: dict[str, Any] = {}
+    for name in (*TOLD, "encoder"):
+        print(name, file=sys.stderr, flush=True)
+        networks = encoders(device) if name == "encoder" else told_of_texts(TOLD[name], device)
+        told[name] = {"parameters": sum(p.numel() for p in networks["ours"][0].parameters())}
+        for precision in ("fp32", "bf16"):
+            for what, run in (("forward", forward_pass), ("forward and backward", both_passes)):
+                turns = {
+                    label: functools.partial(run, *network, device, precision) for label, network in networks.items()
+                }
+                told[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
+                note(told)
+
+
+Called = tuple[nn.Module, Callable[[], Tensor]]  # a network, and what calls it
+
+
+def told_of_texts(network: Network, device: torch.device) -> dict[str, Called]:
+    """Our U-Net and its twins; RuntimeError unless ours(x, t) is peer(x, t - 1), up to rounding."""
+    random, shape = torch.Generator().manual_seed(0), (TOLD_BATCH, 4, *[network["image_size"]] * 2)
+    x_t, tokens = (
+        torch.randn(shape, generator=random),
+        torch.randn(TOLD_BATCH, 77, network["token_channels"], generator=random),
+    )
+    x_t, tokens, t = x_t.to(device), tokens.to(device), torch.arange(1, TOLD_BATCH + 1, device=device)
+    ours = built(network).to(device, memory_format=torch.channels_last)
+    found: dict[str, Called] = {"ours": (ours, lambda: ours(x_t, t, Condition(tokens=tokens)))}
+    for label, form in (("peer", torch.contiguous_format), ("peer channels_last", torch.channels_last)):
+        with tempfile.TemporaryDirectory() as folder:
+            save_unet(ours.eval(), folder)
+            made = peers().UNet2DConditionModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        peer, x = made.to(device, memory_format=form), x_t.to(memory_format=form)
+        found[label] = (peer, lambda peer=peer, x=x: peer(x, t - 1, tokens).sample)
+        must_agree(found["ours"][1](), found[label][1]())
+    return found
+
+
+def encoders(device: torch.device) -> dict[str, Called]:
+    """Our encoder of texts and its twin; RuntimeError unless they agree up to rounding."""
+    torch.manual_seed(0)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    ours, library = TextEncoder(**ENCODER).to(device).eval(), importlib.import_module("transformers")
+    ids = torch.randint(ENCODER["vocabulary"], (TEXTS, ENCODER["length"])).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        save_text_encoder(ours, folder)
+        peer = library.CLIPTextModel.from_pretrained(folder, attn_implementation="sdpa").to(device).eval()
+    must_agree(ours(ids), peer(ids).last_hidden_state)
+    return {"ours": (ours, lambda: ours(ids)), "peer": (peer, lambda: peer(ids).last_hidden_state)}
+
+
+def forward_pass(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
+    """As in sampling, where weights stay as they are."""
+    frozen = getattr(network, "frozen", contextlib.nullcontext)
+    with torch.no_grad(), computing(device, precision), frozen():
+        call()
+
+
+def both_passes(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
+    """As in training."""
+    network.zero_grad()
+    with computing(device, precision):
+        loss = call().float().square().mean()
+    loss.backward()
+
+
 # ----------------------------------------------------------------------------------------------------------- memory
 
 
@@ -509,7 +600,7 @@ def alone(label: str, network: Network, batch: int, device_type: str, threads: i
 def versions() -> dict[str, str | None]:
     """Of the peers that are installed."""
     found: dict[str, str | None] = {}
-    for package in ("diffusers", OTHER):
+    for package in ("diffusers", "transformers", OTHER):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -607,7 +698,24 @@ def table(told: dict[str, Any]) -> str:
         for axis, curve in told.get("growth", {}).items()
     ]  # fmt: skip
     text += f"{LEGEND}\n{_markdown(HEADS, rows)}" if rows else ""
+    text += "\n" + _markdown(TOLD_HEADS, _told_rows(told["text"])) if "text" in told else ""
     return text + ("\n" + _markdown(["growth", "values", "s", "exponent"], curves) if curves else "")
+
+
+TOLD_HEADS = ["told of a text", "what", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
+
+
+def _told_rows(told: dict[str, Any]) -> list[list[str]]:
+    """The rows of what is told of texts, one a pass and precision."""
+    rows: list[list[str]] = []
+    for name, entry in told.items():
+        title = f"{name}: {entry['parameters'] / 1e6:.2f} M parameters"
+        for what, part in entry.items():
+            if what == "parameters":
+                continue
+            ours, *others = (_cells(part, label, lambda s: s)[:2] for label in ("ours", "peer", "peer channels_last"))
+            rows.append(["" if rows and rows[-1][0].startswith(name) else title, what, ours[0], *others[0], *others[1]])
+    return rows
 
 
 def _markdown(heads: list[str], rows: list[list[str]]) -> str:
@@ -675,7 +783,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     """The command line; ValueError for values that are not allowed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", default=",".join(CONFIGS), help="default: %(default)s")
-    parser.add_argument("--what", default=",".join(WHAT[:-1]), help=f"of {','.join(WHAT)}; default: %(default)s")
+    parser.add_argument("--what", default=",".join(BY_DEFAULT), help=f"of {','.join(WHAT)}; default: %(default)s")
     parser.add_argument(
         "--ours", default="fp32,bf16,compiled", help=f'beside "ours" itself, of {",".join(OURS)}, or none'
     )
@@ -749,6 +857,11 @@ def measure(given: argparse.Namespace, device: torch.device, told: dict[str, Any
             entry["memory"] = entry.get("memory", {}) | memory(network, batch, given.labels, device)
         told["configs"][name] = entry
         write(given.out, told)
+    if "text" in given.what and (missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]):
+        print(f"{' and '.join(missing)} not installed: what is told of texts is not timed")
+    elif "text" in given.what:
+        text(given.rounds, device, lambda known: write(given.out, told | {"text": known}))
+        told = read(given.out / JSON, told["machine"])
     if "growth" in given.what:
         told["growth"] = growth(given.rounds, device)
     return write(given.out, told)

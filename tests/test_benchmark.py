@@ -353,3 +353,39 @@ def test_the_peer_trains_and_samples(tiny, network, monkeypatch):
         assert all("median" in what for what in told[part]["settings"].values()), told[part]
         assert told[part]["ratios"].keys() == {"ours", "peer default", "peer bf16"}
         assert told[part]["best_peer"] in ("peer default", "peer bf16")
+
+
+def test_what_is_told_of_texts_is_not_timed_without_peers_and_has_rows_of_its_own(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "--what", "text") == 0
+    assert "diffusers and transformers not installed: what is told of texts is not timed" in capsys.readouterr().out
+    assert "text" not in found(tmp_path)
+    times = {"median": 2.0, "low": 1.0, "high": 4.0, "rounds": [2.0], "first": 9.0}
+    part = tiny["compared"]({"ours": times, "peer": times | {"median": 3.0, "rounds": [3.0]}})
+    machine = {"name": "a machine", "device": "cpu", "threads": 1, "torch": "2.6"}
+    told = {"encoder": {"parameters": 1_500_000, "forward, fp32": part, "forward, bf16": part}}
+    rows = [line for line in tiny["table"]({"machine": machine, "text": told}).splitlines() if "forward" in line]
+    assert rows == [
+        "| encoder: 1.50 M parameters | forward, fp32 | 2 (1 to 4) | **3** (1 to 4) | 1.50 (1.50 to 1.50) | - | - |",
+        "|  | forward, bf16 | 2 (1 to 4) | **3** (1 to 4) | 1.50 (1.50 to 1.50) | - | - |",
+    ]
+
+
+@pytest.mark.slow
+def test_what_is_told_of_texts_says_what_its_peers_say(benchmark, monkeypatch):
+    for library in ("diffusers", "transformers"):
+        pytest.importorskip(library)
+    small = {"image_size": 8, "channels": 8, "channel_mults": (1, 2), "blocks": 1, "attention_resolutions": (8,),
+             "heads": 2, "token_channels": 8, "groups": 4}  # fmt: skip
+    scope = benchmark["main"].__globals__
+    for name, value in {
+        "TOLD": {"words": benchmark["LATENT"] | small},
+        "ENCODER": {"vocabulary": 40, "length": 8, "channels": 8, "layers": 1, "heads": 2},
+        "AT_LEAST": 0.0,
+    }.items():
+        monkeypatch.setitem(scope, name, value)
+    noted: list[dict] = []
+    benchmark["text"](1, CPU, noted.append)  # compares the outputs before anything is timed
+    told = noted[-1]
+    assert told.keys() == {"words", "encoder"} and len(told["words"]) == 5
+    assert told["words"]["forward, fp32"]["settings"].keys() == {"ours", "peer", "peer channels_last"}
+    assert told["encoder"]["forward and backward, bf16"]["ratios"]["ours"]["median"] == 1

@@ -27,6 +27,7 @@ BOUND = {  # by the name of a file, or of its group: arguments that are built fr
     "task": {"model", "diffusion"},
     "task/classifier": {"model", "schedule"},
     "task/vae": {"model"},
+    "task/regression": {"model"},
     "task/vqvae": {"model"},
     "task/pixelcnn": {"model"},
     "task/gan": {"model", "discriminator"},

@@ -31,9 +31,12 @@ OF_CODINGS = [
     "contrastive_emoji",
     "contrastive_scenes",
     "cvae",
+    "depth_of_scenes",
     "gan",
     "latent_diffusion",
     "pixelcnn",
+    "scenes_from_depth",
+    "scenes_from_masks",
     "vae",
     "vqvae",
     "subject",
@@ -42,7 +45,7 @@ OF_CODINGS = [
     "text_scenes_latent",
 ]
 # whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py,
-# test_words_cli.py and test_contrastive_cli.py; what begins with a run: test_subject_cli.py
+# test_words_cli.py, test_contrastive_cli.py and test_surfaces_cli.py; what begins with a run: test_subject_cli.py
 EXPERIMENTS = sorted(
     path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
 )

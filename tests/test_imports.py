@@ -92,6 +92,7 @@ BESIDES = {  # what binds a trained network to its condition, to guidance and to
     "samplers.trained": {"data", "guidance", "runs"},
     "samplers.decoded": {"data", "runs"},
     "samplers.reconstructed": {"data", "runs"},
+    "samplers.predicted": {"data", "runs"},
     "samplers.autoregressive": {"runs"},
 }
 JOINS = {  # the one network module that imports mathematics, within a function: a published pipeline is both

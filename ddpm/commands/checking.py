@@ -1,13 +1,17 @@
-"""`ddpm-train --check`: what training would do and need."""
+"""`ddpm-train --check` and `ddpm-sample --check`: what training, or drawing, would do and need."""
 
 import functools
 from typing import Any
 
 from omegaconf import DictConfig
 
+from ddpm.commands import prompting
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_name, multirun
+from ddpm.commands.load import must_walk
 from ddpm.commands.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
+from ddpm.commands.sources import how_drawn_from, source_of
+from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
 CHECK = "--check"
@@ -95,3 +99,111 @@ def _known(size: int | None) -> str:
     from ddpm.runs import preflight
 
     return "an unknown amount" if size is None else preflight.in_words(size)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def check_samples(config: DictConfig) -> None:
+    """Say what drawing would compute, hold and take; evaluate the network for one batch, and draw nothing.
+
+    Raises: InvalidInput for all that would be refused, but a prompt that is missing.
+    """
+    must_be_whole(config, "n", least=1)
+    pipeline = None
+    if prompting.asked(config):
+        config.prompt = "" if config.prompt is None else config.prompt
+        pipeline, source, run = prompting.opened(config)
+        step = 0
+        try:
+            source.condition([0])
+        except ValueError as error:  # it is told of more than a text
+            raise InvalidInput(str(error)) from error
+    else:
+        source, run, _, step = source_of(config)
+    if source.sampler is not None:
+        must_walk(source.sampler, source.diffusion)
+    modules = [source.model] + ([] if pipeline is None else [pipeline.encoder])
+    modules += [] if source.codec is None else [source.codec.model]
+    weights, batch = sum(p.nbytes for module in modules for p in module.parameters()), min(config.n, config.batch)
+    networks = _networks(source, pipeline)
+    lines = {
+        "draws": how_drawn_from(source, run, step, config, source.evaluations),
+        "networks": "; ".join(f"{name}: {size:,} parameters" for name, (size, _) in networks.items()),
+        "compute": _compute(source, networks, config.n),
+        **_measured(source, weights, config.n, batch),
+    }
+    say("\n".join(f"{key:10}{line}" for key, line in lines.items()))
+
+
+def _networks(source: Any, pipeline: Any) -> dict[str, tuple[int, float]]:
+    """Name -> parameters, and GFLOP: of an evaluation of one image, of one text, of decoding one image."""
+    import copy
+
+    import torch
+
+    from ddpm.training.cost import flops, gflop_forward
+
+    def size(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    name = type(source.model).__name__ if pipeline is None else "U-Net"
+    found = {name: (size(source.model), gflop_forward(source))}
+    if pipeline is not None:
+        encoder = copy.deepcopy(pipeline.encoder).to("meta")
+        ids = torch.zeros(1, encoder.length, dtype=torch.long, device="meta")
+        found["text encoder"] = (size(encoder), flops(encoder, ids, backward=False) / 1e9)
+    if source.codec is not None:
+        decoder = copy.deepcopy(source.codec.model).to("meta")
+        z = torch.empty(1, *source.codec.shape, device="meta")
+        codes = source.codec.kind == "codes"  # looked up, by numbers
+        once = float("nan") if codes else flops(decoder.decode, z, backward=False) / 1e9
+        found["autoencoder"] = (size(decoder), once)
+    return found
+
+
+def _compute(source: Any, networks: dict[str, tuple[int, float]], n: int) -> str:
+    """GFLOP of each network, and of all samples."""
+    import math
+
+    (_, (_, once)), *others = networks.items()
+    walk = _passes(source) * source.evaluations if source.sampler is not None else 1
+    walked = f"an evaluation, {walk:,} of them an image" if source.sampler is not None else "an image"
+    what = {"text encoder": "a text", "autoencoder": "to decode one"}
+    parts = [f"{_short(once)} GFLOP {walked}"]
+    parts += [f"{_short(cost)} GFLOP {what[name]}" for name, (_, cost) in others if not math.isnan(cost)]
+    decoding = next((cost for name, (_, cost) in others if name == "autoencoder"), 0.0)
+    whole = n * (walk * once + (0.0 if math.isnan(decoding) else decoding))
+    return f"{'; '.join(parts)}; {_short(whole)} GFLOP for {n:,}"
+
+
+def _passes(source: Any) -> int:
+    """How often guidance has the network evaluated each time: with the condition and without."""
+    w = getattr(source.guidance, "w", None)
+    return 1 if not str(source.guidance) or w in (0, 1) else 2
+
+
+def _measured(source: Any, weights: int, n: int, batch: int) -> dict[str, str]:
+    """Memory, beside that of the weights (bytes), and time, by one evaluation of a batch, and by one decoding."""
+    from ddpm.runs import preflight
+    from ddpm.training import cost
+
+    device = source.device
+    try:
+        before: int | None = cost.peak(device, anew=True)
+    except (RuntimeError, OSError):  # a system that does not tell
+        before = None
+    seconds = cost.evaluation_seconds(source, batch) * source.evaluations
+    held = None if before is None else cost.peak(device) - before
+    decoding = cost.decoding_seconds(source) if source.sampler is not None and source.codec is not None else 0.0
+    there = preflight.available(device)
+    memory = f"{preflight.in_words(weights)} of weights"
+    memory += f", and {preflight.in_words(max(0, held))} while {batch} are evaluated" if held is not None else ""
+    whole = seconds * -(-n // batch) + decoding * n
+    took = f"about {_short(whole)} s for {n:,} on {device}, {batch} at a time"
+    return {"memory": f"{memory}; {_known(there)} is there", "time": took}
+
+
+def _short(x: float) -> str:
+    """Three digits."""
+    return f"{float(f'{x:.3g}'):,g}"

@@ -25,6 +25,8 @@ from ddpm.commands.load import (
 from ddpm.commands.reading import measure_reading
 from ddpm.commands.retrieving import measure_retrieval
 from ddpm.commands.sources import must_draw_itself, source_of
+from ddpm.commands.surfaces import METRICS as OF_SURFACES
+from ddpm.commands.surfaces import measure_surfaces
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
@@ -37,14 +39,13 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-OF_WORDS = ("scenes", "subject", "retrieval")  # of what is told in words
-METRICS = (*OF_ANY_SOURCE, "reading_sheet", *OF_WORDS, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+OF_ASKED = ("reading_sheet", "scenes", "subject", "retrieval", *OF_SURFACES)  # samples, beside what they were asked for
+METRICS = (*OF_ANY_SOURCE, *OF_ASKED, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
-    "reading_sheet",
-    *OF_WORDS,
+    *OF_ASKED,
     "steps",
     "guidance_sweep",
 )
@@ -135,7 +136,6 @@ def _metrics(config: DictConfig) -> list[str]:
         "cost",
         "augmentation",
         "scenes",
-        "retrieval",
     )
     for key in (*settings, *OF_IMAGES[:2]):
         if not isinstance(config[key], DictConfig):
@@ -157,7 +157,10 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     """
     _must_hold(context.data, metrics)
     of_source = OF_ANY_SOURCE if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
-    of_source = (*of_source, *context.source.measures) if context.source.draws else context.source.measures
+    if not context.source.draws:
+        of_source = context.source.measures
+    else:
+        of_source = of_source + context.source.measures if context.source.like_data else ("cost",)
     for metric in metrics:
         if metric not in of_source:
             raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")
@@ -176,6 +179,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_scenes(context)] if "scenes" in metrics else []
     measures += [measure_subject(context)] if "subject" in metrics else []
     measures += [measure_retrieval(context)] if "retrieval" in metrics else []
+    measures += [measure_surfaces(context, metric) for metric in metrics if metric in OF_SURFACES]
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]
     measures += [_measure_score(context)] if "score_error" in metrics else []
@@ -591,7 +595,6 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
 
     config, trained, trust = context.config, context.trained, trusted(context.config)
     data = context.trained_on
-    must_match(context.source.model, data)
     names, steps = (plain(config.cost[key]) for key in ("samplers", "steps"))
     walks = context.source.sampler is not None
     samplers = {
@@ -601,6 +604,10 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
     trainer = build(trained.trainer, "trainer", trust)
     made = {"model": context.source.model} | ({"diffusion": context.source.diffusion} if walks else {})
     task, augment = task_of(trained, trust, made=made), augmentation(trained, trust, data)
+    try:
+        task.check(data)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
     optimizer = optimizer_of(trained, trust)
 
     def carry_out() -> None:

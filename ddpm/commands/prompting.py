@@ -79,6 +79,14 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
 
     Raises: InvalidInput.
     """
+    return opened(config)[1:]
+
+
+def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
+    """The same, and the pipeline itself before it: its encoder of texts is of use no more when a source is made.
+
+    Raises: InvalidInput.
+    """
     must_be_drawable(config)
     folder, device = Path(str(config.pipeline)).expanduser(), resolve_device(config.device)
     text = {key: plain(config[key]) for key in ("prompt", "negative")}
@@ -103,7 +111,7 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
     for warning in cut:
         say(f"warning: {warning.message}")
     source.own = None if own is None else pipeline.scheduler.sampler
-    return source, Drawn(folder)
+    return pipeline, source, Drawn(folder)
 
 
 def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:

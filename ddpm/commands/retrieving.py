@@ -93,8 +93,8 @@ def _parts(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
-    if context.config.retrieval.run is not None:
-        raise InvalidInput("retrieval.run is of runs that draw samples, and this run compares by itself; leave it out")
+    if context.config.judge_run is not None:
+        raise InvalidInput("judge_run is of runs that draw samples, and this run compares by itself; leave it out")
     data = context.every
     plan = f"{NAME}: {len(data):,} {data.units} and their names are encoded and compared, both ways"
     return PlannedMeasure(plan, 0, lambda: _compare(context))
@@ -161,41 +161,41 @@ def _planned_samples(context: EvaluationContext) -> PlannedMeasure:
     parts = _parts(context)
     drawn = len(context.seeds) * sum(map(len, parts.values()))
     of_each = " and ".join(f"{len(numbers):,} samples of the names of {PARTS[part]}" for part, numbers in parts.items())
-    plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}, compared by {context.config.retrieval.run}"
+    plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}, compared by {context.config.judge_run}"
     return PlannedMeasure(plan, drawn * source.evaluations, lambda: _find(context, judge, name, parts))
 
 
 def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
-    """The encoders of the run that `retrieval.run` names, and what they are called: by their checksum.
+    """The encoders of the run that `judge_run` names, and what they are called: by their checksum.
 
     Raises: InvalidInput.
     """
     from ddpm.runs import checkpoint
 
     config, source = context.config, context.source
-    named = config.retrieval.run
+    named = config.judge_run
     if named is None:
         raise InvalidInput(
-            f"metric={NAME} of samples compares by another run: retrieval.run=RUN, of experiment=contrastive_emoji or "
+            f"metric={NAME} of samples compares by another run: judge_run=RUN, of experiment=contrastive_emoji or "
             "contrastive_scenes"
         )
-    run, folder = opened_at(str(named), "retrieval.run")
+    run, folder = opened_at(str(named), "judge_run")
     task, tokenizer = task_of(read_config(run.path / "config.yaml"), trusted(config)), tokenizer_of(run.path)
     model = task.modules.get("model")
     if tokenizer is None or not hasattr(model, "of_texts"):
         raise InvalidInput(
-            f"retrieval.run={named}: {type(task).__name__} compares no pictures with texts; a task=contrastive does"
+            f"judge_run={named}: {type(task).__name__} compares no pictures with texts; a task=contrastive does"
         )
     if tuple(model.shape) != source.shown_shape:
         raise InvalidInput(
-            f"retrieval.run={named} compares pictures of (C, H, W) = {tuple(model.shape)}, but samples are "
+            f"judge_run={named} compares pictures of (C, H, W) = {tuple(model.shape)}, but samples are "
             f"{source.shown_shape}; train one on such"
         )
     weights = checkpoint.weights_of(folder, averaged=True)["model"]
     load_into(model, weights)
     known = run.status().get("data") or {}
     if known.get("sha256") != context.every.identity()["sha256"]:
-        say(f"warning: retrieval.run={named} was trained on other data than {context.every.name} as it is here")
+        say(f"warning: judge_run={named} was trained on other data than {context.every.name} as it is here")
     model.to(source.device).eval()
     return Judge(model, tokenizer, source.device, "fp32"), checkpoint.sha256(weights)[:6]
 

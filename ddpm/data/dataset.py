@@ -448,6 +448,11 @@ class ImageData(InMemory):
         super().__init__(name, split, images, labels, classes, validation, ("pictures", "bytes"))
 
     @property
+    def told_unit(self) -> float:
+        """What a difference of 1 in the image told is, in the units that it was measured in; 1 where it was not."""
+        return 1.0
+
+    @property
     def images(self) -> Tensor:
         """The samples: uint8 (N, C, H, W)."""
         return self.samples

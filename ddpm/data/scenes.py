@@ -217,6 +217,11 @@ class Scenes(ImageData):
         chosen = self.layout.rows(numbers.to(self.layout.places.device))
         return surfaces(solids_of(chosen), self.image_size)
 
+    @property
+    def told_unit(self) -> float:
+        """What a difference of 1 in the image told is: of depths in units of the world, of others 1."""
+        return (FAR - NEAR) / 2 if self.condition == "depth" else 1.0
+
     def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """A batch with the image of its condition: of the scene, or computed from its x."""
         if self.condition not in self.measured:

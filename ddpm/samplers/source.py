@@ -71,6 +71,8 @@ class Source(ABC):
     """What is measured of it besides its samples, where there is no sampler."""
     draws = True
     """Whether there are samples; of what draws none, `measures` are all that there is."""
+    like_data: bool = True
+    """Whether what is drawn is of the kind of the data, with which it can be compared."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
     codec: Any = None

@@ -273,6 +273,11 @@ def evaluation_seconds(source: Source, batch: int) -> float:
     return _median(_evaluate(source, batch), source.device, 1)
 
 
+def decoding_seconds(source: Source) -> float:
+    """Seconds that the codec of a source takes to decode one sample, after one that is not timed."""
+    return _median(_decode(source, 1), source.device, 1)
+
+
 def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:
     """Seconds of a run, after one that is not timed."""
     run()

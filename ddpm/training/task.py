@@ -27,6 +27,7 @@ __all__ = [
     "Task",
     "checksum",
     "must_take",
+    "must_take_shape",
     "shape_of",
     "trial_loss",
 ]
@@ -257,9 +258,9 @@ def shape_of(network: object) -> tuple[int, ...] | None:
     return None if None in shape else tuple(shape)
 
 
-def must_take(network: nn.Module, data: Dataset) -> None:
-    """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
-    shape, counts = shape_of(network), labels_of(network)
+def must_take_shape(network: nn.Module, data: Dataset) -> None:
+    """Raise ValueError for a network that does not take samples of the data, whatever it is told of them."""
+    shape = shape_of(network)
     if shape is not None and shape != data.shape:
         if len(shape) == len(data.shape) == 3:
             raise ValueError(
@@ -271,6 +272,12 @@ def must_take(network: nn.Module, data: Dataset) -> None:
             "images (C, H, W), model=mlp points (features,)"
             + (f"; set model.features={data.shape[0]}" if len(shape) == len(data.shape) == 1 else "")
         )
+
+
+def must_take(network: nn.Module, data: Dataset) -> None:
+    """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
+    must_take_shape(network, data)
+    counts = labels_of(network)
     if counts:
         given = f"model.num_classes = {counts[0] if len(counts) == 1 else list(counts)}"
         if data.labels is None:

@@ -1,0 +1,76 @@
+"""What a network says of held-out pictures: images, of which each is a function of one picture."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.data.conditions import shown
+from ddpm.data.dataset import Dataset
+from ddpm.runs.precision import computing
+from ddpm.samplers import Callback
+from ddpm.samplers.source import Source
+
+
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    """What a network of noisy data says of x (B, C, H, W) without noise, at t = 0: (B, C', H, W)."""
+    y: Tensor = model(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+    return y
+
+
+@torch.no_grad()
+def predicted_in_batches(
+    model: nn.Module, x: Tensor, device: torch.device, precision: str = "fp32", batch: int = 256
+) -> Tensor:
+    """The same of pictures (N, C, H, W), so many at a time and in evaluation mode: float32 (N, C', H, W), on the CPU.
+
+    Args:
+        device: where the network is.
+        precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
+    """
+    model.eval()
+    with computing(device, precision):
+        return torch.cat([predicted(model, part.to(device)).float().cpu() for part in x.split(batch)])
+
+
+class Predicted(Source):
+    """Images that a network predicts: number i is of held-out picture i, modulo their number.
+
+    Args:
+        model: (x, t) -> (B, C', H, W).
+        data: of which held-out pictures are taken, or, if none are held out, those that are trained on.
+        seed, device, precision, asked: as in `Source`; nothing is drawn, whatever the seed.
+    Raises: ValueError for labels, which such a network does not have.
+    """
+
+    evaluations = 1
+    walk = "predicted of held-out pictures"
+    like_data = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ):
+        super().__init__(model, (3, *data.shape[1:]), seed, device, precision, asked)
+        self.told = data
+
+    def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
+        """The predictions of these numbers as they are shown, (n, 3, H, W), on the CPU."""
+        x = self.told.batch(self.told.shown(numbers)).x
+        y = shown(predicted_in_batches(self.model, x, self.device, self.precision), 3)
+        self.range.note(y)
+        return y
+
+    def classes(self, numbers: range | list[int]) -> None:
+        """None: what is predicted has no classes."""
+        return None
+
+    def pictures_told(self, numbers: range | list[int]) -> Tensor:
+        """The pictures of which it is predicted, (n, C, H, W), on the CPU."""
+        x: Tensor = self.told.batch(self.told.shown(numbers)).x
+        return x.cpu()

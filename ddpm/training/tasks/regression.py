@@ -1,0 +1,142 @@
+"""Regression: a network learns what an image that goes with a picture is, such as how far away things are in it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ddpm.data.batch import Batch, takes
+from ddpm.data.conditions import shown
+from ddpm.data.dataset import Dataset, spread
+from ddpm.latent.reconstruction import absolute, huber, squared
+from ddpm.randomness import Keyed
+from ddpm.samplers.predicted import Predicted, predicted
+from ddpm.training.task import Drawn, Losses, Task, must_take_shape
+
+PARTS = {"squared": squared, "absolute": absolute, "huber": huber}
+ERROR = "error"  # what is looked at, and not trained
+CHOSEN_BY_CHANCE = "mask"  # the kind of image of which a picture says nothing
+SHOWN = 12  # pictures that are drawn beside what is predicted of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Drawn):
+    """Pictures, and what is to be said of them.
+
+    Args:
+        x: (B, C, H, W).
+        y: (B, C', H, W).
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Regression(Task):
+    r"""Train a network to say of a picture x the image y that data tell beside it (`data.condition`).
+
+    .. math:: L = \frac1d \sum_k w_k\, \ell_k(f(x), y) \qquad \text{[Regression (loss)]}
+
+    with the distances l_k of `ddpm.latent.reconstruction`, sums over the d dimensions of y. The network is one of noisy
+    data, told t = 0 always: of data without noise. Beside the parts the mean absolute error is logged, in the units in
+    which y was measured, such as lengths of the world of a depth.
+
+    Args:
+        model: (x, t) -> (B, C', H, W); it is told of nothing but x.
+        parts: name -> weight, 0 for a part that is not computed: "squared", "absolute", "huber".
+        only: as in `Task`.
+    Raises: ValueError for parts that are not known, or none.
+    """
+
+    replayable = True
+    draws_of_data = True
+
+    def __init__(self, model: nn.Module, parts: Mapping[str, float], only: Sequence[str] | None = None):
+        for name, weight in parts.items():
+            if name not in PARTS:
+                raise ValueError(f"parts: {name!r} is not known; allowed: {', '.join(PARTS)}")
+            if isinstance(weight, bool) or not 0 <= weight < math.inf:
+                raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
+        self.parts = [name for name, weight in parts.items() if weight]
+        if not self.parts:
+            raise ValueError(f"parts: all are 0, and nothing is trained; set one of {', '.join(PARTS)} to 1")
+        super().__init__({"model": model}, weights=dict(parts) | {ERROR: 0.0}, only=only)
+        self.unit = 1.0  # of y, see `check`
+
+    @property
+    def model(self) -> nn.Module:
+        return self.modules["model"]
+
+    def draw(self, batch: Batch, random: Keyed, progress: float) -> Pair:
+        """What the batch says: nothing is drawn."""
+        assert batch.condition.image is not None  # of data that were checked
+        return Pair(x=batch.x, y=batch.condition.image)
+
+    def losses(self, drawn: Pair, progress: float) -> Losses:  # type: ignore[override]  # its own draws
+        """The parts by name, and "error", each (B,)."""
+        f, d = predicted(self.model, drawn.x), drawn.y[0].numel()
+        parts = {name: PARTS[name](f, drawn.y) / d for name in self.parts}
+        return parts | {ERROR: self.unit * absolute(f.detach(), drawn.y) / d}
+
+    def source(
+        self,
+        data: Dataset | None,
+        seed: int,
+        device: torch.device,
+        precision: str = "fp32",
+        asked: Sequence[int] | None = None,
+    ) -> Predicted | None:
+        """What is said of held-out pictures."""
+        return None if data is None else Predicted(self.model, data, seed, device, precision, asked)
+
+    def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
+        """n tiles (n, 3, 3 H, W), on the CPU: a picture, what is true of it, and what is predicted."""
+        return rearrange(torch.stack(self._three(n, data)), "three n c h w -> n c (three h) w")
+
+    @torch.no_grad()
+    def _three(self, n: int, data: Dataset) -> list[Tensor]:
+        """n pictures, what is true of them, and what is predicted, each (n, 3, H, W), on the CPU."""
+        numbers = data.held_out if len(data.held_out) else data.train
+        batch = data.batch(numbers[spread(len(numbers), n)], next(self.model.parameters()).device)
+        assert batch.condition.image is not None  # of data that were checked
+        y = predicted(self.model.eval(), batch.x)
+        return [shown(part, 3).cpu() for part in (batch.x, batch.condition.image, y)]
+
+    def draw_results(self, folder: Path, data: Dataset) -> None:
+        """predictions.png: pictures, what is true of them, and what is predicted."""
+        from ddpm.figures import plots
+
+        labels = ("picture", "true", "predicted")
+        plots.labelled_rows(folder / "predictions.png", list(zip(labels, self._three(SHOWN, data), strict=True)))
+
+    def check(self, data: Dataset) -> None:
+        """Raise ValueError for data that tell of no image, or of one that chance decides, or for another network."""
+        kind, y = getattr(data, "condition", None), data.batch(data.train[:1]).condition.image
+        allowed = [name for name in getattr(data, "conditions", ()) if name != CHOSEN_BY_CHANCE]
+        if y is None or kind == CHOSEN_BY_CHANCE:
+            if not allowed:
+                raise ValueError(f"task=regression learns an image told of pictures, and {data.name} has none")
+            why = "learns the image that data.condition names" if y is None else "cannot: holes are drawn by chance"
+            raise ValueError(f"task=regression with data.condition={_null(kind)} {why}; allowed: {', '.join(allowed)}")
+        must_take_shape(self.model, data)
+        if taken := takes(self.model):
+            raise ValueError(
+                f"the model of a regression is told of nothing but the picture, not of {' and '.join(taken)}; set "
+                "model.condition_channels=0 and model.num_classes=null"
+            )
+        made = getattr(self.model, "out_channels", y.shape[1])
+        if made != y.shape[1]:
+            raise ValueError(
+                f"model.out_channels = {made}, but data.condition={kind} is of {y.shape[1]}; set "
+                f"model.out_channels={y.shape[1]}"
+            )
+        self.unit = getattr(data, "told_unit", 1.0)
+
+
+def _null(kind: str | None) -> str:
+    """As it is typed."""
+    return "null" if kind is None else kind
