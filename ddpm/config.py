@@ -95,7 +95,13 @@ def _augment_dim(target: Any) -> int:
     return PARAMETERS
 
 
+def _told_channels(kind: Any, channels: Any) -> int | None:
+    """The same of what learns that image, as model.out_channels has it; null where there is none, which is refused."""
+    return _condition_channels(kind, channels) or None
+
+
 OmegaConf.register_new_resolver("condition_channels", _condition_channels, replace=True)
+OmegaConf.register_new_resolver("told_channels", _told_channels, replace=True)
 OmegaConf.register_new_resolver("augment_dim", _augment_dim, replace=True)
 
 

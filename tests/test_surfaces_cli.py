@@ -81,7 +81,7 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
             [f"judge_run={judge}", "metric=depth", "n=1", "sampler.steps=2"],
             "n = 1: metric=depth compares scenes",
         ),
-        (judge, [f"judge_run={judge}", *asked], "metric=depth is not of such a run"),
+        (judge, [f"judge_run={judge}", "metric=depth", "n=4"], "metric=depth is not of such a run"),
     ):
         assert_refused(call(cli.evaluate, f"run={run}", *changes), said)
 
