@@ -1,4 +1,4 @@
-"""Sweeps on a cluster, tried on a SLURM of one node: `python experiments/cluster.py sweep limit cancelled drained ranks`.
+"""Sweeps on a cluster, tried on a SLURM of one node: `python experiments/cluster.py [TRIAL ...]`.
 
     sweep       a multirun of 2 x 2, and `ddpm-study status` while it runs
     limit       a run whose job reaches its time limit goes on in the same job
@@ -7,7 +7,8 @@
     ranks       two torchrun of one run, as on two machines
 
 SLURM is taken as found; where there is none that answers, slurmctld, slurmd and munged are started in a temporary
-folder, from what is installed, and ended in the end. Each trial prints what came of it; exit code 1 if one did not hold.
+folder, from what is installed, and ended in the end. Each trial prints what came of it; exit code 1 if one did not
+hold.
 """
 
 import argparse
@@ -204,11 +205,11 @@ class Sweep:
 
 def sweep(folder: Path) -> dict[str, object]:
     """A multirun of 2 x 2."""
-    tried = Sweep(folder, "schedule=linear,cosine", "seed=0,1", "trainer.steps=300")
+    tried = Sweep(folder, "schedule=cosine,sigmoid", "seed=0,1", "trainer.steps=300")
     until(lambda: "RUNNING" in tried.states(), 120)
     status = tried.study()
     code, log, after = tried.ended()
-    again = Sweep(folder, "schedule=linear,cosine", "seed=0,1", "trainer.steps=300").ended()
+    again = Sweep(folder, "schedule=cosine,sigmoid", "seed=0,1", "trainer.steps=300").ended()
     return {
         "exit codes": [code, again[0]],
         "states": tried.states(),
