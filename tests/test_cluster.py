@@ -1,4 +1,4 @@
-"""ddpm/commands/clusters.py: jobs of a queue are awaited by their runs' files; experiments/cluster.py: on SLURM itself."""
+"""ddpm/commands/clusters.py: jobs of a queue are awaited by their runs' files, on SLURM itself too."""
 
 import pickle
 import runpy

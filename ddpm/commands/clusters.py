@@ -235,7 +235,8 @@ def awaiting(launcher: Any) -> Iterator[None]:
         sys.exit(2)
     import submitit
 
-    submit, queue = submitit.AutoExecutor.map_array, Queue(squeue) if slurm else None
+    executors: Any = submitit.AutoExecutor
+    submit, queue = executors.map_array, Queue(squeue) if slurm else None
 
     def map_array(executor: Any, function: Any, *arguments: Any) -> list[Any]:
         words = [list(job) for job in arguments[0]]
@@ -253,8 +254,8 @@ def awaiting(launcher: Any) -> Iterator[None]:
             )
         return [Awaited(job, job_words, queue) for job, job_words in zip(jobs, words, strict=True)]
 
-    submitit.AutoExecutor.map_array = map_array
+    executors.map_array = map_array
     try:
         yield
     finally:
-        submitit.AutoExecutor.map_array = submit
+        executors.map_array = submit
