@@ -32,9 +32,10 @@ from ddpm.commands import (
     sweep_plan,
     training,
 )
+from ddpm.commands.clusters import Outcome
 from ddpm.commands.console import in_one_line, say
 from ddpm.commands.launch import job_name, multirun, note_sweep
-from ddpm.commands.sweeping import Outcome, collecting, worker_of_a_launcher
+from ddpm.commands.sweeping import collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]

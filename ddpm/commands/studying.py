@@ -43,6 +43,7 @@ def status(words: list[str]) -> None:
         for run in arm.runs:
             if not run.done:
                 where = f"{run.status.get('host')}, process {run.status.get('pid')}"
+                where += f", job {job}" if (job := run.status.get("cluster_job")) else ""
                 reason = run.status.get("reason") or f"step {run.status.get('step') or 0:,}, {where}"
                 say(f"{run.state} {run.path}: {' '.join(str(reason).split())}")
             for line in run.unmeasured:

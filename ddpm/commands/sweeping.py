@@ -5,20 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.plugins import Plugins
 
+from ddpm.commands.clusters import Outcome, awaiting
 from ddpm.commands.console import in_one_line, say
 from ddpm.commands.launch import jobs_at_once
-
-
-class Outcome(NamedTuple):
-    """What became of a job that did not end well."""
-
-    reason: str
-    held: bool  # by another process, which goes on with it
-    name: str = ""  # of a sweep: the words in which the job differs from others
 
 
 @contextlib.contextmanager
@@ -33,7 +26,12 @@ def collecting(outcomes: list[Outcome]) -> Iterator[None]:
     def instantiate_sweeper(plugins: Plugins, **settings: Any) -> Any:
         sweeper = make(plugins, **settings)
         sweep = sweeper.sweep
-        sweeper.sweep = lambda arguments: _swept(sweeper, sweep, arguments, outcomes)  # type: ignore[method-assign]
+
+        def swept(arguments: list[str]) -> Any:
+            with awaiting(sweeper.launcher):
+                return _swept(sweeper, sweep, arguments, outcomes)
+
+        sweeper.sweep = swept  # type: ignore[method-assign]
         return sweeper
 
     Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[assignment, method-assign]
@@ -136,10 +134,6 @@ def _lost_processes() -> tuple[type[Exception], ...]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         kinds.append(TerminatedWorkerError)
-    if "submitit" in sys.modules:
-        from submitit.core.utils import UncompletedJobError
-
-        kinds.append(UncompletedJobError)
     return tuple(kinds)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating, texts, wording
+from ddpm.commands import clusters, evaluating, texts, wording
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
 from ddpm.commands.encoding import keep, recipe_of, with_codec
@@ -246,6 +246,7 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
         wording.keep(plan.data.tokenizer, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
     known = plan.run.status()
+    queued = clusters.note_run(plan.run.path)
     plan.run.begin(
         data=plan.data.identity(),
         classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for
@@ -255,6 +256,7 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
         begun=known.get("begun") or now(),
         threads=torch.get_num_threads(),
         machine=machine,
+        **({"cluster_job": queued} if queued or "cluster_job" in known else {}),
         **facts,
     )
 
