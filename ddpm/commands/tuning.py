@@ -160,7 +160,8 @@ def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
     if len(there) < asked.beside:
         raise InvalidInput(
             f"subject.beside={asked.beside}: {len(there):,} captions that {data.name} has for training name a "
-            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of"
+            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of; a caption is "
+            f"{data.captions[int(data.train[0])]!r}"
         )
     chosen = torch.randperm(len(there), generator=generator(0, "beside"))[: asked.beside]
     numbers = torch.tensor(there)[chosen]
