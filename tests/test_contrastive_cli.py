@@ -88,6 +88,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, tmp_path):  # 
     digits = ["experiment=digits", *OF_BOTH]
     for words, changes, said in (
         (PAIRS, ["trainer.accumulate=2"], "the loss of Contrastive needs the whole batch at once"),
+        (PAIRS, ["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch a pair is compared with others"),
         (PAIRS, ["model.features=1"], "features = 1: in a space of one dimension"),
         (TOLD, [f"init_text={run}", "text.layers=3"], "text.layers=3: encoder and tokenizer are those of init_text="),
         (TOLD, [f"init_text={run}", "task.only=['model.text.*']"], "task.only names parameters of the text encoder"),

@@ -128,6 +128,19 @@ def test_what_does_not_fit_is_refused_by_its_first_misfit(held, said, unet, tmp_
     assert torch.equal(answer(unet), before)
 
 
+@pytest.mark.parametrize(
+    ("what", "value", "said"),
+    [(0, torch.tensor(1.0), "is one number, and no matrix"), (2, torch.zeros(3), r"is a tensor \(3,\); allowed: one")]
+    + [(2, torch.tensor(value), f"is {value}; allowed: one finite number") for value in (torch.nan, torch.inf)],
+)
+def test_a_matrix_or_a_strength_that_is_none_is_refused(what, value, said, unet, tmp_path):
+    held = [*matrices(), torch.tensor(2.0)]
+    held[what] = value
+    save_file(dict(zip(SPELLINGS["today"], held, strict=True)), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=said):
+        load_lora(unet, tmp_path / "x.safetensors")
+
+
 def test_what_holds_no_adapter_is_refused(unet, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="is no whole safetensors file"):

@@ -192,3 +192,11 @@ def test_the_share_is_0_for_other_solids_and_1_for_real_views():
         assert found.more["share"] == pytest.approx(share, abs=1e-6)
     assert found.real_vs_real == pytest.approx(2 / math.sqrt(5)) and "the floor: 0.196" in found.words
     assert "floor" not in result(views, few, views, None).more
+
+
+def test_there_is_no_share_where_other_solids_look_as_real_views_do():
+    few, drawn = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.3]]).expand(3, -1)
+    views = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 1.0]])
+    found = result(drawn, few, views, views + torch.tensor([0.0, 0.01]))
+    assert found.more["share"] is None and "too near the ceiling to tell the subject by" in found.words
+    assert result(drawn, few, views, views - torch.tensor([5.0, 0.0])).more["share"] is not None

@@ -82,6 +82,10 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["model.channels=16"], "model.channels: a run that is tuned keeps its network"),
         (["adapter.rank=99"], "adapter: rank = 99 is more than"),
         (["adapter.targets=[nope]"], "adapter: targets: no layer matches 'nope'"),
+        (["subject=null"], "subject=None must hold settings"),
+        (["subject.steps=99"], "subject.steps: steps = 99 is more than the schedule's T = 10"),
+        (["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch a subject has one of its class beside it"),
+        (["tuning=token", "adapter.words=3"], "adapter.words=3: captions have one new word"),
         (["data.count=2"], "count=2 must be an integer in 3..10"),
     ):
         words = [word for word in SUBJECT if word.split("=")[0] not in {c.split("=")[0] for c in changes}]

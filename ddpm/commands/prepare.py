@@ -104,7 +104,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is None:
             config = student_of(config)
             parents |= _checksums("teacher", taught)
-    tuning = config.get("subject") is not None
+    tuning = "subject" in config
     if tuning and parent is None:
         config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
@@ -237,6 +237,9 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
             f"trainer.accumulate = {trainer.accumulate}: the loss of {type(task).__name__} needs the whole batch at "
             "once; set trainer.accumulate=1"
         )
+    if trainer.batch_size < 2 and (task.couples_batch or data.beside):
+        why = "a subject has one of its class beside it" if data.beside else "a pair is compared with others"
+        raise InvalidInput(f"trainer.batch_size = {trainer.batch_size}: in a batch {why}; allowed: 2 and more")
     optimizer = optimizer_of(config, trust)
     parts = Parts(augment, task, sampler, optimizer, trainer, _must_step(optimizer, device))
     must_fit(parts, data, device)

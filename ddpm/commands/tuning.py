@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands.console import say
 from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.launch import overrides
+from ddpm.commands.load import must_walk
 from ddpm.commands.validate import must_be_one_of, must_be_whole
 from ddpm.commands.wording import in_words, tokenizer_of, word_of
 from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
@@ -97,6 +98,10 @@ def _fill(adapter: DictConfig, tokenizer: Any, asked: DictConfig) -> None:
         like = [] if asked.like is None else tokenizer.encode(asked.like)
     except ValueError as error:
         raise InvalidInput(f"subject.word: {error}") from error
+    if adapter.get("words", 1) != 1:
+        raise InvalidInput(
+            f"adapter.words={plain(adapter.words)}: captions have one new word, subject.word; leave it 1"
+        )
     for key, value in (("first", tokenizer.vocabulary), ("like", like)):
         if adapter.get(key) not in (None, value):
             raise InvalidInput(f"adapter.{key}={plain(adapter[key])} is {value} of this run; leave it out")
@@ -155,7 +160,8 @@ def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
     if len(there) < asked.beside:
         raise InvalidInput(
             f"subject.beside={asked.beside}: {len(there):,} captions that {data.name} has for training name a "
-            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of"
+            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of; a caption is "
+            f"{data.captions[int(data.train[0])]!r}"
         )
     chosen = torch.randperm(len(there), generator=generator(0, "beside"))[: asked.beside]
     numbers = torch.tensor(there)[chosen]
@@ -184,6 +190,7 @@ def _drawn(config: DictConfig, captions: Sequence[str]) -> Any:
     drawing = compose("sample", [*words, f"device={config.device}"])
     drawing.prompt = list(captions)
     source = source_of(drawing)[0]
+    must_walk(source.sampler, source.diffusion, "subject.steps")
     say(f"{asked.run} draws {len(captions)} pictures of the class, once: they will be kept as {place}")
     images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), drawing.batch)]))
     save_tensor(images, place)

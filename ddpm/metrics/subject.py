@@ -1,5 +1,7 @@
 """Is a subject that a few pictures taught still the same in what is drawn of it? By features, between two bounds."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,20 +32,27 @@ def result(drawn: Tensor, few: Tensor, views: Tensor, others: Tensor | None) -> 
         few: of the pictures that were learned from, (M, F), which all are compared with.
         views: of real ones that are held out, (V, F).
         others: of the same scenes with another solid in the subject's place; None where there are none.
-    Returns: with 95 % by the standard error; `floor`, and `share`, where the value lies between both, where known.
+    Returns: with 95 % by the standard error; `floor`, and `share`, where the value lies between both, None
+        where these are no further apart than their 95 %.
     """
-    s, ceiling = likeness(drawn, few), likeness(views, few).mean().item()
-    value, error = s.mean().item(), (s.std() / len(s) ** 0.5).item() if len(s) > 1 else 0.0
+    (value, error), (ceiling, above) = _mean(likeness(drawn, few)), _mean(likeness(views, few))
     low, high = value - 1.96 * error, value + 1.96 * error
     words = f"likeness {value:.3f} (95%: {low:.3f} to {high:.3f}) to the pictures it learned from; of held-out views, "
     words += f"the ceiling: {ceiling:.3f}"
     more: dict[str, float | None] = {"real_n": len(views)}
     if others is not None:
-        floor = likeness(others, few).mean().item()
-        share = (value - floor) / (ceiling - floor) if ceiling > floor else None
+        floor, below = _mean(likeness(others, few))
+        apart = ceiling - floor > 1.96 * math.hypot(above, below)  # of two that are alike, a share means nothing
+        share = (value - floor) / (ceiling - floor) if apart else None
         more |= {"floor": floor, "share": share}
-        words += f"; of other solids, the floor: {floor:.3f}" + ("" if share is None else f"; {share:.0%} of the way")
+        words += f"; of other solids, the floor: {floor:.3f}; "
+        words += f"{share:.0%} of the way" if share is not None else "too near the ceiling to tell the subject by"
     return Result(value, ceiling, words, low, high, more, "standard error")
+
+
+def _mean(s: Tensor) -> tuple[float, float]:
+    """The mean of numbers, (n,), and its standard error; 0 for one."""
+    return s.mean().item(), (s.std() / len(s) ** 0.5).item() if len(s) > 1 else 0.0
 
 
 def seen(presence: Tensor) -> Tensor:

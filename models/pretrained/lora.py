@@ -140,11 +140,21 @@ def _read(path: Path, networks: Mapping[str, nn.Module]) -> list[Low]:
         if missing := {"A", "B"} - held.keys():
             raise ValueError(f"{path} has no matrix {min(missing)} of {short(layer)}")
         network, name = names[layer]
-        alpha = float(held["alpha"]) if "alpha" in held else float(len(held["A"]))
-        changes.append(Low(network, name, held["A"].float(), held["B"].float(), alpha))
+        changes.append(Low(network, name, held["A"].float(), held["B"].float(), _strength(path, layer, held)))
     if not changes:
         raise ValueError(f"{path} holds nothing")
     return changes
+
+
+def _strength(path: Path, layer: str, held: Mapping[str, Tensor]) -> float:
+    """alpha of a layer's change: what a file says, or else the rank."""
+    if not held["A"].ndim:
+        raise ValueError(f"{path} does not fit: A of {short(layer)} is one number, and no matrix")
+    alpha = held.get("alpha", torch.tensor(float(len(held["A"]))))
+    if alpha.numel() != 1 or not alpha.isfinite().all():
+        given = alpha.item() if alpha.numel() == 1 else f"a tensor {tuple(alpha.shape)}"
+        raise ValueError(f"{path}: alpha of {short(layer)} is {given}; allowed: one finite number")
+    return float(alpha)
 
 
 def _parted(key: str) -> tuple[str, str | None]:
