@@ -15,6 +15,8 @@ from ddpm.data.points import Points
 from ddpm.data.points_file import PointsFile
 from ddpm.data.scenes import Scenes
 from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
+from ddpm.data.sound import Sound
+from ddpm.data.spoken_digits import SpokenDigits
 
 __all__ = [
     "CIFAR10",
@@ -37,6 +39,8 @@ __all__ = [
     "PointsFile",
     "Rings",
     "Scenes",
+    "Sound",
     "Spiral",
+    "SpokenDigits",
     "SwissRoll",
 ]
