@@ -101,6 +101,8 @@ PACKAGES = {  # where nobody may import it, but these
         ("ddpm", "models", "experiments"),
         {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("launch", "sweeping"))},
     ),
+    "soundfile": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),
+    "soxr": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),
     "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
     "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
@@ -108,7 +110,7 @@ PACKAGES = {  # where nobody may import it, but these
     "tokenizers": (("ddpm", "models", "experiments", "tests"), set()),
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
-NOT_IMPORTED = {"pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run
+NOT_IMPORTED = {"soundfile", "soxr", "pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run, or skip without
 LINTERS = {"ruff", "mypy"}  # need not run at the lower bounds
 
 
@@ -297,7 +299,7 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
         imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
     brought = {"joblib", "submitit"}  # by the launchers of the extras "parallel" and "slurm", which Hydra finds
-    assert distributions(imported) - brought == requirements().keys() | requirements("hub", "fid", "optuna").keys()
+    assert distributions(imported) - brought == requirements().keys() | requirements("hub", "fid", "optuna", "audio").keys()
 
 
 def test_what_the_notebooks_import_is_in_their_extra():
@@ -315,7 +317,7 @@ def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
 
 
 def test_every_requirement_has_an_exact_version_that_the_tests_passed_with():
-    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna")
+    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna", "audio")
     assert requirements().keys() | extras.keys() <= pins("constraints.txt").keys()
 
 

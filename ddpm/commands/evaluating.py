@@ -11,6 +11,7 @@ from ddpm.commands.console import progress_bar, say
 from ddpm.commands.depicting import measure_scenes
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.guiding import measure_guidance
+from ddpm.commands.listening import measure_sound
 from ddpm.commands.load import (
     asked_labels,
     augmentation,
@@ -36,13 +37,14 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+METRICS = (*OF_ANY_SOURCE, "reading_sheet", "scenes", "sound", *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
     "reading_sheet",
     "scenes",
+    "sound",
     "steps",
     "guidance_sweep",
 )
@@ -171,6 +173,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_augmentation(context)] if "augmentation" in metrics else []
     measures += [measure_reading(context)] if "reading_sheet" in metrics else []
     measures += [measure_scenes(context)] if "scenes" in metrics else []
+    measures += [measure_sound(context)] if "sound" in metrics else []
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]
     measures += [_measure_score(context)] if "score_error" in metrics else []

@@ -45,9 +45,9 @@ class Utterance(NamedTuple):
 class SpokenDigits(Clips):
     """The digits zero to nine in 84 English voices of espeak-ng, at speeds and pitches that a seed draws.
 
-    Every digit is said as often as the others, to within one. The sounds are made once, which takes minutes, and kept in
-    root/spoken_digits: they are a function of the settings and of espeak-ng's version, and their checksum is in the run's
-    hash.
+    Every digit is said as often as the others, to within one. The sounds are made once, which takes minutes, and kept
+    in root/spoken_digits: they are a function of the settings and of espeak-ng's version, and their checksum is in the
+    run's hash.
 
     Args:
         root: the folder of data sets.
