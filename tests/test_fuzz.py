@@ -508,7 +508,9 @@ def data(tmp_path_factory) -> dict[str, Path]:
     for k in range(4):
         sounds = base / "sounds" / "ab"[k % 2]
         sounds.mkdir(parents=True, exist_ok=True)
-        (sounds / f"{k}.wav").write_bytes(wav_of(torch.rand(400, generator=torch.Generator().manual_seed(k)) - 0.5, 8000))
+        (sounds / f"{k}.wav").write_bytes(
+            wav_of(torch.rand(400, generator=torch.Generator().manual_seed(k)) - 0.5, 8000)
+        )
     (base / "emoji").mkdir()
     make_emoji_font(base / "emoji" / "font.ttf")
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))

@@ -110,7 +110,15 @@ PACKAGES = {  # where nobody may import it, but these
     "tokenizers": (("ddpm", "models", "experiments", "tests"), set()),
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
-NOT_IMPORTED = {"soundfile", "soxr", "pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run, or skip without
+NOT_IMPORTED = {
+    "soundfile",
+    "soxr",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "ipykernel",
+    "ipython",
+}  # of the extras: what tests and checks run, or skip without
 LINTERS = {"ruff", "mypy"}  # need not run at the lower bounds
 
 
@@ -299,7 +307,10 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     for path in (REPOSITORY / "conf").rglob("*.yaml"):
         imported |= set(re.findall(r"_target_: ([\w.]+)", path.read_text(encoding="utf-8")))
     brought = {"joblib", "submitit"}  # by the launchers of the extras "parallel" and "slurm", which Hydra finds
-    assert distributions(imported) - brought == requirements().keys() | requirements("hub", "fid", "optuna", "audio").keys()
+    assert (
+        distributions(imported) - brought
+        == requirements().keys() | requirements("hub", "fid", "optuna", "audio").keys()
+    )
 
 
 def test_what_the_notebooks_import_is_in_their_extra():
