@@ -25,8 +25,8 @@ for library in ("soundfile", "soxr"):
 TINY = [
     *OF_BOTH[1:], "experiment=sound_folder", "data.sample_rate=8000", "data.n_fft=128", "data.hop=64",
     "data.image_size=16", "data.n_iter=4", "model.channels=8", "model.groups=4", "model.patch=1",
-    "model.channel_mults=[1]", "model.attention_resolutions=[]", "model.num_classes=2", "schedule.T=10",
-    "sampler.steps=3", "trainer.warmup=0",
+    "model.head_channels=4", "model.channel_mults=[1]", "model.attention_resolutions=[]", "model.num_classes=2",
+    "schedule.T=10", "sampler.steps=3",
 ]  # fmt: skip
 SIZE = 16 * 64 - 1  # samples of a clip
 
