@@ -46,8 +46,11 @@ OF_CODINGS = [
 ]
 # whose groups are others than those of diffusion: see test_vae_cli.py, test_codes_cli.py, test_latent_cli.py,
 # test_words_cli.py, test_contrastive_cli.py and test_surfaces_cli.py; what begins with a run: test_subject_cli.py
+OF_SOUNDS = ["sound_folder", "spoken_digits"]  # see test_sound_cli.py
 EXPERIMENTS = sorted(
-    path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml") if path.stem not in OF_CODINGS
+    path.stem
+    for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")
+    if path.stem not in (*OF_CODINGS, *OF_SOUNDS)
 )
 STUDIES = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment" / "study").glob("*.yaml"))
 STUDIES_OF_CODINGS = ["codebook", "cvae", "vae_codings"]  # whose groups are others, too

@@ -29,6 +29,7 @@ from test_experiments import EXPERIMENTS, WRITERS
 
 from ddpm import cli, config
 from ddpm.commands import training
+from ddpm.data.sound import wav_of
 from ddpm.figures import plots
 from ddpm.runs import checkpoint
 from ddpm.training import trainer
@@ -101,6 +102,8 @@ DATA = {  # the keys that an experiment may have set for another kind of data
     "captioned": ["data.image_size=8", "data.channels=3"],
     "scenes": ["data.image_size=8", "data.channels=1", "data.count=20"],
     "subject": ["data.image_size=8", "data.channels=3", "data.count=3"],
+    "sound": ["data.image_size=8", "data.channels=1", "data.n_fft=128", "data.hop=32"],
+    "spoken_digits": ["data.image_size=8", "data.channels=1", "data.n_fft=128", "data.hop=32", "data.count=10"],
     "hub": ["data.image_size=8", "data.channels=3", "data.name=nowhere.parquet"],  # no such file
     "swiss_roll": ["data.count=20"],
     "moons": ["data.count=20"],
@@ -298,6 +301,13 @@ KEYS: dict[str, list[str]] = {  # legal, and on the border: some of them, or som
     "data.colours": ["[red,blue]", "[red,red]", "[red]", "red"],
     "data.word": ["sks", "two words", "''"],
     "data.without": ["[]", "[red cube]", "[red cube,blue cone]", "[red]", "0", "1", "-1"],
+    "data.sample_rate": ["8000", "22050", "0", "1", "8000.5"],
+    "data.n_fft": ["128", "256", "2", "127"],
+    "data.hop": ["32", "64", "128", "0"],
+    "data.top_db": ["80", "0.5", "0", "201"],
+    "data.n_iter": ["1", "32", "0"],
+    "data.short": ["pad", "drop", "error", "cut"],
+    "data.broken": ["skip", "error", "no"],
     "data.config": ["null", "a"],
     "data.column": ["auto", "image", "null"],
     "data.label": ["auto", "null", "label"],
@@ -505,6 +515,12 @@ def data(tmp_path_factory) -> dict[str, Path]:
     for path in [*captioned.rglob("*.png"), *captioned.rglob("*.jpg")]:
         path.with_suffix(".txt").write_text("a picture")
     (base / "scenes").mkdir()
+    for k in range(4):
+        sounds = base / "sounds" / "ab"[k % 2]
+        sounds.mkdir(parents=True, exist_ok=True)
+        (sounds / f"{k}.wav").write_bytes(
+            wav_of(torch.rand(400, generator=torch.Generator().manual_seed(k)) - 0.5, 8000)
+        )
     (base / "emoji").mkdir()
     make_emoji_font(base / "emoji" / "font.ttf")
     fonts, dhcd = WRITERS["devanagari_small"](base / "fonts"), extract(base / "dhcd", files(top=""))
@@ -519,6 +535,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
         of_experiments
         | {"folder": pictures, "cifar10": cifar, "dhcd": dhcd, "devanagari_small": fonts, "data=devanagari": fonts}
         | {"points_file": table, "emoji": base / "emoji", "captioned": captioned, "scenes": base / "scenes"}
+        | {"sound": base / "sounds", "spoken_digits": base / "scenes"}
         | dict.fromkeys(
             ("mnist", "mnist_class", "mnist_class_channels", "mnist_dit", "fashion", "fashion_mnist", "kmnist"), idx
         )

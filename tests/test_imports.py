@@ -103,6 +103,8 @@ PACKAGES = {  # where nobody may import it, but these
         ("ddpm", "models", "experiments"),
         {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("launch", "sweeping"))},
     ),
+    "soundfile": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),
+    "soxr": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),
     "datasets": (("ddpm", "models", "experiments", "tests"), {"ddpm.data.hub"}),
     "torch_fidelity": (("ddpm", "models", "experiments", "tests"), {"ddpm.metrics.features"}),
     "diffusers": (("ddpm", "models", "experiments", "tests"), set()),
@@ -111,7 +113,7 @@ PACKAGES = {  # where nobody may import it, but these
 }
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported through another package, which does not require it
 NOT_IMPORTED = {"pytest-xdist", "ruff", "mypy", "ipykernel", "ipython"}  # of the extras: what tests and checks run
-NOT_IMPORTED |= {"latex2mathml", "pygments"}  # and what of the package needs an extra of its own
+NOT_IMPORTED |= {"latex2mathml", "pygments", "soundfile", "soxr"}  # and what of the package needs an extra of its own
 LINTERS = {"ruff", "mypy"}  # need not run at the lower bounds
 
 
@@ -302,7 +304,7 @@ def test_what_the_package_imports_is_required_and_nothing_else():
     brought = {"joblib", "submitit"}  # by the launchers of the extras "parallel" and "slurm", which Hydra finds
     assert (
         distributions(imported) - brought
-        == requirements().keys() | requirements("hub", "fid", "optuna", "reading").keys()
+        == requirements().keys() | requirements("hub", "fid", "optuna", "reading", "audio").keys()
     )
 
 
@@ -321,7 +323,7 @@ def test_what_the_tests_import_is_in_the_extras_and_nothing_else():
 
 
 def test_every_requirement_has_an_exact_version_that_the_tests_passed_with():
-    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna", "reading")
+    extras = requirements("test", "notebooks", "hub", "fid", "parallel", "slurm", "optuna", "reading", "audio")
     assert requirements().keys() | extras.keys() <= pins("constraints.txt").keys()
 
 

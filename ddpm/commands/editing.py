@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ddpm.commands import prompting
 from ddpm.commands.console import say, warn_of_range, with_bar
 from ddpm.commands.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
+from ddpm.commands.listening import as_shown, mel_of, write_page, write_wav
 from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
 from ddpm.commands.prompting import Drawn
 from ddpm.commands.sources import how_drawn_from, source_of
@@ -68,8 +69,15 @@ def edit(config: DictConfig) -> None:
     if kind == "redraw" and str(source.guidance):
         raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
     names = _names(config, source, run, trained)
-    x, size, labels = image_of(config, trained, _shape(config, source))
-    edited = {"strength": _img2img, "mask": _inpaint, "operator": _measured, "redraw": _redraw}[kind]
+    mel = mel_of(trained)
+    x, size, labels = image_of(config, trained, _shape(config, source), mel)
+    gap = {"mel": mel}
+    edited = {
+        "strength": _img2img,
+        "mask": partial(_inpaint, **gap),
+        "operator": partial(_measured, **gap),
+        "redraw": _redraw,
+    }[kind]
     if kind == "redraw":
         labels = _own(config, names, labels)
         if len(labels) > 1 and config.style is None:  # the same hand
@@ -86,6 +94,12 @@ def edit(config: DictConfig) -> None:
         source.told = None if source.told is None else source.told.of_labels(source.asked, source.styles)
     each = math.prod(max(1, len(values)) for values in source.turns[: len(LABELS)])
     n = config.n if config.n is not None else each if kind == "redraw" else 4
+    if str(config.out).endswith(".wav"):
+        if mel is None:
+            raise InvalidInput(f"out={config.out}: the run draws no sounds; allowed: FILE.png, FILE.npy")
+        if config.n not in (None, 1):
+            raise InvalidInput(f"n={config.n}: a .wav file holds one result, n=1; out=FILE.png has a page beside it")
+        n = 1
     out = Path(str(config.out)) if config.out is not None else run.path / f"edit_{_name(config, kind)}.png"
     if out.suffix == ".png" and n > SHOWN:
         raise InvalidInput(f"n={n}: a strip shows up to {SHOWN} results; out=FILE.npy holds more")
@@ -95,7 +109,7 @@ def edit(config: DictConfig) -> None:
         parts = list(with_bar(((part, draw(part)) for part in _batches(n, config.batch)), n))
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    _write(out, parts, before, _labels(source, names, n))
+    _write(out, parts, before, _labels(source, names, n), mel)
     warn_of_range(source)
     say(f"wrote {out}")
 
@@ -151,8 +165,10 @@ def _check(config: DictConfig) -> None:
     """Refuse values that are out of their ranges, whatever the run."""
     must_be_one_of(config, "fit", FITS)
     must_be_writable(config.out)
-    if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy"):
-        raise InvalidInput(f"out={config.out}: an edit is written to FILE.png, a strip, or FILE.npy, its results")
+    if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy", ".wav"):
+        raise InvalidInput(
+            f"out={config.out}: an edit is written to FILE.png, a strip, or FILE.npy, its results; of a sound FILE.wav"
+        )
     if config.n is not None:
         must_be_whole(config, "n", least=1)
     if config.strength is not None:
@@ -181,12 +197,12 @@ def _img2img(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
     return Edit(_computing(source, draw), [("input", x)])
 
 
-def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
+def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[int], mel: Any = None) -> Edit:
     import torch
 
     from ddpm.editing import inpaint, mask_of_latents
 
-    mask = mask_of(config, source, size)
+    mask = mask_of(config, source, size, mel)
     of_drawn = mask if source.codec is None else mask_of_latents(mask, source.shape[1:])
 
     def told(numbers: list[int]) -> Any:
@@ -230,7 +246,7 @@ def _is_told_of_masks(source: Any) -> bool:
     return "image" in takes(source.model)
 
 
-def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
+def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[int], mel: Any = None) -> Edit:
     from ddpm.editing import Blur, Inpainting, Operator, SuperResolution, dps, pigdm
     from ddpm.randomness import SampleNoise
 
@@ -238,7 +254,7 @@ def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[i
     makers: dict[str, Callable[[], Operator]] = {
         "super_resolution": lambda: SuperResolution(config.factor),
         "blur": lambda: Blur.gaussian(float(config.std)),
-        "inpainting": lambda: Inpainting(mask_of(config, source, size)),
+        "inpainting": lambda: Inpainting(mask_of(config, source, size, mel)),
     }
     A = makers[config.operator]()
     y = x if config.observed else A(x)
@@ -371,7 +387,10 @@ def _labels(source: Any, names: dict[str, tuple[str, ...]], n: int) -> list[str]
     return [heading + f"\nsample {i}" * several for i, heading in enumerate(headings)]
 
 
-def _write(out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str, Any]], labels: list[str]) -> None:
+def _write(
+    out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str, Any]], labels: list[str], mel: Any = None
+) -> None:
+    """The results, with what they come from; of sounds a page to listen to lies beside a strip."""
     import torch
 
     from ddpm.figures import images, plots
@@ -379,5 +398,13 @@ def _write(out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str
     x = torch.cat([part for _, part in parts])
     if out.suffix == ".npy":
         images.save_samples(out, x)
+    elif out.suffix == ".wav":
+        write_wav(out, mel, x)
     else:
-        plots.labelled_columns(out, [*before, *zip(labels, torch.split(x, 1), strict=True)])
+        columns = [*before, *zip(labels, torch.split(x, 1), strict=True)]
+        plots.labelled_columns(out, [(label, as_shown(mel, column)) for label, column in columns])
+        if mel is not None:
+            names = [label.replace("\n", ", ") for label, _ in columns]
+            everything = torch.cat([column.cpu() for _, column in columns])
+            write_page(out.with_suffix(".html"), "A sound, edited", mel, [("Before and after", names, everything)])
+            say(f"wrote {out.with_suffix('.html')}")

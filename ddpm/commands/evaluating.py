@@ -11,6 +11,7 @@ from ddpm.commands.console import progress_bar, say
 from ddpm.commands.depicting import measure_scenes, measure_subject
 from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
 from ddpm.commands.guiding import measure_guidance
+from ddpm.commands.listening import measure_sound
 from ddpm.commands.load import (
     asked_labels,
     augmentation,
@@ -39,7 +40,7 @@ OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
 OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
 OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
 OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-OF_ASKED = ("reading_sheet", "scenes", "subject", "retrieval", *OF_SURFACES)  # samples, beside what they were asked for
+OF_ASKED = ("reading_sheet", "scenes", "subject", "retrieval", *OF_SURFACES, "sound")  # samples, as they were asked for
 METRICS = (*OF_ANY_SOURCE, *OF_ASKED, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
@@ -180,6 +181,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     measures += [measure_subject(context)] if "subject" in metrics else []
     measures += [measure_retrieval(context)] if "retrieval" in metrics else []
     measures += [measure_surfaces(context, metric) for metric in metrics if metric in OF_SURFACES]
+    measures += [measure_sound(context)] if "sound" in metrics else []
     of_images = _measure_images if context.source.sampler is not None else measure_codings
     measures += [of_images(context, metric) for metric in metrics if metric in (*OF_IMAGES, *OF_CODINGS)]
     measures += [_measure_score(context)] if "score_error" in metrics else []

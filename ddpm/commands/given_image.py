@@ -1,5 +1,6 @@
 """Images that are given to be edited, and their masks: read, checked, and brought to the network's size."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,27 @@ from ddpm.commands.load import data_of
 from ddpm.config import InvalidInput, plain
 
 HELD_OUT = "held_out:"
+GAP = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)s")  # of a sound, in seconds
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 FITS = {"crop": "cropped and scaled", "pad": "scaled and padded", "error": ""}
 
 
-def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int]) -> tuple[Any, str, list[int]]:
-    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its labels, if it is a held-out one that has any."""
+def image_of(
+    config: DictConfig, trained: DictConfig, shape: tuple[int, int, int], mel: Any = None
+) -> tuple[Any, str, list[int]]:
+    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its labels, if it is a held-out one that has any.
+
+    Args:
+        mel: of a run of sounds, of which a sound file is given too.
+    """
     from ddpm.figures.images import to_float
 
     given = plain(config.image)
     if not isinstance(given, str) or not given:
         raise InvalidInput(f"image={given} must be an image file, or such as held_out:5")
+    if mel is not None and Path(given).suffix.lower() in SOUNDS:
+        x = to_float(_sound(given, mel))
+        return x, _size(x), []
     if not given.startswith(HELD_OUT):
         pixels = _read(given, "image", shape[0])
         size = _size(pixels)
@@ -35,11 +47,50 @@ def image_of(config: DictConfig, trained: DictConfig, shape: tuple[int, int, int
     return batch.x, _size(batch.x), [] if labels is None else labels.flatten().tolist()
 
 
-def mask_of(config: DictConfig, source: Any, size: str) -> Any:
-    """True where pixels are drawn anew, (1, 1, H, W)."""
+def _sound(path: str, mel: Any) -> Any:
+    """The picture uint8 (1, 1, H, W) of the beginning of a sound file; a shorter one is padded with silence."""
+    from ddpm.data.sound import FULL, cut, must_have_libraries, read_sound
+
+    try:
+        must_have_libraries(f"image={path}")
+        read = read_sound(Path(path).expanduser(), mel.sample_rate)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"image={path}: no such file (that is {Path(path).expanduser().absolute()})") from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InvalidInput(f"image={path} cannot be read: {' '.join(str(error).split())}") from error
+    clip = cut(read.sound, mel.slice_size, pad=True)[:1]
+    if not clip.any():
+        raise InvalidInput(f"image={path} is silent for the {mel.seconds:.2f} s of a clip")
+    if len(read.sound) != mel.slice_size:
+        say(f"image={path} lasts {read.seconds:.2f} s: cut, or padded, to a clip of {mel.seconds:.2f} s")
+    return mel.encode(clip.float() / FULL)[0]
+
+
+def _gap(given: str, mel: Any) -> Any:
+    """The mask (1, 1, H, W) of a gap in a sound, START:ENDs; None if that is not what is given."""
+    import torch
+
+    found = GAP.fullmatch(given)
+    if found is None:
+        return None
+    start, end = float(found[1]), float(found[2])
+    if mel is None:
+        raise InvalidInput(f"mask={given} is a gap in a sound, and the run draws none; give an image file")
+    if not 0 <= start < end <= mel.seconds + 0.005:
+        raise InvalidInput(f"mask={given}: a gap begins before it ends, within 0:{mel.seconds:.2f}s")
+    first, last = mel.columns(start, end)
+    mask = torch.zeros(1, 1, mel.n_mels, mel.frames, dtype=torch.bool)
+    mask[..., min(first, mel.frames - 1) : last] = True
+    return mask
+
+
+def mask_of(config: DictConfig, source: Any, size: str, mel: Any = None) -> Any:
+    """True where pixels are drawn anew, (1, 1, H, W); `mel` is that of a run of sounds."""
     given = plain(config.mask)
     if not isinstance(given, str) or not given:
-        raise InvalidInput(f"mask={given} must be an image file")
+        raise InvalidInput(f"mask={given} must be an image file, or of a sound a gap such as 0.2:0.4s")
+    if (gap := _gap(given, mel)) is not None:
+        return gap
     pixels = _read(given, "mask", 1)
     _, height, width = source.shown_shape
     if _size(pixels) not in (size, f"{width}x{height}"):

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import prompting
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, must_walk
+from ddpm.commands.listening import PAGE, as_shown, mel_of, names_of, wavs_of, write_page, write_wav
+from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, label_names, must_walk
 from ddpm.commands.plane import draw_plane, is_plane
 from ddpm.commands.prompting import Drawn
 from ddpm.commands.sources import how_drawn_from, source_of
@@ -46,6 +47,9 @@ def sample(config: DictConfig) -> None:
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
+    mel = mel_of(trained)
+    if out.suffix == ".wav" and mel is None:
+        raise InvalidInput(f"out={config.out}: the run draws no sounds; allowed: FILE.png, FILE.npy, FILE.gif, FOLDER/")
     columns, order = _columns(source, config.n)
     figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
     if figures and (folder or out.suffix != ".png"):
@@ -62,7 +66,7 @@ def sample(config: DictConfig) -> None:
     if strip is not None:
         _steps_strip(config, source, strip, out)
     elif between is not None:
-        _between(config, source, trained, between, out)
+        _between(config, source, trained, between, out, mel)
     elif process is not None:
         if isinstance(process, bool) or not isinstance(process, int) or process < 2:
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
@@ -75,7 +79,12 @@ def sample(config: DictConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
         draw_plane(out, source, data_of(config, trained))
     elif folder:
-        _numbered(config, source, run, step, out)
+        _numbered(config, source, run, step, out, mel)
+        if mel is not None:
+            _listened(config, source, run, trained, out, mel)
+    elif out.suffix == ".wav":
+        write_wav(out, mel, source.drawn(1))
+        order = f": sample 0 of seed={config.seed}; out=FOLDER/ writes more" if config.n > 1 else ""
     elif out.suffix == ".gif" and source.sampler is None:
         raise InvalidInput(f"out={out}: what is drawn at once has no way from noise to data to show; take .png")
     elif out.suffix == ".gif":
@@ -84,7 +93,8 @@ def sample(config: DictConfig) -> None:
         import torch
 
         parts = list(with_bar(source.batches(list(range(config.n)), config.batch), config.n))
-        images.save_samples(out, torch.cat([x for _, x in parts]), columns)
+        x = torch.cat([x for _, x in parts])
+        images.save_samples(out, x if out.suffix == ".npy" else as_shown(mel, x), columns)
     if figures or folder:  # whose settings are checked where they are drawn
         say(drawn)
     warn_of_range(source)
@@ -193,8 +203,8 @@ def strip_sampler(source: Any, steps: Any) -> Any:
         raise InvalidInput(f"steps_strip: {error}") from error
 
 
-def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path) -> None:
-    """The way between two held-out images, in one row with the images themselves at its ends."""
+def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path, mel: Any) -> None:
+    """The way between two held-out images, in one row with the images themselves at its ends; of sounds, a page too."""
     import torch
 
     from ddpm.figures import plots
@@ -228,7 +238,33 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
     one = data.units.removesuffix("s")
     row = [(f"{one} {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"{one} {pair[1]}", x[1:])]
-    plots.labelled_columns(out, [(label, as_pictures(x)) for label, x in row], _plane(source))
+    plots.labelled_columns(out, [(label, as_pictures(as_shown(mel, x))) for label, x in row], _plane(source))
+    if mel is not None:
+        page = out.with_suffix(".html")
+        write_page(
+            page, "From sound to sound", mel, [("The way", [name for name, _ in row], torch.cat([x for _, x in row]))]
+        )
+        say(f"wrote {page}")
+
+
+def _listened(config: DictConfig, source: Any, run: Any, trained: DictConfig, out: Path, mel: Any) -> None:
+    """A WAV file beside each PNG file of a folder, of the same number, and a page to listen to."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ddpm.figures.images import to_float
+    from ddpm.runs.files import replacing
+
+    numbers = list(range(config.n))
+    pixels = [np.asarray(Image.open(out / f"{number:06}.png").convert("L")) for number in numbers]
+    x = to_float(torch.from_numpy(np.stack(pixels))[:, None]).flip(-2)
+    for number, wav in zip(numbers, wavs_of(mel, x), strict=True):
+        with replacing(out / f"{number:06}.wav") as temporary:
+            temporary.write_bytes(wav)
+    classes = label_names("classes", config, run, trained) if source.classes([0]) is not None else ()
+    names = names_of(source, classes, numbers)
+    write_page(out / PAGE, f"Samples of {config.run}", mel, [("Samples", names, x)])
 
 
 def _plane(source: Any) -> str | None:
@@ -238,7 +274,7 @@ def _plane(source: Any) -> str | None:
     return plane_of(source.shape[0]) if len(source.shape) == 1 else None
 
 
-def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -> None:
+def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, mel: Any) -> None:
     """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
     from ddpm.figures import images
     from ddpm.runs.files import replacing
@@ -268,7 +304,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path) -
     if len(missing) < config.n:
         say(f"{config.n - len(missing)} of {config.n} samples are there already")
     for numbers, x in with_bar(source.batches(missing, config.batch), len(missing)):
-        for number, picture in zip(numbers, images.to_numpy(x), strict=True):
+        for number, picture in zip(numbers, images.to_numpy(as_shown(mel, x)), strict=True):
             images.save_png(out / f"{number:06}.png", picture)
 
 

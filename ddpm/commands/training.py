@@ -18,6 +18,7 @@ from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.distilling import stage, stages
 from ddpm.commands.encoding import keep, recipe_of, with_codec
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides, standing_for
+from ddpm.commands.listening import PAGE, as_shown, mel_of, write_results
 from ddpm.commands.next_steps import next_commands
 from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
 from ddpm.commands.prepare import Plan, disk, evaluations, must_be_tracked, no_room, planned, status_of, trial_loss
@@ -405,7 +406,10 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     samples = source.drawn(n) if way is None else way[-1][1]
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
-        images.save_samples(run.path / "samples.png", samples[:64])
+        mel = mel_of(config)
+        images.save_samples(run.path / "samples.png", as_shown(mel, samples[:64]))
+        if mel is not None:
+            write_results(run.path / PAGE, source, data, samples)
         if (told := source.pictures_told(range(64))) is not None:
             images.save_samples(run.path / "samples_told.png", told)
     else:

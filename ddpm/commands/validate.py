@@ -58,8 +58,9 @@ def must_be_writable(out: str | None) -> None:
     path = Path(out)
     if not path.parent.is_dir():
         raise InvalidInput(f"out={out}: the folder {path.parent} does not exist")
-    if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ""):
-        raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: .npy, .png, .gif, or a folder/")
+    if not str(out).endswith("/") and path.suffix not in (".npy", ".png", ".gif", ".wav", ""):
+        allowed = ".npy, .png, .gif, .wav (of sounds), or a folder/"
+        raise InvalidInput(f"out={out}: the ending {path.suffix} is not known; allowed: {allowed}")
     if path.is_dir() and path.suffix and not str(out).endswith("/"):
         raise InvalidInput(f"out={out} is a folder; end it with / to write numbered pictures there")
     if path.is_file() and (not path.suffix or str(out).endswith("/")):

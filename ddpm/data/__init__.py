@@ -15,6 +15,8 @@ from ddpm.data.points import Points
 from ddpm.data.points_file import PointsFile
 from ddpm.data.scenes import Scenes
 from ddpm.data.shapes import Checkerboard, Gaussians, Moons, Pinwheel, Rings, Spiral, SwissRoll
+from ddpm.data.sound import Sound
+from ddpm.data.spoken_digits import SpokenDigits
 from ddpm.data.subject import Subject
 
 __all__ = [
@@ -38,7 +40,9 @@ __all__ = [
     "PointsFile",
     "Rings",
     "Scenes",
+    "Sound",
     "Spiral",
+    "SpokenDigits",
     "Subject",
     "SwissRoll",
 ]

@@ -88,11 +88,11 @@ def visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images directly in a folder, and its other files, in sorted order."""
+def files_in(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[Path], list[Path]]:
+    """The images directly in a folder, or files of other suffixes, and what else it has, in sorted order."""
     files = [path for path in visible(folder) if path.is_file()]
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    return images, [path for path in files if path.suffix.lower() not in SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in suffixes]
+    return images, [path for path in files if path.suffix.lower() not in suffixes]
 
 
 def _counted(files: Sequence[Path]) -> str:
@@ -103,12 +103,12 @@ def _counted(files: Sequence[Path]) -> str:
     return ", ".join(words + [f"{rest:,} others"] * (rest > 0))
 
 
-def choose_half(root: Path, split: str) -> tuple[str, Path]:
-    """The split's resolved name and its folder."""
+def choose_half(root: Path, split: str, units: str = "images") -> tuple[str, Path]:
+    """The split's resolved name and its folder; `units` are what should lie in it."""
     if not root.exists():
-        raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of images")
+        raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of {units}")
     if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; point root at a folder of images")
+        raise NotADirectoryError(f"{root} is a file; point root at a folder of {units}")
     halves = {path.name.lower(): path for path in visible(root) if path.is_dir()}
     if "train" in halves and "test" in halves:
         half = "train" if split == "auto" else split

@@ -7,20 +7,22 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 POLICY += "form-action 'none'"
 
 
-def document(title: str, body: str, package: str, name: str) -> str:
+def document(title: str, body: str, package: str, name: str, sounds: bool = False) -> str:
     """The HTML of a whole page.
 
     Args:
         title: plain text.
         body: HTML; what it shows of others is escaped by who made it.
         package, name: where its looks and its script lie: NAME.css and NAME.js of a Python package.
+        sounds: whether it plays sounds, which it holds itself.
     """
+    policy = f"{POLICY}; media-src data:" if sounds else POLICY
     style, script = ((files(package) / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">

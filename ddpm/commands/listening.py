@@ -1,0 +1,152 @@
+"""Samples of sound: written as WAV files and a page to listen to; `ddpm-evaluate metric=sound`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ddpm.commands.console import say
+from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.load import must_walk
+from ddpm.config import InvalidInput, plain
+
+NAME = "sound"
+PAGE = "listen.html"
+ON_PAGE = 64  # samples
+BESIDE = 10  # held-out sounds on the page
+
+
+def mel_of(trained: DictConfig) -> Any:
+    """What makes sounds of a run's samples, by its configuration; None of a run of anything else."""
+    from ddpm.data.sound import mel_of_config
+
+    try:
+        return mel_of_config(plain(trained.get("data")))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InvalidInput(f"the run's data: {error}") from error
+
+
+def as_shown(mel: Any, x: Any) -> Any:
+    """Pictures (n, 1, H, W) as a person sees them: of sounds (mel is not None) the low ones below."""
+    return x if mel is None else x.flip(-2)
+
+
+def wavs_of(mel: Any, x: Any, references: Any = None) -> list[bytes]:
+    """WAV files of pictures (n, 1, H, W) in [-1, 1]; references as `Mel.decode` has them."""
+    import torch
+
+    from ddpm.data.sound import AT_ONCE, wav_of
+    from ddpm.figures.images import to_uint8
+
+    parts = range(0, len(x), AT_ONCE)
+    told = [None if references is None else references[k : k + AT_ONCE] for k in parts]
+    sounds = [mel.decode(to_uint8(x[k : k + AT_ONCE].cpu()), r) for k, r in zip(parts, told, strict=True)]
+    return [wav_of(y, mel.sample_rate) for y in (torch.cat(sounds) if sounds else ())]
+
+
+def write_wav(path: Path, mel: Any, x: Any) -> None:
+    """One sound, of the first of some pictures."""
+    from ddpm.runs.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_bytes(wavs_of(mel, x[:1])[0])
+
+
+def write_page(path: Path, title: str, mel: Any, groups: Sequence[tuple[str, list[str], Any]]) -> None:
+    """A page to listen to.
+
+    Args:
+        groups: (heading, names, pictures (n, 1, H, W) in [-1, 1]) each.
+    """
+    from ddpm.figures.images import to_uint8
+    from ddpm.figures.listen_page import Heard, page
+    from ddpm.runs.files import replacing
+
+    heard = []
+    for heading, names, x in groups:
+        pictures = to_uint8(as_shown(mel, x).cpu())
+        wavs = wavs_of(mel, x)
+        heard.append((heading, [Heard(*one) for one in zip(names, pictures, wavs, strict=True)]))
+    words = f"All sounds come from spectrograms of {mel.n_mels} mel bands, by {mel.n_iter} rounds of Griffin-Lim."
+    with replacing(path) as temporary:
+        temporary.write_text(page(title, words, heard, mel.seconds, mel.sample_rate / 2), encoding="utf-8")
+
+
+def names_of(source: Any, classes: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """What samples of these numbers are called: by their class where the network has classes."""
+    y = source.classes(list(numbers))
+    if y is None:
+        return [f"sample {i}" for i in numbers]
+    labels = y.flatten(1)[:, 0] if y.ndim > 1 else y
+    return [
+        f"{classes[k] if 0 <= k < len(classes) else 'no class'}, sample {i}"
+        for i, k in zip(numbers, labels.tolist(), strict=True)
+    ]
+
+
+def write_results(path: Path, source: Any, data: Any, samples: Any) -> None:
+    """The page at the end of a run of sounds: its samples, and some of those that were held out."""
+    from ddpm.data.dataset import spread
+
+    numbers = data.held_out if len(data.held_out) else data.train
+    chosen = numbers[spread(len(numbers), BESIDE)]
+    real = data.batch(chosen)
+    called = [data.classes[k] for k in real.y.tolist()] if real.y is not None else [f"sound {i}" for i in chosen]
+    drawn = samples[:ON_PAGE]
+    groups = [
+        ("Samples", names_of(source, data.classes, range(len(drawn))), drawn),
+        ("Sounds of the data, through the same spectrograms", called, real.x),
+    ]
+    write_page(path, f"Samples of {data.name}", data.mel, groups)
+
+
+# ------------------------------------------------------------------------------------------------------- metric=sound
+
+
+def measure_sound(context: EvaluationContext) -> PlannedMeasure:
+    """Check that the run draws sounds by class; returns what draws them, makes them heard, and reads them.
+
+    Raises: InvalidInput.
+    """
+    from ddpm.metrics import denoising, quality
+
+    source, data = context.source, context.every
+    if getattr(data, "mel", None) is None:
+        raise InvalidInput(f"metric={NAME} is of sounds, and {data.name} has none; train with experiment=spoken_digits")
+    if source.classes([0]) is None or not quality.has_classes(data):
+        raise InvalidInput(
+            f"metric={NAME} compares samples with the classes that were asked for, and the network has none; train one "
+            "with model.num_classes, on data with two classes or more"
+        )
+    if source.sampler is not None:
+        must_walk(source.sampler, source.diffusion)
+    try:
+        denoising.must_hold_out(data, NAME, 1)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    n = context.config.n or min(512, len(context.data.held_out))
+    context.features("classifier")
+    plan = f"{NAME}: {n:,} samples, seeds {context.seeds}, {source.walk}, made heard and read by a classifier"
+    cost = len(context.seeds) * n * source.evaluations
+    return PlannedMeasure(plan, cost, lambda: _carry_out(context, n), ("classifier",))
+
+
+def _carry_out(context: EvaluationContext, n: int) -> None:
+    """Draw with every seed, read what is heard, and write what was found."""
+    from ddpm.metrics import quality, sound
+
+    source, data = context.source, context.data
+    real, accuracy = context.real("classifier")
+    try:
+        reading = sound.Ceiling.of(data, real)
+        results = []
+        for seed in context.seeds:
+            x, y = context.samples(list(range(n)), seed)
+            results.append(sound.as_heard(x, y, data, real, reading))
+    except ValueError as error:
+        raise InvalidInput(f"metric={NAME}: {error}") from error
+    values = context.settings(n, source.sampler) | quality.together(results, context.seeds)
+    values |= {} if accuracy is None else {"judge_accuracy": accuracy}
+    context.record(f"{NAME}_{real.features.name}_{n}", values, quality.in_words(results, values))
+    say(f"the ceiling is what the classifier reads of real sounds through the same spectrograms: {reading.heard:.1%}")
