@@ -221,9 +221,9 @@ def sweep(folder: Path) -> dict[str, object]:
 
 
 def limit(folder: Path) -> dict[str, object]:
-    """A run that needs longer than its job's time limit, of one minute, the least that SLURM has."""
-    words = ["trainer.steps=null", "trainer.seconds=50", "trainer.checkpoint_every=100000000"]
-    tried = Sweep(folder, *words, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20", "seed=0")
+    """A run that needs longer than its job's time limit, of two minutes."""
+    words = ["trainer.steps=null", "trainer.seconds=90", "trainer.checkpoint_every=100000000"]
+    tried = Sweep(folder, *words, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20", "seed=0")
     code, log, after = tried.ended(580)
     (run,) = tried.runs.values()
     told = "".join(path.read_text() for path in folder.glob("runs/default/.submitit/*/*_log.err"))
