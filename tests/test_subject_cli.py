@@ -65,6 +65,14 @@ def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tm
 
 
 @pytest.mark.slow
+def test_a_check_draws_no_pictures_of_the_class(call, base, tmp_path):  # noqa: F811
+    runs = f"runs={tmp_path / 'runs'}"
+    told = call(cli.train, "--check", *SUBJECT, f"init={base}", runs)
+    assert told.code == 0 and not (tmp_path / "runs").exists()
+    assert "new; its name is known when" in told.out and "drawn the pictures of the class" in told.out
+
+
+@pytest.mark.slow
 def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
     other = shutil.copytree(base, tmp_path / "other")
     config = (other / "config.yaml").read_text()

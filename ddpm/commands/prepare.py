@@ -80,7 +80,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
     Args:
         marking: mark a run of a sweep that is refused as FAILED with the reason, unless it is done or being trained.
-        learning: train the classifier that the run compares pictures by, if it must be; else the plan `lacks` it.
+        learning: train the classifier that the run compares pictures by, and draw what stands beside a subject, if
+            they must be; else the plan `lacks` them.
     Raises: InvalidInput.
     """
     import torch
@@ -125,9 +126,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
     begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
-    given = with_class(build_data(config.data, trust), config, trust)
+    given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
     data = in_words(given, config, trust, begun, None if text is None else text.tokenizer)
-    identity, folder, lacks = data.identity(), _folder_of_runs(config), None
+    identity, folder = data.identity(), _folder_of_runs(config)
 
     def run() -> Run:  # by what its parents are known to be
         return Run(folder / science_hash(science(settings, identity, parents, ddpm.NUMERICS)))
@@ -153,8 +154,8 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
             _must_leave_a_budget(config, parts.trainer, data, parent)
         if parts.task.perceives:  # last, for a classifier is trained for it
-            known, lacks = perceiving.learned(parts.task, config, trust, data, folder.parent, device, learning)
-            parents |= known
+            known, unknown = perceiving.learned(parts.task, config, trust, data, folder.parent, device, learning)
+            parents, lacks = parents | known, lacks or unknown
         if parent is not None and lacks is None:
             _must_stand_beside(parent, parts.task, config)
     except InvalidInput as error:

@@ -119,14 +119,17 @@ def begin_adapters(task: Any) -> None:
         build({"_target_": BEGIN}, "adapter", [BEGIN], model=module)
 
 
-def with_class(data: Any, config: DictConfig, trust: list[str]) -> Any:
+def with_class(data: Any, config: DictConfig, trust: list[str], drawing: bool = True) -> tuple[Any, str | None]:
     """The pictures of a subject with those of its class beside them, if any are asked for; other data as they are.
 
+    Args:
+        drawing: let the run that is tuned draw these pictures, if it has not; else others stand in for them.
+    Returns: the data, and what is lacking until the pictures are drawn, or None.
     Raises: InvalidInput for pictures that no caption names the subject of, or none of the class.
     """
     asked = config.get("subject")
     if asked is None or not isinstance(asked, DictConfig):
-        return data
+        return data, None
     from ddpm.data.beside import Beside
 
     named = [
@@ -136,10 +139,13 @@ def with_class(data: Any, config: DictConfig, trust: list[str]) -> Any:
         example = data.captions[int(data.train[0])] if len(data.captions) else "none"
         raise InvalidInput(f"subject.word={asked.word}: no caption of {data.name} has it; one is {example!r}")
     if not asked.beside:
-        return data
-    images, captions = _of_class(config, trust)
+        return data, None
+    real, captions = _of_class(config, trust)
+    images, lacks = (real, None) if asked.pictures == "data" else _drawn(config, captions, drawing)
+    if images is None:
+        images = real
     try:
-        return Beside(data, images, captions)
+        return Beside(data, images, captions), lacks
     except ValueError as error:
         raise InvalidInput(str(error)) from error
 
@@ -149,7 +155,7 @@ def _words(caption: str) -> list[str]:
 
 
 def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
-    """Pictures uint8 (M, C, H, W) whose captions name the class, and these: of the data of the run, or drawn by it."""
+    """Pictures uint8 (M, C, H, W) of the run's own data whose captions name the class, and these."""
     import torch
 
     from ddpm.randomness import generator
@@ -166,11 +172,14 @@ def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
     chosen = torch.randperm(len(there), generator=generator(0, "beside"))[: asked.beside]
     numbers = torch.tensor(there)[chosen]
     captions = [data.captions[i] for i in numbers.tolist()]
-    return (data.images[numbers].cpu() if asked.pictures == "data" else _drawn(config, captions)), captions
+    return data.images[numbers].cpu(), captions
 
 
-def _drawn(config: DictConfig, captions: Sequence[str]) -> Any:
-    """What the run that is tuned draws of captions, once: uint8 (M, C, H, W), kept below the folder of all runs."""
+def _drawn(config: DictConfig, captions: Sequence[str], drawing: bool) -> tuple[Any, str | None]:
+    """What the run that is tuned draws of captions, once: uint8 (M, C, H, W), kept below the folder of all runs.
+
+    If it has not and is not to draw now: None, and what is lacking.
+    """
     import torch
 
     from ddpm.commands.sources import source_of
@@ -185,7 +194,9 @@ def _drawn(config: DictConfig, captions: Sequence[str]) -> Any:
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     place = Path(str(config.runs)) / CACHE / f"{key}.safetensors"
     if (kept := load_tensor(place, torch.uint8, (len(captions), None, None, None))) is not None:
-        return kept
+        return kept, None
+    if not drawing:
+        return None, f"its name is known when {asked.run} has drawn the pictures of the class, which comes first"
     words = [f"run='{asked.run}'", "guidance=classifier_free", f"guidance.w={asked.w}", f"sampler.steps={asked.steps}"]
     drawing = compose("sample", [*words, f"device={config.device}"])
     drawing.prompt = list(captions)
@@ -194,7 +205,7 @@ def _drawn(config: DictConfig, captions: Sequence[str]) -> Any:
     say(f"{asked.run} draws {len(captions)} pictures of the class, once: they will be kept as {place}")
     images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), drawing.batch)]))
     save_tensor(images, place)
-    return images
+    return images, None
 
 
 def scenes_of(trained: DictConfig, trust: list[str], run: Path) -> Any:
