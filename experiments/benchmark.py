@@ -502,7 +502,11 @@ def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], obj
                 turns = {
                     label: functools.partial(run, *network, device, precision) for label, network in networks.items()
                 }
-                told[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
+                frozen = getattr(
+                    networks["ours"][0], "frozen", contextlib.nullcontext
+                )  # over all calls, as a sampler's
+                with contextlib.nullcontext() if run is both_passes else frozen():
+                    told[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
                 note(told)
 
 
@@ -543,9 +547,8 @@ def encoders(device: torch.device) -> dict[str, Called]:
 
 
 def forward_pass(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
-    """As in sampling, where weights stay as they are."""
-    frozen = getattr(network, "frozen", contextlib.nullcontext)
-    with torch.no_grad(), computing(device, precision), frozen():
+    """As in sampling."""
+    with torch.no_grad(), computing(device, precision):
         call()
 
 
@@ -710,11 +713,10 @@ def _told_rows(told: dict[str, Any]) -> list[list[str]]:
     rows: list[list[str]] = []
     for name, entry in told.items():
         title = f"{name}: {entry['parameters'] / 1e6:.2f} M parameters"
-        for what, part in entry.items():
-            if what == "parameters":
-                continue
+        for what, part in ((what, part) for what, part in entry.items() if what != "parameters"):
             ours, *others = (_cells(part, label, lambda s: s)[:2] for label in ("ours", "peer", "peer channels_last"))
-            rows.append(["" if rows and rows[-1][0].startswith(name) else title, what, ours[0], *others[0], *others[1]])
+            rows.append([title, what, ours[0], *others[0], *others[1]])
+            title = ""
     return rows
 
 
