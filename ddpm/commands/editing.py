@@ -71,13 +71,13 @@ def edit(config: DictConfig) -> None:
     names = _names(config, source, run, trained)
     mel = mel_of(trained)
     x, size, labels = image_of(config, trained, _shape(config, source), mel)
-    gap = {"mel": mel}
-    edited = {
+    kinds: dict[str, Callable[..., Any]] = {
         "strength": _img2img,
-        "mask": partial(_inpaint, **gap),
-        "operator": partial(_measured, **gap),
+        "mask": partial(_inpaint, mel=mel),
+        "operator": partial(_measured, mel=mel),
         "redraw": _redraw,
-    }[kind]
+    }
+    edited = kinds[kind]
     if kind == "redraw":
         labels = _own(config, names, labels)
         if len(labels) > 1 and config.style is None:  # the same hand

@@ -198,12 +198,12 @@ def _drawn(config: DictConfig, captions: Sequence[str], drawing: bool) -> tuple[
     if not drawing:
         return None, f"its name is known when {asked.run} has drawn the pictures of the class, which comes first"
     words = [f"run='{asked.run}'", "guidance=classifier_free", f"guidance.w={asked.w}", f"sampler.steps={asked.steps}"]
-    drawing = compose("sample", [*words, f"device={config.device}"])
-    drawing.prompt = list(captions)
-    source = source_of(drawing)[0]
+    asking = compose("sample", [*words, f"device={config.device}"])
+    asking.prompt = list(captions)
+    source = source_of(asking)[0]
     must_walk(source.sampler, source.diffusion, "subject.steps")
     say(f"{asked.run} draws {len(captions)} pictures of the class, once: they will be kept as {place}")
-    images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), drawing.batch)]))
+    images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), asking.batch)]))
     save_tensor(images, place)
     return images, None
 
