@@ -84,6 +84,7 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
         (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject has it; one is"),
         (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
+        (["+subject.foo=1"], "subject.foo is not known; allowed: word, like, of"),
         (["subject.beside=-1"], "subject.beside=-1 must be an integer >= 0"),
         (["subject.pictures=x"], "subject.pictures=x is not known; allowed: data, drawn"),
         (["subject.beside=0", "task.prior=2"], "task.prior = 2 weighs pictures beside those of a subject"),

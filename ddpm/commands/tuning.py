@@ -19,6 +19,7 @@ from ddpm.commands.wording import in_words, tokenizer_of, word_of
 from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
 
 OF_RUN = ("model", "text", "tokenizer", "schedule", "diffusion")  # groups that are those of the run that is tuned
+SETTINGS = ("word", "like", "of", "beside", "pictures", "steps", "w", "run", "data")  # the last two are found out
 PICTURES = ("data", "drawn")  # where those of the class come from
 BEGIN = "models.adapters.begin"
 PUT_IN = (".lora_A", ".lora_B", ".added")  # ends of names of parameters that a run without adapters lacks
@@ -74,6 +75,8 @@ def tuned_of(config: DictConfig) -> DictConfig:
 def _must_be_sound(config: DictConfig) -> None:
     """Refuse settings of a subject that mean nothing."""
     asked = config.subject
+    if unknown := sorted(set(map(str, asked)) - set(SETTINGS)):
+        raise InvalidInput(f"subject.{unknown[0]} is not known; allowed: {', '.join(SETTINGS[:-2])}")
     for key in ("word", "like", "of"):
         value = asked.get(key)
         if not (value is None and key != "word") and not (isinstance(value, str) and re.fullmatch(r"[^\W\d_]+", value)):
