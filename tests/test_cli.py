@@ -1265,11 +1265,12 @@ def test_a_check_downloads_nothing(call, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [cli.sample, cli.evaluate, cli.schedule])
-def test_only_training_can_be_checked(command, typed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", [cli.evaluate, cli.schedule])
+def test_only_training_and_sampling_can_be_checked(command, typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_refused(typed(command, "--check", "run=x"), "--check", "key=value")
     assert_refused(typed(cli.train, "--chek"), "--chek", "--help")
+    assert_refused(typed(cli.sample, "--check", "run=x"), "run=x: no config.yaml there")
     assert list(tmp_path.iterdir()) == []
 
 
