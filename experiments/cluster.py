@@ -120,6 +120,9 @@ def one_node(folder: Path, cpus: int = 2) -> Iterator[None]:
         until(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"), 60)
         yield
     finally:
+        slurm("scancel", f"--user={user}")  # or what jobs have started outlives the daemons
+        with contextlib.suppress(TimeoutError):
+            until(lambda: not slurm("squeue", "--noheader"), 60)
         for process in reversed(started):
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
