@@ -158,10 +158,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     """
     _must_hold(context.data, metrics)
     of_source = OF_ANY_SOURCE if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
-    if not context.source.draws:
-        of_source = context.source.measures
-    else:
-        of_source = of_source + context.source.measures if context.source.like_data else ("cost",)
+    of_source = (of_source if context.source.like_data else ()) + context.source.measures
     for metric in metrics:
         if metric not in of_source:
             raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")

@@ -251,7 +251,7 @@ class Mel:
         y = self.griffin_lim(self.unmixed(power).sqrt(), self.n_iter if n_iter is None else n_iter)
         return y if reference is not None else 0.9 * y / y.abs().amax(1, keepdim=True).clamp(min=FLOOR)
 
-    def griffin_lim(self, S: Tensor, n_iter: int, momentum: float = MOMENTUM) -> Tensor:
+    def griffin_lim(self, S: Tensor, n_iter: int, momentum: float = MOMENTUM, phi: Tensor | None = None) -> Tensor:
         r"""Sounds whose short-time Fourier transforms have these magnitudes, nearly.
 
         Griffin and Lim's projections (1984) with the momentum of Perraudin et al. (2013), as librosa has it: G makes a
@@ -263,13 +263,15 @@ class Mel:
 
         Args:
             S: magnitudes (B, n_fft // 2 + 1, frames).
-            n_iter: how many rounds. The first phases are drawn, always the same.
+            n_iter: how many rounds.
             momentum: alpha, 0 for none.
+            phi: the first phases, (n_fft // 2 + 1, frames); None for drawn ones, always the same.
 
         Returns: (B, slice_size).
         """
-        draw = torch.rand(S.shape[1:], generator=generator(0, "griffin_lim"))  # of each row, whatever batch it is in
-        T, spectrum = torch.zeros_like(S, dtype=torch.complex64), S * torch.polar(torch.ones(()), 2 * math.pi * draw)
+        if phi is None:  # of each row, whatever batch it is in
+            phi = 2 * math.pi * torch.rand(S.shape[1:], generator=generator(0, "griffin_lim"))
+        T, spectrum = torch.zeros_like(S, dtype=torch.complex64), S * torch.polar(torch.ones(()), phi)
         for _ in range(n_iter):
             T_before, T = T, self.transform(self.sound_of(spectrum))
             phi = (T - momentum / (1 + momentum) * T_before).angle()

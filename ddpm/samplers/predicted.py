@@ -46,6 +46,7 @@ class Predicted(Source):
     evaluations = 1
     walk = "predicted of held-out pictures"
     like_data = False
+    measures = ("cost",)
 
     def __init__(
         self,

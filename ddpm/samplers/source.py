@@ -68,11 +68,11 @@ class Source(ABC):
     guidance: Any = ""
     """How predictions are guided: false, in words, for not."""
     measures: tuple[str, ...] = ()
-    """What is measured of it besides its samples, where there is no sampler."""
+    """What is measured of it besides its samples, where there is no sampler; of what is not `like_data`, all that is."""
     draws = True
-    """Whether there are samples; of what draws none, `measures` are all that there is."""
+    """Whether there are samples."""
     like_data: bool = True
-    """Whether what is drawn is of the kind of the data, with which it can be compared."""
+    """Whether there are samples of the kind of the data, with which they can be compared."""
     told: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
     codec: Any = None
@@ -201,7 +201,7 @@ class Silent(Source):
         measures: by what.
     """
 
-    draws = False
+    draws = like_data = False
     evaluations = 0
     walk = "nothing is drawn"
 
