@@ -68,7 +68,7 @@ class Source(ABC):
     guidance: Any = ""
     """How predictions are guided: false, in words, for not."""
     measures: tuple[str, ...] = ()
-    """What is measured of it besides its samples, where there is no sampler; of what is not `like_data`, all that is."""
+    """What is measured of it besides its samples, if there is no sampler; of what is not `like_data`, all that is."""
     draws = True
     """Whether there are samples."""
     like_data: bool = True
