@@ -1,5 +1,6 @@
 """experiment=subject through the commands: a subject is taught in three ways, resumed, drawn from and refused."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_cli import assert_refused, call, run_of, same, status, typed, weights  # noqa: F401
 from test_codes_cli import go_on, made
@@ -62,6 +64,13 @@ def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tm
     assert not np.array_equal(drawn("a small sks sphere"), drawn("a small red sphere"))
     measured = call(cli.evaluate, f"run={run}", "metric=kernel", "features=pixels", "n=3", "sampler.steps=2")
     assert measured.code == 0 and "is not what was trained on" not in measured.out + measured.err
+    reading = ["metric=subject", "scenes.count=40", "scenes.epochs=1", "n=3", "sampler.steps=2"]
+    compared = call(cli.evaluate, f"run={run}", *reading)
+    assert compared.code == 0, compared
+    noted = [name for name in json.loads((run / "evaluation.json").read_text()) if name.startswith("subject_reader-")]
+    assert len(noted) == 1 and "subject.png: its pictures; then held-out captions" in compared.out
+    with Image.open(run / "subject.png") as picture:  # a row of three pictures and two left white, three rows of views
+        assert picture.width > picture.height > 0.6 * picture.width
 
 
 @pytest.mark.slow

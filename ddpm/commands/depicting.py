@@ -1,5 +1,6 @@
 """`ddpm-evaluate metric=scenes`: is what prompts name right in what is drawn, as a network reads it?"""
 
+import textwrap
 from typing import Any, NamedTuple
 
 from ddpm.commands.console import say
@@ -11,7 +12,7 @@ from ddpm.config import InvalidInput, build
 
 NAME, SUBJECT = "scenes", "subject"
 READ = (2,)  # the numbers of solids in the scenes that what reads a subject learns from
-PICTURE = "scenes.png"  # in the run directory
+PICTURE, OF_SUBJECT = "scenes.png", "subject.png"  # in the run directory
 ROWS, SHOWN = 4, 4  # prompts of each part in it, and samples of each
 MOST = 512  # samples of each part, unless told otherwise
 IN_WORDS = {"seen": "pairs that were trained on", "composed": "pairs that no training scene shows"}
@@ -183,7 +184,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
     plan = f"{SUBJECT}: {n:,} samples of held-out captions, seeds {context.seeds}, {source.walk}" + (
         "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
     )
-    drawn = len(context.seeds) * n
+    drawn = len(context.seeds) * n + ROWS * SHOWN
     return PlannedMeasure(plan, drawn * source.evaluations, lambda: _compare(context, reader, n))
 
 
@@ -212,3 +213,25 @@ def _compare(context: EvaluationContext, reader: Any, n: int) -> None:
     each = list(measured.values())
     values = context.settings(n, context.source.sampler) | quality.together(each, list(measured))
     context.record(f"{SUBJECT}_reader-{name}_{n}", values, quality.in_words(each, values))
+    _draw_subject(context)
+
+
+def _draw_subject(context: EvaluationContext) -> None:
+    """The pictures that were learned from; and held-out captions, a view of each and samples."""
+    import torch
+
+    from ddpm.data.dataset import spread
+    from ddpm.figures import plots
+
+    data, prompts, M = context.every, Prompts(context.every.held_out, []), len(context.every.held_out)
+    places = spread(M, ROWS).tolist()
+    few, views = (data.batch(part).x.cpu() for part in (data.train[: SHOWN + 1], data.held_out[places]))
+    x = _samples(context, [p + M * k for p in places for k in range(SHOWN)], context.seeds[0], prompts)
+    white = torch.ones(SHOWN + 1 - len(few), *few.shape[1:])
+    rows = [("learned from these", torch.cat([few, white]))]
+    for view, samples, place in zip(views.split(1), x.split(SHOWN), places, strict=True):
+        caption = "\n".join(textwrap.wrap(data.captions[int(data.held_out[place])], plots.LINE))
+        rows.append((caption, torch.cat([view, samples.cpu()])))
+    path = context.run.path / OF_SUBJECT
+    plots.labelled_rows(path, rows, title="below: a held-out view, then samples of its words")
+    say(f"wrote {path}: its pictures; then held-out captions, a view of each, and {SHOWN} samples")
