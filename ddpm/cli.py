@@ -17,25 +17,15 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.commands import (
-    checking,
-    editing,
-    evaluating,
-    optimising,
-    prompting,
-    ranging,
-    reading_site,
-    sampling,
-    scheduling,
-    stacking,
-    studying,
-    sweep_plan,
-    training,
-)
-from ddpm.commands.clusters import Outcome
+from ddpm.commands import reading_site, scheduling
 from ddpm.commands.console import in_one_line, say
+from ddpm.commands.evaluate import evaluating
 from ddpm.commands.launch import job_name, multirun, note_sweep
-from ddpm.commands.sweeping import collecting, worker_of_a_launcher
+from ddpm.commands.sample import editing, pipelines, sampling
+from ddpm.commands.study import lr_range, optimising, plan, studying
+from ddpm.commands.train import checking, stacking, training
+from ddpm.commands.train.cluster import Outcome
+from ddpm.commands.train.sweeping import collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
@@ -57,7 +47,7 @@ def sample() -> None:
     """`ddpm-sample`: draw samples from a run, or from a published pipeline; with --check only say what that takes."""
     checked = checking.CHECK in sys.argv[1:]
     sys.argv[1:] = [word for word in sys.argv[1:] if word != checking.CHECK]
-    sys.argv[1:] = prompting.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
+    sys.argv[1:] = pipelines.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
     if checked:
         _without_traces("sample", checking.check_samples, failing=2)
     else:
@@ -66,7 +56,7 @@ def sample() -> None:
 
 def edit() -> None:
     """`ddpm-edit`: edit an image by what a run directory learned, or by a published pipeline."""
-    sys.argv[1:] = prompting.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
+    sys.argv[1:] = pipelines.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("edit", editing.edit)
 
 
@@ -122,11 +112,11 @@ def read() -> None:
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
-    "plan": sweep_plan.plan,
+    "plan": plan.plan,
     "status": studying.status,
     "retry": studying.retry,
     "report": studying.report,
-    "lr-range": ranging.lr_range,
+    "lr-range": lr_range.lr_range,
     "optimise": optimising.optimise,
 }
 STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it means

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from test_trainer import CPU, Fit, assert_same, drawn_by, network, some, stop_at
 from torch import Tensor
 
-from ddpm.commands import prepare, training
+from ddpm.commands.train import prepare, training
 from ddpm.config import InvalidInput, compose, resolved, science
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment, inverse_of, warp

@@ -12,7 +12,7 @@ from test_vae_cli import made
 from torch import nn
 
 from ddpm import cli
-from ddpm.commands.augmenting import measure_augmentation
+from ddpm.commands.evaluate.augmentation import measure_augmentation
 from ddpm.config import InvalidInput
 from ddpm.metrics.augmentation import Learned, few, in_words, learned, must_have_enough, record
 from ddpm.metrics.intervals import wilson

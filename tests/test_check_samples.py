@@ -9,7 +9,7 @@ from test_cli import assert_refused, call, finished, run_of, same, status, typed
 from torch import nn
 
 from ddpm import cli
-from ddpm.commands.checking import _compute, _measured, _networks, _passes
+from ddpm.commands.train.checking import _compute, _measured, _networks, _passes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import ClassifierFree
 from ddpm.samplers import DDIM, Heun

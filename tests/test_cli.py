@@ -26,7 +26,7 @@ from test_devanagari import make_font
 import ddpm.training.graph
 import ddpm.training.trainer
 from ddpm import cli, config
-from ddpm.commands import next_steps, prepare, training
+from ddpm.commands.train import next_steps, prepare, training
 from ddpm.data.devanagari import Devanagari, styles
 from ddpm.runs import checkpoint, preflight
 from ddpm.runs.directory import Run, read_metrics

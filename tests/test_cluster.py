@@ -1,4 +1,4 @@
-"""ddpm/commands/clusters.py: jobs of a queue are awaited by their runs' files, on SLURM itself too."""
+"""ddpm/commands/train/cluster.py: jobs of a queue are awaited by their runs' files, on SLURM itself too."""
 
 import pickle
 import runpy
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from ddpm import config
-from ddpm.commands import clusters
-from ddpm.commands.clusters import GONE, GRACE, PATIENCE, SOON, Awaited, Outcome, Queue
+from ddpm.commands.train import cluster
+from ddpm.commands.train.cluster import GONE, GRACE, PATIENCE, SOON, Awaited, Outcome, Queue
 from ddpm.runs.directory import DONE, FAILED, INTERRUPTED, RUNNING, Run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "cluster.py"
@@ -114,7 +114,7 @@ def test_a_job_that_is_queued_again_is_awaited(tmp_path):
 def test_a_job_that_never_began_a_run_is_one_line(state, named, tmp_path):
     waited = Waited(tmp_path, {0: "PENDING", 40: state})
     told = f"job 7_1 ({named}) ended before its run began; its log is {tmp_path / 'job' / 'err'}"
-    assert waited.result() == Outcome(told) and 40 <= waited.now <= 40 + clusters.SELDOM + GRACE + 1
+    assert waited.result() == Outcome(told) and 40 <= waited.now <= 40 + cluster.SELDOM + GRACE + 1
 
 
 def test_without_an_answer_of_the_queue_a_status_decides_after_patience(tmp_path):
@@ -153,7 +153,7 @@ def test_what_a_job_raised_stands_in_the_list_and_stops_no_other(tmp_path):
 
 
 def test_a_run_that_a_process_holds_is_not_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "LOOK", 2 * PATIENCE)  # for each look waits a moment for the lock
+    monkeypatch.setattr(cluster, "LOOK", 2 * PATIENCE)  # for each look waits a moment for the lock
     waited = Waited(tmp_path, {}, {1: begins, 3: becomes(RUNNING), 240: answers(Answer(["seed=1"], None))})
     waited.happens[2] = lambda waited: held.__enter__()
     held = waited.run.locked()
@@ -166,25 +166,25 @@ def test_a_run_that_a_process_holds_is_not_over(tmp_path, monkeypatch):
 def test_the_queue_is_read_without_accounting(tmp_path, monkeypatch):
     command = tmp_path / "squeue"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert clusters.squeue() is None
+    assert cluster.squeue() is None
     command.write_text("#!/bin/sh\necho \"$*\" > $0.words\necho '7_0 RUNNING'\necho '7_1 CANCELLED'\n")
     command.chmod(0o755)
-    assert clusters.squeue() == {"7_0": "RUNNING", "7_1": "CANCELLED"}
+    assert cluster.squeue() == {"7_0": "RUNNING", "7_1": "CANCELLED"}
     words = (tmp_path / "squeue.words").read_text()
     assert "--array" in words and "--states=all" in words and "sacct" not in words
     command.write_text("#!/bin/sh\nexit 1\n")
-    assert clusters.squeue() is None
+    assert cluster.squeue() is None
 
 
 def test_a_run_is_noted_in_a_job_alone(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.delenv("SUBMITIT_FOLDER", raising=False)
-    assert clusters.note_run(tmp_path) is None
+    assert cluster.note_run(tmp_path) is None
     told = {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "8"}
     told |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert clusters.note_run(tmp_path / "runs") == "7_1"
+    assert cluster.note_run(tmp_path / "runs") == "7_1"
     assert Path((tmp_path / "7_1_run.txt").read_text()) == tmp_path / "runs"
 
 
@@ -194,10 +194,10 @@ class SlurmLauncher:
 
 def test_where_no_job_can_be_submitted_it_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with clusters.awaiting(SlurmLauncher()):  # another's, of that name
+    with cluster.awaiting(SlurmLauncher()):  # another's, of that name
         pass
     monkeypatch.setattr(SlurmLauncher, "__module__", "hydra_plugins.hydra_submitit_launcher.submitit_launcher")
-    with pytest.raises(SystemExit, match="2"), clusters.awaiting(SlurmLauncher()):
+    with pytest.raises(SystemExit, match="2"), cluster.awaiting(SlurmLauncher()):
         pytest.fail("it went on")
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "sbatch, srun, squeue is not on this machine" in told

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ddpm import config
-from ddpm.commands import sampling, training
+from ddpm.commands.sample import sampling
+from ddpm.commands.train import training
 from ddpm.config import compose, resolved
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment

@@ -16,7 +16,7 @@ from test_quality import data
 from torch import Tensor, nn
 
 from ddpm import cli
-from ddpm.commands import training
+from ddpm.commands.train import training
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.metrics import denoising
 from ddpm.metrics.denoising import bound_times, measure_bits_per_dim, measure_log_likelihood, must_hold_out

@@ -10,7 +10,7 @@ from PIL import Image
 from test_cli import Call, assert_refused, call, typed, words  # noqa: F401
 
 from ddpm import cli
-from ddpm.commands import editing
+from ddpm.commands.sample import editing
 from ddpm.config import InvalidInput, build_group, compose, resolved
 from ddpm.data import Digits
 from ddpm.runs import checkpoint

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddpm import cli, config
-from ddpm.commands import evaluating, training
+from ddpm.commands.evaluate import evaluating
+from ddpm.commands.train import training
 from ddpm.data import ImageData
 from ddpm.metrics import quality
 from ddpm.metrics.features import PCA, Features, Judge

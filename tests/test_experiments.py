@@ -16,8 +16,8 @@ from PIL import Image
 from test_devanagari import make_font
 
 from ddpm import cli
-from ddpm.commands import training
 from ddpm.commands.load import optimizer_of
+from ddpm.commands.train import training
 from ddpm.config import SCIENCE, build, compose, jobs, read_config, resolved
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics

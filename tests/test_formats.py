@@ -13,7 +13,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ddpm.commands import prepare, sampling, training
+from ddpm.commands.sample import sampling
+from ddpm.commands.train import prepare, training
 from ddpm.config import compose, read_config
 from ddpm.runs import checkpoint, directory
 from ddpm.runs.directory import Run, read_metrics

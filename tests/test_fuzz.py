@@ -28,7 +28,7 @@ from test_emoji import make_emoji_font
 from test_experiments import EXPERIMENTS, WRITERS
 
 from ddpm import cli, config
-from ddpm.commands import training
+from ddpm.commands.train import training
 from ddpm.data.sound import wav_of
 from ddpm.figures import plots
 from ddpm.runs import checkpoint

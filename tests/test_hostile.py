@@ -30,7 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ddpm import config
-from ddpm.commands import evaluating, prepare, sampling, training
+from ddpm.commands.evaluate import evaluating
+from ddpm.commands.sample import sampling
+from ddpm.commands.train import prepare, training
 from ddpm.config import InvalidInput, build, compose, read_config, resolved
 from ddpm.data import CIFAR10, IDX, Digits, Folder, ImageData, cifar10, idx
 from ddpm.runs import checkpoint, results

@@ -101,7 +101,7 @@ JOINS = {  # the one network module that imports mathematics, within a function:
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (
         ("ddpm", "models", "experiments"),
-        {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("launch", "sweeping"))},
+        {"ddpm.config", "ddpm.cli", *(f"ddpm.commands.{n}" for n in ("launch", "train.sweeping"))},
     ),
     "soundfile": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),
     "soxr": (("ddpm", "models", "experiments"), {"ddpm.data.sound"}),

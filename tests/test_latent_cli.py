@@ -12,7 +12,7 @@ from test_cli import Call, assert_refused, call, same, status, typed, weights  #
 from test_codes_cli import OF_BOTH, go_on, made
 
 from ddpm import cli
-from ddpm.commands.sweep_plan import science_of
+from ddpm.commands.study.plan import science_of
 from ddpm.config import read_config, resolved
 from ddpm.data import Digits
 from ddpm.figures import images

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from test_cli import words
 
-from ddpm.commands import ranging
-from ddpm.commands.prepare import planned
+from ddpm.commands.study import lr_range
+from ddpm.commands.train.prepare import planned
 from ddpm.config import InvalidInput, compose
 from ddpm.study.lr_range import RangeTest, rates, suggestion
 from ddpm.training.ranks import Ranks
@@ -116,7 +116,7 @@ def small(tmp_path, *changes: str) -> list[str]:
 
 
 def test_it_writes_a_figure_and_the_numbers_and_no_run(tmp_path, capsys):
-    ranging.lr_range(small(tmp_path, "study=s", "range.start=1e-4", "range.beta=0.5"))
+    lr_range.lr_range(small(tmp_path, "study=s", "range.start=1e-4", "range.beta=0.5"))
     told = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["lr_range.csv", "lr_range.png"]
     assert Image.open(tmp_path / "s" / "lr_range.png").width > 500
@@ -129,7 +129,7 @@ def test_it_writes_a_figure_and_the_numbers_and_no_run(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_suggestion_is_told_with_the_words_that_use_it(tmp_path, capsys):
     typed = ["experiment=digits_short", "device=cpu", f"runs={tmp_path}", "optimizer.lr=7", "range.steps=60"]
-    ranging.lr_range([*typed, "trainer.batch_size=16", f"range.out={tmp_path}/a.png"])
+    lr_range.lr_range([*typed, "trainer.batch_size=16", f"range.out={tmp_path}/a.png"])
     told = capsys.readouterr().out
     command = next(line for line in told.splitlines() if "train" in line and "optimizer.lr=" in line)
     assert "experiment=digits_short" in command and "range." not in command and "lr=7" not in command
@@ -143,7 +143,7 @@ def test_the_steps_are_those_of_training(tmp_path):
     """To the bit: at a constant rate the losses are those that a run logs, with dropout."""
     typed = small(tmp_path, "model.dropout=0.3", "trainer.lr_schedule=constant", "optimizer.lr=3e-3", "trainer.steps=4")
     test, cpu = RangeTest(beta=0.0), torch.device("cpu")
-    ranging._walk(planned(compose("lr_range", typed), cpu, marking=False), [3e-3] * 4, test)
+    lr_range._walk(planned(compose("lr_range", typed), cpu, marking=False), [3e-3] * 4, test)
     plan = planned(compose("lr_range", typed), cpu, marking=False)
     plan.run.path.mkdir(parents=True)
     parts = plan.parts
@@ -174,8 +174,8 @@ def test_the_steps_are_those_of_training(tmp_path):
     ],
 )
 def test_wrong_input_is_refused_in_one_line(tmp_path, monkeypatch, wrong, told):
-    monkeypatch.setattr(ranging, "_walk", lambda *arguments: pytest.fail("it began"))
+    monkeypatch.setattr(lr_range, "_walk", lambda *arguments: pytest.fail("it began"))
     with pytest.raises(InvalidInput, match=r"^[^\n]*$") as raised:
-        ranging.lr_range(small(tmp_path, wrong))
+        lr_range.lr_range(small(tmp_path, wrong))
     assert told in str(raised.value)
     assert list(tmp_path.iterdir()) == []

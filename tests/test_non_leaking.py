@@ -10,7 +10,7 @@ from test_augment import CPU, named
 from test_trainer import Fit, assert_same, some, stop_at, task_of, unet
 from torch import Tensor, nn
 
-from ddpm.commands import prepare
+from ddpm.commands.train import prepare
 from ddpm.config import InvalidInput, compose, resolved
 from ddpm.data import Digits, ImageData
 from ddpm.data.batch import Batch, Condition

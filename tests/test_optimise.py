@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from test_cli import words
 
-from ddpm.commands import optimising, training
+from ddpm.commands.study import optimising
+from ddpm.commands.train import training
 from ddpm.config import InvalidInput, compose, plain
 from ddpm.figures import plots
 from ddpm.runs.directory import Run

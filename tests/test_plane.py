@@ -1,11 +1,11 @@
-"""ddpm/commands/plane.py: its pictures are drawn of any network, a broken one too, and on any schedule."""
+"""ddpm/commands/sample/points.py: its pictures are drawn of any network, a broken one too, and on any schedule."""
 
 import math
 
 import pytest
 import torch
 
-from ddpm.commands.plane import draw_plane, is_plane
+from ddpm.commands.sample.points import draw_plane, is_plane
 from ddpm.data import Mixture, SwissRoll
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.samplers import DDIM, Ancestral, AnnealedLangevin

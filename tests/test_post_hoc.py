@@ -15,7 +15,8 @@ from test_trainer import Fit, some, stop_at
 from torch import Tensor, nn
 
 from ddpm import cli, config
-from ddpm.commands import sources, training
+from ddpm.commands import sources
+from ddpm.commands.train import training
 from ddpm.data import Digits, ImageData
 from ddpm.runs import checkpoint, preflight, snapshots
 from ddpm.runs.directory import Run

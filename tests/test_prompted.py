@@ -13,8 +13,8 @@ from test_cli import call, typed  # noqa: F401
 from test_reader import true
 
 from ddpm import cli
-from ddpm.commands import depicting, evaluating
-from ddpm.commands.evaluation_context import EvaluationContext
+from ddpm.commands.evaluate import evaluating, scene_attributes
+from ddpm.commands.evaluate.context import EvaluationContext
 from ddpm.config import InvalidInput, compose
 from ddpm.data import ImageData, Scenes, scenes
 from ddpm.data.scenes import Layout, Solid, drawn, parse
@@ -220,7 +220,7 @@ def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
 @pytest.mark.slow
 def test_both_parts_are_recorded_and_drawn(told, capsys):
     context = told("n=5", "seeds=2")
-    planned = depicting.measure_scenes(context)
+    planned = scene_attributes.measure_scenes(context)
     seen, composed = (n for n in parts_of(context.every.held_out, context.every.composed).values())
     assert planned.evaluations == 2 * (2 * (5 * 2 + 16)) and "trained first, on 40 scenes" in planned.plan
     planned.carry_out()
@@ -238,7 +238,7 @@ def test_both_parts_are_recorded_and_drawn(told, capsys):
     assert record["value"] == sum(record["values"]) / 2 and record["interval"] == "seeds"
     assert Image.open(context.run.path / "scenes.png").height > 200 and len(seen) > 0
     assert "pairs that no training scene shows: " in capsys.readouterr().out
-    assert "trained first" not in depicting.measure_scenes(context).plan  # it is kept
+    assert "trained first" not in scene_attributes.measure_scenes(context).plan  # it is kept
 
 
 def test_pictures_in_the_place_of_samples_reach_the_ceiling(told, monkeypatch):
@@ -248,18 +248,18 @@ def test_pictures_in_the_place_of_samples_reach_the_ceiling(told, monkeypatch):
         return context.every.batch(told[torch.tensor(numbers) % len(told)]).x, None
 
     monkeypatch.setattr(context, "samples", real)
-    depicting.measure_scenes(context).carry_out()
+    scene_attributes.measure_scenes(context).carry_out()
     records = json.loads((context.run.path / "evaluation.json").read_text()).values()
     assert len(records) >= 4 and all(record["value"] == record["real_vs_real"] for record in records)
 
 
 def test_what_has_no_prompts_of_scenes_is_refused(told):
     with pytest.raises(InvalidInput, match="trained without words; train one with experiment=text_scenes data=scenes"):
-        depicting.measure_scenes(told(words_too=False))
+        scene_attributes.measure_scenes(told(words_too=False))
     with pytest.raises(InvalidInput, match="allowed: 3"):
-        depicting.measure_scenes(told(channels=1))
+        scene_attributes.measure_scenes(told(channels=1))
     with pytest.raises(InvalidInput, match="held"):
-        depicting.measure_scenes(told(validation=0.0, without=[]))
+        scene_attributes.measure_scenes(told(validation=0.0, without=[]))
     context = told()
     config = context.config
     for key, value, words in (("n", 0, "n=0 must be"), ("scenes", 3, "scenes=3 must hold settings")):
@@ -270,18 +270,18 @@ def test_what_has_no_prompts_of_scenes_is_refused(told):
     for key, words in (("count", r"scenes\.count=0 must be"), ("epochs", r"scenes\.epochs=x must be")):
         context.config = OmegaConf.merge(config, {"scenes": {key: 0 if key == "count" else "x"}})
         with pytest.raises(InvalidInput, match=words):
-            depicting.measure_scenes(context)
+            scene_attributes.measure_scenes(context)
     context.config = config
     context.every = ImageData("cubes", "all", torch.zeros(9, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InvalidInput, match="cubes has none; train with data=scenes"):
-        depicting.measure_scenes(context)
+        scene_attributes.measure_scenes(context)
 
 
 def test_samples_that_are_no_pictures_are_refused(told, monkeypatch):
     context = told("n=2")
     monkeypatch.setattr(context, "samples", lambda *given, **more: (torch.full((2, 3, 8, 8), math.nan), None))
     with pytest.raises(InvalidInput, match="2 of 2 samples hold NaN"):
-        depicting.measure_scenes(context).carry_out()
+        scene_attributes.measure_scenes(context).carry_out()
 
 
 @pytest.mark.slow

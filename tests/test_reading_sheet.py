@@ -23,8 +23,8 @@ from test_evaluate import pictures as folder_of_pictures
 from test_evaluate import records, train
 from torch import Tensor
 
-from ddpm.commands import evaluating, reading
-from ddpm.commands.evaluation_context import EvaluationContext
+from ddpm.commands.evaluate import blind_reading, evaluating
+from ddpm.commands.evaluate.context import EvaluationContext
 from ddpm.config import InvalidInput, compose
 from ddpm.data import ImageData
 from ddpm.data.dataset import spread
@@ -59,7 +59,7 @@ def evaluate(run: Path, *words: object) -> None:
     evaluating.evaluate(compose("evaluate", list(named.values())))
 
 
-def key_of(run: Path, name: str = reading.KEY) -> Key:
+def key_of(run: Path, name: str = blind_reading.KEY) -> Key:
     return Key.from_json(json.loads((run / name).read_text()))
 
 
@@ -140,7 +140,7 @@ def test_no_byte_of_the_page_depends_on_which_pictures_are_samples(run, monkeypa
     for places in (order, (order + N) % (2 * N)):
         monkeypatch.setattr(reading_sheet, "mixed", lambda count, seed, places=places: places)
         evaluate(run)
-        made.append(((run / reading.PAGE).read_bytes(), key_of(run)))
+        made.append(((run / blind_reading.PAGE).read_bytes(), key_of(run)))
     (page, key), (other, swapped) = made
     assert [item.sample for item in key.items] == [not item.sample for item in swapped.items]
     assert page == other and key.sheet == swapped.sheet
@@ -149,12 +149,12 @@ def test_no_byte_of_the_page_depends_on_which_pictures_are_samples(run, monkeypa
 
 def test_the_page_shows_samples_and_images_as_bytes_in_the_order_of_the_key(run):
     evaluate(run)
-    key, text = key_of(run), (run / reading.PAGE).read_text()
+    key, text = key_of(run), (run / blind_reading.PAGE).read_text()
     shown = [decoded(uri) for uri in content(text)["pictures"]]
     assert sorted(item.sample for item in key.items) == [False] * N + [True] * N == sorted([False, True] * N)
     source, data = reading_source(run)
     numbers = [item.number for item in key.items if item.sample]
-    assert sorted(numbers) == list(range(reading.FIRST, reading.FIRST + N))  # none of those in samples.png
+    assert sorted(numbers) == list(range(blind_reading.FIRST, blind_reading.FIRST + N))  # none of those in samples.png
     for item, picture in zip(key.items, shown, strict=True):
         if item.sample:
             x = source.draw([item.number])[0, 0]
@@ -211,9 +211,9 @@ def test_a_character_may_be_typed_as_it_is_written_or_by_its_name():
     labels = torch.arange(len(CLASSES))
     data = ImageData("d", "all", torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), labels, CLASSES)
     data.glyphs = GLYPHS
-    assert reading._classes(data)[0] == ["क", "character_1_ka"] and len(reading._classes(data)) == 46
+    assert blind_reading._classes(data)[0] == ["क", "character_1_ka"] and len(blind_reading._classes(data)) == 46
     data.glyphs = ()
-    assert reading._classes(data)[45] == ["digit_9"]
+    assert blind_reading._classes(data)[45] == ["digit_9"]
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -316,7 +316,7 @@ def test_a_sheet_and_its_scores(run, tmp_path, capsys, monkeypatch):
     evaluate(run, "weights=raw")
     told = capsys.readouterr().out
     assert f"reading_sheet: a page of {N} samples, seed 0, DDIM with 2 steps, mixed with {N} held-out images" in told
-    assert f"{2 * N} evaluations" in told and f"open {run / reading.PAGE}" in told and records(run) == {}
+    assert f"{2 * N} evaluations" in told and f"open {run / blind_reading.PAGE}" in told and records(run) == {}
     key, answers = key_of(run), tmp_path / "answers.json"
     assert told.endswith(f"metric=reading_sheet reading_sheet.answers=reading_sheet_answers-{key.sheet[:8]}.json\n")
     saved = answered(key)
@@ -355,9 +355,9 @@ def test_a_report_lists_the_shares(run, tmp_path):
 
 def test_another_sheet_leaves_the_one_before_to_its_reader(run, tmp_path, capsys):
     evaluate(run)
-    first, page = key_of(run), (run / reading.PAGE).read_bytes()
+    first, page = key_of(run), (run / blind_reading.PAGE).read_bytes()
     evaluate(run)
-    assert not list(run.glob("reading_sheet-*")) and (run / reading.PAGE).read_bytes() == page  # the same one
+    assert not list(run.glob("reading_sheet-*")) and (run / blind_reading.PAGE).read_bytes() == page  # the same one
     evaluate(run, "seed=1")
     own = f"reading_sheet-{first.sheet[:12]}"
     assert f"{own}.html now" in capsys.readouterr().out and (run / f"{own}.html").read_bytes() == page
@@ -371,7 +371,7 @@ def test_another_sheet_leaves_the_one_before_to_its_reader(run, tmp_path, capsys
 def test_it_stands_beside_other_measures(run, capsys):
     evaluate(run, "metric=[kernel,reading_sheet]", "features=pixels")
     told = capsys.readouterr().out
-    assert "kernel: 6 samples" in told and "reading_sheet: a page of 6" in told and (run / reading.PAGE).exists()
+    assert "kernel: 6 samples" in told and "reading_sheet: a page of 6" in told and (run / blind_reading.PAGE).exists()
     assert list(records(run)) == [f"kernel_pixels_{N}_train"]
 
 
@@ -425,7 +425,7 @@ def test_wrong_input_is_refused_in_one_line(which, run, monkeypatch):
 
 
 def test_a_page_of_large_pictures_has_fewer_of_them(run, monkeypatch):
-    monkeypatch.setattr(reading, "LARGEST_PAGE", 2000)
+    monkeypatch.setattr(blind_reading, "LARGEST_PAGE", 2000)
     with pytest.raises(InvalidInput, match="n = 12: reading_sheet takes at most 11 samples of this size"):
         evaluate(run, "n=12")
 
@@ -459,11 +459,11 @@ def test_files_that_hold_no_answers_are_refused_in_one_line(run, tmp_path):
     assert_refused("[1]", "holds no answers")
     assert_refused(json.dumps(answered(KEY)), "it answers sheet aaaaaaaaaaaa", key.sheet[:12])
     assert_refused(json.dumps(answered(key, answers=[])), "has 0 answers")
-    assert_refused(" " * (reading.LARGEST_ANSWERS + 1), "has more than")
+    assert_refused(" " * (blind_reading.LARGEST_ANSWERS + 1), "has more than")
     nothing = [{"read": None, "real": None}] * len(key.items)
     assert_refused(json.dumps(answered(key, answers=nothing)), "nothing is answered")
-    (run / reading.KEY).write_text("{}")
-    assert_refused(json.dumps(answered(key)), f"{run / reading.KEY}: it is not the key of a reading sheet")
+    (run / blind_reading.KEY).write_text("{}")
+    assert_refused(json.dumps(answered(key)), f"{run / blind_reading.KEY}: it is not the key of a reading sheet")
     assert records(run) == {}
 
 
@@ -526,7 +526,7 @@ window.addEventListener("load", async () => {
 @pytest.mark.slow
 def test_a_sheet_is_read_in_a_browser_and_scored(run, tmp_path):
     evaluate(run)
-    key, text = key_of(run), (run / reading.PAGE).read_text(encoding="utf-8")
+    key, text = key_of(run), (run / blind_reading.PAGE).read_text(encoding="utf-8")
     options = ["--disable-background-networking", "--disable-sync", "--disable-component-update", "--no-first-run"]
     options += ["--window-size=1200,900", "--virtual-time-budget=20000"]
     said = said_in_a_browser(text, f"{SCRIPT}{SAY}}});", tmp_path, *options)
@@ -564,6 +564,6 @@ def test_samples_beyond_the_range_are_shown_clipped_and_told(run, monkeypatch, c
 
     monkeypatch.setattr(TrainedSampler, "draw", far)
     evaluate(run)
-    key, pictures = key_of(run), content((run / reading.PAGE).read_text())["pictures"]
+    key, pictures = key_of(run), content((run / blind_reading.PAGE).read_text())["pictures"]
     assert {decoded(uri).min() for uri, item in zip(pictures, key.items, strict=True) if item.sample} == {255}
     assert "lie outside [-1, 1]" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_sounds_are_trained_drawn_heard_edited_and_measured(call, tmp_path):  # 
 
 
 def test_what_is_no_sound_is_not_heard(tmp_path):
-    from ddpm.commands.listening import mel_of
+    from ddpm.commands.evaluate.sounds import mel_of
 
     assert mel_of(compose("train", [])) is None
     mel = mel_of(compose("train", ["experiment=sound_folder", "data.root=x"]))

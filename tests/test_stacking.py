@@ -1,4 +1,4 @@
-"""ddpm/commands/stacking.py: the runs of a sweep that are trained at once, as they are typed."""
+"""ddpm/commands/train/stacking.py: the runs of a sweep that are trained at once, as they are typed."""
 
 import json
 import signal
@@ -11,7 +11,8 @@ from test_stack import assert_runs_alike
 from test_sweeps import states
 
 from ddpm import cli, config
-from ddpm.commands import evaluating, stacking
+from ddpm.commands.evaluate import evaluating
+from ddpm.commands.train import stacking
 from ddpm.runs.directory import Run
 from ddpm.samplers.stacked import StackedSampler
 from ddpm.training.stack import Stack

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ddpm.commands.sweep_plan import science_of
+from ddpm.commands.study.plan import science_of
 from ddpm.config import compose, resolved
 from ddpm.study.reading import MISSING, Recorded, arms_of, read, run_directories
 

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 from test_study_reading import arms_in, write_run
 
-from ddpm.commands import studying
+from ddpm.commands.study import studying
 from ddpm.config import InvalidInput
 from ddpm.data import SwissRoll
 from ddpm.figures import images

@@ -19,7 +19,8 @@ from conftest import OFFLINE
 from test_cli import TINY, assert_refused, run_of, status, typed, without_pictures, words  # noqa: F401
 
 from ddpm import cli, config
-from ddpm.commands import evaluating, training
+from ddpm.commands.evaluate import evaluating
+from ddpm.commands.train import training
 from ddpm.config import InvalidInput, resolved
 from ddpm.runs import checkpoint, device_slots
 from ddpm.runs.directory import Run, read_metrics

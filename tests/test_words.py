@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm import cli
-from ddpm.commands.wording import in_words, keep, must_have_a_reader, prompts_of
+from ddpm.commands.train.words import in_words, keep, must_have_a_reader, prompts_of
 from ddpm.config import InvalidInput, compose, plain
 from ddpm.data import ImageData
 from ddpm.data.batch import Condition

@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.commands.train.words import in_words
 from ddpm.commands.validate import trusted
-from ddpm.commands.wording import in_words
 from ddpm.config import (
     TASK,
     InvalidInput,

@@ -7,9 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import prompting
 from ddpm.commands.console import how_walked, say
-from ddpm.commands.encoding import FOLDER, kept_in
 from ddpm.commands.load import (
     LABELS,
     asked_labels,
@@ -24,15 +22,17 @@ from ddpm.commands.load import (
     sampler_of,
     task_of,
 )
+from ddpm.commands.sample import pipelines
+from ddpm.commands.train.codec import FOLDER, kept_in
+from ddpm.commands.train.words import prompts_of
 from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
-from ddpm.commands.wording import prompts_of
 from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_device
 
 
 def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictConfig, int]:
     """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint).
 
-    Or what `pipeline=` can, in place of a run, see `ddpm.commands.prompting`.
+    Or what `pipeline=` can, in place of a run, see `ddpm.commands.sample.pipelines`.
 
     Args:
         to_draw: whether samples are drawn of it, and those that draw none are refused.
@@ -41,8 +41,8 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
     from ddpm.samplers.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
-    if prompting.asked(config):
-        source, drawn = prompting.source_of(config)
+    if pipelines.asked(config):
+        source, drawn = pipelines.source_of(config)
         return source, drawn, OmegaConf.create(), 0
     must_be_drawable(config)
     device = resolve_device(config.device)
@@ -85,8 +85,8 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
 
 def how_drawn_from(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
     """What samples are drawn from, a run or a pipeline, and how: a line for the terminal."""
-    if isinstance(run, prompting.Drawn):
-        return prompting.how_prompted(source, run, config, evaluations)
+    if isinstance(run, pipelines.Drawn):
+        return pipelines.how_prompted(source, run, config, evaluations)
     return how_walked(source, run, step, config, evaluations)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import guidance_of, must_walk
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, plain

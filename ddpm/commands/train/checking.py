@@ -5,12 +5,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands import prompting
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_name, multirun
 from ddpm.commands.load import must_walk
-from ddpm.commands.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
+from ddpm.commands.sample import pipelines
 from ddpm.commands.sources import how_drawn_from, source_of
+from ddpm.commands.train.prepare import Plan, disk, must_fit, no_room, planned, status_of, trial_loss
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
@@ -111,9 +111,9 @@ def check_samples(config: DictConfig) -> None:
     """
     must_be_whole(config, "n", least=1)
     pipeline = None
-    if prompting.asked(config):
+    if pipelines.asked(config):
         config.prompt = "" if config.prompt is None else config.prompt
-        pipeline, source, run = prompting.opened(config)
+        pipeline, source, run = pipelines.opened(config)
         step = 0
         try:
             source.condition([0])

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.commands import training
 from ddpm.commands.console import say
 from ddpm.commands.launch import composed, training_command
-from ddpm.commands.prepare import Plan, planned, status_of
+from ddpm.commands.train import training
+from ddpm.commands.train.prepare import Plan, planned, status_of
 from ddpm.commands.validate import must_be_one_of, must_be_whole, settings
 from ddpm.config import SCIENCE, InvalidInput, compose, plain, resolve_device, with_known_keys
 from ddpm.runs.safe_yaml import CADENCE, MEMORY

@@ -4,9 +4,9 @@ import textwrap
 from typing import Any, NamedTuple
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_walk
-from ddpm.commands.tuning import scenes_of
+from ddpm.commands.train.subject import scenes_of
 from ddpm.commands.validate import must_be_whole, trusted
 from ddpm.config import InvalidInput, build
 

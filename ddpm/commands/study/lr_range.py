@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ddpm.commands.console import progress_bar, say
 from ddpm.commands.launch import composed, training_command
-from ddpm.commands.prepare import Plan, planned
+from ddpm.commands.train.prepare import Plan, planned
 from ddpm.commands.validate import must_be_numbers, must_be_whole, must_be_writable, settings
 from ddpm.config import InvalidInput, resolve_device
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import load_into, must_walk, opened_at, task_of
+from ddpm.commands.train.words import tokenizer_of
 from ddpm.commands.validate import trusted
-from ddpm.commands.wording import tokenizer_of
 from ddpm.config import InvalidInput, read_config
 
 NAME = "retrieval"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.launch import command, word
 from ddpm.commands.load import must_match, must_walk
 from ddpm.config import InvalidInput

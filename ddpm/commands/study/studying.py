@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import training
 from ddpm.commands.console import say, table
-from ddpm.commands.sweep_plan import science_of
+from ddpm.commands.study.plan import science_of
+from ddpm.commands.train import training
 from ddpm.config import InvalidInput, build, build_data, resolved
 from ddpm.runs.safe_yaml import CADENCE
 from ddpm.study.formatting import counted

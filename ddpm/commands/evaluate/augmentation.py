@@ -3,7 +3,7 @@
 from typing import Any
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_walk
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, plain

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import has, load_into, must_walk, opened_at
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build_group, plain, read_config

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import training
-from ddpm.commands.checking import activations
 from ddpm.commands.console import say
 from ddpm.commands.launch import job_number, sweep
-from ddpm.commands.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
 from ddpm.commands.sources import source_of
+from ddpm.commands.train import training
+from ddpm.commands.train.checking import activations
+from ddpm.commands.train.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
 from ddpm.config import InvalidInput, compose, resolve_device, resolved
 
 FREE = (  # in which runs of a stack may differ: no loss knows of them
@@ -41,7 +41,7 @@ def train(config: DictConfig) -> None:
     Those that are done are measured, and what is measured is drawn from all at once. Their own jobs then find them
     done, or failed, and do what is left. What cannot be stacked is trained, or drawn from, by itself, with a notice.
 
-    Raises: as `ddpm.commands.training.train`.
+    Raises: as `ddpm.commands.train.training.train`.
     """
     number = job_number()
     if config.get("stack") is not None and number not in sweep().taken:

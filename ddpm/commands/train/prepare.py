@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import evaluating, perceiving, texts
-from ddpm.commands.distilling import student_of
-from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
+from ddpm.commands.evaluate import evaluating
 from ddpm.commands.launch import job_number, multirun, overrides
 from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
-from ddpm.commands.tuning import begin_adapters, put_in, tuned_of, with_class
+from ddpm.commands.train import perceptual, text_encoder
+from ddpm.commands.train.codec import FOLDER, codec_of, encoded, fill
+from ddpm.commands.train.subject import begin_adapters, put_in, tuned_of, with_class
+from ddpm.commands.train.teacher import student_of
+from ddpm.commands.train.words import in_words, must_have_a_reader, must_read
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
-from ddpm.commands.wording import in_words, must_have_a_reader, must_read
 from ddpm.config import (
     AUGMENTATION,
     LINKED,
@@ -70,8 +71,8 @@ class Plan(NamedTuple):
     parts: Parts
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
-    codec: Any = None  # by which the data are encoded, see `ddpm.commands.encoding.Found`
-    text: Any = None  # by which captions are read, see `ddpm.commands.texts.Found`
+    codec: Any = None  # by which the data are encoded, see `ddpm.commands.train.codec.Found`
+    text: Any = None  # by which captions are read, see `ddpm.commands.train.text_encoder.Found`
     lacks: str | None = None  # what must be trained before it, and is not: until then its name is not known
 
 
@@ -111,11 +112,11 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
-    if (text := texts.text_of(config)) is not None:
+    if (text := text_encoder.text_of(config)) is not None:
         parents["init_text"] = text.sha256
     settings = must_be_sound(config)
     must_have_a_reader(config, trust)
-    perceiving.fill(config, settings)
+    perceptual.fill(config, settings)
     initial: dict[str, Path] = {}
     if config.init is not None:
         initial = _weights_files(Path(str(config.init)))
@@ -146,7 +147,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             if tuning:
                 begin_adapters(parts.task)
         if text is not None:
-            texts.put(parts.task, text)
+            text_encoder.put(parts.task, text)
         if taught:
             _load(parts.task, taught, f"teacher={config.teacher}")  # with which a student begins
             load_into(parts.task.frozen["teacher"], taught["model"])
@@ -154,13 +155,13 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
             _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
             _must_leave_a_budget(config, parts.trainer, data, parent)
         if parts.task.perceives:  # last, for a classifier is trained for it
-            known, unknown = perceiving.learned(parts.task, config, trust, data, folder.parent, device, learning)
+            known, unknown = perceptual.learned(parts.task, config, trust, data, folder.parent, device, learning)
             parents, lacks = parents | known, lacks or unknown
         if parent is not None and lacks is None:
             _must_stand_beside(parent, parts.task, config)
     except InvalidInput as error:
         if marking and multirun():
-            parents |= perceiving.parents_of(config, trust, data, folder.parent, device) or {}
+            parents |= perceptual.parents_of(config, trust, data, folder.parent, device) or {}
             _mark_refused(run(), settings, error)
         raise
     return Plan(run(), config, settings, data, parts, device, parent, codec, text, lacks)
@@ -217,7 +218,7 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     if task.perceives:
-        task.frozen[perceiving.PERCEPTUAL] = perceiving.distance_of(config, trust, data, on)
+        task.frozen[perceptual.PERCEPTUAL] = perceptual.distance_of(config, trust, data, on)
     augment = augmentation(config, trust, data)
     tells = getattr(augment, "tells", 0)
     for name, module in task.modules.items():
@@ -330,7 +331,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     if merged.get("init_codec") is not None:
         merged.init_codec = str(parent.path / FOLDER)
     if merged.get("init_text") is not None:
-        merged.init_text = str(parent.path / texts.FOLDER)
+        merged.init_text = str(parent.path / text_encoder.FOLDER)
     typed = {word.partition("=")[0] for word in words}
     for key, of in LINKED.items():  # a run is stored resolved, and what was linked in its parent is so in it
         before = OmegaConf.select(base, key), OmegaConf.select(base, of)

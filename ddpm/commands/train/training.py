@@ -13,16 +13,26 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import clusters, evaluating, texts, wording
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
-from ddpm.commands.distilling import stage, stages
-from ddpm.commands.encoding import keep, recipe_of, with_codec
+from ddpm.commands.evaluate import evaluating
+from ddpm.commands.evaluate.sounds import PAGE, as_shown, mel_of, write_results
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides, standing_for
-from ddpm.commands.listening import PAGE, as_shown, mel_of, write_results
-from ddpm.commands.next_steps import next_commands
-from ddpm.commands.plane import MOMENTS, draw_plane, is_plane, some
-from ddpm.commands.prepare import Plan, disk, evaluations, must_be_tracked, no_room, planned, status_of, trial_loss
-from ddpm.commands.sampling import FRAMES, save_way
+from ddpm.commands.sample.points import MOMENTS, draw_plane, is_plane, some
+from ddpm.commands.sample.sampling import FRAMES, save_way
+from ddpm.commands.train import cluster, text_encoder
+from ddpm.commands.train.codec import keep, recipe_of, with_codec
+from ddpm.commands.train.next_steps import next_commands
+from ddpm.commands.train.prepare import (
+    Plan,
+    disk,
+    evaluations,
+    must_be_tracked,
+    no_room,
+    planned,
+    status_of,
+    trial_loss,
+)
+from ddpm.commands.train.teacher import stage, stages
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
@@ -242,12 +252,12 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
     if plan.codec is not None:
         keep(plan.codec, plan.data.codec, plan.run.path)
     if plan.text is not None:
-        texts.keep(plan.text, plan.run.path)
+        text_encoder.keep(plan.text, plan.run.path)
     if plan.data.tokenizer is not None:
-        wording.keep(plan.data.tokenizer, plan.run.path)
+        words.keep(plan.data.tokenizer, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
     known = plan.run.status()
-    queued = clusters.note_run(plan.run.path)
+    queued = cluster.note_run(plan.run.path)
     plan.run.begin(
         data=plan.data.identity(),
         classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for

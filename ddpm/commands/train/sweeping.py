@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.core.plugins import Plugins
 
-from ddpm.commands.clusters import Outcome, awaiting
 from ddpm.commands.console import in_one_line, say
 from ddpm.commands.launch import jobs_at_once
+from ddpm.commands.train.cluster import Outcome, awaiting
 
 
 @contextlib.contextmanager

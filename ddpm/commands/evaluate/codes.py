@@ -3,7 +3,7 @@
 import functools
 
 from ddpm.commands.console import progress_bar, say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_match
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ddpm.commands import prompting
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
-from ddpm.commands.listening import as_shown, mel_of, write_page, write_wav
+from ddpm.commands.evaluate.sounds import as_shown, mel_of, write_page, write_wav
 from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
-from ddpm.commands.prompting import Drawn
+from ddpm.commands.sample import pipelines
+from ddpm.commands.sample.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
+from ddpm.commands.sample.pipelines import Drawn
 from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_numbers, must_be_one_of, must_be_whole, must_be_writable
 from ddpm.config import InvalidInput, plain, resolved
@@ -371,7 +371,7 @@ def _name(config: DictConfig, kind: str) -> str:
     """Part of a file's name."""
     image = Path(str(config.image)).stem.replace(":", "")
     value = config[kind] if kind in ("strength", "operator") else kind
-    told = [] if config.prompt is None else [prompting.label(config)]
+    told = [] if config.prompt is None else [pipelines.label(config)]
     parts = (image, value, *told, config.seed)
     return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in parts)
 

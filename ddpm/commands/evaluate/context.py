@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm.commands.console import how_drawn, say, warn_of_range, with_bar
-from ddpm.commands.encoding import trained_on
 from ddpm.commands.load import NONE, untrained_judge
+from ddpm.commands.train.codec import trained_on
 from ddpm.commands.validate import width_of_average
 from ddpm.config import InvalidInput
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
-from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.load import data_of, load_into, opened_at, task_of
+from ddpm.commands.train.teacher import UNFINISHED
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build, compose, plain, read_config, resolved
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import prompting
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.listening import PAGE, as_shown, mel_of, names_of, wavs_of, write_page, write_wav
+from ddpm.commands.evaluate.sounds import PAGE, as_shown, mel_of, names_of, wavs_of, write_page, write_wav
 from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, label_names, must_walk
-from ddpm.commands.plane import draw_plane, is_plane
-from ddpm.commands.prompting import Drawn
+from ddpm.commands.sample import pipelines
+from ddpm.commands.sample.pipelines import Drawn
+from ddpm.commands.sample.points import draw_plane, is_plane
 from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
@@ -138,7 +138,7 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
     if getattr(source, "tokens", None) is not None:
-        return f"{prompting.label(config)}_seed{config.seed}"
+        return f"{pipelines.label(config)}_seed{config.seed}"
     if source.sampler is None:
         asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
         asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
@@ -153,7 +153,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
             number = isinstance(value, int | float)
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
     if config.get("prompt") is not None:
-        walk = f"{prompting.label(config)}_{walk}"
+        walk = f"{pipelines.label(config)}_{walk}"
     for key, asked in (("style", source.styles), ("class", source.asked)):
         if asked is not None:
             walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
@@ -281,7 +281,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, m
 
     out.mkdir(exist_ok=True)
     settings = {
-        **({"run": str(run.path.resolve())} if not isinstance(run, Drawn) else prompting.settings(config, run)),
+        **({"run": str(run.path.resolve())} if not isinstance(run, Drawn) else pipelines.settings(config, run)),
         "step": step,
         "weights": config.weights,
         "seed": config.seed,

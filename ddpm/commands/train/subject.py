@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
-from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.launch import overrides
 from ddpm.commands.load import must_walk
+from ddpm.commands.train.teacher import UNFINISHED
+from ddpm.commands.train.words import in_words, tokenizer_of, word_of
 from ddpm.commands.validate import must_be_one_of, must_be_whole
-from ddpm.commands.wording import in_words, tokenizer_of, word_of
 from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
 
 OF_RUN = ("model", "text", "tokenizer", "schedule", "diffusion")  # groups that are those of the run that is tuned

@@ -5,13 +5,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm.commands.augmenting import measure_augmentation
-from ddpm.commands.coding import measure_codings
 from ddpm.commands.console import progress_bar, say
-from ddpm.commands.depicting import measure_scenes, measure_subject
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
-from ddpm.commands.guiding import measure_guidance
-from ddpm.commands.listening import measure_sound
+from ddpm.commands.evaluate.augmentation import measure_augmentation
+from ddpm.commands.evaluate.blind_reading import measure_reading
+from ddpm.commands.evaluate.codes import measure_codings
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.depth_and_masks import METRICS as OF_SURFACES
+from ddpm.commands.evaluate.depth_and_masks import measure_surfaces
+from ddpm.commands.evaluate.guidance_sweep import measure_guidance
+from ddpm.commands.evaluate.retrieval import measure_retrieval
+from ddpm.commands.evaluate.scene_attributes import measure_scenes, measure_subject
+from ddpm.commands.evaluate.sounds import measure_sound
 from ddpm.commands.load import (
     asked_labels,
     augmentation,
@@ -23,11 +27,7 @@ from ddpm.commands.load import (
     sampler_of,
     task_of,
 )
-from ddpm.commands.reading import measure_reading
-from ddpm.commands.retrieving import measure_retrieval
 from ddpm.commands.sources import must_draw_itself, source_of
-from ddpm.commands.surfaces import METRICS as OF_SURFACES
-from ddpm.commands.surfaces import measure_surfaces
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 

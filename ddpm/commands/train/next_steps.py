@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ddpm.commands.launch import command, overrides, word
-from ddpm.commands.prepare import Plan, built
+from ddpm.commands.train.prepare import Plan, built
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, plain
 

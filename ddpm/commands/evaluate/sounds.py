@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ddpm.commands.console import say
-from ddpm.commands.evaluation_context import EvaluationContext, PlannedMeasure
+from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
 from ddpm.commands.load import must_walk
 from ddpm.config import InvalidInput, plain
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands import perceiving
 from ddpm.commands.console import say, table
-from ddpm.commands.prepare import built, must_be_measurable, must_be_sound, status_of
+from ddpm.commands.train import perceptual
+from ddpm.commands.train.prepare import built, must_be_measurable, must_be_sound, status_of
+from ddpm.commands.train.words import in_words
 from ddpm.commands.validate import trusted
-from ddpm.commands.wording import in_words
 from ddpm.config import (
     LATER,
     TASK,
@@ -155,7 +155,7 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(result.get("model"), dict):
         del result["model"]["drop"]  # which a network has from its task
     if isinstance(task, dict) and "parts" in task and task.get("_target_", TASK) != TASK:
-        result[perceiving.PERCEPTUAL] = perceiving.chosen(settings)  # by name: which weights it has is not known here
+        result[perceptual.PERCEPTUAL] = perceptual.chosen(settings)  # by name: which weights it has is not known here
     return result
 
 
@@ -196,7 +196,7 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Plan
     data = at_hand.of(config, settings)
     status, folder = {}, Path(str(config.runs)) / str(config.study)
     if data is not None and config.init is None:
-        parents = perceiving.parents_of(config, trusted(config), data, folder.parent)
+        parents = perceptual.parents_of(config, trusted(config), data, folder.parent)
         if parents is not None:  # else there is no such run
             status = status_of(Run(folder / science_hash(science(settings, data.identity(), parents, ddpm.NUMERICS))))
     return Planned(words, config, settings, data, status)

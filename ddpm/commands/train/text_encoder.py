@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.commands.encoding import taken_from
 from ddpm.commands.launch import overrides
 from ddpm.commands.load import TEXT, load_into, task_of
+from ddpm.commands.train.codec import taken_from
+from ddpm.commands.train.words import keep as keep_tokenizer
+from ddpm.commands.train.words import tokenizer_of
 from ddpm.commands.validate import trusted
-from ddpm.commands.wording import keep as keep_tokenizer
-from ddpm.commands.wording import tokenizer_of
 from ddpm.config import InvalidInput, build, plain, read_config
 
 FOLDER = "text"  # of a run's folder: what reads its prompts

@@ -1,0 +1,1 @@
+"""`ddpm-sample` and `ddpm-edit`: what is drawn."""

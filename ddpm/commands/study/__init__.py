@@ -1,0 +1,1 @@
+"""`ddpm-study`: plans, reports, searches."""

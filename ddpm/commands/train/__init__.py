@@ -1,0 +1,1 @@
+"""`ddpm-train`: training, and all that is made and checked before it begins."""
