@@ -173,7 +173,7 @@ class Contender:
 
 
 class Ours(Contender):
-    """Ours, as `ddpm.training.trainer.Trainer.fit` and `ddpm.samplers.trained.TrainedSampler` run it."""
+    """Ours, as `ddpm.training.trainer.Trainer.fit` and `ddpm.sources.trained.TrainedSampler` run it."""
 
     def __init__(self, network: Network, batch: int, device: torch.device, T: int = 1000):
         super().__init__(built(network), network, batch, device, tuned=True)

@@ -13,8 +13,8 @@ from ddpm.commands.train.checking import _compute, _measured, _networks, _passes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import ClassifierFree
 from ddpm.samplers import DDIM, Heun
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 
 CPU = torch.device("cpu")
 

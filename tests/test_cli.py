@@ -1017,7 +1017,7 @@ def test_a_sweep_over_a_finished_run_leaves_nothing_of_its_own(typed, copied, tm
     ],
 )
 def test_wrong_input_when_evaluating_is_told_before_anything_is_drawn(given, told, call, copied, monkeypatch):
-    monkeypatch.setattr("ddpm.samplers.trained.TrainedSampler.draw", lambda *arguments: pytest.fail("drawn"))
+    monkeypatch.setattr("ddpm.sources.trained.TrainedSampler.draw", lambda *arguments: pytest.fail("drawn"))
     before = (copied / "evaluation.json").read_text()
     base = [w for w in (f"run={copied}", "n=8", "sampler.steps=2") if w.partition("=")[0] != given.partition("=")[0]]
     assert_refused(call(cli.evaluate, *base, given), *told)
@@ -1049,7 +1049,7 @@ def test_data_that_cannot_be_measured_against(change, call, tmp_path, without_pi
     data = ["data=folder", f"data.root={folder}", "data.image_size=8", "data.channels=1"]
     changes = data if change == "no labels" else ["data.validation=0"]
     assert call(cli.train, *words(*changes, "trainer.steps=1"), f"runs={tmp_path / 'runs'}").code == 0
-    monkeypatch.setattr("ddpm.samplers.trained.TrainedSampler.draw", lambda *arguments: pytest.fail("drawn"))
+    monkeypatch.setattr("ddpm.sources.trained.TrainedSampler.draw", lambda *arguments: pytest.fail("drawn"))
     result = call(cli.evaluate, f"run={run_of(tmp_path / 'runs')}", "n=1", "sampler.steps=2", "metric=recognition")
     assert_refused(result, change)
 

@@ -16,8 +16,8 @@ from ddpm.data.encoded import Encoded, encoded, must_suit
 from ddpm.latent.codec import Continuous, Discrete
 from ddpm.metrics.codings import measure_codes, measure_reconstruction
 from ddpm.randomness import Keyed
-from ddpm.samplers.autoregressive import Autoregressive as Drawing
-from ddpm.samplers.reconstructed import Reconstructed
+from ddpm.sources.autoregressive import Autoregressive as Drawing
+from ddpm.sources.reconstructed import Reconstructed
 from ddpm.training.step import Training
 from ddpm.training.tasks.autoregressive import Autoregressive
 from ddpm.training.tasks.vae import VAE

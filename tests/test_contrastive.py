@@ -7,7 +7,7 @@ import torch
 from test_words import WORDS, captioned
 
 from ddpm.randomness import Keyed
-from ddpm.samplers.source import Silent
+from ddpm.sources.base import Silent
 from ddpm.training.step import renormalise
 from ddpm.training.tasks.contrastive import Contrastive, Pairs, contrastive
 from models.dual_encoder import DualEncoder

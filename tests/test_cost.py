@@ -15,8 +15,8 @@ from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.directory import Run
 from ddpm.samplers import DDIM, Ancestral, Heun
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training import cost
 from ddpm.training.cost import flops, measure_cost
 from ddpm.training.step import Training

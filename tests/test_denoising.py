@@ -22,8 +22,8 @@ from ddpm.metrics import denoising
 from ddpm.metrics.denoising import bound_times, measure_bits_per_dim, measure_log_likelihood, must_hold_out
 from ddpm.runs.results import record
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import linear
+from ddpm.sources.trained import TrainedSampler
 
 
 def test_results_are_merged_by_protocol(tmp_path):

@@ -16,8 +16,8 @@ from ddpm.data.splines import basis, field
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import generator
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training.cost import gflop
 from ddpm.training.task import must_take
 from models.unet import UNet

@@ -23,7 +23,7 @@ from ddpm.data import ImageData
 from ddpm.metrics import quality
 from ddpm.metrics.features import PCA, Features, Judge
 from ddpm.runs import results
-from ddpm.samplers.trained import TrainedSampler
+from ddpm.sources.trained import TrainedSampler
 
 TINY = [
     "model.channels=8", "model.channel_mults=[1]", "model.groups=4", "model.blocks=1", "model.middle_attention=false",

@@ -24,8 +24,8 @@ from ddpm.guidance import (
 )
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM, DPMSolverPP, Heun, UniPC, integrate
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, Time, cosine, linear, zero_terminal_snr
+from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import TARGETS, Denoise, Prediction
 from ddpm.training.tasks.classifier import Classifier
 from models.noisy_classifier import NoisyClassifier

@@ -53,6 +53,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "forward",
         "targets",
         "metrics",
+        "sources",
         "samplers",
         "diffusion",
         "likelihood",
@@ -70,6 +71,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "oracle",
         "score",
         "forward",
+        "sources",
         "samplers",
         "diffusion",
         "losses",
@@ -80,23 +82,26 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "runs",
         "randomness",
     },
+    "sources": {
+        "sources",
+        "samplers",
+        "latent",
+        "guidance",
+        "diffusion",
+        "targets",
+        "schedules",
+        "data",
+        "runs",
+        "randomness",
+    },
     "study": {"study", "metrics", "figures", "runs", "randomness"},
     "reading": {"reading", "samplers", "losses", "times", "oracle", "schedules", "randomness"},
 }
-BESIDES = {  # what binds a trained network to its condition, to guidance and to its precision
+BESIDES = {  # what binds guidance to the condition of data
     "guidance.bound": {"data"},
-    "samplers.source": {"data"},
-    "samplers.stacked": {"data"},
-    "samplers.published": {"runs"},
-    "samplers.prompted": {"data", "guidance", "runs"},
-    "samplers.trained": {"data", "guidance", "runs"},
-    "samplers.decoded": {"data", "runs"},
-    "samplers.reconstructed": {"data", "runs"},
-    "samplers.predicted": {"data", "runs"},
-    "samplers.autoregressive": {"runs"},
 }
 JOINS = {  # the one network module that imports mathematics, within a function: a published pipeline is both
-    "models.pretrained.pipeline": {"ddpm.latent.codec", "ddpm.samplers.prompted", "ddpm.samplers.published"},
+    "models.pretrained.pipeline": {"ddpm.latent.codec", "ddpm.sources.prompted", "ddpm.sources.published"},
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (

@@ -19,8 +19,8 @@ from ddpm.losses import errors_at_snr
 from ddpm.metrics.denoising import LOG_SNR_BINS, measure_loss_by_snr, snr_bins, write_loss_by_snr
 from ddpm.oracle import GaussianOracle
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, cosine, linear, sigmoid, zero_terminal_snr
+from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import from_prediction
 
 MEAN, VARIANCE, N, DIMS = 0.1, 0.04, 60, 64

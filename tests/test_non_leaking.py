@@ -19,8 +19,8 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import generator
 from ddpm.runs import checkpoint
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training.interrupt import Interrupted
 from ddpm.training.step import Training
 from ddpm.training.trainer import Trainer

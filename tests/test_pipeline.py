@@ -17,9 +17,9 @@ from ddpm.guidance import Guidance
 from ddpm.latent.codec import Continuous
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, LMS, Heun, UniPC
-from ddpm.samplers.prompted import Pipeline, deep, masked
-from ddpm.samplers.published import of_config, read_scheduler
 from ddpm.schedules import scaled_linear, zero_terminal_snr
+from ddpm.sources.prompted import Pipeline, deep, masked
+from ddpm.sources.published import of_config, read_scheduler
 from models.pretrained import load_pipeline
 
 HERE = Path(__file__).parent / "published"

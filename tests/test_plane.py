@@ -9,8 +9,8 @@ from ddpm.commands.sample.points import draw_plane, is_plane
 from ddpm.data import Mixture, SwissRoll
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.samplers import DDIM, Ancestral, AnnealedLangevin
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine, geometric, linear, zero_terminal_snr
+from ddpm.sources.trained import TrainedSampler
 from models.mlp import MLP
 
 OF_ALL = {"score.png", "walks.png", "field.gif"}

@@ -26,8 +26,8 @@ from ddpm.metrics.reader import Reading, read
 from ddpm.metrics.scenes import cases, chance_of_pairs, judge_all, judged, parts_of, results
 from ddpm.runs.directory import Run
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 from models.reader import Reader
 from models.text import TextEncoder
 from models.tokenizer import learn

@@ -33,7 +33,7 @@ from ddpm.figures import reading_page
 from ddpm.metrics import reading_sheet
 from ddpm.metrics.intervals import wilson
 from ddpm.metrics.reading_sheet import Answer, Item, Key, answers_of, identified, mixed, remarks, same, score
-from ddpm.samplers.trained import TrainedSampler
+from ddpm.sources.trained import TrainedSampler
 from ddpm.study.reading import arms_of, read
 from ddpm.study.report import findings
 

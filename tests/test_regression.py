@@ -9,7 +9,7 @@ from ddpm.data.conditions import LUMA
 from ddpm.data.dataset import ImageData
 from ddpm.data.scenes import FAR, NEAR
 from ddpm.randomness import Keyed
-from ddpm.samplers.predicted import Predicted, predicted_in_batches
+from ddpm.sources.predicted import Predicted, predicted_in_batches
 from ddpm.training.task import trial_loss
 from ddpm.training.tasks.regression import Pair, Regression
 from models.unet import UNet

@@ -1,4 +1,4 @@
-"""ddpm/samplers/trained.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
+"""ddpm/sources/trained.py: a sample is a function of (seed, number) and of nothing that is drawn beside it."""
 
 import copy
 import itertools
@@ -13,9 +13,9 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.figures.images import to_numpy
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral
-from ddpm.samplers.source import Range
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.base import Range
+from ddpm.sources.trained import TrainedSampler
 from models import kernels
 from models.unet import UNet
 

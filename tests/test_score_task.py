@@ -13,9 +13,9 @@ from ddpm.metrics.score import measure_score_error, score_levels
 from ddpm.oracle import JointMixture
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine, geometric, sigmas, zero_terminal_snr
 from ddpm.score import noise_level
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training.task import trial_loss
 from ddpm.training.tasks.diffusion import Diffusion
 from ddpm.training.tasks.score import OBJECTIVES, Score

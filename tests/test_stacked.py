@@ -1,4 +1,4 @@
-"""ddpm/samplers/stacked.py: samples that are drawn of several networks at once are those of each alone."""
+"""ddpm/sources/stacked.py: samples that are drawn of several networks at once are those of each alone."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import Auto, ByClassifier, ClassifierFree, ClassifierOf, Guidance, Trained
 from ddpm.randomness import SampleNoise
 from ddpm.samplers import DDIM, Ancestral, AnnealedLangevin, DPMSolverPP, Heun, Sampler
-from ddpm.samplers import stacked as module
-from ddpm.samplers.stacked import Shared, SharingSampler, StackedSampler
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine, sigmoid
+from ddpm.sources import stacked as module
+from ddpm.sources.stacked import Shared, SharingSampler, StackedSampler
+from ddpm.sources.trained import TrainedSampler
 from models.mlp import MLP
 from models.noisy_classifier import NoisyClassifier
 

@@ -14,7 +14,7 @@ from ddpm import cli, config
 from ddpm.commands.evaluate import evaluating
 from ddpm.commands.train import stacking
 from ddpm.runs.directory import Run
-from ddpm.samplers.stacked import StackedSampler
+from ddpm.sources.stacked import StackedSampler
 from ddpm.training.stack import Stack
 
 MEASURED = (

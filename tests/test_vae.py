@@ -36,7 +36,7 @@ from ddpm.latent.reconstruction import (
 from ddpm.metrics import codings
 from ddpm.randomness import Keyed
 from ddpm.runs.directory import Run
-from ddpm.samplers.decoded import Decoded
+from ddpm.sources.decoded import Decoded
 from ddpm.training.tasks.vae import VAE
 from ddpm.training.trainer import Trainer
 from models.vae import VAE as Network

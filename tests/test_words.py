@@ -16,8 +16,8 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance.bound import ClassifierFree
 from ddpm.latent.codec import Continuous
 from ddpm.samplers import DDIM
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import cosine
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training.task import must_take
 from models.text import TextEncoder
 from models.tokenizer import BytePairs, learn

@@ -38,7 +38,7 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
         to_draw: whether samples are drawn of it, and those that draw none are refused.
     """
     from ddpm.data.batch import classes_of, labels_of, takes
-    from ddpm.samplers.trained import TrainedSampler
+    from ddpm.sources.trained import TrainedSampler
     from ddpm.training.task import shape_of
 
     if pipelines.asked(config):

@@ -15,9 +15,9 @@ from ddpm.latent.elbo import active_units, importance_weighted, kl, reparametris
 from ddpm.metrics.denoising import chosen, interval
 from ddpm.randomness import SampleNoise, generator
 from ddpm.runs.precision import computing
-from ddpm.samplers.autoregressive import Autoregressive
-from ddpm.samplers.decoded import Decoded
-from ddpm.samplers.reconstructed import Reconstructed
+from ddpm.sources.autoregressive import Autoregressive
+from ddpm.sources.decoded import Decoded
+from ddpm.sources.reconstructed import Reconstructed
 
 AT_A_TIME = 50  # draws of the posterior that are decoded at once
 

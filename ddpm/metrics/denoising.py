@@ -16,8 +16,8 @@ from ddpm.losses import errors_at_snr
 from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise
 from ddpm.runs.files import replacing
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule, cosine
+from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import Denoise
 
 LOG_SNR_BINS = range(-10, 10)

@@ -10,9 +10,9 @@ from ddpm.data.dataset import Dataset
 from ddpm.forward import q_sample
 from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise, generator
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import NoiseSchedule
 from ddpm.score import noise_level, score_from_eps
+from ddpm.sources.trained import TrainedSampler
 
 MOST_LEVELS = 10  # of a schedule that are measured, unless they are given
 

@@ -15,7 +15,7 @@ from ddpm.metrics.checks import finite_features
 from ddpm.metrics.codings import held_out
 from ddpm.metrics.denoising import chosen, interval
 from ddpm.metrics.neighbours import distances
-from ddpm.samplers.decoded import Decoded
+from ddpm.sources.decoded import Decoded
 
 NEIGHBOURS = 10
 PERPLEXITY = 30.0  # of t-SNE, or a third of the points if those are fewer

@@ -27,8 +27,8 @@ from ddpm.randomness import SampleNoise
 from ddpm.runs import preflight
 from ddpm.runs.precision import computing
 from ddpm.samplers import Sampler
-from ddpm.samplers.source import Source
-from ddpm.samplers.trained import TrainedSampler
+from ddpm.sources.base import Source
+from ddpm.sources.trained import TrainedSampler
 from ddpm.training.step import Training
 from ddpm.training.task import Optimizer, Task
 from ddpm.training.trainer import Trainer

@@ -16,7 +16,7 @@ from ddpm.data.batch import Batch, Condition, Rows, labels_of, takes
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
 from ddpm.runs.checkpoint import NAME
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
 
 __all__ = [
     "Batch",
@@ -193,7 +193,7 @@ class Task(ABC):
 
         Args:
             data: of which samples are told, where the task tells them of anything; None where they are not at hand.
-            seed, device, precision, asked: as in `ddpm.samplers.source.Source`.
+            seed, device, precision, asked: as in `ddpm.sources.base.Source`.
         """
         return None
 

@@ -20,10 +20,10 @@ from models.pretrained.unet import load_unet
 from models.pretrained.weights import read_object
 
 if TYPE_CHECKING:
-    from ddpm.samplers.prompted import Pipeline
+    from ddpm.sources.prompted import Pipeline
 
 INDEX, CARD, CARD_BYTES = "model_index.json", "README.md", 2**20
-CLASSES = {  # -> what the U-Net may be told besides a text, see `ddpm.samplers.prompted.KINDS`
+CLASSES = {  # -> what the U-Net may be told besides a text, see `ddpm.sources.prompted.KINDS`
     "StableDiffusionPipeline": ("text",),
     "StableDiffusionImg2ImgPipeline": ("text",),
     "StableDiffusionInpaintPipeline": ("inpainting", "text"),
@@ -35,7 +35,7 @@ PARTS = {  # -> classes that are read
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "scheduler": (),  # which says itself, see `ddpm.samplers.published`
+    "scheduler": (),  # which says itself, see `ddpm.sources.published`
 }
 LEFT_OUT = ("safety_checker", "feature_extractor", "depth_estimator")
 SAYS_NOTHING = ("requires_safety_checker",)
@@ -52,7 +52,7 @@ def load_pipeline(
         device: where the networks are put.
         precision: "fp32", "bf16" or "fp16": in which the U-Net and the text encoder compute.
         variant: of the U-Net's weights, as in `load_unet`.
-    Returns: see `ddpm.samplers.prompted.Pipeline`; `about` has what the folder states of its licence and source.
+    Returns: see `ddpm.sources.prompted.Pipeline`; `about` has what the folder states of its licence and source.
     Raises:
         ValueError: a folder of another kind, with what it is; a part that is missing, or of a class that is not read;
             parts that do not fit each other; what the parts raise.
@@ -60,8 +60,8 @@ def load_pipeline(
     """
     # The one place where networks import the mathematics: a pipeline is both, and is loaded by one call.
     from ddpm.latent.codec import Continuous
-    from ddpm.samplers.prompted import Pipeline
-    from ddpm.samplers.published import read_scheduler
+    from ddpm.sources.prompted import Pipeline
+    from ddpm.sources.published import read_scheduler
 
     folder = Path(folder)
     name, left_out = index_of(folder)

@@ -86,7 +86,7 @@ def _carry_out(context: EvaluationContext, kind: str, model: Any, n: int) -> Non
     """Draw what is asked for, with every seed, read it, and write what was found."""
     from ddpm.metrics import quality
     from ddpm.metrics.surfaces import results
-    from ddpm.samplers.predicted import predicted_in_batches
+    from ddpm.sources.predicted import predicted_in_batches
     from ddpm.training.task import checksum
 
     data, device, name = context.every, context.source.device, checksum(model)[:8]

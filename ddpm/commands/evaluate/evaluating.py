@@ -87,7 +87,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     Raises: InvalidInput.
     """
     from ddpm.runs.directory import Run
-    from ddpm.samplers.trained import TrainedSampler
+    from ddpm.sources.trained import TrainedSampler
 
     metrics = _metrics(config)
     must_be_drawable(config)

@@ -116,7 +116,7 @@ def edit(config: DictConfig) -> None:
 
 def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
     """The same, told of its depth if it takes one; refuses what a pipeline cannot be asked for."""
-    from ddpm.samplers.prompted import deep, kind_of
+    from ddpm.sources.prompted import deep, kind_of
 
     of_network = kind_of(source.model)
     if kind == "redraw":
@@ -219,7 +219,7 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
         return drawn.where(hole, x_0)
 
     def of_latents(numbers: list[int]) -> Any:
-        from ddpm.samplers.prompted import masked
+        from ddpm.sources.prompted import masked
 
         there = source.telling(masked(source.codec, x.to(source.device), mask.to(source.device)))
         denoise, noise = there.denoiser(there.condition(numbers)), there.noise(numbers)
@@ -239,7 +239,7 @@ def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
 def _is_told_of_masks(source: Any) -> bool:
     """Whether the network itself takes the mask, and what it leaves."""
     from ddpm.data.batch import takes
-    from ddpm.samplers.prompted import Prompted, kind_of
+    from ddpm.sources.prompted import Prompted, kind_of
 
     if isinstance(source, Prompted):
         return kind_of(source.model) == "inpainting"

@@ -250,7 +250,7 @@ def _fitted(jobs: list[Job]) -> list[Any]:
 
 def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
     """By job what its results are drawn from: at once with those of the others, where that can be."""
-    from ddpm.samplers.stacked import SharingSampler
+    from ddpm.sources.stacked import SharingSampler
 
     ended = {
         job.number: training.source_of_results(job.plan, result[1])
@@ -266,7 +266,7 @@ def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
 
 def _shared(sources: list[Any]) -> Any:
     """What is drawn of these at once; None where that cannot be, which is said."""
-    from ddpm.samplers.stacked import Shared
+    from ddpm.sources.stacked import Shared
 
     def tell(reason: str) -> None:
         say(f"stack=seed: drawn from one by one, for {reason}")
@@ -305,7 +305,7 @@ class _Opening:
 
     def __call__(self, config: DictConfig, line: str) -> training.Opened:
         """What `source_of` opens."""
-        from ddpm.samplers.stacked import SharingSampler
+        from ddpm.sources.stacked import SharingSampler
 
         if line not in self.shared:
             sources = self._sources(config, line)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ddpm.data.batch import Batch, Condition
 from ddpm.data.dataset import Dataset, spread
 from ddpm.randomness import Keyed
-from ddpm.samplers.autoregressive import Autoregressive as Source
+from ddpm.sources.autoregressive import Autoregressive as Source
 from ddpm.training.task import Drawn, Losses, Task, must_take
 from ddpm.training.tasks.autoencoder import SHOWN
 

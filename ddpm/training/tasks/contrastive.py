@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
 from ddpm.randomness import Keyed
-from ddpm.samplers.source import Silent
+from ddpm.sources.base import Silent
 from ddpm.training.task import Drawn, Losses, Task, must_take
 
 

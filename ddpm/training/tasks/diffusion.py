@@ -16,8 +16,8 @@ from ddpm.latent.reconstruction import OF_PICTURES
 from ddpm.losses import offset
 from ddpm.randomness import Keyed
 from ddpm.samplers import DDIM, Sampler
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import concerns
+from ddpm.sources.trained import TrainedSampler
 from ddpm.times import TimeSampler
 from ddpm.training.task import Drawn, Losses, Task, must_take, shape_of
 

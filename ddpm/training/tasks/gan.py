@@ -12,7 +12,7 @@ from ddpm.data.batch import Batch, Condition, labels_of
 from ddpm.data.dataset import Dataset, check_choice
 from ddpm.latent.adversarial import GAMES, differentiable, r1
 from ddpm.randomness import Keyed
-from ddpm.samplers.decoded import Generated
+from ddpm.sources.decoded import Generated
 from ddpm.training.task import Drawn, Losses, Phase, Task, must_take
 
 

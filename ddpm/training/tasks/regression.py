@@ -14,7 +14,7 @@ from ddpm.data.conditions import shown
 from ddpm.data.dataset import Dataset, spread
 from ddpm.latent.reconstruction import absolute, huber, squared
 from ddpm.randomness import Keyed
-from ddpm.samplers.predicted import Predicted, predicted
+from ddpm.sources.predicted import Predicted, predicted
 from ddpm.training.task import Drawn, Losses, Task, must_take_shape
 
 PARTS = {"squared": squared, "absolute": absolute, "huber": huber}

@@ -14,9 +14,9 @@ from ddpm.data.dataset import Dataset
 from ddpm.latent.codec import Continuous
 from ddpm.latent.elbo import kl, reparametrised, with_free_bits
 from ddpm.randomness import Keyed
-from ddpm.samplers.decoded import Decoded
-from ddpm.samplers.reconstructed import Reconstructed
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
+from ddpm.sources.decoded import Decoded
+from ddpm.sources.reconstructed import Reconstructed
 from ddpm.training.task import Losses
 from ddpm.training.tasks.autoencoder import SHOWN, Autoencoder, Seen
 

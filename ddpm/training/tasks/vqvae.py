@@ -12,8 +12,8 @@ from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
 from ddpm.latent.codec import Discrete
 from ddpm.randomness import Keyed
-from ddpm.samplers.reconstructed import Reconstructed
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
+from ddpm.sources.reconstructed import Reconstructed
 from ddpm.training.task import Losses
 from ddpm.training.tasks.autoencoder import Autoencoder, Seen
 

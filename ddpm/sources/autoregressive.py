@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.randomness import generator
 from ddpm.runs.precision import computing
 from ddpm.samplers import Callback
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
 
 
 class Autoregressive(Source):

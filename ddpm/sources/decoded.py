@@ -11,7 +11,7 @@ from ddpm.latent.reconstruction import Reconstruction
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import Callback
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
 
 
 class Generated(Source):

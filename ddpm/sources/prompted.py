@@ -15,9 +15,9 @@ from ddpm.guidance import ClassifierFree, Guidance
 from ddpm.latent.codec import Continuous
 from ddpm.runs.precision import PRECISIONS, computing
 from ddpm.samplers.base import Callback, Sampler
-from ddpm.samplers.published import STEPS, Scheduler
-from ddpm.samplers.source import Source
-from ddpm.samplers.trained import TrainedSampler
+from ddpm.sources.base import Source
+from ddpm.sources.published import STEPS, Scheduler
+from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import Denoise
 
 W = 7.5  # the weight of the prompt, as published pipelines have it

@@ -16,7 +16,7 @@ from ddpm.guidance import Guidance
 from ddpm.randomness import SampleNoise
 from ddpm.runs.precision import computing
 from ddpm.samplers import DDIM, Callback, Sampler, interpolate
-from ddpm.samplers.source import LABELS, Source
+from ddpm.sources.base import LABELS, Source
 from ddpm.targets import Denoise, Prediction
 
 

@@ -11,9 +11,9 @@ from torch.func import functional_call, stack_module_state
 from ddpm.data.batch import Condition
 from ddpm.randomness import SampleNoise
 from ddpm.samplers.base import Callback
-from ddpm.samplers.source import Range
-from ddpm.samplers.trained import TrainedSampler
 from ddpm.schedules import Time
+from ddpm.sources.base import Range
+from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import Denoise, Prediction
 
 Way = list[tuple[int | float, Tensor]]

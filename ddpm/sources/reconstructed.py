@@ -9,7 +9,7 @@ from ddpm.data.dataset import Dataset
 from ddpm.latent.codec import Codec
 from ddpm.runs.precision import computing
 from ddpm.samplers import Callback
-from ddpm.samplers.source import Source
+from ddpm.sources.base import Source
 
 
 class Reconstructed(Source):
