@@ -1,8 +1,9 @@
 """Processes of commands that begin with all imports done: imports take longer than what the tests let them do.
 
 One server in each process of tests imports once, and forks. A script runs in the fork as in a process of its own, with
-its own arguments, environment, output, signals and end, in the folder of its test. What may differ between two interpreters, such as the order of
-sets of words, is the same in all forks of a server: where that is the point, tests start processes of their own.
+its own arguments, folder, environment, output, signals and end. What may differ between two interpreters, such as the
+order of sets of words, is the same in all forks of a server: where that is the point, tests start processes of their
+own.
 """
 
 import functools

@@ -78,12 +78,12 @@ class Plan(NamedTuple):
 class Origins(NamedTuple):
     """What a run begins with that other runs, or files, have made."""
 
-    parent: Path | None = None  # the checkpoint of the run that is extended
-    taught: dict[str, Path] = {}  # module -> weights, averaged, of a teacher
-    codec: Any = None  # as in `Plan`
-    text: Any = None
-    initial: dict[str, Path] = {}  # module -> weights of `init`
-    checksums: dict[str, str] = {}  # of all of these, which are part of the run's name
+    parent: Path | None  # the checkpoint of the run that is extended
+    taught: dict[str, Path]  # module -> weights, averaged, of a teacher
+    initial: dict[str, Path]  # the same of `init`
+    codec: Any  # as in `Plan`
+    text: Any
+    checksums: dict[str, str]  # of all of these, which are part of the run's name
 
 
 def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True, learning: bool = True) -> Plan:
@@ -162,7 +162,7 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
         parents["init_codec"] = codec.sha256
     if (text := texts.text_of(config)) is not None:
         parents["init_text"] = text.sha256
-    return config, Origins(parent, taught, codec, text, checksums=parents)
+    return config, Origins(parent, taught, {}, codec, text, parents)
 
 
 def _tunes(config: DictConfig) -> bool:
