@@ -208,11 +208,11 @@ class Sweep:
 
 def sweep(folder: Path) -> dict[str, object]:
     """A multirun of 2 x 2."""
-    tried = Sweep(folder, "schedule=cosine,sigmoid", "seed=0,1", "trainer.steps=300")
+    tried = Sweep(folder, "schedule=cosine,sigmoid", "seed=0,1", "trainer.steps=300", "trainer.checkpoint_every=100")
     until(lambda: "RUNNING" in tried.states(), 120)
     status = tried.study()
     code, log, after = tried.ended()
-    again = Sweep(folder, "schedule=cosine,sigmoid", "seed=0,1", "trainer.steps=300").ended()
+    again = Sweep(folder, "schedule=cosine", "seed=0,1", "trainer.steps=300").ended()
     return {
         "exit codes": [code, again[0]],
         "states": tried.states(),
@@ -224,9 +224,9 @@ def sweep(folder: Path) -> dict[str, object]:
 
 
 def limit(folder: Path) -> dict[str, object]:
-    """A run that needs longer than its job's time limit, of two minutes."""
-    words = ["trainer.steps=null", "trainer.seconds=90", "trainer.checkpoint_every=100000000"]
-    tried = Sweep(folder, *words, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20", "seed=0")
+    """A run that needs longer than its job's time limit, of a minute."""
+    words = ["trainer.steps=null", "trainer.seconds=60", "trainer.checkpoint_every=100000000"]
+    tried = Sweep(folder, *words, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=5", "seed=0")
     code, log, after = tried.ended(580)
     (run,) = tried.runs.values()
     told = "".join(path.read_text() for path in folder.glob("runs/default/.submitit/*/*_log.err"))
@@ -272,7 +272,7 @@ def cancelled(folder: Path) -> dict[str, object]:
 def drained(folder: Path) -> dict[str, object]:
     """The node takes no more jobs while one run trains: that one ends, the other waits until the node is back."""
     node = slurm("sinfo", "--noheader", "--Node", "--format=%N").split()[0]
-    words = ["seed=0,1", "hydra.launcher.array_parallelism=1", "trainer.steps=1500"]
+    words = ["seed=0,1", "hydra.launcher.array_parallelism=1", "trainer.steps=600", "trainer.checkpoint_every=100"]
     tried = Sweep(folder, *words)
     until(lambda: tried.training(0), 120)
     slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=trial")

@@ -57,8 +57,9 @@ def test_encoders_are_trained_resumed_and_read_the_prompts_of_another_run(call, 
     before = weights(told, 8)
     go_on(told)
     assert made(call, tmp_path / "b", reading) == told and same(weights(told, 8), before)
-    raw = made(call, tmp_path / "b2", [*reading[:-2], f"init_text={run}@4", reading[-1]])
-    assert told.name != raw.name, "whose words they are is part of the name"
+    raw = call(cli.train, "--check", *reading[:-2], f"init_text={run}@4", reading[-1], f"runs={tmp_path / 'b2'}")
+    (name,) = re.findall(r"^run .*/(\w{12}): new", raw.out, re.M)
+    assert told.name != name, "whose words they are is part of the name"
 
     asked = ["metric=retrieval", "n=3", "sampler.steps=2"]
     assert_refused(call(cli.evaluate, f"run={told}", *asked), "compares by another run: judge_run=RUN")

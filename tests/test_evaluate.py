@@ -289,7 +289,7 @@ def test_no_larger_batch_is_timed_for_the_plan_than_is_drawn(run, typed, monkeyp
     monkeypatch.setattr("ddpm.training.cost.evaluation_seconds", lambda source, batch: asked.append(batch) or 1.0)
     typed(run, "metric=recognition", "n=3", "sampler.steps=1")
     typed(run, "metric=recognition", "n=30", "batch=5", "sampler.steps=1")
-    typed(run, "metric=recognition", "sampler.steps=1")
+    typed(run, "metric=recognition", "n=260", "sampler.steps=1")
     assert asked == [3, 5, 256]
 
 

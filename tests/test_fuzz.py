@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from forked import Forked
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -701,9 +701,8 @@ def test_many_runs_take_a_step_or_are_refused(part, example, train, data, here):
 @given(example=commands())
 def test_real_processes_take_a_step_or_refuse(example, data, here):
     def run(words: list[str]) -> Result:
-        script = [sys.executable, str(REPOSITORY / "experiments" / "train.py")]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*script, *words, "trainer.steps=1"], capture_output=True, text=True, env=alone)
-        return Result(done.returncode, done.stdout, done.stderr)
+        script = str(REPOSITORY / "experiments" / "train.py")
+        process = Forked([script, *words, "trainer.steps=1"], {**os.environ, "OMP_NUM_THREADS": "1"})
+        return Result(process.wait(), *process.communicate())
 
     event(end_of(run, data, here, command(*example, data)))

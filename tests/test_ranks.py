@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run, read_metrics
@@ -27,8 +28,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(size: int, command: list[str], **pipes: object) -> list[subprocess.Popen]:
-    """Processes with what torchrun tells each of its own."""
+def start(size: int, command: list[str], forked: bool = False, **pipes: object) -> list[subprocess.Popen | Forked]:
+    """Processes with what torchrun tells each of its own; of scripts they may be forks, which import nothing anew."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     told = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -36,11 +37,13 @@ def start(size: int, command: list[str], **pipes: object) -> list[subprocess.Pop
     environments = [
         os.environ | {k: str(v) for k, v in (told | {"RANK": rank, "LOCAL_RANK": rank}).items()} for rank in range(size)
     ]
+    if forked:
+        return [Forked(command[1:], environment) for environment in environments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
     return [subprocess.Popen(command, env=e | {"PYTHONPATH": str(REPOSITORY)}, **pipes) for e in environments]
 
 
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def ended(processes: list[subprocess.Popen | Forked]) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of each."""
     try:
         told = [process.communicate(timeout=240) for process in processes]
@@ -50,10 +53,12 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *out) for process, out in zip(processes, told, strict=True)]
 
 
-def train(size: int, *words: str, without: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+def train(
+    size: int, *words: str, without: tuple[str, ...] = (), forked: bool = True
+) -> list[subprocess.Popen | Forked]:
     keys = {word.partition("=")[0] for word in words}
     kept = [word for word in TINY if word.partition("=")[0] not in keys and not word.startswith(without)]
-    return start(size, [sys.executable, str(REPOSITORY / "experiments" / "train.py"), *words, *kept])
+    return start(size, [sys.executable, str(REPOSITORY / "experiments" / "train.py"), *words, *kept], forked)
 
 
 def run_in(folder: Path) -> Run:
@@ -131,9 +136,10 @@ def test_no_thread_of_the_group_outlives_it():
 
 @pytest.mark.slow
 def test_two_processes_give_the_run_of_one_within_rounding(tmp_path):
+    """In processes that have nothing in common, not even the order of their sets of words."""
     changed = ["trainer.time_sampling=loss_aware", "trainer.batch_size=128"]
     for size in (1, 2):
-        results = ended(train(size, *changed, f"runs={tmp_path / str(size)}"))
+        results = ended(train(size, *changed, f"runs={tmp_path / str(size)}", forked=False))
         assert [code for code, _, _ in results] == [0] * size, results
         assert "done: 12 steps" in results[0][1] and not any(out for _, out, _ in results[1:]), results
     one, two = (run_in(tmp_path / name) for name in "12")
@@ -149,25 +155,25 @@ def test_two_processes_give_the_run_of_one_within_rounding(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_that_were_stopped_end_like_two_that_were_not(kill, tmp_path):
+def test_two_processes_that_were_stopped_end_like_two_that_were_not(tmp_path):
     """To the bit, and with dropout, whose masks are keyed by the rank."""
-    words = ["trainer.steps=40", "model.dropout=0.2", "trainer.precision=bf16"]
+    words = ["trainer.steps=28", "trainer.batch_size=8", "model.dropout=0.2", "trainer.precision=bf16"]
     assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'whole'}"))] == [0, 0]
-    processes = train(2, *words, f"runs={tmp_path / 'parts'}")
-    wait_for(lambda: len(list(tmp_path.glob("parts/*/*/checkpoints/[0-9]*"))) >= 2, processes)
-    for process in processes:
-        process.send_signal(kill)
-    codes = [code for code, _, _ in ended(processes)]
-    assert codes == ([-9, -9] if kill == signal.SIGKILL else [143, 143])
-    whole, parts = run_in(tmp_path / "whole"), run_in(tmp_path / "parts")
-    assert parts.status()["state"] == "INTERRUPTED" and parts.status()["step"] < 40
+    for kill, step, code in ((signal.SIGKILL, 8, -9), (signal.SIGTERM, 16, 143)):
+        processes = train(2, *words, f"runs={tmp_path / 'parts'}")
+        wait_for(lambda: any(tmp_path.glob(f"parts/*/*/checkpoints/{step}")), processes)  # noqa: B023
+        for process in processes:
+            process.send_signal(kill)
+        assert [code for code, _, _ in ended(processes)] == [code] * 2
+        parts = run_in(tmp_path / "parts")
+        assert parts.status()["state"] == "INTERRUPTED" and parts.status()["step"] < 28
     assert [code for code, _, _ in ended(train(2, *words, f"runs={tmp_path / 'parts'}"))] == [0, 0]
+    parts = run_in(tmp_path / "parts")
     differences = runpy.run_path(str(REPOSITORY / "experiments" / "stress.py"))["differences"]
-    assert differences(whole, parts) == []
+    assert differences(run_in(tmp_path / "whole"), parts) == []
 
 
-def wait_for(condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
+def wait_for(condition: Callable[[], bool], processes: list[subprocess.Popen | Forked]) -> None:
     while not condition():
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.01)

@@ -6,18 +6,19 @@ import re
 import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from forked import Forked
 
 from ddpm.runs import checkpoint
 from ddpm.runs.directory import Run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "stress.py"
+FULL = ["trainer.steps=9", "trainer.keep=5", "trainer.previews=0"]  # three checkpoints, all of which are kept
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,16 @@ def stress() -> dict:
     return runpy.run_path(str(SCRIPT))
 
 
+def short(stress: dict, *words: str) -> list[str]:
+    """The words of a short run, and others in their place."""
+    return stress["last_of_each"]([*stress["SHORT"], *words])
+
+
 @pytest.mark.slow
 def test_a_kill_at_each_moment_changes_nothing(stress, tmp_path, monkeypatch):
-    short = [word for word in stress["SHORT"] if "steps=180" not in word]
-    monkeypatch.setitem(stress["kills"].__globals__, "SHORT", [*short, "trainer.steps=90"])
+    fewer = short(stress, "trainer.steps=60", "trainer.batch_size=8", "trainer.previews=1")
+    monkeypatch.setitem(stress["kills"].__globals__, "SHORT", fewer)
+    monkeypatch.setattr(stress["Victim"], "start", lambda self: Forked(self.command[1:], stress["ENVIRONMENT"]))
     told = stress["kills"](tmp_path, 3, 1, 2)  # a seed by which each moment is drawn
     assert told["kills"] == sum(told["moments"].values()) == 3
     assert {moment.partition(",")[0] for moment in told["moments"]} == set(stress["MOMENTS"])
@@ -36,25 +43,34 @@ def test_a_kill_at_each_moment_changes_nothing(stress, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("killed_*/default/*/status.json"))) == told["runs"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(stress, tmp_path_factory) -> Path:
+    """A folder with a run that nothing disturbs."""
+    victim = stress["Victim"](tmp_path_factory.mktemp("undisturbed"), short(stress, *FULL), 0, None)
+    victim.finish()
+    return victim.folder
+
+
 @pytest.mark.slow
-def test_two_runs_of_the_same_words_are_the_same(stress, tmp_path):
-    words = [w for w in stress["SHORT"] if "steps=180" not in w] + ["trainer.steps=6"]
-    one, other = (stress["Victim"](tmp_path / name, words, 0, None) for name in "ab")
-    one.finish()
+def test_two_runs_of_the_same_words_are_the_same(stress, undisturbed, tmp_path):
+    """In processes that have nothing in common, not even the order of their sets of words."""
+    other = stress["Victim"](tmp_path, short(stress, *FULL), 0, None)
     other.finish()
-    assert one.run.status()["state"] == "DONE" and stress["differences"](one.run, other.run) == []
+    one = stress["Victim"](undisturbed, [], 0, None).run
+    assert one.status()["state"] == "DONE" and stress["differences"](one, other.run) == []
     shutil.rmtree(other.run.checkpoints / "3")
     (other.run.path / "samples.png").unlink()
-    assert stress["differences"](one.run, other.run) == ["names of checkpoints", "samples.png (in one only)"]
+    assert stress["differences"](one, other.run) == ["names of checkpoints", "samples.png (in one only)"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
 @pytest.mark.slow
 def test_a_long_run_is_watched(stress, tmp_path, monkeypatch):
+    """With a checkpoint, and so a held-out loss, after each step."""
     monkeypatch.setitem(stress["long"].__globals__, "LONG", [*stress["SHORT"], "trainer.previews=4"])
-    told = stress["long"](tmp_path, 300, 0.1)
+    told = stress["long"](tmp_path, 80, 0.05)
     assert told["looks"] > 5 and told["checkpoints"] <= 4
-    assert told["bytes"]["metrics.jsonl"] < 300 * 250 and told["open files, least and most"][1] < 50
+    assert told["bytes"]["metrics.jsonl"] < 2 * 80 * 187 and told["open files, least and most"][1] < 50
 
 
 # ---------------------------------------------------------------------------------------------- comparison
@@ -251,28 +267,22 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_training_and_costs_nothing_that_was_saved(stress, small_disk, tmp_path):
-    words = [word for word in stress["SHORT"] if "steps=180" not in word]
-    words += ["trainer.steps=30", "trainer.keep=5", "trainer.previews=0"]
+def test_a_full_disk_stops_training_and_costs_nothing_that_was_saved(stress, small_disk, undisturbed):
+    def train(runs: Path) -> tuple[int, str, str]:
+        process = Forked([str(stress["TRAIN"]), *short(stress, *FULL), f"runs={runs}"], stress["ENVIRONMENT"])
+        return process.wait(), *process.communicate()
 
-    def train(runs: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(stress["TRAIN"]), *words, f"runs={runs}"]
-        return subprocess.run(command, env=stress["ENVIRONMENT"], capture_output=True, text=True)
-
-    first = train(small_disk)
-    assert (
-        first.returncode == 1 and "the disk is full" in first.stdout and "Traceback" not in first.stdout + first.stderr
-    )
+    code, out, err = train(small_disk)
+    assert code == 1 and "the disk is full" in out and "Traceback" not in out + err
     (path,) = (path for path in (small_disk / "default").iterdir() if path.is_dir())
     run = Run(path)
     last = checkpoint.last_whole(run.checkpoints)
-    assert last is not None and f"the last whole checkpoint is {last}" in first.stdout
+    assert last is not None and f"the last whole checkpoint is {last}" in out
     there = list(run.checkpoints.iterdir())
     assert there and all(checkpoint.verify(folder) is None for folder in there), "nothing half-written is left"
     assert json.loads((path / "status.json").read_text())["state"] == "FAILED"
 
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    assert train(small_disk).returncode == 0 and run.status()["state"] == "DONE"
-    assert train(tmp_path / "undisturbed").returncode == 0
-    (whole,) = (path for path in (tmp_path / "undisturbed" / "default").iterdir() if path.is_dir())
+    assert train(small_disk)[0] == 0 and run.status()["state"] == "DONE"
+    (whole,) = (path for path in (undisturbed / "default").iterdir() if path.is_dir())
     assert stress["differences"](run, Run(whole)) == []

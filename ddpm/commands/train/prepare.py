@@ -76,6 +76,17 @@ class Plan(NamedTuple):
     lacks: str | None = None  # what must be trained before it, and is not: until then its name is not known
 
 
+class Origins(NamedTuple):
+    """What a run begins with that other runs, or files, have made."""
+
+    parent: Path | None  # the checkpoint of the run that is extended
+    taught: dict[str, Path]  # module -> weights, averaged, of a teacher
+    initial: dict[str, Path]  # the same of `init`
+    codec: Any  # as in `Plan`
+    text: Any
+    checksums: dict[str, str]  # of all of these, which are part of the run's name
+
+
 def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True, learning: bool = True) -> Plan:
     """Read and build all that a run needs, and refuse what would break it later.
 
@@ -89,11 +100,50 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
     import ddpm
     from ddpm.randomness import generator
-    from ddpm.runs import checkpoint
     from ddpm.runs.directory import Run, science_hash
-    from ddpm.runs.files import regular_size
 
     trust = trusted(config)
+    config, origins = _origins(config, trust)
+    settings = must_be_sound(config)
+    must_have_a_reader(config, trust)
+    perceptual.fill(config, settings)
+    origins = _with_initial(config, origins)
+    given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
+    text = origins.text
+    data = in_words(given, config, trust, _begun(config, origins), None if text is None else text.tokenizer)
+    identity, folder, parents = data.identity(), _folder_of_runs(config), {**origins.checksums}
+
+    def run() -> Run:  # by what its parents are known to be
+        return Run(folder / science_hash(science(settings, identity, parents, ddpm.NUMERICS)))
+
+    try:
+        if origins.codec is not None:
+            data = encoded(data, origins.codec, device, Path(str(config.runs)))
+        torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
+        parts = built(config, trust, data, device, processes)
+        if origins.codec is not None:
+            parts.task.frozen["codec"] = origins.codec.codec.model
+        must_be_measurable(config, settings, parts, data)
+        _begin(parts.task, origins, config)
+        if origins.parent is not None:
+            _must_leave_a_budget(config, parts.trainer, data, origins.parent)
+        if parts.task.perceives:  # last, for a classifier is trained for it
+            known, unknown = perceptual.learned(parts.task, config, trust, data, folder.parent, device, learning)
+            parents, lacks = parents | known, lacks or unknown
+        if origins.parent is not None and lacks is None:
+            _must_stand_beside(origins.parent, parts.task, config)
+    except InvalidInput as error:
+        if marking and multirun():
+            parents |= perceptual.parents_of(config, trust, data, folder.parent, device) or {}
+            _mark_refused(run(), settings, error)
+        raise
+    return Plan(run(), config, settings, data, parts, device, origins.parent, origins.codec, text, lacks)
+
+
+def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]:
+    """The configuration with what follows from the runs that it begins with, and these, but for `init`."""
+    from ddpm.runs import checkpoint
+
     parents: dict[str, str] = {}
     parent = None
     if config.extend is not None:
@@ -106,65 +156,59 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         if parent is None:
             config = student_of(config)
             parents |= _checksums("teacher", taught)
-    tuning = "subject" in config
-    if tuning and parent is None:
+    if _tunes(config) and parent is None:
         config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
         fill(config, codec.codec)
         parents["init_codec"] = codec.sha256
     if (text := text_encoder.text_of(config)) is not None:
         parents["init_text"] = text.sha256
-    settings = must_be_sound(config)
-    must_have_a_reader(config, trust)
-    perceptual.fill(config, settings)
-    initial: dict[str, Path] = {}
-    if config.init is not None:
-        initial = _weights_files(Path(str(config.init)))
-        try:
-            for file in initial.values():
-                regular_size(file, checkpoint.LARGEST)
-        except ValueError as error:
-            raise InvalidInput(f"init={config.init}: {error}") from error
-        parents |= _checksums("init", initial)
-    begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
-    given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
-    data = in_words(given, config, trust, begun, None if text is None else text.tokenizer)
-    identity, folder = data.identity(), _folder_of_runs(config)
+    return config, Origins(parent, taught, {}, codec, text, parents)
 
-    def run() -> Run:  # by what its parents are known to be
-        return Run(folder / science_hash(science(settings, identity, parents, ddpm.NUMERICS)))
 
+def _tunes(config: DictConfig) -> bool:
+    """Whether a trained network is taught a subject."""
+    return "subject" in config
+
+
+def _with_initial(config: DictConfig, origins: Origins) -> Origins:
+    """Find the weights that `init` names, if any; refuses files that are too large to be read."""
+    from ddpm.runs import checkpoint
+    from ddpm.runs.files import regular_size
+
+    if config.init is None:
+        return origins
+    initial = _weights_files(Path(str(config.init)))
     try:
-        if codec is not None:
-            data = encoded(data, codec, device, Path(str(config.runs)))
-        torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
-        parts = built(config, trust, data, device, processes)
-        if codec is not None:
-            parts.task.frozen["codec"] = codec.codec.model
-        must_be_measurable(config, settings, parts, data)
-        if initial:
-            _load(parts.task, initial, f"init={config.init}", put_in if tuning else None)
-            if tuning:
-                begin_adapters(parts.task)
-        if text is not None:
-            text_encoder.put(parts.task, text)
-        if taught:
-            _load(parts.task, taught, f"teacher={config.teacher}")  # with which a student begins
-            load_into(parts.task.frozen["teacher"], taught["model"])
-        if parent is not None:
-            _load(parts.task, checkpoint.weights_of(parent), f"extend={config.extend}")
-            _must_leave_a_budget(config, parts.trainer, data, parent)
-        if parts.task.perceives:  # last, for a classifier is trained for it
-            known, unknown = perceptual.learned(parts.task, config, trust, data, folder.parent, device, learning)
-            parents, lacks = parents | known, lacks or unknown
-        if parent is not None and lacks is None:
-            _must_stand_beside(parent, parts.task, config)
-    except InvalidInput as error:
-        if marking and multirun():
-            parents |= perceptual.parents_of(config, trust, data, folder.parent, device) or {}
-            _mark_refused(run(), settings, error)
-        raise
-    return Plan(run(), config, settings, data, parts, device, parent, codec, text, lacks)
+        for file in initial.values():
+            regular_size(file, checkpoint.LARGEST)
+    except ValueError as error:
+        raise InvalidInput(f"init={config.init}: {error}") from error
+    return origins._replace(initial=initial, checksums=origins.checksums | _checksums("init", initial))
+
+
+def _begun(config: DictConfig, origins: Origins) -> Path | None:
+    """The run, or the folder, whose network is gone on with; None for a network that begins anew."""
+    if config.init is not None:
+        return Path(str(config.init))
+    return None if origins.parent is None else origins.parent.parents[1]
+
+
+def _begin(task: Any, origins: Origins, config: DictConfig) -> None:
+    """Give what trains the weights that it begins with."""
+    from ddpm.runs import checkpoint
+
+    if origins.initial:
+        _load(task, origins.initial, f"init={config.init}", put_in if _tunes(config) else None)
+        if _tunes(config):
+            begin_adapters(task)
+    if origins.text is not None:
+        text_encoder.put(task, origins.text)
+    if origins.taught:
+        _load(task, origins.taught, f"teacher={config.teacher}")  # with which a student begins
+        load_into(task.frozen["teacher"], origins.taught["model"])
+    if origins.parent is not None:
+        _load(task, checkpoint.weights_of(origins.parent), f"extend={config.extend}")
 
 
 def _mark_refused(run: Any, settings: dict[str, Any], error: InvalidInput) -> None:

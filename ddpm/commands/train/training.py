@@ -33,6 +33,7 @@ from ddpm.commands.train.prepare import (
     trial_loss,
 )
 from ddpm.commands.train.teacher import stage, stages
+from ddpm.commands.train.words import keep as keep_tokenizer
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
@@ -254,7 +255,7 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
     if plan.text is not None:
         text_encoder.keep(plan.text, plan.run.path)
     if plan.data.tokenizer is not None:
-        words.keep(plan.data.tokenizer, plan.run.path)
+        keep_tokenizer(plan.data.tokenizer, plan.run.path)
     machine = {key: cost.machine(plan.device)[key] for key in ("name", "torch", "python")}
     known = plan.run.status()
     queued = cluster.note_run(plan.run.path)
