@@ -157,7 +157,10 @@ def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: 
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"alpha = {alpha!r} must be a finite number, or null for that of rank")
     _must_be_plain(model)
-    for name in chosen(model, targets):
+    names = chosen(model, targets)
+    for name in names:  # all before the first is changed
+        must_take(model, name, rank)
+    for name in names:
         adapt_layer(model, name, rank, alpha)
     return _frozen(model)
 
@@ -209,11 +212,8 @@ def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
     return [name for name in there if any(fnmatchcase(name, str(pattern)) for pattern in targets)]
 
 
-def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
-    """Give one layer of a network a change of low rank, in place; returns the layer.
-
-    Raises: ValueError for a rank that is none, or more than the layer's smaller width; layers of other kinds.
-    """
+def must_take(model: nn.Module, name: str, r: int) -> None:
+    """Raise ValueError where `adapt_layer` would, and change nothing."""
     check_counts(MOST_RANK, rank=r)
     layer = model.get_submodule(name)
     if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "groups", 1) != 1:
@@ -222,6 +222,15 @@ def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
     out, into = len(weight), weight[0].numel()
     if r > min(out, into):
         raise ValueError(f"rank = {r} is more than {name} has, {into} to {out}; allowed: 1 to {min(out, into)}")
+
+
+def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
+    """Give one layer of a network a change of low rank, in place; returns the layer.
+
+    Raises: ValueError for a rank that is none, or more than the layer's smaller width; layers of other kinds.
+    """
+    must_take(model, name, r)
+    layer = model.get_submodule(name)
     made: Adapted | None = AdaptedLinear(layer, r, alpha) if isinstance(layer, nn.Linear) else None
     if isinstance(layer, nn.Conv2d):
         made = AdaptedConv2d(layer, r, alpha)
