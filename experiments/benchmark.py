@@ -488,8 +488,8 @@ def timings(network: Network, batch: int, given: argparse.Namespace, device: tor
 def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], object]) -> None:
     """Seconds of a forward pass, and with the backward pass, of what is told of texts and of what reads them.
 
-    In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last; alone
-    where the library of the peer is not installed.
+    In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last, or
+    alone where the peer's library is not installed.
 
     Args:
         note: is given all that is known, whenever something is.
