@@ -14,7 +14,7 @@ from ddpm.commands import evaluating, perceiving, texts
 from ddpm.commands.distilling import student_of
 from ddpm.commands.encoding import FOLDER, codec_of, encoded, fill
 from ddpm.commands.launch import job_number, multirun, overrides
-from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
+from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, parted, task_of
 from ddpm.commands.tuning import begin_adapters, put_in, tuned_of, with_class
 from ddpm.commands.validate import must_be_whole, trusted, width_of_average
 from ddpm.commands.wording import in_words, must_have_a_reader, must_read
@@ -118,14 +118,16 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     perceiving.fill(config, settings)
     initial: dict[str, Path] = {}
     if config.init is not None:
-        initial = _weights_files(Path(str(config.init)))
+        initial = _weights_files(str(config.init))
         try:
             for file in initial.values():
                 regular_size(file, checkpoint.LARGEST)
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
-    begun = Path(str(config.init)) if config.init is not None else None if parent is None else parent.parents[1]
+    begun = (
+        Path(parted(str(config.init))[0]) if config.init is not None else None if parent is None else parent.parents[1]
+    )
     given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
     data = in_words(given, config, trust, begun, None if text is None else text.tokenizer)
     identity, folder = data.identity(), _folder_of_runs(config)
@@ -362,24 +364,21 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
         load_into(task.modules[name], file, *([] if lacking is None else [lacking]))
 
 
-def _weights_files(path: Path) -> dict[str, Path]:
-    """Module -> its weights: the averaged ones of a run directory's last checkpoint, or of a folder with such files."""
+def _weights_files(named: str) -> dict[str, Path]:
+    """Module -> its weights: the averaged ones of a run's checkpoint, see `parted`, or of a folder with such files."""
     from ddpm.runs import checkpoint
-    from ddpm.runs.directory import open_run
 
-    folder = path
-    if (path / "config.yaml").is_file():
-        try:
-            _, folder = open_run(path, key="init")
-        except FileNotFoundError as error:
-            raise InvalidInput(str(error)) from error
+    path, _ = parted(named)
+    folder = Path(path)
+    if path != named or (folder / "config.yaml").is_file():
+        _, folder = opened_at(named, "init")
     if (folder / "manifest.json").is_file():
         return checkpoint.weights_of(folder, averaged=True)
     for name in ("ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return {"model": folder / name}
     raise InvalidInput(
-        f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
+        f"init={named}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
     )
 
 
