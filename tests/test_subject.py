@@ -168,6 +168,8 @@ def test_a_new_word_is_one_token_and_all_other_texts_are_as_they_were():
     assert after.decode(after(["a sks cube"])[0]) == "a sks cube"
     again = BytePairs.from_dict(after.to_dict())
     assert again.encode("a sks zyx") == after.encode("a sks zyx") and "added" not in before.to_dict()
+    assert {"a", "cube"} <= set(before.whole_words()) and {"sks", "zyx"} <= set(after.whole_words())
+    assert all(len(before.encode(word)) == 1 for word in before.whole_words())
     for word, said in (("cube", "is one token already"), ("two words", "is 2 words"), ("x1", "is 2 words")):
         with pytest.raises(ValueError, match=said):
             before.with_words([word])

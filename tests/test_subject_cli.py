@@ -13,6 +13,7 @@ from test_codes_cli import go_on, made
 from test_words_cli import SCENES
 
 from ddpm import cli
+from ddpm.commands.load import parted
 
 SUBJECT = [
     "experiment=subject", "data.count=3", "data.views=3", "subject.beside=4", "subject.steps=2", "trainer.steps=8",
@@ -31,15 +32,29 @@ def base(tmp_path_factory) -> Path:
     return run_of(folder)
 
 
+def test_a_checkpoint_is_named_behind_its_run(tmp_path):
+    names = {
+        "a": ("a", "last"),
+        "a@5": ("a", 5),
+        "a@best": ("a", "best"),
+        "b@c@last": ("b@c", "last"),
+        "a@b": ("a@b", "last"),
+    }
+    assert {named: parted(named) for named in names} == names
+    (tmp_path / "a@5").mkdir()
+    assert parted(f"{tmp_path}/a@5") == (f"{tmp_path}/a@5", "last")  # a folder of that name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "lora", "token"])
 def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tmp_path, tuning):  # noqa: F811
-    init = tmp_path / "init"
+    init, step = tmp_path / "init", 4 if tuning == "lora" else 8
     shutil.copytree(base, init)
-    words = [*SUBJECT, f"tuning={tuning}", f"init={init}", *(["adapter.rank=2"] if tuning == "lora" else [])]
+    at = "@4" if tuning == "lora" else ""
+    words = [*SUBJECT, f"tuning={tuning}", f"init={init}{at}", *(["adapter.rank=2"] if tuning == "lora" else [])]
     result = call(cli.train, *words, f"runs={tmp_path / 'a'}")
     assert result.code == 0, result
-    run, before = run_of(tmp_path / "a"), load_file(init / "checkpoints" / "8" / "ema.safetensors")
+    run, before = run_of(tmp_path / "a"), load_file(init / "checkpoints" / str(step) / "ema.safetensors")
     kept = weights(run, 8)
     changed = {name for name, x in kept.items() if name not in before or not torch.equal(x, before[name])}
     if tuning == "full":
@@ -79,11 +94,16 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
     (other / "config.yaml").write_text(re.sub(r"^init_text: .*\n", "", config, flags=re.MULTILINE) + "init_text: run\n")
     for changes, said in (
         ([f"init={other}"], "it has a network of another run, its init_text; take a run without"),
+        ([f"init={base}@99"], "checkpoint 99 cannot be read"),
+        (["subject.like=shpere", "tuning=token"], "subject.like=shpere is no word of the run, but "),
+        (["subject.like=shpere", "tuning=token"], "such as sphere"),
+        (["tuning=[full,lora]"], "sweep: -m tuning=full,lora"),
         (["init=nowhere"], "init=nowhere: a subject is taught to a run"),
         (["init=null"], "a subject is taught to a run; name one of words with init=RUN"),
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
         (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject has it; one is"),
         (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
+        (["subject.of=cylindre"], "or another subject.of, perhaps cylinder"),
         (["+subject.foo=1"], "subject.foo is not known; allowed: word, like, of"),
         (["subject.beside=-1"], "subject.beside=-1 must be an integer >= 0"),
         (["subject.pictures=x"], "subject.pictures=x is not known; allowed: data, drawn"),
