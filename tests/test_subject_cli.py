@@ -33,13 +33,8 @@ def base(tmp_path_factory) -> Path:
 
 
 def test_a_checkpoint_is_named_behind_its_run(tmp_path):
-    names = {
-        "a": ("a", "last"),
-        "a@5": ("a", 5),
-        "a@best": ("a", "best"),
-        "b@c@last": ("b@c", "last"),
-        "a@b": ("a@b", "last"),
-    }
+    names: dict[str, tuple[str, str | int]] = {"a": ("a", "last"), "a@5": ("a", 5), "a@best": ("a", "best")}
+    names |= {"b@c@last": ("b@c", "last"), "a@b": ("a@b", "last")}
     assert {named: parted(named) for named in names} == names
     (tmp_path / "a@5").mkdir()
     assert parted(f"{tmp_path}/a@5") == (f"{tmp_path}/a@5", "last")  # a folder of that name

@@ -125,9 +125,9 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
         parents |= _checksums("init", initial)
-    begun = (
-        Path(parted(str(config.init))[0]) if config.init is not None else None if parent is None else parent.parents[1]
-    )
+    begun = None if parent is None else parent.parents[1]
+    if config.init is not None:
+        begun = Path(parted(str(config.init))[0])
     given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
     data = in_words(given, config, trust, begun, None if text is None else text.tokenizer)
     identity, folder = data.identity(), _folder_of_runs(config)
@@ -378,7 +378,8 @@ def _weights_files(named: str) -> dict[str, Path]:
         if (folder / name).is_file():
             return {"model": folder / name}
     raise InvalidInput(
-        f"init={named}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
+        f"init={named}: neither a run directory with a checkpoint nor a folder with ema.safetensors or "
+        "model.safetensors"
     )
 
 
