@@ -56,6 +56,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
     "task": {"drop": 0.0, "only": None, "parts": {}, "prior": 1.0},  # weights other than PARTS
     "optimizer": {"amsgrad": False},
+    "adapter": {"without": []},
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
 }

@@ -141,7 +141,13 @@ class HasWords(Protocol):
 # --------------------------------------------------------------------------------------------------------- put in
 
 
-def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: Sequence[str] = TARGETS) -> nn.Module:
+def adapt(
+    model: nn.Module,
+    rank: int = 4,
+    alpha: float | None = None,
+    targets: Sequence[str] = TARGETS,
+    without: Sequence[str] = (),
+) -> nn.Module:
     """Give layers of a network a change of low rank, in place; all other parameters are frozen.
 
     Args:
@@ -149,15 +155,19 @@ def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: 
         rank: r, at most the smaller width of each layer.
         alpha: see `Adapted`; None for r, so that the change is B A.
         targets: patterns of names of layers, as in `fnmatch`, such as "*to_q" or "down.*.conv_1".
+        without: patterns of those that stay as they are all the same, such as "text.*".
     Returns: the network.
-    Raises: ValueError for a rank or a strength out of range, a pattern that no such layer has, a network that is
-        adapted already.
+    Raises: ValueError for a rank or a strength out of range, a pattern that no such layer has, patterns that leave
+        nothing, a network that is adapted already.
     """
     alpha = rank if alpha is None else alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"alpha = {alpha!r} must be a finite number, or null for that of rank")
     _must_be_plain(model)
-    names = chosen(model, targets)
+    left_out = set(chosen(model, without, "without") if without else ())
+    names = [name for name in chosen(model, targets) if name not in left_out]
+    if not names:
+        raise ValueError(f"without = {list(without)} leaves none of the layers that targets choose")
     for name in names:  # all before the first is changed
         must_take(model, name, rank)
     for name in names:
@@ -198,8 +208,8 @@ def begin(model: nn.Module) -> None:
             module.begin()
 
 
-def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The names of a network's layers that patterns choose; ValueError for a pattern that chooses none."""
+def chosen(model: nn.Module, targets: Sequence[str], key: str = "targets") -> list[str]:
+    """The names of a network's layers that patterns, the value of a key, choose; ValueError for one that has none."""
     there = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     if not targets:
         raise ValueError(f"targets = [] adapts nothing; allowed: patterns of layers, such as {', '.join(TARGETS)}")
@@ -208,7 +218,7 @@ def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
             ends = sorted({f"*{name.rpartition('.')[2]}" for name in there})
             near = get_close_matches(str(pattern), ends, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"targets: no layer matches {pattern!r}; there are {', '.join(ends)}{hint}")
+            raise ValueError(f"{key}: no layer matches {pattern!r}; there are {', '.join(ends)}{hint}")
     return [name for name in there if any(fnmatchcase(name, str(pattern)) for pattern in targets)]
 
 

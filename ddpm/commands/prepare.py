@@ -137,7 +137,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
     try:
         if codec is not None:
-            data = encoded(data, codec, device, Path(str(config.runs)))
+            data = encoded(data, codec, device, Path(str(config.runs)), fit=not tuning)
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         parts = built(config, trust, data, device, processes)
         if codec is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.commands import encoding, texts
 from ddpm.commands.console import say
 from ddpm.commands.distilling import UNFINISHED
 from ddpm.commands.launch import overrides
@@ -20,6 +21,8 @@ from ddpm.commands.wording import in_words, tokenizer_of, word_of
 from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
 
 OF_RUN = ("model", "text", "tokenizer", "schedule", "diffusion")  # groups that are those of the run that is tuned
+FROZEN = ("init_text", "init_codec", "codec")  # and what it may have from others
+ADAPTER = "models.adapters.adapt"
 SETTINGS = ("word", "like", "of", "beside", "pictures", "steps", "w", "run", "data")  # the last two are found out
 PICTURES = ("data", "drawn")  # where those of the class come from
 BEGIN = "models.adapters.begin"
@@ -47,9 +50,6 @@ def tuned_of(config: DictConfig) -> DictConfig:
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
         raise InvalidInput(f"init={path}: it is tuned itself; take the run that it began with, {base.get('init')}")
-    for key in ("init_text", "init_codec"):
-        if base.get(key) is not None:
-            raise InvalidInput(f"init={path}: it has a network of another run, its {key}; take a run without")
     _must_be_sound(config)
     from ddpm.runs.directory import Run
 
@@ -57,13 +57,14 @@ def tuned_of(config: DictConfig) -> DictConfig:
         say(f"warning: init={path} is not finished: when it is, the same command trains anew")
     typed = {word.partition("=")[0].lstrip("+~") for word in overrides()}
     for key in sorted(typed):
-        if key.partition(".")[0] in OF_RUN:
+        if key.partition(".")[0] in (*OF_RUN, *FROZEN):
             raise InvalidInput(f"{key}: a run that is tuned keeps its network; only subject, tuning, adapter, data, "
                                "task, optimizer, trainer, sampler and augment may be changed")  # fmt: skip
     tuned = config.copy()
     OmegaConf.set_struct(tuned, False)  # for groups that its recipe does not have
     for group in OF_RUN:
         tuned[group] = base[group]
+    _keep_frozen(tuned, base, path)
     tuned.task.drop = base.model.get("drop", 0.0)
     for key in ("image_size", "channels"):
         if f"data.{key}" not in typed and key in tuned.data and key in base.data:
@@ -73,6 +74,22 @@ def tuned_of(config: DictConfig) -> DictConfig:
     if word_of(tuned) is not None:
         _fill(tuned.adapter, tokenizer, asked)
     return tuned
+
+
+def _keep_frozen(tuned: DictConfig, base: DictConfig, run: Path) -> None:
+    """Take over what the run that is tuned has from other runs, as it keeps it: autoencoder and encoder of texts.
+
+    They stay as they are. Beside adapters all else is frozen anyhow, and the encoder's weights come with the network's;
+    it gets no adapters of low rank, but may learn a word, in the run's own copy of its table.
+    """
+    if base.get("init_codec") is not None:
+        tuned.init_codec, tuned.codec = os.path.abspath(run / encoding.FOLDER), base.codec
+    if base.get("init_text") is None:
+        return
+    if tuned.get("adapter") is None:
+        tuned.init_text = os.path.abspath(run / texts.FOLDER)
+    elif tuned.adapter.get("_target_") == ADAPTER:
+        tuned.adapter.without = [*(tuned.adapter.get("without") or []), "text.*"]
 
 
 def _must_be_sound(config: DictConfig) -> None:
