@@ -56,6 +56,7 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "diffusion": {"preconditioning": None, "sigma_data": 0.5},
     "task": {"drop": 0.0, "only": None, "parts": {}, "prior": 1.0},  # weights other than PARTS
     "optimizer": {"amsgrad": False},
+    "adapter": {"without": []},
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
 }
@@ -67,6 +68,7 @@ LINKED = {  # key -> the key that it takes its value from, where it has none of 
     "model.drop": "task.drop",
 }
 OPTIONAL = ("text",)  # groups that a constructor is given where a run has them
+SEVERAL = "ablation"  # the groups below it change one thing each, and several of one can be put together
 AROUND = {"model": "adapter"}  # group -> one that, where a run has it, is built around what is made of the first
 WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
 
@@ -163,6 +165,8 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
 
     Raises: InvalidInput for a group, choice, key or value that does not compose.
     """
+    for word in overrides:
+        _must_choose_one(word)
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(str(conf_dir()), job_name=name, version_base="1.3"):
@@ -173,6 +177,19 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
         raise InvalidInput(f"{' '.join(overrides)}: {_one_line(error)}") from error
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def _must_choose_one(word: str) -> None:
+    """Refuse a list of choices of a group, such as tuning=[full,lora]: the last would win, and nobody would know."""
+    key, _, value = word.partition("=")
+    group, listed = key.lstrip("+").partition("@")[0], re.fullmatch(r"\[(.*)\]", value.strip())
+    choices = [choice.strip(" '\"") for choice in listed[1].split(",")] if listed else []
+    if len(choices) < 2 or group.partition("/")[0] == SEVERAL or not (conf_dir() / group).is_dir():
+        return
+    raise InvalidInput(
+        f"{word}: of {group} there is one choice in a run, and of a list only the last would count; to try each, "
+        f"sweep: -m {key}={','.join(choices)}"
+    )
 
 
 def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | None:

@@ -11,7 +11,8 @@ they are by default; the other peers have channels_last, fused AdamW and EMAMode
 FLOP. What another run found with the same machine, torch and threads stays in the table of the same --out.
 
 `--what text` times U-Nets that are told of a text, and the encoder of texts, beside UNet2DConditionModel of diffusers
-and CLIPTextModel of transformers with the same weights: the forward pass, and with the backward pass.
+and CLIPTextModel of transformers with the same weights: the forward pass, and with the backward pass. Where a library
+is not installed, ours is timed alone.
 """
 
 import argparse
@@ -487,7 +488,8 @@ def timings(network: Network, batch: int, given: argparse.Namespace, device: tor
 def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], object]) -> None:
     """Seconds of a forward pass, and with the backward pass, of what is told of texts and of what reads them.
 
-    In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last.
+    In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last, or
+    alone where the peer's library is not installed.
 
     Args:
         note: is given all that is known, whenever something is.
@@ -523,6 +525,8 @@ def told_of_texts(network: Network, device: torch.device) -> dict[str, Called]:
     x_t, tokens, t = x_t.to(device), tokens.to(device), torch.arange(1, TOLD_BATCH + 1, device=device)
     ours = built(network).to(device, memory_format=torch.channels_last)
     found: dict[str, Called] = {"ours": (ours, lambda: ours(x_t, t, Condition(tokens=tokens)))}
+    if find_spec("diffusers") is None:
+        return found
     for label, form in (("peer", torch.contiguous_format), ("peer channels_last", torch.channels_last)):
         with tempfile.TemporaryDirectory() as folder:
             save_unet(ours.eval(), folder)
@@ -537,13 +541,17 @@ def encoders(device: torch.device) -> dict[str, Called]:
     """Our encoder of texts and its twin; RuntimeError unless they agree up to rounding."""
     torch.manual_seed(0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    ours, library = TextEncoder(**ENCODER).to(device).eval(), importlib.import_module("transformers")
+    ours = TextEncoder(**ENCODER).to(device).eval()
     ids = torch.randint(ENCODER["vocabulary"], (TEXTS, ENCODER["length"])).to(device)
+    found: dict[str, Called] = {"ours": (ours, lambda: ours(ids))}
+    if find_spec("transformers") is None:
+        return found
+    library = importlib.import_module("transformers")
     with tempfile.TemporaryDirectory() as folder:
         save_text_encoder(ours, folder)
         peer = library.CLIPTextModel.from_pretrained(folder, attn_implementation="sdpa").to(device).eval()
     must_agree(ours(ids), peer(ids).last_hidden_state)
-    return {"ours": (ours, lambda: ours(ids)), "peer": (peer, lambda: peer(ids).last_hidden_state)}
+    return found | {"peer": (peer, lambda: peer(ids).last_hidden_state)}
 
 
 def forward_pass(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
@@ -859,9 +867,9 @@ def measure(given: argparse.Namespace, device: torch.device, told: dict[str, Any
             entry["memory"] = entry.get("memory", {}) | memory(network, batch, given.labels, device)
         told["configs"][name] = entry
         write(given.out, told)
-    if "text" in given.what and (missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]):
-        print(f"{' and '.join(missing)} not installed: what is told of texts is not timed")
-    elif "text" in given.what:
+    if "text" in given.what:
+        if missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]:
+            print(f"{' and '.join(missing)} not installed: what is told of texts is timed without its peers")
         text(given.rounds, device, lambda known: write(given.out, told | {"text": known}))
         told = read(given.out / JSON, told["machine"])
     if "growth" in given.what:

@@ -141,7 +141,13 @@ class HasWords(Protocol):
 # --------------------------------------------------------------------------------------------------------- put in
 
 
-def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: Sequence[str] = TARGETS) -> nn.Module:
+def adapt(
+    model: nn.Module,
+    rank: int = 4,
+    alpha: float | None = None,
+    targets: Sequence[str] = TARGETS,
+    without: Sequence[str] = (),
+) -> nn.Module:
     """Give layers of a network a change of low rank, in place; all other parameters are frozen.
 
     Args:
@@ -149,15 +155,22 @@ def adapt(model: nn.Module, rank: int = 4, alpha: float | None = None, targets: 
         rank: r, at most the smaller width of each layer.
         alpha: see `Adapted`; None for r, so that the change is B A.
         targets: patterns of names of layers, as in `fnmatch`, such as "*to_q" or "down.*.conv_1".
+        without: patterns of those that stay as they are all the same, such as "text.*".
     Returns: the network.
-    Raises: ValueError for a rank or a strength out of range, a pattern that no such layer has, a network that is
-        adapted already.
+    Raises: ValueError for a rank or a strength out of range, a pattern that no such layer has, patterns that leave
+        nothing, a network that is adapted already.
     """
     alpha = rank if alpha is None else alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"alpha = {alpha!r} must be a finite number, or null for that of rank")
     _must_be_plain(model)
-    for name in chosen(model, targets):
+    left_out = set(chosen(model, without, "without") if without else ())
+    names = [name for name in chosen(model, targets) if name not in left_out]
+    if not names:
+        raise ValueError(f"without = {list(without)} leaves none of the layers that targets choose")
+    for name in names:  # all before the first is changed
+        must_take(model, name, rank)
+    for name in names:
         adapt_layer(model, name, rank, alpha)
     return _frozen(model)
 
@@ -195,8 +208,8 @@ def begin(model: nn.Module) -> None:
             module.begin()
 
 
-def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The names of a network's layers that patterns choose; ValueError for a pattern that chooses none."""
+def chosen(model: nn.Module, targets: Sequence[str], key: str = "targets") -> list[str]:
+    """The names of a network's layers that patterns, the value of a key, choose; ValueError for one that has none."""
     there = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     if not targets:
         raise ValueError(f"targets = [] adapts nothing; allowed: patterns of layers, such as {', '.join(TARGETS)}")
@@ -205,15 +218,12 @@ def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
             ends = sorted({f"*{name.rpartition('.')[2]}" for name in there})
             near = get_close_matches(str(pattern), ends, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"targets: no layer matches {pattern!r}; there are {', '.join(ends)}{hint}")
+            raise ValueError(f"{key}: no layer matches {pattern!r}; there are {', '.join(ends)}{hint}")
     return [name for name in there if any(fnmatchcase(name, str(pattern)) for pattern in targets)]
 
 
-def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
-    """Give one layer of a network a change of low rank, in place; returns the layer.
-
-    Raises: ValueError for a rank that is none, or more than the layer's smaller width; layers of other kinds.
-    """
+def must_take(model: nn.Module, name: str, r: int) -> None:
+    """Raise ValueError where `adapt_layer` would, and change nothing."""
     check_counts(MOST_RANK, rank=r)
     layer = model.get_submodule(name)
     if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "groups", 1) != 1:
@@ -222,6 +232,15 @@ def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
     out, into = len(weight), weight[0].numel()
     if r > min(out, into):
         raise ValueError(f"rank = {r} is more than {name} has, {into} to {out}; allowed: 1 to {min(out, into)}")
+
+
+def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
+    """Give one layer of a network a change of low rank, in place; returns the layer.
+
+    Raises: ValueError for a rank that is none, or more than the layer's smaller width; layers of other kinds.
+    """
+    must_take(model, name, r)
+    layer = model.get_submodule(name)
     made: Adapted | None = AdaptedLinear(layer, r, alpha) if isinstance(layer, nn.Linear) else None
     if isinstance(layer, nn.Conv2d):
         made = AdaptedConv2d(layer, r, alpha)

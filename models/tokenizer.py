@@ -254,6 +254,12 @@ class BytePairs:
             found += [self.ids[special]] if special else []
         return found
 
+    def whole_words(self) -> list[str]:
+        """The words of letters that are one token, by their ids."""
+        ends = [number for number, token in sorted(self._tokens.items()) if token.endswith(MARK)]
+        texts = [(number, self.decode([number])) for number in ends]
+        return [text for number, text in texts if text.isalpha() and self.encode(text) == [number]]
+
     def _of_word(self, word: tuple[str, ...]) -> list[int]:
         """The ids of a word, found once."""
         if word not in self._known:

@@ -84,6 +84,16 @@ def test_a_convolution_answers_as_one_with_the_sum_of_both_weights(kernel, strid
     torch.testing.assert_close(model(x), nn.functional.conv2d(x, weight, conv.bias, stride, padding))
 
 
+def test_layers_that_are_left_out_stay_as_they_are():
+    every = {name for name, _ in adapted(adapt(network()))}
+    left = {name for name, _ in adapted(adapt(network(), without=["text.*", "*to_k"]))}
+    assert left == {name for name in every if not name.startswith("text.") and not name.endswith("to_k")} != every
+    with pytest.raises(ValueError, match=r"without = \['\*'\] leaves none of the layers"):
+        adapt(network(), without=["*"])
+    with pytest.raises(ValueError, match=r"without: no layer matches 'txt\.\*'; there are "):
+        adapt(network(), without=["txt.*"])
+
+
 def test_an_adapted_network_is_the_first_one_to_the_bit_and_trains_nothing_else():
     plain, model = network(), adapt(network(), 2, 4.0, EVERYWHERE)
     names = [name for name, _ in adapted(model)]

@@ -19,6 +19,9 @@ COUNTS = {"devanagari": 77_357_825, "cifar10": 35_746_307, "class_mnist": 1_708_
           "cars": 26_623_363}  # fmt: skip
 TINY = {"image_size": 8, "in_channels": 1, "channels": 8, "channel_mults": (1, 2), "blocks": 1, "groups": 4,
         "attention_resolutions": (4,), "head_channels": 8, "dropout": 0.0, "time_offset": -1}  # fmt: skip
+TOLD_TINY = {"image_size": 8, "channels": 8, "channel_mults": (1, 2), "blocks": 1, "attention_resolutions": (8,),
+             "heads": 2, "token_channels": 8, "groups": 4}  # fmt: skip
+ENCODER_TINY = {"vocabulary": 40, "length": 8, "channels": 8, "layers": 1, "heads": 2}
 CPU = torch.device("cpu")
 
 
@@ -355,10 +358,20 @@ def test_the_peer_trains_and_samples(tiny, network, monkeypatch):
         assert told[part]["best_peer"] in ("peer default", "peer bf16")
 
 
-def test_what_is_told_of_texts_is_not_timed_without_peers_and_has_rows_of_its_own(tiny, tmp_path, capsys):
+def test_what_is_told_of_texts_is_timed_without_peers_and_has_rows_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+    assert {"words_32", "words_64"} == tiny["TOLD"].keys()
+    for name, value in {"TOLD": {"words_64": tiny["LATENT"] | TOLD_TINY}, "ENCODER": ENCODER_TINY}.items():
+        monkeypatch.setitem(tiny["main"].__globals__, name, value)
     assert run(tiny, tmp_path, "--what", "text") == 0
-    assert "diffusers and transformers not installed: what is told of texts is not timed" in capsys.readouterr().out
-    assert "text" not in found(tmp_path)
+    said = capsys.readouterr().out
+    assert "diffusers and transformers not installed: what is told of texts is timed without its peers" in said
+    told = found(tmp_path)["text"]
+    passes = {f"{what}, {how}" for what in ("forward", "forward and backward") for how in ("fp32", "bf16")}
+    assert told.keys() == {"words_64", "encoder"}
+    for its in told.values():
+        assert its.keys() == {"parameters", *passes}
+        assert all(its[what]["settings"].keys() == {"ours"} for what in passes)
+    assert sum("| - | - | - | - |" in line for line in said.splitlines()) == 8
     times = {"median": 2.0, "low": 1.0, "high": 4.0, "rounds": [2.0], "first": 9.0}
     part = tiny["compared"]({"ours": times, "peer": times | {"median": 3.0, "rounds": [3.0]}})
     machine = {"name": "a machine", "device": "cpu", "threads": 1, "torch": "2.6"}
@@ -374,12 +387,10 @@ def test_what_is_told_of_texts_is_not_timed_without_peers_and_has_rows_of_its_ow
 def test_what_is_told_of_texts_says_what_its_peers_say(benchmark, monkeypatch):
     for library in ("diffusers", "transformers"):
         pytest.importorskip(library)
-    small = {"image_size": 8, "channels": 8, "channel_mults": (1, 2), "blocks": 1, "attention_resolutions": (8,),
-             "heads": 2, "token_channels": 8, "groups": 4}  # fmt: skip
     scope = benchmark["main"].__globals__
     for name, value in {
-        "TOLD": {"words": benchmark["LATENT"] | small},
-        "ENCODER": {"vocabulary": 40, "length": 8, "channels": 8, "layers": 1, "heads": 2},
+        "TOLD": {"words": benchmark["LATENT"] | TOLD_TINY},
+        "ENCODER": ENCODER_TINY,
         "AT_LEAST": 0.0,
     }.items():
         monkeypatch.setitem(scope, name, value)

@@ -618,6 +618,9 @@ def test_init_starts_from_the_averaged_weights_of_a_run_or_from_a_folder(call, f
     assert same(weights(one, 1), weights(finished, 6, "ema"))
     assert [line["step"] for line in read_metrics(one) if line["split"] == "train"] == [1]
     assert OmegaConf.load(one / "config.yaml").init == str(finished)
+    assert "nothing to do" in call(cli.train, *still, f"init={finished}@6", f"runs={tmp_path / 'a'}").out
+    refused = call(cli.train, *still, f"init={finished}@99", f"runs={tmp_path / 'none'}")
+    assert_refused(refused, "checkpoint 99 cannot be read (there is none of that name)")
 
     folder = tmp_path / "weights"
     folder.mkdir()

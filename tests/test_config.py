@@ -187,6 +187,10 @@ def test_the_keys_that_scripts_rely_on():
         ("model.chanels=8", ["model.chanels"]),
         ("bogus=1", ["bogus"]),
         ("schedule=linear,cosine", ["schedule=linear,cosine", "--multirun"]),
+        ("schedule=[linear,cosine]", ["of schedule there is one choice in a run", "-m schedule=linear,cosine"]),
+        ("tuning=[full, 'lora']", ["only the last would count", "sweep: -m tuning=full,lora"]),
+        ("+optimizer@inner=[adam,adamw]", ["-m +optimizer@inner=adam,adamw"]),
+        ("experiment=[digits,mnist]", ["-m experiment=digits,mnist"]),
         ("trainer.steps", ["trainer.steps"]),
         ("model.channels=[1", ["input"]),
         ("model=null", ["model"]),
@@ -200,6 +204,15 @@ def test_what_does_not_compose_is_one_line(override, words):
     message = str(raised.value)
     assert all(word in message for word in words) and "\n" not in message and "search path" not in message.lower()
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_a_list_of_one_choice_is_that_choice_and_levers_are_put_together():
+    listed, alone = (compose("train", [f"schedule={choice}"]).schedule for choice in ("[cosine]", "cosine"))
+    assert listed == alone
+    both = compose("train", ["experiment=mnist", "+ablation/lever=[min_snr,wider]"])
+    plain = compose("train", ["experiment=mnist"])
+    assert both.diffusion.loss == "min_snr" != plain.diffusion.loss
+    assert both.model.channels != plain.model.channels
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm import cli
 from ddpm.data.batch import Condition
-from models.adapters import adapt, adapters
+from models.adapters import adapt, adapt_layer, adapted, adapters
 from models.pretrained import load_lora, load_unet, save_lora, save_unet, with_lora
 from models.unet import UNet
 
@@ -126,6 +126,41 @@ def test_what_does_not_fit_is_refused_by_its_first_misfit(held, said, unet, tmp_
     with pytest.raises(ValueError, match=said):
         load_lora(unet, file)
     assert torch.equal(answer(unet), before)
+
+
+def others(r: int, spelling: str = "today") -> dict[str, Tensor]:
+    """Of the same transformer's first projection, which comes before the last one by name and after it in a file."""
+    names = [name.replace("to_out.0", "to_q").replace("to_out_0", "to_q") for name in SPELLINGS[spelling][:2]]
+    return dict(zip(names, matrices(r), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("held", "scale", "said"),
+    [
+        (others(99), 1.0, "rank = 99 is more than .*to_q has, 16 to 16; allowed: 1 to 16"),
+        (others(2) | others(2, "kohya"), 1.0, "changes .*to_q twice"),
+        (others(2), float("nan"), "scale = nan must be a finite number"),
+        (others(2), 1.0, "to_q is a AdaptedLinear"),
+    ],
+)
+def test_of_a_file_of_which_one_layer_is_refused_nothing_is_put_in(held, scale, said, unet, tmp_path):
+    file: Path = tmp_path / "x.safetensors"
+    save_file(dict(zip(SPELLINGS["today"], matrices(), strict=False)) | held, file)
+    if "Adapted" in said:
+        adapt_layer(unet, OURS.replace("to_out", "to_q"), 2, 2.0)
+    before = {name: type(module) for name, module in unet.named_modules()}
+    trained = [p.requires_grad for p in unet.parameters()]
+    with pytest.raises(ValueError, match=said):
+        load_lora(unet, file, scale)
+    assert before == {name: type(module) for name, module in unet.named_modules()}
+    assert trained == [p.requires_grad for p in unet.parameters()]
+
+
+def test_a_rank_that_a_later_layer_has_not_leaves_a_network_plain():
+    model = UNet(8, channels=8, channel_mults=(1, 2), blocks=1, groups=4, attention_resolutions=(4,))
+    with pytest.raises(ValueError, match="rank = 9 is more than conv_out has"):
+        adapt(model, 9, targets=["down.1.residual.0.conv_2", "conv_out"])
+    assert not list(adapted(model))
 
 
 @pytest.mark.parametrize(

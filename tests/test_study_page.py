@@ -398,7 +398,8 @@ def test_figures_of_many_blocks_have_the_baseline_and_the_best_of_each():
     few = figures.chosen(found)
     assert len(few) == 25 and set(expected) < set(few)
     measured = page._measure(1, found.measures[0], found, few)
-    assert measured is not None and f"Shown are {page.BEST_OF_BLOCKS} by Fréchet distance; 20 more" in measured.body
+    said = f"Shown are {page.OF_BLOCKS.format('best')} by Fréchet distance; 20 more"
+    assert measured is not None and said in measured.body
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 from test_study_reading import arms_in, write_run
@@ -20,12 +21,13 @@ from ddpm.commands.study import studying
 from ddpm.config import InvalidInput
 from ddpm.data import SwissRoll
 from ddpm.figures import images
-from ddpm.study import formatting
+from ddpm.study import figures, formatting, page
 from ddpm.study.findings import Findings
 from ddpm.study.report import HELD_OUT, findings
-from ddpm.study.statistics import BETTER, NO_DIFFERENCE, NOT_DECIDED, WORSE, holm, p_of_no_difference
+from ddpm.study.statistics import BETTER, HIGHER, LOWER, NO_DIFFERENCE, NOT_DECIDED, WORSE, holm, p_of_no_difference
 
 FRECHET, RECOGNITION, BY_SNR = "frechet_pixels_64_train", "recognition_logistic_64_train", "loss_by_snr_w1_9_held_out"
+PURITY = "latent_purity-k10_64_held_out"
 T_4 = 2.7764451  # Student's, 97.5 %, of 4 degrees of freedom
 
 
@@ -154,6 +156,26 @@ def test_measures_of_codings_are_in_a_report(protocol, title, mean, tmp_path):
     (measure,) = found_in(tmp_path).measures
     (arm,) = measure.arms.values()
     assert (measure.title, arm.mean) == (title, mean)
+
+
+def test_of_a_measure_of_which_neither_way_is_better_no_arm_is_better(tmp_path):
+    """Differences of +10 % and -10 %, all alike but for one, in eight seeds: both are results."""
+    for lr, value in ((0.1, 0.5), (0.2, 0.6), (0.3, 0.4)):
+        results = [{PURITY: {"value": value + 0.01 * (s == 1) * (lr - 0.1)}} for s in range(8)]
+        write_arm(tmp_path, lr, results, losses=[0.1])
+    assert [m.name for m in found_in(tmp_path).measures] == [HELD_OUT, PURITY]  # the first decides
+    found = found_in(tmp_path, measure="latent_purity")
+    (first, *_) = found.measures
+    assert {label: of.verdict for label, of in first.differences.items()} == {"lr=0.2": HIGHER, "lr=0.3": LOWER}
+    said = " ".join(found.verdict)
+    assert "(neither way is better)." in said and "Higher: lr=0.2 (+10" in said and "Lower: lr=0.3 (−" in said
+    assert "worse" not in said.lower() and not found.fronts
+    text, shown = formatting.markdown(found), page.page(found)
+    assert "purity (%), neither way is better |" in text and "**higher**" in text and "**better**" not in text
+    assert '<td class="verdict decided">higher</td>' in shown and "verdict better" not in shown
+    axes = Figure().subplots()
+    figures.differences(axes, first, ["lr=0.2", "lr=0.3"], found.against)
+    assert axes.get_title("left") == axes.get_title("right") == ""
 
 
 def test_of_one_measure_by_two_judges_that_of_most_runs_is_first(tmp_path):

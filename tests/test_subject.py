@@ -8,9 +8,11 @@ import torch
 from ddpm.data import ImageData, Subject, raycast, scenes
 from ddpm.data.batch import Batch
 from ddpm.data.beside import Beside
+from ddpm.data.encoded import encoded
 from ddpm.data.raycast import TEXTURES, textured
 from ddpm.data.scenes import parse
 from ddpm.diffusion import GaussianDiffusion
+from ddpm.latent.codec import Continuous
 from ddpm.metrics.subject import likeness, result
 from ddpm.randomness import Keyed
 from ddpm.schedules import cosine
@@ -122,6 +124,28 @@ def test_of_each_batch_every_other_one_is_of_the_class_and_all_have_their_turn(s
         Beside(subject, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
 
 
+def test_latents_of_both_keep_their_turns_their_marks_and_the_scale_of_the_run_that_is_tuned(subject):
+    class Halves(torch.nn.Module):
+        shape, latent_shape = subject.shape, (3, 8, 8)
+
+        def encode(self, x):
+            z = torch.nn.functional.avg_pool2d(x, 2)
+            return z, torch.full_like(z, -30.0)
+
+    codec = Continuous(Halves(), scale=3.0, shift=0.25)
+    data = beside(subject)
+    of = encoded(data, codec, torch.device("cpu"), fit=False)
+    order = data.order(3, 2, 6)
+    assert torch.equal(of.order(3, 2, 6), order) and of.beside == 5
+    batch = of.batch(order)
+    assert batch.beside.tolist() == [False, True] * 3
+    x = data.batch(order).x
+    torch.testing.assert_close(batch.x, 3.0 * (torch.nn.functional.avg_pool2d(x, 2) - 0.25))
+    assert of.codec.state() == codec.state() != encoded(data, codec, torch.device("cpu")).codec.state()
+    alone = encoded(subject, codec, torch.device("cpu"))
+    assert alone.batch(subject.train).beside is None and torch.equal(alone.order(3, 2, 3), subject.order(3, 2, 3))
+
+
 @pytest.mark.equation("DreamBooth (2)")
 def test_the_mean_over_a_batch_is_half_the_sum_of_both_expectations():
     losses, of_class = torch.tensor([1.0, 10.0, 3.0, 30.0]), torch.tensor([False, True, False, True])
@@ -168,6 +192,8 @@ def test_a_new_word_is_one_token_and_all_other_texts_are_as_they_were():
     assert after.decode(after(["a sks cube"])[0]) == "a sks cube"
     again = BytePairs.from_dict(after.to_dict())
     assert again.encode("a sks zyx") == after.encode("a sks zyx") and "added" not in before.to_dict()
+    assert {"a", "cube"} <= set(before.whole_words()) and {"sks", "zyx"} <= set(after.whole_words())
+    assert all(len(before.encode(word)) == 1 for word in before.whole_words())
     for word, said in (("cube", "is one token already"), ("two words", "is 2 words"), ("x1", "is 2 words")):
         with pytest.raises(ValueError, match=said):
             before.with_words([word])

@@ -100,10 +100,17 @@ def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
         raise InvalidInput(str(error)) from error
 
 
+def parted(named: str) -> tuple[str, str | int]:
+    """The folder and the checkpoint that RUN, RUN@STEP, RUN@best or RUN@last name: without one the last."""
+    if not re.fullmatch(r".+@(\d+|best|last)", named) or Path(named).exists():
+        return named, "last"
+    path, _, step = named.rpartition("@")
+    return path, int(step) if step.isdecimal() else step
+
+
 def opened_at(named: str, key: str) -> tuple[Any, Path]:
-    """As `opened`, of RUN, RUN@STEP, RUN@best or RUN@last."""
-    path, _, step = named.rpartition("@") if re.fullmatch(r".+@(\d+|best|last)", named) else (named, "", "last")
-    return opened(path, int(step) if step.isdecimal() else step, key)
+    """As `opened`, of what `parted` takes."""
+    return opened(*parted(named), key)
 
 
 def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:

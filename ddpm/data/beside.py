@@ -76,7 +76,11 @@ class Beside(ImageData):
     ) -> Batch:
         """As of all images, with those of the class marked as `beside`."""
         batch = super().batch(indices, device, generator)
-        return replace(batch, beside=(indices >= len(self) - self.beside).to(batch.x.device))
+        return replace(batch, beside=self.of_class(indices).to(batch.x.device))
+
+    def of_class(self, indices: Tensor) -> Tensor:
+        """Whether images of these numbers (B,) are of the class."""
+        return indices >= len(self) - self.beside
 
     def identity(self) -> dict[str, Any]:
         """What the data of the subject are, and what stands beside them."""

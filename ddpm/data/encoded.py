@@ -33,18 +33,20 @@ class Encoded(InMemory):
         data: what is encoded.
         codec: what encoded them.
         kept: what it keeps of each sample, (N, *).
+        fit: whether the codec is fitted to the part that is trained on, or taken as it is.
     Attributes:
         original: `data`.
-        codec: fitted to the part that is trained on.
+        codec: what encoded them, fitted.
     """
 
-    def __init__(self, data: Dataset, codec: Codec, kept: Tensor):
+    def __init__(self, data: Dataset, codec: Codec, kept: Tensor, fit: bool = True):
         labels = None if data.labels is None else data.labels.cpu()
         super().__init__(data.name, data.split, kept, labels, getattr(data, "classes", ()), 0.0, [codec.kind])
         self.train, self.held_out, self.units = data.train, data.held_out, data.units
         self.further_labels, self.further_counts, self.styles = data.further_labels, data.further_counts, data.styles
         self.captions, self.tokens, self.tokenizer = data.captions, data.tokens, data.tokenizer
-        self._original, self._codec = data, codec.fitted(kept[data.train])
+        self.beside = data.beside
+        self._original, self._codec = data, codec.fitted(kept[data.train]) if fit else codec
 
     @property
     def original(self) -> Dataset:
@@ -61,6 +63,10 @@ class Encoded(InMemory):
         """Of one sample's latents."""
         return self._codec.shape
 
+    def order(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """As of the data that were encoded, if others stand beside them; else as in `Dataset`."""
+        return (self._original if self.beside else super()).order(seed, step, batch_size)
+
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
@@ -70,10 +76,12 @@ class Encoded(InMemory):
             indices, device: as in `Dataset`.
             generator: draws latents that have a distribution; None, as in evaluation, takes their means.
 
-        Returns: x (B, *shape), floats or, for codes, int64; and as condition the classes of labelled data.
+        Returns: x (B, *shape), floats or, for codes, int64; and as condition the classes of labelled data. What stands
+            beside the data is marked as there.
         """
         taken = self._taken(indices, device)
-        return Batch(self._codec.drawn(taken.x, generator), taken.condition)
+        marks = self._original.of_class(indices).to(device) if self.beside else None
+        return Batch(self._codec.drawn(taken.x, generator), taken.condition, beside=marks)
 
     def identity(self) -> dict[str, Any]:
         """What the data are that were encoded; a run knows the codec by its weights."""
@@ -102,6 +110,7 @@ def encoded(
     device: torch.device,
     cache: Path | None = None,
     said: Callable[[str], None] = lambda words: None,
+    fit: bool = True,
 ) -> Encoded:
     """Data as a codec says them, made once and read from a file after that.
 
@@ -109,6 +118,7 @@ def encoded(
         codec: on the device.
         cache: the file; None for none.
         said: is told where it takes a while.
+        fit: as in `Encoded`.
     Raises: ValueError for data that the codec does not take, see `must_suit`, or if what it says is not finite.
     """
     must_suit(data, codec)
@@ -123,4 +133,4 @@ def encoded(
             raise ValueError(f"{data.name} has {data.units} whose latents are not finite")
         if cache is not None:
             tensor_cache.save_tensor(kept, cache)
-    return Encoded(data, codec, kept)
+    return Encoded(data, codec, kept, fit)

@@ -24,12 +24,12 @@ from PIL import Image
 from ddpm.figures.plots import DPI, SIZE
 from ddpm.study import formatting
 from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure
-from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Estimate
+from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Estimate
 
 INK, MUTED, LINE, BAND, PAPER = "#1c2027", "#68707b", "#dfe3e8", "#f5f6f8", "#fefefe"  # a page may replace them
 BLUE, GOOD, BAD = "#1f77b4", "#00795a", "#c04a12"  # told apart by the colour-blind, too
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BAND: "band", PAPER: "paper", GOOD: "better", BAD: "worse"}
-COLOURS = {BETTER: GOOD, WORSE: BAD}
+COLOURS = {BETTER: GOOD, WORSE: BAD, HIGHER: INK, LOWER: INK}
 WIDTH = 10.8  # inches of a figure
 ROW = 0.27  # inches of an arm
 ROWS = 25  # arms in a figure, the baseline among them
@@ -64,7 +64,7 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
     others = [label for label in labels if label != against[label]]
     if findings.measures:
         first = findings.measures[0]
-        sign = 1 if first.better == "lower" else -1
+        sign = 1 if first.better == LOWER else -1
         others.sort(key=lambda label: _rank(first.arms.get(label), sign))
     if findings.blocks is None:
         return (findings.baseline, *others[: most - 1])
@@ -189,9 +189,10 @@ def differences(axes: Axes, result: Measure, rows: Sequence[str], against: Mappi
             _row(axes, y, of.mean, of.low, of.high, points, colour)
     if far:
         axes.set_xlim(-1.5 * limit, 1.5 * limit)
-    sides = ("← better", "worse →") if result.better == "lower" else ("← worse", "better →")
-    axes.set_title(sides[0], loc="left", fontsize=SIZE - 1, color=MUTED)
-    axes.set_title(sides[1], loc="right", fontsize=SIZE - 1, color=MUTED)
+    if result.better != NEITHER:
+        sides = ("← better", "worse →") if result.better == LOWER else ("← worse", "better →")
+        axes.set_title(sides[0], loc="left", fontsize=SIZE - 1, color=MUTED)
+        axes.set_title(sides[1], loc="right", fontsize=SIZE - 1, color=MUTED)
     _looks(axes, "difference to the baseline", "")
 
 
@@ -226,7 +227,10 @@ def effects(factors: Sequence[Effect], first: Measure) -> Figure:
 
 
 def interactions(pairs: Sequence[Interaction], first: Measure) -> Figure:
-    """A map for each pair of factors: the mean in each cell, darker where it is better; what was not run is blank."""
+    """A map for each pair of factors: the mean in each cell, darker where it is better; what was not run is blank.
+
+    Where neither way is better, darker is higher.
+    """
     longest = max(len(of.column_levels) for of in pairs)
     across = max(1, min(len(pairs), 3 if longest < 5 else 2 if longest < 8 else 1))
     down = math.ceil(len(pairs) / across)
@@ -247,7 +251,7 @@ def _heat(axes: Axes, interaction: Interaction, first: Measure) -> None:
     there = means[np.isfinite(means)]
     low, high = (there.min(), there.max()) if len(there) else (0.0, 1.0)
     share = (means - low) / ((high - low) or 1.0)
-    share = 0.05 + 0.75 * (1 - share if first.better == "lower" else share)
+    share = 0.05 + 0.75 * (1 - share if first.better == LOWER else share)
     axes.pcolormesh(np.ma.masked_invalid(share), cmap="Blues", vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     for (i, j), value in np.ndenumerate(means):
         text, colour = (formatting.MISSING, MUTED)
@@ -413,7 +417,8 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
     title = plain(shorten(findings.study, 90 if every == len(labels) else 55))
     figure.text(12 / SUMMARY, 1 - 18 / tall, title, va="center", weight="bold", fontsize=SIZE + 2, color=INK)
     if every > len(labels):
-        others = f"{len(labels) - 1} best" if findings.measures else f"first {len(labels) - 1}"
+        first = findings.measures[0] if findings.measures else None
+        others = f"{len(labels) - 1} {formatting.foremost(first)}" if first is not None else f"first {len(labels) - 1}"
         left_out = f"the baseline and the {others} of {every} arms"
         left_out = left_out if findings.blocks is None else f"{len(labels)} of {every} arms, with their baselines"
         figure.text(1 - 12 / SUMMARY, 1 - 18 / tall, left_out, ha="right", va="center", fontsize=SIZE, color=MUTED)

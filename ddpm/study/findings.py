@@ -42,7 +42,7 @@ class Measure:
     name: str  # the protocol's, as in evaluation.json, or that of the held-out loss in metrics.jsonl
     title: str  # for people: "Frechet distance"
     unit: str  # "", "%", "bits/dim"
-    better: str  # "lower" or "higher"
+    better: str  # "lower", "higher" or "neither"
     arms: Mapping[str, Estimate]  # label -> mean and interval over training seeds
     differences: Mapping[str, Comparison]  # label -> against its baseline, paired by training seed; not a baseline's
     real: float | None = None  # the same of held-out images

@@ -7,15 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ddpm.metrics.intervals import LEVEL
 from ddpm.study.findings import Arm, Failure, Findings, Measure
-from ddpm.study.statistics import BETTER, ENOUGH, NOT_DECIDED, WORSE, Comparison, Estimate
+from ddpm.study.statistics import BETTER, ENOUGH, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Comparison, Estimate
 
 MISSING = "–"  # in a cell of something that was not measured
 COMPARED = ("difference", "pairs", "p", "verdict")  # the columns of a comparison
-MARKED = (BETTER, WORSE)  # the verdicts that are results
+MARKED = (BETTER, WORSE, HIGHER, LOWER)  # the verdicts that are results
 HOW_TO_READ = (
     f"Intervals are {100 * LEVEL:.0f}% intervals over training seeds by Student's t. Differences to the baseline are "
     "paired by seed and tested over all arms of a measure together by Holm's method: with no differences at all, a "
-    f"measure has a mark better or worse in {100 - 100 * LEVEL:.0f}% of studies at most (and one of several measures "
+    "measure has a mark better or worse (higher or lower, where neither way is better) "
+    f"in {100 - 100 * LEVEL:.0f}% of studies at most (and one of several measures "
     "in more). Each interval has the level of its test, so it excludes zero exactly where its arm is marked. "
     f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs, or seeds that failed: the differences are listed, and nothing "
     "follows."
@@ -96,7 +97,12 @@ def heading(measure: Measure) -> str:
 
 def aim(measure: Measure) -> str:
     """Which way is better: "lower is better"."""
-    return f"{measure.better} is better"
+    return "neither way is better" if measure.better == NEITHER else f"{measure.better} is better"
+
+
+def foremost(measure: Measure) -> str:
+    """What those arms are called that come first by a measure."""
+    return "highest" if measure.better == NEITHER else "best"
 
 
 def estimate(result: Estimate | None) -> str:

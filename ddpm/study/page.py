@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from ddpm.figures.offline_page import document
 from ddpm.study import figures, formatting
 from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
-from ddpm.study.statistics import BETTER, NOT_DECIDED, WORSE, Comparison, Estimate
+from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Comparison, Estimate
 
 SAME_NOISE = "Every arm starts from the same noise: what differs between two of them is the arm's doing."
 OF_POINTS = (
     "Blue: samples; grey: the data. All show the same window, three standard deviations of the data to each side, with "
     "what lies beyond at its edge."
 )
-BEST_OF_BLOCKS = "the baselines and those that are best beside each of them"
+OF_BLOCKS = "the baselines and those that are {} beside each of them"
 SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
 FOLDED = 30  # rows of a secondary table from which on it is folded
 
@@ -140,7 +140,8 @@ def _measure(i: int, measure: Measure, findings: Findings, labels: Sequence[str]
     if measure.differences:
         caption += " On the right, the same for the differences to the baseline; rings: seeds of an arm not decided."
     if left_out:
-        kind = f"the baseline and the best {len(labels) - 1} arms" if findings.blocks is None else BEST_OF_BLOCKS
+        best = formatting.foremost(findings.measures[0])
+        kind = OF_BLOCKS.format(best) if findings.blocks else f"the baseline and the {best} {len(labels) - 1} arms"
         caption += f" Shown are {kind} by {findings.measures[0].title}; {left_out} more are in the tables."
     parts.append(_figure(figures.measure(measure, labels, findings.against), f"measure-{i}", measure.title, caption))
     if measure.differences:
@@ -189,7 +190,8 @@ def _interactions(findings: Findings) -> Section | None:
     if not findings.interactions or not findings.measures:
         return None
     first = findings.measures[0]
-    caption = f"Mean {formatting.heading(first)} at each pair of levels; darker is better."
+    darker = "higher" if first.better == NEITHER else "better"
+    caption = f"Mean {formatting.heading(first)} at each pair of levels; darker is {darker}."
     figure = figures.interactions(findings.interactions, first)
     return Section("interactions", "Two factors at a time", _figure(figure, "interactions", "Two factors", caption))
 
@@ -239,7 +241,7 @@ def _lines(
     figure = figures.lines(curves, x_label, y_label, styles, log_x=log_x, markers=markers)
     caption = "Shades: the range over training seeds."
     if any(label not in styles for label in curves):
-        kind = "the lowest" if name == "steps" else "the baseline and the best arms by the first measure"
+        kind = "the lowest" if name == "steps" else "the baseline and those that come first by the first measure"
         caption += f" In colour: {kind}, {len(styles)} in all."
     return f"<h3>{escape(title)}</h3>{_figure(figure, name, title, caption)}"
 
@@ -400,7 +402,7 @@ def _verdict(comparison: Comparison | None, baseline: bool = False) -> str:
     """The verdict as a word, in bold and colour only where it is a result."""
     if comparison is None:
         return f'<td class="verdict undecided">{"" if baseline else formatting.MISSING}</td>'
-    kind = {BETTER: "better", WORSE: "worse"}.get(comparison.verdict, "undecided")
+    kind = {BETTER: "better", WORSE: "worse", HIGHER: "decided", LOWER: "decided"}.get(comparison.verdict, "undecided")
     return f'<td class="verdict {kind}">{escape(comparison.verdict)}</td>'
 
 

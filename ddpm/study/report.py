@@ -18,9 +18,21 @@ from ddpm.figures import images
 from ddpm.runs.directory import FAILED, held_out_lines
 from ddpm.runs.results import SETTINGS
 from ddpm.study.findings import Arm, Blocks, Curve, Effect, Failure, Findings, Front, Interaction, Measure
-from ddpm.study.formatting import counted, interval, number
+from ddpm.study.formatting import MARKED, aim, counted, interval, number
 from ddpm.study.reading import ArmRuns, Recorded
-from ddpm.study.statistics import BETTER, ENOUGH, NO_DIFFERENCE, NOT_DECIDED, WORSE, compare, estimate, front
+from ddpm.study.statistics import (
+    BETTER,
+    ENOUGH,
+    HIGHER,
+    LOWER,
+    NEITHER,
+    NO_DIFFERENCE,
+    NOT_DECIDED,
+    WORSE,
+    compare,
+    estimate,
+    front,
+)
 
 SHOWN = 8  # samples of an arm on the contact sheet
 SIDE = 240  # pixels of an arm's points
@@ -35,7 +47,7 @@ class Kind(NamedTuple):
     """Results of evaluation.json whose protocols begin alike."""
 
     title: str
-    better: str
+    better: str  # "lower", "higher" or "neither"
     unit: str = ""
     scale: float = 1.0
     chosen: str = "samples"  # what is drawn or chosen anew in each run's interval
@@ -92,11 +104,12 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "elbo": Kind("-ELBO", "lower", "nats", chosen="held-out images"),
     "psnr": Kind("Reconstruction (PSNR)", "higher", "dB", chosen="held-out images"),
     "bits_per_code": Kind("Bits that a code needs", "lower", "bits", chosen="held-out images"),
-    "latent_purity": Kind("Class structure of codings: purity", "higher", "%", 100.0, "held-out images"),
-    "latent_silhouette": Kind("Class structure of codings: silhouette", "higher", chosen="held-out images"),
     "score_error": Kind("Relative error of the score", "lower", "%", 100.0, chosen="draws of the density"),
     "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
     HELD_OUT: Kind("Held-out loss", "lower"),
+    # what codings are like, which is for nobody to say whether it is good: last, so that no verdict is about it unasked
+    "latent_purity": Kind("Class structure of codings: purity", NEITHER, "%", 100.0, "held-out images"),
+    "latent_silhouette": Kind("Class structure of codings: silhouette", NEITHER, chosen="held-out images"),
 }
 STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
 Network = Callable[[dict[str, Any]], tuple[int, float | None] | None]  # settings -> parameters, GFLOP of a forward pass
@@ -631,21 +644,16 @@ def _by_arm(measure: Measure, base: str) -> list[str]:
     """What is decided of arms that have one baseline."""
     name, sentences = measure.title, []
     differences = measure.differences
-    sign = 1 if measure.better == "lower" else -1
-    better = sorted(
-        (label for label in differences if differences[label].verdict == BETTER),
-        key=lambda x: sign * differences[x].mean,
-    )
-    worse = sorted(
-        (label for label in differences if differences[label].verdict == WORSE),
-        key=lambda x: sign * differences[x].mean,
-    )
+    sign = 1 if measure.better == LOWER else -1
+    results = (label for label, of in differences.items() if of.verdict in MARKED)
+    ordered = sorted(results, key=lambda x: sign * differences[x].mean)
+    better = [label for label in ordered if differences[label].verdict == BETTER]
     unit = f" {measure.unit}" if measure.unit else ""
     if base in measure.arms:
         of_base = measure.arms[base]
         sentences.append(
             f"{name} of the baseline, {base}: {interval(of_base.mean, of_base.low, of_base.high)}{unit} "
-            f"({measure.better} is better)."
+            f"({aim(measure)})."
         )
     else:
         sentences.append(f"{name} was not measured of the baseline, {base}: nothing is compared with it.")
@@ -654,9 +662,10 @@ def _by_arm(measure: Measure, base: str) -> list[str]:
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
     if len(better) > 3:
         sentences.append(f"So are {_some(better[3:])}.")
-    if worse:
-        worst = [f"{label} ({interval(differences[label].mean, None, None, signed=True)})" for label in worse]
-        sentences.append(f"Worse: {_some(worst)}.")
+    for verdict in (WORSE, HIGHER, LOWER):
+        there = [label for label in ordered if differences[label].verdict == verdict]
+        if listed := [f"{x} ({interval(differences[x].mean, None, None, signed=True)})" for x in there]:
+            sentences.append(f"{verdict.capitalize()}: {_some(listed)}.")
     neither = [label for label in differences if differences[label].verdict == NO_DIFFERENCE]
     if neither:
         sentences.append(f"No difference to it is shown for {_some(neither)}.")
@@ -671,13 +680,13 @@ def _by_level(measure: Measure, base: str, blocks: Blocks, effects: Sequence[Eff
         return [f"{measure.title} was not measured of the baseline, {base}: nothing is compared with it."]
     means = [(blocks.names[label], measure.arms[label]) for label in bases]
     listed = _some([f"{name} {interval(mean.mean, mean.low, mean.high)}" for name, mean in means])
-    aim = f"{measure.unit}, {measure.better}" if measure.unit else measure.better
-    sentences = [f"{measure.title} of the baseline, {base}, by {same} ({aim} is better): {listed}."]
+    unit = f"{measure.unit}, " if measure.unit else ""
+    sentences = [f"{measure.title} of the baseline, {base}, by {same} ({unit}{aim(measure)}): {listed}."]
     averages = {level: average for effect in effects for level, average in effect.differences.items()}
     count, lines = len(set(blocks.against.values())), []
     for level in dict.fromkeys(blocks.levels[label] for label in of):
         by_verdict = {verdict: [label for label in of if blocks.levels[label] == level and of[label].verdict == verdict]
-                      for verdict in (BETTER, WORSE, NO_DIFFERENCE)}  # fmt: skip
+                      for verdict in (BETTER, WORSE, HIGHER, LOWER, NO_DIFFERENCE)}  # fmt: skip
         parts = []
         for verdict, labels in by_verdict.items():
             words, where = f"no difference to {base} shown", [blocks.names[label] for label in labels]
@@ -791,7 +800,7 @@ def _fronts(
     arms: Sequence[Arm], measure: Measure | None, sampled: ArmRuns | None, measured: Sequence[ArmRuns]
 ) -> tuple[Front, ...]:
     """Quality against what differs in cost."""
-    if measure is None:
+    if measure is None or measure.better == NEITHER:
         return ()
     costs: dict[str, dict[str, float | None]] = {
         "parameters": {arm.label: arm.parameters for arm in arms},

@@ -11,6 +11,7 @@ from ddpm.metrics.intervals import LEVEL, student
 ENOUGH = 5  # pairs: with fewer the points are shown, and nothing is decided
 
 BETTER, WORSE, NO_DIFFERENCE, NOT_DECIDED = "better", "worse", "no difference shown", "not decided"
+HIGHER, LOWER, NEITHER = "higher", "lower", "neither"  # verdicts too, of measures of which neither way is better
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def compare(
     Args:
         arms: label -> seed -> value, without the baselines.
         baselines: label of each of these arms -> seed -> value of what it is compared with.
-        better: "lower" or "higher".
+        better: "lower" or "higher"; "neither" for a measure that says what arms are like, and not which is better.
         survivors: arms of which seeds failed: those that are left are the lucky ones, and decide nothing.
     """
     paired = {
@@ -116,7 +117,9 @@ def compare(
         elif corrected[label] > 1 - level:
             verdict = NO_DIFFERENCE
         else:
-            verdict = BETTER if (mean < 0) == (better == "lower") else WORSE
+            verdict = LOWER if mean < 0 else HIGHER
+            if better != NEITHER:
+                verdict = BETTER if verdict == better else WORSE
         comparisons[label] = Comparison(mean, low, high, corrected.get(label), points, verdict)
     return comparisons
 
@@ -125,8 +128,10 @@ def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, 
     """Labels of the points (cost, quality) that no other beats, by cost.
 
     Beaten is what costs no less than another and is no better, unless they are the same in both.
+
+    Args: better: "lower" or "higher".
     """
-    sign = 1 if better == "lower" else -1
+    sign = 1 if better == LOWER else -1
     signed = {label: (cost, sign * quality) for label, (cost, quality) in points.items() if math.isfinite(quality)}
     best, on_front = (math.inf, math.inf), []
     for label in sorted(signed, key=signed.__getitem__):

@@ -11,6 +11,7 @@ NAME is the published name of the layer, see the tables in folder.py and text.py
 `text_encoder.` or `lora_te_`. A number `.alpha` beside them is the strength; without one it is the rank.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.adapters import adapt_layer, adapted, merge
+from models.adapters import adapt_layer, adapted, merge, must_take
 from models.pretrained.folder import published_name, short
 from models.pretrained.text import published_name as published_text_name
 from models.pretrained.weights import opened
@@ -56,11 +57,18 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: n
         encoder: the text encoder, for adapters that are of one too.
     Returns: the names of the layers, ours.
     Raises: ValueError for a file that is none, or no adapter; a layer that the networks do not have, or one of another
-        width: with the first that does not fit.
+        width, one that is adapted already, or changed twice: with the first that does not fit; a scale that is no
+        number. Then nothing is changed.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale = {scale} must be a finite number")
     changes = _read(Path(path), {"unet": model} | ({} if encoder is None else {"text_encoder": encoder}))
+    seen = set[tuple[int, str]]()
     for low in changes:
         _must_fit(Path(path), low)
+        if (place := (id(low.network), low.name)) in seen:  # by two of its names
+            raise ValueError(f"{path} changes {low.name} twice")
+        seen.add(place)
     for low in changes:
         layer = adapt_layer(low.network, low.name, len(low.A), scale * low.alpha)
         layer.put(low.A, low.B)
@@ -173,10 +181,14 @@ def _must_fit(path: Path, low: Low) -> None:
     weight = low.network.get_submodule(low.name).weight
     assert isinstance(weight, Tensor)  # as it is a linear layer or a convolution
     r, into, out = len(low.A), weight[0].numel(), len(weight)
-    if low.A.numel() != r * into or low.B.numel() != out * r or len(low.B) != out:
+    if low.A.numel() != r * into or low.B.numel() != out * r or low.B.shape[:1] != (out,):
         raise ValueError(
             f"{path} does not fit: {low.name} maps {into} to {out}, and there A is {tuple(low.A.shape)} and B "
             f"{tuple(low.B.shape)}; it is of a network of another width"
         )
     if not (torch.isfinite(low.A).all() and torch.isfinite(low.B).all()):
         raise ValueError(f"{path} holds numbers that are not finite, of {low.name}")
+    try:
+        must_take(low.network, low.name, r)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}") from error

@@ -88,7 +88,12 @@ def _asked(config: DictConfig, words: list[str]) -> "Search":
     _must_leave_comparable(space, measure, pruner)
     keys = [word.partition("=")[0].lstrip("+~") for word in words]
     fixed = tuple(w for k, w in zip(keys, words, strict=True) if k not in space and not re.match(r"search\b|retry$", k))
-    maximise = asked.direction == "maximize" or (asked.direction == "auto" and _better(measure) == "higher")
+    better = _better(measure)
+    if better == "neither" and asked.direction == "auto":
+        raise InvalidInput(
+            f"search.measure={measure}: neither way is better; say search.direction=maximize or minimize"
+        )
+    maximise = asked.direction == "maximize" or (asked.direction == "auto" and better == "higher")
     return Search(fixed, space, asked.trials, measure, maximise, asked.sampler, pruner, asked.seed)
 
 

@@ -212,9 +212,13 @@ def fill(config: DictConfig, codec: Any) -> None:
     config.codec = OmegaConf.create(known | {"recipe": plain(config.codec.get("recipe"))})
 
 
-def encoded(data: Any, found: Found, device: Any, runs: Path, said: Callable[[str], None] = say) -> Any:
+def encoded(
+    data: Any, found: Found, device: Any, runs: Path, fit: bool = True, said: Callable[[str], None] = say
+) -> Any:
     """Data as a codec says them, kept in a file below the folder of all runs.
 
+    Args:
+        fit: whether the codec is fitted to them; it is not for a run that is tuned, which knows the scale that it had.
     Raises: InvalidInput for data that it does not take.
     """
     from ddpm.data.encoded import encoded as made
@@ -223,7 +227,7 @@ def encoded(data: Any, found: Found, device: Any, runs: Path, said: Callable[[st
     key = json.dumps([found.sha256, data.identity()], sort_keys=True, default=str)
     file = f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     try:
-        return made(data, found.codec, device, runs / CACHE / file, said)
+        return made(data, found.codec, device, runs / CACHE / file, said, fit)
     except ValueError as error:
         raise InvalidInput(f"init_codec: {error}") from error
 
@@ -233,4 +237,5 @@ def trained_on(config: DictConfig, run: Any, trained: DictConfig, device: Any) -
     data = data_of(config, trained)
     if trained.get("init_codec") is None:
         return data
-    return encoded(data, kept_in(run.path / FOLDER, trusted(config)), device, run.path.parent.parent)
+    fit = trained.get("subject") is None
+    return encoded(data, kept_in(run.path / FOLDER, trusted(config)), device, run.path.parent.parent, fit)

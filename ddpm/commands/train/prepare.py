@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.evaluate import evaluating
 from ddpm.commands.launch import job_number, multirun, overrides
-from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, task_of
+from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, parted, task_of
 from ddpm.commands.train import perceptual, text_encoder
 from ddpm.commands.train.codec import FOLDER, codec_of, encoded, fill
 from ddpm.commands.train.subject import begin_adapters, put_in, tuned_of, with_class
@@ -118,7 +118,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
     try:
         if origins.codec is not None:
-            data = encoded(data, origins.codec, device, Path(str(config.runs)))
+            data = encoded(data, origins.codec, device, Path(str(config.runs)), fit=not _tunes(config))
         torch.manual_seed(generator(config.seed, "initial weights").initial_seed())
         parts = built(config, trust, data, device, processes)
         if origins.codec is not None:
@@ -178,7 +178,7 @@ def _with_initial(config: DictConfig, origins: Origins) -> Origins:
 
     if config.init is None:
         return origins
-    initial = _weights_files(Path(str(config.init)))
+    initial = _weights_files(str(config.init))
     try:
         for file in initial.values():
             regular_size(file, checkpoint.LARGEST)
@@ -190,7 +190,7 @@ def _with_initial(config: DictConfig, origins: Origins) -> Origins:
 def _begun(config: DictConfig, origins: Origins) -> Path | None:
     """The run, or the folder, whose network is gone on with; None for a network that begins anew."""
     if config.init is not None:
-        return Path(str(config.init))
+        return Path(parted(str(config.init))[0])
     return None if origins.parent is None else origins.parent.parents[1]
 
 
@@ -407,24 +407,22 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
         load_into(task.modules[name], file, *([] if lacking is None else [lacking]))
 
 
-def _weights_files(path: Path) -> dict[str, Path]:
-    """Module -> its weights: the averaged ones of a run directory's last checkpoint, or of a folder with such files."""
+def _weights_files(named: str) -> dict[str, Path]:
+    """Module -> its weights: the averaged ones of a run's checkpoint, see `parted`, or of a folder with such files."""
     from ddpm.runs import checkpoint
-    from ddpm.runs.directory import open_run
 
-    folder = path
-    if (path / "config.yaml").is_file():
-        try:
-            _, folder = open_run(path, key="init")
-        except FileNotFoundError as error:
-            raise InvalidInput(str(error)) from error
+    path, _ = parted(named)
+    folder = Path(path)
+    if path != named or (folder / "config.yaml").is_file():
+        _, folder = opened_at(named, "init")
     if (folder / "manifest.json").is_file():
         return checkpoint.weights_of(folder, averaged=True)
     for name in ("ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return {"model": folder / name}
     raise InvalidInput(
-        f"init={path}: neither a run directory with a checkpoint nor a folder with ema.safetensors or model.safetensors"
+        f"init={named}: neither a run directory with a checkpoint nor a folder with ema.safetensors or "
+        "model.safetensors"
     )
 
 

@@ -144,6 +144,8 @@ def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
             status = status_of(plan.run)
         except InvalidInput:
             continue
+        if plan.codec is not None or plan.text is not None:  # of the run that is tuned
+            continue
         failed = status.get("state") == FAILED and status.get("started") and not config.get("retry")
         measured = set(plan.settings.get("evaluation", [])) <= set(status.get("evaluated") or [])
         done = status.get("state") == DONE and measured

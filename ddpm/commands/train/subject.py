@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
-from ddpm.commands.load import must_walk
+from ddpm.commands.load import must_walk, opened_at, parted
+from ddpm.commands.train import codec, text_encoder
 from ddpm.commands.train.teacher import UNFINISHED
 from ddpm.commands.train.words import in_words, tokenizer_of, word_of
 from ddpm.commands.validate import must_be_one_of, must_be_whole
 from ddpm.config import InvalidInput, build, build_data, compose, plain, read_config
 
 OF_RUN = ("model", "text", "tokenizer", "schedule", "diffusion")  # groups that are those of the run that is tuned
+FROZEN = ("init_text", "init_codec", "codec")  # and what it may have from others
+ADAPTER = "models.adapters.adapt"
 SETTINGS = ("word", "like", "of", "beside", "pictures", "steps", "w", "run", "data")  # the last two are found out
 PICTURES = ("data", "drawn")  # where those of the class come from
 BEGIN = "models.adapters.begin"
@@ -36,7 +40,8 @@ def tuned_of(config: DictConfig) -> DictConfig:
     asked = config.subject
     if not isinstance(asked, DictConfig):
         raise InvalidInput(f"subject={plain(asked)} must hold settings, such as subject.word=sks")
-    path = Path(str(config.get("init")))
+    named, which = parted(str(config.get("init")))
+    path = Path(named)
     if config.get("init") is None or not (path / "config.yaml").is_file():
         raise InvalidInput(f"init={config.get('init')}: a subject is taught to a run; name one of words with init=RUN")
     base = read_config(path / "config.yaml")
@@ -45,31 +50,46 @@ def tuned_of(config: DictConfig) -> DictConfig:
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
         raise InvalidInput(f"init={path}: it is tuned itself; take the run that it began with, {base.get('init')}")
-    for key in ("init_text", "init_codec"):
-        if base.get(key) is not None:
-            raise InvalidInput(f"init={path}: it has a network of another run, its {key}; take a run without")
     _must_be_sound(config)
     from ddpm.runs.directory import Run
 
-    if Run(path).status().get("state") in UNFINISHED:
+    if isinstance(which, str) and Run(path).status().get("state") in UNFINISHED:
         say(f"warning: init={path} is not finished: when it is, the same command trains anew")
     typed = {word.partition("=")[0].lstrip("+~") for word in overrides()}
     for key in sorted(typed):
-        if key.partition(".")[0] in OF_RUN:
+        if key.partition(".")[0] in (*OF_RUN, *FROZEN):
             raise InvalidInput(f"{key}: a run that is tuned keeps its network; only subject, tuning, adapter, data, "
                                "task, optimizer, trainer, sampler and augment may be changed")  # fmt: skip
     tuned = config.copy()
     OmegaConf.set_struct(tuned, False)  # for groups that its recipe does not have
     for group in OF_RUN:
         tuned[group] = base[group]
+    _keep_frozen(tuned, base, path)
     tuned.task.drop = base.model.get("drop", 0.0)
     for key in ("image_size", "channels"):
         if f"data.{key}" not in typed and key in tuned.data and key in base.data:
             tuned.data[key] = base.data[key]
-    tuned.subject.run, tuned.subject.data = os.path.abspath(path), base.data
+    at = str(config.init).removeprefix(named)  # a checkpoint that is named
+    tuned.subject.run, tuned.subject.data = f"{os.path.abspath(path)}{at}", base.data
     if word_of(tuned) is not None:
         _fill(tuned.adapter, tokenizer, asked)
     return tuned
+
+
+def _keep_frozen(tuned: DictConfig, base: DictConfig, run: Path) -> None:
+    """Take over what the run that is tuned has from other runs, as it keeps it: autoencoder and encoder of texts.
+
+    They stay as they are. Beside adapters all else is frozen anyhow, and the encoder's weights come with the network's;
+    it gets no adapters of low rank, but may learn a word, in the run's own copy of its table.
+    """
+    if base.get("init_codec") is not None:
+        tuned.init_codec, tuned.codec = os.path.abspath(run / codec.FOLDER), base.codec
+    if base.get("init_text") is None:
+        return
+    if tuned.get("adapter") is None:
+        tuned.init_text = os.path.abspath(run / text_encoder.FOLDER)
+    elif tuned.adapter.get("_target_") == ADAPTER:
+        tuned.adapter.without = [*(tuned.adapter.get("without") or []), "text.*"]
 
 
 def _must_be_sound(config: DictConfig) -> None:
@@ -98,9 +118,16 @@ def _fill(adapter: DictConfig, tokenizer: Any, asked: DictConfig) -> None:
     """Say which id the new word has, and of which tokens its vector is the mean at first."""
     try:
         tokenizer.with_words([asked.word])
-        like = [] if asked.like is None else tokenizer.encode(asked.like)
     except ValueError as error:
         raise InvalidInput(f"subject.word: {error}") from error
+    like = [] if asked.like is None else tokenizer.encode(asked.like)
+    if len(like) > 1:  # the mean of pieces is like no word
+        known = tokenizer.whole_words()
+        near = get_close_matches(asked.like.lower(), known, 3) or known[:3]
+        raise InvalidInput(
+            f"subject.like={asked.like} is no word of the run, but {len(like)} pieces to its tokenizer; allowed: a "
+            f"word that is one token, such as {', '.join(near)}, or null"
+        )
     if adapter.get("words", 1) != 1:
         raise InvalidInput(
             f"adapter.words={plain(adapter.words)}: captions have one new word, subject.word; leave it 1"
@@ -167,10 +194,13 @@ def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
     data = build_data(plain(asked.data), trust)
     there = [i for i in data.train.tolist() if asked.of.lower() in _words(data.captions[i])]
     if len(there) < asked.beside:
+        said = {word for i in data.train.tolist() for word in _words(data.captions[i])}
+        near = get_close_matches(asked.of.lower(), sorted(said - {asked.of.lower()}), 3)
+        beside = f", perhaps {' or '.join(near)}" if near else ""
         raise InvalidInput(
             f"subject.beside={asked.beside}: {len(there):,} captions that {data.name} has for training name a "
-            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of; a caption is "
-            f"{data.captions[int(data.train[0])]!r}"
+            f"{asked.of}; allowed: 0 to {len(there)}, or another subject.of{beside}; "
+            f"a caption is {data.captions[int(data.train[0])]!r}"
         )
     chosen = torch.randperm(len(there), generator=generator(0, "beside"))[: asked.beside]
     numbers = torch.tensor(there)[chosen]
@@ -188,11 +218,10 @@ def _drawn(config: DictConfig, captions: Sequence[str], drawing: bool) -> tuple[
     from ddpm.commands.sources import source_of
     from ddpm.figures.images import to_uint8
     from ddpm.runs import checkpoint
-    from ddpm.runs.directory import open_run
     from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
     asked = config.subject
-    _, folder = open_run(asked.run, key="init")
+    run, folder = opened_at(asked.run, "init")
     facts = [checkpoint.sha256(folder / "ema.safetensors"), list(captions), asked.steps, asked.w]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     place = Path(str(config.runs)) / CACHE / f"{key}.safetensors"
@@ -200,8 +229,9 @@ def _drawn(config: DictConfig, captions: Sequence[str], drawing: bool) -> tuple[
         return kept, None
     if not drawing:
         return None, f"its name is known when {asked.run} has drawn the pictures of the class, which comes first"
-    words = [f"run='{asked.run}'", "guidance=classifier_free", f"guidance.w={asked.w}", f"sampler.steps={asked.steps}"]
-    asking = compose("sample", [*words, f"device={config.device}"])
+    words = [f"run='{run.path}'", f"checkpoint={folder.name}", f"sampler.steps={asked.steps}"]
+    words += ["guidance=classifier_free", f"guidance.w={asked.w}", f"device={config.device}"]
+    asking = compose("sample", words)
     asking.prompt = list(captions)
     source = source_of(asking)[0]
     must_walk(source.sampler, source.diffusion, "subject.steps")
