@@ -89,6 +89,7 @@ BESIDES = {  # what binds a trained network to its condition, to guidance and to
     "samplers.stacked": {"data"},
     "samplers.published": {"runs"},
     "samplers.prompted": {"data", "guidance", "runs"},
+    "samplers.sounding": {"data", "figures", "runs"},
     "samplers.trained": {"data", "guidance", "runs"},
     "samplers.decoded": {"data", "runs"},
     "samplers.reconstructed": {"data", "runs"},
@@ -96,7 +97,13 @@ BESIDES = {  # what binds a trained network to its condition, to guidance and to
     "samplers.autoregressive": {"runs"},
 }
 JOINS = {  # the one network module that imports mathematics, within a function: a published pipeline is both
-    "models.pretrained.pipeline": {"ddpm.latent.codec", "ddpm.samplers.prompted", "ddpm.samplers.published"},
+    "models.pretrained.pipeline": {
+        "ddpm.data.spectrogram",
+        "ddpm.latent.codec",
+        "ddpm.samplers.prompted",
+        "ddpm.samplers.published",
+        "ddpm.samplers.sounding",
+    },
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (
