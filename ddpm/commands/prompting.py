@@ -85,8 +85,10 @@ def asked(config: DictConfig) -> bool:
 
 def draws_sounds(folder: Path) -> bool:
     """Whether a folder says that it is a published model of sounds."""
+    from ddpm.runs.files import read_json
+
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
     except (OSError, ValueError):  # told of when it is loaded
         return False
     return isinstance(index, dict) and index.get("_class_name") in OF_SOUNDS
@@ -142,12 +144,12 @@ def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any,
     if type(guidance_of(config, trusted(config), device)).__name__ != "Guidance":
         raise InvalidInput(f"guidance: {folder} draws sounds of noise alone, which nothing guides; leave guidance= out")
     own = _own_steps(config)
-    sampler = own if own is not None else build(config.sampler, "sampler", trusted(config))
-    if own is not None and not any(word.lstrip("+").startswith("sampler.steps=") for word in overrides()):
-        sampler = None
+    sampler = None if own is not None else build(config.sampler, "sampler", trusted(config))
     pipeline = pipeline_of(config, folder, device)
+    if own is not None and not any(word.lstrip("+").startswith("sampler.steps=") for word in overrides()):
+        own = config.sampler.steps = pipeline.scheduler.usual  # noted beside samples, too
     try:
-        source: Any = pipeline.of(sampler, config.seed)
+        source: Any = pipeline.of(own if sampler is None else sampler, config.seed)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     source.own = None if own is None else pipeline.scheduler.sampler
