@@ -91,6 +91,7 @@ ALLOWED = {  # what each module of the mathematics, and each room, may import of
         "targets",
         "schedules",
         "data",
+        "figures",
         "runs",
         "randomness",
     },
@@ -101,7 +102,13 @@ BESIDES = {  # what binds guidance to the condition of data
     "guidance.bound": {"data"},
 }
 JOINS = {  # the one network module that imports mathematics, within a function: a published pipeline is both
-    "models.pretrained.pipeline": {"ddpm.latent.codec", "ddpm.sources.prompted", "ddpm.sources.published"},
+    "models.pretrained.pipeline": {
+        "ddpm.data.spectrogram",
+        "ddpm.latent.codec",
+        "ddpm.sources.prompted",
+        "ddpm.sources.published",
+        "ddpm.sources.sounds",
+    },
 }
 PACKAGES = {  # where nobody may import it, but these
     "hydra": (

@@ -56,8 +56,8 @@ def store(path: Path) -> None:
     print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
-def test_all_thirteen_are_there_and_listed():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 14)]
+def test_all_fourteen_are_there_and_listed():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 15)]
     readme = (REPOSITORY / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"\((\w+\.ipynb)\)", readme) == [path.name for path in NOTEBOOKS]
 

@@ -26,7 +26,7 @@ from ddpm.data.spectrogram import (
 from ddpm.figures.images import to_float
 from ddpm.figures.listen_page import Heard, page
 from ddpm.metrics.quality import Real
-from ddpm.metrics.sound import Ceiling, as_heard, convergence_curve, through_sound
+from ddpm.metrics.sound import Judged, as_heard, convergence_curve, distance, held_out, memorised, through_sound
 
 SMALL = Mel(sample_rate=8000, n_fft=256, hop=64, n_mels=16, frames=16)  # clips of 1,023 samples
 needs_libraries = [
@@ -175,7 +175,7 @@ def test_convergence_is_zero_for_the_same_and_one_for_silence_and_falls_with_the
     assert spectral_convergence(S, S).tolist() == [0, 0]
     assert spectral_convergence(S, 0 * S).tolist() == [1, 1]
     assert spectral_convergence(S[:1], torch.tensor([[3.0, 3.0]])).tolist() == pytest.approx([0.2])
-    curve = [c for _, c in convergence_curve(SMALL, chirps(4), [0, 2, 8, 32])]
+    curve = [c for _, c in convergence_curve(SMALL, SMALL.transform(chirps(4)).abs(), [0, 2, 8, 32])]
     assert curve == sorted(curve, reverse=True) and curve[0] > 0.4 and curve[-1] < 0.12
 
 
@@ -235,7 +235,7 @@ def test_a_folder_becomes_clips_by_class_whose_recordings_are_held_out_whole(tmp
     assert high < low  # low sounds are shown below
     heard = data.sound(data.batch(torch.tensor([12])).x, torch.tensor([12]))
     assert heard.shape == (1, SMALL.slice_size) and heard.square().mean().item() == pytest.approx(1 / 8, rel=0.4)
-    assert "padded: z.flac (0.12 s)" in capsys.readouterr().out
+    assert "padded: low/z.flac (0.12 s)" in capsys.readouterr().out
     (tmp_path / "high" / "4.wav").write_bytes((tmp_path / "high" / "0.wav").read_bytes())
     assert data.origin.changed()
 
@@ -254,7 +254,7 @@ def test_the_identity_is_that_of_the_decoded_sounds(tmp_path):
 
 
 def test_wrong_input_is_named(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"no \.wav, \.flac, \.ogg, \.mp3 file in"):
+    with pytest.raises(ValueError, match=r"no \.wav, \.flac, \.ogg, \.oga, \.mp3 file in"):
         Sound(tmp_path, **OPTIONS)
     with pytest.raises(FileNotFoundError, match="point root at a folder of sounds"):
         Sound(tmp_path / "none", **OPTIONS)
@@ -281,6 +281,52 @@ def test_wrong_input_is_named(tmp_path, capsys):
     for wrong in ({"short": "cut"}, {"broken": "yes"}, {"channels": 3}, {"condition": "gray"}, {"hop": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Sound(tmp_path, **OPTIONS | wrong)
+
+
+def test_the_same_name_in_two_classes_is_two_sounds(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "1.wav", sine(300, 500))
+    assert len(Sound(tmp_path, **OPTIONS, validation=0)) == 2
+    assert "2 of 2 sounds are shorter than the 0.13 s of a clip, and are padded: a/1.wav" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "subtype"),
+    [("ogg", "OGG", "VORBIS"), ("oga", "OGG", "VORBIS"), ("mp3", "MP3", "MPEG_LAYER_III")],
+)
+def test_compressed_files_are_decoded_with_their_pitch_length_and_channels(tmp_path, suffix, kind, subtype):
+    soundfile = needs_libraries[0]
+    if subtype not in soundfile.available_subtypes(kind):
+        pytest.skip(f"libsndfile {soundfile.__libsndfile_version__} writes no {kind}")
+    left, right = sine(440, 24000, 16000, loud=0.6), sine(1500, 24000, 16000, loud=0.3)
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, torch.stack([left, right], dim=1).numpy(), 16000, format=kind, subtype=subtype)
+    read = read_sound(path, 8000)
+    assert read.sample_rate == 16000 and read.seconds == pytest.approx(1.5, abs=0.1)  # MP3 pads to whole frames
+    y = read.sound[2000:10000].double() / FULL
+    loud = 2 * torch.fft.rfft(y * torch.hann_window(8000, dtype=torch.float64)).abs() / 4000  # a bin is 1 Hz
+    assert loud[440].item() == pytest.approx(0.3, rel=0.1) and loud[1500].item() == pytest.approx(0.15, rel=0.1)
+    assert loud.topk(6).indices.sort().values.tolist() == [439, 440, 441, 1499, 1500, 1501]
+    data = Sound(tmp_path, **OPTIONS, validation=0)
+    assert len(data) == len(read.sound) // SMALL.slice_size and data.origin is not None
+    assert data.images[:, 0].float().mean((0, 2)).topk(1).indices.item() < 4  # the louder channel is the low one
+
+
+def test_files_without_samples_are_broken_ones(tmp_path, capsys):
+    """Of length zero: no bytes, and a header with nothing after it; and one whose end is missing."""
+    write(tmp_path / "header.wav", torch.zeros(0))
+    needs_libraries[0].write(tmp_path / "header.ogg", np.zeros((0, 2), "float32"), 8000)
+    (tmp_path / "nothing.wav").touch()
+    write(tmp_path / "good.wav", sine(300, 2000))
+    whole = (tmp_path / "good.wav").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[:30])
+    assert len(Sound(tmp_path, **OPTIONS, validation=0, broken="skip")) == 1
+    said = capsys.readouterr().out
+    assert "skipped 4 of 5 sounds, which cannot be read" in said and "nothing.wav (it is empty)" in said
+    assert "header.wav (it has no samples)" in said and "good.wav" not in said
+    with pytest.raises(ValueError, match=r"4 of 5 sounds .*data\.broken=skip leaves them out"):
+        Sound(tmp_path, **OPTIONS, broken="error")
 
 
 def test_a_wav_file_is_read_as_it_was_written(tmp_path):
@@ -379,25 +425,54 @@ class ByPitch:
         return features.softmax(1)
 
 
-def test_samples_are_read_after_they_were_sounds():
+@pytest.fixture(scope="module")
+def pitches():
+    """Low and high sines in turn, and what reads which they are."""
     y = torch.stack(
         [sine(400 + 10 * k, SMALL.slice_size) if k % 2 == 0 else sine(2600 + 10 * k, 1023) for k in range(20)]
     )
     data = Clips("pitches", "all", to_int16(y), SMALL, torch.arange(20) % 2, ("low", "high"), validation=0.4)
-    real = Real(data, ByPitch())
-    ceiling = Ceiling.of(data, real)
-    assert ceiling == (1.0, 1.0)
-    asked = torch.tensor([0, 1] * 10)
-    x = data.batch(torch.arange(20)).x
-    assert as_heard(x, asked, data, real, ceiling).value == 1.0
-    wrong = as_heard(x, torch.cat([1 - asked[:5], asked[5:]]), data, real, ceiling)
+    return data, Real(data, ByPitch())
+
+
+def test_samples_are_read_after_they_were_sounds(pitches):
+    data, real = pitches
+    ceiling, asked, x = held_out(data, real), torch.tensor([0, 1] * 10), data.batch(torch.arange(20)).x
+    assert ceiling.right(ceiling.seen, real).all() and ceiling.right(ceiling.heard, real).all()
+    drawn = Judged.of(x, asked, SMALL, real)
+    assert as_heard(drawn, ceiling, real).value == 1.0
+    wrong = as_heard(drawn._replace(y=torch.cat([1 - asked[:5], asked[5:]])), ceiling, real)
     assert wrong.value == 0.75 and wrong.more["relative"] == 0.75 and wrong.low < 0.75 < wrong.high
-    heard = through_sound(x, SMALL)
+    heard, convergence = through_sound(x, SMALL)
     assert heard.shape == x.shape and not torch.equal(heard, x) and (heard - x).abs().mean() < 0.3
+    assert torch.equal(drawn.seen, real.features(x)) and torch.equal(drawn.heard, real.features(heard))
+    S = SMALL.magnitudes(data.images[:1])
+    of_sound = SMALL.transform(SMALL.griffin_lim(S, SMALL.n_iter)).abs()
+    assert convergence[0].item() == pytest.approx(spectral_convergence(S, of_sound).item(), rel=1e-4)
+    assert wrong.more["convergence"] == convergence.mean().item() != wrong.more["real_convergence"]
     with pytest.raises(ValueError, match="no classes were asked for"):
-        as_heard(x, None, data, real, ceiling)
+        as_heard(drawn._replace(y=None), ceiling, real)
     silence = to_float(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
-    assert through_sound(silence, SMALL).isfinite().all()
+    assert through_sound(silence, SMALL)[0].isfinite().all()
+
+
+def test_sounds_are_as_far_as_their_features_before_and_after_the_way(pitches):
+    """The Frechet distance of features that are moved by d is |d|^2, and 0 of the same; held-out ones are the floor."""
+    data, real = pitches
+    floor = held_out(data, real)
+    same = floor._replace(x=data.batch(data.train).x, seen=real.train, heard=real.train)
+    assert distance(same, floor, real).value == pytest.approx(0, abs=1e-6 * real.train.var().item())
+    moved = distance(same._replace(heard=real.train + torch.tensor([3.0, -4.0])), floor, real)
+    assert moved.value == pytest.approx(25, rel=1e-3) and moved.low < 25 < moved.high
+    unheard = distance(same, floor._replace(heard=real.held_out), real)
+    assert unheard.more["floor"] == pytest.approx(unheard.real_vs_real, rel=1e-6) != moved.more["floor"]
+    assert "held-out sounds" in moved.words and "images" not in moved.words
+    fresh, copied = memorised(floor, real), memorised(same, real)
+    assert fresh.value == pytest.approx(1) and fresh.more["pixel_ratio"] == pytest.approx(1)
+    assert copied.value == copied.more["pixel_ratio"] == copied.more["smallest"] == 0
+    assert copied.more["share_closer"] == copied.more["pixel_share_closer"] == 1
+    heard_alike = memorised(floor._replace(heard=real.train[: len(floor.heard)]), real)
+    assert heard_alike.value == fresh.value  # sounds are not looked at
 
 
 def test_a_page_of_sounds_plays_one_at_a_time_and_asks_for_nothing(tmp_path):

@@ -106,9 +106,19 @@ def test_sounds_are_trained_drawn_heard_edited_and_measured(call, tmp_path):  # 
     assert measured.code == 2 or "sound_classifier" in (run / "evaluation.json").read_text()
     measured = call(cli.evaluate, *few, "metric=sound", "n=8")
     assert measured.code == 0, measured
-    record = next(v for k, v in json.loads((run / "evaluation.json").read_text()).items() if k.startswith("sound_"))
-    assert {"value", "ceiling", "seen", "relative", "real_vs_real", "judge_accuracy"} <= record.keys()
-    assert record["ceiling"] == 1 and re.search("the ceiling is what .* 100.0%", measured.out)
+    assert "no Frechet distance: 8 samples, and 64 features need 65 or more" in measured.out
+    found = json.loads((run / "evaluation.json").read_text())
+    record = next(v for k, v in found.items() if k.startswith("sound_classifier"))
+    assert {"value", "ceiling", "seen", "relative", "convergence", "real_vs_real", "judge_accuracy"} <= record.keys()
+    copied = next(v for k, v in found.items() if k.startswith("sound_memorisation_classifier"))
+    assert copied["n"] == 8 and copied["value"] > 0 and not any(k.startswith("sound_frechet") for k in found)
+    said = measured.out
+    measured = call(cli.evaluate, *few, "metric=sound", "n=8", "judge.features=4")
+    assert measured.code == 0 and "held-out sounds through their spectrograms" in measured.out, measured
+    found = json.loads((run / "evaluation.json").read_text())
+    name = next(k for k in found if k.startswith("sound_frechet_classifier"))
+    assert name.endswith("_8_train") and {"value", "low", "high", "floor", "real_vs_real"} <= found[name].keys()
+    assert record["ceiling"] == 1 and re.search("the ceiling is what .* 100.0%", said)
 
 
 def test_what_is_no_sound_is_not_heard(tmp_path):

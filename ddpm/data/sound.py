@@ -23,7 +23,7 @@ from ddpm.randomness import generator
 from ddpm.runs.files import Origin, regular_size
 from ddpm.runs.preflight import available, in_words
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3")
 LARGEST = 1 << 31  # bytes of a file, and of what it decodes to
 AT_ONCE = 64  # clips that are transformed together
 FULL = 32768  # of 16 bits
@@ -250,7 +250,7 @@ def read_all(paths: Sequence[Path], folder: Path, mel: Mel, short: str, broken: 
         print(f"{folder}: skipped {len(failed):,} of {len(paths):,} sounds, which cannot be read: {first_of(failed)}")
     whole = {place: read for place, read in enumerate(results) if isinstance(read, Read)}
     _tell_of_slow_ones([read.sample_rate for read in whole.values()], mel.sample_rate, folder)
-    _check_shortness({paths[n].name: read for n, read in whole.items()}, folder, mel, short)
+    _check_shortness({str(paths[n].relative_to(folder)): read for n, read in whole.items()}, folder, mel, short)
     parts = [(place, cut(read.sound, mel.slice_size, pad=short == "pad")) for place, read in whole.items()]
     if not sum(len(part) for _, part in parts):
         raise ValueError(

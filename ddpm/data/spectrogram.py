@@ -237,6 +237,10 @@ class Mel:
             S = S * A_P / (A_A @ S).clamp(min=torch.finfo(S.dtype).tiny)
         return S
 
+    def magnitudes(self, pictures: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, frames) that have these pictures, nearly; arguments as in `power_of`."""
+        return self.unmixed(self.power_of(pictures, reference)).sqrt()
+
     def decode(self, pictures: Tensor, reference: Tensor | None = None, n_iter: int | None = None) -> Tensor:
         """Sounds that have these pictures, nearly.
 
@@ -247,9 +251,8 @@ class Mel:
 
         Returns: float32 (B, slice_size).
         """
-        power = self.power_of(pictures, reference)
-        y = self.griffin_lim(self.unmixed(power).sqrt(), self.n_iter if n_iter is None else n_iter)
-        return y if reference is not None else 0.9 * y / y.abs().amax(1, keepdim=True).clamp(min=FLOOR)
+        y = self.griffin_lim(self.magnitudes(pictures, reference), self.n_iter if n_iter is None else n_iter)
+        return y if reference is not None else at_peak(y)
 
     def griffin_lim(self, S: Tensor, n_iter: int, momentum: float = MOMENTUM, phi: Tensor | None = None) -> Tensor:
         r"""Sounds whose short-time Fourier transforms have these magnitudes, nearly.
@@ -281,6 +284,11 @@ class Mel:
     def sound_of(self, spectrum: Tensor) -> Tensor:
         """The sound (B, slice_size) whose transform is nearest to a spectrum (B, n_fft // 2 + 1, frames)."""
         return torch.istft(spectrum, self.n_fft, self.hop, window=self._window, length=self.slice_size)
+
+
+def at_peak(y: Tensor, peak: float = 0.9) -> Tensor:
+    """Sounds (B, n), each with this peak; silence stays silent."""
+    return peak * y / y.abs().amax(1, keepdim=True).clamp(min=FLOOR)
 
 
 def spectral_convergence(S: Tensor, of_sound: Tensor) -> Tensor:

@@ -134,11 +134,12 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
         for features in (held_out, real.noise(m), drawn.features[:m])
     )
     relative = (of_as_many - of_held_out) / (of_noise - of_held_out) if of_noise > of_held_out else None
-    words = f"Frechet distance {value:.3f} ± {half:.3f} (held-out images {of_held_out:.3f}, noise {of_noise:.3f})"
+    units = real.data.units
+    words = f"Frechet distance {value:.3f} ± {half:.3f} (held-out {units} {of_held_out:.3f}, noise {of_noise:.3f})"
     if relative is not None:
-        words += f": {relative:.2%} of the way from held-out images to noise"
+        words += f": {relative:.2%} of the way from held-out {units} to noise"
     if m < len(drawn.features):
-        words += f"; {m} images are held out, and their distance is larger for being fewer"
+        words += f"; {m} {units} are held out, and their distance is larger for being fewer"
     more = {"noise": of_noise, "relative": relative, "real_n": m}
     return {"frechet": Result(value, of_held_out, words, value - half, value + half, more, "jackknife")}
 

@@ -1,83 +1,132 @@
-"""Is what was asked for heard in samples of sound? A classifier reads them after they were sounds."""
+"""Is what was asked for heard in samples of sound, and how far are they from real ones? By a classifier's features.
+
+It reads pictures of mel bands, and pictures of the sounds that were made of these: what Griffin-Lim loses is in the
+second. Copies are looked for in the first.
+"""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddpm.data.dataset import spread
 from ddpm.data.sound import AT_ONCE, Clips
-from ddpm.data.spectrogram import Mel, spectral_convergence
+from ddpm.data.spectrogram import Mel, at_peak, spectral_convergence
 from ddpm.figures.images import to_float, to_uint8
+from ddpm.metrics.frechet import frechet_distance, moments
 from ddpm.metrics.intervals import wilson
-from ddpm.metrics.quality import Real, Result
+from ddpm.metrics.quality import Real, Result, Samples, copies, frechet
 
 MOST_FOR_CURVE = 64  # clips
 
 
-class Ceiling(NamedTuple):
-    """What a classifier reads right of held-out sounds, each share in 0..1: no sample can do much better."""
+class Judged(NamedTuple):
+    """Pictures of sounds, as a classifier judges them before and after they were sounds."""
 
-    seen: float  # of their pictures
-    heard: float  # of pictures of the sounds that were made of these
+    x: Tensor  # (n, 1, bands, frames) in [-1, 1]
+    y: Tensor | None  # the classes (n,) that they are of, or that were asked for
+    seen: Tensor  # (n, D), features of the pictures
+    heard: Tensor  # (n, D), features of pictures of the sounds that were made of them
+    convergence: Tensor  # (n,), how far from their magnitudes these sounds are, see `spectral_convergence`
 
     @classmethod
-    def of(cls, data: Clips, real: Real) -> "Ceiling":
-        """Of the held-out part, as the features' classifier reads it."""
-        batch = data.batch(data.held_out)
-        if batch.y is None:
-            raise ValueError(f"{data.name} has no labels, and this measure needs them")
-        seen, heard = (named(x, real) == batch.y.cpu() for x in (batch.x, through_sound(batch.x, data.mel)))
-        return cls(seen.float().mean().item(), heard.float().mean().item())
+    def of(cls, x: Tensor, y: Tensor | None, mel: Mel, real: Real) -> "Judged":
+        """Make sounds of pictures, and read both.
+
+        Raises: ValueError for other features than a classifier's, and for pictures that hold NaN or infinity.
+        """
+        if not hasattr(real.features, "probabilities"):
+            raise ValueError(f"sounds are read by features=classifier, not {real.features.name}")
+        seen, (again, convergence) = real.features(x), through_sound(x, mel)
+        return cls(x, None if y is None else y.cpu(), seen, real.features(again), convergence)
+
+    def right(self, features: Tensor, real: Real) -> Tensor:
+        """Which of them (n,) the classifier takes for what they are of, by features; ValueError without classes."""
+        if self.y is None:
+            raise ValueError("no classes were asked for, so that nothing is right or wrong")
+        extractor: Any = real.features
+        named: Tensor = extractor.probabilities(features).argmax(1) == self.y
+        return named
 
 
-def through_sound(x: Tensor, mel: Mel) -> Tensor:
-    """Pictures (n, 1, bands, frames) in [-1, 1] of the sounds that are made of such pictures."""
-    parts = [mel.encode(mel.decode(to_uint8(part)))[0] for part in x.cpu().split(AT_ONCE)]
-    return to_float(torch.cat(parts)) if parts else x
+def held_out(data: Clips, real: Real) -> Judged:
+    """The held-out sounds, read: of what they are, no sample can do much better. ValueError as `Judged.of`."""
+    batch = data.batch(data.held_out)
+    if batch.y is None:
+        raise ValueError(f"{data.name} has no labels, and this measure needs them")
+    return Judged.of(batch.x, batch.y, data.mel, real)
 
 
-def named(x: Tensor, real: Real) -> Tensor:
-    """The class (n,) that the classifier takes each picture for.
+def through_sound(x: Tensor, mel: Mel) -> tuple[Tensor, Tensor]:
+    """Pictures of the sounds that are made of pictures (n, 1, bands, frames) in [-1, 1], and their convergence (n,)."""
+    pictures, convergence = [], []
+    for part in to_uint8(x.cpu()).split(AT_ONCE):
+        S = mel.magnitudes(part)
+        y = mel.griffin_lim(S, mel.n_iter)
+        pictures.append(mel.encode(at_peak(y))[0])
+        convergence.append(spectral_convergence(S, mel.transform(y).abs()))
+    return (to_float(torch.cat(pictures)), torch.cat(convergence)) if pictures else (x, x.flatten())
 
-    Raises: ValueError for other features than a classifier's, and for pictures that hold NaN or infinity.
-    """
-    features: Any = real.features
-    if not hasattr(features, "probabilities"):
-        raise ValueError(f"sounds are read by features=classifier, not {features.name}")
-    classes: Tensor = features.probabilities(features(x)).argmax(1)
-    return classes
 
-
-def as_heard(x: Tensor, y: Tensor | None, data: Clips, real: Real, ceiling: Ceiling) -> Result:
+def as_heard(drawn: Judged, ceiling: Judged, real: Real) -> Result:
     """The share of samples that the classifier names as what was asked for, after they were sounds.
 
     Args:
-        x: samples (n, 1, bands, frames) in [-1, 1].
-        y: the classes (n,) that were asked for.
-        ceiling: what it reads of real ones. The share is told relative to it, too.
-    Raises: ValueError without classes, or for samples that hold NaN or infinity.
+        ceiling: the held-out sounds. The share is told relative to theirs, too; and how far from the magnitudes that
+            were asked for the sounds are, in the mean.
+    Raises: ValueError without classes.
     """
-    if y is None:
-        raise ValueError("no classes were asked for, so that nothing is right or wrong")
-    seen, heard = (named(part, real) == y.cpu() for part in (x, through_sound(x, data.mel)))
-    value, n = heard.float().mean().item(), len(x)
-    low, high = wilson(int(heard.sum()), n)
+    of_drawn, of_real = drawn.right(drawn.heard, real), ceiling.right(ceiling.heard, real)
+    seen, real_seen = drawn.right(drawn.seen, real), ceiling.right(ceiling.seen, real)
+    value, most = of_drawn.float().mean().item(), of_real.float().mean().item()
+    low, high = wilson(int(of_drawn.sum()), len(of_drawn))
     more = {
         "seen": seen.float().mean().item(),
-        "ceiling": ceiling.heard,
-        "relative": value / ceiling.heard if ceiling.heard else None,
+        "ceiling": most,
+        "relative": value / most if most else None,
+        "convergence": drawn.convergence.mean().item(),
+        "real_convergence": ceiling.convergence.mean().item(),
     }
+    real_vs_real = real_seen.float().mean().item()
     words = (
         f"heard as what was asked for: {value:.1%} of the samples (95%: {low:.1%} to {high:.1%}), {more['seen']:.1%} "
-        f"before they were sounds; real sounds {ceiling.seen:.1%}, through their spectrograms {ceiling.heard:.1%}"
+        f"before they were sounds; real sounds {real_vs_real:.1%}, through their spectrograms {most:.1%}; "
+        f"spectral convergence {more['convergence']:.3f}, of real sounds {more['real_convergence']:.3f}"
     )
-    return Result(value, ceiling.seen, words, low, high, more, "wilson")
+    return Result(value, real_vs_real, words, low, high, more, "wilson")
 
 
-def convergence_curve(mel: Mel, y: Tensor, rounds: list[int], momentum: float = 0.99) -> list[tuple[int, float]]:
-    """(rounds of Griffin-Lim, mean spectral convergence) of sounds float (n, slice_size) made of their magnitudes."""
-    S = mel.transform(y[:MOST_FOR_CURVE]).abs()
-    curve = []
+def distance(drawn: Judged, floor: Judged, real: Real) -> Result:
+    """The Frechet distance of samples to the training sounds, after they were sounds, as `quality.frechet` has it.
+
+    Beside it that of held-out sounds as they are (`real_vs_real`), and after the same way (`floor`), as many of them.
+
+    Args:
+        floor: the held-out sounds.
+    Raises: ValueError for fewer samples, or training sounds, than features.
+    """
+    found = frechet(Samples(drawn.x, drawn.heard, drawn.y), real)["frechet"]
+    as_many = floor.heard[spread(len(floor.heard), len(drawn.heard))]
+    through = frechet_distance(*moments(as_many, singular=True), *real.moments)
+    words = f"{found.words}; held-out sounds through their spectrograms {through:.3f}"
+    return found._replace(words=words, more={**found.more, "floor": through})
+
+
+def memorised(drawn: Judged, real: Real) -> Result:
+    """Whether samples are copies of training sounds, as `quality.copies` has it: by features and bytes of the pictures.
+
+    Not of the sounds that are made of them, whose phases are made up.
+    """
+    return copies(Samples(drawn.x, drawn.seen, drawn.y), real)["memorisation"]
+
+
+def convergence_curve(mel: Mel, S: Tensor, rounds: list[int], momentum: float = 0.99) -> list[tuple[int, float]]:
+    """(rounds of Griffin-Lim, mean spectral convergence) of sounds made of magnitudes, of 64 clips at most.
+
+    Args:
+        S: magnitudes (n, n_fft // 2 + 1, frames): of sounds, or `Mel.magnitudes` of pictures.
+    """
+    S, curve = S[:MOST_FOR_CURVE], []
     for n_iter in rounds:
         found = mel.transform(mel.griffin_lim(S, n_iter, momentum)).abs()
         curve.append((n_iter, spectral_convergence(S, found).mean().item()))

@@ -10,6 +10,7 @@ too. What differs:
   With the others these two and LMS start from x_T times sigma / sqrt(1 + sigma^2), nearly 1, and at real times
   (linspace) theirs interpolate sigma, ours lambda: some percent of a standard deviation at 10 steps. The last steps to
   data of LMS and of PNDM with set_alpha_to_one = true are of higher order there, and D(x_t, t) here: a thousandth.
+* DDPM draws noise in each step, with us from the sample's own.
 * Their DDIM keeps the network's eps where clip_sample clips x_0; ours derives it anew from what was clipped.
 """
 
@@ -23,6 +24,7 @@ import torch
 
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.files import read_json
+from ddpm.samplers.ancestral import Ancestral
 from ddpm.samplers.base import Sampler
 from ddpm.samplers.ddim import DDIM
 from ddpm.samplers.dpm_solver import DPMSolverPP
@@ -35,6 +37,7 @@ from ddpm.schedules import MOST, NoiseSchedule, cosine, linear, scaled_linear, z
 FILE = "scheduler_config.json"
 STEPS = 50  # where nothing is said
 TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+VARIANCES = {"fixed_small": "beta_tilde", "fixed_large": "beta"}  # of DDPM's steps
 
 Key = tuple[Any, Callable[[Any], bool], str]  # what it means when missing, a value's test, the test in words
 
@@ -91,6 +94,7 @@ class _Method:
     keys: dict[str, Key]
     real: bool = False  # whether linspace has real times
     after_all: int = 0  # how many more times are spaced than are walked
+    all_steps: bool = False  # whether as many steps as the process has are walked where nothing is said
 
 
 def _ends(config: dict[str, Any], sampler: Sampler) -> Sampler:
@@ -118,6 +122,14 @@ METHODS = {
             "set_alpha_to_one": _one_of(True, False),
             "thresholding": _one_of(False),
         },
+    ),
+    "DDPMScheduler": _Method(
+        lambda config, times: Ancestral(times=times),
+        _LEADING
+        | RESCALED
+        | CLIPPED
+        | {"clip_sample": _one_of(True, False), "variance_type": _one_of(*VARIANCES), "thresholding": _one_of(False)},
+        all_steps=True,
     ),
     "PNDMScheduler": _Method(
         lambda config, times: _ends(config, PLMS(order=min(4, len(times)), times=times)),
@@ -182,6 +194,12 @@ class Scheduler:
     name: str
     diffusion: GaussianDiffusion
     config: dict[str, Any]
+
+    @property
+    def usual(self) -> int:
+        """How many steps are walked where nothing is said: all T of DDPM, else 50, or T if it is less."""
+        T = self.diffusion.schedule.T
+        return T if METHODS[self.name].all_steps else min(T, STEPS)
 
     def times(self, steps: int = STEPS) -> list[int] | list[float]:
         r"""The times that so many steps evaluate, falling, in ours: theirs and 1.
@@ -256,7 +274,8 @@ def of_config(given: dict[str, Any], where: str = "the scheduler") -> Scheduler:
         raise ValueError(f"{where} says what {name} cannot be here: {'; '.join(w[:200] for w in wrong[:10])}")
     try:
         clip = config.get("clip_sample", False)
-        diffusion = GaussianDiffusion(_schedule(config), TARGETS[config["prediction_type"]], clip_x_0=clip)
+        variance = VARIANCES.get(config.get("variance_type", ""), "beta")
+        diffusion = GaussianDiffusion(_schedule(config), TARGETS[config["prediction_type"]], variance, clip_x_0=clip)
     except ValueError as error:
         raise ValueError(f"{where} describes a process that cannot be: {error}") from error
     return Scheduler(name, diffusion, config)

@@ -1,8 +1,11 @@
-"""Published pipelines: a folder of a text encoder, a tokenizer, a U-Net, an autoencoder and a scheduler.
+"""Published pipelines: a folder of a text encoder, a tokenizer, a U-Net, an autoencoder and a scheduler; or of sounds.
 
 The form is that of StableDiffusionPipeline and its siblings of the diffusers library: model_index.json names the class
 of each part, and each part has a folder. Left out, and said so: safety_checker and feature_extractor, which look at
 finished images, and depth_estimator, for a depth is given.
+
+AudioDiffusionPipeline has settings of mel bands (mel/mel_config.json), a U-Net, a scheduler, and an autoencoder of
+pictures (vqvae) if it draws latents.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from models.pretrained.weights import read_object
 
 if TYPE_CHECKING:
     from ddpm.sources.prompted import Pipeline
+    from ddpm.sources.sounds import SoundPipeline
 
 INDEX, CARD, CARD_BYTES = "model_index.json", "README.md", 2**20
 CLASSES = {  # -> what the U-Net may be told besides a text, see `ddpm.sources.prompted.KINDS`
@@ -37,6 +41,9 @@ PARTS = {  # -> classes that are read
     "vae": ("AutoencoderKL",),
     "scheduler": (),  # which says itself, see `ddpm.sources.published`
 }
+OF_SOUNDS = ("AudioDiffusionPipeline", "LatentAudioDiffusionPipeline")
+SOUND_PARTS = {"mel": ("Mel",), "unet": ("UNet2DModel",), "scheduler": ()}
+SOUND_LATENTS = {"vqvae": ("AutoencoderKL",)}  # which is there if latents are drawn
 LEFT_OUT = ("safety_checker", "feature_extractor", "depth_estimator")
 SAYS_NOTHING = ("requires_safety_checker",)
 STATED = ("license", "license_name", "license_link", "base_model", "datasets")  # of a model card
@@ -44,15 +51,18 @@ STATED = ("license", "license_name", "license_link", "base_model", "datasets")  
 
 def load_pipeline(
     folder: str | Path, device: str | torch.device = "cpu", precision: str = "fp32", variant: str | None = None
-) -> "Pipeline":
+) -> "Pipeline | SoundPipeline":
     """The text-to-image model in a folder: `load_pipeline(folder).draw("a lighthouse, oil on canvas")`.
+
+    Or the model of sounds: `pipeline = load_pipeline(folder)`, `pipeline.sound(pipeline.draw(n=1))`.
 
     Args:
         folder: with model_index.json and the folders that it names.
         device: where the networks are put.
         precision: "fp32", "bf16" or "fp16": in which the U-Net and the text encoder compute.
         variant: of the U-Net's weights, as in `load_unet`.
-    Returns: see `ddpm.sources.prompted.Pipeline`; `about` has what the folder states of its licence and source.
+    Returns: see `ddpm.sources.prompted.Pipeline`, or `ddpm.sources.sounds.SoundPipeline`; `about` has what the
+        folder states of its licence and source.
     Raises:
         ValueError: a folder of another kind, with what it is; a part that is missing, or of a class that is not read;
             parts that do not fit each other; what the parts raise.
@@ -64,7 +74,10 @@ def load_pipeline(
     from ddpm.sources.published import read_scheduler
 
     folder = Path(folder)
-    name, left_out = index_of(folder)
+    name, present = index_of(folder)
+    if name in OF_SOUNDS:
+        return _of_sounds(folder, torch.device(device), precision, variant, latent="vqvae" in present)
+    left_out = [part for part in LEFT_OUT if part in present]
     scheduler = read_scheduler(folder / "scheduler")
     tokenizer = load_tokenizer(folder / "tokenizer")
     vae = load_autoencoder(folder / "vae")
@@ -80,30 +93,51 @@ def load_pipeline(
     return pipeline
 
 
-def index_of(folder: Path) -> tuple[str, list[str]]:
-    """The class of a pipeline, and which of its parts are left out; ValueError unless all others are read here."""
+def _of_sounds(
+    folder: Path, device: torch.device, precision: str, variant: str | None, *, latent: bool
+) -> "SoundPipeline":
+    """The model of sounds in a folder, whose index is right; of latents, with an autoencoder."""
+    from ddpm.data.spectrogram import load_mel
+    from ddpm.latent.codec import Continuous
+    from ddpm.sources.published import read_scheduler
+    from ddpm.sources.sounds import SoundPipeline
+
+    try:
+        mel = load_mel(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} says nothing of its mel bands: {error}") from error
+    scheduler = read_scheduler(folder / "scheduler")
+    codec = None
+    if latent:
+        vae = load_autoencoder(folder / "vqvae")
+        codec = Continuous(vae, scale=vae.scaling_factor, shift=vae.shift_factor)
+    model = load_unet(folder / "unet", variant)
+    return SoundPipeline(model, mel, scheduler, codec, device, precision, tuple(stated(folder)))
+
+
+def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The class of a pipeline, and its parts that are there; ValueError unless all are read here, or left out."""
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} is no pipeline: {_what_it_is(folder)}")
     index = read_object(folder / INDEX, "the parts of a pipeline")
     name = index.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(f"{folder} is a {short(name)}; pipelines that are read: {', '.join(CLASSES)}")
+    if name not in (*CLASSES, *OF_SOUNDS):
+        raise ValueError(f"{folder} is a {short(name)}; pipelines that are read: {', '.join((*CLASSES, *OF_SOUNDS))}")
+    needed, optional = (SOUND_PARTS, SOUND_LATENTS) if name in OF_SOUNDS else (PARTS, {})
+    known, aside = needed | optional, () if name in OF_SOUNDS else LEFT_OUT
     parts = {key: value for key, value in index.items() if not key.startswith("_") and key not in SAYS_NOTHING}
     present = {key: value for key, value in parts.items() if value not in (None, [None, None])}
-    wrong = [f"{key} = {short(value)}, of which nothing is known" for key, value in present.items() if not _known(key)]
-    for part, classes in PARTS.items():
-        given = present.get(part)
+    unknown = [key for key in present if key not in (*known, *aside)]
+    wrong = [f"{key} = {short(present[key])}, of which nothing is known" for key in unknown]
+    for part in (part for part in known if part in needed or part in present):
+        given, classes = present.get(part), known[part]
         if given is None or not (folder / part).is_dir():
             wrong.append(f"{part} is missing" if given is None else f"the folder {part} is missing")
         elif classes and (not isinstance(given, list) or given[-1] not in classes):
             wrong.append(f"{part} = {short(given)} (allowed: {' or '.join(classes)})")
     if wrong:
         raise ValueError(f"{folder / INDEX} names a pipeline that cannot be drawn from: {listed(wrong)}")
-    return name, [part for part in LEFT_OUT if part in present]
-
-
-def _known(key: str) -> bool:
-    return key in PARTS or key in LEFT_OUT
+    return name, present
 
 
 def _what_it_is(folder: Path) -> str:

@@ -133,20 +133,39 @@ def measure_sound(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _carry_out(context: EvaluationContext, n: int) -> None:
-    """Draw with every seed, read what is heard, and write what was found."""
+    """Draw with every seed, read what is heard, and write what is right, how far it is, and whether it is copied."""
     from ddpm.metrics import quality, sound
 
     source, data = context.source, context.data
     real, accuracy = context.real("classifier")
+    protocols = {name: real.protocol(f"{NAME}_{name}", n) for name in ("frechet", "memorisation")}
+    protocols |= {"heard": f"{NAME}_{real.features.name}_{n}"}
+    found: dict[str, list[Any]] = {name: [] for name in protocols}
+    few = _too_few(n, real)
     try:
-        reading = sound.Ceiling.of(data, real)
-        results = []
+        floor = sound.held_out(data, real)
         for seed in context.seeds:
-            x, y = context.samples(list(range(n)), seed)
-            results.append(sound.as_heard(x, y, data, real, reading))
+            drawn = sound.Judged.of(*context.samples(list(range(n)), seed), data.mel, real)
+            found["heard"].append(sound.as_heard(drawn, floor, real))
+            found["frechet"] += [] if few else [sound.distance(drawn, floor, real)]
+            found["memorisation"].append(sound.memorised(drawn, real))
     except ValueError as error:
         raise InvalidInput(f"metric={NAME}: {error}") from error
-    values = context.settings(n, source.sampler) | quality.together(results, context.seeds)
-    values |= {} if accuracy is None else {"judge_accuracy": accuracy}
-    context.record(f"{NAME}_{real.features.name}_{n}", values, quality.in_words(results, values))
-    say(f"the ceiling is what the classifier reads of real sounds through the same spectrograms: {reading.heard:.1%}")
+    for name in ("heard", "frechet", "memorisation"):
+        if results := found[name]:
+            values = context.settings(n, source.sampler) | quality.together(results, context.seeds)
+            values |= {} if accuracy is None else {"judge_accuracy": accuracy}
+            context.record(protocols[name], values, quality.in_words(results, values))
+    ceiling = found["heard"][0].more["ceiling"]
+    say(f"the ceiling is what the classifier reads of real sounds through the same spectrograms: {ceiling:.1%}")
+    if few:
+        say(few)
+
+
+def _too_few(n: int, real: Any) -> str:
+    """Why there is no Frechet distance, in words; empty where there is one."""
+    for what, count in (("samples", n), ("training sounds", len(real.train))):
+        if count <= real.features.size:
+            least = real.features.size + 1
+            return f"no Frechet distance: {count} {what}, and {real.features.size} features need {least} or more"
+    return ""

@@ -64,6 +64,8 @@ def edit(config: DictConfig) -> None:
             f"{drawn_from} is told of an image (data.condition={source.told.condition}): of such networks those of "
             "data.condition=mask edit, by mask=FILE"
         )
+    if isinstance(run, Drawn) and run.mel is not None:
+        raise InvalidInput(f"{drawn_from} draws sounds, and edits none; experiments/sample.py draws them")
     if isinstance(run, Drawn):
         source = _prompted(config, source, kind)
     if kind == "redraw" and str(source.guidance):

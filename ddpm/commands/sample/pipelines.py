@@ -1,4 +1,4 @@
-"""What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`."""
+"""What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`, or `pipeline=FOLDER`."""
 
 import json
 import math
@@ -18,7 +18,9 @@ from ddpm.commands.validate import must_be_drawable, trusted
 from ddpm.config import InvalidInput, build, plain, resolve_device, resolved
 
 LOADER, ADDER = "models.pretrained.load_pipeline", "models.pretrained.with_lora"
+OF_SOUNDS = ("AudioDiffusionPipeline", "LatentAudioDiffusionPipeline")  # whose folders draw of nothing
 DEFAULTS = {"run": "null", "guidance": "classifier_free", "guidance.w": "7.5", "n": "1", "batch": "4"}
+INDEX = "model_index.json"
 ONLY = ("size", "depth", "lora")  # keys that are of pipelines
 OF_RUNS = {
     "class": None,
@@ -31,10 +33,14 @@ OF_RUNS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A pipeline where others have a run: `path` is where files go that are given no name."""
+    """A pipeline where others have a run: `path` is where files go that are given no name.
+
+    mel is what makes sounds of its samples; None where these are pictures.
+    """
 
     folder: Path
     path: Path = Path()
+    mel: Any = None
 
     def status(self) -> dict[str, Any]:
         """Nothing is noted of it."""
@@ -48,6 +54,9 @@ def with_defaults(words: list[str]) -> list[str]:
         return words
     guided = "guidance" not in typed or "guidance=classifier_free" in words
     missing = {key: value for key, value in DEFAULTS.items() if key not in typed}
+    folder = words[typed.index("pipeline")].partition("=")[2]
+    if draws_sounds(Path(re.sub(r"\\(.)", r"\1", folder[1:-1]) if folder[:1] == "'" else folder).expanduser()):
+        return [*(f"{key}={value}" for key, value in missing.items() if not key.startswith("guidance")), *words]
     if not guided:
         missing.pop("guidance.w", None)
     return [*(f"{key}={value}" for key, value in missing.items()), *words]
@@ -74,6 +83,17 @@ def asked(config: DictConfig) -> bool:
     return True
 
 
+def draws_sounds(folder: Path) -> bool:
+    """Whether a folder says that it is a published model of sounds."""
+    from ddpm.runs.files import read_json
+
+    try:
+        index = read_json(folder / INDEX)
+    except (OSError, ValueError):  # told of when it is loaded
+        return False
+    return isinstance(index, dict) and index.get("_class_name") in OF_SOUNDS
+
+
 def source_of(config: DictConfig) -> tuple[Any, Drawn]:
     """What `pipeline=` draws of its prompt, as `ddpm.commands.sources.source_of` has it of a run.
 
@@ -89,6 +109,8 @@ def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
     """
     must_be_drawable(config)
     folder, device = Path(str(config.pipeline)).expanduser(), resolve_device(config.device)
+    if draws_sounds(folder):
+        return _of_sounds(config, folder, device)
     text = {key: plain(config[key]) for key in ("prompt", "negative")}
     if text["prompt"] is None:
         raise InvalidInput("prompt=TEXT is needed; prompt='' draws without one")
@@ -112,6 +134,26 @@ def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
         say(f"warning: {warning.message}")
     source.own = None if own is None else pipeline.scheduler.sampler
     return pipeline, source, Drawn(folder)
+
+
+def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any, Drawn]:
+    """What `opened` gives, of a published model of sounds, which is told of nothing."""
+    for key, nothing in {"prompt": (None, ""), "negative": (None, ""), "size": (None,), "lora": (None,)}.items():
+        if (given := plain(config.get(key))) not in nothing:
+            raise InvalidInput(f"{key}={given}: {folder} draws sounds of noise alone; leave {key}= out")
+    if type(guidance_of(config, trusted(config), device)).__name__ != "Guidance":
+        raise InvalidInput(f"guidance: {folder} draws sounds of noise alone, which nothing guides; leave guidance= out")
+    own = _own_steps(config)
+    sampler = None if own is not None else build(config.sampler, "sampler", trusted(config))
+    pipeline = pipeline_of(config, folder, device)
+    if own is not None and not any(word.lstrip("+").startswith("sampler.steps=") for word in overrides()):
+        own = config.sampler.steps = pipeline.scheduler.usual  # noted beside samples, too
+    try:
+        source: Any = pipeline.of(own if sampler is None else sampler, config.seed)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    source.own = None if own is None else pipeline.scheduler.sampler
+    return pipeline, source, Drawn(folder, mel=pipeline.mel)
 
 
 def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:
@@ -160,11 +202,12 @@ def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int |
 
 
 def label(config: DictConfig) -> str:
-    """Part of a file's name: of the prompt, and a checksum of all that is drawn by but the seed."""
+    """Part of a file's name: of the prompt, or the folder of sounds, and a checksum of all that draws but the seed."""
     keys: tuple[str, ...] = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
     keys = (*keys, *(key for key in ("lora", "lora_scale") if config.get("lora") is not None))
     drawn = json.dumps([plain(config.get(key)) for key in keys], default=str)
-    words = re.sub(r"[^0-9A-Za-z]+", "-", str(config.prompt)).strip("-")[:32]
+    named = Path(str(config.get("pipeline"))).name if config.prompt is None else str(config.prompt)
+    words = re.sub(r"[^0-9A-Za-z]+", "-", named).strip("-")[:32]
     return f"{words or 'no-prompt'}-{sha256(drawn.encode()).hexdigest()[:6]}"
 
 

@@ -47,9 +47,12 @@ def sample(config: DictConfig) -> None:
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
-    mel = mel_of(trained)
+    mel = run.mel if isinstance(run, Drawn) else mel_of(trained)
     if out.suffix == ".wav" and mel is None:
-        raise InvalidInput(f"out={config.out}: the run draws no sounds; allowed: FILE.png, FILE.npy, FILE.gif, FOLDER/")
+        what = "pipeline" if isinstance(run, Drawn) else "run"
+        raise InvalidInput(
+            f"out={config.out}: the {what} draws no sounds; allowed: FILE.png, FILE.npy, FILE.gif, FOLDER/"
+        )
     columns, order = _columns(source, config.n)
     figures = [name for name in ("steps_strip", "process", "between") if config[name] is not None]
     if figures and (folder or out.suffix != ".png"):
@@ -137,7 +140,7 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
     """Part of a file's name, with the sampler's settings where they are not the default."""
-    if getattr(source, "tokens", None) is not None:
+    if config.get("pipeline") is not None:
         return f"{pipelines.label(config)}_seed{config.seed}"
     if source.sampler is None:
         asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
@@ -264,7 +267,9 @@ def _listened(config: DictConfig, source: Any, run: Any, trained: DictConfig, ou
             temporary.write_bytes(wav)
     classes = label_names("classes", config, run, trained) if source.classes([0]) is not None else ()
     names = names_of(source, classes, numbers)
-    write_page(out / PAGE, f"Samples of {config.run}", mel, [("Samples", names, x)])
+    write_page(
+        out / PAGE, f"Samples of {run.folder if isinstance(run, Drawn) else config.run}", mel, [("Samples", names, x)]
+    )
 
 
 def _plane(source: Any) -> str | None:

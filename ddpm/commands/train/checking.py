@@ -112,7 +112,7 @@ def check_samples(config: DictConfig) -> None:
     must_be_whole(config, "n", least=1)
     pipeline = None
     if pipelines.asked(config):
-        config.prompt = "" if config.prompt is None else config.prompt
+        config.prompt = "" if config.prompt is None else config.prompt  # which a model of sounds takes for none, too
         pipeline, source, run = pipelines.opened(config)
         step = 0
         try:
@@ -123,7 +123,8 @@ def check_samples(config: DictConfig) -> None:
         source, run, _, step = source_of(config)
     if source.sampler is not None:
         must_walk(source.sampler, source.diffusion)
-    modules = [source.model] + ([] if pipeline is None else [pipeline.encoder])
+    encoder = getattr(pipeline, "encoder", None)  # of texts
+    modules = [source.model] + ([] if encoder is None else [encoder])
     modules += [] if source.codec is None else [source.codec.model]
     weights, batch = sum(p.nbytes for module in modules for p in module.parameters()), min(config.n, config.batch)
     networks = _networks(source, pipeline)
@@ -149,7 +150,7 @@ def _networks(source: Any, pipeline: Any) -> dict[str, tuple[int, float]]:
 
     name = type(source.model).__name__ if pipeline is None else "U-Net"
     found = {name: (size(source.model), gflop_forward(source))}
-    if pipeline is not None:
+    if getattr(pipeline, "encoder", None) is not None:
         encoder = copy.deepcopy(pipeline.encoder).to("meta")
         ids = torch.zeros(1, encoder.length, dtype=torch.long, device="meta")
         found["text encoder"] = (size(encoder), flops(encoder, ids, backward=False) / 1e9)
