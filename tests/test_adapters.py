@@ -90,7 +90,7 @@ def test_layers_that_are_left_out_stay_as_they_are():
     assert left == {name for name in every if not name.startswith("text.") and not name.endswith("to_k")} != every
     with pytest.raises(ValueError, match=r"without = \['\*'\] leaves none of the layers"):
         adapt(network(), without=["*"])
-    with pytest.raises(ValueError, match="without: no layer matches 'txt.*'; there are .*"):
+    with pytest.raises(ValueError, match=r"without: no layer matches 'txt\.\*'; there are "):
         adapt(network(), without=["txt.*"])
 
 

@@ -97,14 +97,14 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     parent = None
     if config.extend is not None:
         config, parent = _extended(config)
-        parents |= _checksums("extend", checkpoint.weights_of(parent))
+        parents |= checksums("extend", checkpoint.weights_of(parent))
     taught: dict[str, Path] = {}
     if config.get("teacher") is not None:
         _, teacher = opened_at(str(config.teacher), "teacher")
         taught = checkpoint.weights_of(teacher, averaged=True)
         if parent is None:
             config = student_of(config)
-            parents |= _checksums("teacher", taught)
+            parents |= checksums("teacher", taught)
     tuning = "subject" in config
     if tuning and parent is None:
         config = tuned_of(config)
@@ -118,13 +118,13 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     perceiving.fill(config, settings)
     initial: dict[str, Path] = {}
     if config.init is not None:
-        initial = _weights_files(str(config.init))
+        initial = weights_of_init(str(config.init))
         try:
             for file in initial.values():
                 regular_size(file, checkpoint.LARGEST)
         except ValueError as error:
             raise InvalidInput(f"init={config.init}: {error}") from error
-        parents |= _checksums("init", initial)
+        parents |= checksums("init", initial)
     begun = None if parent is None else parent.parents[1]
     if config.init is not None:
         begun = Path(parted(str(config.init))[0])
@@ -348,7 +348,7 @@ def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]
     return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
 
 
-def _checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
+def checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
     """What a run starts from: the checksum of "model" by the key itself, those of other modules by key.NAME."""
     from ddpm.runs import checkpoint
 
@@ -364,7 +364,7 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
         load_into(task.modules[name], file, *([] if lacking is None else [lacking]))
 
 
-def _weights_files(named: str) -> dict[str, Path]:
+def weights_of_init(named: str) -> dict[str, Path]:
     """Module -> its weights: the averaged ones of a run's checkpoint, see `parted`, or of a folder with such files."""
     from ddpm.runs import checkpoint
 
