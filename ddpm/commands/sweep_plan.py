@@ -292,7 +292,7 @@ def _with_codec(
         first = _planned(words, made, at_hand)
         if first.refused is not None:
             raise InvalidInput(f"init_codec: {first.refused}")
-        if first.status.get("state") != DONE:
+        if first.path is None or first.status.get("state") != DONE:
             task = task_of(first.config, trusted(config))
             must_be_codec(task, "init_codec")
             config.codec.recipe = words
