@@ -1,6 +1,7 @@
 """experiment=gan, autoencoder_kl and latent_diffusion through the commands: trained, resumed, drawn from, refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from test_codes_cli import OF_BOTH, go_on, made
 
 from ddpm import cli
 from ddpm.commands.study.plan import science_of
-from ddpm.config import read_config, resolved
+from ddpm.config import build, compose, read_config, resolved
 from ddpm.data import Digits
 from ddpm.figures import images
 from ddpm.runs.directory import read_metrics
+from ddpm.study.formatting import amount
 from models.autoencoder_kl import AutoencoderKL
 from models.pretrained import save_autoencoder
 
@@ -110,6 +112,34 @@ def test_latents_are_diffused_and_drawn_without_the_run_that_made_them(call, cod
     cost = call(cli.evaluate, f"run={run}", "metric=cost", "cost.steps=[2]", "batch=8")
     assert cost.code == 0 and "images/s" in cost.out
     assert_refused(call(cli.evaluate, f"run={run}", "metric=bits_per_dim", "n=4"), "is of pixels")
+
+
+@pytest.mark.slow
+def test_a_plan_counts_a_codec_that_is_trained_first_and_what_is_trained_on_its_latents(call, tmp_path):  # noqa: F811
+    recipe = " ".join(CODEC)
+    sweep = [*LATENT, "data.channels=1", f"init_codec='{recipe}'", "seed=0,1", f"runs={tmp_path / 'runs'}"]
+    result = call(cli.study, "plan", *sweep)
+    assert result.code == 0 and not (tmp_path / "runs").exists(), result
+    before, after = result.out.split("and then:")
+    assert before.startswith("trained first, each once") and "default_codecs" in before
+    assert "2 runs of 1 arm in " in before
+    assert "2 runs of 1 arm in " in after and re.search(r"about .* for both", after)
+    first, then = (
+        compose("train", words)
+        for words in (CODEC, [*LATENT, "data.channels=1", "init_codec=x", "codec.size=[4,4]", "codec.channels=4"])
+    )
+    networks = ((first, "model"), (first, "discriminator"), (then, "model"))
+    own, judge, latent = (sum(p.numel() for p in build(of[group], group).parameters()) for of, group in networks)
+    for text, count in ((before, own + judge), (after, latent)):
+        assert amount(count) in text and "2 new" in text
+    for word in (f"init_codec='{recipe} model.channels=7'", "init_codec=experiment=vqvae"):
+        told = call(cli.study, "plan", *LATENT, "data.channels=1", word, f"runs={tmp_path / 'runs'}")
+        assert told.code == 0 and "refused (1): " in told.out, told
+    codec = made(call, tmp_path / "codec", CODEC, "trainer.previews=0")
+    words = [*LATENT, "data.channels=1", f"init_codec={codec}", f"runs={tmp_path / 'a'}"]
+    assert amount(latent) in call(cli.study, "plan", *words).out
+    made(call, tmp_path / "a", words[:-1])
+    assert "1 DONE" in call(cli.study, "plan", *words).out
 
 
 @pytest.mark.slow

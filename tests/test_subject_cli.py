@@ -15,6 +15,7 @@ from test_words_cli import SCENES
 
 from ddpm import cli
 from ddpm.commands.load import parted
+from ddpm.study.formatting import amount
 
 SUBJECT = [
     "experiment=subject", "data.count=3", "data.views=3", "subject.beside=4", "subject.steps=2", "trainer.steps=8",
@@ -148,6 +149,21 @@ def test_a_check_draws_no_pictures_of_the_class(call, base, tmp_path):  # noqa: 
     told = call(cli.train, "--check", *SUBJECT, f"init={base}", runs)
     assert told.code == 0 and not (tmp_path / "runs").exists()
     assert "new; its name is known when" in told.out and "drawn the pictures of the class" in told.out
+
+
+@pytest.mark.slow
+def test_a_plan_draws_no_pictures_of_the_class_and_counts_the_network_of_the_run(call, base, tmp_path):  # noqa: F811
+    sweep = [*SUBJECT, f"init={base}", "tuning=full,lora,token", f"runs={tmp_path / 'runs'}"]
+    told = call(cli.study, "plan", *sweep)
+    assert told.code == 0 and not (tmp_path / "runs").exists(), told
+    own = sum(x.numel() for x in weights(base, 8).values())
+    row = next(line for line in told.out.splitlines() if line.startswith("tuning=full") or line.startswith("full"))
+    assert amount(own) in row and told.out.count("1 new") == 3
+    done = call(cli.train, *SUBJECT, f"init={base}", "tuning=full", f"runs={tmp_path / 'runs'}")
+    assert done.code == 0
+    assert "1 DONE" in call(cli.study, "plan", *SUBJECT, f"init={base}", "tuning=full", f"runs={tmp_path / 'runs'}").out
+    wrong = call(cli.study, "plan", *SUBJECT, f"init={base}", "tuning=full,token", "subject.word=red", "data.word=red")
+    assert wrong.code == 0 and "refused (1): subject.word: 'red' is one token already" in wrong.out
 
 
 @pytest.mark.slow

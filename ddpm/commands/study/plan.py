@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say, table
+from ddpm.commands.launch import standing_for
+from ddpm.commands.load import parted, task_of
 from ddpm.commands.train import perceptual
-from ddpm.commands.train.prepare import built, must_be_measurable, must_be_sound, status_of
+from ddpm.commands.train.codec import codec_of, fill, must_be_codec, recipe_of, with_codec
+from ddpm.commands.train.prepare import built, checksums, must_be_measurable, must_be_sound, status_of, weights_of_init
+from ddpm.commands.train.subject import tuned_of, with_class
+from ddpm.commands.train.text_encoder import text_of
 from ddpm.commands.train.words import in_words
 from ddpm.commands.validate import trusted
 from ddpm.config import (
@@ -39,6 +44,10 @@ class Planned(NamedTuple):
     settings: dict[str, Any]
     data: Any | None  # if they are at hand
     status: dict[str, Any]  # of its run directory; {} before there is one, or where it is not known
+    path: Path | None = None  # of that directory, where it is known
+    codec: Any = None  # of whose latents or codes it would be, on the meta device
+    first: Any = None  # a run, `Planned`, that trains the codec before it
+    refused: str | None = None  # why there is no such run
 
 
 class Needs(NamedTuple):
@@ -54,15 +63,37 @@ class Needs(NamedTuple):
 def plan(words: list[str]) -> None:
     """Compose every job of a sweep, begin none, and say in a table what they would be.
 
+    Runs whose codec is trained first, by the words of their init_codec, come after a table of those.
+
     Args:
         words: those of `ddpm-train -m`.
     Raises: InvalidInput for what does not compose.
     """
-    from ddpm.study.reading import Recorded, arms_of
+    from ddpm.study.formatting import duration
 
     composed, merged, incomplete = _composed(words)
     data = _DataAtHand()
     runs = [_planned(job, config, data) for job, config in composed]
+    first = list({_key(run.first.settings): run.first for run in runs if run.first is not None}.values())
+    before = 0.0
+    if first:
+        say("trained first, each once, for those that are trained on its latents or codes:")
+        before = _tell(first, 0, [], [])
+        say("\nand then:")
+    total = _tell(runs, merged, incomplete, data.missing)
+    if before and total:
+        say(f"about {duration(before + total)} for both")
+
+
+def _key(settings: dict[str, Any]) -> str:
+    """The same for runs that say the same."""
+    return json.dumps(science_of(settings), sort_keys=True, default=str)
+
+
+def _tell(runs: Sequence[Planned], merged: int, incomplete: Sequence[str], missing: Sequence[str]) -> float:
+    """The table of runs by arms, and what it adds up to; returns about how many seconds are left to train."""
+    from ddpm.study.reading import Recorded, arms_of
+
     records = [
         Recorded(
             Path(str(number)), run.settings, _as_status(run, number), {}, science_of(run.settings | {"seed": None})
@@ -88,7 +119,8 @@ def plan(words: list[str]) -> None:
     refused = sum(len(its) for its, need in zip(of_arm, needs, strict=True) if need.refused)
     for line in incomplete:
         say(f"refused: {line}")
-    say(_summary(runs, arms, merged, refused, total, rate, data.missing))
+    say(_summary(runs, arms, merged, refused, total, rate, missing))
+    return total
 
 
 def _as_status(run: Planned, number: int) -> dict[str, Any]:
@@ -131,8 +163,7 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
             own = " ".join(word for word in job if not all(word in other for other in sweep_jobs))
             incomplete.append(f"{own or 'the run'}: {error}")
             continue
-        key = json.dumps(science_of(settings), sort_keys=True, default=str)
-        kept.setdefault(key, _Job(job, config))
+        kept.setdefault(_key(settings), _Job(job, config))
     if not kept:
         raise InvalidInput(incomplete[0])
     return list(kept.values()), len(sweep_jobs) - len(kept) - len(incomplete), incomplete
@@ -160,46 +191,139 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class _DataAtHand:
-    """The data of the jobs, each read once; nothing is downloaded."""
+    """The data of the jobs, each read once; nothing is downloaded, and no pictures are drawn."""
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
         self.missing: list[str] = []  # why they are not at hand
 
-    def of(self, config: DictConfig, settings: dict[str, Any]) -> Any | None:
-        """The data of a job, or None if they are not at hand."""
-        key = json.dumps([settings["data"], settings.get("tokenizer")], sort_keys=True, default=str)
+    def of(self, config: DictConfig, settings: dict[str, Any]) -> tuple[Any | None, str | None]:
+        """The data of a job, or None if they are not at hand; and what they lack that is known when it is trained."""
+        parts = ("data", "tokenizer", "subject", "adapter", "init")
+        key = json.dumps([settings.get(part) for part in parts], sort_keys=True, default=str)
         if key not in self.known:
             offline = {"download": False} if "download" in settings["data"] else {}
+            trust = trusted(config)
             try:
-                data = build_data(settings["data"] | offline, trusted(config))
-                self.known[key] = in_words(data, config, trusted(config))
+                data = build_data(settings["data"] | offline, trust)
+                data, lacks = with_class(data, config, trust, drawing=False)
+                self.known[key] = in_words(data, config, trust, _begun(config)), lacks
             except InvalidInput as error:
-                self.known[key] = None
+                if config.get("subject") is not None:  # of which nothing is downloaded: it is wrong
+                    raise
+                self.known[key] = None, None
                 self.missing.append(str(error))
         return self.known[key]
 
 
+def _begun(config: DictConfig) -> Path | None:
+    """The run that a run begins with, which may keep a tokenizer."""
+    return None if config.get("init") is None else Path(parted(str(config.init))[0])
+
+
 def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Planned:
     """A job with its data and its run directory, where the data tell its name."""
-    import ddpm
-    from ddpm.runs.directory import Run, science_hash
-
-    settings = resolved(config)
-    for key in ("extend", "teacher", "init_codec", "init_text"):
+    for key in ("extend", "teacher", "init_text"):
         if config.get(key) is not None:
             raise InvalidInput(
                 f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"
             )
+    settings = resolved(config)
     if not isinstance(settings["data"], dict):
         raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
-    data = at_hand.of(config, settings)
-    status, folder = {}, Path(str(config.runs)) / str(config.study)
-    if data is not None and config.init is None:
-        parents = perceptual.parents_of(config, trusted(config), data, folder.parent)
-        if parents is not None:  # else there is no such run
-            status = status_of(Run(folder / science_hash(science(settings, data.identity(), parents, ddpm.NUMERICS))))
-    return Planned(words, config, settings, data, status)
+    try:
+        if "subject" in config:
+            with standing_for(words):
+                config = tuned_of(config)
+        config, codec, first, parents = _with_codec(config, at_hand)
+        settings = resolved(config)
+        data, lacks = at_hand.of(config, settings)
+        known = None if lacks is not None or parents is None else parents | _parents(config)
+        path = None if data is None or known is None else _path(config, settings, data, known)
+        latents = data if data is None or codec is None else _latents(data, codec)
+    except InvalidInput as error:
+        return Planned(words, config, settings, None, {}, refused=str(error))
+    return Planned(words, config, settings, latents, {} if path is None else _status(path), path, codec, first)
+
+
+def _status(path: Path) -> dict[str, Any]:
+    from ddpm.runs.directory import Run
+
+    return status_of(Run(path))
+
+
+def _parents(config: DictConfig) -> dict[str, str]:
+    """Checksums of the networks that a run begins with, but of its codec."""
+    found = {} if config.get("init") is None else checksums("init", weights_of_init(str(config.init)))
+    text = None if config.get("init_text") is None else text_of(config)  # of a run that is tuned
+    return found if text is None else found | {"init_text": text.sha256}
+
+
+def _path(config: DictConfig, settings: dict[str, Any], data: Any, parents: dict[str, str]) -> Path | None:
+    """The run directory; None where its name is not known, for a classifier is trained before it."""
+    import ddpm
+    from ddpm.runs.directory import science_hash
+
+    folder = Path(str(config.runs)) / str(config.study)
+    judged = perceptual.parents_of(config, trusted(config), data, folder.parent)
+    if judged is None:
+        return None
+    return folder / science_hash(science(settings, data.identity(), parents | judged, ddpm.NUMERICS))
+
+
+# --------------------------------------------------------------------------------------------------------------- codecs
+
+
+def _with_codec(
+    config: DictConfig, at_hand: _DataAtHand
+) -> tuple[DictConfig, Any, Planned | None, dict[str, str] | None]:
+    """What a run's configuration says when its codec is known.
+
+    Returns: the configuration; the codec, on the meta device, or None; the run that trains it first, if words say how;
+        and its checksum, as of a parent, or None where that is not known yet.
+    """
+    from ddpm.runs.directory import DONE
+
+    if config.get("init_codec") is None:
+        return config, None, None, {}
+    config, first = config.copy(), None
+    if (recipe := recipe_of(config)) is not None:
+        words, made = recipe
+        first = _planned(words, made, at_hand)
+        if first.refused is not None:
+            raise InvalidInput(f"init_codec: {first.refused}")
+        if first.path is None or first.status.get("state") != DONE:
+            task = task_of(first.config, trusted(config))
+            must_be_codec(task, "init_codec")
+            config.codec.recipe = words
+            fill(config, task.codec())
+            return config, _unloaded(task.codec()), first, None
+        config = with_codec(config, words, first.path)
+    found = codec_of(config, lambda: build_data(config.data, trusted(config)).shape)
+    assert found is not None  # as init_codec names one
+    fill(config, found.codec)
+    return config, _unloaded(found.codec), first, {"init_codec": found.sha256}
+
+
+def _unloaded(codec: Any) -> Any:
+    """A codec whose weights are counted, and not there."""
+    codec.model.requires_grad_(False).to("meta")
+    return codec
+
+
+def _latents(data: Any, codec: Any) -> Any:
+    """Stands for what a codec makes of data: zeros in their number, which take no memory but are counted so."""
+    import torch
+
+    from ddpm.data.encoded import Encoded, must_suit
+
+    try:
+        must_suit(data, codec)
+    except ValueError as error:
+        raise InvalidInput(f"init_codec: {error}") from error
+    one = codec.kept(torch.zeros(1, *codec.of, device="meta"))
+    kept = torch.zeros(1, *one.shape[1:], dtype=one.dtype).expand(len(data), *one.shape[1:])
+    return Encoded(data, codec, kept, fit=False)
 
 
 def _stand_in(run: Planned) -> Any:
@@ -217,7 +341,8 @@ def _stand_in(run: Planned) -> Any:
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
     data.captions = ("not at hand",) * len(data)
-    return in_words(data, run.config, trusted(run.config))
+    told = in_words(data, run.config, trusted(run.config), _begun(run.config))
+    return told if run.codec is None else _latents(told, run.codec)
 
 
 def _needs(run: Planned) -> Needs:
@@ -230,10 +355,14 @@ def _needs(run: Planned) -> Needs:
     from ddpm.training.task import trial_loss
 
     config, data = run.config, run.data
+    if run.refused is not None:
+        return Needs(refused=run.refused)
     try:
         must_be_sound(config)
         at_hand = data if data is not None else _stand_in(run)
         parts = built(config, trusted(config), at_hand, resolve_device(config.device), on="meta")
+        if run.codec is not None:
+            parts.task.frozen["codec"] = run.codec.model
         for module in (*parts.task.modules.values(), *parts.task.frozen.values()):
             module.to("meta")  # what a task made by itself, too
         if data is not None:

@@ -160,13 +160,19 @@ def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> F
 
     trained = read_config(config)
     task = task_of(trained, trust)
-    if weights is None or task.codec() is None:
-        raise InvalidInput(
-            f"{word}: {type(task).__name__} trained no codec; train one with experiment=vqvae or autoencoder_kl"
-        )
+    must_be_codec(task, word)
+    assert weights is not None  # as such a task trains a network
     load_into(task.model, weights)
     task.model.eval().requires_grad_(False)
     return Found(task.codec(), partial(_copied, {CONFIG: config, WEIGHTS: weights}), checkpoint.sha256(weights))
+
+
+def must_be_codec(task: Any, word: str) -> None:
+    """Refuse a task of which others cannot draw through what it trains."""
+    if task.codec() is None or "model" not in task.modules:
+        raise InvalidInput(
+            f"{word}: {type(task).__name__} trained no codec; train one with experiment=vqvae or autoencoder_kl"
+        )
 
 
 def _copied(files: dict[str, Path], folder: Path) -> None:

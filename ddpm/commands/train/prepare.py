@@ -148,14 +148,14 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
     parent = None
     if config.extend is not None:
         config, parent = _extended(config)
-        parents |= _checksums("extend", checkpoint.weights_of(parent))
+        parents |= checksums("extend", checkpoint.weights_of(parent))
     taught: dict[str, Path] = {}
     if config.get("teacher") is not None:
         _, teacher = opened_at(str(config.teacher), "teacher")
         taught = checkpoint.weights_of(teacher, averaged=True)
         if parent is None:
             config = student_of(config)
-            parents |= _checksums("teacher", taught)
+            parents |= checksums("teacher", taught)
     if _tunes(config) and parent is None:
         config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
@@ -178,13 +178,13 @@ def _with_initial(config: DictConfig, origins: Origins) -> Origins:
 
     if config.init is None:
         return origins
-    initial = _weights_files(str(config.init))
+    initial = weights_of_init(str(config.init))
     try:
         for file in initial.values():
             regular_size(file, checkpoint.LARGEST)
     except ValueError as error:
         raise InvalidInput(f"init={config.init}: {error}") from error
-    return origins._replace(initial=initial, checksums=origins.checksums | _checksums("init", initial))
+    return origins._replace(initial=initial, checksums=origins.checksums | checksums("init", initial))
 
 
 def _begun(config: DictConfig, origins: Origins) -> Path | None:
@@ -391,7 +391,7 @@ def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]
     return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
 
 
-def _checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
+def checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
     """What a run starts from: the checksum of "model" by the key itself, those of other modules by key.NAME."""
     from ddpm.runs import checkpoint
 
@@ -407,7 +407,7 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
         load_into(task.modules[name], file, *([] if lacking is None else [lacking]))
 
 
-def _weights_files(named: str) -> dict[str, Path]:
+def weights_of_init(named: str) -> dict[str, Path]:
     """Module -> its weights: the averaged ones of a run's checkpoint, see `parted`, or of a folder with such files."""
     from ddpm.runs import checkpoint
 
