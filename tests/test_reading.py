@@ -18,7 +18,7 @@ from test_equations import PAGE, TAG
 pytest.importorskip("latex2mathml", reason="needs the extra reading")
 pytest.importorskip("pygments", reason="needs the extra reading")
 
-from ddpm.reading import chapters, figures, letters, listing
+from ddpm.reading import chapters, drawing, figures, letters, listing, network_map
 from ddpm.reading.contents import ROOMS, Room, rooms_of
 from ddpm.reading.docstrings import Formula, Listing, Paragraph, Section, Terms, blocks_of, formulas
 from ddpm.reading.equations import Equation, mathml, python_names, split
@@ -422,11 +422,11 @@ def test_the_chapters_are_eight_and_lead_to_notebooks():
 
 def test_the_map_of_a_network_has_every_part_with_its_channels_and_levels():
     stages = [
-        figures.Stage("conv_in", "conv", (1, 16, 8, 8)),
-        figures.Stage("down.0.resample", "down", (1, 32, 4, 4)),
-        figures.Stage("up.0.resample", "up", (1, 24, 8, 8)),
+        network_map.Stage("conv_in", "conv", (1, 16, 8, 8)),
+        network_map.Stage("down.0.resample", "down", (1, 32, 4, 4)),
+        network_map.Stage("up.0.resample", "up", (1, 24, 8, 8)),
     ]
-    root = ET.fromstring(figures.of_network(stages))
+    root = ET.fromstring(network_map.of_network(stages))
     texts = [e.text for e in root.iter("text")]
     assert texts == ["conv", "16", "down", "32", "up", "24", "8 px", "4 px"]
     boxes = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in root.iter("rect")]
@@ -436,13 +436,13 @@ def test_the_map_of_a_network_has_every_part_with_its_channels_and_levels():
 
 def test_a_figure_is_the_same_again_in_the_colours_of_its_page():
     def drawn(name: str) -> str:
-        with rc_context(figures.LOOKS):
+        with rc_context(drawing.LOOKS):
             figure = Figure(figsize=(1, 1))
             figure.add_subplot().plot([1, 2])
-            return figures.svg(figure, name)
+            return drawing.svg(figure, name)
 
     assert drawn("a") == drawn("a") != drawn("b")
-    assert drawn("a").startswith("<svg ") and "currentColor" in drawn("a") and figures.INK not in drawn("a")
+    assert drawn("a").startswith("<svg ") and "currentColor" in drawn("a") and drawing.INK not in drawn("a")
     ids = [set(re.findall(r'id="(p\w+|m\w+)"', drawn(name))) for name in "ab"]
     assert ids[0] and not ids[0] & ids[1]  # a page may hold both
 
@@ -608,7 +608,7 @@ def test_the_map_is_of_what_the_network_computes():
         ("block", (16, 4, 4)),
         ("attention", (16, 4, 4)),
     ]
-    assert stages[-1] == figures.Stage("conv_out", "conv", (1, 1, 8, 8))
+    assert stages[-1] == network_map.Stage("conv_out", "conv", (1, 1, 8, 8))
 
 
 def test_the_pages_of_a_project_are_whole(project, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from ddpm.reading.library import Library, anchor, in_words
 from ddpm.reading.listing import listing
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import test_of_equations
-from ddpm.reading.page import slug
+from ddpm.reading.page import slug, words
 from ddpm.reading.papers import OTHERS, PAPERS, Numbered, Paper
 from ddpm.reading.source import Definition
 
@@ -48,7 +48,7 @@ def paper_page(library: Library, paper: Paper) -> str:
         source += f', <a href="https://arxiv.org/abs/{paper.arxiv}">arXiv {paper.arxiv}</a>'
     found = entries(library, paper)
     ours = sum(f"{paper.name} ({equation.number})" in library.quoted for equation in found)
-    said = f"<p>{escape(paper.letters)}</p>" if paper.letters else ""
+    said = f"<p>{words(paper.letters)}</p>" if paper.letters else ""
     said += f'<p class="note">{ours} of its equations are computed here, each with a test.'
     if len(found) > ours:
         said += f" Of {len(found) - ours} more it is said why not."
@@ -74,8 +74,8 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
     """An equation of a paper."""
     number = equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})"
     shown = f'<p class="number">{escape(number)}</p>'
-    what = f"<p>{escape(equation.what)}</p>" if equation.what else ""
-    note = f'<p class="note">{_code(equation.note)}</p>' if equation.note else ""
+    what = f"<p>{words(equation.what)}</p>" if equation.what else ""
+    note = f'<p class="note">{words(equation.note)}</p>' if equation.note else ""
     mark = "" if equation.verified else UNVERIFIED
     if tag not in library.quoted:
         return (
@@ -93,11 +93,6 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
         f'<section class="numbered" id="{slug(tag)}">{shown}<div>{"".join(left)}{mark}{note}</div>'
         f'<div>{"".join(right)}</div><div class="below">{tests}</div></section>\n'
     )
-
-
-def _code(text: str) -> str:
-    """A note, with what stands between backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def _drawn(library: Library, definition: Definition, equation: Equation, line: int) -> str:
