@@ -18,6 +18,9 @@ UNVERIFIED = (
     '<span class="unverified" title="This number was not found in a second public text of the paper.">unverified</span>'
 )
 
+FEW = 3
+"""Equations that a page shows without a list of them at its head."""
+
 
 def entries(library: Library, paper: Paper) -> list[Numbered]:
     """A paper's equations: as it counts them, then those of ours that have a name in place of a number.
@@ -53,6 +56,9 @@ def paper_page(library: Library, paper: Paper) -> str:
     if len(found) > ours:
         said += f" Of {len(found) - ours} more it is said why not."
     said += "</p>"
+    if len(found) > FEW:
+        links = "".join(f'<a href="#{slug(f"{paper.name} ({e.number})")}">{_number(e)}</a>' for e in found)
+        said += f'<nav class="here" aria-label="Equations">{links}</nav>'
     head = f'<header class="head"><p class="kind">{source}</p><h1>{escape(paper.title)}</h1>{said}</header>\n'
     return head + "".join(_entry(library, f"{paper.name} ({equation.number})", equation) for equation in found)
 
@@ -72,14 +78,13 @@ def other_tags(library: Library) -> list[str]:
 
 def _entry(library: Library, tag: str, equation: Numbered) -> str:
     """An equation of a paper."""
-    number = equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})"
-    shown = f'<p class="number">{escape(number)}</p>'
+    shown = f'<p class="number">{_number(equation)}</p>'
     what = f"<p>{words(equation.what)}</p>" if equation.what else ""
     note = f'<p class="note">{words(equation.note)}</p>' if equation.note else ""
     mark = "" if equation.verified else UNVERIFIED
     if tag not in library.quoted:
         return (
-            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{note}</div>'
+            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{mark}{note}</div>'
             f'<div class="absent"><p class="note">Not computed here under this number.</p></div></section>\n'
         )
     left, right = [what], []
@@ -93,6 +98,11 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
         f'<section class="numbered" id="{slug(tag)}">{shown}<div>{"".join(left)}{mark}{note}</div>'
         f'<div>{"".join(right)}</div><div class="below">{tests}</div></section>\n'
     )
+
+
+def _number(equation: Numbered) -> str:
+    """How an equation is called on the page of its paper: (7), or by its name."""
+    return escape(equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})")
 
 
 def _drawn(library: Library, definition: Definition, equation: Equation, line: int) -> str:

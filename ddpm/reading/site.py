@@ -185,7 +185,7 @@ class Pages:
     def _papers(self) -> str:
         """All papers, with how many of their equations are computed."""
         rows = []
-        for paper in sorted(self.papers, key=lambda p: (not p.equations, p.year)):
+        for paper in self.papers:
             ours = sum(f"{paper.name} ({e.number})" in self.library.quoted for e in entries(self.library, paper))
             rows.append(
                 f'<tr><td>{escape(paper.name)}</td><td><a href="{_page(paper)}">{escape(paper.title)}</a><br>'
