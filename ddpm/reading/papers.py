@@ -761,6 +761,14 @@ PAPERS = (
         ),
     ),
     Paper(
+        "LoRA",
+        "LoRA: Low-Rank Adaptation of Large Language Models",
+        "Hu et al.",
+        2021,
+        "2106.09685",
+        letters="Convolutions are adapted, too, and what is adapted is chosen by the names of layers.",
+    ),
+    Paper(
         "BPE",
         "Neural Machine Translation of Rare Words with Subword Units",
         "Sennrich, Haddow & Birch",
