@@ -18,14 +18,14 @@ from test_equations import PAGE, TAG
 pytest.importorskip("latex2mathml", reason="needs the extra reading")
 pytest.importorskip("pygments", reason="needs the extra reading")
 
-from ddpm.reading import chapters, figures, letters, listing
+from ddpm.reading import chapters, drawing, figures, letters, listing, network_map
 from ddpm.reading.contents import ROOMS, Room, rooms_of
 from ddpm.reading.docstrings import Formula, Listing, Paragraph, Section, Terms, blocks_of, formulas
 from ddpm.reading.equations import Equation, mathml, python_names, split
 from ddpm.reading.library import Library, in_words, paper_page
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import module_page
-from ddpm.reading.page import shape, slug
+from ddpm.reading.page import Prose, shape, slug, words
 from ddpm.reading.paper_page import entries
 from ddpm.reading.papers import PAPERS, Numbered, Paper
 from ddpm.reading.site import LARGEST, Pages, build, check_links
@@ -257,6 +257,27 @@ def test_what_counts_as_a_shape(text, known):
     assert f"({text})" in shape(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("q(x_{t-1} | x_t)", "q(x<sub>t−1</sub> | x<sub>t</sub>)"),
+        ("p_theta(x_0)", "p<sub>θ</sub>(x<sub>0</sub>)"),
+        ("alpha_bar_{t-1}, alpha_bar_t", "alpha_bar<sub>t−1</sub>, alpha_bar_t"),
+        ("`x_t` < x_0_theta, max_t", "<code>x_t</code> &lt; x_0_theta, max_t"),
+    ],
+)
+def test_an_index_stands_below_its_letter(text, shown):
+    assert words(text) == shown
+
+
+def test_indices_of_prose_keep_their_letters_and_shapes():
+    prose = Prose("here", lambda word: None, {"x_t": "x_t", "x_0": "x_0"}.get, lambda symbol: None, lambda e, rows: "")
+    assert prose.inline("p_theta(x_0), (B, *)", 1).startswith(
+        'p<sub>θ</sub>(<span data-l="x_0">x<sub>0</sub></span>), <'
+    )
+    assert prose.inline("L_T of `x_t`", 1) == "L<sub>T</sub> of <code>x_t</code>"
+
+
 # ------------------------------------------------------------------------------------------------------------- the code
 
 
@@ -374,6 +395,11 @@ def test_papers_are_listed_once_with_their_numbers_once():
         assert paper.arxiv == "" or re.fullmatch(r"\d{4}\.\d{4,5}", paper.arxiv), paper.name
 
 
+def test_every_paper_says_what_differs():
+    for paper in PAPERS:
+        assert paper.letters or any(equation.note for equation in paper.equations), paper.name
+
+
 def test_every_module_of_the_rooms_is_there():
     for room in ROOMS:
         for name in room.modules:
@@ -422,11 +448,11 @@ def test_the_chapters_are_eight_and_lead_to_notebooks():
 
 def test_the_map_of_a_network_has_every_part_with_its_channels_and_levels():
     stages = [
-        figures.Stage("conv_in", "conv", (1, 16, 8, 8)),
-        figures.Stage("down.0.resample", "down", (1, 32, 4, 4)),
-        figures.Stage("up.0.resample", "up", (1, 24, 8, 8)),
+        network_map.Stage("conv_in", "conv", (1, 16, 8, 8)),
+        network_map.Stage("down.0.resample", "down", (1, 32, 4, 4)),
+        network_map.Stage("up.0.resample", "up", (1, 24, 8, 8)),
     ]
-    root = ET.fromstring(figures.of_network(stages))
+    root = ET.fromstring(network_map.of_network(stages))
     texts = [e.text for e in root.iter("text")]
     assert texts == ["conv", "16", "down", "32", "up", "24", "8 px", "4 px"]
     boxes = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in root.iter("rect")]
@@ -436,13 +462,13 @@ def test_the_map_of_a_network_has_every_part_with_its_channels_and_levels():
 
 def test_a_figure_is_the_same_again_in_the_colours_of_its_page():
     def drawn(name: str) -> str:
-        with rc_context(figures.LOOKS):
+        with rc_context(drawing.LOOKS):
             figure = Figure(figsize=(1, 1))
             figure.add_subplot().plot([1, 2])
-            return figures.svg(figure, name)
+            return drawing.svg(figure, name)
 
     assert drawn("a") == drawn("a") != drawn("b")
-    assert drawn("a").startswith("<svg ") and "currentColor" in drawn("a") and figures.INK not in drawn("a")
+    assert drawn("a").startswith("<svg ") and "currentColor" in drawn("a") and drawing.INK not in drawn("a")
     ids = [set(re.findall(r'id="(p\w+|m\w+)"', drawn(name))) for name in "ab"]
     assert ids[0] and not ids[0] & ids[1]  # a page may hold both
 
@@ -480,6 +506,15 @@ def test_every_equation_stands_on_exactly_the_pages_that_it_should(site):
 
 
 @pytest.mark.slow
+def test_a_figure_of_every_module_in_the_table_has_the_colours_of_its_page(site):
+    for name in figures.FIGURES:
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        drawn = page[page.index("<svg") : page.index("</svg>")]
+        assert "currentColor" in drawn and drawing.INK not in drawn and len(drawn) < 80_000, name
+        assert "nan" not in drawn and drawn.count("<path") > 8, name
+
+
+@pytest.mark.slow
 def test_the_site_is_small_and_leads_nowhere_else(site):
     files = list(site.iterdir())
     assert sum(path.stat().st_size for path in files) < LARGEST
@@ -501,11 +536,24 @@ addEventListener("load", () => {
   equation.dispatchEvent(new PointerEvent("pointerenter"));
   said.lit = document.querySelectorAll(".r.lit").length;
   const letter = equation.querySelector("[data-l]");
-  letter.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+  const touch = { bubbles: true, pointerType: "touch" };
+  letter.dispatchEvent(new PointerEvent("pointerover", touch));
+  letter.dispatchEvent(new PointerEvent("pointerout", touch));
   said.letter = document.getElementById("the-letter").textContent;
+  said.stays = !document.getElementById("the-letter").hidden;
+  const boxes = [...document.querySelectorAll(".eq > div, pre.code")];
+  said.cut = boxes.filter((box) => box.scrollWidth > box.clientWidth + 1).length;
   setTimeout(() => {
     said.found = [...document.querySelectorAll("#the-results a")].map((a) => a.getAttribute("href"));
     said.chosen = document.querySelector("#the-results [aria-selected=true]").getAttribute("href");
+    said.by = {};
+    for (const words of ["eq 12", "DDPM 11", "DDPM (9)", "alpha bar", "ᾱ"]) {
+      box.value = words;
+      box.dispatchEvent(new Event("input"));
+      said.by[words] = document.querySelector("#the-results a").getAttribute("href");
+    }
+    box.value = "ddpm 7";
+    box.dispatchEvent(new Event("input"));
     box.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", cancelable: true }));
     said.second = document.querySelector("#the-results [aria-selected=true]").getAttribute("href");
     box.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", cancelable: true }));
@@ -533,14 +581,14 @@ def test_the_pages_in_a_browser(site, tmp_path, size):
     probed = site / "probed.html"
     probed.write_text(text.replace("</head>", f"<script>{PROBE}</script></head>"), encoding="utf-8")
     try:
-        words = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={size}"]
-        words += [
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={size}"]
+        options += [
             f"--user-data-dir={tmp_path / 'profile'}",
             "--virtual-time-budget=5000",
             "--dump-dom",
             probed.as_uri(),
         ]
-        done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=240)
+        done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=240)
     finally:
         probed.unlink()
     assert "CONSOLE" not in done.stderr
@@ -548,6 +596,14 @@ def test_the_pages_in_a_browser(site, tmp_path, size):
     assert said["errors"] == [] and not said["wide"] and said["hidden"]
     assert all(name.startswith((site.as_uri(), "data:")) for name in said["requests"])
     assert said["chosen"] == "paper-DDPM.html#DDPM-7" == said["found"][0] and said["second"] == said["found"][1]
+    assert said["by"] == {
+        "eq 12": "paper-DDPM.html#DDPM-12",
+        "DDPM 11": "paper-DDPM.html#DDPM-11",
+        "DDPM (9)": "paper-DDPM.html#DDPM-9",
+        "alpha bar": "letters.html#alpha_bar",
+        "ᾱ": "letters.html#alpha_bar",
+    }
+    assert said["stays"] and said["cut"] == 0  # a finger's letter stays; no equation or line of code is cut
     assert said["lit"] >= 2 and said["letter"].startswith(("x_", "t", "beta")) and said["turns"] == ["prev", "next"]
 
 
@@ -558,17 +614,17 @@ def test_the_commands_of_the_chapters_compose():
 
     from ddpm.config import compose, jobs
 
-    words = []
+    typed = []
     for chapter in chapters.read_chapters():
         for block in re.findall(r"```sh\n(.*?)```", chapter.text, re.DOTALL):
-            words += [
+            typed += [
                 shlex.split(line, comments=True)[1:] for line in block.splitlines() if line.startswith("python exp")
             ]
         for block in re.findall(r"```python\n(.*?)```", chapter.text, re.DOTALL):
             exec(compile(block, chapter.path, "exec"), {})
     names = {"experiments/train.py": "train", "experiments/sample.py": "sample", "experiments/evaluate.py": "evaluate"}
-    assert len(words) > 12
-    for script, *rest in words:
+    assert len(typed) > 12
+    for script, *rest in typed:
         assert (REPOSITORY / script).is_file()
         if script in names:
             swept = "-m" in rest
@@ -583,13 +639,13 @@ def test_what_the_command_refuses(tmp_path, monkeypatch):
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other.txt").touch()
-    for words, said in (
+    for given, said in (
         (["open=maybe"], "open=maybe must be true or false"),
         (["out="], "out= must name a folder"),
         ([f"out={tmp_path / 'full'}"], "holds no such site"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            reading_site.read(words)
+            reading_site.read(given)
     monkeypatch.setattr("ddpm.__file__", str(tmp_path / "ddpm" / "__init__.py"))
     with pytest.raises(InvalidInput, match=r"has no tests/ and notebooks/ beside ddpm/"):
         reading_site.read([])
@@ -608,12 +664,13 @@ def test_the_map_is_of_what_the_network_computes():
         ("block", (16, 4, 4)),
         ("attention", (16, 4, 4)),
     ]
-    assert stages[-1] == figures.Stage("conv_out", "conv", (1, 1, 8, 8))
+    assert stages[-1] == network_map.Stage("conv_out", "conv", (1, 1, 8, 8))
 
 
 def test_the_pages_of_a_project_are_whole(project, tmp_path, monkeypatch):
     """Chapters and papers of the whole are left out: what they lead to is not there."""
-    monkeypatch.setattr("ddpm.reading.site.PAPERS", (Paper("DDPM", "A paper", "Nobody", 2020),))
+    listed = (Numbered("4", "x_t directly."), Numbered("9", "A step of a proof.", "Why not.", verified=False))
+    monkeypatch.setattr("ddpm.reading.site.PAPERS", (Paper("DDPM", "A paper", "Nobody", 2020, equations=listed),))
     chapter = chapters.Chapter(1, "1.md", "One", "Of [[DDPM (4)]].", "\nOf [[ddpm.forward.q_sample]].", 2)
     made = Pages(Library(project, ROOM), [chapter], "..").all()
     assert '<a href="ddpm.forward.html#q_sample">' in made["chapter-1.html"]
@@ -627,7 +684,11 @@ def test_the_pages_of_a_project_are_whole(project, tmp_path, monkeypatch):
         "search.js",
     } <= made.keys()
     entries = json.loads(made["search.js"].removeprefix("window.ENTRIES = ").rstrip(";\n"))
-    assert ["DDPM (4)", "paper-DDPM.html#DDPM-4", "q_sample: x_t at any t, see `at`."] in entries
+    said = "Equation. x_t directly. q_sample: x_t at any t, see `at`."
+    assert ["DDPM (4)", "paper-DDPM.html#DDPM-4", said] in entries
+    assert ["DDPM (9)", "paper-DDPM.html#DDPM-9", "Equation. A step of a proof."] in entries  # is found, too
+    assert made["paper-DDPM.html"].count('class="unverified"') == 1
+    assert any(entry[0] == "alpha_bar" and entry[2].endswith(" α¯") for entry in entries)
     known = json.loads(made["letters.js"].removeprefix("window.LETTERS = ").rstrip(";\n"))
     assert known["alpha_bar"]["elsewhere"][0].startswith("DDIM")
     shown = set(re.findall(r'data-l="([^"]+)"', "".join(made.values())))

@@ -105,7 +105,7 @@ def stages_of(model: Any) -> list[Any]:
     """What a U-Net computes one after the other, by hooks, where its weights are: "meta" has no numbers to compute."""
     import torch
 
-    from ddpm.reading.figures import Stage
+    from ddpm.reading.network_map import Stage
 
     stages: list[Any] = []
 

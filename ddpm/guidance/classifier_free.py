@@ -63,7 +63,8 @@ def classifier_free(
         if w == 0 and inside.all():
             return pair.unconditional(x_t, t)
         c, u = pair.both(x_t, t)
-        guided = _combined(c, u, w)
+        eps_w = u.eps + w * (c.eps - u.eps)
+        guided = replace(c, eps=eps_w, x_0=u.x_0 + w * (c.x_0 - u.x_0))
         if rescale and schedule is not None:
             guided = _rescaled(schedule, guided, c, x_t, t, rescale)
         return guided if inside.all() else _where(inside, guided, c)
@@ -96,10 +97,6 @@ def _pair(conditional: Denoise, unconditional: Denoise | None) -> Pair:
         return conditional(x_t, t), unconditional(x_t, t)
 
     return Pair(conditional, unconditional, both)
-
-
-def _combined(c: Prediction, u: Prediction, w: float) -> Prediction:
-    return replace(c, eps=u.eps + w * (c.eps - u.eps), x_0=u.x_0 + w * (c.x_0 - u.x_0))
 
 
 def _rescaled(

@@ -34,6 +34,7 @@ ROOMS = (
     _room("Scores", "ddpm.score", "objectives langevin ladder"),
     _room("Latent variables", "ddpm.latent", "elbo codec reconstruction perceptual adversarial"),
     _room("Distillation", "ddpm.distillation", "progressive consistency"),
+    _room("Training", "ddpm.training", "ema post_hoc muon"),
     _room(
         "Networks",
         "models",

@@ -25,7 +25,7 @@ from ddpm.reading.source import (
 )
 
 FOLDERS = ("ddpm", "models")
-DOES = ("step", "forward", "__call__", "denoise", "losses")
+DOES = ("step", "forward", "__call__", "denoise", "losses", "draw", "drawn", "update", "apply")
 """Methods by which a class does what its docstring says."""
 
 
@@ -111,15 +111,17 @@ class Library:
         node = definition.node
         if node is None or definition.kind == "module":
             return []
+        inner = f"{definition.name}."  # methods that are explained apart compute for their class, too
+        of = [d for d in self.modules[definition.module].definitions if d.name.startswith(inner)]
+        shown = {line for one in (definition, *of) for line in one.lines}
         found: set[int] = set()
         for names in equation.names:
             for name in names:
-                spans = assigned_lines(node, name)
-                lines = {i for span in spans for i in span} & set(definition.lines)
+                lines = {i for span in assigned_lines(node, name) for i in span} & shown
                 if lines:
                     found |= lines
                     break
-        return sorted(found or self._body(node) & set(definition.lines) or set(definition.lines))
+        return sorted(found or self._body(node) & shown or set(definition.lines))
 
     def _body(self, node: ast.AST) -> set[int]:
         """The lines of a function's statements, or of the method by which a class does what it says."""

@@ -22,6 +22,8 @@ INLINE_MATH = re.compile(r":math:`([^`]+)`")
 EMPHASIS = re.compile(r"(?<![\w*(`])\*(\w(?:[^*`]*\w)?)\*(?![\w*])")
 SHAPE = re.compile(r"\(((?:\w+'?|\*|T \+ 1|T\+1|\.\.\.)(?:, (?:\w+'?|\*|\.\.\.))*,?)\)")
 WORD = re.compile(r"(?<![\w.&#;/-])[A-Za-z]\w*(?![\w(/-])")
+INDEXED = re.compile(r"(?<![\w.&#;/-])([A-Za-z]\w*?(?=_\{)|[A-Za-z])_(?:\{([^{}]+)\}|([A-Za-z0-9]+))(?!\w)")
+GREEK = {"theta": "θ", "phi": "φ", "eta": "η"}
 PROTECTED = re.compile(r"(<[^>]*>[^<]*</(?:code|math|a)>|<math.*?</math>|<[^>]+>)", re.DOTALL)
 
 
@@ -152,13 +154,40 @@ class Prose:
         return f'<a href="{address}"><code>{text}</code></a>' if address else f"<code>{text}</code>"
 
     def _letters(self, text: str) -> str:
-        parts = SHAPE.split(text)
-        return "".join(shape(part) if i % 2 else WORD.sub(self._word, part) for i, part in enumerate(parts))
+        pieces, end = [], 0
+        for match in SHAPE.finditer(text):
+            if (shown := shape(match[1])).startswith("<"):
+                pieces += [self._words(text[end : match.start()]), shown]
+                end = match.end()
+        return "".join([*pieces, self._words(text[end:])])
+
+    def _words(self, text: str) -> str:
+        """Words outside of shapes: those with an index first, and what is left between them."""
+        pieces, end = [], 0
+        for match in INDEXED.finditer(text):
+            letter = self.letter(match[0].replace("{", "").replace("}", ""))
+            shown = indexed(match)
+            pieces.append(WORD.sub(self._word, text[end : match.start()]))
+            pieces.append(f'<span data-l="{letter}">{shown}</span>' if letter else shown)
+            end = match.end()
+        return "".join([*pieces, WORD.sub(self._word, text[end:])])
 
     def _word(self, match: re.Match[str]) -> str:
         word = match[0]
         letter = self.letter(word) if "_" in word or word in ("eps", "beta", "eta", "lambda") else None
         return f'<span data-l="{letter}">{word}</span>' if letter else word
+
+
+def indexed(match: re.Match[str]) -> str:
+    """A letter with an index as a reader has it: x_t and x_{t-1}, with the index below."""
+    index = match[2] or match[3]
+    return f"{match[1]}<sub>{GREEK.get(index, index.replace('-', '−'))}</sub>"
+
+
+def words(text: str) -> str:
+    """Plain text as HTML, with what stands between backticks as code and indices below."""
+    parts = re.split(r"`([^`]+)`", escape(text, quote=False))
+    return "".join(f"<code>{part}</code>" if i % 2 else INDEXED.sub(indexed, part) for i, part in enumerate(parts))
 
 
 def shape(inner: str) -> str:

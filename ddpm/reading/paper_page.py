@@ -10,13 +10,16 @@ from ddpm.reading.library import Library, anchor, in_words
 from ddpm.reading.listing import listing
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import test_of_equations
-from ddpm.reading.page import slug
+from ddpm.reading.page import slug, words
 from ddpm.reading.papers import OTHERS, PAPERS, Numbered, Paper
 from ddpm.reading.source import Definition
 
 UNVERIFIED = (
     '<span class="unverified" title="This number was not found in a second public text of the paper.">unverified</span>'
 )
+
+FEW = 3
+"""Equations that a page shows without a list of them at its head."""
 
 
 def entries(library: Library, paper: Paper) -> list[Numbered]:
@@ -48,11 +51,14 @@ def paper_page(library: Library, paper: Paper) -> str:
         source += f', <a href="https://arxiv.org/abs/{paper.arxiv}">arXiv {paper.arxiv}</a>'
     found = entries(library, paper)
     ours = sum(f"{paper.name} ({equation.number})" in library.quoted for equation in found)
-    said = f"<p>{escape(paper.letters)}</p>" if paper.letters else ""
+    said = f"<p>{words(paper.letters)}</p>" if paper.letters else ""
     said += f'<p class="note">{ours} of its equations are computed here, each with a test.'
     if len(found) > ours:
         said += f" Of {len(found) - ours} more it is said why not."
     said += "</p>"
+    if len(found) > FEW:
+        links = "".join(f'<a href="#{slug(f"{paper.name} ({e.number})")}">{_number(e)}</a>' for e in found)
+        said += f'<nav class="here" aria-label="Equations">{links}</nav>'
     head = f'<header class="head"><p class="kind">{source}</p><h1>{escape(paper.title)}</h1>{said}</header>\n'
     return head + "".join(_entry(library, f"{paper.name} ({equation.number})", equation) for equation in found)
 
@@ -72,14 +78,13 @@ def other_tags(library: Library) -> list[str]:
 
 def _entry(library: Library, tag: str, equation: Numbered) -> str:
     """An equation of a paper."""
-    number = equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})"
-    shown = f'<p class="number">{escape(number)}</p>'
-    what = f"<p>{escape(equation.what)}</p>" if equation.what else ""
-    note = f'<p class="note">{_code(equation.note)}</p>' if equation.note else ""
+    shown = f'<p class="number">{_number(equation)}</p>'
+    what = f"<p>{words(equation.what)}</p>" if equation.what else ""
+    note = f'<p class="note">{words(equation.note)}</p>' if equation.note else ""
     mark = "" if equation.verified else UNVERIFIED
     if tag not in library.quoted:
         return (
-            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{note}</div>'
+            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{mark}{note}</div>'
             f'<div class="absent"><p class="note">Not computed here under this number.</p></div></section>\n'
         )
     left, right = [what], []
@@ -95,9 +100,9 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
     )
 
 
-def _code(text: str) -> str:
-    """A note, with what stands between backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+def _number(equation: Numbered) -> str:
+    """How an equation is called on the page of its paper: (7), or by its name."""
+    return escape(equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})")
 
 
 def _drawn(library: Library, definition: Definition, equation: Equation, line: int) -> str:

@@ -14,19 +14,31 @@ function whenIndexed(then) {
 }
 
 function plain(text) {
-  return text.toLowerCase().replace(/[\s_().,\-]+/g, " ").trim();
+  const signs = text.toLowerCase().normalize("NFD").replace(/\u0304/g, "¯").replace(/\u0303/g, "~").replace(/ε/g, "ϵ");
+  return signs.replace(/[\s_().,\-]+/g, " ").trim();
 }
 
-function found(words) {
+// 0 is what was asked for; a number alone, as in "eq 12", is that of each paper, in the order of papers
+function rankOf(title, whole, words) {
+  if (title === whole) return 0;
+  if (/^\d+$/.test(whole) && title.endsWith(` ${whole}`)) return 1;
+  if (title.startsWith(whole)) return 2;
+  if (title.includes(whole)) return 3;
+  return words.every((word) => title.includes(word)) ? 4 : 5;
+}
+
+function found(asked) {
+  const others = asked.filter((word) => !/^(eqs?|eqns?|equations?|formula)$/.test(word));
+  const words = others.length ? others : asked;
+  const whole = words.join(" ");
   const ranked = [];
-  for (const entry of window.ENTRIES) {
+  window.ENTRIES.forEach((entry, i) => {
     const title = plain(entry[0]);
     const all = `${title} ${plain(entry[2])}`;
-    if (!words.every((word) => all.includes(word))) continue;
-    const whole = words.join(" ");
-    const rank = title === whole ? 0 : title.startsWith(whole) ? 1 : title.includes(whole) ? 2 : words.every((w) => title.includes(w)) ? 3 : 4;
-    ranked.push([rank, title.length, entry]);
-  }
+    if (!words.every((word) => all.includes(word))) return;
+    const rank = rankOf(title, whole, words);
+    ranked.push([rank, rank === 1 ? i : title.length, entry]);
+  });
   ranked.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
   return ranked.slice(0, 30).map(([, , entry]) => entry);
 }
@@ -174,6 +186,21 @@ for (const equation of document.querySelectorAll(".eq[data-lines]")) {
   equation.addEventListener("focusin", () => light(true));
   equation.addEventListener("focusout", () => light(false));
 }
+
+// an equation that is a little too wide is set smaller; one that is far too wide scrolls ------------------------------
+
+function fit() {
+  const rows = [...document.querySelectorAll(".eq > div")];
+  for (const row of rows) row.style.fontSize = "";
+  const sizes = rows.map((row) => [row.clientWidth, row.scrollWidth]);
+  rows.forEach((row, i) => {
+    const [room, wide] = sizes[i];
+    if (room && wide > room) row.style.fontSize = `${Math.max(62, Math.floor((98 * room) / wide))}%`;
+  });
+}
+addEventListener("resize", fit);
+document.querySelectorAll("details").forEach((folded) => folded.addEventListener("toggle", fit));
+fit();
 
 // a link to what is folded opens it ---------------------------------------------------------------------------------
 

@@ -10,17 +10,17 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote
 
-from ddpm.reading import figures, letters
+from ddpm.reading import figures, letters, network_map
 from ddpm.reading.chapters import Chapter, html_of, read_chapters
 from ddpm.reading.contents import Room
-from ddpm.reading.equations import mathml
+from ddpm.reading.equations import mathml, symbol
 from ddpm.reading.library import Library, anchor
 from ddpm.reading.library import paper_page as page_of
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import module_page
-from ddpm.reading.page import Neighbour, document, slug
+from ddpm.reading.page import Neighbour, document, slug, words
 from ddpm.reading.paper_page import entries, in_order, other_tags, others_page, paper_page
-from ddpm.reading.papers import OTHERS, PAPERS, Paper
+from ddpm.reading.papers import OTHERS, PAPERS, Numbered, Paper
 
 LARGEST = 5 * 10**6
 """Bytes of the whole site."""
@@ -33,7 +33,7 @@ NETWORK = "models.unet"
 def build(
     root: Path,
     out: Path,
-    network: Sequence[figures.Stage] = (),
+    network: Sequence[network_map.Stage] = (),
     network_is: str = "",
     rooms: Sequence[Room] | None = None,
 ) -> Path:
@@ -78,7 +78,7 @@ class Pages:
         names = {tag.partition(" ")[0] for tag in library.quoted}
         self.papers = [paper for paper in PAPERS if paper.name in names or paper.equations]
 
-    def all(self, network: Sequence[figures.Stage] = (), network_is: str = "") -> dict[str, str]:
+    def all(self, network: Sequence[network_map.Stage] = (), network_is: str = "") -> dict[str, str]:
         """File name -> content, of everything.
 
         Raises: Mistake for what is wrong in the source.
@@ -104,7 +104,7 @@ class Pages:
         made |= {
             "index.html": document("Contents", self._index(), "index", **turns["index.html"]),
             "papers.html": document("Papers", self._papers()),
-            "equations.html": document("Equations", self._equations()),
+            "equations.html": document("Equations", self._equations(), "equations"),
             "letters.html": document("Letters", self._letters()),
             "search.js": f"window.ENTRIES = {_json(self.entries())};\n",
             "letters.js": f"window.LETTERS = {_json(_letters_for_pages())};\n",
@@ -134,15 +134,15 @@ class Pages:
             return None
         return address.removesuffix("#top"), f"<code>{escape(target.rpartition('.')[2])}</code>"
 
-    def _figure(self, name: str, network: Sequence[figures.Stage], network_is: str) -> str:
+    def _figure(self, name: str, network: Sequence[network_map.Stage], network_is: str) -> str:
         """The figure of a module, if it has one."""
         if name == NETWORK and network:
             caption = f"{network_is} In the order in which it computes; numbers are channels. Orange: attention."
-            drawn = figures.of_network(network)
+            drawn = network_map.of_network(network)
             return f'<figure tabindex="0">{drawn}<figcaption>{escape(caption)}</figcaption></figure>\n'
         if name not in figures.FIGURES:
             return ""
-        caption = escape(figures.FIGURES[name][1])
+        caption = words(figures.FIGURES[name][1])
         return f"<figure>{figures.drawn(name)}<figcaption>{caption}</figcaption></figure>\n"
 
     def _index(self) -> str:
@@ -164,7 +164,9 @@ class Pages:
             f'<p class="lead">{counted} Made from the source: what is wrong there is wrong here.</p>'
             f'<p>By paper: {papers}, <a href="papers.html">and all others</a>. Press <code>/</code> to search, '
             "<code>←</code> and <code>→</code> to turn pages.</p></header>"
-            f'<h2>A way through</h2><ol class="way">{way}</ol><h2>Every module</h2><div class="rooms">{rooms}</div>'
+            f'<h2>A way through</h2><ol class="way">{way}</ol><h2>Every module</h2>'
+            '<p class="note">Beside a name: how many equations of papers it computes.</p>'
+            f'<div class="rooms">{rooms}</div>'
         )
 
     def _first_words(self, chapter: Chapter) -> str:
@@ -183,7 +185,7 @@ class Pages:
     def _papers(self) -> str:
         """All papers, with how many of their equations are computed."""
         rows = []
-        for paper in sorted(self.papers, key=lambda p: (not p.equations, p.year)):
+        for paper in self.papers:
             ours = sum(f"{paper.name} ({e.number})" in self.library.quoted for e in entries(self.library, paper))
             rows.append(
                 f'<tr><td>{escape(paper.name)}</td><td><a href="{_page(paper)}">{escape(paper.title)}</a><br>'
@@ -225,7 +227,7 @@ class Pages:
             there = "<br>".join(f"{escape(paper)}: {escape(name)}" for paper, name in letter.elsewhere.items())
             rows.append(
                 f'<tr id="{letter.name}"><td><code>{letter.name}</code></td><td>{symbol}</td>'
-                f"<td>{escape(letter.meaning)}</td>"
+                f"<td>{words(letter.meaning)}</td>"
                 f'<td>{escape(letter.shape)}</td><td class="note">{there}</td></tr>'
             )
         head = "<tr><th>in code</th><th>letter</th><th>what it is</th><th>shape</th><th>elsewhere</th></tr>"
@@ -235,16 +237,22 @@ class Pages:
         said = "The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data."
         return f"<h1>Letters</h1><p>{said}</p>{_table(head, rows)}<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
 
+    def _entry(self, paper: str, equation: Numbered) -> tuple[str, str, str]:
+        """An equation as it is searched, whether it is computed or listed alone; of no paper, its number is its tag."""
+        tag = f"{paper} ({equation.number})" if paper else equation.number
+        said = [equation.what]
+        for first in self.library.quoted.get(tag, [])[:1]:
+            said.append(f"{first.name or first.module}: {first.docstring.partition(chr(10))[0]}")
+        return tag, f"{page_of(tag)}#{slug(tag)}", " ".join(["Equation.", *filter(None, said)])
+
     def entries(self) -> list[tuple[str, str, str]]:
         """What is searched: (title, address, text)."""
         library = self.library
         found = [
             (chapter.title, chapter.page, f"Chapter {chapter.number}. {chapter.opening}") for chapter in self.chapters
         ]
-        for tag, definitions in library.quoted.items():
-            first = definitions[0]
-            said = first.docstring.partition("\n")[0]
-            found.append((tag, f"{page_of(tag)}#{slug(tag)}", f"{first.name or first.module}: {said}"))
+        found += [self._entry(paper.name, equation) for paper in self.papers for equation in entries(library, paper)]
+        found += [self._entry("", Numbered(tag)) for tag in other_tags(library)]
         for name in library.paged:
             for d in library.modules[name].definitions:
                 if d.kind == "constants":
@@ -258,13 +266,14 @@ class Pages:
         for paper in self.papers:
             found.append((paper.title, _page(paper), f"{paper.name}, {paper.authors}, {paper.year} {paper.arxiv}"))
         for letter in letters.LETTERS:
-            found.append((letter.name, f"letters.html#{letter.name}", f"Letter. {letter.meaning}"))
+            said = " ".join(["Letter.", letter.meaning, *dict.fromkeys(map(symbol, letter.latex))])
+            found.append((letter.name, f"letters.html#{letter.name}", said))
         return found
 
 
 def _table(head: str, rows: Sequence[str]) -> str:
     """A table that scrolls by itself where it is wider than the page."""
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="wide"><table class="stack"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _page(paper: Paper) -> str:

@@ -55,11 +55,9 @@ class Sampler(ABC):
     - "quadratic": T ((N - i) / N)^2, DDIM (arXiv 2010.02502, appendix D.2): more steps where there is little noise.
     - "log_snr": even in lambda, from lambda_T to lambda_1.
     - "karras": in the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar), from sigma_max at T to sigma_min at t = 1,
+      by `karras_sigmas`.
 
-    where, if beta_T = 1, the log-SNR at T is infinite, and T is followed by such times from T - 1 on;
-
-    .. math:: \sigma_i = \left(\sigma_{\max}^{1/\rho} + \frac{i}{N - 1}
-        \left(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\right)\right)^\rho, \quad \rho = 7 \qquad \text{[EDM (5)]}
+    If beta_T = 1, the log-SNR at T is infinite, and for the last two T is followed by such times from T - 1 on.
 
     No network is trained on 0 < t < 1, so a time there becomes 1. On the integer grid times are rounded, halves to
     even. Times that fall together are taken once: `times` lists those that remain, `evaluations` counts what they cost.
@@ -277,7 +275,11 @@ def check_order(order: int, allowed: Sequence[int], steps: int | None) -> None:
 
 
 def karras_sigmas(sigma_max: float, sigma_min: float, N: int) -> Tensor:
-    """N levels of noise from sigma_max to sigma_min by EDM (5), (N,), float64."""
+    r"""N levels of noise from sigma_max to sigma_min, (N,), float64.
+
+    .. math:: \sigma_i = \left(\sigma_{\max}^{1/\rho} + \frac{i}{N - 1}
+        \left(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\right)\right)^\rho, \quad \rho = 7 \qquad \text{[EDM (5)]}
+    """
     i = torch.arange(N, dtype=torch.float64)
     root_max, root_min = sigma_max ** (1 / RHO), sigma_min ** (1 / RHO)
     return (root_max + i / max(N - 1, 1) * (root_min - root_max)) ** RHO
