@@ -43,6 +43,23 @@ def test_every_link_leads_somewhere(page):
     assert missing == []
 
 
+def headings(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links to them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_to_a_heading_lead_to_one():
+    missing = []
+    for page in PAGES:
+        for _, target in LINK.findall(page.read_text(encoding="utf-8")):
+            path, _, heading = target.partition("#")
+            there = page.parent / path if path else page
+            if heading and there.suffix == ".md" and "//" not in path and heading not in headings(there):
+                missing.append((page.name, target))
+    assert missing == []
+
+
 def test_links_to_a_line_lead_to_the_definition():
     to_lines = [(text, target) for text, target in links(REPOSITORY / "README.md") if "#L" in target]
     assert len(to_lines) >= 3
