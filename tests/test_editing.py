@@ -295,7 +295,7 @@ def bias(sampler: Sampler, resamples: int, jump: int = 1) -> tuple[float, float]
     return (mean - exact.mean[0].item()) / 0.5, variance / exact.covariance[0, 0].item()
 
 
-TABLE = {1: (-0.548, 1.62), 2: (-0.27, 1.25), 5: (-0.09, 1.06), 10: (-0.04, 0.99)}  # that of the room's README
+TABLE = {1: (-0.548, 1.62), 2: (-0.27, 1.25), 5: (-0.09, 1.06), 10: (-0.04, 0.99)}  # that of experiments/guidance.md
 
 
 @pytest.mark.slow

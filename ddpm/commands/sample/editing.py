@@ -75,7 +75,7 @@ def edit(config: DictConfig) -> None:
     x, size, labels = image_of(config, trained, _shape(config, source), mel)
     kinds: dict[str, Callable[..., Any]] = {
         "strength": _img2img,
-        "mask": partial(_inpaint, mel=mel),
+        "mask": partial(inpainting, mel=mel),
         "operator": partial(_measured, mel=mel),
         "redraw": _redraw,
     }
@@ -199,7 +199,16 @@ def _img2img(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
     return Edit(_computing(source, draw), [("input", x)])
 
 
-def _inpaint(config: DictConfig, source: Any, x: Any, size: str, labels: list[int], mel: Any = None) -> Edit:
+def inpainting(config: DictConfig, source: Any, x: Any, size: str, labels: list[int], mel: Any = None) -> Edit:
+    """What is white in `mask=`, drawn anew: by a network that is told of masks, or by replacement or RePaint by others.
+
+    Args:
+        x: the image, (1, C, H, W) in [-1, 1]; or as many as are drawn at once, an image for each.
+        size: that the image had, as WIDTHxHEIGHT, which the mask must have too.
+        labels: of the image; not looked at here.
+        mel: of a run of sounds, whose mask may be a gap in seconds.
+    Raises: InvalidInput for a mask that cannot be read, or of another size.
+    """
     import torch
 
     from ddpm.editing import inpaint, mask_of_latents
