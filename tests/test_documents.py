@@ -78,8 +78,10 @@ def test_every_room_has_a_page():
 def test_every_module_stands_on_the_page_of_its_room():
     for page in [*(REPOSITORY / "ddpm").glob("**/README.md"), REPOSITORY / "models" / "README.md"]:
         text = page.read_text(encoding="utf-8")
-        modules = [path.name for path in page.parent.glob("*.py") if path.name != "__init__.py"]
-        assert [name for name in modules if f"({name})" not in text] == [], page
+        rooms = [page.parent, *(room for room in page.parent.iterdir() if room.is_dir())]
+        own = [room for room in rooms if room == page.parent or not (room / "README.md").is_file()]
+        modules = [path.relative_to(page.parent).as_posix() for room in own for path in room.glob("*.py")]
+        assert [name for name in modules if Path(name).name != "__init__.py" and f"({name})" not in text] == [], page
 
 
 def test_the_readme_is_short():

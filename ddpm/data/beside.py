@@ -78,10 +78,6 @@ class Beside(ImageData):
         batch = super().batch(indices, device, generator)
         return replace(batch, beside=self.of_class(indices).to(batch.x.device))
 
-    def of_class(self, indices: Tensor) -> Tensor:
-        """Whether images of these numbers (B,) are of the class."""
-        return indices >= len(self) - self.beside
-
     def identity(self) -> dict[str, Any]:
         """What the data of the subject are, and what stands beside them."""
         both = super().identity()

@@ -168,6 +168,10 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return self.count
 
+    def of_class(self, indices: Tensor) -> Tensor:
+        """Whether samples of these numbers (B,) stand beside those that are to be learned, being of their class."""
+        return indices >= len(self) - self.beside
+
     @property
     def label_counts(self) -> tuple[int, ...]:
         """How many values each label of a sample has, the class first; empty for data without labels."""

@@ -65,7 +65,7 @@ class Encoded(InMemory):
 
     def order(self, seed: int, step: int, batch_size: int) -> Tensor:
         """As of the data that were encoded, if others stand beside them; else as in `Dataset`."""
-        return (self._original if self.beside else super()).order(seed, step, batch_size)
+        return self._original.order(seed, step, batch_size) if self.beside else super().order(seed, step, batch_size)
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -80,7 +80,7 @@ class Encoded(InMemory):
             beside the data is marked as there.
         """
         taken = self._taken(indices, device)
-        marks = self._original.of_class(indices).to(device) if self.beside else None
+        marks = self.of_class(indices).to(device) if self.beside else None
         return Batch(self._codec.drawn(taken.x, generator), taken.condition, beside=marks)
 
     def identity(self) -> dict[str, Any]:
