@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 from ddpm.data.dataset import Dataset, spread
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
+from ddpm.metrics.intervals import half_width
 from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise
 from ddpm.runs.files import replacing
@@ -278,7 +279,7 @@ def interval(bits: Tensor, units: str, what: str = "bits per dimension") -> dict
     if lost:
         raise ValueError(f"{lost} of {len(bits)} {units} have {what} that are not finite")
     mean, n = bits.mean().item(), len(bits)
-    half = 1.96 * bits.std().item() / math.sqrt(n) if n > 1 else None
+    half = half_width(bits.std().item() / math.sqrt(n)) if n > 1 else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return {"value": mean, "low": low, "high": high, "real_vs_real": None, "n": n}
 

@@ -22,7 +22,7 @@ from ddpm.data import ImageData
 from ddpm.data.dataset import spread
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
-from ddpm.metrics.intervals import student, wilson
+from ddpm.metrics.intervals import half_width, student, wilson
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
@@ -128,7 +128,7 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
     held_out = real.like(len(drawn.features))
     m = len(held_out)
     value = frechet_distance(*moments(drawn.features), *real.moments)
-    half = 1.96 * frechet_error(drawn.features, *real.moments)
+    half = half_width(frechet_error(drawn.features, *real.moments))
     of_held_out, of_noise, of_as_many = (
         frechet_distance(*moments(features, singular=True), *real.moments)
         for features in (held_out, real.noise(m), drawn.features[:m])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm.data.raycast import SHAPES
 from ddpm.data.scenes import PAIRS, Scene
-from ddpm.metrics.intervals import wilson
+from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 from ddpm.metrics.reader import Reading, relation_between, seen
 
@@ -98,14 +98,10 @@ def _result(what: str, right: list[bool], real: list[bool], chance: float) -> Re
     ceiling = sum(real) / len(real) if real else None
     more = {"cases": n, "real_n": len(real), "real_low": between[0], "real_high": between[1]}
     more |= {"chance": chance} if what == "pairs" else {}
-    words = f"{WORDS[what]}: {_told(right)}; of held-out pictures, the ceiling: {_told(real) if real else 'none'}"
+    of_real = share_in_words(sum(real), len(real)) if real else "none"
+    words = f"{WORDS[what]}: {share_in_words(k, n)}; of held-out pictures, the ceiling: {of_real}"
     words += f"; by chance {chance:.2%}" if what == "pairs" else ""
     return Result(k / n, ceiling, words, low, high, more, "wilson")
-
-
-def _told(right: Sequence[bool]) -> str:
-    low, high = wilson(sum(right), len(right))
-    return f"{sum(right):,} of {len(right):,}, {sum(right) / len(right):.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def parts_of(held_out: Tensor, composed: Tensor) -> dict[str, Tensor]:
