@@ -14,6 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
+
 MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
 LEVELS = (1e-5, 1e5)  # of sigma: beyond, alpha_bar in float64 holds fewer than six digits of it
 REMEMBERED = 4096  # times of a schedule whose alpha_bar is kept as a number
@@ -437,5 +439,5 @@ def _quoted_for_1000(T: int, rescale: bool, ends: dict[str, float], betas: Calla
 
 
 def _check_T(T: int) -> None:
-    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MOST:
+    if not is_whole(T, 1, MOST):
         raise ValueError(f"T = {T!r}: the number of steps must be an integer >= 1, and at most {MOST:,}")

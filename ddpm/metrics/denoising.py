@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from ddpm.checks import is_whole
 from ddpm.data.dataset import Dataset, spread
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
@@ -199,7 +200,7 @@ def bound_times(T: int, steps: int | None) -> list[int]:
     """The times of a bound of so many terms, rising to T, evenly spaced and rounded; ValueError unless in 1..T."""
     if steps is None:
         return list(range(1, T + 1))
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
+    if not is_whole(steps, 1, T):
         raise ValueError(f"steps = {steps!r}: the number of terms of the bound must be an integer in 1..{T}")
     return [round(T * i / steps) for i in range(1, steps + 1)]
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.checks import check_one_of, check_whole
 from ddpm.data.batch import Condition, takes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import ClassifierFree, Guidance
@@ -122,8 +123,7 @@ class Pipeline:
     about: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision = {self.precision!r} is not known; allowed: {', '.join(PRECISIONS)}")
+        check_one_of("precision", self.precision, PRECISIONS)
         _must_fit(self.model, self.codec, self.encoder, self.tokenizer)
         for network in (self.model, self.encoder, self.codec.model):
             network.to(self.device).eval().requires_grad_(False)
@@ -207,8 +207,7 @@ class Pipeline:
         """
         n = n if n is not None else 1 if isinstance(prompt, str) else max(1, len(prompt))
         for name, value in (("n", n), ("batch", batch)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r} must be an integer >= 1")
+            check_whole(name, value, 1)
         source = self.of(prompt, negative, w, sampler, size, seed)
         parts = [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
         return torch.cat([source.draw(numbers, callback) for numbers in parts])

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ddpm.checks import is_whole
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.files import read_json
 from ddpm.samplers.base import Sampler
@@ -193,7 +194,7 @@ class Scheduler:
         Raises: ValueError for steps < 1, or so many that times repeat or leave 1..T, with the most that do not.
         """
         T = self.diffusion.schedule.T
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
+        if not is_whole(steps, 1, T):
             raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer in 1..{T}")
         times = self._spaced(steps)
         if _legal(times, T):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpm.checks import is_whole
 from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
 from ddpm.latent.codec import Discrete
@@ -66,7 +67,7 @@ class VQVAE(Autoencoder):
             weight = parts.get(name, 0)
             if isinstance(weight, bool) or not 0 <= weight < math.inf:
                 raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
-        if isinstance(revive, bool) or not isinstance(revive, int) or revive < 0:
+        if not is_whole(revive, 0):
             raise ValueError(f"revive = {revive!r} must be an integer >= 0: steps, or 0 for never")
         super().__init__(model, parts, OWN, binarise, only)
         if self.model.codebook.m is None and not parts.get("codebook"):
