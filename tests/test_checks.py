@@ -9,7 +9,7 @@ from ddpm.checks import check_one_of, check_whole, is_whole
 @pytest.mark.parametrize("value", [True, False, 1.0, "1", None, [1], float("nan"), np.float64(1)])
 def test_only_integers_are_whole_numbers(value):
     assert not is_whole(value) and not is_whole(value, 0, 2)
-    with pytest.raises(ValueError, match="must be an integer >= 0$"):
+    with pytest.raises(ValueError, match=r"must be an integer >= 0$"):
         check_whole("n", value, 0)
 
 
@@ -21,10 +21,10 @@ def test_both_ends_are_in_the_range():
 def test_what_is_told_names_the_setting_the_value_and_what_is_allowed():
     check_whole("steps", 1, 1, 1000)
     check_whole("steps", 1000, 1, 1000)
-    with pytest.raises(ValueError, match="^steps = 0 must be an integer >= 1$"):
+    with pytest.raises(ValueError, match=r"^steps = 0 must be an integer >= 1$"):
         check_whole("steps", 0, 1, 1000)
-    with pytest.raises(ValueError, match="^steps = 1001 must be at most 1,000$"):
+    with pytest.raises(ValueError, match=r"^steps = 1001 must be at most 1,000$"):
         check_whole("steps", 1001, 1, 1000)
     check_one_of("order", 2, (1, 2))
-    with pytest.raises(ValueError, match="^kind = 'third' is not known; allowed: first, second$"):
+    with pytest.raises(ValueError, match=r"^kind = 'third' is not known; allowed: first, second$"):
         check_one_of("kind", "third", {"first": 0, "second": 1})

@@ -413,7 +413,7 @@ def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:
 
 
 def data_key(data: ImageData, *facts: str | int) -> str:
-    """What else depends on the training part of some data is known by: six digits."""
+    """Six hex digits that identify the training data (and `facts`), for names of cache files."""
     identity = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:6]
 
