@@ -1,4 +1,4 @@
-"""What a setting must be, told in one sentence before anything starts."""
+"""Checks of settings, which raise one sentence before anything starts."""
 
 from collections.abc import Iterable
 from typing import Any, TypeGuard

@@ -43,12 +43,12 @@ class Bound:
 
     @property
     def L_0(self) -> Tensor:
-        """What the last step costs, (B,)."""
+        """The reconstruction term, of the step to data, (B,)."""
         return self.terms[:, 0]
 
     @property
     def L_t_1(self) -> Tensor:
-        """What all steps but the last cost, (B,)."""
+        """The sum of the terms of all steps but the one to data, (B,)."""
         return self.terms[:, 1:].sum(1)
 
     @property

@@ -84,7 +84,7 @@ class TimeSampler:
         self.count.index_add_(0, t, torch.ones_like(t))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"losses": self.losses, "count": self.count} if self.kind == "loss_aware" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -60,7 +60,7 @@ from models.unet_checks import (
 
 
 class Told(NamedTuple):
-    """What blocks are told: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
+    """The inputs of blocks: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
 
     emb: Tensor
     tokens: Tensor | None = None
@@ -78,7 +78,7 @@ class Stage(nn.Module):
 
 
 class Ladder(NamedTuple):
-    """What the layers of a U-Net are like; makes them, in the order in which their first weights are drawn.
+    """The settings of a U-Net's layers; makes them in the order in which their first weights are drawn.
 
     Args:
         embedding: E, of what blocks are told.
@@ -122,7 +122,7 @@ class Ladder(NamedTuple):
         )
 
     def attention_at(self, c: int, level: int | None = None) -> nn.Module:
-        """What follows a residual block of c channels: attention, a transformer or nothing; None for the middle."""
+        """Attention, a transformer or nothing, after a residual block of c channels; level None is the middle."""
         if level is not None and not self.attended[level]:
             return nn.Identity()
         only_cross = level is not None and self.only_cross[level]

@@ -1,4 +1,4 @@
-"""What fits together in a U-Net: sizes and widths, levels that are fitted to a size, arguments that must agree."""
+"""Checks of a U-Net's arguments, and levels that are fitted to a size."""
 
 from collections.abc import Sequence
 from typing import Any

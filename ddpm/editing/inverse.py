@@ -43,7 +43,7 @@ class Inpainting(Operator):
         return self.known.to(x.device) * x
 
     def transpose(self, y: Tensor) -> Tensor:
-        """The same: A is a projection."""
+        """A^T y = A y: A is a projection."""
         return self(y)
 
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:

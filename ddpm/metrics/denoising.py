@@ -260,7 +260,7 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: 
 
 
 def _beside(references: dict[str, float]) -> str:
-    """What else is said of the bits of points."""
+    """The reference bits of points, in words."""
     names = {"exact": "the density itself", "exact_bound": "the exact denoiser's bound", "gaussian": "one Gaussian"}
     return "\n" + ", ".join(f"{names[name]} {bits:.4f}" for name, bits in references.items())
 

@@ -1,4 +1,4 @@
-"""What samples are compared with data by: their features, under a name that says whose they are."""
+"""Features by which samples are compared with data, each under a name that says whose they are."""
 
 import math
 from abc import ABC, abstractmethod

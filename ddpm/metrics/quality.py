@@ -40,7 +40,7 @@ ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
 
 
 class Result(NamedTuple):
-    """What a measure found of the samples of one seed."""
+    """The result of a measure for the samples of one seed."""
 
     value: float
     real_vs_real: float | None  # the same measure of held-out images
@@ -225,7 +225,7 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = None) -> Result:
-    """The same by a logistic regression on pixels, for small images, with their distance to the training images.
+    """Recognition by a logistic regression on pixels, for small images, with their distance to the training images.
 
     Args:
         held_out: numbers of the held-out images that are recognised beside the samples; None for all.
@@ -236,7 +236,7 @@ def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = Non
 
 
 def _recognition(result: Recognition, n: int) -> Result:
-    """What n samples were recognised as; the interval of a share is Wilson's."""
+    """The result of recognising n samples; the interval of a share is Wilson's."""
     low, high = wilson(round(result.recognised * n), n)
     ratio = result.distance_ratio
     more = {
@@ -344,7 +344,7 @@ def together(results: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def in_words(results: Sequence[Result], record: dict[str, Any]) -> str:
-    """What was found with the first seed, and what all of them say together."""
+    """The result of the first seed and the mean over all seeds, in words."""
     if len(results) == 1:
         return results[0].words
     interval = f"(95% over {len(results)} seeds: {record['low']:.4g} to {record['high']:.4g})"

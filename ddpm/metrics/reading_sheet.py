@@ -24,7 +24,7 @@ NEEDED = {"n": int, "seeds": list}  # of a key's settings, which else are what a
 
 
 class Item(NamedTuple):
-    """What a picture is, which its reader does not know."""
+    """The truth about a picture, which its reader does not know."""
 
     sample: bool  # or a held-out image
     number: int  # of the sample, or of the image in its data
@@ -32,14 +32,14 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was said of a picture; None where nothing was."""
+    """A reader's answer about a picture; None where nothing was said."""
 
     read: str | None  # what was typed, "" for no character
     real: bool | None  # taken for a real image, or for a sample
 
 
 class Key(NamedTuple):
-    """What a sheet is scored by."""
+    """The key that a sheet is scored by."""
 
     sheet: str  # its id, see `identified`
     protocol: str  # how its results are called
@@ -180,7 +180,7 @@ def _result(words: str, of_samples: list[bool], of_held_out: list[bool]) -> Resu
 
 
 def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
-    """What else there is to say of answers: what is left out, texts that name no class, how labels were read."""
+    """Remarks on answers: what is left out, texts that name no class, how labels were read."""
     lines = []
     unread, untold = sum(answer.read is None for answer in answers), sum(answer.real is None for answer in answers)
     if unread or untold:

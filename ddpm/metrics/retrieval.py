@@ -65,7 +65,7 @@ def chance(k: int, right: int, among: int) -> float:
 
 
 def results(way: str, these: Found, real: Found | None = None) -> dict[str, Result]:
-    """What is counted -> its share with Wilson's interval, and the share by chance; and the median rank.
+    """Shares of queries found among the first, by name, with Wilson's interval and that by chance; and the median rank.
 
     Args:
         way: what is looked for, of `WAYS`.

@@ -88,7 +88,7 @@ def measured(what: str, y: Tensor, asked: Tensor, usual: Tensor, unit: float) ->
 def results(
     kind: str, drawn: Tensor, real: Tensor, asked: Tensor, rows: Sequence[int], unit: float = 1.0
 ) -> dict[str, Result]:
-    """What is measured -> its mean over samples, beside that of held-out pictures, the ceiling, and the floor.
+    """Mean measures of a kind over samples, by name, beside that of held-out pictures, the ceiling, and the floor.
 
     The floor is what is read in held-out pictures of other scenes than were asked for.
 

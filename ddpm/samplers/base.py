@@ -27,7 +27,7 @@ RHO = 7.0  # of EDM (5): how much more finely low noise is resolved than high no
 
 
 class Step(NamedTuple):
-    """What a method makes x_s of: a step from t to s, 0 < s < t; Langevin dynamics also moves at s = t."""
+    """The arguments of a method's step from t to s, 0 < s < t; Langevin dynamics also moves at s = t."""
 
     schedule: NoiseSchedule
     """On x_t's device."""
@@ -123,7 +123,7 @@ class Sampler(ABC):
         return self._ended(times)
 
     def ending_at(self, end: int) -> Self:
-        """The same, whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
+        """A copy whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
 
         So walk published pipelines with set_alpha_to_one = false, to t = 1: what is left of noise there is theirs too.
 

@@ -26,7 +26,7 @@ KINDS = {0: "text", 1: "depth", 5: "inpainting"}  # channels beside x_t -> what 
 
 
 class Prompted(TrainedSampler):
-    """What prompts draw: sample number i is of prompt i, modulo their number.
+    """The source of samples of prompts: sample number i is of prompt i, modulo their number.
 
     A `Source` as every other, so whatever draws, edits or shows one takes it. Made by `Pipeline.of`.
 
@@ -84,7 +84,7 @@ class Prompted(TrainedSampler):
         return self.guidance(self.diffusion, self.model, condition, away)
 
     def telling(self, image: Tensor) -> "Prompted":
-        """The same, whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
+        """A copy whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
         other = copy.copy(self)
         other.image = image.to(self.device)
         return other
@@ -130,12 +130,12 @@ class Pipeline:
 
     @property
     def kind(self) -> str:
-        """What the network is told besides a text: "text" (nothing), "inpainting" or "depth"."""
+        """The kind of its U-Net: "text" (nothing besides a text), "inpainting" or "depth"."""
         return kind_of(self.model)
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """What the text encoder makes of texts, (B, L, D), on the device."""
+        """The text encoder's tokens (B, L, D) of texts, on the device."""
         with computing(self.device, self.precision):
             tokens: Tensor = self.encoder(self.tokenizer(list(texts)).to(self.device))
         return tokens.float()
@@ -152,7 +152,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         image: Tensor | None = None,
     ) -> Prompted:
-        """What prompts draw, as a `Source`; nothing is drawn yet.
+        """The `Source` of samples of prompts; nothing is drawn yet.
 
         Args:
             prompt: a text, which may be empty, or several.
@@ -214,7 +214,7 @@ class Pipeline:
 
 
 def kind_of(model: nn.Module) -> str:
-    """What a network is told besides a text, by its channels beside x_t; ValueError for another number."""
+    """The kind of a U-Net by its channels beside x_t, one of `KINDS`; ValueError for another number."""
     channels = getattr(model, "condition_channels", 0)
     if channels not in KINDS:
         known = ", ".join(f"{count} ({kind})" for count, kind in KINDS.items())
@@ -223,7 +223,7 @@ def kind_of(model: nn.Module) -> str:
 
 
 def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
-    """What a network for inpainting is told: which latents are drawn anew, and those of the image without the hole.
+    """The image beside x_t of a network for inpainting: the mask of latents to draw, and the image's without the hole.
 
     Args:
         x: the image, (1, 3, H, W) in [-1, 1]; what it holds in the hole is not looked at.
@@ -237,7 +237,7 @@ def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def deep(codec: Continuous, depth: Tensor) -> Tensor:
-    """What a network of depth is told.
+    """The image beside x_t of a network that is told of depth.
 
     Args:
         depth: of each pixel in any unit, near things high, (1, 1, H, W).

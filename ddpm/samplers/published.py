@@ -1,4 +1,4 @@
-"""What the scheduler_config.json of a published pipeline says, as our schedule, diffusion and sampler.
+"""The scheduler_config.json of a published pipeline as our schedule, diffusion and sampler.
 
 The form is that of the schedulers of the diffusers library: a class for each sampler, whose settings hold the process
 too. What differs:

@@ -223,7 +223,7 @@ class Trainer:
         watch: Callable[[int, float | None], None] | None = None,
         shown: bool = True,
     ) -> "Begun":
-        """What `fit` does before its first step; arguments and errors as there.
+        """Do what `fit` does before its first step; arguments and errors as there.
 
         Args:
             shown: whether its line of progress is shown.
@@ -347,7 +347,7 @@ class Trainer:
         return means
 
     def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
-        """What the learning rate of a step is multiplied by.
+        """The factor of the learning rate at a step.
 
         Args:
             step: counts from 1.

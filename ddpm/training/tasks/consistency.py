@@ -151,7 +151,7 @@ class Consistency(Diffusion):
 
 
 def _neighbours(drawn: Noised, times: Tensor, sigma: Tensor, n: Tensor) -> Neighbours:
-    """What was drawn, at the upper end t of the n-th step, with its lower end s."""
+    """The draws at the upper end t of the n-th step, with its lower end s."""
     times, sigma = times.to(n.device), sigma.to(n.device)
     known = vars(drawn) | {"t": times[n + 1], "s": times[n], "delta": sigma[n + 1] - sigma[n]}
     return Neighbours(**known)

@@ -89,7 +89,7 @@ class VQVAE(Autoencoder):
         return Quantised(x=x, condition=batch.condition, chosen=chosen)
 
     def output(self, drawn: Quantised) -> Tensor:
-        """What the decoder says of codes, (B, *)."""
+        """The decoder's output (B, *) for codes."""
         output: Tensor = self.model(drawn.x).x
         return output
 
@@ -129,7 +129,7 @@ class VQVAE(Autoencoder):
     # ------------------------------------------------------------------------------------------------ what is looked at
 
     def codec(self) -> Discrete:
-        """What turns data into codes and back."""
+        """The codec between data and codes."""
         return Discrete(self.model, self.reconstruction.picture)
 
     def source(
