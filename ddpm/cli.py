@@ -132,7 +132,7 @@ WORDS are those of ddpm-train, such as experiment=mnist schedule=linear,cosine s
 
 
 def _without_traces(name: str, job: Job, failing: int = 1) -> None:
-    """The same as `_main`, but what Hydra writes of a sweep goes where nobody sees it."""
+    """Run `_main` with what Hydra writes of a sweep in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as scratch:
         sys.argv.append(f"hydra.sweep.dir='{scratch}'")
         _main(name, job, failing)

@@ -98,7 +98,7 @@ def _augment_dim(target: Any) -> int:
 
 
 def _told_channels(kind: Any, channels: Any) -> int | None:
-    """The same of what learns that image, as model.out_channels has it; null where there is none, which is refused."""
+    """Channels of the image that a network learns to predict (model.out_channels); null, which is refused, for none."""
     return _condition_channels(kind, channels) or None
 
 
@@ -108,7 +108,7 @@ OmegaConf.register_new_resolver("augment_dim", _augment_dim, replace=True)
 
 
 class InvalidInput(Exception):
-    """What the user asked for cannot be done; the message is one line that says what is allowed."""
+    """An input that cannot be done; the message is one line that says what is allowed."""
 
 
 @cache
@@ -338,7 +338,7 @@ def build_data(config: DictConfig | dict[str, Any], trust: list[str]) -> Any:
 
 
 def _built(make: Callable[[], Any]) -> Any:
-    """What `make` makes; of a large network the weights are counted before memory is taken for them.
+    """The result of `make`; the weights of a large network are counted before memory is taken for them.
 
     Raises: ValueError if there is no room for them.
     """
@@ -457,7 +457,7 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
 
 
 def _task(settings: Any) -> dict[str, Any]:
-    """What a result depends on of the task; nothing of a diffusion as runs of earlier versions know it."""
+    """The task's settings that a result depends on; none for a diffusion as runs of earlier versions know it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         if isinstance(settings, dict) and isinstance(parts := settings.get("parts"), dict):
             settings = settings | {"parts": {k: v for k, v in parts.items() if k not in ADDED or v != 0}}
@@ -472,7 +472,7 @@ def _task(settings: Any) -> dict[str, Any]:
 
 
 def _augmentation(settings: Any) -> dict[str, Any]:
-    """What a result depends on of the augmentation; nothing of none, which runs of earlier versions do not mention."""
+    """The augmentation's settings that a result depends on; none without augmentation, as runs were earlier."""
     if not isinstance(settings, dict) or settings.get("_target_") != AUGMENTATION:
         return {} if settings is None else {"augment": settings}
     used = {k: v for k, v in settings.items() if v and k != "_target_"}  # a strength of 0 is none

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm.checks import check_one_of
 from ddpm.forward import q_sample
 from ddpm.losses import LOSSES, OF_ERRORS, WEIGHTINGS, L_hybrid, L_simple, L_vlb, weighted
 from ddpm.preconditioning import Preconditioning, edm, must_be_preconditioning
@@ -56,8 +57,7 @@ class GaussianDiffusion:
     ):
         allowed = {"target": TARGETS, "variance": (*VARIANCES, "learned"), "loss": LOSSES}
         for name, value in {"target": target, "variance": variance, "loss": loss}.items():
-            if value not in allowed[name]:
-                raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed[name])}")
+            check_one_of(name, value, allowed[name])
         must_be_preconditioning(preconditioning, sigma_data)
         target = target if preconditioning is None else "x_0"
         if target == "eps" and schedule.alpha_bar[-1] == 0:

@@ -11,6 +11,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.forward import q_sample, q_step
 from ddpm.losses import BINS, L_0, L_T, L_0_density, L_simple, L_t_1
 from ddpm.reverse import mu_theta, variance
@@ -42,12 +43,12 @@ class Bound:
 
     @property
     def L_0(self) -> Tensor:
-        """What the last step costs, (B,)."""
+        """The reconstruction term, of the step to data, (B,)."""
         return self.terms[:, 0]
 
     @property
     def L_t_1(self) -> Tensor:
-        """What all steps but the last cost, (B,)."""
+        """The sum of the terms of all steps but the one to data, (B,)."""
         return self.terms[:, 1:].sum(1)
 
     @property
@@ -225,7 +226,7 @@ def flow_times(schedule: NoiseSchedule, steps: int, start: float) -> tuple[Tenso
     Raises:
         ValueError: fewer than one step; a start outside (0, T); a schedule with beta_T = 1, whose lambda_T is infinite.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_whole(steps, 1):
         raise ValueError(f"steps = {steps!r}: the number of steps of the flow must be an integer >= 1")
     if isinstance(start, bool) or not isinstance(start, int | float) or not 0 < start < schedule.T:
         raise ValueError(f"start = {start!r}: the t where the density is taken must lie in (0, {schedule.T})")

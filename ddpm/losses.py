@@ -142,7 +142,7 @@ def normal_kl(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Te
 
 
 def L_T(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
-    r"""What the prior costs: how far x_T is from pure noise.
+    r"""The prior term of the bound: how far x_T is from pure noise.
 
     .. math:: L_T = D_\text{KL}(q(x_T \mid x_0) \,\|\, p(x_T)) \qquad \text{[DDPM (5)]}
 
@@ -180,7 +180,7 @@ def L_t_1(
 
 
 def L_0(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: Time = 1) -> Tensor:
-    r"""What the last step costs: bytes read out of a Gaussian, cut into one bin a byte.
+    r"""The reconstruction term of the bound: bytes read out of a Gaussian, cut into one bin a byte.
 
     .. math::
         p_\theta(x_0 \mid x_1) = \prod_i \int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)}

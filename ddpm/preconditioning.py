@@ -1,4 +1,4 @@
-"""What the network is given, and what is made of its answer, so that both are of unit variance at every noise level."""
+"""Scales of a network's input and output that keep both at unit variance at every noise level (EDM)."""
 
 from typing import NamedTuple
 

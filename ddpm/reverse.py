@@ -48,8 +48,6 @@ def variance(schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: Time, s:
     alpha_bar_t, alpha_bar_s, _, beta = transition(schedule, t, s)
     beta_tilde = (1 - alpha_bar_s) / (1 - alpha_bar_t) * beta
     beta_tilde = torch.where(alpha_bar_s == 1, schedule.beta_tilde[2] if schedule.T > 1 else beta, beta_tilde)
-    v, log_ratio = (
-        pred.frac,
-        at((beta_tilde / beta).log(), ..., x_t),
-    )  # of two logarithms the difference loses no digits
+    v = pred.frac
+    log_ratio = at((beta_tilde / beta).log(), ..., x_t)  # cast last: two logarithms in float32 would lose digits
     return at(beta, ..., x_t) * ((1 - v) * log_ratio).exp()

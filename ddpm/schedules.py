@@ -14,6 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
+
 MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
 LEVELS = (1e-5, 1e5)  # of sigma: beyond, alpha_bar in float64 holds fewer than six digits of it
 REMEMBERED = 4096  # times of a schedule whose alpha_bar is kept as a number
@@ -134,7 +136,7 @@ class NoiseSchedule:
         return len(self.beta) - 1
 
     def to(self, device: torch.device | str) -> "NoiseSchedule":
-        """The same constants on a device; the copy is made once."""
+        """This schedule with its constants on a device; the copy is made once."""
         if device in self._copies:
             return self._copies[device]
         device = torch.empty(0, device=device).device  # "cuda" names the current one
@@ -145,7 +147,7 @@ class NoiseSchedule:
         return self._copies[device]
 
     def following(self, t: Time) -> "NoiseSchedule":
-        """The same constants where t is; a number t is anywhere. ValueError outside 0..T, unless t is on a GPU."""
+        """This schedule on the device of t; as it is for a number. ValueError outside 0..T, unless t is on a GPU."""
         if not isinstance(t, Tensor):
             if not 0 <= t <= self.T:
                 raise ValueError(f"t = {t} lies outside 0..{self.T}")
@@ -266,7 +268,7 @@ def scaled_linear(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012,
 
 
 def constant(T: int = 1000, beta: float = 0.01, rescale: bool = True) -> NoiseSchedule:
-    """The same beta at every step. Arguments and errors as in `linear`.
+    """One beta for all steps. Arguments and errors as in `linear`.
 
     Source: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (arXiv 1503.03585); DDPM, section 4.
     """
@@ -370,7 +372,7 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def report(schedule: NoiseSchedule) -> dict[str, float | int]:
-    """What a schedule is, in figures.
+    """Figures that describe a schedule.
 
     Returns:
         T; the smallest and the largest beta, and how many were clipped to it; the log-SNR at t = 1 and T;
@@ -394,7 +396,7 @@ SIGNAL_LEFT, EPS_AMPLIFIED = 0.1, 1000.0
 
 
 def concerns(schedule: NoiseSchedule, target: str) -> list[str]:
-    """What is known to hurt in a choice of schedule and target, one sentence each."""
+    """Known problems of a schedule with a target, one sentence each."""
     root = schedule.alpha_bar[-1].sqrt().item()
     found = []
     if root > SIGNAL_LEFT:
@@ -437,5 +439,5 @@ def _quoted_for_1000(T: int, rescale: bool, ends: dict[str, float], betas: Calla
 
 
 def _check_T(T: int) -> None:
-    if isinstance(T, bool) or not isinstance(T, int) or not 1 <= T <= MOST:
+    if not is_whole(T, 1, MOST):
         raise ValueError(f"T = {T!r}: the number of steps must be an integer >= 1, and at most {MOST:,}")

@@ -1,4 +1,4 @@
-"""What a denoiser says, in every coordinate: eps, x_0, v and the flow's u are four names for one prediction."""
+"""Prediction targets and how they convert: eps, x_0, v and the flow's u are four names for one prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TARGETS = ("eps", "x_0", "v", "flow")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t.
+    """A denoiser's prediction at x_t.
 
     Args:
         eps: the noise in x_t, (B, *).

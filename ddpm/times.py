@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddpm.checks import check_one_of
 from ddpm.schedules import NoiseSchedule
 
 TIME_SAMPLINGS = ("uniform", "stratified", "loss_aware", "lognormal")
@@ -38,8 +39,7 @@ class TimeSampler:
     P_MEAN, P_STD = -1.2, 1.2  # of EDM, for data of standard deviation 0.5
 
     def __init__(self, kind: str, schedule: NoiseSchedule, device: torch.device | str = "cpu"):
-        if kind not in TIME_SAMPLINGS:
-            raise ValueError(f"time_sampling = {kind!r} is not known; allowed: {', '.join(TIME_SAMPLINGS)}")
+        check_one_of("time_sampling", kind, TIME_SAMPLINGS)
         self.kind, self.T = kind, (T := schedule.T)
         self.levels = schedule.with_finite_lambda() if kind == "lognormal" else schedule
         self.losses = torch.zeros(T + 1, self.HISTORY, device=device, dtype=torch.float64)
@@ -84,7 +84,7 @@ class TimeSampler:
         self.count.index_add_(0, t, torch.ones_like(t))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"losses": self.losses, "count": self.count} if self.kind == "loss_aware" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -97,7 +97,7 @@ class AdaptedConv2d(nn.Conv2d, Adapted):
 
 
 def _shape_of(layer: nn.Conv2d) -> dict[str, Any]:
-    """What a convolution is made with."""
+    """The settings of a convolution."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
 

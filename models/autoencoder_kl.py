@@ -212,7 +212,7 @@ def _stage(c_in: int, c_out: int, blocks: int, groups: int, resample: nn.Module 
 
 
 def _climbed(stages: nn.ModuleList, h: Tensor) -> Tensor:
-    """What stages, one after the other, make of h (B, C, h, w)."""
+    """The output of stages, one after the other, for h (B, C, h, w)."""
     for stage in stages:
         assert isinstance(stage, Stage)
         for residual in stage.residual:

@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         return tuple(block.body[0].out_channels for block in blocks)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """What each level says of images (B, C, H, W) in [-1, 1], after its block: (B, C', H', W'); not negative."""
+        """Features of images (B, C, H, W) in [-1, 1] after each level's block: (B, C', H', W'); not negative."""
         self._must_read(x)
         found = []
         for layer in self.body:

@@ -1,4 +1,4 @@
-"""What a network is told besides x_t: the time and the class, as vectors, and the parts of a condition."""
+"""Embeddings of a network's inputs besides x_t: the time and the class, as vectors, and the parts of a condition."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +158,7 @@ class LabelEmbeddings(nn.ModuleList):
 
 
 class Condition(Protocol):
-    """What a network may be told beside x_t and t; each part may be None. The networks ask for no more than this.
+    """The condition that a network is told beside x_t and t; each part may be None. Networks ask for no more than this.
 
     classes (B,), or (B, K) for K labels at once; tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask
     of tokens, (B, L); null: a part's name -> true for the rows in whose place the network has its learned null, (B,),
@@ -288,7 +288,7 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
 
 
 def augment_of(y: Tensor | Condition | None, augment_dim: int) -> Tensor | None:
-    """What a condition tells of changes of the image, (B, augment_dim); None for nothing.
+    """The numbers (B, augment_dim) by which a condition tells of changes of the image; None for nothing.
 
     Raises:
         ValueError: another number of parameters than the network takes.

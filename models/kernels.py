@@ -94,7 +94,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What this machine's compiler may make use of."""
+    """The instruction sets that this machine's compiler may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -489,7 +489,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same from (B, heads, n, d), with all scores in memory."""
+    """Attention of q, k and v, each (B, heads, n, d), with all scores in memory."""
     scores = q / math.sqrt(q.shape[-1]) @ k.mT
     return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 

@@ -108,7 +108,7 @@ def heads_of(channels: int, heads: int | None, head_channels: int | None) -> int
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, kind: str) -> Tensor:
-    """What attention of a kind, see `Attention`, takes from the values; each (B, n, heads * d) -> (B, n, heads * d)."""
+    """Attention of a kind, see `Attention`: q, k and v, each (B, n, heads * d) -> (B, n, heads * d)."""
     if kind == "full":
         return kernels.attention(q, k, v, heads)
     q, k, v = (rearrange(z, "b n (e d) -> b e n d", e=heads) for z in (q, k, v))

@@ -183,7 +183,7 @@ class MLP(nn.Module):
         return out
 
     def _told(self, t: Tensor, y: Tensor | Condition | None) -> Tensor | None:
-        """What every block is told, (B, W); None where that is nothing."""
+        """The embedding (B, W) that every block is told; None for none."""
         parts = parts_of(y, self.num_classes, drop=self.drop)
         told = [] if self.time_embedding is None else [self.time_embedding(t)]
         if self.class_embedding is not None:

@@ -30,7 +30,7 @@ def gated(a: Tensor) -> Tensor:
 
 
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    r"""What uniform numbers draw from a distribution over 0..K-1.
+    r"""Draws from a distribution over 0..K-1 by uniform numbers.
 
     .. math:: k = \min \{ j : F_j > u\, F_{K-1} \}, \quad F_j = p_0 + \ldots + p_j
 

@@ -60,7 +60,7 @@ class Reader(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; torch leaves it untyped
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is said (B, K, 1 + J) of pictures (B, C, H, W) in [-1, 1]: first the logit that a thing is there."""
+        """The reading (B, K, 1 + J) of pictures (B, C, H, W) in [-1, 1]: first the logit that a thing is there."""
         if x.shape[1:] != self.image_shape:
             raise ValueError(f"this reader takes pictures of shape {self.image_shape}, not {tuple(x.shape[1:])}")
         seen = self.body(self.stem(self.fold(x)))

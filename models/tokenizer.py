@@ -196,7 +196,7 @@ class BytePairs:
             self._add(word)
 
     def with_words(self, added: Sequence[str]) -> "BytePairs":
-        """The same with further words, each of which is one token from now on; all other texts have the same ids.
+        """A tokenizer with further words, each of which is one token from now on; all other texts have the same ids.
 
         The first of them has the id `vocabulary`, the next the one after it.
 
@@ -315,7 +315,7 @@ class BytePairs:
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any]) -> "BytePairs":
-        """What `to_dict` said.
+        """The tokenizer that `to_dict` described.
 
         Raises:
             ValueError: unknown or missing keys; else as the class.
@@ -402,7 +402,7 @@ Alternatives = tuple[Any, Mapping[str, str]] | None  # a pattern that finds keys
 
 
 def _alternatives(tokens: Mapping[str, str]) -> Alternatives:
-    """What finds these keys in a text, the longest first; None for none."""
+    """A pattern that finds these keys in a text, the longest first; None for none."""
     if not tokens:
         return None
     return regex.compile("|".join(map(regex.escape, sorted(tokens, key=len, reverse=True)))), tokens

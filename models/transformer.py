@@ -32,7 +32,7 @@ class TokenAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor, source: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """What the vectors take from the source.
+        """Attention of the vectors to the source.
 
         Args:
             h: (B, n, C).

@@ -60,7 +60,7 @@ from models.unet_checks import (
 
 
 class Told(NamedTuple):
-    """What blocks are told: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
+    """The inputs of blocks: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
 
     emb: Tensor
     tokens: Tensor | None = None
@@ -75,6 +75,104 @@ class Stage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.residual, self.attention, self.resample = nn.ModuleList(), nn.ModuleList(), None
+
+
+class Ladder(NamedTuple):
+    """The settings of a U-Net's layers; makes them in the order in which their first weights are drawn.
+
+    Args:
+        embedding: E, of what blocks are told.
+        dropout, groups, norm_eps, scale_shift, magnitude_preserving, downsample_padding: as in `UNet`.
+        by_block: whether levels are joined by residual blocks that resample; else by convolutions.
+        attention, token_channels, linear_projection: as in `UNet`.
+        attended: whether a level's residual blocks are followed by attention, one a level.
+        heads, head_channels, transformer_layers, only_cross: as in `UNet`, one a level.
+    """
+
+    embedding: int
+    dropout: float
+    groups: int
+    norm_eps: float
+    scale_shift: bool
+    magnitude_preserving: bool
+    downsample_padding: int
+    by_block: bool
+    attention: str
+    token_channels: int
+    linear_projection: bool
+    attended: Sequence[bool]
+    heads: Sequence[int | None]
+    head_channels: Sequence[int | None]
+    transformer_layers: Sequence[int]
+    only_cross: Sequence[bool]
+
+    @property
+    def conv(self) -> type[nn.Conv2d]:
+        """The class of its convolutions."""
+        return MPConv2d if self.magnitude_preserving else nn.Conv2d
+
+    def residual(
+        self, c_in: int, c_out: int, encoder: bool = True, by: nn.Module | None = None
+    ) -> ResidualBlock | MPResidualBlock:
+        """A residual block from c_in channels to c_out, of the way down or up, that resamples by a layer or not."""
+        if self.magnitude_preserving:
+            return MPResidualBlock(c_in, c_out, self.embedding, self.dropout, encoder)
+        return ResidualBlock(
+            c_in, c_out, self.embedding, self.dropout, self.groups, self.norm_eps, self.scale_shift, by
+        )
+
+    def attention_at(self, c: int, level: int | None = None) -> nn.Module:
+        """Attention, a transformer or nothing, after a residual block of c channels; level None is the middle."""
+        if level is not None and not self.attended[level]:
+            return nn.Identity()
+        only_cross = level is not None and self.only_cross[level]
+        level = -1 if level is None else level  # the middle has the last level's heads
+        heads, width = self.heads[level], self.head_channels[level]
+        if self.token_channels:
+            layers = self.transformer_layers[level]
+            return SpatialTransformer(
+                c, self.token_channels, heads, width, layers, self.linear_projection, only_cross, self.groups
+            )
+        if self.magnitude_preserving:
+            return MPAttention(c, heads, width, self.attention)
+        return Attention(c, heads, width, self.attention, self.groups, self.norm_eps)
+
+    def down(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> tuple[nn.ModuleList, list[int]]:
+        """The stages of the way down, and the channels of the skips that they leave, the first convolution's first.
+
+        Args:
+            channels: that come in.
+            widths, blocks: channels and residual blocks, one a level.
+        """
+        c, skips, stages = channels, [channels], nn.ModuleList()
+        for level, width in enumerate(widths):
+            stage = Stage()
+            for _ in range(blocks[level]):
+                stage.residual.append(self.residual(c, width))
+                stage.attention.append(self.attention_at(width, level))
+                c = width
+                skips.append(c)
+            if level < len(widths) - 1:
+                by = nn.AvgPool2d(2) if self.by_block else None
+                stage.resample = self.residual(c, c, by=by) if by else Downsample(c, self.downsample_padding, self.conv)
+                skips.append(c)
+            stages.append(stage)
+        return stages, skips
+
+    def up(self, skips: Sequence[int], widths: Sequence[int], blocks: Sequence[int]) -> nn.ModuleList:
+        """The stages of the way up, of one residual block more a level, which take the skips from the last one on."""
+        c, skips, stages = widths[-1], list(skips), nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            stage = Stage()
+            for _ in range(blocks[level] + 1):
+                stage.residual.append(self.residual(c + skips.pop(), widths[level], encoder=False))
+                stage.attention.append(self.attention_at(widths[level], level))
+                c = widths[level]
+            if level > 0:
+                by = nn.Upsample(scale_factor=2.0, mode="nearest") if self.by_block else None
+                stage.resample = self.residual(c, c, by=by) if by else Upsample(c, self.conv)
+            stages.append(stage)
+        return stages
 
 
 class UNet(nn.Module):
@@ -201,29 +299,28 @@ class UNet(nn.Module):
             num_classes = num_classes[0] if len(num_classes) == 1 else tuple(num_classes)
         unit = 1 if any_size else patch * 2 ** (levels - 1)
         check(
-            image_size,
-            in_channels,
-            out_channels,
-            channels,
-            channel_mults,
-            blocks,
-            attention_resolutions,
-            dropout,
-            num_classes,
-            patch,
-            norm_eps,
-            drop,
-            condition_channels,
-            class_channels,
-            augment_dim,
-            token_channels,
-            unit,
-        )
-        plain = {"token_channels": token_channels, "scale_shift": scale_shift, "resample": resample != "conv"}
-        check_together(plain, magnitude_preserving, attention, any_size, patch, downsample_padding, resample == "conv")
-        heads_at, width_at = per_level("heads", heads, levels), per_level("head_channels", head_channels, levels)
-        layers_at = per_level("transformer_layers", transformer_layers, levels)
-        only_cross_at = per_level("only_cross_attention", only_cross_attention, levels)
+            size=image_size, in_channels=in_channels, out_channels=out_channels, channels=channels,
+            channel_mults=channel_mults, blocks=blocks, attention_resolutions=attention_resolutions, dropout=dropout,
+            num_classes=num_classes, patch=patch, norm_eps=norm_eps, drop=drop, condition_channels=condition_channels,
+            class_channels=class_channels, augment_dim=augment_dim, token_channels=token_channels, unit=unit,
+        )  # fmt: skip
+        check_together(
+            plain={"token_channels": token_channels, "scale_shift": scale_shift, "resample": resample != "conv"},
+            magnitude_preserving=magnitude_preserving, attention=attention, any_size=any_size, patch=patch,
+            downsample_padding=downsample_padding, by_conv=resample == "conv",
+        )  # fmt: skip
+        embedding = 4 * channels
+        ladder = Ladder(
+            embedding=embedding, dropout=dropout, groups=groups, norm_eps=norm_eps, scale_shift=scale_shift,
+            magnitude_preserving=magnitude_preserving, downsample_padding=downsample_padding,
+            by_block=resample == "resnet", attention=attention, token_channels=token_channels,
+            linear_projection=linear_projection,
+            attended=[n in attention_resolutions for n in resolutions_of(image_size, levels, patch)],
+            heads=per_level("heads", heads, levels),
+            head_channels=per_level("head_channels", head_channels, levels),
+            transformer_layers=per_level("transformer_layers", transformer_layers, levels),
+            only_cross=per_level("only_cross_attention", only_cross_attention, levels),
+        )  # fmt: skip
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.freq_shift, self.time_offset, self.checkpointing = freq_shift, time_offset, checkpointing
@@ -236,7 +333,6 @@ class UNet(nn.Module):
         given = {"classes": num_classes is not None, "tokens": token_channels > 0, "image": condition_channels > 0}
         self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
 
-        embedding = 4 * channels
         times: Callable[..., nn.Sequential] = MPTimeEmbedding if magnitude_preserving else TimeEmbedding
         self.time_embedding = times(channels, embedding, flip_sin_to_cos, freq_shift)
         self.class_embedding: nn.Module | None = None
@@ -246,70 +342,21 @@ class UNet(nn.Module):
                 kinds = MPClassEmbedding, MPLabelEmbeddings
             kind = kinds[0] if isinstance(num_classes, int) else kinds[1]
             self.class_embedding = kind(num_classes, class_channels or embedding, drop > 0)
-        conv: type[nn.Conv2d] = MPConv2d if magnitude_preserving else nn.Conv2d
-
-        def residual(
-            c_in: int, c_out: int, encoder: bool = True, by: nn.Module | None = None
-        ) -> ResidualBlock | MPResidualBlock:
-            if magnitude_preserving:
-                return MPResidualBlock(c_in, c_out, embedding, dropout, encoder)
-            return ResidualBlock(c_in, c_out, embedding, dropout, groups, norm_eps, scale_shift, by)
-
-        def attend(c: int, level: int | None = None) -> nn.Module:
-            if level is not None and resolutions[level] not in attention_resolutions:
-                return nn.Identity()
-            only_cross = level is not None and only_cross_at[level]
-            level = levels - 1 if level is None else level
-            heads, width = heads_at[level], width_at[level]
-            if token_channels:
-                return SpatialTransformer(
-                    c, token_channels, heads, width, layers_at[level], linear_projection, only_cross, groups
-                )
-            if magnitude_preserving:
-                return MPAttention(c, heads, width, attention)
-            return Attention(c, heads, width, attention, groups, norm_eps)
-
-        resolutions = resolutions_of(image_size, levels, patch)
-        widths = [channels * m for m in channel_mults]
 
         beside = class_channels + condition_channels
         ones = int(magnitude_preserving)  # a channel of them, in place of biases
-        self.conv_in = conv((in_channels + beside) * patch**2 + ones, channels, 3, padding=1)
-        c, skips = channels, [channels]
-        self.down = nn.ModuleList()
-        for level, width in enumerate(widths):
-            stage = Stage()
-            for _ in range(blocks[level]):
-                stage.residual.append(residual(c, width))
-                stage.attention.append(attend(width, level))
-                c = width
-                skips.append(c)
-            if level < levels - 1:
-                by_block = resample == "resnet"
-                stage.resample = (
-                    residual(c, c, by=nn.AvgPool2d(2)) if by_block else Downsample(c, downsample_padding, conv)
-                )
-                skips.append(c)
-            self.down.append(stage)
+        self.conv_in = ladder.conv((in_channels + beside) * patch**2 + ones, channels, 3, padding=1)
+        widths = [channels * m for m in channel_mults]
+        self.down, skips = ladder.down(channels, widths, blocks)
+        c = widths[-1]
+        self.middle_1 = ladder.residual(c, c)
+        self.middle_attention = ladder.attention_at(c) if middle_attention else nn.Identity()
+        self.middle_2 = ladder.residual(c, c)
+        self.up = ladder.up(skips, widths, blocks)
 
-        self.middle_1 = residual(c, c)
-        self.middle_attention = attend(c) if middle_attention else nn.Identity()
-        self.middle_2 = residual(c, c)
-
-        self.up = nn.ModuleList()
-        for level in reversed(range(levels)):
-            stage = Stage()
-            for _ in range(blocks[level] + 1):
-                stage.residual.append(residual(c + skips.pop(), widths[level], encoder=False))
-                stage.attention.append(attend(widths[level], level))
-                c = widths[level]
-            if level > 0:
-                twice = nn.Upsample(scale_factor=2.0, mode="nearest")
-                stage.resample = residual(c, c, by=twice) if resample == "resnet" else Upsample(c, conv)
-            self.up.append(stage)
-
+        c = widths[0]
         self.norm_out = None if magnitude_preserving else group_norm(c, groups, norm_eps)
-        self.conv_out = conv(c, out_channels * patch**2, 3, padding=1)
+        self.conv_out = ladder.conv(c, out_channels * patch**2, 3, padding=1)
         if not magnitude_preserving:
             zeroed(self.conv_out)
         self.register_parameter("gain_out", nn.Parameter(torch.zeros(())) if magnitude_preserving else None)

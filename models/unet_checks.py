@@ -1,4 +1,4 @@
-"""What fits together in a U-Net: sizes and widths, levels that are fitted to a size, arguments that must agree."""
+"""Checks of a U-Net's arguments, and levels that are fitted to a size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +79,7 @@ def check_size(size: Sequence[int], patch: int) -> None:
 
 
 def check(
+    *,
     size: Sequence[int],
     in_channels: int,
     out_channels: int,
@@ -168,6 +169,7 @@ def per_level(name: str, value: Any, levels: int) -> list[Any]:
 
 
 def check_together(
+    *,
     plain: dict[str, Any],
     magnitude_preserving: bool,
     attention: str,

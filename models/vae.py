@@ -127,7 +127,7 @@ class VAE(nn.Module):
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def decode(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """What is said of x, (B, *shape): logits or a picture, whichever the loss takes it for.
+        """The decoder's output (B, *shape) for codings: logits or a picture, whichever the loss takes it for.
 
         Args:
             z: (B, codings); y: as in `encode`.

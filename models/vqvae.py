@@ -178,7 +178,7 @@ class Residual(nn.Sequential):
 
 
 class Coded(NamedTuple):
-    """What a VQ-VAE makes of images x."""
+    """The codes and reconstruction of images x by a VQ-VAE."""
 
     x: Tensor  # reconstructed, (B, in_channels, H, W)
     codes: Tensor  # (B, h, w)
@@ -281,7 +281,7 @@ class VQVAE(nn.Module):
         return x
 
     def z_e(self, x: Tensor) -> Tensor:
-        """What the encoder says, (B, D, h, w)."""
+        """The encoder's vectors (B, D, h, w)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this network takes (B, {', '.join(map(str, self.shape))})")
         z_e: Tensor = self.encoder(x)

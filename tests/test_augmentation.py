@@ -37,7 +37,7 @@ def test_few_images_are_of_each_class_and_among_more_of_the_same_seed():
 def test_the_gain_is_paired_by_seed_or_by_image():
     one = record({4: Learned(right(1, 0, 0, 1), right(1, 1, 1, 0))})
     each = torch.tensor([0.0, 1, 1, -1])
-    half = 1.96 * each.std().item() / 2
+    half = 1.959963984540054 * each.std().item() / 2
     assert (one["value"], one["low"], one["high"]) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
     assert one["interval"] == "images" and one["without"] == 0.5 and one["with_generated"] == 0.75
     assert one["without_intervals"] == [list(wilson(2, 4))] and one["with_generated_intervals"] == [list(wilson(3, 4))]

@@ -69,7 +69,7 @@ def test_bits_per_dim_of_held_out_images():
     assert bound.terms.shape == (10, 50) and bound.L_T.shape == (10,)
     assert values["value"] == pytest.approx(values["L_T"] + values["L_t_1"] + values["L_0"])
     total = bound.total
-    half = 1.96 * total.std().item() / math.sqrt(10)
+    half = 1.959963984540054 * total.std().item() / math.sqrt(10)
     assert [values[k] for k in ("value", "low", "high")] == pytest.approx(
         [total.mean().item(), total.mean().item() - half, total.mean().item() + half]
     )

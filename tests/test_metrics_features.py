@@ -46,7 +46,7 @@ def test_the_interval_is_that_of_the_jackknife():
     found = kernel_distance(x, y)
     without_x = np.array([by_loops(torch.cat([x[:i], x[i + 1 :]]), y) for i in range(7)])
     without_y = np.array([by_loops(x, torch.cat([y[:j], y[j + 1 :]])) for j in range(10)])
-    half = 1.96 * math.sqrt(6 * without_x.var() + 9 * without_y.var())
+    half = 1.959963984540054 * math.sqrt(6 * without_x.var() + 9 * without_y.var())
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-9)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm.metrics.transport import _coupling, _potential, directions, energy_distance, sliced_wasserstein
 
 LINE = directions(1)
+Z = 1.959963984540054  # of a standard normal distribution 95 % lie within
 
 
 def normal(n: int, d: int, seed: int = 0) -> Tensor:
@@ -102,7 +103,7 @@ def test_the_interval_of_normal_distributions():
     n, mean, s = 20_000, 0.7, 1.6
     found = sliced_wasserstein(quantiles(0.0, 1.0, n), quantiles(mean, s, n), LINE)
     variance = 2 * (1 - s) ** 2 + 4 * mean**2
-    half = 1.96 * math.sqrt(variance / n)
+    half = Z * math.sqrt(variance / n)
     assert found.high**2 - found.value**2 == pytest.approx(half, rel=0.01)
     assert found.value**2 - found.low**2 == pytest.approx(half, rel=0.01)
 
@@ -113,7 +114,7 @@ def test_the_interval_is_that_of_the_bootstrap():
     again = [
         sliced_wasserstein(x[torch.randint(300, (300,), generator=draw)], y, LINE_2).value ** 2 for _ in range(300)
     ]
-    assert found.high**2 - found.value**2 == pytest.approx(1.96 * np.std(again), rel=0.15)
+    assert found.high**2 - found.value**2 == pytest.approx(Z * np.std(again), rel=0.15)
     near = sliced_wasserstein(x, x + 1e-3 * normal(300, 2, seed=3), LINE_2)
     assert 0 <= near.low <= near.value <= near.high
 
@@ -142,7 +143,7 @@ def test_its_interval_is_that_of_the_jackknife():
     found = energy_distance(x, y)
     without_x = np.array([by_pairs(torch.cat([x[:i], x[i + 1 :]]), y) for i in range(6)])
     without_y = np.array([by_pairs(x, torch.cat([y[:j], y[j + 1 :]])) for j in range(8)])
-    half = 1.96 * math.sqrt(5 * without_x.var() + 7 * without_y.var())
+    half = Z * math.sqrt(5 * without_x.var() + 7 * without_y.var())
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=1e-9)
 
 

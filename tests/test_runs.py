@@ -260,11 +260,14 @@ def test_who_looks_at_a_run_does_not_keep_it_from_starting(tmp_path):
     run = Run(tmp_path)
     with run.locked():
         run.write_status("RUNNING")
-    ended = threading.Event()
+    ended, failed = threading.Event(), []
 
     def look() -> None:
-        while not ended.is_set():
-            Run(tmp_path).status()
+        try:
+            while not ended.is_set():
+                assert Run(tmp_path).status()["state"] in directory.STATES
+        except BaseException as error:  # which would end this thread alone
+            failed.append(error)
 
     watchers = [threading.Thread(target=look) for _ in range(3)]
     for watcher in watchers:
@@ -277,6 +280,7 @@ def test_who_looks_at_a_run_does_not_keep_it_from_starting(tmp_path):
         ended.set()
         for watcher in watchers:
             watcher.join()
+    assert failed == []
 
 
 def test_the_lock_is_freed_by_an_error_and_by_the_death_of_its_process(tmp_path):

@@ -60,7 +60,7 @@ def test_a_record_has_means_their_intervals_and_those_of_classes():
     z, y = torch.cat([torch.arange(12.0), 100 + torch.arange(12.0)])[:, None], torch.tensor([0] * 11 + [3] * 13)
     (pure, of_purity), (apart, of_silhouette) = measure_structure(Means(z, y, z), "points", 1).values()
     each = purity(z, y)
-    mean, half = each.mean().item(), 1.96 * each.std().item() / 24**0.5
+    mean, half = each.mean().item(), 1.959963984540054 * each.std().item() / 24**0.5
     assert (of_purity["value"], of_purity["low"], of_purity["high"]) == pytest.approx((mean, mean - half, mean + half))
     assert 0 < mean < 1 and half > 0
     assert of_purity["chance"] == chance(y) and of_purity["classes"] == [0, 3] and of_purity["n"] == 24

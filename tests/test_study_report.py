@@ -744,7 +744,7 @@ POINTS = {"name": "swiss_roll", "count": 400, "sha256": "c0"}
 ROLL = {"_target_": "ddpm.data.SwissRoll", "count": 400, "noise": 0.5, "split": "auto", "validation": 0.2}
 
 
-def test_points_are_shown_over_the_data_in_the_window_of_all_arms(tmp_path):
+def test_points_are_shown_over_the_data_in_the_window_of_all_arms(tmp_path, capsys):
     drawn = {}
     for lr in (0.1, 0.2):
         result = {"energy_distance_coordinates_9_train": {"value": lr, "real_vs_real": 0.0, "low": 0.0, "high": 0.3}}
@@ -760,7 +760,9 @@ def test_points_are_shown_over_the_data_in_the_window_of_all_arms(tmp_path):
         assert np.array_equal(found.sheet[f"lr={lr}"], images.scatter(drawn[lr, 0], data.points[data.train], 240))
     assert np.array_equal(found_in(tmp_path).sheet["lr=0.1"], images.scatter(drawn[0.1, 0], None, 240))
     assert studying._outline({}) is None and studying._outline({"data": {"image_size": 8}}) is None
+    assert capsys.readouterr().out == ""
     assert studying._outline({"data": ROLL | {"count": 1}}) is None
+    assert "the points of the data are not shown behind those that were drawn: data: count=1" in capsys.readouterr().out
 
 
 def test_points_of_other_dimensions_have_no_sheet(tmp_path):

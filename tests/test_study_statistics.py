@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ddpm.metrics.intervals import half_width
 from ddpm.study.statistics import (
     BETTER,
     ENOUGH,
@@ -43,6 +44,14 @@ def test_an_interval_by_hand():
     mean, low, high = student([1, 2, 3, 4, 5])
     assert (mean, low, high) == pytest.approx((3, 3 - 1.96325, 3 + 1.96325), abs=1e-4)
     assert student([5, 3, 1, 4, 2]) == pytest.approx((mean, low, high), rel=1e-14)
+
+
+@pytest.mark.equation("Normal (interval)")
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_so_many_errors_of_a_normal_distribution_lie_within_the_half_width(level):
+    """By the error function: P(|x| < h) = erf(h / (sqrt(2) sigma))."""
+    assert math.erf(half_width(0.3, level) / (math.sqrt(2) * 0.3)) == pytest.approx(level, rel=1e-12)
+    assert half_width(2.0) == pytest.approx(2 * 1.959963984540054, rel=1e-14)
 
 
 @pytest.mark.equation("Student (interval)")

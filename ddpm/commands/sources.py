@@ -1,6 +1,7 @@
 """What a run directory can draw from: its network, with all that decides a sample but its number."""
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
     Args:
         to_draw: whether samples are drawn of it, and those that draw none are refused.
     """
-    from ddpm.data.batch import classes_of, labels_of, takes
-    from ddpm.sources.trained import TrainedSampler
+    from ddpm.data.batch import takes
     from ddpm.training.task import shape_of
 
     if pipelines.asked(config):
@@ -52,12 +52,47 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
         source = _source_of_task(config, run, folder, trained, device, to_draw)
         return _shown(source, config, run, trained), run, trained, int(folder.name)
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
-    sampler = sampler_of(config, trained, trust)
     load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
     if (width := width_of_average(config)) is not None:
         put_average(model, run, folder, width)
-    shape = shape_of(model) or ()
-    guidance = guidance_of(config, trust, device)
+    prompts, negative = (prompts_of(config, run.path, key, say) for key in ("prompt", "negative"))
+    of_data = "image" in takes(model) or ("tokens" in takes(model) and prompts is None)
+    drawing = {
+        "precision": _precision_of(config, run, device),
+        "data": data_of(config, trained) if of_data else None,
+        "prompts": prompts,
+        "negative": negative,
+    }
+    names = partial(label_names, config=config, run=run, trained=trained)
+    source = drawn_by_sampler(config, trained, diffusion, model, shape_of(model) or (), device, names, **drawing)
+    return _shown(source, config, run, trained), run, trained, int(folder.name)
+
+
+def drawn_by_sampler(
+    config: DictConfig,
+    trained: DictConfig,
+    diffusion: Any,
+    model: Any,
+    shape: tuple[int, ...],
+    device: Any,
+    names: Callable[[str], Any],
+    **drawing: Any,
+) -> Any:
+    """What draws from a diffusion network by the sampler, the guidance and the labels that are asked for.
+
+    Args:
+        config: what is asked for.
+        trained: the run's configuration.
+        diffusion, model, shape, device: as `TrainedSampler` takes them.
+        names: "classes" or "styles" -> the names of these, which are looked up where a label is asked for by its name.
+        drawing: whatever else `TrainedSampler` takes.
+    Raises: InvalidInput for what the network cannot be asked for.
+    """
+    from ddpm.data.batch import classes_of, labels_of
+    from ddpm.sources.trained import TrainedSampler
+
+    trust = trusted(config)
+    sampler, guidance = sampler_of(config, trained, trust), guidance_of(config, trust, device)
     if classes_of(model) is None and guidance.num_classes is None and config["class"] is not None:
         raise InvalidInput(f"class={plain(config['class'])}: the network was trained without classes")
     if len(labels_of(model)) < 2 and config.style is not None:
@@ -65,22 +100,14 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
             f"style={plain(config.style)}: the network was trained without styles; train one with data=devanagari "
             "data.labels=[class,style] model.num_classes=[46,FONTS]"
         )
-    asked, styles = (
-        asked_labels(config, partial(label_names, several, config, run, trained), one)
-        for one, several in LABELS.items()
-    )
-    precision = _precision_of(config, run, device)
-    prompts, negative = (prompts_of(config, run.path, key, say) for key in ("prompt", "negative"))
-    of_data = "image" in takes(model) or ("tokens" in takes(model) and prompts is None)
-    data = data_of(config, trained) if of_data else None
-    if negative is not None and type(guidance).__name__ != "ClassifierFree":
+    asked, styles = (asked_labels(config, partial(names, several), one) for one, several in LABELS.items())
+    if drawing.get("negative") is not None and type(guidance).__name__ != "ClassifierFree":
         raise InvalidInput("negative= is what guidance=classifier_free leads away from; ask for that, too")
+    drawing |= {"asked": asked, "styles": styles, "guidance": guidance}
     try:
-        drawing = (config.seed, device, precision, asked, guidance, data, styles, prompts, negative)
-        source = TrainedSampler(diffusion, model, sampler, shape, *drawing)
+        return TrainedSampler(diffusion, model, sampler, shape, config.seed, device, **drawing)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    return _shown(source, config, run, trained), run, trained, int(folder.name)
 
 
 def how_drawn_from(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:

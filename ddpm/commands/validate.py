@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.checks import is_whole
 from ddpm.config import InvalidInput, plain, resolved
 
 
@@ -31,7 +32,7 @@ def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> N
     """Refuse what is not a whole number, or below `least`; a key may be dotted."""
     for key in keys:
         value = OmegaConf.select(config, key)
-        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        if not is_whole(value, least):
             raise InvalidInput(f"{key}={value} must be an integer" + (f" >= {least}" if least is not None else ""))
 
 

@@ -7,6 +7,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm.checks import check_one_of, is_whole
 from ddpm.data.batch import Batch
 from ddpm.data.splines import field
 
@@ -53,13 +54,11 @@ class Augment:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value <= largest:
                 raise ValueError(f"{name} = {value!r} must be a number from 0 to {largest}")
-        whole = isinstance(elastic_nodes, int) and not isinstance(elastic_nodes, bool)
-        if not whole or not 1 <= elastic_nodes <= MOST_NODES:
+        if not is_whole(elastic_nodes, 1, MOST_NODES):
             raise ValueError(f"elastic_nodes = {elastic_nodes!r} must be an integer from 1 to {MOST_NODES}")
         if not isinstance(vertical_flip, bool):
             raise ValueError(f"vertical_flip = {vertical_flip!r} must be true or false")
-        if padding not in PADDINGS:
-            raise ValueError(f"padding = {padding!r} is not known; allowed: {', '.join(PADDINGS)}")
+        check_one_of("padding", padding, PADDINGS)
         self.rotation, self.scale, self.translation = rotation, scale, translation
         self.elastic, self.elastic_nodes = elastic, elastic_nodes
         self.brightness, self.contrast = brightness, contrast

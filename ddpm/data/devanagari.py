@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data.dataset import ImageData, check_choice, check_options, check_room, height_width
 from ddpm.data.splines import field
 from ddpm.randomness import generator
@@ -99,7 +100,7 @@ class Devanagari(ImageData):
         if list(labels) not in (["class"], ["class", "style"]):
             raise ValueError(f"labels={list(labels)!r}: choose [class] or [class, style]")
         for key, value, least in (("count", count, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value, least):
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
         if count > MOST:
             raise ValueError(f"count={count} must be at most {MOST:,}: these take minutes to draw, and more are a slip")

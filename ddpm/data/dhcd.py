@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options
 from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
+from ddpm.data.image_files import read_image
 from ddpm.runs.files import Origin, regular_size, shown
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
@@ -322,12 +323,7 @@ def decode_characters(names: Sequence[str], read: Callable[[str], bytes], where:
     """
     images = np.empty((len(names), SIDE, SIDE), np.uint8)
     for n, name in enumerate(names):
-        content = read(name)
-        try:
-            images[n] = decode(content)
-        except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-            reason = "it is no PNG" if isinstance(error, UnidentifiedImageError) else shown(str(error))
-            raise ValueError(f"{where}: {shown(name)} cannot be read: {reason}") from error
+        images[n] = read_image(f"{where}: {shown(name)}", partial(decode, read(name)), "PNG")
     return torch.from_numpy(images)
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options, check_room, height_width
+from ddpm.data.image_files import read_image
 from ddpm.randomness import generator
 from ddpm.runs.files import Origin
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
@@ -375,13 +376,15 @@ def draw(pngs: Sequence[bytes], side: int, ground: tuple[int, int, int]) -> Tens
     """
     images = torch.empty(len(pngs), side, side, 3, dtype=torch.uint8)
     for number, png in enumerate(pngs):
-        try:
-            bitmap = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
-        except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-            raise ValueError(f"a bitmap of the font cannot be read: {error}") from error
+        bitmap = read_image("a bitmap of the font", partial(_decode, png), "PNG")
         picture = squared(bitmap, ground).resize((side, side), Image.Resampling.BICUBIC)
         images[number] = torch.from_numpy(asarray(picture).copy())
     return rearrange(images, "n h w c -> n c h w").contiguous()
+
+
+def _decode(png: bytes) -> Image.Image:
+    """The pixels of a bitmap, with alpha; raises what PIL raises."""
+    return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
 
 
 def squared(bitmap: Image.Image, ground: tuple[int, int, int]) -> Image.Image:

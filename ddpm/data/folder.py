@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
+from ddpm.data.image_files import KINDS, UnreadableImage, read_image
 from ddpm.runs.files import Origin, regular_size, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whose decoders in PIL are tried, and no others
-KINDS = "PNG, JPEG, WebP, BMP or TIFF"
 LARGEST = 1 << 28  # bytes of an image, more than all its pixels have: PIL looks through a JPEG's zeros one by one
 NAMED = 5  # broken images, and suffixes of other files, that are named; the rest are counted
 BITS, COMPRESSION, PHOTOMETRIC, PLANES, TILE, SAMPLE_FORMAT = 258, 259, 262, 284, (322, 323), 339  # tags of TIFF
@@ -196,11 +196,9 @@ def _attempt(
 ) -> tuple[Tensor, bool] | str:
     """What `decode` gives, or the reason why there is nothing."""
     try:
-        return decode(load(place), image_size, channels)
-    except UnidentifiedImageError:
-        return f"not a {KINDS} that can be read"
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-        return " ".join(str(error).split()) or type(error).__name__
+        return read_image(str(place), lambda: decode(load(place), image_size, channels))
+    except UnreadableImage as error:
+        return error.reason
 
 
 def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> tuple[Tensor, bool]:
@@ -215,7 +213,7 @@ def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int)
 
 
 def read_pixels(source: Path | bytes, channels: int) -> tuple[Tensor, bool]:
-    """The same in the size that the file has."""
+    """The pixels of one image file, or of what it holds, in the size that it has; returns and raises as `decode`."""
     if isinstance(source, Path):
         regular_size(source, LARGEST)
     elif len(source) > LARGEST:

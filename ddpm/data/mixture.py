@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data.batch import Batch, Condition, on
 from ddpm.data.dataset import check_options
 from ddpm.data.points import LEAST, LEVEL, MOST, Points
@@ -124,7 +125,7 @@ class Mixture(Points):
 
 def _check(count: int, split: str, validation: float) -> None:
     """Raise ValueError for options that no source of points admits; before anything is drawn."""
-    if isinstance(count, bool) or not isinstance(count, int) or not LEAST <= count <= MOST:
+    if not is_whole(count, LEAST, MOST):
         raise ValueError(f"count={count!r}: a whole number of points, {LEAST} <= count <= {MOST:,}")
     if split != "auto":
         raise ValueError(f"split={split!r}: mixture has no published split; use auto, which is all its points")
@@ -138,7 +139,7 @@ def _means(grid: Sequence[int] | None, spacing: float, means: Matrix | None) -> 
             raise ValueError("grid and means both say where the components are; give one of them")
         return _tensor("means", means, "K components of d numbers, (K, d)", 2)
     grid = GRID if grid is None else tuple(grid)
-    if not grid or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in grid):
+    if not grid or not all(is_whole(side, 1) for side in grid):
         raise ValueError(f"grid={list(grid)}: whole numbers >= 1, one a dimension, such as [5, 5]")
     if math.prod(grid) > MOST_COMPONENTS:
         raise ValueError(f"grid={list(grid)} has {math.prod(grid):,} components; at most {MOST_COMPONENTS:,}")

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ddpm.checks import check_one_of
 from ddpm.data.augment import PADDINGS, inverse_of, warp
 from ddpm.data.batch import Batch
 
@@ -66,8 +67,7 @@ class NonLeaking:
                 raise ValueError(f"kinds has {kind!r}, which is not known; allowed: {', '.join(KINDS)}")
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"kinds = {list(kinds)} names one twice")
-        if padding not in PADDINGS:
-            raise ValueError(f"padding = {padding!r} is not known; allowed: {', '.join(PADDINGS)}")
+        check_one_of("padding", padding, PADDINGS)
         self.p, self.kinds, self.padding = p, tuple(kinds), padding
         self.scale, self.rotation, self.stretch, self.translation = scale, rotation, stretch, translation
 

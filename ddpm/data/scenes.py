@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data import raycast
 from ddpm.data.batch import Batch
 from ddpm.data.conditions import KINDS, SOLIDS
@@ -169,7 +170,7 @@ class Scenes(ImageData):
         check_options(image_size, channels, validation, condition, self.conditions)
         numbers, self.without = _numbers_of(solids), _pairs(without)
         for key, value, least in (("count", count, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value, least):
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
         if count > MOST:
             raise ValueError(f"count={count} must be at most {MOST:,}: these take long to draw, and more are a slip")
@@ -239,7 +240,7 @@ def _numbers_of(solids: int | Sequence[int]) -> tuple[int, ...]:
     """The numbers of solids that a scene may have, sorted; ValueError with what is allowed."""
     numbers = tuple(solids) if isinstance(solids, Sequence) and not isinstance(solids, str) else (solids,)
     allowed = range(2, SOLIDS + 1)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n in allowed for n in numbers)
+    whole = all(is_whole(n) and n in allowed for n in numbers)
     if not whole or not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"solids={solids!r}: give 2, 3 or 4, or a list of them such as [2,3,4]")
     return tuple(sorted(numbers))

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data.dataset import check_options
 from ddpm.data.points import LEAST, MOST, Points
 from ddpm.randomness import generator as keyed
@@ -245,7 +246,7 @@ class Pinwheel(Shape):
 
 def _check(name: str, count: int, noise: float, split: str, validation: float) -> None:
     """Raise ValueError, with what is allowed, for options that no source of points admits; before any is drawn."""
-    if isinstance(count, bool) or not isinstance(count, int) or not LEAST <= count <= MOST:
+    if not is_whole(count, LEAST, MOST):
         raise ValueError(f"count={count!r}: a whole number of points, {LEAST} <= count <= {MOST:,}")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= NOISIEST:
         raise ValueError(f"noise={noise!r}: the standard deviation of the noise lies in 0 <= noise <= {NOISIEST:g}")
@@ -256,7 +257,7 @@ def _check(name: str, count: int, noise: float, split: str, validation: float) -
 
 def _check_whole(key: str, value: int, least: int, most: int, name: str | None = None) -> None:
     """Raise ValueError unless least <= value <= most; `name` is what the upper bound is called, if anything."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if not is_whole(value, least, most):
         bound = f"{most:,}" if name is None else f"{name} = {most:,}"
         raise ValueError(f"{key}={value!r}: a whole number, {least} <= {key} <= {bound}")
 

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.randomness import generator
 from ddpm.runs.files import read_json
 
@@ -117,7 +118,7 @@ class Mel:
     ):
         numbers = {"sample_rate": sample_rate, "n_fft": n_fft, "hop": hop, "n_mels": n_mels, "frames": frames}
         for name, value in (numbers | {"n_iter": n_iter}).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise ValueError(f"{name}={value!r} must be a whole number >= 1")
         if isinstance(top_db, bool) or not isinstance(top_db, int | float) or not 0 < top_db <= 200:
             raise ValueError(f"top_db={top_db!r}: decibels below the loudest, such as 80; above 0 and up to 200")

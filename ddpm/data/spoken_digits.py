@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data.dataset import check_choice, check_options
 from ddpm.data.sound import Clips, mel_of_options, must_have_libraries, resampled, to_int16
 from ddpm.data.spectrogram import Mel
@@ -78,9 +79,9 @@ class SpokenDigits(Clips):
     ):
         check_choice("split", split, ("auto",))
         check_options(image_size, channels, validation, condition, self.conditions)
-        if isinstance(count, bool) or not isinstance(count, int) or not len(CLASSES) <= count <= MOST:
+        if not is_whole(count, len(CLASSES), MOST):
             raise ValueError(f"count={count!r}: a whole number of sounds from {len(CLASSES)} to {MOST:,}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not is_whole(seed, 0):
             raise ValueError(f"seed={seed!r} must be a whole number >= 0")
         mel = mel_of_options(sample_rate, n_fft, hop, image_size, channels, top_db, n_iter)
         clips = _kept(count, seed, mel, Path(root).expanduser() / "spoken_digits")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.data import raycast
 from ddpm.data.dataset import ImageData, check_choice, check_options, height_width
 from ddpm.data.raycast import SHAPES, TEXTURES
@@ -77,7 +78,7 @@ class Subject(ImageData):
         for key, value, least, most in (
             ("count", count, *FEW), ("views", views, 1, MOST_VIEWS), ("seed", seed, 0, 2**62),
         ):  # fmt: skip
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            if not is_whole(value, least, most):
                 raise ValueError(f"{key}={value!r} must be an integer in {least}..{most}")
         if not isinstance(word, str) or not word.isalpha():
             raise ValueError(f"word={word!r} must be one word of letters, such as sks")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm.checks import check_whole
 from ddpm.forward import q_sample
 from ddpm.randomness import SampleNoise, normal
 from ddpm.samplers import Sampler, integrate
@@ -87,8 +88,7 @@ def walk(steps: int, resamples: int, jump: int) -> list[int]:
         ValueError: resamples or jump below 1, or no integers.
     """
     for name, value in (("resamples", resamples), ("jump", jump)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r} must be an integer >= 1")
+        check_whole(name, value, 1)
     left = {place: resamples - 1 for place in range(steps - 1, jump - 1, -jump)}
     place, visited = 0, [0]
     while place < steps:

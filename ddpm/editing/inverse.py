@@ -7,6 +7,7 @@ import torch
 from einops import reduce, repeat
 from torch import Tensor
 
+from ddpm.checks import check_whole
 from ddpm.schedules import NoiseSchedule, Time, at
 from ddpm.targets import Denoise, Prediction
 
@@ -42,7 +43,7 @@ class Inpainting(Operator):
         return self.known.to(x.device) * x
 
     def transpose(self, y: Tensor) -> Tensor:
-        """The same: A is a projection."""
+        """A^T y = A y: A is a projection."""
         return self(y)
 
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:
@@ -60,8 +61,7 @@ class SuperResolution(Operator):
     """
 
     def __init__(self, factor: int):
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"factor = {factor!r} must be an integer >= 1")
+        check_whole("factor", factor, 1)
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ddpm.targets import Denoise
 def redraw(
     sampler: Sampler, schedule: NoiseSchedule, denoise: Denoise, x_0: Tensor, another: Denoise, strength: float = 1.0
 ) -> Tensor:
-    """What an image would be, were it drawn from the same noise by another denoiser: another class in the same hand.
+    """An image drawn anew from its own noise by another denoiser: another class in the same hand.
 
     The image is encoded by `DDIM.encode`, and decoded from there. With the same denoiser both times it comes back up to
     an error of first order in the step; with less strength the walk turns earlier, and more of the image is kept.

@@ -1,4 +1,4 @@
-"""What a sampler's settings say of guidance, bound to a network and a condition."""
+"""Guidance as a sampler's settings say it, bound to a network and a condition."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Guidance:
     """Classes that may be asked for besides those that the network itself knows."""
 
     def __str__(self) -> str:
-        """What is said of samples that are drawn so; empty for none."""
+        """The guidance in words, for what is said of samples; empty for none."""
         return ""
 
     def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:

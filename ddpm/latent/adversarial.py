@@ -1,4 +1,4 @@
-r"""What a generator, such as a decoder, and a discriminator of its pictures are trained by against each other.
+r"""Adversarial losses of a generator, such as a decoder, and of a discriminator of its pictures.
 
 A discriminator says of a picture how real it looks: a logit, or one for each patch, (B, *). Every loss is a mean over
 the patches, one number a sample, (B,).
@@ -32,7 +32,7 @@ def _must_pair(real: Tensor, made: Tensor) -> None:
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:
-    r"""What a discriminator is trained by: no more is asked of a logit than to lie beyond 1, or below -1.
+    r"""The hinge loss of a discriminator: no more is asked of a logit than to lie beyond 1, or below -1.
 
     .. math:: L_D = E_{x \sim p_\text{data}}[\max(0, 1 - D(x))] + E_{x \sim p_g}[\max(0, 1 + D(x))]
         \qquad \text{[GeometricGAN (hinge)]}
@@ -51,7 +51,7 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
 
 
 def hinge_generator(made: Tensor) -> Tensor:
-    r"""What a generator is trained by against `hinge`.
+    r"""The loss of a generator against `hinge`.
 
     .. math:: L_G = -E_{x \sim p_g}[D(x)] \qquad \text{[GeometricGAN (generator)]}
 
@@ -65,7 +65,7 @@ def hinge_generator(made: Tensor) -> Tensor:
 
 
 def non_saturating(real: Tensor, made: Tensor) -> Tensor:
-    r"""What a discriminator is trained by: cross-entropy between data and what is made.
+    r"""The cross-entropy of a discriminator between data and what is made.
 
     .. math:: L_D = -E_{x \sim p_\text{data}}[\log D(x)] - E_{x \sim p_g}[\log(1 - D(x))] \qquad \text{[GAN (1)]}
 
@@ -85,7 +85,7 @@ def non_saturating(real: Tensor, made: Tensor) -> Tensor:
 
 
 def non_saturating_generator(made: Tensor) -> Tensor:
-    r"""What a generator is trained by against `non_saturating`: to be taken for real, not only not to be found out.
+    r"""The loss of a generator against `non_saturating`: to be taken for real, not only not to be found out.
 
     .. math:: L_G = -E_{x \sim p_g}[\log D(x)] \qquad \text{[GAN (non-saturating)]}
 
@@ -123,7 +123,7 @@ def differentiable(x: Tensor) -> Tensor:
 
 
 def r1(logits: Tensor, x: Tensor, gamma: float = 1.0) -> Tensor:
-    r"""What holds a discriminator back near data, so that the two settle: it is flat there.
+    r"""The gradient penalty of a discriminator near data, so that the two settle: it is flat there.
 
     .. math:: R_1 = \frac{\gamma}{2} E_{x \sim p_\text{data}} \left[ \| \nabla_x D(x) \|^2 \right]
         \qquad \text{[R1 (9)]}
@@ -146,7 +146,7 @@ def r1(logits: Tensor, x: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4) -> Tensor:
-    r"""What the adversarial part is multiplied by, so that it moves the decoder's last layer as the other part does.
+    r"""The adversarial part's weight, by which it moves the decoder's last layer as the other part does.
 
     .. math:: \lambda = \frac{\| \nabla_{G_L} L_\text{rec} \|}{\| \nabla_{G_L} L_\text{GAN} \| + \delta}
         \qquad \text{[VQGAN (7)]}

@@ -36,7 +36,7 @@ class Codec(ABC):
 
     @abstractmethod
     def kept(self, x: Tensor) -> Tensor:
-        """What is to be kept of samples (B, *of): their latents, or the distributions of these; (B, *)."""
+        """The form in which samples (B, *of) are kept: their latents, or the distributions of these; (B, *)."""
 
     @abstractmethod
     def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -48,22 +48,22 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """What is to be seen of latents (B, *shape): (B, *of), within the range of data."""
+        """Latents (B, *shape) decoded: samples (B, *of), within the range of data."""
 
     def reconstructed(self, x: Tensor) -> Tensor:
         """Samples (B, *of), encoded and decoded."""
         return self.decode(self.drawn(self.kept(x)))
 
     def fitted(self, kept: Tensor) -> Self:
-        """The same, with what is measured of latents that are trained on: here nothing."""
+        """A codec fitted to latents that are trained on: here itself, for nothing is measured."""
         return self
 
     def state(self) -> dict[str, float]:
-        """What was measured, by name."""
+        """The numbers that were measured, by name."""
         return {}
 
     def with_state(self, state: dict[str, float]) -> Self:
-        """The same, with what `state` gave."""
+        """A codec with the numbers that `state` gave."""
         return self
 
 
@@ -127,7 +127,7 @@ class Continuous(Codec):
         self.shape, self.scale, self.shift = tuple(self.model.latent_shape), scale, shift
 
     def of_size(self, height: int, width: int) -> Self:
-        """The same for images of another size, which a convolutional autoencoder takes as well.
+        """A codec of images of another size, which a convolutional autoencoder takes as well.
 
         Raises: ValueError for sides that its factor does not divide, with the nearest that it does.
         """
@@ -162,7 +162,7 @@ class Continuous(Codec):
         return self.picture(self.model.decode(z / self.scale + self.shift)).clamp(-1, 1)
 
     def fitted(self, kept: Tensor) -> Self:
-        """The same with m and s of the latents of what is kept, (N, 2 c, h, w).
+        """A copy with m and s of the latents of what is kept, (N, 2 c, h, w).
 
         Raises: ValueError for latents that are all the same.
         """
@@ -177,7 +177,7 @@ class Continuous(Codec):
         return {"scale": self.scale, "shift": self.shift}
 
     def with_state(self, state: dict[str, float]) -> Self:
-        """The same with this scale and shift."""
+        """A copy with this scale and shift."""
         other = copy.copy(self)
         other.scale, other.shift = float(state["scale"]), float(state["shift"])
         return other

@@ -11,14 +11,14 @@ EPS = 1e-10  # of a norm: where all features are 0, none is divided by
 
 
 class Maps(Protocol):
-    """What a network must have so that its features can be compared."""
+    """The protocol of a network whose features can be compared."""
 
     @property
     def map_channels(self) -> tuple[int, ...]:
         """Channels of each map."""
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """What layers say of pictures (B, C, H, W), from first to last: (B, C', H', W') each."""
+        """Features of pictures (B, C, H, W), from the first layer to the last: (B, C', H', W') each."""
 
 
 class Perceptual(nn.Module):

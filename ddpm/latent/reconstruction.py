@@ -179,7 +179,7 @@ LIKELIHOODS = ("bernoulli", *OF_SCALE)
 
 
 class Reconstruction:
-    """What a decoder's output is, and how it is compared with data.
+    """The meaning of a decoder's output, and how it is compared with data.
 
     Args:
         parts: name -> weight, of `PARTS`; those of weight 0 are not computed.
@@ -254,7 +254,7 @@ class Reconstruction:
         return parts
 
     def picture(self, output: Tensor) -> Tensor:
-        """What is to be seen of a decoder's output, in [-1, 1]: itself, or the mean of the pixels by their logits."""
+        """The picture of a decoder's output, in [-1, 1]: itself, or the mean of the pixels by their logits."""
         return 2 * output.sigmoid() - 1 if self.logits else output
 
     def drawn(self, x: Tensor, uniform: Callable[[], Tensor]) -> Tensor:

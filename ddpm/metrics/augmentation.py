@@ -105,7 +105,7 @@ def record(by_seed: Mapping[int, Learned]) -> dict[str, Any]:
 
 
 def in_words(values: Mapping[str, Any], k: int, times: int) -> str:
-    """What a record of k real images a class, and so many times as many generated ones, says."""
+    """The record of k real images a class, and `times` as many generated ones, in words."""
     between = "" if values["low"] is None else f" ({values['low']:+.2%} to {values['high']:+.2%}"
     over = f", 95% over {len(values['seeds'])} seeds)" if values["interval"] == "seeds" else ", 95% over images)"
     return (

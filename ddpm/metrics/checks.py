@@ -1,4 +1,4 @@
-"""What every measure demands of features, told in one sentence before anything is computed."""
+"""Checks of features, which every measure makes before anything is computed."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What codings hold of held-out data: how likely these are found, what is left of them, what their codes are worth."""
+"""Held-out data by an autoencoder's codings: their likelihood, their reconstruction, the use of their codes."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from ddpm.checks import is_whole
 from ddpm.data.dataset import Dataset, spread
 from ddpm.likelihood import Bound, bits_of_bytes, bits_per_dim, dequantised, log_likelihood, rademacher
 from ddpm.losses import errors_at_snr
+from ddpm.metrics.intervals import half_width
 from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise
 from ddpm.runs.files import replacing
@@ -198,7 +200,7 @@ def bound_times(T: int, steps: int | None) -> list[int]:
     """The times of a bound of so many terms, rising to T, evenly spaced and rounded; ValueError unless in 1..T."""
     if steps is None:
         return list(range(1, T + 1))
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
+    if not is_whole(steps, 1, T):
         raise ValueError(f"steps = {steps!r}: the number of terms of the bound must be an integer in 1..{T}")
     return [round(T * i / steps) for i in range(1, steps + 1)]
 
@@ -258,7 +260,7 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: 
 
 
 def _beside(references: dict[str, float]) -> str:
-    """What else is said of the bits of points."""
+    """The reference bits of points, in words."""
     names = {"exact": "the density itself", "exact_bound": "the exact denoiser's bound", "gaussian": "one Gaussian"}
     return "\n" + ", ".join(f"{names[name]} {bits:.4f}" for name, bits in references.items())
 
@@ -278,7 +280,7 @@ def interval(bits: Tensor, units: str, what: str = "bits per dimension") -> dict
     if lost:
         raise ValueError(f"{lost} of {len(bits)} {units} have {what} that are not finite")
     mean, n = bits.mean().item(), len(bits)
-    half = 1.96 * bits.std().item() / math.sqrt(n) if n > 1 else None
+    half = half_width(bits.std().item() / math.sqrt(n)) if n > 1 else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return {"value": mean, "low": low, "high": high, "real_vs_real": None, "n": n}
 

@@ -1,4 +1,4 @@
-"""What samples are compared with data by: their features, under a name that says whose they are."""
+"""Features by which samples are compared with data, each under a name that says whose they are."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm.checks import is_whole
 from ddpm.figures.images import to_float, to_uint8
 from ddpm.metrics.judge import in_batches
 from ddpm.runs.files import regular_size, shown
@@ -96,7 +97,7 @@ class PCA(Features):
     def __init__(self, x: Tensor, components: int, name: str):
         self.pixels = Pixels((x.shape[1], x.shape[2], x.shape[3]))
         most = min(self.pixels.size, len(x) - 1)
-        if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= most:
+        if not is_whole(components, 1, most):
             raise ValueError(f"pca = {components!r}: components of {len(x)} images are an integer from 1 to {most}")
         self.name, self.size, self.x = f"pca{components}-{name}", components, x
 

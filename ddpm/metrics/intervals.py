@@ -1,10 +1,20 @@
-"""How sure a mean of few numbers is, and a share of few cases."""
+"""How sure a mean is, a mean of few numbers, and a share of few cases."""
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
 LEVEL = 0.95
+
+
+def half_width(error: float, level: float = LEVEL) -> float:
+    r"""Half the width of the interval of an estimate that is normally distributed, by its standard error.
+
+    $$ z\, \sigma, \qquad z = \Phi^{-1}((1 + level) / 2) \qquad \text{[Normal (interval)]} $$
+
+    so that 95 % of such estimates lie within z = 1.96 standard errors of the truth.
+    """
+    return NormalDist().inv_cdf((1 + level) / 2) * error
 
 
 def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
@@ -37,10 +47,16 @@ def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"k = {k} of n = {n}: a share needs 0 <= k <= n and n >= 1")
-    p, z = k / n, NormalDist().inv_cdf((1 + level) / 2)
+    p, z = k / n, half_width(1.0, level)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((p + z**2 / (2 * n) + side * half) / (1 + z**2 / n) for side in (-1, 1))
     return 0.0 if k == 0 else low, 1.0 if k == n else high  # which rounding would miss
+
+
+def share_in_words(k: int, n: int) -> str:
+    """The share k / n in words, with its 95 % interval, such as "3 of 4, 75.0% (95%: 30.1% to 95.4%)"."""
+    low, high = wilson(k, n)
+    return f"{k:,} of {n:,}, {k / n:.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def _quantile(p: float, n: int) -> float:

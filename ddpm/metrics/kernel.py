@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm.metrics.checks import finite_features
+from ddpm.metrics.intervals import half_width
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[float, 
     without_x = _statistic(sum_xx - 2 * xx, sum_yy, sum_xy - xy, n - 1, m)  # (n,)
     without_y = _statistic(sum_xx, sum_yy - 2 * yy, sum_xy - yx, n, m - 1)  # (m,)
     variance = sum((len(left) - 1) * left.var(correction=0).item() for left in (without_x, without_y))
-    return value, 1.96 * math.sqrt(variance)
+    return value, half_width(math.sqrt(variance))
 
 
 def _statistic(xx: Tensor, yy: Tensor, xy: Tensor, n: int, m: int) -> Tensor:

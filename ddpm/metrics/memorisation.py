@@ -11,7 +11,7 @@ from ddpm.metrics.neighbours import nearest
 
 @dataclass(frozen=True)
 class Memorisation:
-    """What `memorisation` found, for n samples."""
+    """Distances of n samples to their nearest training images, beside those of held-out images."""
 
     ratio: float  # mean distance to the nearest training image: samples' over held-out images'
     share_closer: float  # of samples that are as close as the closest 1 % of held-out images; in 0..1

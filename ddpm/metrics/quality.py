@@ -22,7 +22,7 @@ from ddpm.data import ImageData
 from ddpm.data.dataset import spread
 from ddpm.metrics.features import Features, Judge, Pixels
 from ddpm.metrics.frechet import finite_sample_bias, frechet_distance, frechet_error, moments
-from ddpm.metrics.intervals import student, wilson
+from ddpm.metrics.intervals import half_width, student, wilson
 from ddpm.metrics.judge import accuracy, passes, train_judge
 from ddpm.metrics.kernel import kernel_distance
 from ddpm.metrics.memorisation import Memorisation, memorisation
@@ -40,7 +40,7 @@ ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
 
 
 class Result(NamedTuple):
-    """What a measure found of the samples of one seed."""
+    """The result of a measure for the samples of one seed."""
 
     value: float
     real_vs_real: float | None  # the same measure of held-out images
@@ -128,7 +128,7 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
     held_out = real.like(len(drawn.features))
     m = len(held_out)
     value = frechet_distance(*moments(drawn.features), *real.moments)
-    half = 1.96 * frechet_error(drawn.features, *real.moments)
+    half = half_width(frechet_error(drawn.features, *real.moments))
     of_held_out, of_noise, of_as_many = (
         frechet_distance(*moments(features, singular=True), *real.moments)
         for features in (held_out, real.noise(m), drawn.features[:m])
@@ -226,7 +226,7 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = None) -> Result:
-    """The same by a logistic regression on pixels, for small images, with their distance to the training images.
+    """Recognition by a logistic regression on pixels, for small images, with their distance to the training images.
 
     Args:
         held_out: numbers of the held-out images that are recognised beside the samples; None for all.
@@ -237,7 +237,7 @@ def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = Non
 
 
 def _recognition(result: Recognition, n: int) -> Result:
-    """What n samples were recognised as; the interval of a share is Wilson's."""
+    """The result of recognising n samples; the interval of a share is Wilson's."""
     low, high = wilson(round(result.recognised * n), n)
     ratio = result.distance_ratio
     more = {
@@ -345,7 +345,7 @@ def together(results: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def in_words(results: Sequence[Result], record: dict[str, Any]) -> str:
-    """What was found with the first seed, and what all of them say together."""
+    """The result of the first seed and the mean over all seeds, in words."""
     if len(results) == 1:
         return results[0].words
     interval = f"(95% over {len(results)} seeds: {record['low']:.4g} to {record['high']:.4g})"
@@ -414,7 +414,7 @@ def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:
 
 
 def data_key(data: ImageData, *facts: str | int) -> str:
-    """What else depends on the training part of some data is known by: six digits."""
+    """Six hex digits that identify the training data (and `facts`), for names of cache files."""
     identity = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:6]
 

@@ -1,4 +1,4 @@
-"""What a network reads in pictures of scenes: which pairs of a colour and a shape, how large, of what, and where.
+"""Reading of pictures of scenes by a network: which pairs of a colour and a shape, their size, material and place.
 
 It is trained on scenes drawn for it alone, of all pairs, so that it reads what no generator has seen.
 """
@@ -29,7 +29,7 @@ LEARNING = 2  # raised by every change that trains other readers: part of the na
 
 
 class Facts(NamedTuple):
-    """What is known of all pairs of B scenes: pair = colour times the number of shapes, plus shape."""
+    """The true attributes of all pairs of B scenes: pair = colour times the number of shapes, plus shape."""
 
     present: Tensor  # (B, PAIRS), 1 where a solid of that colour and shape is there, else 0
     size: Tensor  # (B, PAIRS), 0 or 1; any where it is not there
@@ -38,7 +38,7 @@ class Facts(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a network says of all pairs of B pictures."""
+    """A network's reading of all pairs of B pictures."""
 
     presence: Tensor  # (B, PAIRS), logits
     size: Tensor  # logits of 1
@@ -57,7 +57,7 @@ def pair_of(colour: Tensor, shape: Tensor) -> Tensor:
 
 
 def facts_of(layout: Layout) -> Facts:
-    """What is true of the scenes of a layout."""
+    """The true attributes of the scenes of a layout."""
     colour, shape, size, material = layout.attributes.unbind(-1)
     row, solid = (colour >= 0).nonzero(as_tuple=True)
     pair = pair_of(colour, shape)[row, solid]
@@ -70,7 +70,7 @@ def facts_of(layout: Layout) -> Facts:
 
 
 def reader_loss(reading: Reading, facts: Facts) -> Tensor:
-    r"""What a reader is trained on, of each of B pictures.
+    r"""The loss that a reader is trained on, of each of B pictures.
 
     .. math:: L = \sum_k H(o_k, p_k) + \sum_{k:\, p_k = 1} \Big( H(s_k, \hat s_k) + H(m_k, \hat m_k)
         + \frac{(x_k - \hat x_k)^2 + (z_k - \hat z_k)^2}{\text{UNIT}^2} \Big), \quad
@@ -120,7 +120,7 @@ def seen(reading: Reading, row: int, n: int) -> Seen:
 
 
 def read(network: nn.Module, pictures: Tensor, device: torch.device | str = "cpu") -> Reading:
-    """What a network reads in pictures (B, C, H, W) in [-1, 1], each as a file holds it; on the CPU."""
+    """A network's reading of pictures (B, C, H, W) in [-1, 1], each as a file holds it; on the CPU."""
     rounded = images.to_float(images.to_uint8(pictures))
     return Reading.of(in_batches(lambda part: network(part.to(device)).float().cpu(), rounded))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ddpm.metrics.intervals import wilson
+from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 from ddpm.randomness import generator
 
@@ -24,7 +24,7 @@ NEEDED = {"n": int, "seeds": list}  # of a key's settings, which else are what a
 
 
 class Item(NamedTuple):
-    """What a picture is, which its reader does not know."""
+    """The truth about a picture, which its reader does not know."""
 
     sample: bool  # or a held-out image
     number: int  # of the sample, or of the image in its data
@@ -32,14 +32,14 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was said of a picture; None where nothing was."""
+    """A reader's answer about a picture; None where nothing was said."""
 
     read: str | None  # what was typed, "" for no character
     real: bool | None  # taken for a real image, or for a sample
 
 
 class Key(NamedTuple):
-    """What a sheet is scored by."""
+    """The key that a sheet is scored by."""
 
     sheet: str  # its id, see `identified`
     protocol: str  # how its results are called
@@ -173,20 +173,14 @@ def _result(words: str, of_samples: list[bool], of_held_out: list[bool]) -> Resu
     real, told = None, "none is answered"
     more: dict[str, Any] = {"answered": len(of_samples), "real_n": len(of_held_out)}
     if of_held_out:
-        real, told = sum(of_held_out) / len(of_held_out), _told(of_held_out)
+        real, told = sum(of_held_out) / len(of_held_out), share_in_words(sum(of_held_out), len(of_held_out))
         more |= dict(zip(("real_low", "real_high"), wilson(sum(of_held_out), len(of_held_out)), strict=True))
-    told = f"samples {words}: {_told(of_samples)}; held-out images: {told}"
+    told = f"samples {words}: {share_in_words(sum(of_samples), len(of_samples))}; held-out images: {told}"
     return Result(sum(of_samples) / len(of_samples), real, told, low, high, more, "wilson")
 
 
-def _told(hits: Sequence[bool]) -> str:
-    """A share with its interval."""
-    low, high = wilson(sum(hits), len(hits))
-    return f"{sum(hits)} of {len(hits)}, {sum(hits) / len(hits):.1%} (95%: {low:.1%} to {high:.1%})"
-
-
 def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
-    """What else there is to say of answers: what is left out, texts that name no class, how labels were read."""
+    """Remarks on answers: what is left out, texts that name no class, how labels were read."""
     lines = []
     unread, untold = sum(answer.read is None for answer in answers), sum(answer.real is None for answer in answers)
     if unread or untold:
@@ -200,7 +194,7 @@ def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
     pairs = list(zip(key.items, answers, strict=True))
     named = [hit for item, answer in pairs if not item.sample and (hit := _is_right(item, answer, key)) is not None]
     if named and not any(item.sample and item.label is not None for item in key.items):  # else `score` tells it
-        lines.append(f"held-out images read as their label: {_told(named)}")
+        lines.append(f"held-out images read as their label: {share_in_words(sum(named), len(named))}")
     return lines
 
 

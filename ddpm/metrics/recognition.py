@@ -42,7 +42,7 @@ class Recogniser:
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a recogniser found; every share is in 0..1."""
+    """The findings of a recogniser; every share is in 0..1."""
 
     threshold: float
     recognised: float  # share of the samples with a probability of at least the threshold
@@ -87,7 +87,7 @@ def recognised(
     asked: Tensor | None = None,
     threshold: float = 0.9,
 ) -> Recognition:
-    """What a recogniser's probabilities say of samples, beside those of held-out images.
+    """Recognition of samples by a recogniser's probabilities, beside that of held-out images.
 
     Args:
         probability: (n, K), of the samples.

@@ -1,13 +1,12 @@
 """Are pictures found by their names, and names by their pictures, among all that there are?"""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm.metrics.intervals import wilson
+from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 
 NAME = "retrieval"
@@ -66,7 +65,7 @@ def chance(k: int, right: int, among: int) -> float:
 
 
 def results(way: str, these: Found, real: Found | None = None) -> dict[str, Result]:
-    """What is counted -> its share with Wilson's interval, and the share by chance; and the median rank.
+    """Shares of queries found among the first, by name, with Wilson's interval and that by chance; and the median rank.
 
     Args:
         way: what is looked for, of `WAYS`.
@@ -90,20 +89,15 @@ def _share(way: str, what: str, these: Found, real: Found | None) -> Result:
     right = [rank <= k for rank in these.ranks.tolist()]
     low, high = wilson(sum(right), len(right))
     by_chance = sum(chance(k, m, these.among) for m in these.right.tolist()) / len(right)
-    words = f"{WAYS[way]} among the first {k} of {these.among:,}: {_told(right)}"
+    words = f"{WAYS[way]} among the first {k} of {these.among:,}: {share_in_words(sum(right), len(right))}"
     more: dict[str, object] = {"cases": len(right), "among": these.among, "chance": by_chance}
     ceiling = None
     if real is not None:
         of_real = [rank <= k for rank in real.ranks.tolist()]
         ceiling, (real_low, real_high) = sum(of_real) / len(of_real), wilson(sum(of_real), len(of_real))
-        words += f"; of held-out pictures, the ceiling: {_told(of_real)}"
+        words += f"; of held-out pictures, the ceiling: {share_in_words(sum(of_real), len(of_real))}"
         more |= {"real_n": len(of_real), "real_low": real_low, "real_high": real_high}
     return Result(sum(right) / len(right), ceiling, f"{words}; by chance {by_chance:.2%}", low, high, more, "wilson")
-
-
-def _told(right: Sequence[bool]) -> str:
-    low, high = wilson(sum(right), len(right))
-    return f"{sum(right):,} of {len(right):,}, {sum(right) / len(right):.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def _expected_rank(right: int, among: int) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm.data.raycast import SHAPES
 from ddpm.data.scenes import PAIRS, Scene
-from ddpm.metrics.intervals import wilson
+from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 from ddpm.metrics.reader import Reading, relation_between, seen
 
@@ -23,7 +23,7 @@ WORDS = {  # what is counted, in words
 
 
 class Judged(NamedTuple):
-    """What of a prompt is right in one picture."""
+    """The parts of a prompt that are right in one picture."""
 
     all: bool  # whatever the prompt says
     pairs: bool  # the picture has the prompt's pairs of a colour and a shape
@@ -33,7 +33,7 @@ class Judged(NamedTuple):
 
 
 def judged(reading: Reading, row: int, prompt: Scene) -> Judged:
-    """What of a prompt is right in one of the pictures that were read.
+    """The parts of a prompt that are right in one of the pictures that were read.
 
     A picture of a prompt of n solids is read as its n most probable pairs, so that one solid too many goes unnoticed
     if it is seen less clearly than those; one too few never does.
@@ -54,12 +54,12 @@ def judged(reading: Reading, row: int, prompt: Scene) -> Judged:
 
 
 def judge_all(reading: Reading, prompts: Sequence[Scene]) -> list[Judged]:
-    """The same of every picture, whose prompts come in turn: picture i has prompt i modulo their number."""
+    """Judge every picture that was read by its prompt: picture i has prompt i modulo their number."""
     return [judged(reading, i, prompts[i % len(prompts)]) for i in range(len(reading.presence))]
 
 
 def cases(pictures: Sequence[Judged]) -> dict[str, list[bool]]:
-    """What is counted -> right or wrong, case by case; a picture is one case, or each solid or relation of it."""
+    """Right or wrong, case by case, by what is counted; a picture is one case, or each solid or relation of it."""
     found: dict[str, list[bool]] = {}
     for what in WORDS:
         of_each = [getattr(picture, what) for picture in pictures]
@@ -78,7 +78,7 @@ def chance_of_pairs(prompts: Sequence[Scene]) -> float:
 
 
 def results(drawn: Sequence[Judged], real: Sequence[Judged], chance: float) -> dict[str, Result]:
-    """What is counted -> its share among samples, with Wilson's interval, and the same of real pictures: the ceiling.
+    """Shares that are right among samples, by name, with Wilson's interval, beside those of real pictures, the ceiling.
 
     Nothing is said of what no prompt says, and of solids where none is there.
 
@@ -98,14 +98,10 @@ def _result(what: str, right: list[bool], real: list[bool], chance: float) -> Re
     ceiling = sum(real) / len(real) if real else None
     more = {"cases": n, "real_n": len(real), "real_low": between[0], "real_high": between[1]}
     more |= {"chance": chance} if what == "pairs" else {}
-    words = f"{WORDS[what]}: {_told(right)}; of held-out pictures, the ceiling: {_told(real) if real else 'none'}"
+    of_real = share_in_words(sum(real), len(real)) if real else "none"
+    words = f"{WORDS[what]}: {share_in_words(k, n)}; of held-out pictures, the ceiling: {of_real}"
     words += f"; by chance {chance:.2%}" if what == "pairs" else ""
     return Result(k / n, ceiling, words, low, high, more, "wilson")
-
-
-def _told(right: Sequence[bool]) -> str:
-    low, high = wilson(sum(right), len(right))
-    return f"{sum(right):,} of {len(right):,}, {sum(right) / len(right):.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def parts_of(held_out: Tensor, composed: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from ddpm.data.dataset import Dataset
 from ddpm.forward import q_sample
+from ddpm.metrics.intervals import half_width
 from ddpm.oracle import JointMixture
 from ddpm.randomness import SampleNoise, generator
 from ddpm.schedules import NoiseSchedule
@@ -85,7 +86,7 @@ def measure_score_error(
         ratio = (away.mean() / whole.mean()).item()
         errors.append(ratio)
         variances.append(((away - ratio * whole).var() / whole.mean().square() / n).item() if n > 1 else math.nan)
-    value, half = sum(errors) / len(levels), 1.96 * math.sqrt(sum(variances)) / len(levels)
+    value, half = sum(errors) / len(levels), half_width(math.sqrt(sum(variances)) / len(levels))
     if not math.isfinite(value):
         raise ValueError("the score that was learned is not finite")
     sigma = [noise_level(schedule, t).item() for t in levels]

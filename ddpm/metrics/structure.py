@@ -1,4 +1,4 @@
-"""What the posterior means of an autoencoder know of classes: which neighbours they have, how far classes lie apart."""
+"""Classes among the posterior means of an autoencoder: which neighbours they have, how far classes lie apart."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -109,7 +109,7 @@ def must_have_structure(data: Dataset, n: int) -> None:
 def posterior_means(
     source: Decoded, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> Means:
-    """What n held-out samples, evenly spaced, are encoded to."""
+    """Posterior means of n held-out samples, evenly spaced, with their classes."""
     z, x = list[Tensor](), list[Tensor]()
     for _, seen, told in held_out(source, data, n, batch):
         z.append(source.model.encode(seen, told)[0].cpu())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm.metrics.intervals import half_width
 from ddpm.metrics.quality import Result
 
 NAME = "subject"
@@ -36,13 +37,14 @@ def result(drawn: Tensor, few: Tensor, views: Tensor, others: Tensor | None) -> 
         where these are no further apart than their 95 %.
     """
     (value, error), (ceiling, above) = _mean(likeness(drawn, few)), _mean(likeness(views, few))
-    low, high = value - 1.96 * error, value + 1.96 * error
+    half = half_width(error)
+    low, high = value - half, value + half
     words = f"likeness {value:.3f} (95%: {low:.3f} to {high:.3f}) to the pictures it learned from; of held-out views, "
     words += f"the ceiling: {ceiling:.3f}"
     more: dict[str, float | None] = {"real_n": len(views)}
     if others is not None:
         floor, below = _mean(likeness(others, few))
-        apart = ceiling - floor > 1.96 * math.hypot(above, below)  # of two that are alike, a share means nothing
+        apart = ceiling - floor > half_width(math.hypot(above, below))  # of two that are alike, a share means nothing
         share = (value - floor) / (ceiling - floor) if apart else None
         more |= {"floor": floor, "share": share}
         words += f"; of other solids, the floor: {floor:.3f}; "

@@ -31,7 +31,7 @@ def error(y: Tensor, asked: Tensor, unit: float = 1.0) -> Tensor:
 
 
 def correlation(y: Tensor, asked: Tensor, usual: Tensor) -> Tensor:
-    r"""How much the places that are nearer, or further, than usual are those where that was asked for.
+    r"""Anomaly correlation of predicted and requested depth: both minus the mean depth of each pixel.
 
     .. math:: r = \frac{\sum_i (y_i - m_i)(a_i - m_i)}{\sqrt{\sum_i (y_i - m_i)^2 \sum_i (a_i - m_i)^2}}
         \qquad \text{[Depth (correlation)]}
@@ -65,7 +65,7 @@ def solid(y: Tensor) -> Tensor:
 
 
 def overlap(y: Tensor, asked: Tensor) -> Tensor:
-    r"""How much of where solids are, or were asked for, is both.
+    r"""Intersection over union of the predicted and requested solid masks.
 
     .. math:: \text{IoU} = \frac{|Y \cap A|}{|Y \cup A|} \qquad \text{[Masks (IoU)]}
 
@@ -88,7 +88,7 @@ def measured(what: str, y: Tensor, asked: Tensor, usual: Tensor, unit: float) ->
 def results(
     kind: str, drawn: Tensor, real: Tensor, asked: Tensor, rows: Sequence[int], unit: float = 1.0
 ) -> dict[str, Result]:
-    """What is measured -> its mean over samples, beside that of held-out pictures, the ceiling, and the floor.
+    """Mean measures of a kind over samples, by name, beside that of held-out pictures, the ceiling, and the floor.
 
     The floor is what is read in held-out pictures of other scenes than were asked for.
 

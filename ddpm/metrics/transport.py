@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm.metrics.checks import finite_features
+from ddpm.metrics.intervals import half_width
 from ddpm.metrics.kernel import discrepancy
 from ddpm.randomness import generator
 
@@ -78,7 +79,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Distance:
         squares += (share * (along_x[rank_x] - along_y[rank_y]).square()).sum().item()
         h[order] += _potential(along_x, along_y)
     square, h = squares / len(directions), h / len(directions)
-    half = 1.96 * (h.var(correction=0) / len(h)).sqrt().item()
+    half = half_width((h.var(correction=0) / len(h)).sqrt().item())
     return Distance(math.sqrt(square), math.sqrt(max(0.0, square - half)), math.sqrt(square + half))
 
 

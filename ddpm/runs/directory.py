@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from ddpm.runs import checkpoint
-from ddpm.runs.files import read_json, regular_size, replacing, shown
+from ddpm.runs.files import is_number, read_json, regular_size, replacing, shown
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -229,7 +229,7 @@ def _is_of_metrics(values: Any) -> bool:
     if not _is_count(values["step"]) or not isinstance(values["split"], str):
         return False
     numbers = [value for key, value in values.items() if key != "split" and value is not None]
-    return all(_is_number(value) for value in numbers)
+    return all(is_number(value) for value in numbers)
 
 
 def _is_status(status: Any) -> bool:
@@ -237,16 +237,11 @@ def _is_status(status: Any) -> bool:
     if not isinstance(status, dict) or not isinstance(status.get("state"), str):
         return False
     step, seconds = status.get("step"), status.get("seconds")
-    return (step is None or _is_count(step)) and (seconds is None or _is_number(seconds))
+    return (step is None or _is_count(step)) and (seconds is None or is_number(seconds))
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    """A number that no float is too small for."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> tuple[Run, Path]:

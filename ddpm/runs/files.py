@@ -86,6 +86,11 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, nan and infinity too, but no whole one of more than 64 bits."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
 class Origin:
     """The files that something is going to be read from, to be asked later whether they are still the same.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ddpm.checks import check_one_of, is_whole
 from ddpm.forward import q_step
 from ddpm.randomness import SampleNoise, normal
 from ddpm.schedules import MOST, NoiseSchedule, is_integer
@@ -26,7 +27,7 @@ RHO = 7.0  # of EDM (5): how much more finely low noise is resolved than high no
 
 
 class Step(NamedTuple):
-    """What a method makes x_s of: a step from t to s, 0 < s < t; Langevin dynamics also moves at s = t."""
+    """The arguments of a method's step from t to s, 0 < s < t; Langevin dynamics also moves at s = t."""
 
     schedule: NoiseSchedule
     """On x_t's device."""
@@ -85,12 +86,10 @@ class Sampler(ABC):
         grid: str = "integer",
         times: Sequence[int | float] | None = None,
     ):
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST):
+        if steps is not None and not is_whole(steps, 1, MOST):
             raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer >= 1, up to {MOST:,}")
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing = {spacing!r} is not known; allowed: {', '.join(SPACINGS)}")
-        if grid not in GRIDS:
-            raise ValueError(f"grid = {grid!r} is not known; allowed: {', '.join(GRIDS)}")
+        check_one_of("spacing", spacing, SPACINGS)
+        check_one_of("grid", grid, GRIDS)
         self.spacing, self.grid = spacing, grid
         self.given = None if times is None else _given(times, grid)
         self.steps = steps if self.given is None else len(self.given) - 1
@@ -122,13 +121,13 @@ class Sampler(ABC):
         return self._ended(times)
 
     def ending_at(self, end: int) -> Self:
-        """The same, whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
+        """A copy whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
 
         So walk published pipelines with set_alpha_to_one = false, to t = 1: what is left of noise there is theirs too.
 
         Raises: ValueError for an end that is no integer >= 0.
         """
-        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+        if not is_whole(end, 0):
             raise ValueError(f"end = {end!r} must be an integer >= 0; 0 is data")
         other = copy.copy(self)
         other.end = end
@@ -189,6 +188,29 @@ class Sampler(ABC):
         """
         times = self.times(schedule)
         return integrate(self, schedule, denoise, x_T, times, generator=generator, callback=callback, before=before)
+
+
+class AdamsBashforth(Sampler):
+    """A walk that mixes the last predictions of eps, up to four of them; a method defines `step`, and so the mixture.
+
+    Args:
+        steps, spacing, grid, times: as in `Sampler`.
+        order: how many predictions, 1 to 4, at most the number of steps.
+    Raises:
+        ValueError: another order, or one that so few steps never reach.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = 50,
+        order: int = 4,
+        spacing: str = "uniform",
+        grid: str = "integer",
+        times: Sequence[int | float] | None = None,
+    ):
+        super().__init__(steps, spacing, grid, times)
+        check_order(order, (1, 2, 3, 4), self.steps)
+        self.order, self.history = order, order - 1
 
 
 @torch.no_grad()

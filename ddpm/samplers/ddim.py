@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.forward import q_sample, transition
 from ddpm.samplers.base import Sampler, Step, evaluate, integrate
 from ddpm.schedules import NoiseSchedule, at
@@ -99,7 +100,7 @@ def interpolate(x_a: Tensor, x_b: Tensor, k: int) -> Tensor:
     """
     if x_a.shape != x_b.shape:
         raise ValueError(f"latents of shapes {tuple(x_a.shape)} and {tuple(x_b.shape)} cannot be interpolated")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 2:
+    if not is_whole(k, 2):
         raise ValueError(f"k = {k!r}: an interpolation has at least 2 latents, its ends")
     a = torch.linspace(0, 1, k, dtype=torch.float64, device=x_a.device)
     one, other = x_a.double().flatten(), x_b.double().flatten()

@@ -5,6 +5,7 @@ from math import log, sqrt
 
 from torch import Tensor
 
+from ddpm.checks import check_one_of
 from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, evaluate, with_signal
 from ddpm.schedules import NoiseSchedule
 from ddpm.targets import Denoise, Prediction
@@ -53,8 +54,7 @@ class DPMSolverPP(Sampler):
         times: Sequence[int | float] | None = None,
     ):
         super().__init__(steps, spacing, grid, times)
-        if kind not in ORDERS:
-            raise ValueError(f"kind = {kind!r} is not known; allowed: {', '.join(ORDERS)}")
+        check_one_of("kind", kind, ORDERS)
         check_order(order, ORDERS[kind], self.steps)
         self.order, self.kind, self.stochastic = order, kind, kind == "sde"
         self.history = 0 if kind == "singlestep" else order - 1

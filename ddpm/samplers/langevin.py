@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ddpm.checks import is_whole
 from ddpm.forward import q_sample
 from ddpm.samplers.base import Sampler, Step, alpha_bars
 from ddpm.schedules import NoiseSchedule
@@ -53,7 +54,7 @@ class AnnealedLangevin(Sampler):
         times: Sequence[int | float] | None = None,
     ):
         super().__init__(steps, spacing, grid, times)
-        if isinstance(moves, bool) or not isinstance(moves, int) or not 1 <= moves <= MOST_MOVES:
+        if not is_whole(moves, 1, MOST_MOVES):
             raise ValueError(f"moves = {moves!r}: the moves at a level must be an integer >= 1, at most {MOST_MOVES:,}")
         if isinstance(r, bool) or not isinstance(r, int | float) or not 0 < r < 4:
             raise ValueError(f"r = {r!r} must lie in (0, 4): from 4 on the moves do not converge")

@@ -1,17 +1,16 @@
 """Linear multistep in the noise level, an Adams-Bashforth method: the LMS sampler of k-diffusion (Crowson)."""
 
-from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, with_signal
+from ddpm.samplers.base import AdamsBashforth, Step, alpha_bars, with_signal
 from ddpm.samplers.edm import sigma_of
 
 
-class LMS(Sampler):
+class LMS(AdamsBashforth):
     r"""Integrates the polynomial in sigma through the last predictions of eps, one evaluation a step.
 
     With x_t = sqrt(alpha_bar_t) (x_0 + sigma eps), predictions j = 0 (at t), 1, 2, ... (the steps before) and k their
@@ -30,18 +29,6 @@ class LMS(Sampler):
         ValueError: another order, or one that so few steps never reach.
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter III.
     """
-
-    def __init__(
-        self,
-        steps: int | None = 50,
-        order: int = 4,
-        spacing: str = "uniform",
-        grid: str = "integer",
-        times: Sequence[int | float] | None = None,
-    ):
-        super().__init__(steps, spacing, grid, times)
-        check_order(order, (1, 2, 3, 4), self.steps)
-        self.order, self.history = order, order - 1
 
     def step(self, step: Step) -> Tensor:
         """As `Sampler.step`; the c_j add up to sigma_s - sigma_t, so that Euler's step can be taken out of the sum."""

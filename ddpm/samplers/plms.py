@@ -1,18 +1,17 @@
 """Pseudo linear multistep, Adams-Bashforth in t: PNDM (Liu et al., arXiv 2202.09778)."""
 
-from collections.abc import Sequence
 from math import sqrt
 
 from torch import Tensor
 
 from ddpm.forward import q_sample
-from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, evaluate, with_signal
+from ddpm.samplers.base import AdamsBashforth, Step, alpha_bars, evaluate, with_signal
 from ddpm.schedules import NoiseSchedule
 
 COEFFICIENTS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-class PLMS(Sampler):
+class PLMS(AdamsBashforth):
     r"""A step of DDIM by a mixture of the last predictions of eps, newest first.
 
     .. math:: \epsilon' = \epsilon_0, \quad \tfrac12 (3 \epsilon_0 - \epsilon_1), \quad
@@ -37,18 +36,6 @@ class PLMS(Sampler):
         ValueError: another order, or one that so few steps never reach.
     Source: Pseudo Numerical Methods for Diffusion Models on Manifolds (arXiv 2202.09778), section 3.3.
     """
-
-    def __init__(
-        self,
-        steps: int | None = 50,
-        order: int = 4,
-        spacing: str = "uniform",
-        grid: str = "integer",
-        times: Sequence[int | float] | None = None,
-    ):
-        super().__init__(steps, spacing, grid, times)
-        check_order(order, (1, 2, 3, 4), self.steps)
-        self.order, self.history = order, order - 1
 
     def step(self, step: Step) -> Tensor:
         """As `Sampler.step`; without history, of order 2 and more, with a second evaluation at s."""

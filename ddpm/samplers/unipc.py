@@ -6,6 +6,7 @@ from math import sqrt
 import numpy as np
 from torch import Tensor
 
+from ddpm.checks import check_one_of
 from ddpm.samplers.base import Sampler, Step, alpha_bars, check_order, with_signal
 from ddpm.samplers.dpm_solver import exp_minus_h, h_of
 from ddpm.schedules import NoiseSchedule
@@ -46,8 +47,7 @@ class UniPC(Sampler):
     ):
         super().__init__(steps, spacing, grid, times)
         check_order(order, (1, 2, 3), self.steps)
-        if variant not in ("bh1", "bh2"):
-            raise ValueError(f"variant = {variant!r} is not known; allowed: bh1, bh2")
+        check_one_of("variant", variant, ("bh1", "bh2"))
         self.order, self.variant, self.corrector, self.history = order, variant, corrector, order
 
     def step(self, step: Step) -> Tensor:

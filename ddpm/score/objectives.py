@@ -41,7 +41,7 @@ def explicit(score: Score, x: Tensor, target: Tensor) -> Tensor:
 
 
 def implicit(score: Score, x: Tensor) -> Tensor:
-    r"""The same by partial integration, without the score of p.
+    r"""Implicit score matching: the explicit objective by partial integration, without the score of p.
 
     .. math:: \operatorname{tr} \frac{\partial s}{\partial x} + \tfrac12 \| s(x) \|^2
         \qquad \text{[Hyvarinen (implicit)]}

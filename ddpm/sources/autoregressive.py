@@ -48,7 +48,7 @@ class Autoregressive(Source):
         return 1
 
     def at(self, temperature: float) -> Self:
-        """The same at a temperature.
+        """This source at another temperature.
 
         Raises: ValueError for one that is none.
         """

@@ -1,4 +1,4 @@
-"""What samples come from: something trained, with all that decides a sample but its number."""
+"""Sources of samples: something trained, with all that decides a sample but its number."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class Range:
         self.largest = max(self.largest, size.max().item() if size.numel() else 1.0)
 
     def __str__(self) -> str:
-        """What is to be said of it; empty if all is within."""
+        """A remark on how far samples leave the range; empty if all is within."""
         concerns = []
         if self.not_finite:
             concerns.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
@@ -108,7 +108,7 @@ class Source(ABC):
         """
 
     def shown(self, x: Tensor) -> Tensor:
-        """What is to be seen of what is drawn, x (n, *shape), on the CPU: x itself, or what the codec makes of it."""
+        """Samples x (n, *shape) as they are shown, on the CPU: x itself, or decoded by the codec."""
         return x.cpu() if self.codec is None else self.codec.decode(x.to(self.device)).cpu()
 
     @property
@@ -117,12 +117,12 @@ class Source(ABC):
         return self.shape if self.codec is None else tuple(self.codec.of)
 
     def encoded(self, x: Tensor) -> Tensor:
-        """What is drawn in the place of what is shown, x (n, *shown_shape): x itself, or its latents; on the device."""
+        """Pictures x (n, *shown_shape) as they are drawn: x itself, or its latents; on the device."""
         x = x.to(self.device)
         return x if self.codec is None else self.codec.drawn(self.codec.kept(x))
 
     def shown_by(self, codec: Any) -> Self:
-        """The same, whose samples a codec decodes; None for none."""
+        """A copy whose samples a codec decodes; None for none."""
         other = copy.copy(self)
         other.codec = codec
         if codec is not None:
@@ -130,7 +130,7 @@ class Source(ABC):
         return other
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
-        """What is to be seen of images that the samples of these numbers are told of, (n, *shape); None for no such."""
+        """Pictures (n, *shape) of the images that these samples are told of; None for no such."""
         return None
 
     @property
@@ -177,7 +177,7 @@ class Source(ABC):
         return [range(count) if values is None else values for count, values in zip(counts, given, strict=False)]
 
     def with_seed(self, seed: int) -> Self:
-        """The same with another seed; what leaves [-1, 1] is counted anew."""
+        """A copy with another seed, which counts anew what leaves [-1, 1]."""
         other = copy.copy(self)
         other.seed, other.range = seed, Range()
         return other

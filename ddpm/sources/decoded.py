@@ -41,7 +41,7 @@ class Generated(Source):
             raise ValueError("class = none: the network was never trained without its classes")
 
     def picture(self, output: Tensor) -> Tensor:
-        """What is to be seen of the network's output."""
+        """The picture that the network's output stands for."""
         return output
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class Decoded(Generated):
         self.reconstruction = reconstruction
 
     def picture(self, output: Tensor) -> Tensor:
-        """What is to be seen of the decoder's output."""
+        """The picture that the decoder's output stands for."""
         return self.reconstruction.picture(output)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a network says of held-out pictures: images, of which each is a function of one picture."""
+"""Predictions of a network for held-out pictures: images, of which each is a function of one picture."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from ddpm.sources.base import Source
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    """What a network of noisy data says of x (B, C, H, W) without noise, at t = 0: (B, C', H, W)."""
+    """The prediction (B, C', H, W) of a network of noisy data for x (B, C, H, W) without noise, at t = 0."""
     y: Tensor = model(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
     return y
 
@@ -22,7 +22,7 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 def predicted_in_batches(
     model: nn.Module, x: Tensor, device: torch.device, precision: str = "fp32", batch: int = 256
 ) -> Tensor:
-    """The same of pictures (N, C, H, W), so many at a time and in evaluation mode: float32 (N, C', H, W), on the CPU.
+    """Predictions for pictures (N, C, H, W), `batch` at a time in evaluation mode: float32 (N, C', H, W), on the CPU.
 
     Args:
         device: where the network is.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm.checks import check_one_of, check_whole
 from ddpm.data.batch import Condition, takes
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import ClassifierFree, Guidance
@@ -25,7 +26,7 @@ KINDS = {0: "text", 1: "depth", 5: "inpainting"}  # channels beside x_t -> what 
 
 
 class Prompted(TrainedSampler):
-    """What prompts draw: sample number i is of prompt i, modulo their number.
+    """The source of samples of prompts: sample number i is of prompt i, modulo their number.
 
     A `Source` as every other, so whatever draws, edits or shows one takes it. Made by `Pipeline.of`.
 
@@ -83,7 +84,7 @@ class Prompted(TrainedSampler):
         return self.guidance(self.diffusion, self.model, condition, away)
 
     def telling(self, image: Tensor) -> "Prompted":
-        """The same, whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
+        """A copy whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
         other = copy.copy(self)
         other.image = image.to(self.device)
         return other
@@ -122,20 +123,19 @@ class Pipeline:
     about: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision = {self.precision!r} is not known; allowed: {', '.join(PRECISIONS)}")
+        check_one_of("precision", self.precision, PRECISIONS)
         _must_fit(self.model, self.codec, self.encoder, self.tokenizer)
         for network in (self.model, self.encoder, self.codec.model):
             network.to(self.device).eval().requires_grad_(False)
 
     @property
     def kind(self) -> str:
-        """What the network is told besides a text: "text" (nothing), "inpainting" or "depth"."""
+        """The kind of its U-Net: "text" (nothing besides a text), "inpainting" or "depth"."""
         return kind_of(self.model)
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """What the text encoder makes of texts, (B, L, D), on the device."""
+        """The text encoder's tokens (B, L, D) of texts, on the device."""
         with computing(self.device, self.precision):
             tokens: Tensor = self.encoder(self.tokenizer(list(texts)).to(self.device))
         return tokens.float()
@@ -152,7 +152,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         image: Tensor | None = None,
     ) -> Prompted:
-        """What prompts draw, as a `Source`; nothing is drawn yet.
+        """The `Source` of samples of prompts; nothing is drawn yet.
 
         Args:
             prompt: a text, which may be empty, or several.
@@ -207,15 +207,14 @@ class Pipeline:
         """
         n = n if n is not None else 1 if isinstance(prompt, str) else max(1, len(prompt))
         for name, value in (("n", n), ("batch", batch)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} = {value!r} must be an integer >= 1")
+            check_whole(name, value, 1)
         source = self.of(prompt, negative, w, sampler, size, seed)
         parts = [list(range(start, min(start + batch, n))) for start in range(0, n, batch)]
         return torch.cat([source.draw(numbers, callback) for numbers in parts])
 
 
 def kind_of(model: nn.Module) -> str:
-    """What a network is told besides a text, by its channels beside x_t; ValueError for another number."""
+    """The kind of a U-Net by its channels beside x_t, one of `KINDS`; ValueError for another number."""
     channels = getattr(model, "condition_channels", 0)
     if channels not in KINDS:
         known = ", ".join(f"{count} ({kind})" for count, kind in KINDS.items())
@@ -224,7 +223,7 @@ def kind_of(model: nn.Module) -> str:
 
 
 def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
-    """What a network for inpainting is told: which latents are drawn anew, and those of the image without the hole.
+    """The image beside x_t of a network for inpainting: the mask of latents to draw, and the image's without the hole.
 
     Args:
         x: the image, (1, 3, H, W) in [-1, 1]; what it holds in the hole is not looked at.
@@ -238,7 +237,7 @@ def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def deep(codec: Continuous, depth: Tensor) -> Tensor:
-    """What a network of depth is told.
+    """The image beside x_t of a network that is told of depth.
 
     Args:
         depth: of each pixel in any unit, near things high, (1, 1, H, W).

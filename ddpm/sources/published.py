@@ -1,4 +1,4 @@
-"""What the scheduler_config.json of a published pipeline says, as our schedule, diffusion and sampler.
+"""The scheduler_config.json of a published pipeline as our schedule, diffusion and sampler.
 
 The form is that of the schedulers of the diffusers library: a class for each sampler, whose settings hold the process
 too. What differs:
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ddpm.checks import is_whole
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.runs.files import read_json
 from ddpm.samplers.ancestral import Ancestral
@@ -211,7 +212,7 @@ class Scheduler:
         Raises: ValueError for steps < 1, or so many that times repeat or leave 1..T, with the most that do not.
         """
         T = self.diffusion.schedule.T
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
+        if not is_whole(steps, 1, T):
             raise ValueError(f"steps = {steps!r}: the number of sampling steps must be an integer in 1..{T}")
         times = self._spaced(steps)
         if _legal(times, T):

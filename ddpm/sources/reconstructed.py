@@ -1,4 +1,4 @@
-"""What an autoencoder leaves of held-out data: the limit of whatever is drawn through it."""
+"""Held-out data, encoded and decoded by an autoencoder: the limit of whatever is drawn through it."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ class Reconstructed(Source):
         return self.told.batch(self.told.shown(numbers)).y
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor:
-        """What is reconstructed, (n, *shape), on the CPU."""
+        """The originals of the reconstructions, (n, *shape), on the CPU."""
         return self._originals(numbers).cpu()
 
     def _originals(self, numbers: range | list[int]) -> Tensor:

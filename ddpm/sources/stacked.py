@@ -50,12 +50,12 @@ class StackedSampler(TrainedSampler):
         return SampleNoise(seeds, len(self.sources) * list(numbers))
 
     def condition(self, numbers: range | list[int]) -> Condition:
-        """What there is to tell of the samples of these numbers, each network of its own."""
+        """The conditions of the samples of these numbers, each network with its own."""
         each = [source.condition(numbers) for source in self.sources]
         return each[0].holding(map(torch.cat, zip(*(one.tensors() for one in each), strict=True)))
 
     def denoiser(self, condition: Condition) -> Denoise:
-        """What all predict, guided and clipped, for t that is the same in each."""
+        """The predictions of all networks, guided and clipped, for t that is the same in each."""
         bound = _Bound(self.model, super().denoiser)
 
         def denoise(x_t: Tensor, t: Time) -> Prediction:
@@ -79,7 +79,7 @@ class StackedSampler(TrainedSampler):
 
 
 class Shared:
-    """What several trained networks draw as one, kept for each until it asks.
+    """Samples of several trained networks, drawn as one and kept for each until it asks.
 
     Args:
         sources: as of `StackedSampler`.
@@ -93,7 +93,7 @@ class Shared:
         self.kept: dict[str, dict[int, Way]] = {}  # by what was asked for, and whose it is
 
     def drawn(self, source: "SharingSampler", what: str, draw: Callable[[TrainedSampler], Way]) -> Way | None:
-        """What `draw` draws of a source; None where it is to be drawn from that alone.
+        """The samples that `draw` takes of a source; None where it is to be drawn from that alone.
 
         Args:
             what: is drawn; with the source's sampler, guidance, and how far its seed was moved, it is one request.
@@ -184,7 +184,7 @@ def _difference(one: TrainedSampler, other: TrainedSampler) -> str | None:
 
 
 def _settings(thing: object) -> tuple[str, dict[str, object]]:
-    """What kind of thing it is, and the numbers and names that it holds."""
+    """The kind of a thing, and the numbers and names that it holds."""
     plain = {name: value for name, value in vars(thing).items() if type(value) in PLAIN}
     if "drop" in plain:  # how often a network was trained without its condition: drawing asks whether it ever was
         plain["drop"] = bool(plain["drop"])

@@ -104,7 +104,7 @@ class TrainedSampler(Source):
         return self.guidance(self.diffusion, self.model, condition, self._against(condition))
 
     def _against(self, condition: Condition) -> Condition | None:
-        """What guidance leads away from: the same with the negative prompt in the place of its words; None for null."""
+        """The condition that guidance leads away from: the negative prompt for its words; None for the null one."""
         if self.negative is None:
             return None
         tokens = self.negative.to(self.device).expand(len(condition), -1)
@@ -113,11 +113,11 @@ class TrainedSampler(Source):
         return replace(rest, tokens=tokens, null=null)
 
     def denoiser(self, condition: Condition) -> Denoise:
-        """The same as a sampler consumes it: clipped."""
+        """The guided prediction, clipped, as a sampler takes it."""
         return self.diffusion.clipped(self.predictor(condition))
 
     def condition(self, numbers: range | list[int]) -> Condition:
-        """What there is to tell the network of the samples of these numbers, on its device."""
+        """The condition of the samples of these numbers, on the network's device."""
         labels = self.labels(numbers)
         if self.told is not None:
             condition = self.told.batch(self.told.shown(numbers), self.device).condition
@@ -136,25 +136,25 @@ class TrainedSampler(Source):
         return condition.nulled({"classes": without if len(labels) > 1 else without[:, 0]})
 
     def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
-        """What is to be seen of the images that the samples of these numbers are told of, (n, *shape), on the CPU."""
+        """Pictures (n, *shape) of the images that these samples are told of, on the CPU; None for no such."""
         image = self.condition(numbers).image if "image" in takes(self.model) else None
         return None if image is None else shown(image, self.shape[0]).cpu()
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
-        """The same with another sampler."""
+        """A copy with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
         return other
 
     def guided_by(self, guidance: Guidance) -> "TrainedSampler":
-        """The same with another guidance; ValueError for one that the network was not trained for."""
+        """A copy with another guidance; ValueError for one that the network was not trained for."""
         self._check(self.diffusion, self.model, guidance)
         other = copy.copy(self)
         other.guidance = guidance
         return other
 
     def told_of(self, numbers: Tensor) -> "TrainedSampler":
-        """The same, told of these samples (M,) of its data: sample number i of what numbers[i modulo M] has."""
+        """A copy that is told of these samples (M,) of its data: sample number i of what numbers[i modulo M] has."""
         if self.told is None or not len(numbers):
             raise ValueError("the network is told of none of the data, or there are no samples of which it could be")
         other = copy.copy(self)
@@ -163,7 +163,7 @@ class TrainedSampler(Source):
         return other
 
     def of_data(self, data: Dataset) -> "TrainedSampler":
-        """The same, told of what is held out of other data, with the same parts."""
+        """A copy that is told of the held-out part of other data, with the same parts."""
         other = copy.copy(self)
         other.told = _of_labels(data, self.asked, self.styles)
         return other

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm.checks import check_whole
 from ddpm.runs.files import replacing
 
 FALL = 0.05  # of the loss from its first average to its lowest, or back up: less is taken for noise
@@ -23,8 +24,7 @@ def rates(start: float, end: float, steps: int) -> list[float]:
     """
     if not 0 < start < end < math.inf:
         raise ValueError(f"start = {start:g} and end = {end:g}: 0 < start < end is needed")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps = {steps!r} must be an integer >= 2")
+    check_whole("steps", steps, 2)
     return [start * (end / start) ** (i / (steps - 1)) for i in range(steps)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.runs.directory import DONE, STATES, Run, read_metrics
-from ddpm.runs.files import shown
+from ddpm.runs.files import is_number, shown
 from ddpm.runs.results import recorded
 from ddpm.runs.safe_yaml import CADENCE, MEMORY, read_settings
 
@@ -179,11 +179,7 @@ def _is_result(result: dict[str, Any]) -> bool:
         if line is not None and not isinstance(line, list):
             return False
         numbers += line or []
-    return all(value is None or _is_number(value) for value in numbers)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+    return all(value is None or is_number(value) for value in numbers)
 
 
 def _must_be_of_a_run(status: dict[str, Any]) -> None:

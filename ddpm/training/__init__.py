@@ -1,1 +1,1 @@
-"""What is trained: the protocol of a task, and one objective a file in `tasks`."""
+"""Training: the protocol of a task, and one objective a file in `tasks`."""

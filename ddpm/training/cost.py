@@ -1,4 +1,4 @@
-"""What a network costs: parameters, floating point operations, time and memory, on the machine at hand."""
+"""The cost of a network: parameters, floating point operations, time and memory, on the machine at hand."""
 
 import contextlib
 import copy
@@ -85,7 +85,7 @@ def peak(device: torch.device, anew: bool = False) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """The machine that the numbers belong to."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
@@ -242,19 +242,19 @@ def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str, 
 
 
 def _steps_of(training: Training) -> Callable[[], object]:
-    """What takes the next step each time."""
+    """A function that takes the next step each time."""
     numbers = itertools.count(1)
     return lambda: training.step(next(numbers))
 
 
 def _decode(source: Source, batch: int) -> Callable[[], object]:
-    """What decodes a batch of latents."""
+    """A function that decodes a batch of latents."""
     z = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     return lambda: source.shown(z)
 
 
 def _evaluate(source: Source, batch: int) -> Callable[[], object]:
-    """What evaluates the network once for a batch of samples; without a sampler, what draws them."""
+    """A function that evaluates the network once for a batch of samples; without a sampler, one that draws them."""
     if not isinstance(source, TrainedSampler):
         return lambda: source.draw(range(batch))
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)

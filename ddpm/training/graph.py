@@ -70,7 +70,7 @@ class CUDAGraph:
 
 
 def graph_on(device: torch.device) -> Graph | None:
-    """What can replay steps on a device; None where starting kernels is no matter."""
+    """The graph that can replay steps on a device; None where the start of kernels takes no time worth saving."""
     return CUDAGraph(device) if device.type == "cuda" else None
 
 

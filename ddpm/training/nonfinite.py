@@ -17,7 +17,7 @@ SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscale
 
 
 class Seen(NamedTuple):
-    """What a step was computed from, kept for an autopsy: tensors on their device, which nothing waits for."""
+    """The inputs of a step, kept for an autopsy: tensors on their device, which nothing waits for."""
 
     step: int
     facts: dict[str, Tensor]  # of each row of the batch, such as its t: (B,)
@@ -109,7 +109,7 @@ class NonFiniteGuard:
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

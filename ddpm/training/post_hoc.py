@@ -69,7 +69,7 @@ def inner_product(a: Profile, b: Profile) -> float:
 
 
 def coefficients(stored: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
-    r"""What stored averages are multiplied by, so that their sum has the wanted profile as nearly as can be.
+    r"""Coefficients of stored averages whose sum has the wanted profile as nearly as can be.
 
     .. math:: A x = b, \quad A_{ij} = \langle p_i, p_j \rangle, \quad b_i = \langle p_i, p \rangle
         \qquad \text{[EDM2 (least squares)]}

@@ -66,7 +66,7 @@ class Ranks:
         return agreed.tolist()
 
     def broadcast(self, value: Any = None) -> Any:
-        """What the leader says."""
+        """The leader's value, on every rank."""
         if self.size == 1:
             return value
         said = [value]

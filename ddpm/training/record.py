@@ -1,4 +1,4 @@
-"""What training leaves behind, step by step: metrics, a line of progress, previews, checkpoints."""
+"""The record of training, step by step: metrics, a line of progress, previews, checkpoints."""
 
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and
 
 
 class Record:
-    """What the process that has the run writes of its training, and shows.
+    """The record of a run's training, written and shown by the process that has the run.
 
     Args:
         run: the run directory.
@@ -121,7 +121,7 @@ class Record:
 
 
 class Previews:
-    """The same noise turned into samples at intervals over training, by the raw weights and by the averaged ones.
+    """Samples of one noise at intervals over training, by the raw weights and by the averaged ones.
 
     The rows are kept in previews.pt, so that a resumed run goes on with its strip.
     """

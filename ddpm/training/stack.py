@@ -40,7 +40,7 @@ class Stack:
         self.task = arms[0].task.using(self.networks)
 
     def step(self, step: int, progress: float = 0.0) -> list[Taken]:
-        """What `Training.step` does and returns, of every arm."""
+        """Take a step of every arm, as `Training.step` does."""
         drawn = [arm.begin(step, progress) for arm in self.arms]
         phases = [arm.phases[0] for arm in self.arms]
         rows = drawn[0].holding(map(torch.cat, zip(*(its.tensors() for its in drawn), strict=True)))
@@ -174,7 +174,7 @@ class _Together(nn.Module):
                 own.data = row
 
     def __getattr__(self, name: str) -> Any:
-        """What else is asked of a network, such as what it takes, is asked of the first."""
+        """Any other attribute, such as what a network takes, of the first network."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -202,7 +202,7 @@ class _Together(nn.Module):
 
 @dataclass(frozen=True)
 class _Inputs(Rows):
-    """What a network is called with, by its place."""
+    """The arguments of a network's call, by their place."""
 
     inputs: Mapping[int, Any]
 

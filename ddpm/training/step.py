@@ -24,7 +24,7 @@ from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
 
 
 class Settings(Protocol):
-    """What a step asks of how training is done, see `ddpm.training.trainer.Trainer`."""
+    """The settings of training that a step asks for, see `ddpm.training.trainer.Trainer`."""
 
     batch_size: int
     accumulate: int
@@ -37,7 +37,7 @@ class Settings(Protocol):
 
 
 class Taken(NamedTuple):
-    """What a step was, before its weights changed: of its first phase, or of all."""
+    """The record of a step, before its weights changed: of its first phase, or of all."""
 
     loss: Tensor  # the mean that was trained
     grad_norm: Tensor  # before it was clipped
@@ -114,7 +114,7 @@ class Training:
         return self.hindrance or self.phases[0].gradients.eager
 
     def _hindrance(self) -> str | None:
-        """What is known to keep a graph from replaying the steps."""
+        """The known reason why a graph cannot replay the steps; None for none."""
         if self.ranks.size > 1:
             return f"{self.ranks.size} processes share every batch"
         if len(self.task.phases) > 1:
@@ -154,7 +154,7 @@ class Training:
         return self.task.draw(batch, random, progress)
 
     def micro_batches(self, drawn: Drawn) -> Iterator[Drawn]:
-        """What was drawn for a step, cut up; of each part the rows of this process."""
+        """The draws of a step in micro-batches; of each the rows of this process."""
         for part in torch.arange(self.settings.batch_size, device=self.device).chunk(self.settings.accumulate):
             rows = drawn.rows(itemgetter(part))
             yield rows if self.task.couples_batch else rows.rows(self.ranks.share)
@@ -165,7 +165,7 @@ class Training:
         return self.end(step, drawn, [phase.step(step, drawn, progress) for phase in self.phases])
 
     def begin(self, step: int, progress: float = 0.0) -> Drawn:
-        """What a step is computed from; its networks are made ready."""
+        """Make the networks ready for a step, and return its draws."""
         for module in self.task.modules.values():
             module.train()
         self.ranks.seed_dropout(self.seed, step)
@@ -209,7 +209,7 @@ class Training:
         return sorted(lines, key=itemgetter("step"))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights and their averages."""
+        """The state that a resumed run needs besides the weights and their averages."""
         return {
             "precision": self.precision,
             "ema_updates": {name: average.updates for name, average in self.averages.items()},
@@ -321,7 +321,7 @@ class _Optimized:
         return loss, parts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         names = {} if self.names == self.all_names else {"parameters": self.names}
         return {
             "optimizer": self.optimizer.state_dict()["state"],

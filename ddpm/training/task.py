@@ -1,4 +1,4 @@
-"""What a trainer asks of that which it trains: modules, what a step draws, and the losses of what was drawn."""
+"""The protocol of a task: modules that are trained, what a step draws, and the losses of what was drawn."""
 
 import copy
 import hashlib
@@ -125,7 +125,7 @@ class Task(ABC):
             parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
 
     def concerns(self) -> list[str]:
-        """What is known to hurt of the settings, and is done as asked for all the same: a line each."""
+        """Known problems of the settings, which are done as asked for all the same: a line each."""
         return []
 
     # ------------------------------------------------------------------------------------------------ what a step needs
@@ -141,7 +141,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Drawn:
-        """What is drawn for a step's whole batch: all of its randomness but that of dropout.
+        """All draws of a step's whole batch: its randomness but that of dropout.
 
         Args:
             batch: of the data, on the task's device.
@@ -168,13 +168,13 @@ class Task(ABC):
         """
 
     def facts(self, drawn: Drawn) -> dict[str, Tensor]:
-        """What an autopsy of broken numbers tells of each row besides its loss, such as t: each (B,)."""
+        """Facts of each row for an autopsy of broken numbers besides its loss, such as t: each (B,)."""
         return {}
 
     # --------------------------------------------------------------------------------------------- what is looked at
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Drawn:
-        """What is drawn for held-out data: the same each time, whatever the run's seed."""
+        """Draws for held-out data: the same each time, whatever the run's seed."""
         return self.draw(batch, random, 1.0)
 
     def held_out(self, drawn: Drawn) -> Losses:
@@ -189,7 +189,7 @@ class Task(ABC):
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
     ) -> Source | None:
-        """What draws samples from the modules; None, or a `Silent` one, for a task that draws none.
+        """The source of samples of the modules; None, or a `Silent` one, for a task that draws none.
 
         Args:
             data: of which samples are told, where the task tells them of anything; None where they are not at hand.
@@ -198,7 +198,7 @@ class Task(ABC):
         return None
 
     def codec(self) -> Any:
-        """What other runs draw through, see `ddpm.latent.codec.Codec`; None for a task that trains no such thing."""
+        """The codec that other runs draw through, see `ddpm.latent.codec.Codec`; None for a task that trains none."""
         return None
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
@@ -217,7 +217,7 @@ class Task(ABC):
     # -------------------------------------------------------------------------------------------------- what is kept
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides weights: tensors, numbers, and containers of them."""
+        """The state that a resumed run needs besides weights: tensors, numbers, and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
@@ -230,7 +230,7 @@ class Task(ABC):
         return self
 
     def using(self, modules: Mapping[str, nn.Module]) -> Self:
-        """The same task with other modules, such as averaged ones; all else is shared."""
+        """A copy of the task with other modules, such as averaged ones; all else is shared."""
         other = copy.copy(self)
         other.modules = dict(modules)
         return other

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ddpm.checks import check_one_of, check_whole
 from ddpm.data.augment import Augment
 from ddpm.data.dataset import Dataset, spread
 from ddpm.data.non_leaking import NonLeaking
@@ -108,18 +109,18 @@ class Trainer:
     ):
         if steps is None and epochs is None and seconds is None:
             raise ValueError("no budget: set trainer.steps, trainer.epochs or trainer.seconds")
-        _must_be_whole("batch_size", batch_size, 1, LARGEST_BATCH)
-        _must_be_whole("accumulate", accumulate, 1)
-        _must_be_whole("warmup", warmup, 0)
-        _must_be_whole("log_every", log_every, 1)
-        _must_be_whole("checkpoint_every", checkpoint_every, 1)
-        _must_be_whole("keep", keep, 1)
-        _must_be_whole("keep_every", checkpoint_every if keep_every is None else keep_every, 1)
-        _must_be_whole("previews", previews, 0)
-        _must_be_whole("ema_snapshots", ema_snapshots, 0, MOST_SNAPSHOTS)
-        _must_be_whole("max_skipped", max_skipped, 0)
-        _must_be_whole("lr_cycles", lr_cycles, 1, MOST)
-        _must_be_whole("steps", 1 if steps is None else steps, 1)
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        check_whole("accumulate", accumulate, 1, MOST)
+        check_whole("warmup", warmup, 0, MOST)
+        check_whole("log_every", log_every, 1, MOST)
+        check_whole("checkpoint_every", checkpoint_every, 1, MOST)
+        check_whole("keep", keep, 1, MOST)
+        check_whole("keep_every", checkpoint_every if keep_every is None else keep_every, 1, MOST)
+        check_whole("previews", previews, 0, MOST)
+        check_whole("ema_snapshots", ema_snapshots, 0, MOST_SNAPSHOTS)
+        check_whole("max_skipped", max_skipped, 0, MOST)
+        check_whole("lr_cycles", lr_cycles, 1, MOST)
+        check_whole("steps", 1 if steps is None else steps, 1, MOST)
         _must_be_positive("epochs", epochs, MOST)
         _must_be_positive("seconds", seconds, MOST)
         _must_be_positive("clip", clip, math.inf)
@@ -139,11 +140,11 @@ class Trainer:
                 f"keep_every = {keep_every} is no multiple of checkpoint_every = {checkpoint_every}; nearest that are: "
                 f"{', '.join(map(str, near))}"
             )
-        _must_be_one_of("precision", precision, ("auto", *PRECISIONS))
-        _must_be_one_of("lr_schedule", lr_schedule, LR_SCHEDULES)
+        check_one_of("precision", precision, ("auto", *PRECISIONS))
+        check_one_of("lr_schedule", lr_schedule, LR_SCHEDULES)
         if lr_cycles > 1 and lr_schedule == "constant":
             raise ValueError(f"lr_cycles = {lr_cycles}: a constant rate does not fall, and has nothing to begin anew")
-        _must_be_one_of("time_sampling", time_sampling, TIME_SAMPLINGS)
+        check_one_of("time_sampling", time_sampling, TIME_SAMPLINGS)
         if not 0 <= offset_noise < math.inf:
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")
         if not 0 <= ema_decay < 1 or not 0 <= ema_warmup < math.inf:
@@ -222,7 +223,7 @@ class Trainer:
         watch: Callable[[int, float | None], None] | None = None,
         shown: bool = True,
     ) -> "Begun":
-        """What `fit` does before its first step; arguments and errors as there.
+        """Do what `fit` does before its first step; arguments and errors as there.
 
         Args:
             shown: whether its line of progress is shown.
@@ -346,7 +347,7 @@ class Trainer:
         return means
 
     def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
-        """What the learning rate of a step is multiplied by.
+        """The factor of the learning rate at a step.
 
         Args:
             step: counts from 1.
@@ -420,21 +421,9 @@ def _load(training: Training, resume: Path, state: dict[str, Any]) -> None:
     training.load_state_dict(state)
 
 
-def _must_be_whole(name: str, value: int, least: int, most: int = MOST) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} = {value!r} must be an integer >= {least}")
-    if value > most:
-        raise ValueError(f"{name} = {value} must be at most {most:,}")
-
-
 def _must_be_positive(name: str, value: float | None, most: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (number and 0 < value < math.inf):
         raise ValueError(f"{name} = {value!r} must be a number > 0, or null")
     if value is not None and value > most:
         raise ValueError(f"{name} = {value!r} must be at most {most:,}, or null")
-
-
-def _must_be_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed)}")

@@ -90,7 +90,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """The same, of an autoencoder."""
+    """Messages about values of an autoencoder that are legal one by one and contradict each other."""
     wrong = other_lengths(config) + odd_widths(config["block_out_channels"])
     for key, like in (("out_channels", "in_channels"), ("use_post_quant_conv", "use_quant_conv")):
         if config[key] != config[like]:

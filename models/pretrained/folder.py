@@ -97,7 +97,7 @@ def some_widths(default: list[int]) -> Rule:
 def checked(
     path: Path, keys: dict[str, Rule], network: str, contradictions: Callable[[dict[str, Any]], list[str]]
 ) -> dict[str, Any]:
-    """What a config.json says, defaults included; ValueError with all that the network cannot do.
+    """The settings of a config.json, defaults included; ValueError with all that the network cannot do.
 
     Args:
         keys: the rule of each key; network: its name in words; contradictions: see `contradictions`.
@@ -121,7 +121,7 @@ def checked(
 
 
 def other_lengths(config: dict[str, Any], *optional: str) -> list[str]:
-    """What is wrong with lists that have an entry for each level.
+    """Messages about lists that have no entry for each level.
 
     Args:
         optional: keys that may have one value for all levels instead.
@@ -141,13 +141,13 @@ def other_lengths(config: dict[str, Any], *optional: str) -> list[str]:
 
 
 def odd_widths(widths: list[int]) -> list[str]:
-    """What is wrong with widths that the first does not divide."""
+    """Messages about widths that the first does not divide."""
     odd = [width for width in widths if width % widths[0]]
     return [f"block_out_channels has {odd[0]} (allowed: multiples of the first, {widths[0]})"] if odd else []
 
 
 def short(value: object) -> str:
-    """What a file says, as JSON, cut where it becomes long."""
+    """A value of a file as JSON, cut where it becomes long."""
     try:
         text = json.dumps(value)
     except RecursionError:
@@ -198,7 +198,7 @@ def both_present(folder: Path, part: str, variant: str | None = None) -> Path:
 
 
 def _without(folder: Path, name: str, part: str, below: bool) -> str:
-    """What is said of a folder that lacks a file, which may be in its part below."""
+    """A message about a folder that lacks a file, which may be in its part below."""
     if not folder.is_dir():
         return f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}"
     there = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))

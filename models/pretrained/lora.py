@@ -117,7 +117,7 @@ def save_lora(model: nn.Module, path: str | Path, encoder: nn.Module | None = No
 
 
 def _names(networks: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, str]]:
-    """What a file may call each layer -> the network, and its own name of the layer."""
+    """Names that a file may call each layer by -> the network, and its own name of the layer."""
     kohya, found = {"unet": "lora_unet", "text_encoder": "lora_te"}, dict[str, tuple[nn.Module, str]]()
     for part, network in networks.items():
         naming: Callable[[str], str] = published_name if part == "unet" else published_text_name

@@ -141,7 +141,7 @@ def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _what_it_is(folder: Path) -> str:
-    """What is said of a folder without an index."""
+    """A message about a folder without an index."""
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "config.json").is_file():
@@ -156,7 +156,7 @@ def _what_it_is(folder: Path) -> str:
 
 
 def stated(folder: Path) -> list[str]:
-    """What the front matter of a model card states of licence and source, a line each; where there is none, that."""
+    """The licence and source of a model card's front matter, a line each; where there is none, a line that says so."""
     lines = []
     if (folder / CARD).is_file():
         with open(folder / CARD, encoding="utf-8", errors="replace") as file:

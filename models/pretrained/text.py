@@ -108,7 +108,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """What is wrong with values that are legal one by one."""
+    """Messages about values that are legal one by one and contradict each other."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if width % heads == 0:
         return []

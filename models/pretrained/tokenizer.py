@@ -127,7 +127,7 @@ def load_tokenizer(folder: str | Path) -> BytePairs:
 
 
 def _said(path: Path, keys: dict[str, Rule]) -> dict[str, Any]:
-    """What a file of settings says, defaults included; the defaults alone where there is none."""
+    """The settings of a file, defaults included; the defaults alone where there is no file."""
     if not path.is_file():
         return {key: default for key, (default, *_) in keys.items()}
     return checked(path, keys, "this tokenizer", lambda config: [])
@@ -154,7 +154,7 @@ Learned = tuple[dict[str, int], list[list[str]], dict[str, Any]]  # ids, merges,
 
 
 def _learned(folder: Path) -> Learned:
-    """What the files of a folder hold; ValueError that names what is missing."""
+    """The vocabulary, merges and added tokens of a folder; ValueError that names what is missing."""
     missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
     if not missing:
         return _object(folder / VOCABULARY), _lines(folder / MERGES), {}
@@ -198,7 +198,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _at(said: Any, *path: str | int) -> Any:
-    """What JSON holds at a place; None where there is no such place."""
+    """The value at a place of JSON; None where there is no such place."""
     for key in path:
         try:
             said = said[key]
@@ -208,7 +208,7 @@ def _at(said: Any, *path: str | int) -> Any:
 
 
 def _whole(path: Path) -> Learned:
-    """What a tokenizer.json holds; ValueError if it works another way than ours."""
+    """The vocabulary, merges and added tokens of a tokenizer.json; ValueError if it works another way than ours."""
     said = _object(path)
     for place, allowed in WAYS.items():
         if _at(said, *place) not in allowed:

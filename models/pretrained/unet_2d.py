@@ -89,7 +89,7 @@ def arguments(path: Path) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """What is wrong with values that are legal one by one."""
+    """Messages about values that are legal one by one and contradict each other."""
     widths, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
     groups, embedding = config["norm_num_groups"], 4 * widths[0]
     wrong = other_lengths(config)
@@ -193,7 +193,7 @@ def refuse(model: UNet, obstacles: dict[str, bool]) -> None:
 
 
 def common(model: UNet) -> dict[str, Any]:
-    """What both forms say of a network alike."""
+    """The settings of a network that both published forms share."""
     height, width = model.image_size
     norm, middle = model.norm_out, model.middle_1
     assert norm is not None and isinstance(middle, ResidualBlock)  # of a network that does not preserve magnitudes

@@ -124,7 +124,7 @@ def _shared(given: int, out: int) -> tuple[int, int]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """What is wrong with values that are legal one by one."""
+    """Messages about values that are legal one by one and contradict each other."""
     size, widths, down = config["sample_size"], config["block_out_channels"], config["down_block_types"]
     wrong = other_lengths(config, *EACH) + odd_widths(widths)
     for level, (going_down, going_up) in enumerate(zip(down, reversed(config["up_block_types"]), strict=False)):

@@ -1,5 +1,6 @@
 """`ddpm-evaluate`: what a run's network learned, by its samples, by held-out images and by the clock."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from ddpm.commands.load import (
     asked_labels,
     augmentation,
     data_of,
-    guidance_of,
     must_match,
     must_walk,
     optimizer_of,
-    sampler_of,
     task_of,
 )
-from ddpm.commands.sources import must_draw_itself, source_of
+from ddpm.commands.sources import drawn_by_sampler, must_draw_itself, source_of
 from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_whole, trusted
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
@@ -87,7 +86,6 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     Raises: InvalidInput.
     """
     from ddpm.runs.directory import Run
-    from ddpm.sources.trained import TrainedSampler
 
     metrics = _metrics(config)
     must_be_drawable(config)
@@ -96,11 +94,11 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     resolve_device(config.device)
     data = data if config.data.root is None else data_of(config, trained)
     model = task.model
-    device, asked = next(model.parameters()).device, asked_labels(config, lambda: data.classes)
+    device = next(model.parameters()).device
     if getattr(task, "diffusion", None) is None:
         must_draw_itself(config, task)
         try:
-            source = task.source(data, config.seed, device, asked=asked)
+            source = task.source(data, config.seed, device, asked=asked_labels(config, lambda: data.classes))
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         if source is None:
@@ -108,14 +106,9 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
         source = source.shown_by(data.codec)
         _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
         return
-    sampler = sampler_of(config, trained, trusted(config))
-    drawing = {"asked": asked, "guidance": guidance_of(config, trusted(config), device), "data": data}
-    drawing["styles"] = asked_labels(config, lambda: data.styles, "style")
-    try:
-        source = TrainedSampler(task.diffusion, model, sampler, data.shape, config.seed, device, **drawing)
-        source = source.shown_by(data.codec)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from error
+    names = partial(getattr, data)
+    source = drawn_by_sampler(config, trained, task.diffusion, model, data.shape, device, names, data=data)
+    source = source.shown_by(data.codec)
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
 
 

@@ -117,7 +117,7 @@ def edit(config: DictConfig) -> None:
 
 
 def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
-    """The same, told of its depth if it takes one; refuses what a pipeline cannot be asked for."""
+    """A pipeline's source for editing, told of depth= if its network takes one; refuses what it cannot be asked for."""
     from ddpm.sources.prompted import deep, kind_of
 
     of_network = kind_of(source.model)
@@ -316,7 +316,7 @@ def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
 
 
 def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
-    """The same in the source's precision, its results as they are shown, counted and on the CPU."""
+    """`draw` in the source's precision; its results are decoded, counted by `source.range`, and on the CPU."""
     from ddpm.runs.precision import computing
 
     def drawn(numbers: list[int]) -> Any:

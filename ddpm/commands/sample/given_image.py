@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +119,21 @@ def _size(images: Any) -> str:
 
 def _read(path: str, key: str, channels: int) -> Any:
     """The pixels of a file, uint8 (1, C, H, W)."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    from ddpm.data.folder import KINDS, read_pixels
+    from ddpm.data.folder import read_pixels
+    from ddpm.data.image_files import UnreadableImage, read_image
 
+    file = Path(path).expanduser()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pixels, _ = read_pixels(Path(path).expanduser(), channels)
+            pixels, _ = read_image(f"{key}={path}", partial(read_pixels, file, channels))
             return pixels
-    except FileNotFoundError as error:
-        raise InvalidInput(f"{key}={path}: no such file (that is {Path(path).expanduser().absolute()})") from error
-    except UnidentifiedImageError as error:
-        raise InvalidInput(f"{key}={path} is not a {KINDS} file") from error
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-        raise InvalidInput(f"{key}={path} cannot be read: {' '.join(str(error).split())}") from error
+    except UnreadableImage as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InvalidInput(f"{key}={path}: no such file (that is {file.absolute()})") from error
+        raise InvalidInput(str(error)) from error
 
 
 def _fitted(images: Any, shape: tuple[int, int, int], how: str, name: str | None) -> Any:

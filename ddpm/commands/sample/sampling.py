@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.checks import is_whole
 from ddpm.commands.console import say, warn_of_range, with_bar
 from ddpm.commands.evaluate.sounds import PAGE, as_shown, mel_of, names_of, wavs_of, write_page, write_wav
 from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, label_names, must_walk
@@ -71,7 +72,7 @@ def sample(config: DictConfig) -> None:
     elif between is not None:
         _between(config, source, trained, between, out, mel)
     elif process is not None:
-        if isinstance(process, bool) or not isinstance(process, int) or process < 2:
+        if not is_whole(process, 2):
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(config.n if points else min(config.n, 8), process)
         told = source.pictures_told(range(len(way[0][1])))
@@ -227,7 +228,7 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
         raise InvalidInput(f"between is of what lies between codings, and these are {source.walk}; leave it out")
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
-    legal = [isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(data.held_out) for i in pair]
+    legal = [is_whole(i, 0, len(data.held_out) - 1) for i in pair]
     if len(pair) != 2 or not all(legal):
         raise InvalidInput(
             f"between={between}: two of the {len(data.held_out)} held-out {data.units}, such as between=[0,1]"

@@ -186,16 +186,21 @@ def _schedule(settings: dict[str, Any]) -> tuple[list[float], list[float]] | Non
 
 
 def _outline(settings: dict[str, Any]) -> Any:
-    """Points (n, 2) of the training part of a configuration's data; None where they are no points in the plane."""
+    """Points (n, 2) of the training part of a configuration's data; None where they are no points in the plane.
+
+    None, too, where the data cannot be built any more, which is said: the samples are then shown without them.
+    """
     from ddpm.data.dataset import spread
 
-    try:
-        if settings["data"].get("image_size") is not None:  # which takes time to read
-            return None
-        data = build_data(settings["data"], [])
-        return data.batch(data.train[spread(len(data.train), OUTLINE)]).x.cpu() if data.shape == (2,) else None
-    except (InvalidInput, ValueError, KeyError, TypeError, AttributeError, OSError):
+    of_data = settings.get("data")
+    if not isinstance(of_data, dict) or of_data.get("image_size") is not None:  # which takes time to read
         return None
+    try:
+        data = build_data(of_data, [])
+    except InvalidInput as error:
+        say(f"the points of the data are not shown behind those that were drawn: {error}")
+        return None
+    return data.batch(data.train[spread(len(data.train), OUTLINE)]).x.cpu() if data.shape == (2,) else None
 
 
 # ---------------------------------------------------------------------------------------------------- what is typed

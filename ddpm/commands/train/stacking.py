@@ -267,7 +267,7 @@ def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
 
 
 def _shared(sources: list[Any]) -> Any:
-    """What is drawn of these at once; None where that cannot be, which is said."""
+    """A joint sampler for these sources; prints why and returns None if they cannot be stacked."""
     from ddpm.sources.stacked import Shared
 
     def tell(reason: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm.checks import is_whole
 from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
 from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, opened_at
@@ -35,7 +36,7 @@ def stages(config: DictConfig) -> list[int | None]:
         raise InvalidInput(
             f"task.steps={steps}: several stages are trained by one process; give one, such as task.steps=4"
         )
-    whole = bool(steps) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in steps)
+    whole = bool(steps) and all(is_whole(n, 1) for n in steps)
     if not whole or any(2 * after != before for before, after in itertools.pairwise(steps)):
         raise InvalidInput(f"task.steps={steps}: each student has half the steps of the one before, such as [8,4,2,1]")
     return list(steps)

@@ -18,7 +18,7 @@ ADVERSARIAL = "adversarial"  # the part of the loss that a discriminator gives
 
 
 class Adversarial(Autoencoder):
-    """What a discriminator adds to an autoencoder: a part of its loss, and a phase in which it is trained itself.
+    """An autoencoder's task with a discriminator: a part of its loss, and a phase in which that is trained itself.
 
     To be put before an autoencoder's task among the bases of a class. From the share `start` of the budget on; before
     that neither is computed.

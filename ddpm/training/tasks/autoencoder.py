@@ -1,4 +1,4 @@
-"""What autoencoders have in common: data, as they are modelled, and the parts of a loss that compare with them."""
+"""The base of autoencoders' tasks: data, as they are modelled, and the parts of a loss that compare with them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class Autoencoder(Task):
 
     @abstractmethod
     def output(self, drawn: Any) -> Tensor:
-        """What the decoder says of what was drawn, (B, *)."""
+        """The decoder's output (B, *) for what was drawn."""
 
     def compared(self, output: Tensor, drawn: Any, progress: float) -> Losses:
         """The parts that compare a decoder's output (B, *) with data, each (B,)."""

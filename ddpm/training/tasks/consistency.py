@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ddpm.checks import is_whole
 from ddpm.data.batch import Batch
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distillation import consistency, curriculum, lognormal, pseudo_huber
@@ -82,10 +83,7 @@ class Consistency(Diffusion):
         only: Sequence[str] | None = None,
     ):
         super().__init__(model, diffusion, drop, only=only)
-        if (
-            not all(isinstance(s, int) and not isinstance(s, bool) for s in (s_0, s_1))
-            or not 1 <= s_0 <= s_1 <= LARGEST
-        ):
+        if not all(is_whole(s) for s in (s_0, s_1)) or not 1 <= s_0 <= s_1 <= LARGEST:
             raise ValueError(f"s_0 = {s_0!r} and s_1 = {s_1!r} must be integers, 1 <= s_0 <= s_1 <= {LARGEST:,}")
         for name, value in {"P_std": P_std, "c": c, "sigma_min": sigma_min, "sigma_max": sigma_max}.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -153,7 +151,7 @@ class Consistency(Diffusion):
 
 
 def _neighbours(drawn: Noised, times: Tensor, sigma: Tensor, n: Tensor) -> Neighbours:
-    """What was drawn, at the upper end t of the n-th step, with its lower end s."""
+    """The draws at the upper end t of the n-th step, with its lower end s."""
     times, sigma = times.to(n.device), sigma.to(n.device)
     known = vars(drawn) | {"t": times[n + 1], "s": times[n], "delta": sigma[n + 1] - sigma[n]}
     return Neighbours(**known)

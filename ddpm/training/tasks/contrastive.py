@@ -104,5 +104,5 @@ class Contrastive(Task):
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
     ) -> Silent:
-        """What is measured; nothing is drawn from it."""
+        """The source that is measured; nothing is drawn from it."""
         return Silent(self.model, self.model.shape, seed, device, precision, asked, measures=("retrieval",))

@@ -135,7 +135,7 @@ class Diffusion(Task):
         return self.modules["model"]
 
     def concerns(self) -> list[str]:
-        """Those of the schedule."""
+        """Known problems of the schedule."""
         return concerns(self.diffusion.schedule, self.diffusion.target)
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Noised:
@@ -178,7 +178,7 @@ class Diffusion(Task):
 
     @property
     def preview_sampler(self) -> Sampler:
-        """What previews are drawn by."""
+        """The sampler of previews."""
         return DDIM(min(PREVIEW_STEPS, self.diffusion.schedule.T))
 
     def source(
@@ -190,7 +190,7 @@ class Diffusion(Task):
         asked: Sequence[int] | None = None,
         sampler: Sampler | None = None,
     ) -> TrainedSampler:
-        """What draws by a sampler, by `preview_sampler` where none is given."""
+        """The source of samples by a sampler, `preview_sampler` where none is given."""
         shape = (shape_of(self.model) or ()) if data is None else data.shape
         drawing = (self.diffusion, self.model, sampler or self.preview_sampler, shape, seed, device, precision)
         return TrainedSampler(*drawing, asked, data=data)
@@ -203,7 +203,7 @@ class Diffusion(Task):
             return super().preview(n, data, seed, precision)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What the time sampler has learned."""
+        """The state of the time sampler, as it has learned it."""
         times = self.times.state_dict()
         return {"times": times} if times else {}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ddpm.checks import is_whole
 from ddpm.data.batch import Batch
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.distillation import one_step_for_two
@@ -52,7 +53,7 @@ class Progressive(Diffusion):
             raise ValueError("target = 'eps' says nothing of x_0 where all is noise, so it cannot draw in few steps; "
                              "distil a run with diffusion.target=v")  # fmt: skip
         T = diffusion.schedule.T
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T // 2:
+        if not is_whole(steps, 1, T // 2):
             raise ValueError(f"steps = {steps!r} of the student must be an integer in 1..{T // 2}, half of T = {T}")
         if diffusion.loss_name not in OF_ERRORS:
             raise ValueError(

@@ -72,7 +72,7 @@ class Regression(Task):
         return self.modules["model"]
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Pair:
-        """What the batch says: nothing is drawn."""
+        """The batch as it is: nothing is drawn."""
         assert batch.condition.image is not None  # of data that were checked
         return Pair(x=batch.x, y=batch.condition.image)
 
@@ -90,7 +90,7 @@ class Regression(Task):
         precision: str = "fp32",
         asked: Sequence[int] | None = None,
     ) -> Predicted | None:
-        """What is said of held-out pictures."""
+        """The source of predictions for held-out pictures."""
         return None if data is None else Predicted(self.model, data, seed, device, precision, asked)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:

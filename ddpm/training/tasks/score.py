@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ddpm.checks import check_one_of
 from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
@@ -83,8 +84,7 @@ class Score(Diffusion):
     ):
         super().__init__(model, diffusion, drop, only=only)
         for name, value, allowed in (("objective", objective, OBJECTIVES), ("projection", projection, PROJECTIONS)):
-            if value not in allowed:
-                raise ValueError(f"{name} = {value!r} is not known; allowed: {', '.join(allowed)}")
+            check_one_of(name, value, allowed)
         if isinstance(step, bool) or not 0 < step < float("inf"):
             raise ValueError(f"step = {step!r} must be > 0")
         if diffusion.loss_name != "simple":

@@ -88,7 +88,7 @@ class VAE(Autoencoder):
         return Coded(x=self.reconstruction.drawn(batch.x, uniform), condition=batch.condition, eps=eps)
 
     def output(self, drawn: Coded) -> Tensor:
-        """What the decoder says of a draw of the posterior, (B, *)."""
+        """The decoder's output (B, *) for a draw of the posterior."""
         y = drawn.condition.taken_by(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output: Tensor = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
@@ -119,7 +119,7 @@ class VAE(Autoencoder):
         return len(self.model.latent_shape) == 3
 
     def codec(self) -> Continuous | None:
-        """What turns data into latents and back; None for flat codings, which have no place in a picture."""
+        """The codec between data and latents; None for flat codings, which have no place in a picture."""
         return Continuous(self.model, self.reconstruction.picture) if self.maps else None
 
     def source(
@@ -149,7 +149,7 @@ class VAE(Autoencoder):
         mean, log_variance = model.encode(seen, batch.condition.taken_by(model))
 
         def decoded(z: Tensor, of: Tensor) -> Tensor:
-            """What z (n, *latent_shape) becomes, told what there is to tell of the data of these places (n,)."""
+            """Pictures of codings z (n, *latent_shape), decoded under the conditions of these data (n,)."""
             told = batch.condition.rows(lambda x: x[of]).taken_by(model)
             return self.reconstruction.picture(model.decode(z, told)).cpu()
 

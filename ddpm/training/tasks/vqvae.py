@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpm.checks import is_whole
 from ddpm.data.batch import Batch
 from ddpm.data.dataset import Dataset
 from ddpm.latent.codec import Discrete
@@ -66,7 +67,7 @@ class VQVAE(Autoencoder):
             weight = parts.get(name, 0)
             if isinstance(weight, bool) or not 0 <= weight < math.inf:
                 raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
-        if isinstance(revive, bool) or not isinstance(revive, int) or revive < 0:
+        if not is_whole(revive, 0):
             raise ValueError(f"revive = {revive!r} must be an integer >= 0: steps, or 0 for never")
         super().__init__(model, parts, OWN, binarise, only)
         if self.model.codebook.m is None and not parts.get("codebook"):
@@ -88,7 +89,7 @@ class VQVAE(Autoencoder):
         return Quantised(x=x, condition=batch.condition, chosen=chosen)
 
     def output(self, drawn: Quantised) -> Tensor:
-        """What the decoder says of codes, (B, *)."""
+        """The decoder's output (B, *) for codes."""
         output: Tensor = self.model(drawn.x).x
         return output
 
@@ -128,7 +129,7 @@ class VQVAE(Autoencoder):
     # ------------------------------------------------------------------------------------------------ what is looked at
 
     def codec(self) -> Discrete:
-        """What turns data into codes and back."""
+        """The codec between data and codes."""
         return Discrete(self.model, self.reconstruction.picture)
 
     def source(

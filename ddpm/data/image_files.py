@@ -1,0 +1,42 @@
+"""Image files that come from anywhere: all that can be wrong with one is told in one way."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from PIL import UnidentifiedImageError
+
+from ddpm.runs.files import shown
+
+T = TypeVar("T")
+KINDS = "PNG, JPEG, WebP, BMP or TIFF"
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be read.
+
+    Args:
+        name: of the file, as messages call it.
+        reason: why, in one line.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name} cannot be read: {reason}")
+        self.reason = reason
+
+
+def read_image(name: str, decode: Callable[[], T], kinds: str = KINDS) -> T:
+    """An image file, decoded.
+
+    Args:
+        name: of the file, as messages call it.
+        decode: opens the file, or what it holds, and decodes it.
+        kinds: of files that it knows, for messages.
+    Returns: what `decode` gives.
+    Raises: UnreadableImage, from whatever `decode` raised.
+    """
+    try:
+        return decode()
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(name, f"it is no {kinds} file") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+        raise UnreadableImage(name, shown(" ".join(str(error).split())) or type(error).__name__) from error
