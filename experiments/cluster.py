@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ddpm.runs.directory import Run, read_metrics
+from ddpm.runs.checkpoint import load_weights
+from ddpm.runs.directory import DONE, Run, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -309,14 +310,25 @@ def ranks(folder: Path) -> dict[str, object]:
     ]  # fmt: skip
     told = [process.communicate(timeout=240)[0] for process in machines]
     subprocess.run([sys.executable, *script, "runs=one"], cwd=folder, env=environment, capture_output=True)
-    two, one = ([line["loss"] for line in read_metrics(path)] for path in sorted(folder.glob("*/default/*"))[::-1])
-    apart = max((abs(a - b) / abs(b) for a, b in zip(two, one, strict=True)), default=float("inf"))
+    one, two = (
+        Run(next(path for path in folder.glob(f"{name}/default/*") if path.is_dir())) for name in ("one", "two")
+    )
+    losses = ([line["loss"] for line in read_metrics(run.path)] for run in (two, one))
+    apart = max((abs(a - b) / abs(b) for a, b in zip(*losses, strict=True)), default=float("inf"))
+    a, b = (load_weights(run.checkpoints / "30" / "model.safetensors") for run in (two, one))
+    moved = max((a[name] - b[name]).abs().max().item() for name in b)
     codes = [process.returncode for process in machines]
     return {
         "exit codes": codes,
         "two processes were told": "2 processes" in "".join(told),
+        "states": [run.status()["state"] for run in (two, one)],
         "largest relative difference of a loss to one process": apart,
-        "held": codes == [0, 0] and "2 processes" in "".join(told) and apart < 1e-4,
+        "largest difference of a weight": moved,
+        "held": codes == [0, 0]
+        and "2 processes" in "".join(told)
+        and two.hash == one.hash
+        and all(run.status()["state"] == DONE for run in (two, one))
+        and max(apart, moved) < 1e-4,
     }
 
 
