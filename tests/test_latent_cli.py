@@ -132,7 +132,7 @@ def test_a_plan_counts_a_codec_that_is_trained_first_and_what_is_trained_on_its_
     own, judge, latent = (sum(p.numel() for p in build(of[group], group).parameters()) for of, group in networks)
     for text, count in ((before, own + judge), (after, latent)):
         assert amount(count) in text and "2 new" in text
-    for word in (f"init_codec='{recipe} model.channels=7'", "init_codec=experiment=vqvae"):
+    for word in (f"init_codec='{recipe} model.channels=7'", "init_codec='experiment=vqvae'"):
         told = call(cli.study, "plan", *LATENT, "data.channels=1", word, f"runs={tmp_path / 'runs'}")
         assert told.code == 0 and "refused (1): " in told.out, told
     codec = made(call, tmp_path / "codec", CODEC, "trainer.previews=0")
