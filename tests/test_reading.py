@@ -669,7 +669,10 @@ def test_the_map_is_of_what_the_network_computes():
 
 def test_the_pages_of_a_project_are_whole(project, tmp_path, monkeypatch):
     """Chapters and papers of the whole are left out: what they lead to is not there."""
-    listed = (Numbered("4", "x_t directly."), Numbered("9", "A step of a proof.", "Why not.", verified=False))
+    listed = (
+        Numbered("4", "x_t directly."),
+        Numbered("9", "A step of a proof.", "See DDPM (4), not DDPM (5).", verified=False),
+    )
     monkeypatch.setattr("ddpm.reading.site.PAPERS", (Paper("DDPM", "A paper", "Nobody", 2020, equations=listed),))
     chapter = chapters.Chapter(1, "1.md", "One", "Of [[DDPM (4)]].", "\nOf [[ddpm.forward.q_sample]].", 2)
     made = Pages(Library(project, ROOM), [chapter], "..").all()
@@ -688,6 +691,7 @@ def test_the_pages_of_a_project_are_whole(project, tmp_path, monkeypatch):
     assert ["DDPM (4)", "paper-DDPM.html#DDPM-4", said] in entries
     assert ["DDPM (9)", "paper-DDPM.html#DDPM-9", "Equation. A step of a proof."] in entries  # is found, too
     assert made["paper-DDPM.html"].count('class="unverified"') == 1
+    assert 'See <a href="paper-DDPM.html#DDPM-4">DDPM (4)</a>, not DDPM (5).' in made["paper-DDPM.html"]
     assert any(entry[0] == "alpha_bar" and entry[2].endswith(" α¯") for entry in entries)
     known = json.loads(made["letters.js"].removeprefix("window.LETTERS = ").rstrip(";\n"))
     assert known["alpha_bar"]["elsewhere"][0].startswith("DDIM")

@@ -441,7 +441,7 @@ FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
     "ddpm.training.post_hoc": (
         of_profiles,
         "Left: the profile of sigma_rel = 0.15, from averages of 0.05 and 0.10 alone. Right: what is missed of any "
-        "width; those between and above the tracked ones are had.",
+        "width: a wider one takes more snapshots, and a much narrower one is not to be had.",
     ),
 }
 """Module -> what draws its figure, and the caption."""

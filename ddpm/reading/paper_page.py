@@ -7,6 +7,7 @@ from html import escape
 from ddpm.reading import letters
 from ddpm.reading.equations import Equation, mathml
 from ddpm.reading.library import Library, anchor, in_words
+from ddpm.reading.library import paper_page as page_of
 from ddpm.reading.listing import listing
 from ddpm.reading.mistakes import Mistake
 from ddpm.reading.module_page import test_of_equations
@@ -80,7 +81,7 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
     """An equation of a paper."""
     shown = f'<p class="number">{_number(equation)}</p>'
     what = f"<p>{words(equation.what)}</p>" if equation.what else ""
-    note = f'<p class="note">{words(equation.note)}</p>' if equation.note else ""
+    note = f'<p class="note">{_linked(library, words(equation.note))}</p>' if equation.note else ""
     mark = "" if equation.verified else UNVERIFIED
     if tag not in library.quoted:
         return (
@@ -98,6 +99,16 @@ def _entry(library: Library, tag: str, equation: Numbered) -> str:
         f'<section class="numbered" id="{slug(tag)}">{shown}<div>{"".join(left)}{mark}{note}</div>'
         f'<div>{"".join(right)}</div><div class="below">{tests}</div></section>\n'
     )
+
+
+def _linked(library: Library, html: str) -> str:
+    """A note, whose equations of other papers, such as DDPM (13), lead to where they are computed."""
+
+    def link(match: re.Match[str]) -> str:
+        tag = match[0]
+        return f'<a href="{page_of(tag)}#{slug(tag)}">{tag}</a>' if tag in library.quoted else tag
+
+    return re.sub(r"[A-Za-z][\w+-]* \([^()]+\)", link, html)
 
 
 def _number(equation: Numbered) -> str:
