@@ -389,7 +389,7 @@ SOLVERS = {  # order on the flow from T to a fixed end, and how far the measured
     "unipc_2_bh1": (lambda n: UniPC(n, 2, "bh1"), 3, 0.1),
     "unipc_3": (lambda n: UniPC(n, 3), 4, 0.2),
 }
-COUNTS = (100, 141, 200)
+COUNTS = (100, 125, 160, 200)
 
 
 def measured_order(make, oracle, spacing):
