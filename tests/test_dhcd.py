@@ -286,7 +286,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "another size": (with_first(png(size=(100, 100))), "_ka/9.png cannot be read: it is 100x100 of mode L, not 32x32"),
     "16 bits": (with_first(png(dtype=np.uint16)), "_ka/9.png cannot be read: it is 32x32 of mode I;16, not 32x32 of 8"),
     "a broken image": (with_first(png()[:50]), "_ka/9.png cannot be read"),
-    "no image": (with_first(b"no image"), "_ka/9.png cannot be read: it is no PNG"),
+    "no image": (with_first(b"no image"), "_ka/9.png cannot be read: not a PNG"),
     "an empty image": (with_first(b""), "_ka/9.png cannot be read"),
     "too large": (with_first(png() + bytes(1 << 16)), "_ka/9.png has 65,6.. bytes, more than the 65,536 that are acc"),
     "encrypted": (changed(8, "<H", 1), "_ka/9.png is encrypted"),

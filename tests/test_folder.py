@@ -169,7 +169,7 @@ def test_kinds_of_tiff(kind: str) -> None:
         assert of(content, 1, len(expected[0]), channels=1) == expected[:1]
 
 
-UNKNOWN = "b.tif (it is no PNG, JPEG, WebP, BMP or TIFF file)"
+UNKNOWN = "b.tif (not a PNG, JPEG, WebP, BMP or TIFF file)"
 SIGNED, REAL = {"t339": [2]}, {"t339": [3]}
 REFUSED: dict[str, tuple[bytes, str]] = {
     "8 bits with a sign": (tiff(bytes(4), (8,), GRAY, 4, **SIGNED), "its pixels have a sign, 32 bits or floating"),

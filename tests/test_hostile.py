@@ -388,7 +388,7 @@ def test_pictures_that_are_a_pickle(trick, tmp_path, trap, capsys):
     for name in ("b.png", "c.jpg", "d.npy", "e.pt", "f.pkl"):
         (tmp_path / name).write_bytes(PICKLES[trick](trap))
     assert len(Folder(tmp_path, validation=0)) == 1
-    assert "b.png (it is no PNG, JPEG, WebP, BMP or TIFF file), c.jpg (it is no PNG" in capsys.readouterr().out
+    assert "b.png (not a PNG, JPEG, WebP, BMP or TIFF file), c.jpg (not a PNG" in capsys.readouterr().out
     (tmp_path / "a.png").unlink()
     refused(lambda: Folder(tmp_path), tmp_path, "b.png", kind=ValueError)
 

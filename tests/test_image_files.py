@@ -13,9 +13,9 @@ def test_what_is_decoded_is_given_as_it_is():
 
 
 def test_what_is_no_image_is_told_apart_from_a_damaged_one():
-    with pytest.raises(ValueError, match=r"^a\.png cannot be read: it is no PNG file$") as caught:
+    with pytest.raises(ValueError, match=r"^a\.png cannot be read: not a PNG file$") as caught:
         read_image("a.png", lambda: Image.open(io.BytesIO(b"text")), "PNG")
-    assert isinstance(caught.value, UnreadableImage) and caught.value.reason == "it is no PNG file"
+    assert isinstance(caught.value, UnreadableImage) and caught.value.reason == "not a PNG file"
 
 
 @pytest.mark.parametrize(

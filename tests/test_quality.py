@@ -282,7 +282,12 @@ def test_the_relative_frechet_distance_runs_from_held_out_images_to_noise():
     rng = torch.Generator().manual_seed(0)
     real, held_out, other = torch.randn(3, 4000, 5, generator=rng)
     noise = 4 * torch.randn(4000, 5, generator=rng) + 3
-    reference = SimpleNamespace(moments=moments(real), like=lambda n: held_out[:n], noise=lambda n: noise[:n])
+    reference = SimpleNamespace(
+        data=SimpleNamespace(units="images"),
+        moments=moments(real),
+        like=lambda n: held_out[:n],
+        noise=lambda n: noise[:n],
+    )
 
     def of(features: Tensor) -> Result:
         return quality.frechet(Samples(features, features, None), reference)["frechet"]

@@ -37,6 +37,6 @@ def read_image(name: str, decode: Callable[[], T], kinds: str = KINDS) -> T:
     try:
         return decode()
     except UnidentifiedImageError as error:
-        raise UnreadableImage(name, f"it is no {kinds} file") from error
+        raise UnreadableImage(name, f"not a {kinds} file") from error
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         raise UnreadableImage(name, shown(" ".join(str(error).split())) or type(error).__name__) from error
