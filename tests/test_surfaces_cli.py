@@ -16,7 +16,7 @@ NET = [
     "model.channels=4", "model.groups=2", "model.channel_mults=[1]", "model.attention_resolutions=[]", "model.blocks=1",
     "model.middle_attention=false",
 ]  # fmt: skip
-SMALL = [*OF_BOTH, "data=scenes", "data.count=40", "data.image_size=8", *NET]
+SMALL = [*OF_BOTH, "data=scenes", "data.count=40", "data.image_size=8", *NET, "model.patch=1"]
 DRAWN = ["schedule.T=10", "sampler.steps=3"]
 
 
