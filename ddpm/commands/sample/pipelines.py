@@ -111,6 +111,8 @@ def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
     folder, device = Path(str(config.pipeline)).expanduser(), resolve_device(config.device)
     if draws_sounds(folder):
         return _of_sounds(config, folder, device)
+    if not folder.is_dir():  # which is told of before what it would need
+        raise InvalidInput(f"{folder} is no pipeline: there is no such folder")
     text = {key: plain(config[key]) for key in ("prompt", "negative")}
     if text["prompt"] is None:
         raise InvalidInput("prompt=TEXT is needed; prompt='' draws without one")
