@@ -138,7 +138,7 @@ class GaussianDiffusion:
         def both(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
             t = _of_each(t, x_t)
             tensors = isinstance(condition, Tensor) and isinstance(null, Tensor)
-            told = torch.cat([condition, null]) if tensors else condition.beside(null)
+            told = torch.cat([condition, null]) if tensors else condition.concat(null)
             pred = self.predictor(model, told)(torch.cat([x_t, x_t]), torch.cat([t, t]))
             eps, x_0 = pred.eps.chunk(2), pred.x_0.chunk(2)
             frac_1, frac_2 = pred.frac.chunk(2) if isinstance(pred.frac, Tensor) else (pred.frac, pred.frac)

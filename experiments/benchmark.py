@@ -41,7 +41,7 @@ from torch.nn import functional as F
 
 from ddpm.data.batch import Condition
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.runs.files import read_json, replacing, shown
+from ddpm.runs.files import read_json, replacing, shortened
 from ddpm.runs.precision import computing, resolve
 from ddpm.samplers import DDIM
 from ddpm.schedules import linear
@@ -392,7 +392,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def reason(error: Exception) -> str:
     """In one line, why something failed."""
-    return shown(str(error).strip().partition("\n")[0] or type(error).__name__)
+    return shortened(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
 def in_turns(
@@ -581,7 +581,7 @@ def memory(network: Network, batch: int, labels: list[str], device: torch.device
         command = [sys.executable, __file__, "--alone", words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         *_, last = ["it was killed", *(done.stderr if done.returncode else done.stdout).split("\n")[:-1]]
-        told[label] = {"failed": shown(last)} if done.returncode else {"bytes": int(last)}
+        told[label] = {"failed": shortened(last)} if done.returncode else {"bytes": int(last)}
     return told
 
 

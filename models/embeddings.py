@@ -153,8 +153,8 @@ class LabelEmbeddings(nn.ModuleList):
         Raises:
             ValueError: null labels given to embeddings without a vector for them.
         """
-        told = (embed(labels[:, k], None if null is None else null[:, k]) for k, embed in enumerate(self))
-        return torch.stack(list(told)).sum(0)
+        embedded = (embed(labels[:, k], None if null is None else null[:, k]) for k, embed in enumerate(self))
+        return torch.stack(list(embedded)).sum(0)
 
 
 class Condition(Protocol):

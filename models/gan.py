@@ -51,7 +51,7 @@ class Generator(nn.Module):
         check_counts(MOST, in_channels=in_channels, codings=codings, channels=channels)
         self.shape, self.codings, self.num_classes = (in_channels, height, width), codings, num_classes
         of_class = 0 if num_classes is None else min(num_classes, codings)  # no more numbers than tell them apart
-        self.class_embedding, self.takes = _told(num_classes, of_class)
+        self.class_embedding, self.takes = _class_embedding(num_classes, of_class)
         levels = len(fitted_mults(min(height, width), max(height, width)))
         widths = [channels * min(2**level, WIDEST) for level in range(levels)]
         self.last = (widths[-1], height >> (levels - 1), width >> (levels - 1))
@@ -114,7 +114,7 @@ class Discriminator(nn.Module):
         height, width = size_of(image_size)
         check_counts(MOST, in_channels=in_channels, channels=channels)
         self.shape, self.num_classes = (in_channels, height, width), num_classes
-        self.class_embedding, self.takes = _told(num_classes, WIDEST * channels)
+        self.class_embedding, self.takes = _class_embedding(num_classes, WIDEST * channels)
         self.convolutions, c = nn.ModuleList([nn.Conv2d(in_channels, channels, 3, padding=1)]), channels
         while min(height, width) // 2 >= SMALLEST:
             wider = channels * min(2 ** (len(self.convolutions) - 1), WIDEST)
@@ -163,7 +163,7 @@ def _as_norm(layer: nn.Module) -> nn.GroupNorm:
     return layer
 
 
-def _told(num_classes: int | None, out: int) -> tuple[ClassEmbedding | None, tuple[str, ...]]:
+def _class_embedding(num_classes: int | None, out: int) -> tuple[ClassEmbedding | None, tuple[str, ...]]:
     """The vectors of so many classes, and the parts of a condition that a network with them takes."""
     if num_classes is None:
         return None, ()

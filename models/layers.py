@@ -153,19 +153,19 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W), or as resampled."""
-        told = None if self.embedding is None else self.embedding(emb)
+        shift = None if self.embedding is None else self.embedding(emb)
         h = normed(self.norm_1, x, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        if told is not None and self.scale_shift:
-            h = self._scaled(convolved(self.conv_1, h), told)
+        if shift is not None and self.scale_shift:
+            h = self._scaled(convolved(self.conv_1, h), shift)
         else:
-            h = normed(self.norm_2, convolved(self.conv_1, h, told), silu=True)
+            h = normed(self.norm_2, convolved(self.conv_1, h, shift), silu=True)
         return self.shortcut(x) + convolved(self.conv_2, self.dropout(h))
 
-    def _scaled(self, h: Tensor, told: Tensor) -> Tensor:
+    def _scaled(self, h: Tensor, modulation: Tensor) -> Tensor:
         """SiLU of the second norm, told of the time by scales and shifts (B, 2 C'); (B, C', H, W) -> the same."""
-        scale, shift = rearrange(told, "b (two c) -> two b c 1 1", two=2)
+        scale, shift = rearrange(modulation, "b (two c) -> two b c 1 1", two=2)
         h = normed(self.norm_2, h)
         return F.silu((1 + scale.to(h.dtype)) * h + shift.to(h.dtype))
 

@@ -21,13 +21,13 @@ class ResidualLinear(nn.Module):
     Args:
         width: of input and output, and of the embedding.
         dropout: before the second linear layer.
-        told: whether there is an embedding of what is told.
+        conditioned: whether there is an embedding to be added.
     """
 
-    def __init__(self, width: int, dropout: float, told: bool = True):
+    def __init__(self, width: int, dropout: float, conditioned: bool = True):
         super().__init__()
         self.linear_1 = nn.Linear(width, width)
-        self.embedding = nn.Linear(width, width) if told else None
+        self.embedding = nn.Linear(width, width) if conditioned else None
         self.dropout = nn.Dropout(dropout)
         self.linear_2 = nn.Linear(width, width)
 
@@ -134,8 +134,8 @@ class MLP(nn.Module):
         self.class_embedding = ClassEmbedding(num_classes, width, drop > 0) if num_classes is not None else None
         self.octaves = octaves
         self.linear_in = nn.Linear(features * (1 + 2 * octaves), width)
-        told = self.time_embedding is not None or self.class_embedding is not None
-        self.residual = nn.ModuleList(ResidualLinear(width, dropout, told) for _ in range(depth))
+        conditioned = self.time_embedding is not None or self.class_embedding is not None
+        self.residual = nn.ModuleList(ResidualLinear(width, dropout, conditioned) for _ in range(depth))
         self.linear_out = zeroed(nn.Linear(width, out_features))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
@@ -175,20 +175,20 @@ class MLP(nn.Module):
         """The network itself, (B, out_features)."""
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.shape[0]})")
-        emb = self._told(t, y)
+        emb = self._embedding(t, y)
         h = self.linear_in(with_octaves(x_t, self.octaves))
         for residual in self.residual:
             h = residual(h, emb)
         out: Tensor = self.linear_out(F.silu(h))
         return out
 
-    def _told(self, t: Tensor, y: Tensor | Condition | None) -> Tensor | None:
+    def _embedding(self, t: Tensor, y: Tensor | Condition | None) -> Tensor | None:
         """The embedding (B, W) that every block is told; None for none."""
         parts = parts_of(y, self.num_classes, drop=self.drop)
-        told = [] if self.time_embedding is None else [self.time_embedding(t)]
+        embeddings = [] if self.time_embedding is None else [self.time_embedding(t)]
         if self.class_embedding is not None:
-            told.append(self.class_embedding(*parts["classes"]))
-        return F.silu(sum(told[1:], told[0])) if told else None
+            embeddings.append(self.class_embedding(*parts["classes"]))
+        return F.silu(sum(embeddings[1:], embeddings[0])) if embeddings else None
 
 
 def _check(

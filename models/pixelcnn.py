@@ -79,31 +79,34 @@ class GatedLayer(nn.Module):
         self.of_class = ClassEmbedding(num_classes, 4 * channels) if num_classes is not None else None
         self.residual = mask == "B"  # not around the first layer, which would show the code itself
 
-    def told(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+    def class_bias(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """V^T h of both stacks, each (B, 2C, 1, 1), for classes (B,); 0 where there are none."""
         if self.of_class is None:
             return 0.0, 0.0
         v, h = self.of_class(y)[:, :, None, None].chunk(2, dim=1)
         return v, h
 
-    def above(self, v: Tensor, told: Tensor | float) -> tuple[Tensor, Tensor]:
+    def above(self, v: Tensor, bias: Tensor | float) -> tuple[Tensor, Tensor]:
         """The vertical stack, of (B, C, rows + n - 1, W + 2 edge): (B, C, rows, W), and what the other gets of it."""
-        a = self.vertical(v) + told
+        a = self.vertical(v) + bias
         return gated(a), self.to_horizontal(a)
 
-    def left(self, h: Tensor, from_above: Tensor, told: Tensor | float) -> Tensor:
+    def left(self, h: Tensor, from_above: Tensor, bias: Tensor | float) -> Tensor:
         """The horizontal stack, of (B, C, rows, columns + n - 1), from_above (B, 2C, rows, columns).
 
         Returns: (B, C, rows, columns).
         """
-        y: Tensor = self.out(gated(self.horizontal(h) + from_above + told))
+        y: Tensor = self.out(gated(self.horizontal(h) + from_above + bias))
         return y + h[..., self.n - 1 :] if self.residual else y
 
     def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both stacks over the whole map: v, h (B, C, H, W), y classes (B,) -> the same shapes."""
-        (told_v, told_h), last = self.told(y), self.n - 1 - self.edge  # with mask A, none sees the last row or column
-        v, from_above = self.above(F.pad(v, (self.edge, self.edge, self.edge, last)), told_v)
-        return v, self.left(F.pad(h, (self.edge, last)), from_above, told_h)
+        (bias_v, bias_h), last = (
+            self.class_bias(y),
+            self.n - 1 - self.edge,
+        )  # with mask A, none sees the last row or column
+        v, from_above = self.above(F.pad(v, (self.edge, self.edge, self.edge, last)), bias_v)
+        return v, self.left(F.pad(h, (self.edge, last)), from_above, bias_h)
 
 
 class PixelCNN(nn.Module):
@@ -227,7 +230,7 @@ class PixelCNN(nn.Module):
             raise ValueError(f"temperature = {temperature:g} must be a number >= 0; 0 takes the likeliest code")
         layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
         classes = self._classes(y, len(u))
-        told = [layer.told(classes) for layer in layers]
+        biases = [layer.class_bias(classes) for layer in layers]
 
         def seen(rows: int, columns: int) -> Tensor:
             return self.embedding.weight.new_zeros(len(u), self.embedding.embedding_dim, rows, columns)
@@ -239,14 +242,14 @@ class PixelCNN(nn.Module):
         for r in range(height):
             from_above = []
             for i, layer in enumerate(layers):
-                v, found = layer.above(maps[i][:, :, r : r + layer.n], told[i][0])
+                v, found = layer.above(maps[i][:, :, r : r + layer.n], biases[i][0])
                 from_above.append(found)
                 if i + 1 < len(layers):
                     edge = layers[i + 1].edge
                     maps[i + 1][:, :, edge + r, edge : edge + width] = v[:, :, 0]
             for c in range(width):
                 for i, layer in enumerate(layers):
-                    h = layer.left(rows[i][..., c : c + layer.n], from_above[i][..., c : c + 1], told[i][1])
+                    h = layer.left(rows[i][..., c : c + layer.n], from_above[i][..., c : c + 1], biases[i][1])
                     if i + 1 < len(layers):
                         rows[i + 1][..., layers[i + 1].edge + c] = h[..., 0]
                 z[:, r, c] = self.drawn(self.head(h)[:, :, 0, 0], u[:, r, c], temperature)

@@ -59,7 +59,7 @@ from models.unet_checks import (
 )
 
 
-class Told(NamedTuple):
+class Conditioning(NamedTuple):
     """The inputs of blocks: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
 
     emb: Tensor
@@ -81,7 +81,7 @@ class Ladder(NamedTuple):
     """The settings of a U-Net's layers; makes them in the order in which their first weights are drawn.
 
     Args:
-        embedding: E, of what blocks are told.
+        embedding: E, the size of the embedding that conditions the blocks.
         dropout, groups, norm_eps, scale_shift, magnitude_preserving, downsample_padding: as in `UNet`.
         by_block: whether levels are joined by residual blocks that resample; else by convolutions.
         attention, token_channels, linear_projection: as in `UNet`.
@@ -391,13 +391,13 @@ class UNet(nn.Module):
             ValueError: x_t or an image of another shape than the network's, a part of a condition given to one that
                 does not take it (or the reverse), null rows given to one without a learned null.
         """
-        h, told, skips = self.encode(x_t, t, y)
+        h, conditioning, skips = self.encode(x_t, t, y)
         for stage in self.up:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(self._block, residual, attention, told), h, skips.pop())
+                h = self._run(partial(self._block, residual, attention, conditioning), h, skips.pop())
             if stage.resample is not None:
-                h = self._run(partial(self._resampled, stage.resample, told, skips[-1].shape[2:]), h)
+                h = self._run(partial(self._resampled, stage.resample, conditioning, skips[-1].shape[2:]), h)
 
         if self.norm_out is None:
             h = self.conv_out(h, self.gain_out)
@@ -405,14 +405,16 @@ class UNet(nn.Module):
             h = self.conv_out(normed(self.norm_out, h, silu=True))
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
 
-    def encode(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Told, list[Tensor]]:
+    def encode(
+        self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None
+    ) -> tuple[Tensor, Conditioning, list[Tensor]]:
         """The way down and the middle; arguments and errors as in `forward`.
 
         Returns:
-            The features of the last level, (B, C', H', W'); what blocks are told; the features that the way up takes
-            besides, the last ones last.
+            The features of the last level, (B, C', H', W'); what conditions the blocks; the features that the way up
+            takes besides, the last ones last.
         """
-        x_t, told = self._told(x_t, t, y)
+        x_t, conditioning = self._conditioning(x_t, t, y)
         h = rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch)
         if self.magnitude_preserving:
             h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
@@ -421,17 +423,17 @@ class UNet(nn.Module):
         for stage in self.down:
             assert isinstance(stage, Stage)
             for residual, attention in zip(stage.residual, stage.attention, strict=True):
-                h = self._run(partial(self._block, residual, attention, told), h)
+                h = self._run(partial(self._block, residual, attention, conditioning), h)
                 skips.append(h)
             if stage.resample is not None:
-                h = self._resampled(stage.resample, told, None, h)
+                h = self._resampled(stage.resample, conditioning, None, h)
                 skips.append(h)
 
-        h = self._run(partial(self._block, self.middle_1, self.middle_attention, told), h)
-        return self._run(self.middle_2, h, told.emb), told, skips
+        h = self._run(partial(self._block, self.middle_1, self.middle_attention, conditioning), h)
+        return self._run(self.middle_2, h, conditioning.emb), conditioning, skips
 
-    def _told(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> tuple[Tensor, Told]:
-        """x_t with the channels of the condition, and what blocks are told; arguments and errors as in `forward`."""
+    def _conditioning(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> tuple[Tensor, Conditioning]:
+        """x_t with the channels of the condition, and what conditions the blocks; arguments as in `forward`."""
         if x_t.ndim != 4 or (tuple(x_t.shape[1:]) != self.shape and not (self.any_size and self._fits(x_t))):
             height, width = ("H", "W") if self.any_size else self.image_size
             raise ValueError(
@@ -453,27 +455,27 @@ class UNet(nn.Module):
         emb = self._silu(emb)
         if "image" in parts:
             beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
-        told = Told(emb)
+        conditioning = Conditioning(emb)
         if "tokens" in parts:
             mask = None if y is None or isinstance(y, Tensor) else y.mask
-            told = Told(emb, *tokens_like(x_t, *parts["tokens"], self.null_tokens, mask))
-        return torch.cat(beside, dim=1) if len(beside) > 1 else x_t, told
+            conditioning = Conditioning(emb, *tokens_like(x_t, *parts["tokens"], self.null_tokens, mask))
+        return torch.cat(beside, dim=1) if len(beside) > 1 else x_t, conditioning
 
     def _fits(self, x_t: Tensor) -> bool:
         """Whether x_t has the network's channels, and pixels."""
         return x_t.shape[1] == self.in_channels and min(x_t.shape[2:]) > 0
 
-    def _block(self, residual: nn.Module, attention: nn.Module, told: Told, *h: Tensor) -> Tensor:
+    def _block(self, residual: nn.Module, attention: nn.Module, conditioning: Conditioning, *h: Tensor) -> Tensor:
         """A residual block over the channels of h, or of two, and what follows it; (B, C, H, W) -> the same."""
-        inner = residual(h[0] if len(h) == 1 else self._join(*h), told.emb)
+        inner = residual(h[0] if len(h) == 1 else self._join(*h), conditioning.emb)
         if isinstance(attention, SpatialTransformer):
-            return attention(inner, told.tokens, told.mask)
+            return attention(inner, conditioning.tokens, conditioning.mask)
         return attention(inner)
 
-    def _resampled(self, layer: nn.Module, told: Told, size: Sequence[int] | None, h: Tensor) -> Tensor:
+    def _resampled(self, layer: nn.Module, conditioning: Conditioning, size: Sequence[int] | None, h: Tensor) -> Tensor:
         """h at the next level's size, which on the way up is given, (H, W)."""
         if isinstance(layer, ResidualBlock | MPResidualBlock):
-            return layer(h, told.emb)
+            return layer(h, conditioning.emb)
         return layer(h, tuple(size)) if self.any_size and size is not None else layer(h)
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_latents_that_are_trained_on_have_mean_0_and_variance_1_and_decode_to_wh
     spread = torch.stack([of.batch(torch.arange(9), generator=torch.Generator().manual_seed(k)).x for k in range(4000)])
     torch.testing.assert_close(spread.std(0) / of.codec.scale, (log_variance / 2).exp(), rtol=0.06, atol=0)
     again = Continuous(Halves()).with_state(of.codec.state())
-    assert torch.equal(again.drawn(of.codec.kept(x)), of.codec.drawn(of.codec.kept(x)))
+    assert torch.equal(again.sample(of.codec.posterior(x)), of.codec.sample(of.codec.posterior(x)))
 
 
 def test_latents_that_are_all_the_same_have_no_scale():
@@ -74,7 +74,7 @@ def test_latents_that_are_all_the_same_have_no_scale():
             return torch.ones(len(x), 1, 2, 2), torch.full((len(x), 1, 2, 2), -torch.inf)
 
     with pytest.raises(ValueError, match="variance 0"):
-        Continuous(Constant()).fitted(torch.cat(Constant().encode(torch.zeros(3, 1, 4, 4)), dim=1))
+        Continuous(Constant()).fit(torch.cat(Constant().encode(torch.zeros(3, 1, 4, 4)), dim=1))
 
 
 def test_encoded_data_keep_what_belongs_to_a_sample_and_are_made_once(tmp_path):
@@ -102,7 +102,7 @@ def test_encoded_data_keep_what_belongs_to_a_sample_and_are_made_once(tmp_path):
 def test_a_codec_of_convolutions_takes_images_of_other_sizes():
     codec = Continuous(Halves(), scale=2.0, shift=3.0).of_size(6, 8)
     x = torch.linspace(-1, 1, 48).reshape(1, 1, 6, 8)
-    z = codec.drawn(codec.kept(x))
+    z = codec.sample(codec.posterior(x))
     assert codec.of == (1, 6, 8) and codec.shape == tuple(z.shape[1:]) == (1, 3, 4)
     torch.testing.assert_close(F.avg_pool2d(codec.decode(z), 2), F.avg_pool2d(x, 2))
     with pytest.raises(ValueError, match=r"squares of 2x2 pixels, and 7 of 7x8 is not divisible by 2; nearest.*6, 8"):
@@ -135,11 +135,11 @@ def test_reconstructions_are_those_of_held_out_samples_in_their_order():
     data, codec = images(), Discrete(network())
     source = Reconstructed(codec, data, 0, CPU)
     x = data.batch(data.held_out[[0, 9, 0]]).x
-    assert torch.equal(source.pictures_told([0, 9, 10]), x)
+    assert torch.equal(source.condition_images([0, 9, 10]), x)
     assert torch.equal(source.draw([0, 9, 10]), codec.model(x).x.clamp(-1, 1).detach())
     assert torch.equal(source.classes([0, 9]), data.labels[data.held_out[[0, 9]]])
     with pytest.raises(ValueError, match="trained without classes"):
-        Reconstructed(codec, data, 0, CPU, asked=[1])
+        Reconstructed(codec, data, 0, CPU, requested=[1])
 
 
 def prior(num_classes: int | None = 3) -> PixelCNN:
@@ -156,7 +156,7 @@ def test_codes_are_a_function_of_seed_number_and_class_alone():
     together, alone = source.codes(range(7)), torch.cat([source.codes([i]) for i in range(7)])
     assert torch.equal(together, alone)
     assert not torch.equal(together, source.with_seed(1).codes(range(7)))
-    ones = Drawing(prior(), 0, CPU, asked=[1])
+    ones = Drawing(prior(), 0, CPU, requested=[1])
     assert torch.equal(ones.codes([1, 4]), together[[1, 4]]) and not torch.equal(ones.codes(range(7)), together)
     likeliest = source.at(0)
     assert torch.equal(likeliest.codes(range(3)), likeliest.with_seed(5).codes(range(3)))
@@ -164,7 +164,7 @@ def test_codes_are_a_function_of_seed_number_and_class_alone():
         with pytest.raises(ValueError, match="temperature"):
             source.at(temperature)
     with pytest.raises(ValueError, match="never trained without its classes"):
-        Drawing(prior(), 0, CPU, asked=[])
+        Drawing(prior(), 0, CPU, requested=[])
 
 
 def test_codes_come_as_often_as_the_network_says():
@@ -182,9 +182,9 @@ def test_codes_come_as_often_as_the_network_says():
 
 def test_a_source_shows_what_the_codec_makes_of_codes():
     codec = Discrete(network())
-    source = Drawing(prior(), 0, CPU).shown_by(codec)
+    source = Drawing(prior(), 0, CPU).decoded_by(codec)
     assert torch.equal(source.draw(range(4)), codec.decode(source.codes(range(4))))
-    assert source.draw(range(4)).shape == (4, 1, 4, 4) and source.shown_by(None).draw(range(4)).shape == (4, 2, 2)
+    assert source.draw(range(4)).shape == (4, 1, 4, 4) and source.decoded_by(None).draw(range(4)).shape == (4, 2, 2)
 
 
 # ------------------------------------------------------------------------------------------------- what is measured

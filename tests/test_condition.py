@@ -110,10 +110,10 @@ def test_labels_that_are_null_stand_beside_such_that_are_not():
     labels = Condition(classes=torch.arange(4).reshape(2, 2))
     one = labels.nulled({"classes": torch.tensor([[False, True], [False, False]])})
     expected = [[False, True], [False, False], [False, False], [False, False]]
-    assert one.beside(labels).null["classes"].tolist() == expected
-    assert labels.beside(one).null["classes"].tolist() == expected[2:] + expected[:2]
+    assert one.concat(labels).null["classes"].tolist() == expected
+    assert labels.concat(one).null["classes"].tolist() == expected[2:] + expected[:2]
     by_row = Condition(classes=labels.classes, null={"classes": torch.tensor([True, False])})
-    assert by_row.beside(labels).null["classes"].tolist() == [[True, True], *[[False, False]] * 3]
+    assert by_row.concat(labels).null["classes"].tolist() == [[True, True], *[[False, False]] * 3]
 
 
 def test_null_rows_are_where_their_part_is():
@@ -178,20 +178,23 @@ class Takes(nn.Module):
 
 def test_a_network_is_given_what_it_takes():
     condition = full()
-    assert condition.taken_by(nn.Identity()) is None and condition.taken_by(Takes()) is None
-    assert Condition().taken_by(Takes("classes")) is None and Condition(image=IMAGE).taken_by(Takes("classes")) is None
+    assert condition.for_network(nn.Identity()) is None and condition.for_network(Takes()) is None
+    assert (
+        Condition().for_network(Takes("classes")) is None
+        and Condition(image=IMAGE).for_network(Takes("classes")) is None
+    )
 
-    taken = condition.taken_by(Takes("classes"))  # null somewhere
+    taken = condition.for_network(Takes("classes"))  # null somewhere
     assert taken.parts == ("classes",) and taken.null.keys() == {"classes"} and taken.mask is None
-    assert Condition(classes=CLASSES, image=IMAGE).taken_by(Takes("classes")) is CLASSES
-    assert Condition(classes=CLASSES, null={"image": SOME}).taken_by(Takes("classes")) is CLASSES
+    assert Condition(classes=CLASSES, image=IMAGE).for_network(Takes("classes")) is CLASSES
+    assert Condition(classes=CLASSES, null={"image": SOME}).for_network(Takes("classes")) is CLASSES
 
-    taken = condition.taken_by(Takes("tokens"))
+    taken = condition.for_network(Takes("tokens"))
     assert taken.parts == ("tokens",) and taken.mask is condition.mask and taken.null == {}
-    taken = condition.taken_by(Takes(*PARTS))
+    taken = condition.for_network(Takes(*PARTS))
     assert all(getattr(taken, name) is getattr(condition, name) for name in (*PARTS, "mask"))
     assert taken.null == condition.null
-    taken = Condition(classes=CLASSES).taken_by(Takes("classes", "image"))
+    taken = Condition(classes=CLASSES).for_network(Takes("classes", "image"))
     assert taken is CLASSES  # the network says what it misses
 
 
@@ -211,7 +214,7 @@ def test_networks_take_what_taken_by_gives_them():
     x, t = inputs()
     for options in ({}, {"num_classes": 3}, {"condition_channels": 3}, {"num_classes": 3, "condition_channels": 3}):
         net = randomised(unet(**options, drop=0.2))
-        assert net(x, t, condition.taken_by(net)).shape == x.shape
+        assert net(x, t, condition.for_network(net)).shape == x.shape
 
 
 # --- Classes

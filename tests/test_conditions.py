@@ -12,7 +12,7 @@ from ddpm.commands.train import training
 from ddpm.config import compose, resolved
 from ddpm.data import Digits, ImageData
 from ddpm.data.augment import Augment
-from ddpm.data.conditions import HOLE, KINDS, channels_of, edges, gray, image_of, low_resolution, mask, shown
+from ddpm.data.conditions import HOLE, KINDS, channels_of, edges, gray, image_of, low_resolution, mask, with_channels
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.randomness import generator
 from ddpm.samplers import DDIM
@@ -94,7 +94,7 @@ def test_channels_are_counted_and_values_stay_in_their_range(kind, channels):
     x = torch.rand(5, channels, 8, 12) * 2 - 1
     told = image_of(kind, x, torch.arange(5), generator(0, "flip"))
     assert told.shape == (5, channels_of(kind, channels), 8, 12) and told.abs().max() <= 1 + 1e-6
-    assert shown(told, channels).shape == x.shape
+    assert with_channels(told, channels).shape == x.shape
     assert channels_of(None, channels) == 0
 
 
@@ -136,11 +136,11 @@ def test_of_changed_images_something_else_is_told():
 def test_identity_is_of_the_images_and_samples_are_told_of_held_out_ones():
     data = pictures(condition="mask")
     assert data.identity() == pictures().identity()
-    assert data.shown([0, 1, 7]).tolist() == [data.held_out[i].item() for i in (0, 1, 7 % 6)]
+    assert data.condition_rows([0, 1, 7]).tolist() == [data.held_out[i].item() for i in (0, 1, 7 % 6)]
     everything = pictures(validation=0, condition="mask")
-    assert everything.shown([3, 12]).tolist() == [3, 0]
+    assert everything.condition_rows([3, 12]).tolist() == [3, 0]
     with pytest.raises(ValueError, match="toy has no such images of which a sample could be told"):
-        data.of_classes([7]).shown([0])
+        data.of_classes([7]).condition_rows([0])
 
 
 def test_conditions_that_data_do_not_have():
@@ -221,7 +221,7 @@ class Echo(nn.Module):
 
 def source(network: nn.Module, data: ImageData | None, asked: list[int] | None = None) -> TrainedSampler:
     diffusion = GaussianDiffusion(cosine(20), target="x_0")
-    return TrainedSampler(diffusion, network, DDIM(2), (1, 8, 8), 0, CPU, asked=asked, data=data)
+    return TrainedSampler(diffusion, network, DDIM(2), (1, 8, 8), 0, CPU, requested=asked, data=data)
 
 
 def test_sample_i_is_told_of_held_out_image_i():
@@ -230,7 +230,7 @@ def test_sample_i_is_told_of_held_out_image_i():
     drawing = source(Echo(), data)
     torch.testing.assert_close(drawing.draw(range(8)), told[[0, 1, 2, 3, 4, 5, 0, 1]])
     torch.testing.assert_close(drawing.draw([4, 2]), told[[4, 2]])  # whatever is drawn beside it
-    assert torch.equal(drawing.pictures_told([4, 2]), told[[4, 2]]) and drawing.classes(range(3)) is None
+    assert torch.equal(drawing.condition_images([4, 2]), told[[4, 2]]) and drawing.classes(range(3)) is None
 
 
 def test_its_class_is_that_of_the_image_and_of_those_that_are_asked_for():

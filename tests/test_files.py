@@ -95,7 +95,7 @@ def test_what_is_no_regular_file_is_not_opened(make, tmp_path):
     [("two words, é", "two words, é"), ("a\x1b[2J", r"'a\x1b[2J'"), ("x" * 201, "x" * 200 + "..."), ("", "")],
 )
 def test_text_for_a_terminal(text, shown):
-    assert files.shown(text) == shown
+    assert files.shortened(text) == shown
 
 
 def test_an_origin_knows_when_a_file_changed(tmp_path):

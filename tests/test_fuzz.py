@@ -596,7 +596,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
 
     def draw(plan: Any, averaged: Any, source: Any = None) -> None:
         source = training.source_of_results(plan, averaged) if source is None else source
-        assert source.drawn(2).shape[1:] == plan.data.shape
+        assert source.samples(2).shape[1:] == plan.data.shape
 
     def keep(*arguments: Any) -> None:
         if composing[0].get("evaluation"):  # which reads it

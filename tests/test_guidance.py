@@ -333,12 +333,12 @@ def test_of_several_labels_guidance_leads_away_from_none_of_them(asked, styles):
         nn.init.normal_(embedding.null)
     settings = (diffusion, model, DDIM(5), (1, 8, 8), 0, torch.device("cpu"))
     plain, guided = (
-        TrainedSampler(*settings, asked=asked, styles=styles, guidance=g) for g in (None, ClassifierFree(w))
+        TrainedSampler(*settings, requested=asked, styles=styles, guidance=g) for g in (None, ClassifierFree(w))
     )
     x_t, told = torch.randn(4, 1, 8, 8), plain.condition(range(4))
     every = Condition(classes=told.classes, null={"classes": torch.ones(4, 2).bool()})
     with torch.no_grad():
-        c, u = (diffusion.predictor(model, one.taken_by(model))(x_t, 30).eps for one in (told, every))
+        c, u = (diffusion.predictor(model, one.for_network(model))(x_t, 30).eps for one in (told, every))
         eps = guided.predictor(told)(x_t, 30).eps
     torch.testing.assert_close(eps, u + w * (c - u), rtol=0, atol=1e-5)
     assert (c - u).abs().max() > 1e-2
@@ -393,7 +393,14 @@ def test_samples_that_a_classifier_guides_are_of_the_class_that_is_asked_for():
     bayes = Bayes(schedule)
     guidance, diffusion = ByClassifier(ClassifierOf(schedule, bayes), 1.0), GaussianDiffusion(schedule)
     source = TrainedSampler(
-        diffusion, OfClass(schedule, bayes), DDIM(25), (1, 8, 8), 0, torch.device("cpu"), asked=[2], guidance=guidance
+        diffusion,
+        OfClass(schedule, bayes),
+        DDIM(25),
+        (1, 8, 8),
+        0,
+        torch.device("cpu"),
+        requested=[2],
+        guidance=guidance,
     )
     x = source.draw(range(6))
     assert (x.mean((1, 2, 3)) - MEANS[2]).abs().max() < 0.15
@@ -409,7 +416,7 @@ def test_a_classifier_guides_by_the_first_label():
     for p in classifies.parameters():
         nn.init.normal_(p, std=0.2)
     settings = (diffusion, model, DDIM(5), (1, 8, 8), 0, torch.device("cpu"))
-    source = TrainedSampler(*settings, asked=[2], styles=[1], guidance=guidance)
+    source = TrainedSampler(*settings, requested=[2], styles=[1], guidance=guidance)
     told = source.condition(range(4))
     by_hand = classifier(
         diffusion.schedule,
@@ -421,7 +428,7 @@ def test_a_classifier_guides_by_the_first_label():
         torch.testing.assert_close(source.predictor(told)(x_t, 20).eps, by_hand(x_t, 20).eps)
     TrainedSampler(*settings, styles=[], guidance=guidance).draw([0])
     with pytest.raises(ValueError, match="class = none: guidance=classifier leads to a class"):
-        TrainedSampler(*settings, asked=[], guidance=guidance)
+        TrainedSampler(*settings, requested=[], guidance=guidance)
 
 
 @pytest.mark.parametrize(

@@ -217,10 +217,10 @@ def test_it_is_told_to_networks_that_take_it(options):
     taking, others = unet(augment_dim=PARAMETERS, **options), unet(**options)
     classes = torch.tensor([1, 2]) if options else None
     condition = Condition(classes=classes, augment=torch.ones(2, PARAMETERS))
-    assert torch.equal(condition.taken_by(taking).augment, condition.augment)
-    without = condition.taken_by(others)
+    assert torch.equal(condition.for_network(taking).augment, condition.augment)
+    without = condition.for_network(others)
     assert without is classes or torch.equal(without, classes)
-    assert Condition(classes=classes).taken_by(taking) is classes
+    assert Condition(classes=classes).for_network(taking) is classes
 
 
 @pytest.mark.parametrize("options", [{}, {"magnitude_preserving": True}], ids=str)

@@ -101,7 +101,7 @@ def test_a_depth_is_learned_from_its_picture_and_its_error_is_a_length(few):
     unet = UNet(8, 3, 1, channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), groups=2)
     of = task(unet, absolute=1.0)
     of.check(few)
-    assert of.unit == few.told_unit == (FAR - NEAR) / 2
+    assert of.unit == few.condition_unit == (FAR - NEAR) / 2
     batch = few.batch(few.train)
     drawn = of.draw(batch, Keyed(0), 0.0)
     depth, _ = few.surfaces(few.train)
@@ -127,7 +127,7 @@ def test_what_is_shown_are_pictures_what_is_true_and_what_is_predicted(few, tmp_
     assert torch.equal(tiles[:, :, :8], batch.x) and torch.equal(tiles[:, 1, 8:16], batch.condition.image[:, 0])
     source = of.source(few, 0, CPU)
     assert isinstance(source, Predicted) and not source.like_data and source.classes([0]) is None
-    assert torch.equal(source.pictures_told(range(2)), batch.x[:2]) and (source.draw(range(4)) == 0.25).all()
+    assert torch.equal(source.condition_images(range(2)), batch.x[:2]) and (source.draw(range(4)) == 0.25).all()
     assert torch.equal(predicted_in_batches(unet, batch.x, CPU, batch=2), torch.full((3, 1, 8, 8), 0.25))
     assert of.source(None, 0, CPU) is None
     of.draw_results(tmp_path, few)

@@ -43,10 +43,10 @@ SAMPLERS = [DDIM(5), DDIM(5, eta=1.0), Ancestral(7)]
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["ddim", "ddim with noise", "ancestral"])
 def test_the_batch_never_changes_a_sample(sampler, model):
     """Floats may differ in their last digits, as sums are ordered by the batch; what a file holds may not."""
-    reference = source(model, sampler).drawn(12)
+    reference = source(model, sampler).samples(12)
     assert reference.shape == (12, *SHAPE) and reference.std() > 0.1
     for batch in (1, 5, 11):
-        drawn = source(model, sampler).drawn(12, batch)
+        drawn = source(model, sampler).samples(12, batch)
         torch.testing.assert_close(drawn, reference, rtol=0, atol=2e-5)
         assert np.array_equal(to_numpy(drawn), to_numpy(reference))
     numbers = [7, 2, 9]
@@ -217,11 +217,11 @@ def test_a_source_counts_all_that_it_draws():
 
     unclipped = GaussianDiffusion(cosine(20), target="x_0", clip_x_0=False)
     loud = TrainedSampler(unclipped, Loud(), DDIM(5), SHAPE, 0, CPU)
-    loud.drawn(3, batch=2)
-    loud.using(DDIM(2)).drawn(1)
+    loud.samples(3, batch=2)
+    loud.using(DDIM(2)).samples(1)
     assert loud.range.samples == 4 and str(loud.range).startswith("100.00% of all values")
     clipped = TrainedSampler(GaussianDiffusion(cosine(20), target="x_0"), Loud(), DDIM(5), SHAPE, 0, CPU)
-    clipped.drawn(3)
+    clipped.samples(3)
     assert str(clipped.range) == "" and clipped.range.samples == 3
 
 
@@ -233,7 +233,7 @@ def test_classes_that_are_asked_for_are_drawn_in_turn():
     diffusion = GaussianDiffusion(cosine(20), "x_0", clip_x_0=False)
 
     def drawing(asked: list[int] | None) -> TrainedSampler:
-        return TrainedSampler(diffusion, model, DDIM(2), SHAPE, 0, CPU, asked=asked)
+        return TrainedSampler(diffusion, model, DDIM(2), SHAPE, 0, CPU, requested=asked)
 
     every = drawing(None)
     assert every.classes(range(7)).tolist() == [0, 1, 2, 3, 4, 0, 1]
@@ -249,7 +249,7 @@ def test_classes_that_are_asked_for_are_drawn_in_turn():
 
 def test_no_class_can_be_asked_of_a_network_without(model):
     with pytest.raises(ValueError, match="class = 3: the network was trained without classes"):
-        TrainedSampler(GaussianDiffusion(cosine(20)), model, DDIM(2), SHAPE, 0, CPU, asked=[3])
+        TrainedSampler(GaussianDiffusion(cosine(20)), model, DDIM(2), SHAPE, 0, CPU, requested=[3])
 
 
 # --- Several labels at once
@@ -283,7 +283,7 @@ def labelled(num_classes: object = (3, 2), drop: float = 0.1, **asked: object) -
 )
 def test_every_class_in_one_style_and_then_in_the_next(asked, styles, pairs):
     """Lists of unlike lengths too: it is all pairs, and one label that is left out has all its values."""
-    drawing = labelled(asked=asked, styles=styles)
+    drawing = labelled(requested=asked, styles=styles)
     assert drawing.condition(range(7)).classes.tolist() == pairs and not drawing.condition(range(7)).null
     assert drawing.condition([5, 2]).classes.tolist() == [pairs[5], pairs[2]]
     assert [y.tolist() for y in drawing.labels(range(7))] == [list(one) for one in zip(*pairs, strict=True)]
@@ -294,9 +294,12 @@ def test_every_class_in_one_style_and_then_in_the_next(asked, styles, pairs):
 @pytest.mark.parametrize(("asked", "styles"), [([], None), ([1, 2], []), ([], [])])
 def test_each_label_can_be_left_away_by_itself(asked, styles):
     """The others go on as if it had one value."""
-    drawing, one = labelled(asked=asked, styles=styles), labelled(asked=asked or [0], styles=styles if styles else [0])
+    drawing, one = (
+        labelled(requested=asked, styles=styles),
+        labelled(requested=asked or [0], styles=styles if styles else [0]),
+    )
     if styles is None:
-        one = labelled(asked=[0])
+        one = labelled(requested=[0])
     told, without = drawing.condition(range(5)), [asked == [], styles == []]
     assert told.null["classes"].tolist() == [without] * 5
     kept = ~told.null["classes"]
@@ -307,7 +310,7 @@ def test_each_label_can_be_left_away_by_itself(asked, styles):
 
 
 def test_of_one_label_the_null_is_a_row():
-    told = labelled(3, asked=[]).condition(range(2))
+    told = labelled(3, requested=[]).condition(range(2))
     assert told.null["classes"].tolist() == [True, True] and told.classes.shape == (2,)
 
 

@@ -102,7 +102,7 @@ def test_latents_are_decoded_and_colours_made_gray(tmp_path):
     latent = load_pipeline(write(tmp_path / "latent", latent=True))
     source = latent.of(2)
     x = source.draw([0])
-    assert source.shape == (4, 8, 12) and source.shown_shape == x.shape[1:] == (1, 16, 24)
+    assert source.shape == (4, 8, 12) and source.decoded_shape == x.shape[1:] == (1, 16, 24)
     noise = source.noise([0])
     denoise = latent.scheduler.diffusion.denoiser(unet((8, 12), 4))
     with torch.no_grad():

@@ -85,7 +85,7 @@ def test_samples_are_those_of_each_alone(sampler):
 )
 def test_classes_and_guidance_are_those_of_each_alone(asked, guidance):
     """Guidance puts rows without classes behind those with: each network still has its own."""
-    assert_as_alone(sources(DPMSolverPP(3), asked=asked, guidance=guidance, options=CLASSES))
+    assert_as_alone(sources(DPMSolverPP(3), requested=asked, guidance=guidance, options=CLASSES))
 
 
 def test_several_labels_and_attention():
@@ -147,7 +147,7 @@ def test_each_is_told_what_it_is_told_alone():
         def of_labels(self, *labels: object) -> "Images":
             return self
 
-        def shown(self, numbers: object) -> Tensor:
+        def decode(self, numbers: object) -> Tensor:
             return torch.tensor(list(numbers)) % 4
 
         def batch(self, indices: Tensor, device: object = None) -> object:
@@ -224,8 +224,8 @@ def test_what_the_first_asks_for_is_drawn_for_all(monkeypatch):
     """Of any batch, seed, sampler and guidance; and each is given its own, once."""
     alone = sources(options=CLASSES)
     requests = [
-        lambda one: one.drawn(3, batch=2),
-        lambda one: one.with_seed(one.seed + 1).drawn(2),
+        lambda one: one.samples(3, batch=2),
+        lambda one: one.with_seed(one.seed + 1).samples(2),
         lambda one: one.using(DDIM(3, eta=1.0)).draw([0, 3]),
         lambda one: one.guided_by(ClassifierFree(2.0)).draw([0, 3]),
         lambda one: one.draw([0, 3]),
@@ -290,9 +290,9 @@ def test_only_so_much_is_kept(monkeypatch):
     alone = sources(seeds=(0, 1, 2))
     rows = counted(monkeypatch)
     first, second, third = sharing(alone)
-    first.drawn(3, batch=2)  # which leaves four images
+    first.samples(3, batch=2)  # which leaves four images
     assert rows == [6, 1]
-    second.drawn(3, batch=2), third.drawn(3, batch=2)
+    second.samples(3, batch=2), third.samples(3, batch=2)
     assert rows == [6, 1, 1, 1]
 
 

@@ -7,8 +7,8 @@ import torch
 
 from ddpm.data import ImageData, Subject, raycast, scenes
 from ddpm.data.batch import Batch
-from ddpm.data.beside import Beside
 from ddpm.data.encoded import encoded
+from ddpm.data.prior_preservation import WithPrior
 from ddpm.data.raycast import TEXTURES, textured
 from ddpm.data.scenes import parse
 from ddpm.diffusion import GaussianDiffusion
@@ -97,14 +97,14 @@ def test_options_that_are_refused(wrong, said):
 # -------------------------------------------------------------------------------------------------- the class beside it
 
 
-def beside(subject: ImageData, M: int = 5) -> Beside:
+def with_prior(subject: ImageData, M: int = 5) -> WithPrior:
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (M, *subject.shape), generator=random, dtype=torch.uint8)
-    return Beside(subject, images, [f"a sphere {n}" for n in range(M)])
+    return WithPrior(subject, images, [f"a sphere {n}" for n in range(M)])
 
 
 def test_of_each_batch_every_other_one_is_of_the_class_and_all_have_their_turn(subject):
-    data = beside(subject)
+    data = with_prior(subject)
     orders = torch.stack([data.order(3, step, 6) for step in range(1, 21)])
     assert (orders[:, ::2] < 4).all() and (orders[:, 1::2] >= 10).all() and orders.max() < 15
     for part, n in ((orders[:, ::2].flatten(), 4), (orders[:, 1::2].flatten(), 5)):
@@ -113,15 +113,15 @@ def test_of_each_batch_every_other_one_is_of_the_class_and_all_have_their_turn(s
     assert torch.equal(orders[7], data.order(3, 8, 6)) and not torch.equal(orders[0], data.order(4, 1, 6))
     assert len(data.order(0, 1, 5)) == 5
     batch = data.batch(orders[0])
-    assert batch.beside.tolist() == [False, True] * 3 and batch.x.shape == (6, 3, 16, 16)
+    assert batch.of_prior.tolist() == [False, True] * 3 and batch.x.shape == (6, 3, 16, 16)
     assert torch.equal(batch.x[0], subject.batch(orders[0, :1]).x[0])
     assert data.held_out.tolist() == subject.held_out.tolist() and len(data.train) == 4
     assert data.captions[10] == "a sphere 0" and data.identity()["sha256"] == subject.identity()["sha256"]
-    assert data.identity()["beside"] != beside(subject, 6).identity()["beside"]
+    assert data.identity()["beside"] != with_prior(subject, 6).identity()["beside"]
     with pytest.raises(ValueError, match="need 2 at least"):
         data.order(0, 1, 1)
     with pytest.raises(ValueError, match="both need one size"):
-        Beside(subject, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
+        WithPrior(subject, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
 
 
 def test_latents_of_both_keep_their_turns_their_marks_and_the_scale_of_the_run_that_is_tuned(subject):
@@ -133,17 +133,17 @@ def test_latents_of_both_keep_their_turns_their_marks_and_the_scale_of_the_run_t
             return z, torch.full_like(z, -30.0)
 
     codec = Continuous(Halves(), scale=3.0, shift=0.25)
-    data = beside(subject)
+    data = with_prior(subject)
     of = encoded(data, codec, torch.device("cpu"), fit=False)
     order = data.order(3, 2, 6)
     assert torch.equal(of.order(3, 2, 6), order) and of.beside == 5
     batch = of.batch(order)
-    assert batch.beside.tolist() == [False, True] * 3
+    assert batch.of_prior.tolist() == [False, True] * 3
     x = data.batch(order).x
     torch.testing.assert_close(batch.x, 3.0 * (torch.nn.functional.avg_pool2d(x, 2) - 0.25))
     assert of.codec.state() == codec.state() != encoded(data, codec, torch.device("cpu")).codec.state()
     alone = encoded(subject, codec, torch.device("cpu"))
-    assert alone.batch(subject.train).beside is None and torch.equal(alone.order(3, 2, 3), subject.order(3, 2, 3))
+    assert alone.batch(subject.train).of_prior is None and torch.equal(alone.order(3, 2, 3), subject.order(3, 2, 3))
 
 
 @pytest.mark.equation("DreamBooth (2)")
@@ -167,7 +167,7 @@ def test_a_task_weighs_the_class_and_refuses_a_weight_of_nothing(subject):
             return self.a * x_t
 
     task = Diffusion(Network(), GaussianDiffusion(cosine(T=20), clip_x_0=False), prior=0.25)
-    data = beside(subject)
+    data = with_prior(subject)
     drawn = task.draw(data.batch(data.order(0, 1, 4)), Keyed(0), 0.0)
     assert drawn.weight.tolist() == [1.0, 0.25, 1.0, 0.25]
     assert task.draw(Batch(data.batch(data.train).x), Keyed(0), 0.0).weight is None

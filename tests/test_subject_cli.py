@@ -14,7 +14,7 @@ from test_codes_cli import OF_BOTH, go_on, made
 from test_words_cli import SCENES
 
 from ddpm import cli
-from ddpm.commands.load import parted
+from ddpm.commands.load import split_step
 from ddpm.study.formatting import amount
 
 SUBJECT = [
@@ -37,9 +37,9 @@ def base(tmp_path_factory) -> Path:
 def test_a_checkpoint_is_named_behind_its_run(tmp_path):
     names: dict[str, tuple[str, str | int]] = {"a": ("a", "last"), "a@5": ("a", 5), "a@best": ("a", "best")}
     names |= {"b@c@last": ("b@c", "last"), "a@b": ("a@b", "last")}
-    assert {named: parted(named) for named in names} == names
+    assert {named: split_step(named) for named in names} == names
     (tmp_path / "a@5").mkdir()
-    assert parted(f"{tmp_path}/a@5") == (f"{tmp_path}/a@5", "last")  # a folder of that name
+    assert split_step(f"{tmp_path}/a@5") == (f"{tmp_path}/a@5", "last")  # a folder of that name
 
 
 @pytest.mark.slow

@@ -430,13 +430,13 @@ def test_a_run_learns_resumes_draws_and_is_measured(digits, tmp_path):
     again = fit(tmp_path / "b", tmp_path / "a/checkpoints/10")
     for one, other in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    source = whole.source(digits, 0, CPU, asked=[3, 7])
-    x = source.drawn(6)
+    source = whole.source(digits, 0, CPU, requested=[3, 7])
+    x = source.samples(6)
     assert x.shape == (6, 1, 8, 8) and source.classes(range(4)).tolist() == [3, 7, 3, 7]
     torch.testing.assert_close(source.draw([5, 2]), x[[5, 2]])  # a sample is its number's
     assert source.between(x[:2], torch.tensor([1, 2]), 5).shape == (5, 1, 8, 8)
     with pytest.raises(ValueError, match="class = none"):
-        whole.source(digits, 0, CPU, asked=[])
+        whole.source(digits, 0, CPU, requested=[])
     _, _, elbo = codings.measure_elbo(source, digits, 40, 16)
     assert elbo["value"] == pytest.approx(elbo["reconstruction"] + elbo["kl"]) and len(elbo["kl_of_codings"]) == 2
     _, _, values = codings.measure_log_likelihood(source, digits, 40, 120, 64)
@@ -451,4 +451,4 @@ def test_a_run_learns_resumes_draws_and_is_measured(digits, tmp_path):
 
 def test_samples_leave_nothing_to_the_batch_they_are_decoded_in():
     source = Decoded(small(), Reconstruction({"squared": 1}), (1, 8, 8), 3, CPU)
-    torch.testing.assert_close(source.drawn(5, batch=2), source.drawn(5, batch=5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(source.samples(5, batch=2), source.samples(5, batch=5), atol=1e-6, rtol=0)

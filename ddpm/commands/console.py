@@ -73,10 +73,10 @@ def how_walked(source: Any, run: Any, step: int, config: DictConfig, evaluations
     """What samples are drawn from, and how: a line for the terminal."""
     walked = source.walk if source.sampler is None else type(source.sampler).__name__
     cost = walked + ("" if evaluations is None or source.sampler is None else f", {evaluations} evaluations")
-    several = len(source.turns) > 1 and source.told is None  # else what is left out needs no word
+    several = len(source.turns) > 1 and source.condition_data is None  # else what is left out needs no word
     names = dict(enumerate((noted_names("styles", run) if several else None) or ()))
     labels = ""
-    for label, (one, asked) in enumerate((("class", source.asked), ("style", source.styles))):
+    for label, (one, asked) in enumerate((("class", source.requested), ("style", source.styles))):
         called = [f"{y} ({names[y]})" if label and y in names else str(y) for y in asked or ()]
         if asked is not None:
             labels += f", {one} {', '.join(called) or NONE}"

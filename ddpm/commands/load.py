@@ -71,7 +71,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     if key is None or settings[key] == "???":
         return build(config.guidance, "guidance", trust)
     named = str(settings.pop(key))
-    run, folder = opened_at(named, f"guidance.{key}")
+    run, folder = open_run_at(named, f"guidance.{key}")
     trained = read_config(run.path / "config.yaml")
     needed, how = ("diffusion", "") if key == "bad" else ("schedule", "; train one with task=classifier")
     classifies = trained.get("task") is not None and trained.task.get("_target_") == CLASSIFIER
@@ -90,7 +90,7 @@ def has(config: DictConfig, *groups: str) -> bool:
     return all(isinstance(config.get(group), DictConfig) and "_target_" in config[group] for group in groups)
 
 
-def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
+def open_run(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
     """A run that has something to sample from, and the folder of a checkpoint, see `ddpm.runs.directory.open_run`."""
     from ddpm.runs.directory import open_run
 
@@ -100,7 +100,7 @@ def opened(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
         raise InvalidInput(str(error)) from error
 
 
-def parted(named: str) -> tuple[str, str | int]:
+def split_step(named: str) -> tuple[str, str | int]:
     """The folder and the checkpoint that RUN, RUN@STEP, RUN@best or RUN@last name: without one the last."""
     if not re.fullmatch(r".+@(\d+|best|last)", named) or Path(named).exists():
         return named, "last"
@@ -108,9 +108,9 @@ def parted(named: str) -> tuple[str, str | int]:
     return path, int(step) if step.isdecimal() else step
 
 
-def opened_at(named: str, key: str) -> tuple[Any, Path]:
-    """As `opened`, of what `parted` takes."""
-    return opened(*parted(named), key)
+def open_run_at(named: str, key: str) -> tuple[Any, Path]:
+    """As `open_run`, of what `split_step` takes."""
+    return open_run(*split_step(named), key)
 
 
 def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
@@ -277,7 +277,7 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
     import torch
 
     from ddpm.runs import checkpoint, snapshots
-    from ddpm.runs.files import shown
+    from ddpm.runs.files import shortened
     from ddpm.training import post_hoc
 
     step, asked = int(folder.name), f"run={run.path} weights=ema:{width!r}"
@@ -298,8 +298,8 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
         raise InvalidInput(f"{asked}: {error}") from error
     if missed > post_hoc.WELL_MATCHED:
         print(
-            f"warning: {shown(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths near "
-            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
+            f"warning: {shortened(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths "
+            f"near {' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
         )
     with torch.no_grad():
         for name, p in parameters.items():

@@ -18,7 +18,7 @@ from ddpm.commands.load import (
     has,
     label_names,
     load_into,
-    opened,
+    open_run,
     put_average,
     sampler_of,
     task_of,
@@ -41,12 +41,12 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
     from ddpm.data.batch import takes
     from ddpm.training.task import shape_of
 
-    if pipelines.asked(config):
+    if pipelines.is_requested(config):
         source, drawn = pipelines.source_of(config)
         return source, drawn, OmegaConf.create(), 0
     must_be_drawable(config)
     device = resolve_device(config.device)
-    run, folder = opened(str(config.run), config.checkpoint)
+    run, folder = open_run(str(config.run), config.checkpoint)
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
     if not has(trained, "model", "diffusion"):
         source = _source_of_task(config, run, folder, trained, device, to_draw)
@@ -128,7 +128,7 @@ def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> An
             raise InvalidInput(str(error)) from error
     if trained.get("init_codec") is None:
         return source
-    return source.shown_by(kept_in(run.path / FOLDER, trusted(config)).codec)
+    return source.decoded_by(kept_in(run.path / FOLDER, trusted(config)).codec)
 
 
 def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any, to_draw: bool) -> Any:

@@ -105,7 +105,7 @@ class Condition(Rows):
         """The number of rows; 0 without parts."""
         return len(getattr(self, self.parts[0])) if self.parts else 0
 
-    def beside(self, other: "Condition") -> "Condition":
+    def concat(self, other: "Condition") -> "Condition":
         """The rows of two conditions with the same parts, these first; of samples, whose images nothing was done to."""
         both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.parts}
         if self.mask is not None and other.mask is not None:
@@ -137,7 +137,7 @@ class Condition(Rows):
         single = torch.rand(self.classes.shape, generator=generator, device=generator.device)
         return dropped.nulled({"classes": single < drop})
 
-    def taken_by(self, network: nn.Module) -> "Condition | Tensor | None":
+    def for_network(self, network: nn.Module) -> "Condition | Tensor | None":
         """What of it a network takes, as the network is called with it: `network(x_t, t, condition)`.
 
         None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null. What
@@ -179,13 +179,13 @@ class Batch(Rows):
     Args:
         x: floats, as the network sees them, or integers for codes, (B, *).
         condition: empty where the data know nothing else of a sample.
-        beside: true for those that stand beside what is to be learned, so that no other is forgotten, (B,), see
-            `ddpm.data.beside`; None for none.
+        of_prior: true for those that stand beside what is to be learned, so that no other is forgotten, (B,), see
+            `ddpm.data.prior_preservation`; None for none.
     """
 
     x: Tensor
     condition: Condition = field(default_factory=Condition)
-    beside: Tensor | None = None
+    of_prior: Tensor | None = None
 
     @property
     def y(self) -> Tensor | None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options
 from ddpm.data.folder import choose_half, decode_all, files_in, first_of, looked_at, visible
-from ddpm.runs.files import Origin, regular_size, shown
+from ddpm.runs.files import Origin, regular_size, shortened
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("file_name", "text")
@@ -154,7 +154,9 @@ def _lines(path: Path) -> list[tuple[int, dict[str, object]]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: {shown(line, 40)} is no object with {' and '.join(COLUMNS)}")
+                raise ValueError(
+                    f"{path}, line {number}: {shortened(line, 40)} is no object with {' and '.join(COLUMNS)}"
+                )
             rows.append((number, row))
     return rows
 

@@ -112,6 +112,6 @@ def image_of(kind: str, x_0: Tensor, numbers: Tensor, generator: torch.Generator
     return mask(x_0, uniform.to(x_0.device))
 
 
-def shown(image: Tensor, channels: int) -> Tensor:
+def with_channels(image: Tensor, channels: int) -> Tensor:
     """What is shown, (B, channels, H, W), of an image of any kind, (B, C', H, W), beside x_0 of so many channels."""
     return image[:, :channels] if image.shape[1] >= channels else image[:, :1].expand(-1, channels, -1, -1)

@@ -148,8 +148,8 @@ class Dataset(ABC):
     """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
     tokenizer: Any = None
     """What made them."""
-    beside = 0
-    """How many samples stand beside those that are to be learned, see `ddpm.data.beside`."""
+    prior_count = 0
+    """How many samples stand beside those that are to be learned, see `ddpm.data.prior_preservation`."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
@@ -168,9 +168,9 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return self.count
 
-    def of_class(self, indices: Tensor) -> Tensor:
+    def of_prior(self, indices: Tensor) -> Tensor:
         """Whether samples of these numbers (B,) stand beside those that are to be learned, being of their class."""
-        return indices >= len(self) - self.beside
+        return indices >= len(self) - self.prior_count
 
     @property
     def label_counts(self) -> tuple[int, ...]:
@@ -269,7 +269,7 @@ class Dataset(ABC):
         """
         return batch
 
-    def shown(self, numbers: Sequence[int]) -> Tensor:
+    def condition_rows(self, numbers: Sequence[int]) -> Tensor:
         """The samples (n,), by number, whose conditions are told to the samples of these numbers that are drawn.
 
         Of the held-out ones, or, if none are held out, of those that are trained on, number i modulo how many they are.
@@ -452,7 +452,7 @@ class ImageData(InMemory):
         super().__init__(name, split, images, labels, classes, validation, ("pictures", "bytes"))
 
     @property
-    def told_unit(self) -> float:
+    def condition_unit(self) -> float:
         """What a difference of 1 in the image told is, in the units that it was measured in; 1 where it was not."""
         return 1.0
 

@@ -23,7 +23,7 @@ from ddpm.data.devanagari import CHARACTERS, CLASSES, GLYPHS
 from ddpm.data.download import download as fetch
 from ddpm.data.download import matches_record
 from ddpm.data.image_files import read_image
-from ddpm.runs.files import Origin, regular_size, shown
+from ddpm.runs.files import Origin, regular_size, shortened
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 URLS = (  # the first one holds what the second one is
@@ -240,7 +240,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read: {shown(str(error))}") from error
+        raise ValueError(f"{path} cannot be read: {shortened(str(error))}") from error
 
 
 def _open(content: bytes) -> zipfile.ZipFile:
@@ -279,13 +279,15 @@ def arrange(names: Iterable[str], half: str, where: Path) -> list[str]:
         if (match := IMAGE.fullmatch(name)) and match["half"] == HALVES[half]:
             folder, kind, number = match["folder"], match["kind"], int(match["number"])
             if (kind, number) not in LABELS:
-                raise ValueError(f"{where}: {shown(folder)} is no class; they go from {CLASSES[0]} to {CLASSES[-1]}")
+                raise ValueError(
+                    f"{where}: {shortened(folder)} is no class; they go from {CLASSES[0]} to {CLASSES[-1]}"
+                )
             labels[folder] = LABELS[kind, number]
             folders[folder].append(name)
     _check_classes({folder: len(folders[folder]) for folder in labels}, labels, f"{where}: {HALVES[half]}")
     images = [name for folder in sorted(folders, key=labels.__getitem__) for name in sorted(folders[folder], key=_key)]
     if len(set(images)) != len(images):
-        raise ValueError(f"{where} holds {shown(Counter(images).most_common(1)[0][0])} more than once")
+        raise ValueError(f"{where} holds {shortened(Counter(images).most_common(1)[0][0])} more than once")
     return images
 
 
@@ -297,11 +299,11 @@ def _check_classes(counts: dict[str, int], labels: dict[str, int], where: str) -
         raise ValueError(f"{where} lacks {len(missing)} of the {len(CLASSES)} classes: {named}")
     label, folders = Counter(labels.values()).most_common(1)[0]
     if folders > 1:
-        same = " and ".join(shown(folder) for folder in labels if labels[folder] == label)
+        same = " and ".join(shortened(folder) for folder in labels if labels[folder] == label)
         raise ValueError(f"{where} has more than one folder of a class: {same}")
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[fewest] != counts[most]:
-        few, many = f"{counts[fewest]:,} in {shown(fewest)}", f"{counts[most]:,} in {shown(most)}"
+        few, many = f"{counts[fewest]:,} in {shortened(fewest)}", f"{counts[most]:,} in {shortened(most)}"
         raise ValueError(f"{where} must hold the same number of images of each class, but has {few} and {many}")
 
 
@@ -323,7 +325,7 @@ def decode_characters(names: Sequence[str], read: Callable[[str], bytes], where:
     """
     images = np.empty((len(names), SIDE, SIDE), np.uint8)
     for n, name in enumerate(names):
-        images[n] = read_image(f"{where}: {shown(name)}", partial(decode, read(name)), "PNG")
+        images[n] = read_image(f"{where}: {shortened(name)}", partial(decode, read(name)), "PNG")
     return torch.from_numpy(images)
 
 

@@ -21,9 +21,9 @@ class Codec(Protocol):
     of: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def kept(self, x: Tensor) -> Tensor: ...
-    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
-    def fitted(self, kept: Tensor) -> "Codec": ...
+    def posterior(self, x: Tensor) -> Tensor: ...
+    def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def fit(self, posterior: Tensor) -> "Codec": ...
 
 
 class Encoded(InMemory):
@@ -32,21 +32,21 @@ class Encoded(InMemory):
     Args:
         data: what is encoded.
         codec: what encoded them.
-        kept: what it keeps of each sample, (N, *).
+        posterior: parameters of q(z | x) of each sample, as the codec gives them, (N, *).
         fit: whether the codec is fitted to the part that is trained on, or taken as it is.
     Attributes:
         original: `data`.
         codec: what encoded them, fitted.
     """
 
-    def __init__(self, data: Dataset, codec: Codec, kept: Tensor, fit: bool = True):
+    def __init__(self, data: Dataset, codec: Codec, posterior: Tensor, fit: bool = True):
         labels = None if data.labels is None else data.labels.cpu()
-        super().__init__(data.name, data.split, kept, labels, getattr(data, "classes", ()), 0.0, [codec.kind])
+        super().__init__(data.name, data.split, posterior, labels, getattr(data, "classes", ()), 0.0, [codec.kind])
         self.train, self.held_out, self.units = data.train, data.held_out, data.units
         self.further_labels, self.further_counts, self.styles = data.further_labels, data.further_counts, data.styles
         self.captions, self.tokens, self.tokenizer = data.captions, data.tokens, data.tokenizer
-        self.beside = data.beside
-        self._original, self._codec = data, codec.fitted(kept[data.train]) if fit else codec
+        self.prior_count = data.prior_count
+        self._original, self._codec = data, codec.fit(posterior[data.train]) if fit else codec
 
     @property
     def original(self) -> Dataset:
@@ -65,7 +65,9 @@ class Encoded(InMemory):
 
     def order(self, seed: int, step: int, batch_size: int) -> Tensor:
         """As of the data that were encoded, if others stand beside them; else as in `Dataset`."""
-        return self._original.order(seed, step, batch_size) if self.beside else super().order(seed, step, batch_size)
+        return (
+            self._original.order(seed, step, batch_size) if self.prior_count else super().order(seed, step, batch_size)
+        )
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -80,8 +82,8 @@ class Encoded(InMemory):
             beside the data is marked as there.
         """
         taken = self._taken(indices, device)
-        marks = self.of_class(indices).to(device) if self.beside else None
-        return Batch(self._codec.drawn(taken.x, generator), taken.condition, beside=marks)
+        marks = self.of_prior(indices).to(device) if self.prior_count else None
+        return Batch(self._codec.sample(taken.x, generator), taken.condition, of_prior=marks)
 
     def identity(self) -> dict[str, Any]:
         """What the data are that were encoded; a run knows the codec by its weights."""
@@ -122,15 +124,15 @@ def encoded(
     Raises: ValueError for data that the codec does not take, see `must_suit`, or if what it says is not finite.
     """
     must_suit(data, codec)
-    one = codec.kept(data.batch(torch.arange(1), device).x)
+    one = codec.posterior(data.batch(torch.arange(1), device).x)
     shape = (len(data), *one.shape[1:])
-    kept = None if cache is None else tensor_cache.load_tensor(cache, one.dtype, shape)
-    if kept is None:
+    posterior = None if cache is None else tensor_cache.load_tensor(cache, one.dtype, shape)
+    if posterior is None:
         said(f"{len(data):,} {data.units} are encoded")
         parts = torch.arange(len(data)).split(AT_A_TIME)
-        kept = torch.cat([codec.kept(data.batch(part, device).x).cpu() for part in parts])
-        if not kept.isfinite().all():
+        posterior = torch.cat([codec.posterior(data.batch(part, device).x).cpu() for part in parts])
+        if not posterior.isfinite().all():
             raise ValueError(f"{data.name} has {data.units} whose latents are not finite")
         if cache is not None:
-            tensor_cache.save_tensor(kept, cache)
-    return Encoded(data, codec, kept, fit)
+            tensor_cache.save_tensor(posterior, cache)
+    return Encoded(data, codec, posterior, fit)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_name, check_options, check_room, fit
 from ddpm.data.image_files import KINDS, UnreadableImage, read_image
-from ddpm.runs.files import Origin, regular_size, shown
+from ddpm.runs.files import Origin, regular_size, shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whose decoders in PIL are tried, and no others
@@ -98,7 +98,7 @@ def files_in(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[Pat
 def _counted(files: Sequence[Path]) -> str:
     """Files by their suffixes, such as "9 .gif, 3 .txt", the most frequent first."""
     counts = Counter(path.suffix.lower() for path in files).most_common()
-    words = [f"{n:,} {shown(suffix, 20) or 'without a suffix'}" for suffix, n in counts[:NAMED]]
+    words = [f"{n:,} {shortened(suffix, 20) or 'without a suffix'}" for suffix, n in counts[:NAMED]]
     rest = sum(n for _, n in counts[NAMED:])
     return ", ".join(words + [f"{rest:,} others"] * (rest > 0))
 
@@ -188,7 +188,7 @@ def decode_all(
 
 def first_of(texts: Sequence[str]) -> str:
     """The first few of some texts, for a terminal."""
-    return ", ".join(map(shown, texts[:NAMED])) + ", ..." * (len(texts) > NAMED)
+    return ", ".join(map(shortened, texts[:NAMED])) + ", ..." * (len(texts) > NAMED)
 
 
 def _attempt(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm.data.dataset import ImageData, check_choice, check_options
 from ddpm.data.folder import decode_all
-from ddpm.runs.files import Origin, shown
+from ddpm.runs.files import Origin, shortened
 
 READERS = {".parquet": "parquet", ".arrow": "arrow"}  # of a single file
 EXAMPLE = "huggan/smithsonian_butterflies_subset"
@@ -91,7 +91,7 @@ def find_local(name: str) -> Path | None:
         return path
     if not ON_THE_HUB.fullmatch(name) or path.suffix in READERS or path.is_file():
         raise FileNotFoundError(
-            f"name={shown(repr(name))}: give a name on the hub, such as {EXAMPLE}, a local folder, or a local file "
+            f"name={shortened(repr(name))}: give a name on the hub, such as {EXAMPLE}, a local folder, or a local file "
             f"*{' or *'.join(READERS)}"
         )
     return None
@@ -123,7 +123,7 @@ def load(
     try:
         from datasets import load_dataset_builder
     except ImportError as error:
-        raise ValueError(f"{shown(name)} needs the library datasets: pip install 'ddpm-ablations[hub]'") from error
+        raise ValueError(f"{shortened(name)} needs the library datasets: pip install 'ddpm-ablations[hub]'") from error
     files = {}
     if local is not None and local.is_file():
         files = {"data_files": str(local.resolve())}
@@ -152,7 +152,7 @@ def _translated_errors(name: str, on_hub: bool = False) -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__, LONGEST).rstrip(".")
+    return shortened(" ".join(str(error).split()) or type(error).__name__, LONGEST).rstrip(".")
 
 
 def choose_split(name: str, split: str, there: Sequence[str]) -> str:
@@ -181,7 +181,7 @@ def _kind(feature: Any) -> str:
 
 
 def _listed(features: Mapping[str, Any]) -> str:
-    return shown(", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items()), LONGEST)
+    return shortened(", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items()), LONGEST)
 
 
 def read_labels(name: str, label: str | None, rows: Any) -> tuple[Tensor | None, list[str]]:
@@ -190,7 +190,7 @@ def read_labels(name: str, label: str | None, rows: Any) -> tuple[Tensor | None,
     if label == "auto":
         found = [one for one in features if _kind(features[one]) == "ClassLabel"]
         if len(found) > 1:
-            print(f"{name}: no labels, for there are several: {shown(', '.join(found))}; choose one with label")
+            print(f"{name}: no labels, for there are several: {shortened(', '.join(found))}; choose one with label")
         label = found[0] if len(found) == 1 else None
     if label is None:
         return None, []

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from PIL import UnidentifiedImageError
 
-from ddpm.runs.files import shown
+from ddpm.runs.files import shortened
 
 T = TypeVar("T")
 KINDS = "PNG, JPEG, WebP, BMP or TIFF"
@@ -39,4 +39,4 @@ def read_image(name: str, decode: Callable[[], T], kinds: str = KINDS) -> T:
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, f"not a {kinds} file") from error
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-        raise UnreadableImage(name, shown(" ".join(str(error).split())) or type(error).__name__) from error
+        raise UnreadableImage(name, shortened(" ".join(str(error).split())) or type(error).__name__) from error

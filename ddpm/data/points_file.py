@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.data.dataset import check_name, check_options
 from ddpm.data.points import LEAST, Points
 from ddpm.figures.images import load_array
-from ddpm.runs.files import Origin, regular_size, shown
+from ddpm.runs.files import Origin, regular_size, shortened
 
 LARGEST = 2**32  # bytes
 
@@ -82,7 +82,7 @@ def _npy(path: Path) -> np.ndarray:
     try:
         return load_array(path, LARGEST)
     except ValueError as error:
-        raise ValueError(f"{path} is no .npy file of numbers: {shown(str(error))}") from error
+        raise ValueError(f"{path} is no .npy file of numbers: {shortened(str(error))}") from error
 
 
 def _csv(path: Path) -> np.ndarray:
@@ -93,7 +93,7 @@ def _csv(path: Path) -> np.ndarray:
             warnings.simplefilter("ignore", UserWarning)  # of a file without rows, whose shape says so
             return np.loadtxt(path, delimiter=",", ndmin=2, skiprows=int(names), encoding="utf-8-sig")
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of numbers with commas between them: {shown(str(error))}") from error
+        raise ValueError(f"{path} is no table of numbers with commas between them: {shortened(str(error))}") from error
 
 
 def _is_number(cell: str) -> bool:

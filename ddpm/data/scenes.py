@@ -219,7 +219,7 @@ class Scenes(ImageData):
         return surfaces(solids_of(chosen), self.image_size)
 
     @property
-    def told_unit(self) -> float:
+    def condition_unit(self) -> float:
         """What a difference of 1 in the image told is: of depths in units of the world, of others 1."""
         return (FAR - NEAR) / 2 if self.condition == "depth" else 1.0
 

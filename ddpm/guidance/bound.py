@@ -52,7 +52,7 @@ class Guidance:
         Args:
             against: what `ClassifierFree` leads away from; None for the condition without any part.
         """
-        return diffusion.predictor(model, condition.taken_by(model))
+        return diffusion.predictor(model, condition.for_network(model))
 
 
 class ClassifierFree(Guidance):
@@ -96,7 +96,7 @@ class ClassifierFree(Guidance):
         """A raw prediction, guided."""
         if against is None:
             condition, against = condition.nulled(torch.zeros(len(condition), dtype=torch.bool)), condition.nulled()
-        pair = diffusion.pair(model, condition.taken_by(model), against.taken_by(model))
+        pair = diffusion.pair(model, condition.for_network(model), against.for_network(model))
         return classifier_free(
             pair, w=self.w, schedule=diffusion.schedule, rescale=self.rescale, interval=self.interval
         )
@@ -141,8 +141,8 @@ class Auto(Guidance):
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
         """A raw prediction, guided."""
-        good = diffusion.predictor(model, condition.taken_by(model))
-        bad = self.bad.diffusion.predictor(self.bad.model, condition.taken_by(self.bad.model))
+        good = diffusion.predictor(model, condition.for_network(model))
+        bad = self.bad.diffusion.predictor(self.bad.model, condition.for_network(self.bad.model))
         return autoguidance(good, bad, self.w)
 
 
@@ -192,7 +192,7 @@ class ByClassifier(Guidance):
             each = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
             return self.classifier.model(x_t, each).log_softmax(1).gather(1, y[:, None])[:, 0]
 
-        denoise = diffusion.predictor(model, condition.taken_by(model))
+        denoise = diffusion.predictor(model, condition.for_network(model))
         return classifier(diffusion.schedule, denoise, log_prob, self.w)
 
 

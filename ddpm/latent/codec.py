@@ -35,12 +35,12 @@ class Codec(ABC):
         self.picture, self.of = picture, tuple(self.model.shape)
 
     @abstractmethod
-    def kept(self, x: Tensor) -> Tensor:
-        """The form in which samples (B, *of) are kept: their latents, or the distributions of these; (B, *)."""
+    def posterior(self, x: Tensor) -> Tensor:
+        """Parameters of q(z | x) of samples (B, *of), as they are stored, (B, *): mean and log variance, or codes."""
 
     @abstractmethod
-    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (B, *shape) of what was kept.
+    def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw latents (B, *shape) from stored parameters of q(z | x).
 
         Args:
             generator: draws those that have a distribution; None takes their means.
@@ -52,10 +52,10 @@ class Codec(ABC):
 
     def reconstructed(self, x: Tensor) -> Tensor:
         """Samples (B, *of), encoded and decoded."""
-        return self.decode(self.drawn(self.kept(x)))
+        return self.decode(self.sample(self.posterior(x)))
 
-    def fitted(self, kept: Tensor) -> Self:
-        """A codec fitted to latents that are trained on: here itself, for nothing is measured."""
+    def fit(self, posterior: Tensor) -> Self:
+        """A codec whose scale is measured on stored posteriors (N, *); here itself, for codes have no scale."""
         return self
 
     def state(self) -> dict[str, float]:
@@ -84,14 +84,14 @@ class Discrete(Codec):
         self.shape, self.codes = tuple(self.model.grid), int(self.model.codebook.codes)
 
     @torch.no_grad()
-    def kept(self, x: Tensor) -> Tensor:
+    def posterior(self, x: Tensor) -> Tensor:
         """Their codes, int32 (B, h, w)."""
         codes: Tensor = self.model.encode(x)
         return codes.int()
 
-    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The codes, int64 (B, h, w)."""
-        return kept.long()
+        return posterior.long()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -144,13 +144,13 @@ class Continuous(Codec):
         return other
 
     @torch.no_grad()
-    def kept(self, x: Tensor) -> Tensor:
+    def posterior(self, x: Tensor) -> Tensor:
         """The mean and the log variance of each number, (B, 2 c, h, w)."""
         return torch.cat(self.model.encode(x), dim=1)
 
-    def drawn(self, kept: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents (B, c, h, w)."""
-        mu, log_variance = kept.chunk(2, dim=1)
+        mu, log_variance = posterior.chunk(2, dim=1)
         if generator is not None:
             eps = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu)
             mu = mu + (log_variance / 2).exp() * eps
@@ -161,12 +161,12 @@ class Continuous(Codec):
         """The pictures (B, *of) of latents (B, c, h, w)."""
         return self.picture(self.model.decode(z / self.scale + self.shift)).clamp(-1, 1)
 
-    def fitted(self, kept: Tensor) -> Self:
-        """A copy with m and s of the latents of what is kept, (N, 2 c, h, w).
+    def fit(self, posterior: Tensor) -> Self:
+        """A copy with m and s measured on stored posteriors, (N, 2 c, h, w).
 
         Raises: ValueError for latents that are all the same.
         """
-        mu, log_variance = rearrange(kept, "n (two c) h w -> two (n c h w)", two=2).double()
+        mu, log_variance = rearrange(posterior, "n (two c) h w -> two (n c h w)", two=2).double()
         variance = mu.var(correction=0) + log_variance.exp().mean()
         if not 0 < variance < torch.inf:
             raise ValueError(f"the latents have the variance {variance.item():g}, and cannot be scaled to 1")

@@ -105,8 +105,8 @@ def measure_reconstruction(
     autoencoder, squares, codes = source.autoencoder, list[Tensor](), list[Tensor]()
     for part in chosen(data, n).split(batch):
         x = data.batch(part, source.device).x
-        kept = autoencoder.kept(x)
-        error = autoencoder.decode(autoencoder.drawn(kept)) - x
+        kept = autoencoder.posterior(x)
+        error = autoencoder.decode(autoencoder.sample(kept)) - x
         squares.append(error.square().flatten(1).mean(1).double().cpu())
         codes += [kept.flatten().cpu()] if isinstance(autoencoder, Discrete) else []
         if callback:
@@ -142,7 +142,7 @@ def measure_codes(
     for part in chosen(data, n).split(batch):
         real = data.batch(part, source.device)
         with computing(source.device, source.precision):
-            logits = source.model(real.x, real.condition.taken_by(source.model)).float()
+            logits = source.model(real.x, real.condition.for_network(source.model)).float()
         nats = F.cross_entropy(logits, real.x, reduction="none")
         bits.append((nats / math.log(2)).mean((1, 2)).double().cpu())
         right.append((logits.argmax(1) == real.x).double().mean((1, 2)).cpu())
@@ -179,4 +179,4 @@ def held_out(source: Decoded, data: Dataset, n: int, batch: int) -> Iterator[tup
             return torch.stack(rows)
 
         x, y = source.reconstruction.drawn(real.x, uniform), real.condition.to(source.device)
-        yield numbers, x.to(source.device), y.taken_by(source.model)
+        yield numbers, x.to(source.device), y.for_network(source.model)

@@ -231,7 +231,7 @@ def _held_out(
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor
     for numbers in chosen(data, n).split(batch):
         real = data.batch(numbers, source.device)
-        yield numbers.tolist(), real.x, bind(source.model, real.condition.taken_by(source.model))
+        yield numbers.tolist(), real.x, bind(source.model, real.condition.for_network(source.model))
 
 
 def _references(data: Dataset, n: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ddpm.checks import is_whole
 from ddpm.figures.images import to_float, to_uint8
 from ddpm.metrics.judge import in_batches
-from ddpm.runs.files import regular_size, shown
+from ddpm.runs.files import regular_size, shortened
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -173,7 +173,7 @@ class Inception(Features):
         try:
             network = published("inception", ["2048"], feature_extractor_weights_path=str(path))
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{path} does not hold the weights of Inception-v3: {shown(str(error))}") from error
+            raise ValueError(f"{path} does not hold the weights of Inception-v3: {shortened(str(error))}") from error
         self.name = f"inception-{checksum[:8]}"
         self.device, self.network = torch.device(device), network.to(device)
 

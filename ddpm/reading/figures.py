@@ -271,11 +271,11 @@ class _Wide:
 def of_latents() -> str:
     """What the codec makes of latents, and how much of them noise leaves."""
     codec, x = Continuous(_Wide()), torch.randn(20_000, 1, 1, 1, generator=generator(0, "reading"))
-    kept = codec.kept(x)
-    scaled, schedule = codec.fitted(kept), schedules.cosine(1000)
+    kept = codec.posterior(x)
+    scaled, schedule = codec.fit(kept), schedules.cosine(1000)
     figure, (left, right) = axes(2)
     signal, noise = schedule.alpha_bar[list(POINTS)], 1 - schedule.alpha_bar[list(POINTS)]
-    for z, name in ((codec.drawn(kept), "as encoded"), (scaled.drawn(kept), "scaled")):
+    for z, name in ((codec.sample(kept), "as encoded"), (scaled.sample(kept), "scaled")):
         share = torch.histc(z, bins=48, min=-12, max=16) / len(z)
         left.stairs(share.numpy(), torch.linspace(-12, 16, 49).numpy(), label=name, linewidth=1.7)
         power = z.double().square().mean()

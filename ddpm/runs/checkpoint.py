@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ddpm.runs.files import flush, read_json, regular_size, replacing, shown
+from ddpm.runs.files import flush, read_json, regular_size, replacing, shortened
 
 FORMAT = 2
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a module
@@ -248,7 +248,7 @@ def verify(path: Path) -> str | None:
         if missing := set(parts) - named:
             return f"its manifest does not name {', '.join(sorted(missing))}"
         if unknown := sorted(named - set(parts)):
-            return f"its manifest names {shown(repr(unknown[0]))}, which is no file of a checkpoint"
+            return f"its manifest names {shortened(repr(unknown[0]))}, which is no file of a checkpoint"
         for name in parts:
             regular_size(path / name, LARGEST)
             if sha256(path / name) != manifest["sha256"][name]:
@@ -303,7 +303,7 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     try:
         return safetensors.torch.load_file(path, device=str(device))
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {shown(str(error))}") from error
+        raise ValueError(f"{path} is no whole safetensors file: {shortened(str(error))}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def must_be_frozen(path: Path, frozen: Mapping[str, str]) -> None:
         raise ValueError(f"{path}: its manifest names no frozen modules")
     if before != dict(frozen):
         changed = sorted(name for name in {*before, *frozen} if before.get(name) != frozen.get(name))
-        raise ValueError(f"{path} was trained with another {' and another '.join(map(shown, changed))}")
+        raise ValueError(f"{path} was trained with another {' and another '.join(map(shortened, changed))}")
 
 
 def load_plain(path: Path) -> Any:
@@ -349,7 +349,7 @@ def load_plain(path: Path) -> Any:
         raise ValueError(f"{path} holds other than plain data, such as code, and was not loaded") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly anything on damaged files
         words = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is no whole file of torch.save: {shown(words[0])}") from error
+        raise ValueError(f"{path} is no whole file of torch.save: {shortened(words[0])}") from error
     return plain
 
 
@@ -423,7 +423,7 @@ def load_into(network: nn.Module, path: Path, lacking: Callable[[str], bool] = l
     wrong = {"missing": missing, "unknown": unknown, "of another shape": shapes, "of another type": types}
     if any(wrong.values()):
         problems = "; ".join(
-            f"{len(v)} {k}: {', '.join(shown(name) for name in v[:3])}{', ...' if len(v) > 3 else ''}"
+            f"{len(v)} {k}: {', '.join(shortened(name) for name in v[:3])}{', ...' if len(v) > 3 else ''}"
             for k, v in wrong.items()
             if v
         )

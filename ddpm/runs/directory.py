@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from ddpm.runs import checkpoint
-from ddpm.runs.files import is_number, read_json, regular_size, replacing, shown
+from ddpm.runs.files import is_number, read_json, regular_size, replacing, shortened
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -266,7 +266,7 @@ def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> t
         damage = found and (checkpoint.verify(found) if str(step) in there else "there is none of that name")
         if damage:
             names = ", ".join(there) or "none"
-            asked = shown(str(which))
+            asked = shortened(str(which))
             raise FileNotFoundError(f"{key}={path}: checkpoint {asked} cannot be read ({damage}); there: {names}")
     if found is None:
         raise FileNotFoundError(f"{key}={path}: no whole checkpoint in {run.checkpoints}; train it further first")

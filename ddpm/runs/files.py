@@ -64,7 +64,7 @@ def regular_size(path: Path, largest: int) -> int:
     return found.st_size
 
 
-def shown(text: str, longest: int = 200) -> str:
+def shortened(text: str, longest: int = 200) -> str:
     """Text for a terminal: what a file says must neither steer nor flood it."""
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return text if text.isprintable() else repr(text)

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from pkgutil import resolve_name
 from typing import Any, Union, get_args, get_origin
 
-from ddpm.runs.files import shown
+from ddpm.runs.files import shortened
 
 PLAIN = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 MANY = {int: "integers", float: "numbers", str: "texts", bool: "true or false"}
@@ -39,9 +39,9 @@ def check(settings: Mapping[str, Any], given: Sequence[str] = ()) -> None:
             continue
         if key in given or (key not in named and not variadic):
             known = ", ".join(k for k in named if k not in given)
-            raise ValueError(f"{shown(str(key))} is no argument of {target}; it has: {known}")
+            raise ValueError(f"{shortened(str(key))} is no argument of {target}; it has: {known}")
         if key in hints and not _admits(hints[key], value):
-            raise ValueError(f"{key} = {shown(repr(value))} must be {_words(hints[key])}")
+            raise ValueError(f"{key} = {shortened(repr(value))} must be {_words(hints[key])}")
         _check_within(value)
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in settings and key not in given:

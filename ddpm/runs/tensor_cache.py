@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ddpm.runs.files import regular_size, replacing, shown
+from ddpm.runs.files import regular_size, replacing, shortened
 
 LARGEST = 1 << 32  # bytes of such a file
 
@@ -45,7 +45,7 @@ def load_tensor(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
-        print(f"{path} is damaged and will be made again: {shown(str(error))}")
+        print(f"{path} is damaged and will be made again: {shortened(str(error))}")
         return None
 
 

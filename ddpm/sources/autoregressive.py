@@ -19,7 +19,7 @@ class Autoregressive(Source):
 
     Args:
         model: with `sample(u, y, temperature)`, as `models.pixelcnn.PixelCNN` has it.
-        seed, device, precision, asked: as in `Source`.
+        seed, device, precision, requested: as in `Source`.
         temperature: of the distribution of a code, >= 0: 1 for that which was learned, less for more likely codes.
     Raises: ValueError as there, for no class of a network with classes, and for a temperature that is none.
     """
@@ -34,11 +34,11 @@ class Autoregressive(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
         temperature: float = 1.0,
     ):
-        super().__init__(model, model.shape, seed, device, precision, asked)
-        if asked is not None and not asked:
+        super().__init__(model, model.shape, seed, device, precision, requested)
+        if requested is not None and not requested:
             raise ValueError("class = none: the network was never trained without its classes")
         self.temperature = temperature
 
@@ -62,7 +62,7 @@ class Autoregressive(Source):
     @torch.no_grad()
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The samples of these numbers as they are shown, (n, *), on the CPU."""
-        x = self.shown(self.codes(numbers)).float()
+        x = self.decode(self.codes(numbers)).float()
         self.range.note(x)
         return x
 

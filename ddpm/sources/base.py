@@ -51,8 +51,8 @@ class Source(ABC):
         seed: of all samples.
         device: where the model is.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
-        asked: the classes that are drawn, in turn: sample number i is of class asked[i modulo their number]. None for
-            all K classes of a network that has any; empty for none of them, the network's learned null.
+        requested: the classes that are drawn in turn: sample number i is of class requested[i modulo their number].
+            None for all K classes of a network that has any; empty for none of them, the network's learned null.
         styles: the same of the second label of a network that has several: one style is the same for a whole turn of
             the classes. Further labels follow likewise, each with all its values.
     Attributes:
@@ -73,7 +73,7 @@ class Source(ABC):
     """Whether there are samples."""
     like_data: bool = True
     """Whether there are samples of the kind of the data, with which they can be compared."""
-    told: Any = None
+    condition_data: Any = None
     """The data of whose images the network is told; None for a network that is told of none."""
     codec: Any = None
     """What turns what is drawn into what is shown, see `ddpm.latent.codec.Codec`; None where that is the same."""
@@ -85,18 +85,18 @@ class Source(ABC):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
         styles: Sequence[int] | None = None,
     ):
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         counts = (self.num_classes, *labels_of(model)[1:2])
-        for (one, several), given, count in zip(LABELS, (asked, styles), (*counts, None), strict=False):
+        for (one, several), given, count in zip(LABELS, (requested, styles), (*counts, None), strict=False):
             if given is not None and count is None:
                 raise ValueError(f"{one} = {_listed(given)}: the network was trained without {several}")
             if given is not None and not all(0 <= y < (count or 0) for y in given):
                 raise ValueError(f"{one} = {_listed(given)}: the network has the {several} 0..{(count or 0) - 1}")
         self.shape, self.seed, self.device, self.precision = shape, seed, device, precision
-        self.asked, self.styles = asked, styles
+        self.requested, self.styles = requested, styles
         self.range = Range()
 
     @abstractmethod
@@ -107,21 +107,21 @@ class Source(ABC):
             callback: of a source that walks, as samplers call it.
         """
 
-    def shown(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         """Samples x (n, *shape) as they are shown, on the CPU: x itself, or decoded by the codec."""
         return x.cpu() if self.codec is None else self.codec.decode(x.to(self.device)).cpu()
 
     @property
-    def shown_shape(self) -> tuple[int, ...]:
+    def decoded_shape(self) -> tuple[int, ...]:
         """Of one sample, as it is shown."""
         return self.shape if self.codec is None else tuple(self.codec.of)
 
-    def encoded(self, x: Tensor) -> Tensor:
-        """Pictures x (n, *shown_shape) as they are drawn: x itself, or its latents; on the device."""
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures x (n, *decoded_shape) as they are drawn: x itself, or its latents; on the device."""
         x = x.to(self.device)
-        return x if self.codec is None else self.codec.drawn(self.codec.kept(x))
+        return x if self.codec is None else self.codec.sample(self.codec.posterior(x))
 
-    def shown_by(self, codec: Any) -> Self:
+    def decoded_by(self, codec: Any) -> Self:
         """A copy whose samples a codec decodes; None for none."""
         other = copy.copy(self)
         other.codec = codec
@@ -129,7 +129,7 @@ class Source(ABC):
             codec.model.to(self.device)
         return other
 
-    def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
+    def condition_images(self, numbers: range | list[int]) -> Tensor | None:
         """Pictures (n, *shape) of the images that these samples are told of; None for no such."""
         return None
 
@@ -158,9 +158,9 @@ class Source(ABC):
         Empty where neither the network nor its guidance knows of any.
         """
         turns = self.turns
-        if turns and self.told is not None and self.told.labels is not None:
-            rows, further = self.told.shown(numbers), self.told.further_labels
-            every = [self.told.labels, *(() if further is None else further.unbind(1))][: len(turns)]
+        if turns and self.condition_data is not None and self.condition_data.labels is not None:
+            rows, further = self.condition_data.condition_rows(numbers), self.condition_data.further_labels
+            every = [self.condition_data.labels, *(() if further is None else further.unbind(1))][: len(turns)]
             return [y.cpu()[rows] if values else None for y, values in zip(every, turns, strict=True)]
         labels: list[Tensor | None] = []
         turn = torch.tensor(list(numbers))
@@ -173,7 +173,7 @@ class Source(ABC):
     def turns(self) -> list[Sequence[int]]:
         """The values that each label has in turn, the class first, and fastest; empty for one that is null."""
         counts = labels_of(self.model) or ((self.num_classes,) if self.num_classes else ())
-        given = [self.asked, self.styles, *[None] * len(counts)]
+        given = [self.requested, self.styles, *[None] * len(counts)]
         return [range(count) if values is None else values for count, values in zip(counts, given, strict=False)]
 
     def with_seed(self, seed: int) -> Self:
@@ -188,7 +188,7 @@ class Source(ABC):
             part = numbers[start : start + batch]
             yield part, self.draw(part)
 
-    def drawn(self, n: int, batch: int = 256) -> Tensor:
+    def samples(self, n: int, batch: int = 256) -> Tensor:
         """The first n samples, (n, *shape)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
 
@@ -197,7 +197,7 @@ class Silent(Source):
     """Something trained that draws nothing, and is only measured.
 
     Args:
-        model, shape, seed, device, precision, asked: as in `Source`.
+        model, shape, seed, device, precision, requested: as in `Source`.
         measures: by what.
     """
 
@@ -212,11 +212,11 @@ class Silent(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
         *,
         measures: tuple[str, ...],
     ):
-        super().__init__(model, shape, seed, device, precision, asked)
+        super().__init__(model, shape, seed, device, precision, requested)
         self.measures = measures
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:

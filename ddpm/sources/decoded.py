@@ -19,7 +19,7 @@ class Generated(Source):
 
     Args:
         model: with `codings` and `decode(z, y)`.
-        shape, seed, device, precision, asked: as in `Source`.
+        shape, seed, device, precision, requested: as in `Source`.
     Raises: ValueError as there, and for no class of a network with classes.
     """
 
@@ -34,10 +34,10 @@ class Generated(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ):
-        super().__init__(model, shape, seed, device, precision, asked)
-        if asked is not None and not asked:
+        super().__init__(model, shape, seed, device, precision, requested)
+        if requested is not None and not requested:
             raise ValueError("class = none: the network was never trained without its classes")
 
     def picture(self, output: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Decoded(Generated):
     Args:
         model: with `codings`, `encode(x, y)` and `decode(z, y)`.
         reconstruction: what its output is.
-        shape, seed, device, precision, asked: as in `Generated`.
+        shape, seed, device, precision, requested: as in `Generated`.
     Raises: ValueError as there.
     """
 
@@ -77,9 +77,9 @@ class Decoded(Generated):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ):
-        super().__init__(model, shape, seed, device, precision, asked)
+        super().__init__(model, shape, seed, device, precision, requested)
         self.reconstruction = reconstruction
 
     def picture(self, output: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ class Decoded(Generated):
         """
         condition = (y if isinstance(y, Condition) else Condition(classes=y)).to(self.device)
         with computing(self.device, self.precision):
-            mean, _ = self.model.encode(x.to(self.device), condition.taken_by(self.model))
+            mean, _ = self.model.encode(x.to(self.device), condition.for_network(self.model))
             share = torch.linspace(0, 1, k, device=self.device)
-            told = condition.rows(lambda part: part[share.round().long()]).taken_by(self.model)
+            told = condition.rows(lambda part: part[share.round().long()]).for_network(self.model)
             output = self.model.decode(mean[0] + share[:, None] * (mean[1] - mean[0]), told)
         return self.picture(output).cpu()

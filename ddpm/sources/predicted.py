@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.conditions import shown
+from ddpm.data.conditions import with_channels
 from ddpm.data.dataset import Dataset
 from ddpm.runs.precision import computing
 from ddpm.samplers import Callback
@@ -39,7 +39,7 @@ class Predicted(Source):
     Args:
         model: (x, t) -> (B, C', H, W).
         data: of which held-out pictures are taken, or, if none are held out, those that are trained on.
-        seed, device, precision, asked: as in `Source`; nothing is drawn, whatever the seed.
+        seed, device, precision, requested: as in `Source`; nothing is drawn, whatever the seed.
     Raises: ValueError for labels, which such a network does not have.
     """
 
@@ -55,15 +55,15 @@ class Predicted(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ):
-        super().__init__(model, (3, *data.shape[1:]), seed, device, precision, asked)
-        self.told = data
+        super().__init__(model, (3, *data.shape[1:]), seed, device, precision, requested)
+        self.condition_data = data
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The predictions of these numbers as they are shown, (n, 3, H, W), on the CPU."""
-        x = self.told.batch(self.told.shown(numbers)).x
-        y = shown(predicted_in_batches(self.model, x, self.device, self.precision), 3)
+        x = self.condition_data.batch(self.condition_data.condition_rows(numbers)).x
+        y = with_channels(predicted_in_batches(self.model, x, self.device, self.precision), 3)
         self.range.note(y)
         return y
 
@@ -71,7 +71,7 @@ class Predicted(Source):
         """None: what is predicted has no classes."""
         return None
 
-    def pictures_told(self, numbers: range | list[int]) -> Tensor:
+    def condition_images(self, numbers: range | list[int]) -> Tensor:
         """The pictures of which it is predicted, (n, C, H, W), on the CPU."""
-        x: Tensor = self.told.batch(self.told.shown(numbers)).x
+        x: Tensor = self.condition_data.batch(self.condition_data.condition_rows(numbers)).x
         return x.cpu()

@@ -89,13 +89,13 @@ class Prompted(TrainedSampler):
         other.image = image.to(self.device)
         return other
 
-    def shown(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         """The pictures of latents (n, c, h, w), on the CPU, decoded one after another: the decoder's maps are large.
 
         Tiles would not be the same: its group norms take their mean over the whole map, and attention looks at all of
         it. Memory for attention is no matter: `F.scaled_dot_product_attention` keeps no matrix of all pairs.
         """
-        return torch.cat([super(Prompted, self).shown(row) for row in x.split(1)])
+        return torch.cat([super(Prompted, self).decode(row) for row in x.split(1)])
 
 
 @dataclass
@@ -233,7 +233,7 @@ def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
     """
     known = x.masked_fill(mask, 0)  # grey
     hole = F.interpolate(mask.to(x), size=tuple(codec.shape[1:]), mode="nearest")
-    return torch.cat([hole, codec.drawn(codec.kept(known))], dim=1)
+    return torch.cat([hole, codec.sample(codec.posterior(known))], dim=1)
 
 
 def deep(codec: Continuous, depth: Tensor) -> Tensor:

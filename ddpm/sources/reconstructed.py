@@ -18,7 +18,7 @@ class Reconstructed(Source):
     Args:
         codec: the autoencoder.
         data: of which held-out samples are taken, or, if none are held out, those that are trained on.
-        seed, device, precision, asked: as in `Source`; nothing is drawn, whatever the seed.
+        seed, device, precision, requested: as in `Source`; nothing is drawn, whatever the seed.
     Raises: ValueError for labels, which such a network does not have.
     """
 
@@ -33,10 +33,10 @@ class Reconstructed(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ):
-        super().__init__(codec.model, codec.of, seed, device, precision, asked)
-        self.autoencoder, self.told = codec, data
+        super().__init__(codec.model, codec.of, seed, device, precision, requested)
+        self.autoencoder, self.condition_data = codec, data
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """The reconstructions of these numbers, (n, *shape), on the CPU."""
@@ -48,12 +48,12 @@ class Reconstructed(Source):
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
         """The classes (n,) of what is reconstructed; None for data without labels."""
-        return self.told.batch(self.told.shown(numbers)).y
+        return self.condition_data.batch(self.condition_data.condition_rows(numbers)).y
 
-    def pictures_told(self, numbers: range | list[int]) -> Tensor:
+    def condition_images(self, numbers: range | list[int]) -> Tensor:
         """The originals of the reconstructions, (n, *shape), on the CPU."""
         return self._originals(numbers).cpu()
 
     def _originals(self, numbers: range | list[int]) -> Tensor:
-        x: Tensor = self.told.batch(self.told.shown(numbers), self.device).x
+        x: Tensor = self.condition_data.batch(self.condition_data.condition_rows(numbers), self.device).x
         return x

@@ -69,7 +69,7 @@ class SoundPipeline:
             sampler = self.scheduler.sampler(self.scheduler.usual if sampler is None else sampler)
         shape = (1, self.mel.n_mels, self.mel.frames) if self.codec is None else self.codec.shape
         source = TrainedSampler(self.scheduler.diffusion, self.model, sampler, shape, seed, self.device, self.precision)
-        return source.shown_by(self.codec)
+        return source.decoded_by(self.codec)
 
     def draw(
         self,

@@ -99,10 +99,10 @@ class Shared:
             what: is drawn; with the source's sampler, guidance, and how far its seed was moved, it is one request.
         """
         further = source.seed - self.seeds[source.place]
-        asked = repr((what, further, _settings(source.sampler), _settings(source.guidance)))
-        if asked not in self.kept:
-            self.kept[asked] = self._of_all(source, further, draw)
-        return self.kept[asked].pop(source.place, None)
+        requested = repr((what, further, _settings(source.sampler), _settings(source.guidance)))
+        if requested not in self.kept:
+            self.kept[requested] = self._of_all(source, further, draw)
+        return self.kept[requested].pop(source.place, None)
 
     def _of_all(self, source: "SharingSampler", further: int, draw: Callable[[TrainedSampler], Way]) -> dict[int, Way]:
         ways = (way for of_each in self.kept.values() for way in of_each.values())
@@ -178,7 +178,7 @@ def _difference(one: TrainedSampler, other: TrainedSampler) -> str | None:
         "they differ in schedule": not torch.equal(ours.schedule.beta.cpu(), theirs.schedule.beta.cpu()),
         "they differ in what is predicted, or how it is clipped": _settings(ours) != _settings(theirs),
     }
-    for name in ("shape", "device", "precision", "asked", "styles"):
+    for name in ("shape", "device", "precision", "requested", "styles"):
         reasons[f"they differ in {name}"] = getattr(one, name) != getattr(other, name)
     return next((reason for reason, holds in reasons.items() if holds), None)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.data.batch import Condition, classes_of, takes
-from ddpm.data.conditions import shown
+from ddpm.data.conditions import with_channels
 from ddpm.data.dataset import Dataset
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.guidance import Guidance
@@ -25,7 +25,7 @@ class TrainedSampler(Source):
 
     Args:
         diffusion, sampler: the mathematics that the model was trained with, and how to draw from it.
-        model, shape, seed, device, precision, asked, styles: as in `Source`.
+        model, shape, seed, device, precision, requested, styles: as in `Source`.
         guidance: how predictions are guided; None for not.
         data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
             (modulo their number) has as condition, its labels too; of those of the labels that are asked for. So it is
@@ -47,7 +47,7 @@ class TrainedSampler(Source):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
         guidance: Guidance | None = None,
         data: Dataset | None = None,
         styles: Sequence[int] | None = None,
@@ -55,9 +55,9 @@ class TrainedSampler(Source):
         negative: Tensor | None = None,
     ):
         self.guidance = guidance or Guidance()
-        super().__init__(model, shape, seed, device, precision, asked, styles)
+        super().__init__(model, shape, seed, device, precision, requested, styles)
         of_data = "image" in takes(model) or ("tokens" in takes(model) and prompts is None)
-        self.told = _of_labels(data, asked, styles) if of_data else None
+        self.condition_data = _of_labels(data, requested, styles) if of_data else None
         self.prompts, self.negative = prompts, negative
         self._check(diffusion, model, self.guidance)
         self.diffusion, self.sampler = diffusion, sampler
@@ -84,7 +84,7 @@ class TrainedSampler(Source):
         denoise = self.denoiser(self.condition(numbers))
         with self.computing():
             x_0 = self.sampler(self.diffusion.schedule, denoise, x_T, generator=noise, callback=callback)
-        x = self.shown(x_0)
+        x = self.decode(x_0)
         self.range.note(x)
         return x
 
@@ -119,8 +119,8 @@ class TrainedSampler(Source):
     def condition(self, numbers: range | list[int]) -> Condition:
         """The condition of the samples of these numbers, on the network's device."""
         labels = self.labels(numbers)
-        if self.told is not None:
-            condition = self.told.batch(self.told.shown(numbers), self.device).condition
+        if self.condition_data is not None:
+            condition = self.condition_data.batch(self.condition_data.condition_rows(numbers), self.device).condition
         elif not labels:
             condition = Condition()
         else:
@@ -135,10 +135,10 @@ class TrainedSampler(Source):
         without = torch.tensor([y is None for y in labels]).expand(len(numbers), -1)
         return condition.nulled({"classes": without if len(labels) > 1 else without[:, 0]})
 
-    def pictures_told(self, numbers: range | list[int]) -> Tensor | None:
+    def condition_images(self, numbers: range | list[int]) -> Tensor | None:
         """Pictures (n, *shape) of the images that these samples are told of, on the CPU; None for no such."""
         image = self.condition(numbers).image if "image" in takes(self.model) else None
-        return None if image is None else shown(image, self.shape[0]).cpu()
+        return None if image is None else with_channels(image, self.shape[0]).cpu()
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
         """A copy with another sampler."""
@@ -155,23 +155,23 @@ class TrainedSampler(Source):
 
     def told_of(self, numbers: Tensor) -> "TrainedSampler":
         """A copy that is told of these samples (M,) of its data: sample number i of what numbers[i modulo M] has."""
-        if self.told is None or not len(numbers):
+        if self.condition_data is None or not len(numbers):
             raise ValueError("the network is told of none of the data, or there are no samples of which it could be")
         other = copy.copy(self)
-        other.told = copy.copy(self.told)
-        other.told.held_out = numbers.to(self.told.held_out.device)
+        other.condition_data = copy.copy(self.condition_data)
+        other.condition_data.held_out = numbers.to(self.condition_data.held_out.device)
         return other
 
     def of_data(self, data: Dataset) -> "TrainedSampler":
         """A copy that is told of the held-out part of other data, with the same parts."""
         other = copy.copy(self)
-        other.told = _of_labels(data, self.asked, self.styles)
+        other.condition_data = _of_labels(data, self.requested, self.styles)
         return other
 
     def _check(self, diffusion: GaussianDiffusion, model: nn.Module, guidance: Guidance) -> None:
         """Raise ValueError for guidance that does not fit, or where what is asked for without a label cannot be."""
         guidance.check(diffusion, model)
-        for label, ((one, _), given) in enumerate(zip(LABELS, (self.asked, self.styles), strict=True)):
+        for label, ((one, _), given) in enumerate(zip(LABELS, (self.requested, self.styles), strict=True)):
             if given is None or given:
                 continue
             try:
@@ -202,14 +202,14 @@ class TrainedSampler(Source):
         condition = (y if isinstance(y, Condition) else Condition(classes=y)).to(self.device)
         schedule, denoise = (
             self.diffusion.schedule,
-            self.diffusion.predictor(self.model, condition.taken_by(self.model)),
+            self.diffusion.predictor(self.model, condition.for_network(self.model)),
         )
         with self.computing():
-            x_T = self.sampler.encode(schedule, denoise, self.encoded(x))
+            x_T = self.sampler.encode(schedule, denoise, self.encode(x))
             ends = torch.linspace(0, 1, k, device=self.device).round().long()
-            nearer = condition.rows(lambda part: part[ends]).taken_by(self.model)
+            nearer = condition.rows(lambda part: part[ends]).for_network(self.model)
             denoise = self.diffusion.predictor(self.model, nearer)
-            return self.shown(self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)))
+            return self.decode(self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)))
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
         """(t, x_t) of the first n samples, as they are shown, at evenly spaced moments from noise (t = T) to t = 0."""
@@ -219,16 +219,16 @@ class TrainedSampler(Source):
 
         def note(i: int, t: int | float, s: int | float, x_t: Tensor, pred: Prediction) -> None:
             if i in chosen:
-                seen.append((t, self.shown(x_t)))
+                seen.append((t, self.decode(x_t)))
 
         x_0 = self.draw(range(n), note)
         return [*seen, (0, x_0)] if moments - 1 in chosen else seen
 
 
-def _of_labels(data: Dataset | None, asked: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
+def _of_labels(data: Dataset | None, requested: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
     """The data of which a network is told, of the labels that are asked for."""
     if data is None:
         raise ValueError("the network is told of more beside x_t, and there are no data to take it from")
-    told = data.of_labels(asked, styles)
-    told.shown([0])  # of which there must be some
+    told = data.of_labels(requested, styles)
+    told.condition_rows([0])  # of which there must be some
     return told

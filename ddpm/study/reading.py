@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.runs.directory import DONE, STATES, Run, read_metrics
-from ddpm.runs.files import is_number, shown
+from ddpm.runs.files import is_number, shortened
 from ddpm.runs.results import recorded
 from ddpm.runs.safe_yaml import CADENCE, MEMORY, read_settings
 
@@ -189,7 +189,7 @@ def _must_be_of_a_run(status: dict[str, Any]) -> None:
     if not sound or (data and not (type(data.get("count")) is int and isinstance(data.get("image_size", []), list))):
         raise ValueError("its status.json is not that of a run")
     if status["state"] not in STATES:
-        raise ValueError(f"its state {shown(str(status['state']))} is none of {', '.join(STATES)}")
+        raise ValueError(f"its state {shortened(str(status['state']))} is none of {', '.join(STATES)}")
 
 
 def _must_be_of_a_task(settings: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def _must_be_of_a_task(settings: dict[str, Any]) -> None:
             raise ValueError(f"the {group} of its config.yaml are no settings")
     size = settings["data"].get("image_size", 1)
     if not (type(size) is int or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size))):
-        raise ValueError(f"its config.yaml has data.image_size = {shown(str(size))}")
+        raise ValueError(f"its config.yaml has data.image_size = {shortened(str(size))}")
 
 
 def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _short(value: Any) -> str:
     """A level for people: 1e-05 and 0.002, [8, 4] and lower-case true."""
     if isinstance(value, float):
         return f"{value:g}"
-    return shown(value if isinstance(value, str) else json.dumps(value), longest=60)
+    return shortened(value if isinstance(value, str) else json.dumps(value), longest=60)
 
 
 # ---------------------------------------------------------------------------------------------------- what it is called

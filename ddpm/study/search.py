@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from ddpm.runs.files import shown
+from ddpm.runs.files import shortened
 
 if TYPE_CHECKING:
     import optuna
@@ -222,7 +222,7 @@ class Worker:
         """What of the contract is another one, in words."""
         pairs = {key: (known.get(key), now) for key, now in self.contract.items() if known.get(key) != now}
         return "; ".join(
-            f"{k}: {shown(str(a), LONGEST)} then, {shown(str(b), LONGEST)} now" for k, (a, b) in pairs.items()
+            f"{k}: {shortened(str(a), LONGEST)} then, {shortened(str(b), LONGEST)} now" for k, (a, b) in pairs.items()
         )
 
     def trials(self) -> list[Any]:

@@ -200,7 +200,7 @@ def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> fl
     tokens = torch.empty(1, TOKENS, getattr(model, "token_channels", 0), device="meta")
     several = labels_of(model)[1:]
     labels = torch.zeros((1, 1 + len(several)) if several else (1,), dtype=torch.long, device="meta")
-    condition = Condition(classes=labels, tokens=tokens, image=image).taken_by(model)
+    condition = Condition(classes=labels, tokens=tokens, image=image).for_network(model)
     return flops(model, x_t, t, *([] if condition is None else [condition]), backward=backward) / 1e9
 
 
@@ -250,7 +250,7 @@ def _steps_of(training: Training) -> Callable[[], object]:
 def _decode(source: Source, batch: int) -> Callable[[], object]:
     """A function that decodes a batch of latents."""
     z = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
-    return lambda: source.shown(z)
+    return lambda: source.decode(z)
 
 
 def _evaluate(source: Source, batch: int) -> Callable[[], object]:

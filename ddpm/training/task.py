@@ -187,13 +187,13 @@ class Task(ABC):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Source | None:
         """The source of samples of the modules; None, or a `Silent` one, for a task that draws none.
 
         Args:
             data: of which samples are told, where the task tells them of anything; None where they are not at hand.
-            seed, device, precision, asked: as in `ddpm.sources.base.Source`.
+            seed, device, precision, requested: as in `ddpm.sources.base.Source`.
         """
         return None
 
@@ -209,7 +209,7 @@ class Task(ABC):
         """
         device = next(next(iter(self.modules.values())).parameters()).device
         source = self.source(data, seed, device, precision)
-        return None if source is None or not source.draws else source.shown_by(data.codec).draw(range(n))
+        return None if source is None or not source.draws else source.decoded_by(data.codec).draw(range(n))
 
     def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
         """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""

@@ -32,7 +32,7 @@ class EvaluationContext:
         self.config, self.source, self.every = config, source, data.original
         self._given = data
         try:
-            self.data = self.every.of_labels(source.asked, source.styles)  # what samples are compared with
+            self.data = self.every.of_labels(source.requested, source.styles)  # what samples are compared with
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         self.run, self.trained, self.step = run, trained, step
@@ -46,7 +46,7 @@ class EvaluationContext:
         data = self._given
         if self.source.codec is not None and data.codec is None:
             data = trained_on(self.config, self.run, self.trained, self.source.device)
-        return data.of_labels(self.source.asked, self.source.styles)
+        return data.of_labels(self.source.requested, self.source.styles)
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
         """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
@@ -68,7 +68,7 @@ class EvaluationContext:
 
     def named(self, protocol: str) -> str:
         """The protocol's name, with the classes and styles that it is restricted to, and the width of an average."""
-        for one, asked in (("class", self.source.asked), ("style", self.source.styles)):
+        for one, asked in (("class", self.source.requested), ("style", self.source.styles)):
             if asked is not None:
                 protocol += f"_{one}{'-'.join(map(str, sorted(set(asked)))) or NONE}"
         if (temperature := self.config.get("temperature", 1.0)) != 1.0:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ddpm.commands.console import say
 from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
-from ddpm.commands.load import has, load_into, must_walk, opened_at
+from ddpm.commands.load import has, load_into, must_walk, open_run_at
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build_group, plain, read_config
 
@@ -65,7 +65,7 @@ def _judge(context: EvaluationContext, kind: str) -> tuple[Any, str, Any]:
         raise InvalidInput(f"metric={kind} reads samples by a run of regression: give judge_run=RUN, of {example}")
     if not isinstance(named, str) or not named:
         raise InvalidInput(f"judge_run={named} must be a run: RUN, RUN@STEP or RUN@best")
-    run, folder = opened_at(named, "judge_run")
+    run, folder = open_run_at(named, "judge_run")
     trained = read_config(run.path / "config.yaml")
     task = plain(trained.task) if trained.get("task") is not None else {}
     told = trained.data.get("condition")
@@ -100,7 +100,7 @@ def _carry_out(context: EvaluationContext, kind: str, model: Any, n: int) -> Non
         if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
             raise InvalidInput(f"metric={kind}: {broken} of {n} samples hold NaN or infinity")
         drawn = predicted_in_batches(model, x, device)
-        for what, result in results(kind, drawn, real, asked, [i % M for i in range(n)], data.told_unit).items():
+        for what, result in results(kind, drawn, real, asked, [i % M for i in range(n)], data.condition_unit).items():
             measured.setdefault(what, {})[seed] = result
         if seed == context.seeds[0]:
             _draw(context, kind, asked, x[:M], drawn, batch.x.cpu())
@@ -112,11 +112,15 @@ def _carry_out(context: EvaluationContext, kind: str, model: Any, n: int) -> Non
 
 def _draw(context: EvaluationContext, kind: str, asked: Any, x: Any, drawn: Any, real: Any) -> None:
     """What was asked for, what was drawn of it, what is read in that, and the held-out picture."""
-    from ddpm.data.conditions import shown
+    from ddpm.data.conditions import with_channels
     from ddpm.figures import plots
 
     path = context.run.path / f"{kind}.png"
-    rows = [("asked for", shown(asked, 3)), ("drawn", shown(x, 3)), ("read in it", shown(drawn, 3))]
-    rows.append(("held out", shown(real, 3)))
+    rows = [
+        ("asked for", with_channels(asked, 3)),
+        ("drawn", with_channels(x, 3)),
+        ("read in it", with_channels(drawn, 3)),
+    ]
+    rows.append(("held out", with_channels(real, 3)))
     plots.labelled_rows(path, [(label, pictures[:SHOWN]) for label, pictures in rows])
     say(f"wrote {path}: the {kind} that was asked for, what was drawn, what is read in it, and the held-out picture")

@@ -98,17 +98,17 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         must_draw_itself(config, task)
         try:
-            source = task.source(data, config.seed, device, asked=asked_labels(config, lambda: data.classes))
+            source = task.source(data, config.seed, device, requested=asked_labels(config, lambda: data.classes))
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         if source is None:
             raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
-        source = source.shown_by(data.codec)
+        source = source.decoded_by(data.codec)
         _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
         return
     names = partial(getattr, data)
     source = drawn_by_sampler(config, trained, task.diffusion, model, data.shape, device, names, data=data)
-    source = source.shown_by(data.codec)
+    source = source.decoded_by(data.codec)
     _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
 
 
@@ -568,8 +568,8 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
         known = results.earlier(results.recorded(path), protocol)
     except ValueError:  # which `record` is going to tell of
         return {}
-    asked = ("n", "seeds", "weights", "checkpoint", "precision", "guidance")
-    before = next((r for r in known if all(r.get(key) == settings.get(key) for key in asked)), {})
+    requested = ("n", "seeds", "weights", "checkpoint", "precision", "guidance")
+    before = next((r for r in known if all(r.get(key) == settings.get(key) for key in requested)), {})
     cells, numbers = before.get("cells"), [before.get("real_vs_real")]
     if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
         return {}

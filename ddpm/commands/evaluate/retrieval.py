@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ddpm.commands.console import say
 from ddpm.commands.evaluate.context import EvaluationContext, PlannedMeasure
-from ddpm.commands.load import load_into, must_walk, opened_at, task_of
+from ddpm.commands.load import load_into, must_walk, open_run_at, task_of
 from ddpm.commands.train.words import tokenizer_of
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, read_config
@@ -151,7 +151,7 @@ def _planned_samples(context: EvaluationContext) -> PlannedMeasure:
     from ddpm.data.batch import takes
 
     source = context.source
-    if "tokens" not in takes(source.model) or source.told is None:
+    if "tokens" not in takes(source.model) or source.condition_data is None:
         raise InvalidInput(
             f"metric={NAME} compares samples with their prompts, and the run was trained without words; train one with "
             "experiment=text_emoji or text_scenes"
@@ -179,17 +179,17 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
             f"metric={NAME} of samples compares by another run: judge_run=RUN, of experiment=contrastive_emoji or "
             "contrastive_scenes"
         )
-    run, folder = opened_at(str(named), "judge_run")
+    run, folder = open_run_at(str(named), "judge_run")
     task, tokenizer = task_of(read_config(run.path / "config.yaml"), trusted(config)), tokenizer_of(run.path)
     model = task.modules.get("model")
     if tokenizer is None or not hasattr(model, "of_texts"):
         raise InvalidInput(
             f"judge_run={named}: {type(task).__name__} compares no pictures with texts; a task=contrastive does"
         )
-    if tuple(model.shape) != source.shown_shape:
+    if tuple(model.shape) != source.decoded_shape:
         raise InvalidInput(
             f"judge_run={named} compares pictures of (C, H, W) = {tuple(model.shape)}, but samples are "
-            f"{source.shown_shape}; train one on such"
+            f"{source.decoded_shape}; train one on such"
         )
     weights = checkpoint.weights_of(folder, averaged=True)["model"]
     load_into(model, weights)

@@ -76,7 +76,7 @@ def _must_be_told_of_scenes(source: Any, data: Any) -> None:
 
     if not isinstance(data, Scenes):
         raise InvalidInput(f"metric={NAME} reads scenes of solids, and {data.name} has none; train with data=scenes")
-    if "tokens" not in takes(source.model) or source.told is None:
+    if "tokens" not in takes(source.model) or source.condition_data is None:
         raise InvalidInput(
             f"metric={NAME} compares samples with their prompts, and the run was trained without words; train one with "
             "experiment=text_scenes data=scenes"
@@ -169,7 +169,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
     from ddpm.metrics.reader import reader_path
 
     config, source, data = context.config, context.source, context.every
-    if context.trained.get("subject") is None or source.told is None:
+    if context.trained.get("subject") is None or source.condition_data is None:
         raise InvalidInput(f"metric={SUBJECT} is of a run that was taught one; train one with experiment=subject")
     if data.shape[0] != 3:
         raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")

@@ -55,14 +55,14 @@ def edit(config: DictConfig) -> None:
             "strength=, mask=" + ("" if isinstance(run, Drawn) else ", redraw=true")
         )
     must_walk(source.sampler, source.diffusion)
-    if len(source.shown_shape) != 3 or source.shown_shape[0] not in (1, 3):
+    if len(source.decoded_shape) != 3 or source.decoded_shape[0] not in (1, 3):
         raise InvalidInput(f"{drawn_from} draws no pictures, and only pictures are edited")
-    if source.told is not None and "tokens" in takes(source.model) and source.prompts is None:
+    if source.condition_data is not None and "tokens" in takes(source.model) and source.prompts is None:
         raise InvalidInput(f"{drawn_from} is told in words: say prompt=TEXT")
-    if source.told is not None and (kind != "mask" or source.told.condition != "mask"):
+    if source.condition_data is not None and (kind != "mask" or source.condition_data.condition != "mask"):
         raise InvalidInput(
-            f"{drawn_from} is told of an image (data.condition={source.told.condition}): of such networks those of "
-            "data.condition=mask edit, by mask=FILE"
+            f"{drawn_from} is told of an image (data.condition={source.condition_data.condition}): of such "
+            "networks those of data.condition=mask edit, by mask=FILE"
         )
     if isinstance(run, Drawn) and run.mel is not None:
         raise InvalidInput(f"{drawn_from} draws sounds, and edits none; experiments/sample.py draws them")
@@ -91,9 +91,11 @@ def edit(config: DictConfig) -> None:
                 several = f"{LABELS[key]}: {', '.join(names[key])}"
                 without = ", none" if getattr(source.model, "drop", 0) else ""
                 raise InvalidInput(f"{key}= is needed, for the network has {several}{without}, or all")
-        source.asked = own["class"] if "class" in names and config["class"] is None else source.asked
+        source.requested = own["class"] if "class" in names and config["class"] is None else source.requested
         source.styles = own["style"] if "style" in names and config.style is None else source.styles
-        source.told = None if source.told is None else source.told.of_labels(source.asked, source.styles)
+        source.condition_data = (
+            None if source.condition_data is None else source.condition_data.of_labels(source.requested, source.styles)
+        )
     each = math.prod(max(1, len(values)) for values in source.turns[: len(LABELS)])
     n = config.n if config.n is not None else each if kind == "redraw" else 4
     if str(config.out).endswith(".wav"):
@@ -298,8 +300,8 @@ def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int
         predictor, model = source.diffusion.predictor, source.model
         own = torch.tensor(labels if len(labels) > 1 else labels[0], device=source.device)
         own = own.expand(len(numbers), *own.shape)
-        ways = predictor(model, own), predictor(model, source.condition(numbers).taken_by(model))
-        x_0 = source.encoded(x).expand(len(numbers), -1, -1, -1)
+        ways = predictor(model, own), predictor(model, source.condition(numbers).for_network(model))
+        x_0 = source.encode(x).expand(len(numbers), -1, -1, -1)
         strength = 1.0 if config.strength is None else config.strength
         redrawn = redraw(source.sampler, source.diffusion.schedule, ways[0], x_0, ways[1], strength)
         if source.codec is not None:
@@ -312,7 +314,7 @@ def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int
 def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
     """The denoiser, the noise and the images, or their latents, that samples of these numbers start from."""
     denoise = source.denoiser(source.condition(numbers))
-    return denoise, source.noise(numbers), source.encoded(x).expand(len(numbers), -1, -1, -1)
+    return denoise, source.noise(numbers), source.encode(x).expand(len(numbers), -1, -1, -1)
 
 
 def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
@@ -321,7 +323,7 @@ def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[
 
     def drawn(numbers: list[int]) -> Any:
         with computing(source.device, source.precision):
-            x = source.shown(draw(numbers))
+            x = source.decode(draw(numbers))
         source.range.note(x)
         return x
 
@@ -334,7 +336,7 @@ def _batches(n: int, batch: int) -> list[list[int]]:
 
 def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
     """(C, H, W) that the image is brought to: the network's, or that of what was measured."""
-    channels, height, width = source.shown_shape
+    channels, height, width = source.decoded_shape
     if config.operator != "super_resolution":
         return channels, height, width
     if height % config.factor or width % config.factor:

@@ -93,7 +93,7 @@ def mask_of(config: DictConfig, source: Any, size: str, mel: Any = None) -> Any:
     if (gap := _gap(given, mel)) is not None:
         return gap
     pixels = _read(given, "mask", 1)
-    _, height, width = source.shown_shape
+    _, height, width = source.decoded_shape
     if _size(pixels) not in (size, f"{width}x{height}"):
         network = "" if size == f"{width}x{height}" else f", or of the network's images, {width}x{height}"
         raise InvalidInput(f"mask={given} is {_size(pixels)}; it must have the size of the image, {size}{network}")
@@ -108,7 +108,7 @@ def depth_of(config: DictConfig, source: Any) -> Any:
     given = plain(config.depth)
     if not isinstance(given, str) or not given:
         raise InvalidInput(f"depth={given} must be an image file")
-    _, height, width = source.shown_shape
+    _, height, width = source.decoded_shape
     return _fitted(_read(given, "depth", 1), (1, height, width), config.fit, f"depth={given}").float()
 
 

@@ -62,7 +62,7 @@ def with_defaults(words: list[str]) -> list[str]:
     return [*(f"{key}={value}" for key, value in missing.items()), *words]
 
 
-def asked(config: DictConfig) -> bool:
+def is_requested(config: DictConfig) -> bool:
     """Whether a pipeline is asked for, and no run.
 
     Raises: InvalidInput for both, or neither, and for what belongs to the other.
@@ -99,10 +99,10 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
 
     Raises: InvalidInput.
     """
-    return opened(config)[1:]
+    return open_pipeline(config)[1:]
 
 
-def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
+def open_pipeline(config: DictConfig) -> tuple[Any, Any, Drawn]:
     """The same, and the pipeline itself before it: its encoder of texts is of use no more when a source is made.
 
     Raises: InvalidInput.
@@ -139,7 +139,7 @@ def opened(config: DictConfig) -> tuple[Any, Any, Drawn]:
 
 
 def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any, Drawn]:
-    """What `opened` gives, of a published model of sounds, which is told of nothing."""
+    """What `open_pipeline` gives, of a published model of sounds, which is told of nothing."""
     for key, nothing in {"prompt": (None, ""), "negative": (None, ""), "size": (None,), "lora": (None,)}.items():
         if (given := plain(config.get(key))) not in nothing:
             raise InvalidInput(f"{key}={given}: {folder} draws sounds of noise alone; leave {key}= out")
@@ -196,7 +196,7 @@ def _adapters(config: DictConfig) -> list[tuple[str, float]]:
 
 def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int | None) -> str:
     """What samples are drawn from, and how: a line for the terminal."""
-    _, height, width = source.shown_shape
+    _, height, width = source.decoded_shape
     cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
     own = " of its own" if source.own is not None else ""
     guidance = f", {source.guidance}" if str(source.guidance) else ""

@@ -75,7 +75,7 @@ def sample(config: DictConfig) -> None:
         if not is_whole(process, 2):
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(config.n if points else min(config.n, 8), process)
-        told = source.pictures_told(range(len(way[0][1])))
+        told = source.condition_images(range(len(way[0][1])))
         shown = [("told", told)] if told is not None else []
         shown += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
         plots.labelled_columns(out, shown, _plane(source))
@@ -87,7 +87,7 @@ def sample(config: DictConfig) -> None:
         if mel is not None:
             _listened(config, source, run, trained, out, mel)
     elif out.suffix == ".wav":
-        write_wav(out, mel, source.drawn(1))
+        write_wav(out, mel, source.samples(1))
         order = f": sample 0 of seed={config.seed}; out=FOLDER/ writes more" if config.n > 1 else ""
     elif out.suffix == ".gif" and source.sampler is None:
         raise InvalidInput(f"out={out}: what is drawn at once has no way from noise to data to show; take .png")
@@ -120,7 +120,7 @@ def _columns(source: Any, n: int) -> tuple[int | None, str]:
 
     Only where there are several labels, and one that varies has few values, or two do and n fills their rows.
     """
-    turns = [] if source.told is not None else source.turns
+    turns = [] if source.condition_data is not None else source.turns
     varying = [(key, len(values)) for key, values in zip(LABELS, turns, strict=False) if len(values) > 1]
     if len(turns) < 2 or not varying:
         return None, ""
@@ -144,7 +144,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
     if config.get("pipeline") is not None:
         return f"{pipelines.label(config)}_seed{config.seed}"
     if source.sampler is None:
-        asked = "" if source.asked is None else f"class{_short('-'.join(map(str, source.asked)))}_"
+        asked = "" if source.requested is None else f"class{_short('-'.join(map(str, source.requested)))}_"
         asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
         return f"step{step}_{config.weights}_{asked}seed{config.seed}"
     sampler = type(source.sampler)
@@ -158,7 +158,7 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
     if config.get("prompt") is not None:
         walk = f"{pipelines.label(config)}_{walk}"
-    for key, asked in (("style", source.styles), ("class", source.asked)):
+    for key, asked in (("style", source.styles), ("class", source.requested)):
         if asked is not None:
             walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
@@ -192,7 +192,7 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     points = len(source.shape) == 1
     n, figure = (config.n, plots.labelled_columns) if points else (min(config.n, 12), plots.labelled_rows)
-    told = source.pictures_told(range(n))
+    told = source.condition_images(range(n))
     rows = [("told", told)] if told is not None else []
     rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
     figure(out, rows, _plane(source))
@@ -214,7 +214,7 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
-    for key, asked in (("class", source.asked), ("style", source.styles)):
+    for key, asked in (("class", source.requested), ("style", source.styles)):
         if asked is not None:
             ends = f"whose images are of the {LABELS[key]} of its ends"
             raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
@@ -293,7 +293,7 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, m
         "seed": config.seed,
         "sampler": OmegaConf.to_container(config.sampler),
     }
-    labels = {"class": source.asked, "style": source.styles}
+    labels = {"class": source.requested, "style": source.styles}
     settings |= {key: asked or NONE for key, asked in labels.items() if asked is not None}
     settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
     if not isinstance(run, Drawn):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say, table
 from ddpm.commands.launch import standing_for
-from ddpm.commands.load import parted, task_of
+from ddpm.commands.load import split_step, task_of
 from ddpm.commands.train import perceptual
 from ddpm.commands.train.codec import codec_of, fill, must_be_codec, recipe_of, with_codec
 from ddpm.commands.train.prepare import built, checksums, must_be_measurable, must_be_sound, status_of, weights_of_init
@@ -218,7 +218,7 @@ class _DataAtHand:
 
 def _begun(config: DictConfig) -> Path | None:
     """The run that a run begins with, which may keep a tokenizer."""
-    return None if config.get("init") is None else Path(parted(str(config.init))[0])
+    return None if config.get("init") is None else Path(split_step(str(config.init))[0])
 
 
 def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Planned:
@@ -321,7 +321,7 @@ def _latents(data: Any, codec: Any) -> Any:
         must_suit(data, codec)
     except ValueError as error:
         raise InvalidInput(f"init_codec: {error}") from error
-    one = codec.kept(torch.zeros(1, *codec.of, device="meta"))
+    one = codec.posterior(torch.zeros(1, *codec.of, device="meta"))
     kept = torch.zeros(1, *one.shape[1:], dtype=one.dtype).expand(len(data), *one.shape[1:])
     return Encoded(data, codec, kept, fit=False)
 

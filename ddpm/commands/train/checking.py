@@ -111,9 +111,9 @@ def check_samples(config: DictConfig) -> None:
     """
     must_be_whole(config, "n", least=1)
     pipeline = None
-    if pipelines.asked(config):
+    if pipelines.is_requested(config):
         config.prompt = "" if config.prompt is None else config.prompt  # which a model of sounds takes for none, too
-        pipeline, source, run = pipelines.opened(config)
+        pipeline, source, run = pipelines.open_pipeline(config)
         step = 0
         try:
             source.condition([0])

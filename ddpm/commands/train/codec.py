@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
-from ddpm.commands.load import data_of, load_into, opened_at, task_of
+from ddpm.commands.load import data_of, load_into, open_run_at, task_of
 from ddpm.commands.train.teacher import UNFINISHED
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build, compose, plain, read_config, resolved
@@ -113,7 +113,7 @@ def taken_from(config: DictConfig, key: str) -> tuple[Any, dict[str, Path]]:
     from ddpm.runs import checkpoint
 
     named = str(config[key])
-    run, folder = opened_at(named, key)
+    run, folder = open_run_at(named, key)
     if run.status().get("state") in UNFINISHED:
         say(f"warning: {key}={named} is not finished: when it is, the same command trains anew")
     config[key] = f"{os.path.abspath(run.path)}@{folder.name}"

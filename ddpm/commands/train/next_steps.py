@@ -50,7 +50,7 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
             guided = ["guidance=classifier_free guidance.w=2", *labels, "out=guided.png"]
             found["guided"] = [draw, *guided, *few, *trust]
         if plan.data.tokens is not None:
-            told = plan.data.captions[int(plan.data.shown([0])[0])]
+            told = plan.data.captions[int(plan.data.condition_rows([0])[0])]
             guided = ["guidance=classifier_free guidance.w=3"] if getattr(plan.parts.task.model, "drop", 0) else []
             found["a prompt"] = [draw, shlex.quote(f"prompt={told}"), *guided, "n=16 out=prompt.png", *few, *trust]
     codec = plan.parts.task.codec()

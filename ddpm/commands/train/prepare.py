@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.evaluate import evaluating
 from ddpm.commands.launch import job_number, multirun, overrides
-from ddpm.commands.load import augmentation, load_into, must_walk, opened_at, optimizer_of, parted, task_of
+from ddpm.commands.load import augmentation, load_into, must_walk, open_run_at, optimizer_of, split_step, task_of
 from ddpm.commands.train import perceptual, text_encoder
 from ddpm.commands.train.codec import FOLDER, codec_of, encoded, fill
 from ddpm.commands.train.subject import begin_adapters, put_in, tuned_of, with_class
@@ -151,7 +151,7 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
         parents |= checksums("extend", checkpoint.weights_of(parent))
     taught: dict[str, Path] = {}
     if config.get("teacher") is not None:
-        _, teacher = opened_at(str(config.teacher), "teacher")
+        _, teacher = open_run_at(str(config.teacher), "teacher")
         taught = checkpoint.weights_of(teacher, averaged=True)
         if parent is None:
             config = student_of(config)
@@ -190,7 +190,7 @@ def _with_initial(config: DictConfig, origins: Origins) -> Origins:
 def _begun(config: DictConfig, origins: Origins) -> Path | None:
     """The run, or the folder, whose network is gone on with; None for a network that begins anew."""
     if config.init is not None:
-        return Path(parted(str(config.init))[0])
+        return Path(split_step(str(config.init))[0])
     return None if origins.parent is None else origins.parent.parents[1]
 
 
@@ -283,8 +283,8 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
             f"trainer.accumulate = {trainer.accumulate}: the loss of {type(task).__name__} needs the whole batch at "
             "once; set trainer.accumulate=1"
         )
-    if trainer.batch_size < 2 and (task.couples_batch or data.beside):
-        why = "a subject has one of its class beside it" if data.beside else "a pair is compared with others"
+    if trainer.batch_size < 2 and (task.couples_batch or data.prior_count):
+        why = "a subject has one of its class beside it" if data.prior_count else "a pair is compared with others"
         raise InvalidInput(f"trainer.batch_size = {trainer.batch_size}: in a batch {why}; allowed: 2 and more")
     optimizer = optimizer_of(config, trust)
     parts = Parts(augment, task, sampler, optimizer, trainer, _must_step(optimizer, device))
@@ -408,13 +408,13 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
 
 
 def weights_of_init(named: str) -> dict[str, Path]:
-    """Module -> its weights: the averaged ones of a run's checkpoint, see `parted`, or of a folder with such files."""
+    """Module -> its averaged weights, of a run's checkpoint (see `split_step`), or of a folder with such files."""
     from ddpm.runs import checkpoint
 
-    path, _ = parted(named)
+    path, _ = split_step(named)
     folder = Path(path)
     if path != named or (folder / "config.yaml").is_file():
-        _, folder = opened_at(named, "init")
+        _, folder = open_run_at(named, "init")
     if (folder / "manifest.json").is_file():
         return checkpoint.weights_of(folder, averaged=True)
     for name in ("ema.safetensors", "model.safetensors"):
@@ -428,7 +428,7 @@ def weights_of_init(named: str) -> dict[str, Path]:
 
 def _folder_of_runs(config: DictConfig) -> Path:
     """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
-    from ddpm.runs.files import shown
+    from ddpm.runs.files import shortened
 
     for key in ("runs", "study"):
         if config[key] is not None and type(config[key]) not in (str, int):
@@ -446,7 +446,7 @@ def _folder_of_runs(config: DictConfig) -> Path:
     for part in folder.parts:
         if len(part.encode()) > LONGEST_NAME:
             raise InvalidInput(
-                f"runs= and study=: {shown(part)} is longer than the {LONGEST_NAME} bytes of a folder's name"
+                f"runs= and study=: {shortened(part)} is longer than the {LONGEST_NAME} bytes of a folder's name"
             )
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

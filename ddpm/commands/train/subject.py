@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
-from ddpm.commands.load import must_walk, opened_at, parted
+from ddpm.commands.load import must_walk, open_run_at, split_step
 from ddpm.commands.train import codec, text_encoder
 from ddpm.commands.train.teacher import UNFINISHED
 from ddpm.commands.train.words import in_words, tokenizer_of, word_of
@@ -40,7 +40,7 @@ def tuned_of(config: DictConfig) -> DictConfig:
     asked = config.subject
     if not isinstance(asked, DictConfig):
         raise InvalidInput(f"subject={plain(asked)} must hold settings, such as subject.word=sks")
-    named, which = parted(str(config.get("init")))
+    named, which = split_step(str(config.get("init")))
     path = Path(named)
     if config.get("init") is None or not (path / "config.yaml").is_file():
         raise InvalidInput(f"init={config.get('init')}: a subject is taught to a run; name one of words with init=RUN")
@@ -160,7 +160,7 @@ def with_class(data: Any, config: DictConfig, trust: list[str], drawing: bool = 
     asked = config.get("subject")
     if asked is None or not isinstance(asked, DictConfig):
         return data, None
-    from ddpm.data.beside import Beside
+    from ddpm.data.prior_preservation import WithPrior
 
     named = [
         i for i in data.train.tolist() if i < len(data.captions) and asked.word.lower() in _words(data.captions[i])
@@ -175,7 +175,7 @@ def with_class(data: Any, config: DictConfig, trust: list[str], drawing: bool = 
     if images is None:
         images = real
     try:
-        return Beside(data, images, captions), lacks
+        return WithPrior(data, images, captions), lacks
     except ValueError as error:
         raise InvalidInput(str(error)) from error
 
@@ -221,7 +221,7 @@ def _drawn(config: DictConfig, captions: Sequence[str], drawing: bool) -> tuple[
     from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
     asked = config.subject
-    run, folder = opened_at(asked.run, "init")
+    run, folder = open_run_at(asked.run, "init")
     facts = [checkpoint.sha256(folder / "ema.safetensors"), list(captions), asked.steps, asked.w]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     place = Path(str(config.runs)) / CACHE / f"{key}.safetensors"

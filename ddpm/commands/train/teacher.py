@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.checks import is_whole
 from ddpm.commands.console import say
 from ddpm.commands.launch import overrides
-from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, opened_at
+from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, open_run_at
 from ddpm.config import InvalidInput, conf_dir, plain, read_config
 
 UNFINISHED = ("RUNNING", "INTERRUPTED")
@@ -63,7 +63,7 @@ def student_of(config: DictConfig) -> DictConfig:
 
     Raises: InvalidInput for a run that has nothing to teach, or what a student does not choose.
     """
-    run, checkpoint = opened_at(str(config.teacher), "teacher")
+    run, checkpoint = open_run_at(str(config.teacher), "teacher")
     if run.status().get("state") in UNFINISHED:
         say(f"warning: teacher={config.teacher} is not finished: when it is, the same command trains anew")
     base = read_config(run.path / "config.yaml")

@@ -384,7 +384,7 @@ def source_of_results(plan: Plan, averaged: Any) -> Any:
     precision = as_trained(plan.run.status()["precision"], plan.device)
     walking = {} if sampler is None else {"sampler": sampler}
     source = averaged.source(plan.data, config.seed, plan.device, precision, **walking)
-    return None if source is None else source.shown_by(plan.data.codec)
+    return None if source is None else source.decoded_by(plan.data.codec)
 
 
 def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
@@ -414,14 +414,14 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     judged = judged and source.like_data
     way = source.way(MANY_POINTS, MOMENTS) if walks and not pictures else None
     n = 512 if judged else 64 if pictures else MANY_POINTS
-    samples = source.drawn(n) if way is None else way[-1][1]
+    samples = source.samples(n) if way is None else way[-1][1]
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         mel = mel_of(config)
         images.save_samples(run.path / "samples.png", as_shown(mel, samples[:64]))
         if mel is not None:
             write_results(run.path / PAGE, source, data, samples)
-        if (told := source.pictures_told(range(64))) is not None:
+        if (told := source.condition_images(range(64))) is not None:
             images.save_samples(run.path / "samples_told.png", told)
     else:
         numbers = data.held_out if len(data.held_out) else data.train
@@ -461,7 +461,7 @@ def _draw_forward_process(plan: Plan, source: Any, shown: str | None) -> None:
     times = [round(T * share / 4) for share in range(5)]
     x_0 = data.batch(data.train[spread(len(data.train), n)], source.device).x.cpu()
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
-    x_t = torch.cat([as_pictures(source.shown(q_sample(schedule, x_0, t, eps))) for t in times])
+    x_t = torch.cat([as_pictures(source.decode(q_sample(schedule, x_0, t, eps))) for t in times])
     plots.forward_process(run.path / "forward.png", x_t, times, schedule.alpha_bar[times].tolist(), shown)
 
 

@@ -87,7 +87,7 @@ class Autoencoder(Task):
                     f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
                 )
 
-    def shown(self, data: Dataset) -> Batch:
+    def figure_batch(self, data: Dataset) -> Batch:
         """Data that are drawn beside what is made of them: held out, if any are."""
         numbers = data.held_out if len(data.held_out) else data.train
         return data.batch(numbers[spread(len(numbers), SHOWN)], next(self.model.parameters()).device)

@@ -58,7 +58,7 @@ class Autoregressive(Task):
 
     def losses(self, drawn: Grids, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """Nats for each code, (B,)."""
-        logits = self.model(drawn.z, drawn.condition.taken_by(self.model))
+        logits = self.model(drawn.z, drawn.condition.for_network(self.model))
         return {"codes": F.cross_entropy(logits, drawn.z, reduction="none").mean((1, 2))}
 
     def check(self, data: Dataset) -> None:
@@ -77,10 +77,10 @@ class Autoregressive(Task):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Source:
         """Codes, drawn one by one."""
-        return Source(self.model, seed, device, precision, asked)
+        return Source(self.model, seed, device, precision, requested)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
@@ -93,8 +93,8 @@ class Autoregressive(Task):
         numbers = data.held_out if len(data.held_out) else data.train
         numbers = numbers[spread(len(numbers), SHOWN)]
         real, codes = data.original.batch(numbers).x, data.batch(numbers, device).x
-        source = self.source(data, 0, device).shown_by(data.codec)
+        source = self.source(data, 0, device).decoded_by(data.codec)
         drawn = source.codes(range(SHOWN))
-        rows = [("held out", real), ("its codes", codes.cpu()), ("reconstructed", source.shown(codes))]
-        rows += [("codes, drawn", drawn.cpu()), ("image of them", source.shown(drawn))]
+        rows = [("held out", real), ("its codes", codes.cpu()), ("reconstructed", source.decode(codes))]
+        rows += [("codes, drawn", drawn.cpu()), ("image of them", source.decode(drawn))]
         plots.code_maps(folder / "codes.png", rows, self.model.codes)

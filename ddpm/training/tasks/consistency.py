@@ -128,13 +128,13 @@ class Consistency(Diffusion):
         """One part, "loss", (B,)."""
         schedule, t, s = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.s
         x_t = q_sample(schedule, drawn.x_0, t, drawn.eps)
-        f = self.diffusion.predictor(self.model, drawn.condition.taken_by(self.model))
+        f = self.diffusion.predictor(self.model, drawn.condition.for_network(self.model))
         with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):  # f drops the same units in both
             said = consistency(f, x_t, t)
         with torch.no_grad():
             x_0, eps = drawn.x_0, drawn.eps
             if teacher := self.frozen.get("teacher"):
-                pred = self.diffusion.denoiser(teacher, drawn.condition.taken_by(teacher))(x_t, t)
+                pred = self.diffusion.denoiser(teacher, drawn.condition.for_network(teacher))(x_t, t)
                 x_0, eps = pred.x_0, pred.eps
             x_s = q_sample(schedule, x_0, s, eps)
             goal = consistency(f, x_s, s)

@@ -102,7 +102,7 @@ class Contrastive(Task):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Silent:
         """The source that is measured; nothing is drawn from it."""
-        return Silent(self.model, self.model.shape, seed, device, precision, asked, measures=("retrieval",))
+        return Silent(self.model, self.model.shape, seed, device, precision, requested, measures=("retrieval",))

@@ -87,7 +87,7 @@ class Diffusion(Task):
     (1 - alpha_bar_t) times that of eps. Parts are logged with the factor, and without their weight.
 
     Args:
-        model: (x_t, t) or (x_t, t, condition) -> (B, *), see `ddpm.data.batch.Condition.taken_by`.
+        model: (x_t, t) or (x_t, t, condition) -> (B, *), see `ddpm.data.batch.Condition.for_network`.
         diffusion: the mathematics.
         drop: the share of conditions that are nulled, each part of each row by itself, so that the network also learns
             to do without: classifier-free guidance needs both. The network then needs a learned null.
@@ -146,12 +146,12 @@ class Diffusion(Task):
         if self.offset_noise:
             eps = offset(eps, torch.randn(x_0.shape[:2], device=x_0.device, generator=together), self.offset_noise)
         condition = batch.condition.dropped(self.drop, random("condition")) if self.drop else batch.condition
-        weight = preserving(weight, batch.beside, self.prior)
+        weight = preserving(weight, batch.of_prior, self.prior)
         return Noised(x_0=x_0, condition=condition, t=t, eps=eps, weight=weight)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """Each part by its name, (B,); that of `GaussianDiffusion.loss` alone is called "loss"."""
-        y = drawn.condition.taken_by(self.model)
+        y = drawn.condition.for_network(self.model)
         given: dict[str, Any] = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
         if self.parts.keys() == {OWN}:
             return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, **given)}
@@ -187,13 +187,13 @@ class Diffusion(Task):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
         sampler: Sampler | None = None,
     ) -> TrainedSampler:
         """The source of samples by a sampler, `preview_sampler` where none is given."""
         shape = (shape_of(self.model) or ()) if data is None else data.shape
         drawing = (self.diffusion, self.model, sampler or self.preview_sampler, shape, seed, device, precision)
-        return TrainedSampler(*drawing, asked, data=data)
+        return TrainedSampler(*drawing, requested, data=data)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
         """By `preview_sampler`."""
@@ -229,7 +229,7 @@ class Diffusion(Task):
         if "ssim" in self.parts and "pictures" not in data.holds:
             others = ", ".join(name for name in PARTS if name != "ssim")
             raise ValueError(f"parts.ssim is of pictures, and {data.name} holds none; allowed for it: {others}")
-        if self.prior != 1 and not data.beside:
+        if self.prior != 1 and not data.prior_count:
             raise ValueError(
                 f"task.prior = {self.prior:g} weighs pictures beside those of a subject, and {data.name} has none; set "
                 "task.prior=1, or subject.beside=N in experiment=subject"

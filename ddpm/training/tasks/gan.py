@@ -103,7 +103,7 @@ class GAN(Task):
 
     def generator_losses(self, drawn: Any, progress: float) -> Losses:
         """Of the generator, (B,)."""
-        made = self.model.decode(drawn.z_generator, drawn.condition.taken_by(self.model))
+        made = self.model.decode(drawn.z_generator, drawn.condition.for_network(self.model))
         return {"generator": self.game.generator(self._logits(made, drawn))}
 
     def held_out(self, drawn: Match) -> Losses:  # type: ignore[override]  # its own draws
@@ -115,12 +115,12 @@ class GAN(Task):
     def _judged(self, real: Tensor, drawn: Match) -> Losses:
         """The discriminator's loss, and its logits of data."""
         with torch.no_grad():
-            made = self.model.decode(drawn.z, drawn.condition.taken_by(self.model))
+            made = self.model.decode(drawn.z, drawn.condition.for_network(self.model))
         of_real, of_made = self._logits(real, drawn), self._logits(made, drawn)
         return {"discriminator": self.game.discriminator(of_real, of_made), "logits": of_real}
 
     def _logits(self, x: Tensor, drawn: Match) -> Tensor:
-        logits: Tensor = self.discriminator(x, drawn.condition.taken_by(self.discriminator))
+        logits: Tensor = self.discriminator(x, drawn.condition.for_network(self.discriminator))
         return logits
 
     def check(self, data: Dataset) -> None:
@@ -137,7 +137,7 @@ class GAN(Task):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Generated:
         """Normal codings, decoded."""
-        return Generated(self.model, self.model.shape, seed, device, precision, asked)
+        return Generated(self.model, self.model.shape, seed, device, precision, requested)

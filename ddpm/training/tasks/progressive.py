@@ -78,9 +78,9 @@ class Progressive(Diffusion):
         schedule, stride = self.diffusion.schedule.to(drawn.x_0.device), self.diffusion.schedule.T / self.steps
         t, s = drawn.t.double() * stride, (drawn.t.double() - 1) * stride
         x_t = q_sample(schedule, drawn.x_0, t, drawn.eps)
-        teacher = self.diffusion.denoiser(self.frozen["teacher"], drawn.condition.taken_by(self.frozen["teacher"]))
+        teacher = self.diffusion.denoiser(self.frozen["teacher"], drawn.condition.for_network(self.frozen["teacher"]))
         x_0 = one_step_for_two(schedule, teacher, x_t, t, t - stride / 2, s)
-        return {"loss": self.diffusion.loss_towards(self.model, x_0, x_t, t, drawn.condition.taken_by(self.model))}
+        return {"loss": self.diffusion.loss_towards(self.model, x_0, x_t, t, drawn.condition.for_network(self.model))}
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Noised:
         """As `Diffusion.draw_held_out`, with the steps of the student evenly spread."""

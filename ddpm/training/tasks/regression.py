@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ddpm.data.batch import Batch, takes
-from ddpm.data.conditions import shown
+from ddpm.data.conditions import with_channels
 from ddpm.data.dataset import Dataset, spread
 from ddpm.latent.reconstruction import absolute, huber, squared
 from ddpm.randomness import Keyed
@@ -88,10 +88,10 @@ class Regression(Task):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Predicted | None:
         """The source of predictions for held-out pictures."""
-        return None if data is None else Predicted(self.model, data, seed, device, precision, asked)
+        return None if data is None else Predicted(self.model, data, seed, device, precision, requested)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
         """n tiles (n, 3, 3 H, W), on the CPU: a picture, what is true of it, and what is predicted."""
@@ -104,7 +104,7 @@ class Regression(Task):
         batch = data.batch(numbers[spread(len(numbers), n)], next(self.model.parameters()).device)
         assert batch.condition.image is not None  # of data that were checked
         y = predicted(self.model.eval(), batch.x)
-        return [shown(part, 3).cpu() for part in (batch.x, batch.condition.image, y)]
+        return [with_channels(part, 3).cpu() for part in (batch.x, batch.condition.image, y)]
 
     def draw_results(self, folder: Path, data: Dataset) -> None:
         """predictions.png: pictures, what is true of them, and what is predicted."""
@@ -134,7 +134,7 @@ class Regression(Task):
                 f"model.out_channels = {made}, but data.condition={kind} is of {y.shape[1]}; set "
                 f"model.out_channels={y.shape[1]}"
             )
-        self.unit = getattr(data, "told_unit", 1.0)
+        self.unit = getattr(data, "condition_unit", 1.0)
 
 
 def _null(kind: str | None) -> str:

@@ -111,7 +111,7 @@ class Score(Diffusion):
         """One part, "loss": the objective, (B,)."""
         schedule, t, x_0 = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.x_0
         sigma, a = noise_level(schedule, t), at(schedule.alpha_bar.sqrt(), t, x_0)
-        predict = self.diffusion.predictor(self.model, drawn.condition.taken_by(self.model))
+        predict = self.diffusion.predictor(self.model, drawn.condition.for_network(self.model))
 
         def score(x: Tensor) -> Tensor:
             return score_at_sigma(predict(a * x, t).eps, sigma)

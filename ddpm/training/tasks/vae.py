@@ -89,14 +89,14 @@ class VAE(Autoencoder):
 
     def output(self, drawn: Coded) -> Tensor:
         """The decoder's output (B, *) for a draw of the posterior."""
-        y = drawn.condition.taken_by(self.model)
+        y = drawn.condition.for_network(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output: Tensor = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
         return output
 
     def losses(self, drawn: Coded, progress: float) -> Losses:  # type: ignore[override]  # its own draws
         """The parts by name, each (B,)."""
-        y = drawn.condition.taken_by(self.model)
+        y = drawn.condition.for_network(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
         parts = self.compared(output, drawn, progress)
@@ -128,13 +128,13 @@ class VAE(Autoencoder):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Source:
         """Samples of the prior, decoded; where latents are maps, of which the prior knows little, reconstructions."""
         codec = self.codec()
         if codec is not None and data is not None:
-            return Reconstructed(codec, data, seed, device, precision, asked)
-        return Decoded(self.model, self.reconstruction, self.model.shape, seed, device, precision, asked)
+            return Reconstructed(codec, data, seed, device, precision, requested)
+        return Decoded(self.model, self.reconstruction, self.model.shape, seed, device, precision, requested)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
@@ -143,14 +143,14 @@ class VAE(Autoencoder):
             return
         from ddpm.figures import images, plots
 
-        model, batch = self.model.eval(), self.shown(data)
+        model, batch = self.model.eval(), self.figure_batch(data)
         device = batch.x.device
         seen = self.draw(batch, Keyed(0, device=device), 1.0).x
-        mean, log_variance = model.encode(seen, batch.condition.taken_by(model))
+        mean, log_variance = model.encode(seen, batch.condition.for_network(model))
 
         def decoded(z: Tensor, of: Tensor) -> Tensor:
             """Pictures of codings z (n, *latent_shape), decoded under the conditions of these data (n,)."""
-            told = batch.condition.rows(lambda x: x[of]).taken_by(model)
+            told = batch.condition.rows(lambda x: x[of]).for_network(model)
             return self.reconstruction.picture(model.decode(z, told)).cpu()
 
         every, first = torch.arange(len(mean)), torch.zeros(SHOWN, dtype=torch.long)

@@ -138,10 +138,10 @@ class VQVAE(Autoencoder):
         seed: int,
         device: torch.device,
         precision: str = "fp32",
-        asked: Sequence[int] | None = None,
+        requested: Sequence[int] | None = None,
     ) -> Source | None:
         """Held-out data, reconstructed: there is no distribution of codes to draw from yet."""
-        return None if data is None else Reconstructed(self.codec(), data, seed, device, precision, asked)
+        return None if data is None else Reconstructed(self.codec(), data, seed, device, precision, requested)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
@@ -149,8 +149,8 @@ class VQVAE(Autoencoder):
         from ddpm.figures import plots
 
         self.model.eval()
-        codec, x = self.codec(), self.shown(data).x
-        codes = codec.kept(x)
+        codec, x = self.codec(), self.figure_batch(data).x
+        codes = codec.posterior(x)
         plots.code_maps(
             folder / "reconstructions.png",
             [("held out", x.cpu()), ("codes", codes.cpu()), ("reconstructed", codec.decode(codes.long()).cpu())],

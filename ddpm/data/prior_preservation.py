@@ -1,4 +1,4 @@
-"""Pictures of a subject, and in every batch beside each of them one of its class, which is not to be forgotten."""
+"""Data for prior preservation (DreamBooth): every batch pairs pictures of a subject with others of its class."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +12,8 @@ from ddpm.data.dataset import ImageData
 from ddpm.randomness import generator as keyed
 
 
-class Beside(ImageData):
-    """A few images with captions, and others of their class, of which as many are in each batch.
+class WithPrior(ImageData):
+    """A few captioned images of a subject, and as many of its class (the prior) in each batch.
 
     What is held out, what an epoch is, and what samples are told of are those of the first alone.
 
@@ -23,7 +23,7 @@ class Beside(ImageData):
         captions: of those.
 
     Attributes:
-        beside: M.
+        prior_count: M.
 
     Raises: ValueError for images of another shape, none at all, or captions that are not as many as images.
     """
@@ -37,7 +37,11 @@ class Beside(ImageData):
                 f"{subject.name}: images of the class are {tuple(images.shape[1:])}, those of the subject "
                 f"{tuple(subject.images.shape[1:])}; both need one size"
             )
-        self._parts, self.beside, self._subject = (subject.train, subject.held_out), len(images), subject.identity()
+        self._parts, self.prior_count, self._subject = (
+            (subject.train, subject.held_out),
+            len(images),
+            subject.identity(),
+        )
         self.captions = (*subject.captions, *captions)
         both = torch.cat([subject.images.cpu(), images])
         settings: dict[str, Any] = {"flip": subject.flip, "condition": subject.condition}
@@ -61,22 +65,22 @@ class Beside(ImageData):
         numbers = torch.empty(batch_size, dtype=torch.long)
         numbers[::2] = super().order(seed, step, batch_size - of_class)
         first = (step - 1) * of_class
-        turns = [divmod(place, self.beside) for place in range(first, first + of_class)]
+        turns = [divmod(place, self.prior_count) for place in range(first, first + of_class)]
         shuffled = {turn: self._shuffled(seed, turn) for turn in {turn for turn, _ in turns}}
         numbers[1::2] = torch.stack([shuffled[turn][place] for turn, place in turns])
         return numbers
 
     def _shuffled(self, seed: int, turn: int) -> Tensor:
         """The numbers of all images of the class, in the order of one turn."""
-        order = torch.randperm(self.beside, generator=keyed(seed, "order beside", turn))
-        return len(self) - self.beside + order
+        order = torch.randperm(self.prior_count, generator=keyed(seed, "order beside", turn))
+        return len(self) - self.prior_count + order
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """As of all images, with those of the class marked as `beside`."""
+        """As of all images, with those of the class marked as `of_prior`."""
         batch = super().batch(indices, device, generator)
-        return replace(batch, beside=self.of_class(indices).to(batch.x.device))
+        return replace(batch, of_prior=self.of_prior(indices).to(batch.x.device))
 
     def identity(self) -> dict[str, Any]:
         """What the data of the subject are, and what stands beside them."""
