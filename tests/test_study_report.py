@@ -1003,6 +1003,34 @@ def test_schedules_of_as_many_steps_are_paired(other, flag, tmp_path):
     assert flag in flags if flag else "not paired" not in flags
 
 
+def test_quality_coverage_and_speed_are_set_against_each_other(tmp_path):
+    """The speed is that of the sampler with which quality was drawn; runs and arms without all three are left out."""
+
+    def result(value: float, evaluations: int | None, coverage: float | None, cost: Any) -> dict[str, Any]:
+        covered = {} if coverage is None else {"coverage-k5_pixels_64_train": {"value": coverage}}
+        return frechet(value, evaluations=evaluations) | covered | {"cost_cpu_fp32_b256": {"value": 0.1, **cost}}
+
+    steps = {"evaluations": {"ddim 10": 10, "ddim 50": 50}, "sampling_images_per_s": {"ddim 10": 70.0, "ddim 50": 15.0}}
+    once = {"evaluations": {"samples": 1}, "sampling_images_per_s": {"samples": 2000.0}}
+    write_arm(tmp_path, 0.1, [result(5, 50, 0.5, steps), result(6, 10, 0.6, steps)])
+    write_arm(tmp_path, 0.2, [result(2, None, 0.9, once), result(2, None, None, once)])
+    write_arm(tmp_path, 0.3, [result(1, 50, 0.9, {})])  # whose sampling was not timed
+    by_coverage, by_speed, covered = found_in(tmp_path).trade_offs
+    slow, fast = by_coverage.runs
+    assert by_coverage.runs == {slow: ((0.5, 5), (0.6, 6)), fast: ((0.9, 2),)}
+    assert by_speed.runs == {slow: ((15, 5), (70, 6)), fast: ((2000, 2),)}
+    assert covered.runs == {slow: ((15, 0.5), (70, 0.6)), fast: ((2000, 0.9),)}
+    assert (by_coverage.y, covered.y) == ("Frechet distance, lower is better", "Coverage, higher is better")
+    assert by_speed.x == covered.x == "Samples a second, higher is better"
+    studying.report([str(tmp_path)])
+    assert Image.open(tmp_path / "trade_offs.png").size[0] > 800
+    assert 'id="trade-offs"' in (tmp_path / "report.html").read_text()
+
+
+def test_without_speeds_nothing_is_set_against_them(tmp_path):
+    assert two_arms(tmp_path).trade_offs == ()
+
+
 def test_a_command_makes_all_runs_and_has_the_baseline_first(tmp_path):
     write_arm(tmp_path, 0.4, [frechet(5), frechet(6)])
     write_arm(tmp_path, 0.1, [frechet(5), frechet(6)])

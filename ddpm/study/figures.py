@@ -23,7 +23,7 @@ from PIL import Image
 
 from ddpm.figures.plots import DPI, SIZE
 from ddpm.study import formatting
-from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure
+from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure, TradeOff
 from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Estimate
 
 INK, MUTED, LINE, BAND, PAPER = "#1c2027", "#68707b", "#dfe3e8", "#f5f6f8", "#fefefe"  # a page may replace them
@@ -311,6 +311,29 @@ def named(front: Front) -> tuple[str, ...]:
     if len(front.best) <= NAMED:
         return front.best
     return tuple(front.best[round(i)] for i in np.linspace(0, len(front.best) - 1, NAMED))
+
+
+def trade_offs(pairs: Sequence[TradeOff], styles: Mapping[str, Style]) -> Figure:
+    """A panel for each pair of measures: every run as a dot, the mean of each arm as a large one.
+
+    Args:
+        pairs: the measures, with the same arms in all.
+        styles: label -> the colour of an arm.
+    """
+    figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+    handles: dict[str, Any] = {}
+    for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False).flat, pairs, strict=True):
+        for label, runs in pair.runs.items():
+            points, colour = np.array(runs, dtype=float), styles[label]["color"]
+            axes.plot(*points.T, "o", color=colour, alpha=0.5, markersize=4)
+            (handles[label],) = axes.plot(*points.mean(0), "o", color=colour, markersize=9, zorder=3)
+        every = np.concatenate([np.array(runs, dtype=float) for runs in pair.runs.values()])
+        for axis, values in zip("xy", every.T, strict=True):
+            _log_if_wide(axes, axis, values)
+        axes.margins(0.12)
+        _looks(axes, pair.x, pair.y)
+    _legend(figure, handles, {}, styles)
+    return figure
 
 
 def lines(
@@ -682,7 +705,7 @@ def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set(**{f"{axis}scale": "log"})
-        _plain_log(axes.xaxis if axis == "x" else axes.yaxis)
+        _plain_log(axes.xaxis if axis == "x" else axes.yaxis, (1,) if finite.max() > 1e3 * finite.min() else (1, 2, 5))
         return
     if axis == "x":
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))  # 0.0175 is a wide number
@@ -690,9 +713,9 @@ def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
         (axes.xaxis if axis == "x" else axes.yaxis).set_major_formatter(_tick)
 
 
-def _plain_log(axis: Any) -> None:
+def _plain_log(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
     """Numbers as they are read, not as powers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(_tick)
 

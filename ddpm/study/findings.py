@@ -83,6 +83,15 @@ class Front:
 
 
 @dataclass(frozen=True)
+class TradeOff:
+    """Two measures against each other: a point for every run that has both."""
+
+    x: str  # what the axes show, with the better direction
+    y: str
+    runs: Mapping[str, tuple[tuple[float, float], ...]]  # label -> (x, y) of each training seed
+
+
+@dataclass(frozen=True)
 class Curve:
     """A line of a figure, and the range around it over seeds."""
 
@@ -118,6 +127,7 @@ class Findings:
     effects: tuple[Effect, ...] = ()  # of grids with two factors or more
     interactions: tuple[Interaction, ...] = ()
     fronts: tuple[Front, ...] = ()
+    trade_offs: tuple[TradeOff, ...] = ()  # quality, coverage and speed of sampling, each pair
     losses: Mapping[str, Curve] = field(default_factory=dict)  # label -> loss over steps
     losses_of: str = "Held-out loss"  # what they are
     by_snr: Mapping[str, Curve] = field(default_factory=dict)  # label -> error of eps over log-SNR

@@ -47,6 +47,7 @@ def page(findings: Findings) -> str:
         _effects(findings),
         _interactions(findings),
         _fronts(findings),
+        _trade_offs(findings),
         _curves(findings, styles),
         _sheet(findings, labels),
         _failures(findings.failures),
@@ -209,6 +210,15 @@ def _fronts(findings: Findings) -> Section | None:
     items = "".join(f"<li>{escape(label)}</li>" for label in best)
     body = _figure(figure, "fronts", "Quality against cost", caption) + f'<ol class="front">{items}</ol>'
     return Section("fronts", "Quality against cost", body)
+
+
+def _trade_offs(findings: Findings) -> Section | None:
+    """Quality, coverage and speed of sampling, each pair as a scatter plot."""
+    if not findings.trade_offs:
+        return None
+    figure = figures.trade_offs(findings.trade_offs, figures.styles(findings.trade_offs[0].runs))
+    caption = "A small dot is a run, a large one the mean of an arm. Speeds are those of the machine that measured."
+    return Section("trade-offs", "Trade-offs", _figure(figure, "trade-offs", "Quality, coverage and speed", caption))
 
 
 def _curves(findings: Findings, styles: Mapping[str, figures.Style]) -> Section | None:

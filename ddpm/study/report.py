@@ -17,7 +17,7 @@ import torch
 from ddpm.figures import images
 from ddpm.runs.directory import FAILED, held_out_lines
 from ddpm.runs.results import SETTINGS
-from ddpm.study.findings import Arm, Blocks, Curve, Effect, Failure, Findings, Front, Interaction, Measure
+from ddpm.study.findings import Arm, Blocks, Curve, Effect, Failure, Findings, Front, Interaction, Measure, TradeOff
 from ddpm.study.formatting import MARKED, aim, counted, interval, number
 from ddpm.study.reading import ArmRuns, Recorded
 from ddpm.study.statistics import (
@@ -181,6 +181,7 @@ def findings(
         effects=effects,
         interactions=_interactions(shown, first),
         fronts=_fronts(shown, first, arms[0] if of_samplers else None, arms),
+        trade_offs=() if of_samplers else _trade_offs(values, measures, arms),
         losses=losses,
         losses_of=losses_of,
         by_snr={arm.label: curve for arm in arms if (curve := _errors(arm)) is not None},
@@ -827,6 +828,41 @@ def _fronts(
 
 
 # -------------------------------------------------------------------------------------------------- curves and pictures
+
+
+def _trade_offs(
+    values: Mapping[str, Mapping[str, Mapping[int, float]]], measures: Sequence[Measure], arms: Sequence[ArmRuns]
+) -> tuple[TradeOff, ...]:
+    """Quality (the first measure), coverage (or recall) and samples a second, each pair, of runs with all three."""
+    quality = next(iter(measures), None)
+    coverage = next((m for name in ("coverage", "recall") for m in measures if m.name.startswith(name)), None)
+    if quality is None or coverage is None or quality is coverage:
+        return ()
+    runs: dict[str, tuple[tuple[float, float, float], ...]] = {}  # label -> (quality, coverage, speed) of each seed
+    for arm in arms:
+        of_quality, of_coverage = (values[measure.name].get(arm.label, {}) for measure in (quality, coverage))
+        rows = (
+            (of_quality.get(seed), of_coverage.get(seed), _speed(run, quality.name)) for seed, run in arm.done.items()
+        )
+        if whole := tuple((a, b, c) for a, b, c in rows if a is not None and b is not None and c is not None):
+            runs[arm.label] = whole
+    titles = [f"{measure.title}, {measure.better} is better" for measure in (quality, coverage)]
+    titles.append("Samples a second, higher is better")
+    pairs = ((1, 0), (2, 0), (2, 1))
+    return tuple(
+        TradeOff(titles[x], titles[y], {label: tuple((row[x], row[y]) for row in rows) for label, rows in runs.items()})
+        for x, y in pairs * (len(runs) > 1)
+    )
+
+
+def _speed(run: Recorded, protocol: str) -> float | None:
+    """Samples a second as `metric=cost` timed it, by the number of evaluations with which a measure was drawn."""
+    cost = next((result for name, result in run.evaluation.items() if name.startswith("cost")), {})
+    speeds, evaluations = cost.get("sampling_images_per_s"), cost.get("evaluations")
+    if not isinstance(speeds, dict) or not isinstance(evaluations, dict):
+        return None
+    drawn_with = run.evaluation.get(protocol, {}).get("evaluations") or 1  # what has no sampler is evaluated once
+    return next((float(speeds[name]) for name, count in evaluations.items() if count == drawn_with), None)
 
 
 def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:

@@ -139,6 +139,11 @@ def report(words: list[str]) -> None:
         temporary.write_text(page.page(result))
     with replacing(out / "report.png") as temporary:
         figures.summary(temporary, result)
+    if result.trade_offs:
+        with replacing(out / "trade_offs.png") as temporary:
+            figures.trade_offs(result.trade_offs, figures.styles(result.trade_offs[0].runs)).savefig(
+                temporary, format="png"
+            )
     with replacing(out / "report.md") as temporary:
         temporary.write_text(formatting.markdown(result, "report.png"))
     say("\n".join(result.verdict))
