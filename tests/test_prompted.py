@@ -211,7 +211,7 @@ def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
     tokens = composed.condition(numbers).tokens
     assert torch.equal(tokens, data.tokens[data.composed[[0, 1, 0]]])
     assert torch.equal(source.condition([0]).tokens, data.tokens[data.held_out[:1]])  # as it was
-    x, _ = context.samples([0, 1], 0, told=data.composed)
+    x, _ = context.samples([0, 1], 0, conditions_of=data.composed)
     assert torch.equal(x, composed.draw([0, 1])) and not torch.equal(x, context.samples([0, 1], 0)[0])
     with pytest.raises(ValueError, match="no samples"):
         source.told_of(data.composed[:0])
