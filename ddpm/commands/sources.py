@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands.console import how_walked, say
 from ddpm.commands.load import (
     LABELS,
-    requested_labels,
     by_default,
     data_of,
     guidance_of,
@@ -20,6 +19,7 @@ from ddpm.commands.load import (
     load_into,
     open_run,
     put_average,
+    requested_labels,
     sampler_of,
     task_of,
 )

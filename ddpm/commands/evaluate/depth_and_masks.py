@@ -117,9 +117,9 @@ def _draw(context: EvaluationContext, kind: str, conditions: Any, x: Any, drawn:
 
     path = context.run.path / f"{kind}.png"
     rows = [
-        ("asked for", with_channels(conditions, 3)),
+        ("condition", with_channels(conditions, 3)),
         ("drawn", with_channels(x, 3)),
-        ("read in it", with_channels(drawn, 3)),
+        ("predicted", with_channels(drawn, 3)),
     ]
     rows.append(("held out", with_channels(real, 3)))
     plots.labelled_rows(path, [(label, pictures[:COLUMNS]) for label, pictures in rows])

@@ -18,12 +18,12 @@ from ddpm.commands.evaluate.retrieval import measure_retrieval
 from ddpm.commands.evaluate.scene_attributes import measure_scenes, measure_subject
 from ddpm.commands.evaluate.sounds import measure_sound
 from ddpm.commands.load import (
-    requested_labels,
     augmentation,
     data_of,
     must_match,
     must_walk,
     optimizer_of,
+    requested_labels,
     task_of,
 )
 from ddpm.commands.sources import drawn_by_sampler, must_draw_itself, source_of
