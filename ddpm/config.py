@@ -129,7 +129,7 @@ def targets() -> dict[str, frozenset[str]]:
     names: dict[str, set[str]] = {"optimizer": set(OPTIMIZERS)}
     for path in conf_dir().rglob("*.yaml"):
         config, group = OmegaConf.load(path), path.relative_to(conf_dir()).parts[0]
-        if isinstance(config, DictConfig) and isinstance(config.get(group), DictConfig):  # beside the groups it brings
+        if isinstance(config, DictConfig) and isinstance(config.get(group), DictConfig):  # with its defaults list
             config = config[group]
         if isinstance(config, DictConfig) and "_target_" in config:
             names.setdefault(group, set()).add(plain(config)["_target_"])

@@ -49,7 +49,7 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
         settings = plain(trained.sampler)
     if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
         if distilled_to is None:
-            raise InvalidInput("sampler=student is of a run of task=progressive, and this is none")
+            raise InvalidInput("sampler=student needs a run of task=progressive, and this is none")
         if settings.get("steps") not in (None, distilled_to):
             raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {distilled_to} steps")
         settings["steps"] = distilled_to

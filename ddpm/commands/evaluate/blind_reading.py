@@ -92,8 +92,8 @@ def _make(context: EvaluationContext, n: int) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     say(
-        f"wrote {html}: {len(items)} pictures to read; {key_file.name} says which of them are samples, and is not for "
-        f"the reader\nnext:\n  open {html} in a browser, answer, and save the answers\n  {score}"
+        f"wrote {html}: {len(items)} pictures to read; {key_file.name} is the answer key, and is not for the "
+        f"reader\nnext:\n  open {html} in a browser, answer, and save the answers\n  {score}"
     )
 
 

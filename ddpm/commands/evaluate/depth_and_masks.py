@@ -33,8 +33,8 @@ def measure_surfaces(context: EvaluationContext, kind: str) -> PlannedMeasure:
         raise InvalidInput(f"n = {n}: metric={kind} compares scenes with one another, at least {LEAST}")
     if trained_on not in (None, data.identity()["sha256"]):
         say(
-            f"warning: judge_run={config.judge_run} was trained on other scenes, among which may be held-out ones of "
-            "these: what it reads in them would then be better than it can"
+            f"warning: judge_run={config.judge_run} was trained on other scenes, which may include held-out ones of "
+            "these: its predictions of them would then be too good"
         )
     plan = f"{kind}: {n:,} samples, seeds {context.seeds}, {source.walk}; read by {judge}"
     cost = len(context.seeds) * n * source.evaluations
@@ -123,4 +123,4 @@ def _draw(context: EvaluationContext, kind: str, conditions: Any, x: Any, drawn:
     ]
     rows.append(("held out", with_channels(real, 3)))
     plots.labelled_rows(path, [(label, pictures[:COLUMNS]) for label, pictures in rows])
-    say(f"wrote {path}: the {kind} that was asked for, what was drawn, what is read in it, and the held-out picture")
+    say(f"wrote {path}: the given {kind}, the sample, the {kind} predicted from it, and the held-out picture")

@@ -223,7 +223,7 @@ def _print_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> N
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
     if "classifier" in features and not context.has_judge:
-        lines.append(f"  the classifier is trained first, on {len(context.every.train):,} images, and kept")
+        lines.append(f"  the classifier is trained first, on {len(context.every.train):,} images, and stored")
     if evaluations:
         took = cost.evaluation_seconds(source, batch) / batch
         lines.append(

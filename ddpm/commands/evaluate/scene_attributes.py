@@ -55,7 +55,7 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
     count = len(context.seeds) * n * len(parts) + sum(ROWS * COLUMNS for _ in parts)
     of_each = " and ".join(f"{n:,} samples of {IN_WORDS[part]}" for part in parts)
     plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}" + (
-        "" if found else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+        "" if found else f"; their reader is trained first, on {config.scenes.count:,} scenes, and stored"
     )
     return PlannedMeasure(plan, count * source.evaluations, lambda: _carry_out(context, reader, parts, n))
 
@@ -170,7 +170,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
 
     config, source, data = context.config, context.source, context.every
     if context.trained.get("subject") is None or source.condition_data is None:
-        raise InvalidInput(f"metric={SUBJECT} is of a run that was taught one; train one with experiment=subject")
+        raise InvalidInput(f"metric={SUBJECT} needs a run that was tuned to one; train one with experiment=subject")
     if data.shape[0] != 3:
         raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
     must_walk(source.sampler, source.diffusion)
@@ -182,7 +182,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
     n, reader = config.n or len(data.held_out), _untrained(context)
     found = reader_path(reader, data.shape[1:], READ, context.cache, config.scenes.count, config.scenes.epochs).exists()
     plan = f"{SUBJECT}: {n:,} samples of held-out captions, seeds {context.seeds}, {source.walk}" + (
-        "" if found else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+        "" if found else f"; their reader is trained first, on {config.scenes.count:,} scenes, and stored"
     )
     count = len(context.seeds) * n + ROWS * COLUMNS
     return PlannedMeasure(plan, count * source.evaluations, lambda: _compare(context, reader, n))

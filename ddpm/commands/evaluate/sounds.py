@@ -113,10 +113,10 @@ def measure_sound(context: EvaluationContext) -> PlannedMeasure:
 
     source, data = context.source, context.every
     if getattr(data, "mel", None) is None:
-        raise InvalidInput(f"metric={NAME} is of sounds, and {data.name} has none; train with experiment=spoken_digits")
+        raise InvalidInput(f"metric={NAME} needs sounds, and {data.name} has none; train with experiment=spoken_digits")
     if source.classes([0]) is None or not quality.has_classes(data):
         raise InvalidInput(
-            f"metric={NAME} compares samples with the classes that were asked for, and the network has none; train one "
+            f"metric={NAME} compares samples with the requested classes, and the network has none; train one "
             "with model.num_classes, on data with two classes or more"
         )
     if source.sampler is not None:

@@ -102,7 +102,7 @@ def edit(config: DictConfig) -> None:
         if mel is None:
             raise InvalidInput(f"out={config.out}: the run draws no sounds; allowed: FILE.png, FILE.npy")
         if config.n not in (None, 1):
-            raise InvalidInput(f"n={config.n}: a .wav file holds one result, n=1; out=FILE.png has a page beside it")
+            raise InvalidInput(f"n={config.n}: a .wav file holds one result, n=1; out=FILE.png comes with a page")
         n = 1
     out = Path(str(config.out)) if config.out is not None else run.path / f"edit_{_name(config, kind)}.png"
     if out.suffix == ".png" and n > MOST:
@@ -161,7 +161,7 @@ def _kind(config: DictConfig) -> str:
         raise InvalidInput("operator=inpainting needs mask=FILE")
     for key in (f"from_{label}" for label in LABELS):
         if config[key] is not None and not redraw:
-            raise InvalidInput(f"{key}={plain(config[key])} says what redraw=true encodes by; leave it out")
+            raise InvalidInput(f"{key}={plain(config[key])} has an effect with redraw=true alone; leave it out")
     return requested[0]
 
 

@@ -127,7 +127,7 @@ def _must_leave_comparable(space: dict[str, Any], measure: str, pruner: str) -> 
     other = ", ".join(key for key in space if key.partition(".")[0] in INCOMPARABLE)
     if other and (measure == HELD_OUT or pruner != "none"):
         raise InvalidInput(
-            f"search.measure={measure} search.pruner={pruner}: held-out losses mean other things where runs differ in "
+            f"search.measure={measure} search.pruner={pruner}: held-out losses are not comparable if runs differ in "
             f"{other}; set search.measure=frechet or loss_by_snr, a line of evaluation for it, and search.pruner=none"
         )
 
@@ -187,7 +187,7 @@ def _carry_out(worker: "Worker", trial: Any) -> None:
 
     search, study, value, state = worker.search, worker.study, None, TrialState.COMPLETE
     again = trial.user_attrs.get("continues")
-    goes_on = "" if again is None else f", which goes on with {again}"
+    goes_on = "" if again is None else f", which resumes {again}"
     count = f"({len(worker.trials())} of {search.trials})"
     say(f"\ntrial {trial.number}{goes_on} {count}: {' '.join(search.chosen(trial.params))}")
     try:

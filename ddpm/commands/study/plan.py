@@ -225,9 +225,7 @@ def _planned(words: list[str], config: DictConfig, at_hand: _DataCache) -> Plann
     """Return a job with its data and its run directory, if the data determine its name."""
     for key in ("extend", "teacher", "init_text"):
         if config.get(key) is not None:
-            raise InvalidInput(
-                f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"
-            )
+            raise InvalidInput(f"{key}={config[key]}: a run that starts from another is checked by ddpm-train --check")
     settings = resolved(config)
     if not isinstance(settings["data"], dict):
         raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
@@ -470,7 +468,7 @@ def _summary(
         lines.append(f"the data are not at hand, so no run was looked for, classes and epochs not counted: {reason}")
     if rate is not None and total:
         lines.append(
-            f"about {duration(total)} for what is missing, one after the other, on {resolve_device(config.device)} "
+            f"about {duration(total)} for the missing runs, one after the other, on {resolve_device(config.device)} "
             f"({rate:,.0f} GFLOP/s in three steps of the first arm; small networks are less exact)"
         )
     return "\n".join(lines)

@@ -92,9 +92,9 @@ def retry(words: list[str]) -> int:
 def _again(run: Any, words: list[str]) -> DictConfig:
     """Return the configuration of a run, to be trained in the same directory."""
     if not run.settings:
-        raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that began it, with retry=true")
+        raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that started it, with retry=true")
     if run.settings.get("extend") is not None:
-        raise InvalidInput(f"{run.path} goes on with another run: repeat the command that began it, with retry=true")
+        raise InvalidInput(f"{run.path} extends another run: repeat the command that started it, with retry=true")
     config = OmegaConf.create(run.settings | {"trust": []})  # a stored configuration may come from anybody
     OmegaConf.set_struct(config, True)
     try:

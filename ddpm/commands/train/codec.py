@@ -115,7 +115,7 @@ def taken_from(config: DictConfig, key: str) -> tuple[Any, dict[str, Path]]:
     named = str(config[key])
     run, folder = open_run_at(named, key)
     if run.status().get("state") in UNFINISHED:
-        say(f"warning: {key}={named} is not finished: when it is, the same command trains anew")
+        say(f"warning: {key}={named} is not finished: once it is, the same command trains anew")
     config[key] = f"{os.path.abspath(run.path)}@{folder.name}"
     return run, checkpoint.weights_of(folder, averaged=True)
 

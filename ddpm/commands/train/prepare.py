@@ -80,7 +80,7 @@ class Origins(NamedTuple):
     """What a run takes from other runs or files: weights, codec and text encoder."""
 
     parent: Path | None  # the checkpoint of the run that is extended
-    taught: dict[str, Path]  # module -> averaged weights of a teacher
+    teacher: dict[str, Path]  # module -> averaged weights of a teacher
     initial: dict[str, Path]  # the same of `init`
     codec: Any  # as in `Plan`
     text: Any
@@ -149,13 +149,13 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
     if config.extend is not None:
         config, parent = _extended(config)
         parents |= checksums("extend", checkpoint.weights_of(parent))
-    taught: dict[str, Path] = {}
+    teacher: dict[str, Path] = {}
     if config.get("teacher") is not None:
-        _, teacher = open_run_at(str(config.teacher), "teacher")
-        taught = checkpoint.weights_of(teacher, averaged=True)
+        _, folder = open_run_at(str(config.teacher), "teacher")
+        teacher = checkpoint.weights_of(folder, averaged=True)
         if parent is None:
             config = student_of(config)
-            parents |= checksums("teacher", taught)
+            parents |= checksums("teacher", teacher)
     if _tunes(config) and parent is None:
         config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
@@ -163,7 +163,7 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
         parents["init_codec"] = codec.sha256
     if (text := text_encoder.text_of(config)) is not None:
         parents["init_text"] = text.sha256
-    return config, Origins(parent, taught, {}, codec, text, parents)
+    return config, Origins(parent, teacher, {}, codec, text, parents)
 
 
 def _tunes(config: DictConfig) -> bool:
@@ -204,9 +204,9 @@ def _begin(task: Any, origins: Origins, config: DictConfig) -> None:
             begin_adapters(task)
     if origins.text is not None:
         text_encoder.put(task, origins.text)
-    if origins.taught:
-        _load(task, origins.taught, f"teacher={config.teacher}")  # a student starts from its teacher's weights
-        load_into(task.frozen["teacher"], origins.taught["model"])
+    if origins.teacher:
+        _load(task, origins.teacher, f"teacher={config.teacher}")  # a student starts from its teacher's weights
+        load_into(task.frozen["teacher"], origins.teacher["model"])
     if origins.parent is not None:
         _load(task, checkpoint.weights_of(origins.parent), f"extend={config.extend}")
 
@@ -264,12 +264,12 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     if task.perceives:
         task.frozen[perceptual.PERCEPTUAL] = perceptual.distance_of(config, trust, data, on)
     augment = augmentation(config, trust, data)
-    tells = getattr(augment, "tells", 0)
+    dim = getattr(augment, "tells", 0)
     for name, module in task.modules.items():
-        if tells and getattr(module, "augment_dim", 0) not in (0, tells):
+        if dim and getattr(module, "augment_dim", 0) not in (0, dim):
             raise InvalidInput(
-                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {tells} numbers; set "
-                f"{name}.augment_dim={tells}, or 0 to tell the network nothing"
+                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {dim} numbers; set "
+                f"{name}.augment_dim={dim}, or 0 for no conditioning"
             )
     sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
     if sampler is not None:
@@ -303,7 +303,7 @@ def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Part
             evaluating.must_be_measurable(evaluation, config, parts.task, data)
             _must_remain(evaluation.checkpoint, parts.trainer, data)
             if width_of_average(evaluation) is not None and not parts.trainer.ema_snapshots:
-                raise InvalidInput(f"weights={evaluation.weights} is made of snapshots: set trainer.ema_snapshots=32")
+                raise InvalidInput(f"weights={evaluation.weights} needs snapshots: set trainer.ema_snapshots=32")
         except InvalidInput as error:
             raise InvalidInput(f"evaluation, {line}: {error}") from error
 
@@ -558,7 +558,7 @@ def must_be_tracked(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     if trainer.ema_snapshots and "tracked" not in state:
         raise ValueError(
             f"trainer.ema_snapshots={trainer.ema_snapshots}: {path} was trained without, and the averages of its steps "
-            "are not known; set trainer.ema_snapshots=0, or begin anew under another study=NAME"
+            "are not known; set trainer.ema_snapshots=0, or train another run under study=NAME"
         )
 
 

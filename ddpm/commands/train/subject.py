@@ -49,12 +49,12 @@ def tuned_of(config: DictConfig) -> DictConfig:
     if tokenizer is None or any(not isinstance(base.get(group), DictConfig) for group in OF_RUN):
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
-        raise InvalidInput(f"init={path}: it is tuned itself; take the run that it began with, {base.get('init')}")
+        raise InvalidInput(f"init={path}: it is tuned itself; take the run that it started from, {base.get('init')}")
     _check(config)
     from ddpm.runs.directory import Run
 
     if isinstance(which, str) and Run(path).status().get("state") in UNFINISHED:
-        say(f"warning: init={path} is not finished: when it is, the same command trains anew")
+        say(f"warning: init={path} is not finished: once it is, the same command trains anew")
     typed = {word.partition("=")[0].lstrip("+~") for word in overrides()}
     for key in sorted(typed):
         if key.partition(".")[0] in (*OF_RUN, *FROZEN):
@@ -235,7 +235,7 @@ def _draw_class(config: DictConfig, captions: Sequence[str], drawing: bool) -> t
     request.prompt = list(captions)
     source = source_of(request)[0]
     must_walk(source.sampler, source.diffusion, "subject.steps")
-    say(f"{subject.run} draws {len(captions)} pictures of the class, once: they will be kept as {place}")
+    say(f"{subject.run} draws {len(captions)} pictures of the class, once: they will be stored as {place}")
     images = to_uint8(torch.cat([x for _, x in source.batches(list(range(len(captions))), request.batch)]))
     save_tensor(images, place)
     return images, None

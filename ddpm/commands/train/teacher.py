@@ -65,7 +65,7 @@ def student_of(config: DictConfig) -> DictConfig:
     """
     run, checkpoint = open_run_at(str(config.teacher), "teacher")
     if run.status().get("state") in UNFINISHED:
-        say(f"warning: teacher={config.teacher} is not finished: when it is, the same command trains anew")
+        say(f"warning: teacher={config.teacher} is not finished: once it is, the same command trains anew")
     base = read_config(run.path / "config.yaml")
     if any(not isinstance(base.get(group), DictConfig) for group in ("model", "schedule", "diffusion")):
         raise InvalidInput(f"teacher={config.teacher}: it trained no network that a sampler draws from")

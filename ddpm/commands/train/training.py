@@ -41,15 +41,15 @@ MANY_POINTS = 2000  # samples in a figure of points
 
 
 class RunFailed(Exception):
-    """A run failed after it started; the message states why, and how to resume."""
+    """Raised if a run fails after it started; the message states why, and how to resume."""
 
 
 class Held(RunFailed):
-    """Another process holds the lock of the run."""
+    """Raised if another process holds the lock of the run."""
 
 
 class Stopped(Exception):
-    """The watcher stopped a run early; the message states why. The run is INTERRUPTED and can be resumed."""
+    """Raised by a watcher to stop a run early; the message states why. The run is INTERRUPTED and can be resumed."""
 
 
 Opened = tuple[Any, Any, DictConfig, int]
@@ -181,7 +181,7 @@ def print_start(plan: Plan, team: Any, resume: Path | None) -> None:
         say(f"warning: {concern}")
     conditioned = any(getattr(module, "augment_dim", 0) for module in plan.parts.task.modules.values())
     if getattr(plan.parts.augment, "tells", 0) and plan.parts.sampler is not None and not conditioned:
-        say("warning: the network is told nothing of the augmentation (model.augment_dim), which samples will show")
+        say("warning: the network is not conditioned on the augmentation (model.augment_dim), so samples will show it")
     room, free, _ = disk(plan)
     if room > free:
         say(f"warning: {no_room(plan)}")
