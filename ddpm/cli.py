@@ -119,11 +119,11 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "lr-range": lr_range.lr_range,
     "optimise": optimising.optimise,
 }
-STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it means
+STUDY = """ddpm-study: plan a sweep, show its progress, report its results, search settings
 
-  plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, what is refused
+  plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, refusals
   status RUNS/STUDY         the state of every arm, and why runs are not done
-  retry RUNS/STUDY          try what failed again, go on with what was interrupted
+  retry RUNS/STUDY          retry failed runs, resume interrupted ones
   report RUNS/STUDY         report.html, report.md, report.png   [baseline=ARM|LEVEL] [measure=NAME] [out=FOLDER]
   lr-range WORDS            learning-rate range test   [range.start= range.end= range.steps= range.out=]
   optimise WORDS            search settings by Optuna   search.space={...} [search.trials= search.measure= ...]

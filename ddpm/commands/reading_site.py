@@ -11,9 +11,9 @@ from ddpm.config import InvalidInput, build
 OWN = ("out", "open")
 HELP = """ddpm-read: the source as pages to read, equation and code side by side; needs no network
 
-  out=FOLDER    where they go (reference)
+  out=FOLDER    output folder (reference)
   open=true     open the first page in a browser
-  WORDS         as ddpm-train takes them, such as experiment=mnist: whose network is drawn as a map"""
+  WORDS         as ddpm-train takes them, such as experiment=mnist, for the network on the map"""
 
 
 def read(words: list[str]) -> None:

@@ -103,7 +103,7 @@ def drawn_by_sampler(
     requested, styles = (requested_labels(config, partial(names, several), key) for key, several in LABELS.items())
     if drawing.get("negative") is not None and type(guidance).__name__ != "ClassifierFree":
         raise InvalidInput("negative= is what guidance=classifier_free leads away from; ask for that, too")
-    drawing |= {"asked": requested, "styles": styles, "guidance": guidance}
+    drawing |= {"requested": requested, "styles": styles, "guidance": guidance}
     try:
         return TrainedSampler(diffusion, model, sampler, shape, config.seed, device, **drawing)
     except ValueError as error:

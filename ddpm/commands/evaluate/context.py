@@ -1,4 +1,4 @@
-"""The context of an evaluation: a run's network and data, and what its measures share."""
+"""The context of an evaluation: a run's network and data, shared by its measures."""
 
 import functools
 from collections.abc import Callable

@@ -549,8 +549,8 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
         record = quality.together(measured, context.seeds)
-        results_of_cell = {key: record[key] for key in ("value", "low", "high", "relative")}
-        cells.append(choice | {"evaluations": sampler.evaluations(schedule)} | results_of_cell)
+        summary = {key: record[key] for key in ("value", "low", "high", "relative")}
+        cells.append(choice | {"evaluations": sampler.evaluations(schedule)} | summary)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
         best |= {} if accuracy is None else {"judge_accuracy": accuracy}
         results.record(path, protocol, settings | best)

@@ -157,7 +157,7 @@ def _networks(source: Any, pipeline: Any) -> dict[str, tuple[int, float]]:
     if source.codec is not None:
         decoder = copy.deepcopy(source.codec.model).to("meta")
         z = torch.empty(1, *source.codec.shape, device="meta")
-        codes = source.codec.kind == "codes"  # embeddings are looked up, without cost
+        codes = source.codec.kind == "codes"  # codes are looked up in a codebook
         once = float("nan") if codes else flops(decoder.decode, z, backward=False) / 1e9
         found["autoencoder"] = (size(decoder), once)
     return found

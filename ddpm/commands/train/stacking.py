@@ -267,7 +267,7 @@ def _sources_of(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
 
 
 def _shared(sources: list[Any]) -> Any:
-    """A joint sampler for these sources; prints why and returns None if they cannot be stacked."""
+    """Return a joint sampler for these sources; print why and return None if they cannot be stacked."""
     from ddpm.sources.stacked import Shared
 
     def tell(reason: str) -> None:
