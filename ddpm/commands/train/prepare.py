@@ -35,7 +35,7 @@ from ddpm.config import (
 )
 
 LONGEST_NAME = 255  # bytes, in every usual file system
-GRAPH = ("auto", "off")  # whether a GPU replays a step from a CUDA graph
+GRAPH = ("auto", "off")  # whether a GPU replays the gradients of a step from a CUDA graph
 STACKS = (None, "seed")  # which runs of a sweep are trained in a stack
 IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: special to a shell, a web page or another file system
 
