@@ -244,8 +244,8 @@ def test_both_parts_are_recorded_and_drawn(told, capsys):
 def test_pictures_in_the_place_of_samples_reach_the_ceiling(told, monkeypatch):
     context = told("n=3")
 
-    def real(numbers: list[int], seed: int, told: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return context.every.batch(told[torch.tensor(numbers) % len(told)]).x, None
+    def real(numbers: list[int], seed: int, conditions_of: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return context.every.batch(conditions_of[torch.tensor(numbers) % len(conditions_of)]).x, None
 
     monkeypatch.setattr(context, "samples", real)
     scene_attributes.measure_scenes(context).carry_out()
