@@ -1,6 +1,6 @@
-"""The command line: train, sample, edit, evaluate, schedule, study and read, and the exit code of how each ends.
+"""Command-line entry points train, sample, edit, evaluate, schedule, study and read, and their exit codes.
 
-Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing begun); 130 / 143 interrupted.
+Exit codes: 0 done; 1 a run or some arms failed; 2 invalid input (one line, nothing started); 130 / 143 interrupted.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from ddpm.commands.train.sweeping import collecting, worker_of_a_launcher
 from ddpm.config import InvalidInput, compose, conf_dir, in_quotes, jobs, with_known_keys
 
 Job = Callable[[DictConfig], None]
-FILES = ("image", "mask", "out", "depth", "pipeline")  # keys whose values are taken as they are typed
-TEXTS = ("prompt", "negative")  # and those that a person writes
+FILES = ("image", "mask", "out", "depth", "pipeline")  # keys of file names, whose values are quoted for Hydra
+TEXTS = ("prompt", "negative")  # keys of free text, quoted too
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 
 
 def train() -> None:
-    """`ddpm-train`: train a network and draw what it learned; with --check only say what that would take."""
+    """`ddpm-train`: train a network and draw samples; with --check only report what that would take."""
     if checking.CHECK not in sys.argv[1:]:
         _main("train", stacking.train)
         return
@@ -44,7 +44,7 @@ def train() -> None:
 
 
 def sample() -> None:
-    """`ddpm-sample`: draw samples from a run, or from a published pipeline; with --check only say what that takes."""
+    """`ddpm-sample`: draw samples from a run or a published pipeline; with --check only report what that would take."""
     checked = checking.CHECK in sys.argv[1:]
     sys.argv[1:] = [word for word in sys.argv[1:] if word != checking.CHECK]
     sys.argv[1:] = pipelines.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
@@ -55,25 +55,25 @@ def sample() -> None:
 
 
 def edit() -> None:
-    """`ddpm-edit`: edit an image by what a run directory learned, or by a published pipeline."""
+    """`ddpm-edit`: edit an image with a run's network, or with a published pipeline."""
     sys.argv[1:] = pipelines.with_defaults([_typed_in_quotes(word) for word in sys.argv[1:]])
     _without_traces("edit", editing.edit)
 
 
 def evaluate() -> None:
-    """`ddpm-evaluate`: measure what a run directory learned, by its samples or by held-out images."""
+    """`ddpm-evaluate`: measure a run's network by its samples or by held-out images."""
     if of_sample := [word for word in sys.argv[1:] if word.startswith(("pipeline=", "prompt=", "negative="))]:
         _refuse(InvalidInput(f"{of_sample[0]}: what is measured is a run; this is of ddpm-sample and ddpm-edit"))
     _without_traces("evaluate", evaluating.evaluate)
 
 
 def schedule() -> None:
-    """`ddpm-schedule`: say what a noise schedule is, in a table and a figure, beside others."""
+    """`ddpm-schedule`: print a table and draw a figure of a noise schedule, next to others."""
     _without_traces("schedule_report", scheduling.schedule)
 
 
 def study() -> None:
-    """`ddpm-study`: plan a sweep, see how far it is, try again what failed, report what it means; search a setting."""
+    """`ddpm-study`: plan a sweep, show its progress, retry failed runs, report the results; search settings."""
     verb, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if verb in ("--help", "-h"):
         print(STUDY)
@@ -88,7 +88,7 @@ def study() -> None:
         _refuse(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has read enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if code:
@@ -119,11 +119,11 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "lr-range": lr_range.lr_range,
     "optimise": optimising.optimise,
 }
-STUDY = """ddpm-study: what a sweep is going to be, how far it is, and what it means
+STUDY = """ddpm-study: plan a sweep, show its progress, report its results, search settings
 
-  plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, what is refused
+  plan WORDS                what `ddpm-train -m WORDS` would do: arms, parameters, FLOPs, memory, time, refusals
   status RUNS/STUDY         the state of every arm, and why runs are not done
-  retry RUNS/STUDY          try what failed again, go on with what was interrupted
+  retry RUNS/STUDY          retry failed runs, resume interrupted ones
   report RUNS/STUDY         report.html, report.md, report.png   [baseline=ARM|LEVEL] [measure=NAME] [out=FOLDER]
   lr-range WORDS            learning-rate range test   [range.start= range.end= range.steps= range.out=]
   optimise WORDS            search settings by Optuna   search.space={...} [search.trials= search.measure= ...]
@@ -132,17 +132,17 @@ WORDS are those of ddpm-train, such as experiment=mnist schedule=linear,cosine s
 
 
 def _without_traces(name: str, job: Job, failing: int = 1) -> None:
-    """Run `_main` with what Hydra writes of a sweep in a folder that is thrown away."""
+    """Run `_main` with Hydra's sweep folder in a temporary directory that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         sys.argv.append(f"hydra.sweep.dir='{scratch}'")
         _main(name, job, failing)
 
 
 def _main(name: str, job: Job, failing: int = 1) -> None:
-    """Check that every job composes, hand over to Hydra, and turn what became of the jobs into an exit code.
+    """Check that every job composes, hand over to Hydra, and exit with a code for how the jobs ended.
 
     Args:
-        failing: the exit code where a job of a sweep failed; 2 if jobs only look whether their input is right.
+        failing: the exit code if a job of a sweep failed; 2 if jobs only check their input.
     """
     try:
         sys.argv[1:] = _in_order(sys.argv[1:])
@@ -171,7 +171,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
                 _refuse(InvalidInput(str(error).splitlines()[0]))
             reason = str(error)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # which is what was typed
+            if error.errno != errno.ENAMETOOLONG:  # a name that was typed
                 raise
             if not multirun():
                 _refuse(InvalidInput(f"{error.strerror}: {error.filename}"))
@@ -186,7 +186,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
             print(f"error: {message}", file=sys.stderr, flush=True)
         else:
             say(f"{'HELD' if held else 'FAILED'} {message}")
-        if not multirun():  # of which Hydra gives nothing back
+        if not multirun():  # Hydra returns nothing from a single run
             outcomes.append(outcome)
         return outcome
 
@@ -204,7 +204,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
 
 
 def _in_order(argv: list[str]) -> list[str]:
-    """The settings first, then the options, which may be typed anywhere between them; what Hydra cannot read in quotes.
+    """Return the settings, quoted where Hydra needs it, then the options, which may be typed anywhere between them.
 
     Raises: InvalidInput for an option that is not known.
     """
@@ -216,21 +216,21 @@ def _in_order(argv: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Hydra's own, but that its refusal is one line."""
+    """Return Hydra's argument parser, with refusals on one line."""
     parser: argparse.ArgumentParser = get_args_parser()
-    parser.error = _refuse_option  # type: ignore[method-assign]  # whose usage is a screen long
+    parser.error = _refuse_option  # type: ignore[method-assign]  # its usage is a screen long
     return parser
 
 
 def _check_composition(name: str, argv: list[str]) -> None:
-    """Compose every job that Hydra would start, before it starts the first; of jobs that differ in the seed, one.
+    """Compose every job that Hydra would start, before the first starts; one of those that differ in the seed alone.
 
     Raises: InvalidInput for an option that is not known, and a group, choice, key or value that does not compose.
     """
     known = _parser().parse_args(argv)
     modes = {"--multirun": known.multirun, "--run": known.run, "--cfg": known.cfg, "--info": known.info}
-    if len(given := [name for name, value in modes.items() if value]) > 1:
-        raise InvalidInput(f"{' and '.join(given)} exclude each other")
+    if len(chosen := [name for name, value in modes.items() if value]) > 1:
+        raise InvalidInput(f"{' and '.join(chosen)} exclude each other")
     if known.help or known.hydra_help or known.shell_completion or known.info:
         return
     may_sweep = known.multirun or any(re.match(r"\+*(experiment|hydra)", word) for word in known.overrides)
@@ -251,38 +251,38 @@ def _check_composition(name: str, argv: list[str]) -> None:
             raise InvalidInput(with_known_keys(name, str(error), overrides)) from error
     note_sweep(sweep or [])
     if sweep is not None:
-        from ddpm.training import ranks  # only now: with it comes torch, and what does not compose is told at once
+        from ddpm.training import ranks  # only now: it imports torch, and composition errors should come fast
 
         if ranks.started():
             raise InvalidInput("a sweep cannot run under torchrun; start each of its runs by a torchrun of its own")
 
 
 def _typed_in_quotes(word: str) -> str:
-    """A file's name or a text for Hydra, to which brackets and commas mean something: image=a (1).png is 'a (1).png'.
+    """Return a word with its file name or text quoted for Hydra's grammar: image=a (1).png becomes image='a (1).png'.
 
-    What is quoted already, null, lists of prompts and what a sweep lists stay as they are.
+    Quoted values, null, lists of prompts and the values of a sweep stay as they are.
     """
     key, equals, value = word.partition("=")
     if key not in (*FILES, *TEXTS) or value in ("", "null") or {"-m", "--multirun"} & set(sys.argv):
         return word
     if re.fullmatch(QUOTED, value) or (key in FILES and "$" in value):
         return word
-    if key == "out" and re.fullmatch(r"-?[\d.]+", value):  # no name, but a slip
+    if key == "out" and re.fullmatch(r"-?[\d.]+", value):  # a number is no file name, but a slip
         return word
     if key in TEXTS and value[0] == "[" and value[-1] == "]":
         return word
-    value = re.sub(r"(\\+)(?='|$)", r"\1\1", value)  # only there a backslash means something
+    value = re.sub(r"(\\+)(?='|$)", r"\1\1", value)  # Hydra reads a backslash as an escape only there
     return key + equals + "'" + value.replace("'", "\\'").replace("${", "\\${") + "'"
 
 
 def _refuse_option(message: str) -> NoReturn:
-    if message.startswith("unrecognized arguments"):  # and settings that come after them
+    if message.startswith("unrecognized arguments"):  # the message also lists settings that follow them
         message = f"unrecognized {' '.join(word for word in message.split() if word.startswith('-'))}"
     raise InvalidInput(f"{message}; settings are given as key=value, and --help lists the options")
 
 
 def _refuse(error: Exception) -> None:
-    """Invalid input: one line, exit code 2."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes that refuse the same
+    """Print the error on one line and exit with code 2."""
+    if os.environ.get("RANK", "0") == "0":  # only one of several processes that refuse the same
         print(f"error: {in_one_line(str(error))}", file=sys.stderr)
     sys.exit(2)

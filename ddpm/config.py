@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD", "torch.optim.RMSprop")
 SCIENCE = ("model", "schedule", "diffusion", "optimizer", "trainer", "seed")  # of a run of diffusion
-NO_SCIENCE = ("data", "augment", "sampler", "task", "perceptual")  # groups of which less is in the science, or nothing
+NO_SCIENCE = ("data", "augment", "sampler", "task", "perceptual")  # groups that are hashed in part, or not at all
 AUGMENTATION = "ddpm.data.augment.Augment"
-TELLING = "ddpm.data.non_leaking.NonLeaking"  # the augmentation that is told to the network
-TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs that do not say what they train
-HOLDS = {"task": ("model",)}  # group -> the groups of which its own settings may build something
-LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack, and what they mean by that
+NON_LEAKING = "ddpm.data.non_leaking.NonLeaking"  # the augmentation that the network is conditioned on
+TASK = "ddpm.training.tasks.diffusion.Diffusion"  # of runs whose configuration names no task
+HOLDS = {"task": ("model",)}  # group -> the groups that its own settings may build from
+LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack -> the value that this implies
     "model": {
         "drop": 0.0,
         "condition_channels": 0,
@@ -60,27 +60,27 @@ LATER: dict[str, dict[str, Any]] = {  # keys that runs of earlier versions lack,
     "trainer": {"lr_cycles": 1},
     "data": {"condition": None, "labels": ["class"]},
 }
-PARTS = {"diffusion": 1.0}  # of the loss of a diffusion, if none are said; others have the weight 0
-ADDED = ("perceptual",)  # parts of a loss that autoencoders of earlier versions lack, and by that have not
-LINKED = {  # key -> the key that it takes its value from, where it has none of its own
+PARTS = {"diffusion": 1.0}  # default weights of the parts of the diffusion loss; other parts have the weight 0
+ADDED = ("perceptual",)  # parts of the loss that autoencoders of earlier versions lack, with the weight 0
+LINKED = {  # key -> the key whose value it takes if it is null
     "task.time_sampling": "trainer.time_sampling",
     "task.offset_noise": "trainer.offset_noise",
     "model.drop": "task.drop",
 }
-OPTIONAL = ("text",)  # groups that a constructor is given where a run has them
+OPTIONAL = ("text",)  # groups that a constructor receives if the run has them
 SEVERAL = "ablation"  # the groups below it change one thing each, and several of one can be put together
-AROUND = {"model": "adapter"}  # group -> one that, where a run has it, is built around what is made of the first
-WARPS = ("rotation", "scale", "translation", "elastic")  # of the augmentation: what needs its padding
+AROUND = {"model": "adapter"}  # group -> the group, if the run has it, that wraps what the first one builds
+WARPS = ("rotation", "scale", "translation", "elastic")  # transforms of the augmentation that need padding
 
 
-REFUSALS = (  # what a constructor raises for its arguments, torch's for numbers beyond memory or 64 bits among it
+REFUSALS = (  # what constructors raise for bad arguments, including torch for sizes beyond memory or 64 bits
     ValueError, TypeError, LookupError, OSError, ArithmeticError, MemoryError, RuntimeError,
     OmegaConfBaseException, HydraException,
 )  # fmt: skip
 
 
 def _condition_channels(kind: Any, channels: Any) -> int:
-    """Of the image that data with `condition=KIND` tell, as model.condition_channels has it; 0 where they refuse it."""
+    """Return the channels of the image that data.condition=KIND gives the network; 0 for a KIND that is refused."""
     if kind is None:
         return 0
     from ddpm.data.conditions import KINDS, MEASURED, channels_of
@@ -89,31 +89,31 @@ def _condition_channels(kind: Any, channels: Any) -> int:
 
 
 def _augment_dim(target: Any) -> int:
-    """Of the numbers that an augmentation of this `_target_` tells, as model.augment_dim has it; 0 of the others."""
-    if target != TELLING:
+    """Return how many parameters an augmentation of this `_target_` passes to the network; 0 if it passes none."""
+    if target != NON_LEAKING:
         return 0
     from ddpm.data.non_leaking import PARAMETERS
 
     return PARAMETERS
 
 
-def _told_channels(kind: Any, channels: Any) -> int | None:
-    """Channels of the image that a network learns to predict (model.out_channels); null, which is refused, for none."""
+def _target_channels(kind: Any, channels: Any) -> int | None:
+    """Return the channels of the image that a network learns to predict; None, which is refused, if there are none."""
     return _condition_channels(kind, channels) or None
 
 
 OmegaConf.register_new_resolver("condition_channels", _condition_channels, replace=True)
-OmegaConf.register_new_resolver("told_channels", _told_channels, replace=True)
+OmegaConf.register_new_resolver("told_channels", _target_channels, replace=True)
 OmegaConf.register_new_resolver("augment_dim", _augment_dim, replace=True)
 
 
 class InvalidInput(Exception):
-    """An input that cannot be done; the message is one line that says what is allowed."""
+    """Raised for invalid input; the message is one line that states what is allowed."""
 
 
 @cache
 def conf_dir() -> Path:
-    """The folder of configurations: inside the installed package, or beside it in a checkout."""
+    """Return the folder of configurations: inside the installed package, or next to it in a checkout."""
     spec = importlib.util.find_spec("ddpm")
     assert spec is not None and spec.origin is not None  # this file is part of it
     package = Path(spec.origin).parent
@@ -125,11 +125,11 @@ def conf_dir() -> Path:
 
 @cache
 def targets() -> dict[str, frozenset[str]]:
-    """Group of conf/ -> the exact names that a configuration of it may build; of `optimizer`, torch's besides."""
+    """Return group of conf/ -> the exact names that its configurations may build; `optimizer` has torch's as well."""
     names: dict[str, set[str]] = {"optimizer": set(OPTIMIZERS)}
     for path in conf_dir().rglob("*.yaml"):
         config, group = OmegaConf.load(path), path.relative_to(conf_dir()).parts[0]
-        if isinstance(config, DictConfig) and isinstance(config.get(group), DictConfig):  # beside the groups it brings
+        if isinstance(config, DictConfig) and isinstance(config.get(group), DictConfig):  # with its defaults list
             config = config[group]
         if isinstance(config, DictConfig) and "_target_" in config:
             names.setdefault(group, set()).add(plain(config)["_target_"])
@@ -138,14 +138,14 @@ def targets() -> dict[str, frozenset[str]]:
 
 @cache
 def allowed_targets() -> frozenset[str]:
-    """The exact names that a configuration may build: those in conf/ and the optimizers."""
+    """Return the exact names that a configuration may build: those in conf/ and the optimizers."""
     return frozenset().union(*targets().values())
 
 
 def in_quotes(word: str) -> str:
-    """A word for Hydra, whose grammar knows ASCII alone, with quotes around what is beyond: study=é is study='é'.
+    """Return an override with its non-ASCII values quoted, as Hydra's grammar requires: study=é becomes study='é'.
 
-    What is quoted already stays as it is; of a list, a sweep or a mapping each element has quotes of its own.
+    Quoted text stays as it is; in a list, a sweep or a mapping each element is quoted by itself.
     """
     key, equals, value = word.partition("=")
     if value.isascii():
@@ -161,7 +161,7 @@ def in_quotes(word: str) -> str:
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
-    """The configuration conf/NAME.yaml with command-line overrides; within a running job too.
+    """Return the configuration conf/NAME.yaml with command-line overrides; works within a running job too.
 
     Raises: InvalidInput for a group, choice, key or value that does not compose.
     """
@@ -180,7 +180,7 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
 
 
 def _must_choose_one(word: str) -> None:
-    """Refuse a list of choices of a group, such as tuning=[full,lora]: the last would win, and nobody would know."""
+    """Raise InvalidInput for a list of choices of a group, such as tuning=[full,lora]: the last would win silently."""
     key, _, value = word.partition("=")
     group, listed = key.lstrip("+").partition("@")[0], re.fullmatch(r"\[(.*)\]", value.strip())
     choices = [choice.strip(" '\"") for choice in listed[1].split(",")] if listed else []
@@ -193,12 +193,12 @@ def _must_choose_one(word: str) -> None:
 
 
 def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | None:
-    """The words of every job that Hydra would start of conf/NAME.yaml, by what was typed and by a sweep that it holds.
+    """Return the overrides of every job that Hydra would start from conf/NAME.yaml, with the sweep that it may define.
 
     Args:
-        overrides: as typed; words to Hydra itself, such as hydra/launcher=joblib, are in no job.
-        multirun: whether --multirun was typed; a configuration can ask for it too.
-    Returns: None where it is a single run.
+        overrides: as typed; those of Hydra itself, such as hydra/launcher=joblib, are left out of the jobs.
+        multirun: whether --multirun was typed; a configuration can set it too.
+    Returns: a list of overrides for each job, or None for a single run.
     Raises: InvalidInput for what does not compose.
     """
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
@@ -211,7 +211,7 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
             )
             if not multirun and config.hydra.mode != RunMode.MULTIRUN:
                 return None
-            known: Any = OmegaConf.to_container(config.hydra, resolve=False)  # interpolations are those of the jobs
+            known: Any = OmegaConf.to_container(config.hydra, resolve=False)  # jobs resolve their own interpolations
             params = known["sweeper"].get("params") or {}
             words = [*(f"{key}={value}" for key, value in params.items()), *known["overrides"]["task"]]
             parsed = OverridesParser.create(main.config_loader).parse_overrides(words)
@@ -228,7 +228,7 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain data, interpolations resolved.
+    """Return the configuration as plain data, with interpolations resolved.
 
     Raises: InvalidInput if a mandatory value is missing or an interpolation leads nowhere.
     """
@@ -247,7 +247,7 @@ def build(config: DictConfig | dict[str, Any], name: str, trust: list[str] | Non
 
     Args:
         config: with `_target_`.
-        name: what messages call it, such as "model".
+        name: for messages, such as "model".
         trust: names that the user adds to the allowed ones, on the command line only.
         arguments: passed on as they are.
     Raises: InvalidInput for a target that is not allowed, or where the constructor refuses its arguments.
@@ -284,20 +284,20 @@ def build_group(
     on: str = "cpu",
     **arguments: Any,
 ) -> Any:
-    """Build a group of a run, and before it the groups that its constructor asks for by their names.
+    """Build a group of a run, and before it the groups that its constructor takes as arguments.
 
     Args:
         config: of the run.
-        made: groups that are built already, by name; what is built is put there.
-        on: where networks are made; on "meta" they have no weights.
-        arguments: for its constructor, as they are.
+        made: groups that are built already, by name; new ones are added to it.
+        on: device of new networks; on "meta" they have no weights.
+        arguments: passed to its constructor as they are.
     Raises: InvalidInput as `build`.
     """
     import torch
 
     made = {} if made is None else made
     if name not in made:
-        needed = {other: build_group(config, other, trust, made, on) for other in _asked(config, name, trust)}
+        needed = {other: build_group(config, other, trust, made, on) for other in _needed_groups(config, name, trust)}
         with torch.device(on) if name in ("model", *OPTIONAL) else contextlib.nullcontext():
             made[name] = build(config[name], name, trust, **needed, **arguments)
             if (around := AROUND.get(name)) is not None and config.get(around) is not None:
@@ -305,8 +305,8 @@ def build_group(
     return made[name]
 
 
-def _asked(config: DictConfig, name: str, trust: list[str]) -> list[str]:
-    """The groups that the constructor of a group must be given."""
+def _needed_groups(config: DictConfig, name: str, trust: list[str]) -> list[str]:
+    """Return the names of the groups that the constructor of a group takes as arguments."""
     node = plain(config[name])
     target = node.get("_target_") if isinstance(node, dict) else None
     if not isinstance(target, str) or target not in allowed_targets() | set(trust):
@@ -315,30 +315,30 @@ def _asked(config: DictConfig, name: str, trust: list[str]) -> list[str]:
     return [str(group) for group in config if group in needed - node.keys() and isinstance(config[group], DictConfig)]
 
 
-_kept: dict[str, Any] = {}  # configuration, its data: at most one, for memory is precious
+_cached: dict[str, Any] = {}  # configuration -> its data; at most one entry, to save memory
 
 
 def build_data(config: DictConfig | dict[str, Any], trust: list[str]) -> Any:
-    """Build data as `build` does, or give those of the call before where configuration and files are the same.
+    """Build data as `build` does, or return those of the previous call if configuration and files are the same.
 
-    So of several runs in one process only the first waits for its data. They lie on the device where it left them.
-    Only sources of conf/ are kept: another's, which `trust` admits, may read what nobody knows of.
+    So only the first of several runs in one process waits for its data. They stay on the device where that run put
+    them. Only the sources of conf/ are cached: one that `trust` adds may read other files.
 
     Raises: InvalidInput.
     """
     settings: Any = resolved(config) if isinstance(config, DictConfig) else config
     key = repr(settings)
-    if key in _kept and not _kept[key].origin.changed():
-        return _kept[key]
-    _kept.clear()  # before others are read
+    if key in _cached and not _cached[key].origin.changed():
+        return _cached[key]
+    _cached.clear()  # frees memory before the next data are read
     data = build(config, "data", trust)
     if settings["_target_"] in targets()["data"] and data.origin is not None:
-        _kept[key] = data
+        _cached[key] = data
     return data
 
 
 def _built(make: Callable[[], Any]) -> Any:
-    """The result of `make`; the weights of a large network are counted before memory is taken for them.
+    """Return the result of `make`; the weights of a large network are counted before memory is allocated for them.
 
     Raises: ValueError if there is no room for them.
     """
@@ -362,8 +362,8 @@ def _built(make: Callable[[], Any]) -> Any:
 def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> None:
     """Look every `_target_` of plain data up in a closed set of names, before anything is resolved or imported.
 
-    Where `name` is a group of conf/, names of other groups are not allowed in it, but for those that it may hold: a
-    schedule, say, reads no disk.
+    If `name` is a group of conf/, names of other groups are not allowed in it, except those in `HOLDS`: a schedule, for
+    example, must not read files.
 
     Raises: InvalidInput for a name outside the set, or any other key that steers Hydra's instantiation.
     """
@@ -379,7 +379,7 @@ def check_targets(node: Any, name: str, allowed: frozenset[str] | set[str]) -> N
 
 
 def _must_be_resolved(node: Any, name: str) -> None:
-    """Refuse text that would be resolved once more, to who knows what: an escaped interpolation."""
+    """Raise InvalidInput for text that would be resolved once more: an escaped interpolation."""
     if isinstance(node, str) and "${" in node:
         raise InvalidInput(f"{name}: {node!r} is an interpolation within an interpolation, which is not allowed")
     for _, value in _pairs(node):
@@ -387,12 +387,12 @@ def _must_be_resolved(node: Any, name: str) -> None:
 
 
 def _pairs(node: Any) -> Iterable[tuple[Any, Any]]:
-    """Keys and values of a dictionary, numbers and values of a list, nothing of anything else."""
+    """Yield keys and values of a dictionary, indices and values of a list; nothing for any other value."""
     return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device of a name: "auto" is a GPU if there is one, else the CPU.
+    """Return the device of a name: "auto" is a GPU if there is one, else the CPU.
 
     Raises: InvalidInput for a name that is not known, or a GPU that is not there.
     """
@@ -418,18 +418,18 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str, str], numerics: int) -> dict[str, Any]:
-    """Everything that a run's result depends on, and nothing else.
+    """Return everything that a run's result depends on, and nothing else: what the run's name is hashed from.
 
     Args:
         config: resolved.
-        identity: of the data, whatever their path.
+        identity: of the data, independent of their path.
         parents: checksums of what the run starts from.
         numerics: `ddpm.NUMERICS`.
     """
     task = config.get("task") or {"_target_": TASK}
     groups = [key for key, node in config.items() if isinstance(node, dict) and "_target_" in node]
-    kept = SCIENCE if not isinstance(task, dict) or task.get("_target_") == TASK else ("optimizer", "trainer", "seed")
-    chosen = {key: config[key] for key in (*kept, *(group for group in groups if group not in NO_SCIENCE))}
+    hashed = SCIENCE if not isinstance(task, dict) or task.get("_target_") == TASK else ("optimizer", "trainer", "seed")
+    chosen = {key: config[key] for key in (*hashed, *(group for group in groups if group not in NO_SCIENCE))}
     for group, keys in (("trainer", CADENCE), ("model", MEMORY)):
         if isinstance(chosen.get(group), dict):  # else it is refused when it is built
             chosen[group] = {k: v for k, v in chosen[group].items() if k not in keys}
@@ -439,16 +439,16 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
         if isinstance(target, str) and target in before:
             chosen[group] = node | {"_target_": before[target]}
     diffusion = chosen.get("diffusion")
-    if isinstance(diffusion, dict):  # of a preconditioning and a target one is without effect
+    if isinstance(diffusion, dict):  # only one of preconditioning and target has an effect
         unused = "sigma_data" if diffusion.get("preconditioning") is None else "target"
         chosen["diffusion"] = {k: v for k, v in diffusion.items() if k != unused}
     for group, node in chosen.items():
         if group in LATER and isinstance(node, dict):
             chosen[group] = {k: v for k, v in node.items() if k not in LATER[group] or v != LATER[group][k]}
     options = chosen["diffusion"].get("loss_options") if isinstance(chosen.get("diffusion"), dict) else None
-    if isinstance(options, dict):  # of which null is the loss's own value, as when it is not mentioned
-        given = {k: v for k, v in options.items() if v is not None}
-        chosen["diffusion"] = chosen["diffusion"] | {"loss_options": given}
+    if isinstance(options, dict):  # null stands for the default of the loss, like a missing key
+        options_set = {k: v for k, v in options.items() if v is not None}
+        chosen["diffusion"] = chosen["diffusion"] | {"loss_options": options_set}
     chosen |= _task(task)
     treatment = {k: v for k, v in config["data"].items() if k in ("validation", "flip")}
     treatment |= {k: v for k, v in config["data"].items() if k in LATER["data"] and v != LATER["data"][k]}
@@ -457,7 +457,7 @@ def science(config: dict[str, Any], identity: dict[str, Any], parents: dict[str,
 
 
 def _task(settings: Any) -> dict[str, Any]:
-    """The task's settings that a result depends on; none for a diffusion as runs of earlier versions know it."""
+    """Return the task's settings that a result depends on; none for a diffusion task as earlier versions had it."""
     if not isinstance(settings, dict) or settings.get("_target_") != TASK:
         if isinstance(settings, dict) and isinstance(parts := settings.get("parts"), dict):
             settings = settings | {"parts": {k: v for k, v in parts.items() if k not in ADDED or v != 0}}
@@ -466,13 +466,13 @@ def _task(settings: Any) -> dict[str, Any]:
     if isinstance(parts, dict):  # else it is refused when it is built
         parts = {k: v for k, v in (dict.fromkeys(PARTS, 0.0) | parts).items() if v != PARTS.get(k, 0)}
     settings = settings | {"parts": parts}
-    linked = [key.removeprefix("task.") for key in LINKED if key.startswith("task.")]  # which count where they are set
+    linked = [key.removeprefix("task.") for key in LINKED if key.startswith("task.")]  # hashed where they are set
     used = {k: v for k, v in settings.items() if k != "_target_" and k not in linked and v != LATER["task"].get(k)}
     return {"task": used} if used else {}
 
 
 def _augmentation(settings: Any) -> dict[str, Any]:
-    """The augmentation's settings that a result depends on; none without augmentation, as runs were earlier."""
+    """Return the augmentation's settings that a result depends on; none without one, as in earlier versions."""
     if not isinstance(settings, dict) or settings.get("_target_") != AUGMENTATION:
         return {} if settings is None else {"augment": settings}
     used = {k: v for k, v in settings.items() if v and k != "_target_"}  # a strength of 0 is none
@@ -484,7 +484,7 @@ def _augmentation(settings: Any) -> dict[str, Any]:
 
 
 def must_be_finite(node: Any, name: str) -> None:
-    """Refuse nan, infinity and whole numbers beyond 64 bits anywhere in plain data: no setting has a use for them.
+    """Raise InvalidInput for NaN, infinity or integers beyond 64 bits anywhere in plain data.
 
     Raises: InvalidInput that names the key.
     """
@@ -497,7 +497,7 @@ def must_be_finite(node: Any, name: str) -> None:
 
 
 def must_be_storable(settings: dict[str, Any]) -> None:
-    """Refuse a configuration that a run would store, and that nobody could read from there: see `read_config`.
+    """Raise InvalidInput if a run could not read the configuration back after storing it, see `read_config`.
 
     Raises: InvalidInput.
     """
@@ -511,10 +511,10 @@ def must_be_storable(settings: dict[str, Any]) -> None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """A run's config.yaml, which may be anybody's: it says values and nothing else, within bounds.
+    """Return a run's config.yaml, which may come from anybody: it may contain plain values only, within bounds.
 
-    Raises: InvalidInput if it is no configuration, or not one of a run, or says more than those that we write:
-        interpolations, tags, aliases, numbers beyond 64 bits.
+    Raises: InvalidInput if it is no configuration, or not one of a run, or has what ours never have: interpolations,
+        tags, aliases, numbers beyond 64 bits.
     """
     try:
         with open(path, "rb") as file:
@@ -536,7 +536,7 @@ def read_config(path: Path) -> DictConfig:
 
 
 def _must_fit_64_bits(node: Any, key: str = "") -> None:
-    """Refuse a whole number beyond 64 bits: no setting has a use for it, and torch none either."""
+    """Raise ValueError for an integer beyond 64 bits, which torch cannot represent."""
     if isinstance(node, int) and abs(node) >= 2**63:
         raise ValueError(f"{key} is a whole number of more than 64 bits")
     for name, value in _pairs(node):
@@ -544,7 +544,7 @@ def _must_fit_64_bits(node: Any, key: str = "") -> None:
 
 
 def with_known_keys(name: str, message: str, overrides: list[str]) -> str:
-    """Hydra's message on an unknown key, replaced by one that names the keys that are known."""
+    """Replace Hydra's message on an unknown key by one that names the known keys."""
     match = re.match(r"Could not override '([\w.]+)'", message)
     key = match and match[1]
     if key is None:
@@ -565,12 +565,12 @@ def with_known_keys(name: str, message: str, overrides: list[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Lists and dictionaries of a configuration as Python's own."""
+    """Return lists and dictionaries of a configuration as Python's own."""
     return OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
 
 
 def _one_line(error: BaseException) -> str:
-    """An error's message on one line, without Hydra's search path."""
+    """Return an error's message on one line, without Hydra's search path."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be given: {error.full_key}=..."
     if isinstance(error, OverrideParseException) and "LexerNoViableAlt" in str(error):

@@ -375,7 +375,7 @@ def test_the_command_trains_with_what_is_configured(task, tmp_path, monkeypatch)
         return "steps", SimpleNamespace(model=None)
 
     monkeypatch.setattr(Trainer, "fit", fit)
-    for name in ("_draw_results", "_say_next"):
+    for name in ("_draw_results", "_print_next"):
         monkeypatch.setattr(training, name, lambda *arguments: None)
     for number, words in enumerate((["augment=script"], [], ["~augment"])):
         training.train(compose("train", [*words, f"runs={tmp_path / str(number)}", "device=cpu"]))

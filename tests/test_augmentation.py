@@ -92,12 +92,14 @@ def test_generated_images_outweigh_few_real_ones_in_as_many_steps():
 # ---------------------------------------------------------------------------------------------- through the command
 
 
-def of(told: object = None, labels: object = None, **settings: object) -> SimpleNamespace:
+def of(condition_data: object = None, labels: object = None, **settings: object) -> SimpleNamespace:
     """What is evaluated, as far as it is looked at before anything is drawn."""
     config = {"n": None, "seed": 0, "augmentation": {"real": [2], "times": 1, "steps": 1} | settings}
     held_out = torch.arange(5)
     data = SimpleNamespace(name="some", units="images", labels=labels, train=torch.arange(5, 20), held_out=held_out)
-    source = SimpleNamespace(sampler=None, told=told, classes=lambda numbers: torch.zeros(1), evaluations=1)
+    source = SimpleNamespace(
+        sampler=None, condition_data=condition_data, classes=lambda numbers: torch.zeros(1), evaluations=1
+    )
     return SimpleNamespace(config=OmegaConf.create(config), source=source, data=data, seeds=[0])
 
 
@@ -115,7 +117,7 @@ TWO = torch.arange(20) % 2
         (of(labels=TWO, steps=0), "steps=0 must be an integer >= 1"),
         (of(), "some has no labels"),
         (of(labels=torch.zeros(20, dtype=torch.long)), "one class only"),
-        (of(labels=TWO, told=object()), "are made of held-out images"),
+        (of(labels=TWO, condition_data=object()), "are made of held-out images"),
     ],
 )
 def test_what_cannot_be_augmented_is_refused(context, message):

@@ -431,16 +431,16 @@ def test_data_are_read_again_when_a_file_changed(pictures):
     shutil.rmtree(pictures)
     with pytest.raises(InvalidInput, match="no folder"):
         data_of(pictures)
-    assert config._kept == {}
+    assert config._cached == {}
 
 
 def test_of_data_the_last_are_kept_alone(pictures, monkeypatch):
     held = weakref.ref(data_of(pictures))
-    assert held() is not None and len(config._kept) == 1
+    assert held() is not None and len(config._cached) == 1
     build, alive = config.build, []
     monkeypatch.setattr(config, "build", lambda *arguments: (alive.append(held()), build(*arguments))[1])
     data_of(pictures, "data.flip=true")
-    assert alive == [None] and len(config._kept) == 1  # it went before the others came
+    assert alive == [None] and len(config._cached) == 1  # it went before the others came
 
 
 class Foreign(Folder):

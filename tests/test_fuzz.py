@@ -608,7 +608,7 @@ def train() -> Iterator[Callable[[list[str]], Result]]:
     patch.setattr(config, "compose", compose)
     patch.setattr(cli.hydra, "main", lambda **where: lambda job: lambda: job(composing[0]))
     patch.setattr(training, "_draw_results", draw)
-    patch.setattr(training, "_say_next", lambda run, ended: None)
+    patch.setattr(training, "_print_next", lambda run, ended: None)
     patch.setattr(
         trainer.Trainer, "_ended", lambda self, budget, step, s: ended(self, budget, step, s) if step < 2 else "steps"
     )

@@ -211,7 +211,7 @@ def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
     tokens = composed.condition(numbers).tokens
     assert torch.equal(tokens, data.tokens[data.composed[[0, 1, 0]]])
     assert torch.equal(source.condition([0]).tokens, data.tokens[data.held_out[:1]])  # as it was
-    x, _ = context.samples([0, 1], 0, told=data.composed)
+    x, _ = context.samples([0, 1], 0, conditions_of=data.composed)
     assert torch.equal(x, composed.draw([0, 1])) and not torch.equal(x, context.samples([0, 1], 0)[0])
     with pytest.raises(ValueError, match="no samples"):
         source.told_of(data.composed[:0])
@@ -244,8 +244,8 @@ def test_both_parts_are_recorded_and_drawn(told, capsys):
 def test_pictures_in_the_place_of_samples_reach_the_ceiling(told, monkeypatch):
     context = told("n=3")
 
-    def real(numbers: list[int], seed: int, told: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return context.every.batch(told[torch.tensor(numbers) % len(told)]).x, None
+    def real(numbers: list[int], seed: int, conditions_of: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return context.every.batch(conditions_of[torch.tensor(numbers) % len(conditions_of)]).x, None
 
     monkeypatch.setattr(context, "samples", real)
     scene_attributes.measure_scenes(context).carry_out()

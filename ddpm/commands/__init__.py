@@ -1,1 +1,1 @@
-"""The commands: each takes a composed configuration; `ddpm.cli` makes exit codes of how they end."""
+"""The commands: each takes a composed configuration; `ddpm.cli` turns their outcomes into exit codes."""

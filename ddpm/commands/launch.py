@@ -1,4 +1,4 @@
-"""How a command was started: the words that were typed, and what Hydra makes of them."""
+"""How a command was started: the overrides that were typed, and Hydra's view of the job and its sweep."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import InvalidInput, compose, with_known_keys
 
-_instead: list[list[str]] = []  # words of runs that stand for the job's own, the last one now
+_replacements: list[list[str]] = []  # stack of overrides that replace the job's own
 
 
 @contextlib.contextmanager
 def standing_for(words: list[str]) -> Iterator[None]:
-    """Within it these are the words of the job: of a run that it needs first."""
-    _instead.append(words)
+    """Context in which `overrides` returns these words: those of a run that the job trains first."""
+    _replacements.append(words)
     try:
         yield
     finally:
-        _instead.pop()
+        _replacements.pop()
 
 
 def multirun() -> bool:
@@ -34,18 +34,18 @@ def multirun() -> bool:
 
 
 def overrides() -> list[str]:
-    """The words that were typed for this job, without those to Hydra itself; none where Hydra started no job."""
-    if _instead:
-        return list(_instead[-1])
+    """Return the overrides typed for this job, without those of Hydra itself; [] if Hydra started no job."""
+    if _replacements:
+        return list(_replacements[-1])
     config: Any = HydraConfig.instance().cfg
     if config is None:
         return []
-    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # an interpolation stays one
+    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # interpolations are left as typed
     return list(map(str, words))
 
 
 def job_number() -> int | None:
-    """The place of this job in its sweep, from 0."""
+    """Return the index of this job in its sweep, from 0; None without a sweep."""
     config: Any = HydraConfig.instance().cfg
     return OmegaConf.select(config, "hydra.job.num") if multirun() else None
 
@@ -54,31 +54,31 @@ class Sweep:
     """The jobs of a sweep that this process runs.
 
     Args:
-        jobs: the words of each, by job number.
+        jobs: the overrides of each, by job number.
     """
 
     def __init__(self, jobs: list[list[str]]):
         self.jobs = jobs
-        self.taken = set[int]()  # jobs for which others were looked for, to be trained at once with them
-        self.failed = set[int]()  # those whose runs failed at once with others
+        self.taken = set[int]()  # numbers of jobs that were considered for a stack
+        self.failed = set[int]()  # numbers of jobs whose run failed in a stack
 
 
 _sweep = Sweep([])
 
 
 def note_sweep(jobs: list[list[str]]) -> None:
-    """Keep the words of every job, before the first of them."""
+    """Store the overrides of every job of the sweep, before the first job starts."""
     global _sweep
     _sweep = Sweep(jobs)
 
 
 def sweep() -> Sweep:
-    """The sweep of this process; without jobs where there is none, or in a launcher's worker, which runs a part."""
+    """Return the sweep of this process; it has no jobs in a single run, or in a launcher's worker."""
     return _sweep
 
 
 def jobs_at_once() -> int | None:
-    """How many jobs the launcher runs at once on this machine; None for all launchers but joblib's."""
+    """Return how many jobs the launcher runs in parallel on this machine; None for all launchers but joblib's."""
     config: Any = HydraConfig.instance().cfg
     launcher = None if config is None else OmegaConf.select(config, "hydra.launcher")
     if launcher is None or not str(launcher.get("_target_")).startswith("hydra_plugins.hydra_joblib_launcher."):
@@ -88,18 +88,18 @@ def jobs_at_once() -> int | None:
 
 
 def job_name() -> str:
-    """What tells this job from the others of its sweep."""
+    """Return the name of this job in its sweep: its overrides."""
     return " ".join(overrides()) or "defaults"
 
 
 def command(verb: str) -> str:
-    """What is typed for ddpm-VERB: in a checkout its script."""
+    """Return the shell command for ddpm-VERB: its script in a checkout, else the console script."""
     own = (Path.cwd() / "experiments" / f"{verb}.py").is_file()
     return f"python experiments/{verb}.py" if own else f"ddpm-{verb}"
 
 
 def word(key: str, value: object) -> str:
-    """KEY=VALUE as it is typed into a shell, for a value of any characters."""
+    """Return KEY=VALUE quoted for Hydra and a shell, for a value of any characters."""
     text, plain = str(value), r"[^\s,'\"\[\]{}()=:~#&;<>!`\\^]+"
     if not re.fullmatch(rf"{plain}( {plain})*", text):
         text = "'" + text.replace("'", "\\'") + "'"
@@ -107,19 +107,19 @@ def word(key: str, value: object) -> str:
 
 
 def training_command(words: list[str]) -> str:
-    """What is typed to train by these words."""
+    """Return the shell command that trains with these overrides."""
     return f"{command('train')} {shlex.join(words)}"
 
 
 def composed(name: str, words: list[str]) -> DictConfig:
-    """The configuration of words that were typed to ddpm-study, for one process and a run without a parent."""
+    """Return the configuration of overrides typed to ddpm-study, for one process and a run without a parent."""
     from ddpm.training import ranks
 
     if ranks.started():
         raise InvalidInput("this is done by one process: start it without torchrun")
     try:
         config = compose(name, words)
-        extend, *_ = (config[key] for key in ("extend", "retry", "device"))  # which are read before all is resolved
+        extend, *_ = (config[key] for key in ("extend", "retry", "device"))  # read before all is resolved
     except InvalidInput as error:
         raise InvalidInput(with_known_keys(name, str(error), words)) from error
     except OmegaConfBaseException as error:

@@ -1,4 +1,4 @@
-"""What a configuration or a run directory names, built: data, networks, samplers, tasks, optimizers."""
+"""Builders for what a configuration or a run names: data, networks, samplers, tasks, optimizers."""
 
 import contextlib
 import math
@@ -25,22 +25,22 @@ from ddpm.config import (
     resolved,
 )
 
-CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide
-PROGRESSIVE = "ddpm.training.tasks.progressive.Progressive"  # those whose networks draw in few steps
+CLASSIFIER = "ddpm.training.tasks.classifier.Classifier"  # the task whose networks guide samples
+PROGRESSIVE = "ddpm.training.tasks.progressive.Progressive"  # tasks whose networks draw in few steps
 CONSISTENCY = "ddpm.training.tasks.consistency.Consistency"
-TEXT = "text"  # what a network calls its encoder of texts, and a task one that is frozen
-STUDENT = "ddpm.samplers.Student"  # the sampler of the one
-LABELS = {"class": "classes", "style": "styles"}  # what asks for a label, and what its values are called
-NONE = "none"  # asks for samples without a label
-BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's numbers
+TEXT = "text"  # attribute of a network's text encoder, and the key of a frozen one in a task
+STUDENT = "ddpm.samplers.Student"  # the sampler of progressive distillation
+LABELS = {"class": "classes", "style": "styles"}  # key of a label -> attribute of the data that names its values
+NONE = "none"  # requests samples without a label
+BOUNDS = {key: (0.0, math.inf) for key in ("lr", "eps", "weight_decay", "momentum")}  # of an optimizer's settings
 BOUNDS |= {key: (0.0, 1.0) for key in ("betas", "alpha")}
 
 
 def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any:
-    """What `sampler=` asks for; where that is the default, DDIM with 50 steps, of a distilled network its own sampler.
+    """Build the sampler of `sampler=`; the default, DDIM with 50 steps, gives way to a distilled network's own.
 
-    A network that was distilled to N steps knows the times of these alone. What is built is put into `config`, by which
-    samples are named.
+    A network distilled to N steps knows only the times of these. The resulting settings are written into `config`, from
+    which samples are named.
     """
     settings = resolved(config.sampler) if isinstance(config.sampler, DictConfig) else config.sampler
     of_task = plain(trained.task) if trained.get("task") is not None else {}
@@ -49,7 +49,7 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
         settings = plain(trained.sampler)
     if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
         if distilled_to is None:
-            raise InvalidInput("sampler=student is of a run of task=progressive, and this is none")
+            raise InvalidInput("sampler=student needs a run of task=progressive, and this is none")
         if settings.get("steps") not in (None, distilled_to):
             raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {distilled_to} steps")
         settings["steps"] = distilled_to
@@ -58,12 +58,12 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
 
 
 def by_default() -> Any:
-    """The sampler of commands that draw, where none is asked for."""
+    """Return the settings of the default sampler."""
     return plain(OmegaConf.load(conf_dir() / "sampler" / "ddim.yaml"))
 
 
 def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
-    """What `guidance=` asks for; a network that it needs besides, RUN or RUN@STEP, is read from its run."""
+    """Build the guidance of `guidance=`, with the second network that it may need, read from RUN or RUN@STEP."""
     from ddpm.guidance import ClassifierOf, Trained
 
     settings = plain(config.guidance)
@@ -78,7 +78,7 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
     if not has(trained, "model", needed) or classifies != (key == "run"):
         what = "network that a sampler draws from" if key == "bad" else "classifier"
         raise InvalidInput(f"guidance.{key}={named}: it trained no {what}{how}")
-    config.guidance[key] = f"{run.path}@{folder.name}"  # what is noted of the samples: a run may go on
+    config.guidance[key] = f"{run.path}@{folder.name}"  # recorded with the samples: a run may continue
     model, mathematics = (build_group(trained, group, trust) for group in ("model", needed))
     load_into(model, folder / "ema.safetensors")
     network = (Trained if key == "bad" else ClassifierOf)(mathematics, model.to(device).eval())
@@ -86,12 +86,12 @@ def guidance_of(config: DictConfig, trust: list[str], device: Any) -> Any:
 
 
 def has(config: DictConfig, *groups: str) -> bool:
-    """Whether a run's configuration builds something of each group."""
+    """Whether a run's configuration has a `_target_` in each of these groups."""
     return all(isinstance(config.get(group), DictConfig) and "_target_" in config[group] for group in groups)
 
 
 def open_run(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
-    """A run that has something to sample from, and the folder of a checkpoint, see `ddpm.runs.directory.open_run`."""
+    """Return a run and the folder of a checkpoint, as `ddpm.runs.directory.open_run`; raise InvalidInput for none."""
     from ddpm.runs.directory import open_run
 
     try:
@@ -101,7 +101,7 @@ def open_run(path: str, which: Any, key: str = "run") -> tuple[Any, Path]:
 
 
 def split_step(named: str) -> tuple[str, str | int]:
-    """The folder and the checkpoint that RUN, RUN@STEP, RUN@best or RUN@last name: without one the last."""
+    """Return folder and checkpoint of RUN, RUN@STEP, RUN@best or RUN@last; RUN alone means the last."""
     if not re.fullmatch(r".+@(\d+|best|last)", named) or Path(named).exists():
         return named, "last"
     path, _, step = named.rpartition("@")
@@ -109,39 +109,39 @@ def split_step(named: str) -> tuple[str, str | int]:
 
 
 def open_run_at(named: str, key: str) -> tuple[Any, Path]:
-    """As `open_run`, of what `split_step` takes."""
+    """Open RUN, RUN@STEP, RUN@best or RUN@last, as `open_run`."""
     return open_run(*split_step(named), key)
 
 
-def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
-    """The values of a label that `class=` or `style=` asks for, by number or by name; None for all, each in turn.
+def requested_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: str = "class") -> list[int] | None:
+    """Return the label values that `class=` or `style=` requests, by number or name; None for all, each in turn.
 
-    A word that stands in one name alone, such as ka in character_1_ka, asks for it too. Empty for `none`: without it.
+    A word that occurs in one name alone, such as ka in character_1_ka, requests it too. [] for `none`: without a label.
 
     Args:
-        names: gives those of all values, by number; called where one is asked for by its name.
-        key: what asks: class, style, or either after from_.
-    Raises: InvalidInput for a name that is none, with those that are.
+        names: returns the names of all values, by number; called if one is requested by its name.
+        key: the key: class, style, or either after from_.
+    Raises: InvalidInput for an unknown name, with the known ones.
     """
-    asked, one = plain(config[key]), key.removeprefix("from_")
-    if asked is None or asked == "all":
+    requested, kind = plain(config[key]), key.removeprefix("from_")
+    if requested is None or requested == "all":
         return None
-    listed = asked if isinstance(asked, list) else [asked]
+    listed = requested if isinstance(requested, list) else [requested]
     if not listed or not all(isinstance(y, int | str) and not isinstance(y, bool) for y in listed):
-        raise InvalidInput(f"{key}={asked} must be a {one}, by number or name, a list such as [3,5], none, or all")
+        raise InvalidInput(f"{key}={requested} must be a {kind}, by number or name, a list such as [3,5], none, or all")
     known: Sequence[str] = ()
-    with contextlib.suppress(InvalidInput):  # numbers do without names that are not at hand
+    with contextlib.suppress(InvalidInput):  # numbers need no names
         known = names()
     for y in listed:
         if isinstance(y, int) and str(y) in known and known.index(str(y)) != y:
             raise InvalidInput(
-                f"{key}={y} is the number of one {one} and the name of another, which is number "
+                f"{key}={y} is the number of one {kind} and the name of another, which is number "
                 f"{known.index(str(y))}: give the one by its name, the other by its number"
             )
     without = [y for y in listed if str(y).lower() == NONE and y not in known]
-    if without and key == one:
+    if without and key == kind:
         if len(listed) > 1:
-            raise InvalidInput(f"{key}={asked}: {NONE}, which is without a {one}, stands alone")
+            raise InvalidInput(f"{key}={requested}: {NONE}, which is without a {kind}, stands alone")
         return []
     if any(isinstance(y, str) for y in listed):
         known = names()
@@ -149,7 +149,7 @@ def asked_labels(config: DictConfig, names: Callable[[], Sequence[str]], key: st
 
 
 def _number(name: str, known: Sequence[str], key: str) -> int:
-    """Which of some names is meant: the same in any case of letters, or the only one of which it is a word."""
+    """Return the index of a name: equal but for case, or the only name that contains it as a word."""
     if name in known:
         return known.index(name)
     lower, words = name.lower(), [re.split(r"[\W_]+", other.lower()) for other in known]
@@ -166,35 +166,35 @@ def _number(name: str, known: Sequence[str], key: str) -> int:
 
 
 def label_names(several: str, config: DictConfig, run: Any, trained: DictConfig) -> Sequence[str]:
-    """The names of the classes, or of the styles, of a run's data, as it noted them; else those of its data."""
+    """Return the names of a run's classes or styles, as its status.json records them; else those of its data."""
     noted = noted_names(several, run)
     return tuple(getattr(data_of(config, trained), several, ())) if noted is None else noted
 
 
 def noted_names(several: str, run: Any) -> Sequence[str] | None:
-    """The names that a run noted of its data; None where it noted none, as runs of earlier versions."""
+    """Return the names of classes or styles in a run's status.json; None if it has none, as in earlier versions."""
     noted = None
-    with contextlib.suppress(ValueError):  # a newer version's status
+    with contextlib.suppress(ValueError):  # status.json of a newer version
         noted = run.status().get(several)
     return noted if isinstance(noted, list) and all(isinstance(name, str) for name in noted) else None
 
 
 def data_of(config: DictConfig, trained: DictConfig) -> Any:
-    """The data of a run, from where the run found them or from `data.root`, in words where it is told of them so."""
+    """Return the data of a run, from its own path or `data.root`, with token ids of captions if it has a tokenizer."""
     data = plain(trained.data)
     if config.data.root is not None and isinstance(data, dict):
         data["root"] = config.data.root
-    kept = None if config.get("run") is None else Path(str(config.run))
-    return in_words(build_data(data, trusted(config)), trained, trusted(config), kept)
+    run = None if config.get("run") is None else Path(str(config.run))
+    return in_words(build_data(data, trusted(config)), trained, trusted(config), run)
 
 
 def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[str, Any] | None = None) -> Any:
-    """The task of a run, and what it is made of; of a run that names none, diffusion. A teacher has no weights yet.
+    """Build the task of a run with its networks, by default diffusion; a teacher's weights are not loaded yet.
 
-    With `init_text` the encoder of texts in its network is frozen.
+    With `init_text` the text encoder in its network is frozen.
 
     Args:
-        on: where networks are made.
+        on: device of new networks.
         made: groups that are built already, by name.
     Raises: InvalidInput.
     """
@@ -210,12 +210,12 @@ def task_of(config: DictConfig, trust: list[str], on: str = "cpu", made: dict[st
 
 
 def untrained_judge(settings: Any, name: str, data: Any, trust: list[str] | None = None, seed: int = 0) -> Any:
-    """The classifier that tells the classes of images apart, not yet trained.
+    """Build the classifier of the images' classes, not yet trained.
 
     Args:
-        settings: those that its constructor cannot have from the data.
-        name: what messages call it.
-        seed: of the weights that it begins with.
+        settings: arguments of its constructor that do not follow from the data.
+        name: for messages.
+        seed: of its initial weights.
     Raises: InvalidInput.
     """
     import torch
@@ -229,9 +229,9 @@ def untrained_judge(settings: Any, name: str, data: Any, trust: list[str] | None
 
 
 def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:
-    """What makes the optimizer of a run from parameters.
+    """Return a function that builds the optimizer of a run from parameters.
 
-    Raises: InvalidInput for numbers that no optimizer takes, before torch does in its own words.
+    Raises: InvalidInput for numbers that no optimizer takes, before torch rejects them.
     """
     settings = resolved(config.optimizer) if isinstance(config.optimizer, DictConfig) else {}
     for key, value in settings.items():
@@ -245,12 +245,12 @@ def optimizer_of(config: DictConfig, trust: list[str]) -> Callable[..., Any]:
 
 
 def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
-    """The augmentation of a run, or None; refuses one that changes what it must not: no pictures, or measured ones."""
+    """Build the augmentation of a run, or None; raise InvalidInput for data without images or with measured ones."""
     augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
-    active, told = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
-    if active and told is not None and told in getattr(data, "measured", ()):
+    active, condition = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
+    if active and condition is not None and condition in getattr(data, "measured", ()):
         raise InvalidInput(
-            f"augment changes pictures, but not what data.condition={told} tells of them; set augment=none"
+            f"augment changes pictures, but not what data.condition={condition} tells of them; set augment=none"
         )
     if "pictures" in data.holds:
         return augment
@@ -260,7 +260,7 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
 
 
 def load_into(model: Any, file: Path, lacking: Callable[[str], bool] = lambda name: False) -> None:
-    """Give a network its weights; refuses a file that does not hold them, but for what it may be `lacking`."""
+    """Load weights into a network; raise InvalidInput if names are missing that `lacking` does not allow."""
     from ddpm.runs import checkpoint
 
     try:
@@ -270,7 +270,7 @@ def load_into(model: Any, file: Path, lacking: Callable[[str], bool] = lambda na
 
 
 def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
-    """Give a network the average of a width at a checkpoint's step; its buffers stay those that it has.
+    """Load the average of the given width at a checkpoint's step into a network's parameters; buffers stay.
 
     Raises: InvalidInput for a run without snapshots of averages.
     """
@@ -280,7 +280,7 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
     from ddpm.runs.files import shortened
     from ddpm.training import post_hoc
 
-    step, asked = int(folder.name), f"run={run.path} weights=ema:{width!r}"
+    step, named = int(folder.name), f"run={run.path} weights=ema:{width!r}"
     try:
         state = checkpoint.load_state(folder)
         if not state.get("tracked"):
@@ -289,16 +289,16 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
                 "their first step on (of a run that is there already, train another one under study=NAME)"
             )
         files = snapshots.found(run.path / snapshots.FOLDER, step)
-        kept = {n: partial(checkpoint.load_weights, path) for n, path in files.items()}
-        averages, missed = post_hoc.reconstruct(kept | {step: lambda: state["tracked"]}, step, width)
+        saved = {n: partial(checkpoint.load_weights, path) for n, path in files.items()}
+        averages, missed = post_hoc.reconstruct(saved | {step: lambda: state["tracked"]}, step, width)
         parameters = dict(model.named_parameters())
         if {name: p.shape for name, p in parameters.items()} != {name: x.shape for name, x in averages.items()}:
             raise ValueError("its averages are those of another network")
     except ValueError as error:
-        raise InvalidInput(f"{asked}: {error}") from error
+        raise InvalidInput(f"{named}: {error}") from error
     if missed > post_hoc.WELL_MATCHED:
         print(
-            f"warning: {shortened(asked)}: {len(kept)} snapshots miss {missed:.0%} of its profile; nearer come widths "
+            f"warning: {shortened(named)}: {len(saved)} snapshots miss {missed:.0%} of its profile; nearer come widths "
             f"near {' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
         )
     with torch.no_grad():
@@ -307,7 +307,7 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
 
 
 def must_match(model: Any, data: Any) -> None:
-    """Refuse a network that does not take the data."""
+    """Raise InvalidInput if a network does not take the data."""
     from ddpm.training.task import must_take
 
     try:
@@ -317,7 +317,7 @@ def must_match(model: Any, data: Any) -> None:
 
 
 def must_walk(sampler: Any, diffusion: Any, key: str = "sampler") -> None:
-    """Refuse a sampler that cannot walk along the schedule."""
+    """Raise InvalidInput if a sampler cannot step along the schedule."""
     try:
         sampler.times(diffusion.schedule)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`ddpm-read`: the source as pages to read, equation and code side by side."""
+"""`ddpm-read`: the source code as web pages, equations next to the code that computes them."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from ddpm.config import InvalidInput, build
 OWN = ("out", "open")
 HELP = """ddpm-read: the source as pages to read, equation and code side by side; needs no network
 
-  out=FOLDER    where they go (reference)
+  out=FOLDER    output folder (reference)
   open=true     open the first page in a browser
-  WORDS         as ddpm-train takes them, such as experiment=mnist: whose network is drawn as a map"""
+  WORDS         as ddpm-train takes them, such as experiment=mnist, for the network on the map"""
 
 
 def read(words: list[str]) -> None:
-    """Build the site and say which file to open.
+    """Build the site and print which file to open.
 
     Args:
-        words: out=, open=, and those of ddpm-train that choose a network.
-    Raises: InvalidInput where the project or a package is not there, and for a mistake in its source, with its place.
+        words: out=, open=, and overrides of ddpm-train that choose a network.
+    Raises: InvalidInput if the project or a package is missing, and for a mistake in its source, with its place.
     """
-    own, others = _asked(words)
+    own, others = _split(words)
     root = project()
     out = Path(own.get("out", "reference"))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site.css").is_file())):
@@ -37,9 +37,9 @@ def read(words: list[str]) -> None:
     from ddpm.reading.mistakes import Mistake
     from ddpm.reading.site import build as build_site
 
-    stages, said = network_of(others)
+    stages, description = network_of(others)
     try:
-        page = build_site(root, out, stages, said)
+        page = build_site(root, out, stages, description)
     except (Mistake, SyntaxError) as error:
         raise InvalidInput(str(error)) from error
     say(f"open {page}")
@@ -49,8 +49,8 @@ def read(words: list[str]) -> None:
         webbrowser.open(page.resolve().as_uri())
 
 
-def _asked(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What is said to this command, and what to the composition."""
+def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split the words into this command's own options, by key, and the overrides that compose a network."""
     own: dict[str, str] = {}
     others = []
     for word in words:
@@ -67,7 +67,7 @@ def _asked(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def project() -> Path:
-    """The folder of the project whose modules run.
+    """Return the folder of the project whose modules are imported.
 
     Raises: InvalidInput where the package was installed without its tests.
     """
@@ -83,7 +83,7 @@ def project() -> Path:
 
 
 def network_of(words: list[str]) -> tuple[list[Any], str]:
-    """The stages of the network that words compose, and what it is.
+    """Return the stages of the network that the overrides compose, and a sentence that describes it.
 
     Raises: InvalidInput for words that do not compose, and for a network that is no U-Net.
     """
@@ -97,12 +97,12 @@ def network_of(words: list[str]) -> tuple[list[Any], str]:
             f"{type(model).__name__} has no map: only that of a U-Net is drawn; leave {' '.join(words)} out"
         )
     parameters = sum(p.numel() for p in model.parameters())
-    said = f"The network of {' '.join(words) or 'the default configuration'}, {parameters:,} parameters."
-    return stages_of(model), said
+    description = f"The network of {' '.join(words) or 'the default configuration'}, {parameters:,} parameters."
+    return stages_of(model), description
 
 
 def stages_of(model: Any) -> list[Any]:
-    """What a U-Net computes one after the other, by hooks, where its weights are: "meta" has no numbers to compute."""
+    """Return the stages of a U-Net in the order of a forward pass, recorded by hooks; works on the meta device too."""
     import torch
 
     from ddpm.reading.network_map import Stage
@@ -110,7 +110,7 @@ def stages_of(model: Any) -> list[Any]:
     stages: list[Any] = []
 
     def note(name: str, kind: str) -> Any:
-        def hook(module: Any, given: Any, output: Any) -> None:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
             stages.append(Stage(name, kind, tuple(output.shape)))
 
         return hook
@@ -133,7 +133,7 @@ def stages_of(model: Any) -> list[Any]:
 
 
 def _kind(name: str) -> str | None:
-    """What a module of a U-Net is on its map, by its name; None for what is inside of another part."""
+    """Return the kind of a U-Net module on the map, by its name; None for a module inside another stage."""
     parts = name.split(".")
     if name in ("conv_in", "conv_out"):
         return "conv"

@@ -1,4 +1,4 @@
-"""`ddpm-schedule`: noise schedules beside each other, in a table and a figure."""
+"""`ddpm-schedule`: a table and a figure that compare noise schedules."""
 
 from omegaconf import DictConfig
 
@@ -8,7 +8,7 @@ from ddpm.config import InvalidInput, build, compose, must_be_finite, plain, res
 
 
 def schedule(config: DictConfig) -> None:
-    """Print the table, with what is doubtful about each schedule, and draw the figure."""
+    """Print the table, with warnings about each schedule, and draw the figure."""
     from ddpm.figures import plots
     from ddpm.schedules import concerns
     from ddpm.targets import TARGETS
@@ -40,7 +40,7 @@ def schedule(config: DictConfig) -> None:
 
 
 def _set_T(config: DictConfig, T: int) -> None:
-    """Give a schedule, or the one within it, so many steps; one of given betas has those it has."""
+    """Set T of a schedule, or of the schedule that it wraps; one defined by its betas keeps its own."""
     if "T" in config:
         config.T = T
     elif "schedule" in config:

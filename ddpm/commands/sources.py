@@ -1,4 +1,4 @@
-"""What a run directory can draw from: its network, with all that decides a sample but its number."""
+"""Sources of samples: a run's network bound to its weights, sampler, guidance, labels and seed."""
 
 import contextlib
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands.console import how_walked, say
 from ddpm.commands.load import (
     LABELS,
-    asked_labels,
     by_default,
     data_of,
     guidance_of,
@@ -20,23 +19,24 @@ from ddpm.commands.load import (
     load_into,
     open_run,
     put_average,
+    requested_labels,
     sampler_of,
     task_of,
 )
 from ddpm.commands.sample import pipelines
-from ddpm.commands.train.codec import FOLDER, kept_in
+from ddpm.commands.train.codec import FOLDER, stored_in
 from ddpm.commands.train.words import prompts_of
 from ddpm.commands.validate import must_be_drawable, trusted, width_of_average
 from ddpm.config import InvalidInput, build_group, plain, read_config, resolve_device
 
 
 def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictConfig, int]:
-    """What `run=` on the command line can draw: (source, run, the run's configuration, step of the checkpoint).
+    """Open the source of samples that `run=` names: (source, run, the run's configuration, step of the checkpoint).
 
-    Or what `pipeline=` can, in place of a run, see `ddpm.commands.sample.pipelines`.
+    Or the one that `pipeline=` names in place of a run, see `ddpm.commands.sample.pipelines`.
 
     Args:
-        to_draw: whether samples are drawn of it, and those that draw none are refused.
+        to_draw: refuse runs that draw no samples.
     """
     from ddpm.data.batch import takes
     from ddpm.training.task import shape_of
@@ -50,7 +50,7 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
     trained, trust = read_config(run.path / "config.yaml"), trusted(config)
     if not has(trained, "model", "diffusion"):
         source = _source_of_task(config, run, folder, trained, device, to_draw)
-        return _shown(source, config, run, trained), run, trained, int(folder.name)
+        return _finished(source, config, run, trained), run, trained, int(folder.name)
     model, diffusion = (build_group(trained, group, trust) for group in ("model", "diffusion"))
     load_into(model, folder / ("model.safetensors" if config.weights == "raw" else "ema.safetensors"))
     if (width := width_of_average(config)) is not None:
@@ -65,7 +65,7 @@ def source_of(config: DictConfig, to_draw: bool = True) -> tuple[Any, Any, DictC
     }
     names = partial(label_names, config=config, run=run, trained=trained)
     source = drawn_by_sampler(config, trained, diffusion, model, shape_of(model) or (), device, names, **drawing)
-    return _shown(source, config, run, trained), run, trained, int(folder.name)
+    return _finished(source, config, run, trained), run, trained, int(folder.name)
 
 
 def drawn_by_sampler(
@@ -78,15 +78,15 @@ def drawn_by_sampler(
     names: Callable[[str], Any],
     **drawing: Any,
 ) -> Any:
-    """What draws from a diffusion network by the sampler, the guidance and the labels that are asked for.
+    """Build the source that draws from a diffusion network with the requested sampler, guidance and labels.
 
     Args:
-        config: what is asked for.
+        config: of the command.
         trained: the run's configuration.
         diffusion, model, shape, device: as `TrainedSampler` takes them.
-        names: "classes" or "styles" -> the names of these, which are looked up where a label is asked for by its name.
-        drawing: whatever else `TrainedSampler` takes.
-    Raises: InvalidInput for what the network cannot be asked for.
+        names: "classes" or "styles" -> their names, called if a label is requested by name.
+        drawing: other arguments of `TrainedSampler`.
+    Raises: InvalidInput for requests that the network cannot meet.
     """
     from ddpm.data.batch import classes_of, labels_of
     from ddpm.sources.trained import TrainedSampler
@@ -100,10 +100,10 @@ def drawn_by_sampler(
             f"style={plain(config.style)}: the network was trained without styles; train one with data=devanagari "
             "data.labels=[class,style] model.num_classes=[46,FONTS]"
         )
-    asked, styles = (asked_labels(config, partial(names, several), one) for one, several in LABELS.items())
+    requested, styles = (requested_labels(config, partial(names, several), key) for key, several in LABELS.items())
     if drawing.get("negative") is not None and type(guidance).__name__ != "ClassifierFree":
         raise InvalidInput("negative= is what guidance=classifier_free leads away from; ask for that, too")
-    drawing |= {"asked": asked, "styles": styles, "guidance": guidance}
+    drawing |= {"requested": requested, "styles": styles, "guidance": guidance}
     try:
         return TrainedSampler(diffusion, model, sampler, shape, config.seed, device, **drawing)
     except ValueError as error:
@@ -111,14 +111,14 @@ def drawn_by_sampler(
 
 
 def how_drawn_from(source: Any, run: Any, step: int, config: DictConfig, evaluations: int | None = None) -> str:
-    """What samples are drawn from, a run or a pipeline, and how: a line for the terminal."""
+    """Return the terminal line that names the run or pipeline, and the sampler."""
     if isinstance(run, pipelines.Drawn):
         return pipelines.how_prompted(source, run, config, evaluations)
     return how_walked(source, run, step, config, evaluations)
 
 
-def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> Any:
-    """What draws, at the temperature that is asked for, through the codec that the run keeps, if it has one."""
+def _finished(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> Any:
+    """Return the source at the requested temperature, decoded by the codec in the run's folder, if there is one."""
     if (temperature := config.get("temperature", 1.0)) != 1.0:
         if not hasattr(source, "at"):
             raise InvalidInput(f"temperature={temperature} is of runs that draw code by code; leave temperature out")
@@ -128,11 +128,11 @@ def _shown(source: Any, config: DictConfig, run: Any, trained: DictConfig) -> An
             raise InvalidInput(str(error)) from error
     if trained.get("init_codec") is None:
         return source
-    return source.decoded_by(kept_in(run.path / FOLDER, trusted(config)).codec)
+    return source.decoded_by(stored_in(run.path / FOLDER, trusted(config)).codec)
 
 
 def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictConfig, device: Any, to_draw: bool) -> Any:
-    """What draws from a run without a sampler, such as a variational autoencoder."""
+    """Build the source of a run that draws without a sampler, such as a variational autoencoder."""
     from ddpm.runs import checkpoint
 
     if width_of_average(config) is not None:
@@ -143,10 +143,10 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
     for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
         load_into(task.modules[name], file)
     must_draw_itself(config, task)
-    asked = asked_labels(config, partial(label_names, "classes", config, run, trained))
+    requested = requested_labels(config, partial(label_names, "classes", config, run, trained))
     try:
         data = data_of(config, trained) if task.draws_of_data else None
-        source = task.to(device).source(data, config.seed, device, _precision_of(config, run, device), asked)
+        source = task.to(device).source(data, config.seed, device, _precision_of(config, run, device), requested)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     if source is None:
@@ -157,7 +157,7 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
 
 
 def must_draw_itself(config: DictConfig, task: Any) -> None:
-    """Refuse what only a diffusion network's samples have, of a task that draws without a sampler."""
+    """Raise InvalidInput for diffusion settings of a task that draws without a sampler."""
     if isinstance(config.sampler, DictConfig) and plain(config.sampler) != by_default():
         raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
     if config.get("style") is not None:
@@ -168,12 +168,12 @@ def must_draw_itself(config: DictConfig, task: Any) -> None:
 
 
 def _precision_of(config: DictConfig, run: Any, device: Any) -> str:
-    """The precision that samples are drawn in: what was asked for, or that of the training."""
+    """Return the precision for sampling: the requested one, or for "auto" that of the training."""
     from ddpm.runs.precision import PRECISIONS, as_trained
 
     precision = config.precision
     if precision == "auto":
-        with contextlib.suppress(ValueError):  # a newer version's status: its weights may be read all the same
+        with contextlib.suppress(ValueError):  # a newer version's status; its weights may be readable
             precision = run.status().get("precision")
         precision = as_trained(precision if precision in tuple(PRECISIONS) else "fp32", device)
     return str(precision)

@@ -1,4 +1,4 @@
-"""Values that several commands check before they begin: each function refuses, with what is allowed."""
+"""Checks of values that several commands share: each raises InvalidInput that states what is allowed."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from ddpm.config import InvalidInput, plain, resolved
 
 
 def settings(config: DictConfig, name: str) -> DictConfig:
-    """A node of settings; refuses anything else, and interpolations that lead nowhere."""
+    """Return a node of settings; raise InvalidInput for anything else, and for interpolations without a target."""
     node = config[name]
     if not isinstance(node, DictConfig):
         raise InvalidInput(f"{name}={node} must hold settings, such as {name}.KEY=VALUE")
@@ -21,7 +21,7 @@ def settings(config: DictConfig, name: str) -> DictConfig:
 
 
 def trusted(config: DictConfig) -> list[str]:
-    """The names that the command line, and nothing else, adds to the allowed targets."""
+    """Return the target names that `trust=` adds to the allowed ones; only the command line can set it."""
     names = plain(config.trust)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InvalidInput(f"trust={names} must be a list of names, such as trust=[my_package.MyNet]")
@@ -29,7 +29,7 @@ def trusted(config: DictConfig) -> list[str]:
 
 
 def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> None:
-    """Refuse what is not a whole number, or below `least`; a key may be dotted."""
+    """Raise InvalidInput unless every value is an integer, at least `least`; a key may be dotted."""
     for key in keys:
         value = OmegaConf.select(config, key)
         if not is_whole(value, least):
@@ -37,7 +37,7 @@ def must_be_whole(config: DictConfig, *keys: str, least: int | None = None) -> N
 
 
 def must_be_numbers(config: DictConfig, *keys: str) -> None:
-    """Refuse what is not a finite number; a key may be dotted."""
+    """Raise InvalidInput unless every value is a finite number; a key may be dotted."""
     for key in keys:
         value = OmegaConf.select(config, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -45,13 +45,13 @@ def must_be_numbers(config: DictConfig, *keys: str) -> None:
 
 
 def must_be_one_of(config: DictConfig, key: str, allowed: Iterable[str]) -> None:
-    """Refuse what is none of the names that are allowed; a key may be dotted."""
+    """Raise InvalidInput unless the value is one of the allowed names; a key may be dotted."""
     if (value := OmegaConf.select(config, key)) not in (allowed := tuple(allowed)):
         raise InvalidInput(f"{key}={value} is not known; allowed: {', '.join(allowed)}")
 
 
 def must_be_writable(out: str | None) -> None:
-    """Refuse an `out` that could not be written in the end, before anything is drawn."""
+    """Raise InvalidInput if `out` cannot be written; called before anything is drawn."""
     if out is None:
         return
     if not isinstance(out, str) or not out:
@@ -72,7 +72,7 @@ def must_be_writable(out: str | None) -> None:
 
 
 def must_be_drawable(config: DictConfig) -> None:
-    """Refuse settings by which nothing can be drawn, whatever the run."""
+    """Raise InvalidInput for sampling settings that are invalid for every run."""
     from ddpm.runs.precision import PRECISIONS
 
     must_be_one_of(config, "precision", ("auto", *PRECISIONS))
@@ -85,18 +85,18 @@ def must_be_drawable(config: DictConfig) -> None:
 
 
 def width_of_average(config: DictConfig) -> float | None:
-    """The width that weights=ema:WIDTH asks for; None for other weights. Refuses one that no average has."""
+    """Return WIDTH of weights=ema:WIDTH, or None for other weights; raise InvalidInput for an impossible width."""
     from ddpm.training.post_hoc import exponent
 
     name, colon, width = str(config.weights).partition(":")
     if name != "ema" or not colon:
         return None
     try:
-        asked = float(width)
+        value = float(width)
     except ValueError:
         raise InvalidInput(f"weights={config.weights}: {width!r} is no number, as in ema:0.05") from None
     try:
-        exponent(asked)
+        exponent(value)
     except ValueError as error:
         raise InvalidInput(f"weights={config.weights}: {error}") from error
-    return asked
+    return value

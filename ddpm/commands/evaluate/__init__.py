@@ -1,1 +1,1 @@
-"""`ddpm-evaluate`: measures."""
+"""`ddpm-evaluate`: the command and its measures."""

@@ -1,4 +1,4 @@
-"""`ddpm-evaluate metric=augmentation`: what a classifier of few real images learns from generated ones beside them."""
+"""`ddpm-evaluate metric=augmentation`: what classifiers trained on few real images gain from generated ones."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ NAME = "augmentation"
 
 
 def measure_augmentation(context: EvaluationContext) -> PlannedMeasure:
-    """Check numbers of real and generated images, and that both have classes; returns what trains the classifiers.
+    """Check the counts of real and generated images and their classes; return the planned measure.
 
     Raises: InvalidInput.
     """
@@ -46,7 +46,7 @@ def measure_augmentation(context: EvaluationContext) -> PlannedMeasure:
         raise InvalidInput(f"{NAME}: {error}") from error
     real, by_judge = sorted(dict.fromkeys(real)), source.classes(range(1)) is None
     if by_judge:
-        context.features("classifier")  # refuses what cannot be
+        context.features("classifier")  # raises InvalidInput if the classifier cannot be trained
     most = real[-1] * config.augmentation.times * len(classes)
     plan = (
         f"{NAME}: {2 * len(real) * len(context.seeds)} classifiers of {real} real images a class, with "
@@ -59,7 +59,7 @@ def measure_augmentation(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _carry_out(context: EvaluationContext, real: list[int], n: int) -> None:
-    """Train and test the classifiers of every seed, each number's record written as soon as it is known."""
+    """Train and test the classifiers of every seed; write the record of each count as soon as it is known."""
     from ddpm.metrics import augmentation, denoising, quality
     from ddpm.runs import results
 
@@ -90,7 +90,7 @@ def _carry_out(context: EvaluationContext, real: list[int], n: int) -> None:
 
 
 def _generated(context: EvaluationContext, n: int, seed: int, judge: Any) -> tuple[Any, Any]:
-    """n samples as files hold them, and their classes (n,): those asked for, or those that the judge names."""
+    """Return n samples rounded to 8 bits, and their classes (n,): the requested ones, or the judge's predictions."""
     from ddpm.figures.images import to_float, to_uint8
 
     x, y = context.samples(list(range(n)), seed)

@@ -1,4 +1,4 @@
-"""`ddpm-evaluate metric=reading_sheet`: samples and held-out images for a person to read, then what was answered."""
+"""`ddpm-evaluate metric=reading_sheet`: a page of samples and held-out images for a person to read, and its scores."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from ddpm.commands.load import must_match, must_walk
 from ddpm.config import InvalidInput
 
 PAGE, KEY = "reading_sheet.html", "reading_sheet.json"  # in the run directory
-DEFAULT, MOST = 40, 500  # samples of a sheet, beside as many held-out images
-FIRST = 2**20  # number of its first sample: the first ones of a seed are in samples.png, and may be known
+DEFAULT, MOST = 40, 500  # samples of a sheet, with as many held-out images
+FIRST = 2**20  # number of its first sample; the first ones of a seed are in samples.png and may be familiar
 LARGEST_PAGE = 2**26  # bytes of its pictures
 LARGEST_ANSWERS = 2**22  # bytes
 
 
 def measure_reading(context: EvaluationContext) -> PlannedMeasure:
-    """Check the input of a reading sheet, or of its answers; returns what makes the one, or scores the other.
+    """Check the input of a reading sheet, or of its answers; return the planned measure that writes or scores it.
 
     Raises: InvalidInput.
     """
@@ -59,7 +59,7 @@ def _planned_sheet(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _make(context: EvaluationContext, n: int) -> None:
-    """Draw the samples, mix them with held-out images, and write the page and its key."""
+    """Draw the samples, mix them with held-out images, and write the page and its answer key."""
     import torch
 
     from ddpm.data.dataset import spread
@@ -75,7 +75,7 @@ def _make(context: EvaluationContext, n: int) -> None:
     real = data.batch(held_out)
     items = _items(True, numbers, y, len(classes)) + _items(False, held_out.tolist(), real.y, len(classes))
     order = reading_sheet.mixed(len(items), seed)
-    pictures = to_uint8(torch.cat([x, real.x.cpu()]))[order]  # both kinds by one way, from here to the page
+    pictures = to_uint8(torch.cat([x, real.x.cpu()]))[order]  # both kinds are treated alike from here to the page
     key = reading_sheet.Key(
         sheet=reading_sheet.identified(pictures, classes),
         protocol=context.named(f"{reading_sheet.NAME}_{n}"),
@@ -86,52 +86,52 @@ def _make(context: EvaluationContext, n: int) -> None:
     file = f"reading_sheet_answers-{key.sheet[:8]}.json"
     score = f"{command('evaluate')} {word('run', folder)} metric={reading_sheet.NAME} reading_sheet.answers={file}"
     page = reading_page.page(data.name, pictures, classes, key.sheet, file, score)
-    kept, html = folder / KEY, folder / PAGE
-    _set_aside(kept, html, key.sheet)
-    for path, text in ((kept, json.dumps(key.as_json(), indent=1)), (html, page)):
+    key_file, html = folder / KEY, folder / PAGE
+    _set_aside(key_file, html, key.sheet)
+    for path, text in ((key_file, json.dumps(key.as_json(), indent=1)), (html, page)):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     say(
-        f"wrote {html}: {len(items)} pictures to read; {kept.name} says which of them are samples, and is not for the "
+        f"wrote {html}: {len(items)} pictures to read; {key_file.name} is the answer key, and is not for the "
         f"reader\nnext:\n  open {html} in a browser, answer, and save the answers\n  {score}"
     )
 
 
 def _classes(data: Any) -> list[list[str]]:
-    """Of each class of labelled data, what may be typed for it: as it is written, where that is known, and its name."""
+    """Return the answers accepted for each class of labelled data: its glyph, if known, and its name."""
     if data.labels is None:
         return []
     return [[*data.glyphs[y : y + 1], name] for y, name in enumerate(data.classes)]
 
 
 def _items(sample: bool, numbers: list[int], labels: Any, classes: int) -> list[Any]:
-    """What pictures of one kind are; of a class that the data do not have, nothing can be read."""
+    """Return the key's items of samples or held-out images; the class is None if the data do not have it."""
     from ddpm.metrics.reading_sheet import Item
 
     known = [None] * len(numbers) if labels is None else [y if y < classes else None for y in labels.tolist()]
     return [Item(sample, number, y) for number, y in zip(numbers, known, strict=True)]
 
 
-def _set_aside(kept: Path, html: Path, sheet: str) -> None:
-    """Leave another sheet that was made before to who is reading it, with its key, under names of its own."""
+def _set_aside(key_file: Path, html: Path, sheet: str) -> None:
+    """Rename an earlier sheet and its key, so that its answers can still be scored."""
     try:
-        before = _key(kept).sheet
+        before = _key(key_file).sheet
     except (FileNotFoundError, ValueError):
         return
     if before != sheet:
-        for path in (kept, html):
+        for path in (key_file, html):
             if path.exists():
                 path.replace(_own(path, before))
         say(f"the sheet that was made before is {_own(html, before)} now, and its answers can still be scored")
 
 
 def _own(path: Path, sheet: str) -> Path:
-    """A name that one sheet alone has."""
+    """Return the path of a file with the sheet's checksum in its name."""
     return path.with_name(f"{path.stem}-{sheet[:12]}{path.suffix}")
 
 
 def _key(path: Path) -> Any:
-    """The key of a sheet; FileNotFoundError, or ValueError for anything else."""
+    """Return the key of a sheet; raise FileNotFoundError, or ValueError for an invalid one."""
     from ddpm.metrics.reading_sheet import Key
     from ddpm.runs.files import read_json
 
@@ -148,16 +148,16 @@ def _planned_scores(context: EvaluationContext, path: Path) -> PlannedMeasure:
     from ddpm.metrics import reading_sheet
     from ddpm.runs.files import read_json
 
-    kept = context.run.path / KEY
+    key_file = context.run.path / KEY
     try:
         found = read_json(path, LARGEST_ANSWERS)
         sheet = reading_sheet.sheet_of(found)
-        own = _own(kept, sheet)
-        key = _key(own if own.exists() else kept)
+        own = _own(key_file, sheet)
+        key = _key(own if own.exists() else key_file)
         answers = reading_sheet.answers_of(found, key)
     except FileNotFoundError as error:
         missing = (
-            f"{kept} is not there: metric=reading_sheet makes a sheet" if path.exists() else "there is no such file"
+            f"{key_file} is not there: metric=reading_sheet makes a sheet" if path.exists() else "there is no such file"
         )
         raise InvalidInput(f"reading_sheet.answers={path}: {missing}") from error
     except ValueError as error:
@@ -167,7 +167,7 @@ def _planned_scores(context: EvaluationContext, path: Path) -> PlannedMeasure:
 
 
 def _score(context: EvaluationContext, key: Any, answers: Any) -> None:
-    """Write what was found, under the settings that the sheet's samples were drawn with, and say it."""
+    """Record and print the scores, with the settings that the sheet's samples were drawn with."""
     from ddpm.metrics import quality, reading_sheet
     from ddpm.runs import results
 

@@ -1,4 +1,4 @@
-"""Measures of held-out data by what draws without a sampler: bounds, reconstructions, codes."""
+"""Measures of held-out data by networks without a sampler: bounds, reconstructions, codes."""
 
 import functools
 
@@ -8,13 +8,13 @@ from ddpm.commands.load import must_match
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput
 
-OF_LIKELIHOOD = ("elbo", "log_likelihood")  # measures that need one
+OF_LIKELIHOOD = ("elbo", "log_likelihood")  # measures that need a likelihood of the reconstruction
 STRUCTURE = "latent_structure"
-MOST_SHOWN = 2000  # posterior means in a picture: t-SNE takes its time
+MOST_PLOTTED = 2000  # posterior means in a plot: t-SNE is slow
 
 
 def measure_codings(context: EvaluationContext, metric: str) -> PlannedMeasure:
-    """Check the input of a measure of held-out data, such as `elbo` or `codes`; returns what measures it."""
+    """Check the input of a measure of held-out data, such as `elbo` or `codes`; return the planned measure."""
     from ddpm.metrics import denoising
 
     config, source, data = context.config, context.source, context.trained_on
@@ -22,12 +22,12 @@ def measure_codings(context: EvaluationContext, metric: str) -> PlannedMeasure:
     must_match(source.model, data)
     try:
         if metric in OF_LIKELIHOOD:
-            _ = source.reconstruction.likelihood  # of which there must be one
+            _ = source.reconstruction.likelihood  # raises ValueError without one
         denoising.must_hold_out(data, metric, n)
         if metric == "log_likelihood":
             must_be_whole(config.log_likelihood, "draws", least=1)
         if metric == STRUCTURE:
-            from ddpm.metrics.structure import must_have_structure  # scikit-learn takes its time to import
+            from ddpm.metrics.structure import must_have_structure  # scikit-learn is slow to import
 
             must_have_structure(data, n)
     except (ValueError, InvalidInput) as error:
@@ -40,7 +40,7 @@ def measure_codings(context: EvaluationContext, metric: str) -> PlannedMeasure:
 
 
 def _carry_out(context: EvaluationContext, metric: str, n: int, cost: int) -> None:
-    """Measure, and write what was found."""
+    """Measure, and record the results."""
     from ddpm.metrics import codings
 
     config, source, data = context.config, context.source, context.trained_on
@@ -60,7 +60,7 @@ def _carry_out(context: EvaluationContext, metric: str, n: int, cost: int) -> No
 
 
 def _draw_structure(context: EvaluationContext, n: int) -> None:
-    """Write what the posterior means know of classes, and draw them."""
+    """Record what the posterior means reveal of the classes, and plot them."""
     from ddpm.data.dataset import spread
     from ddpm.figures import plots
     from ddpm.metrics import structure
@@ -74,10 +74,10 @@ def _draw_structure(context: EvaluationContext, n: int) -> None:
         raise InvalidInput(f"metric={STRUCTURE}: {error}") from error
     for protocol, (words, values) in found.items():
         context.record(protocol, context.settings(n) | values, words)
-    shown = spread(n, MOST_SHOWN)
-    pictures = means.x[shown] if "pictures" in data.holds else None
+    chosen = spread(n, MOST_PLOTTED)
+    pictures = means.x[chosen] if "pictures" in data.holds else None
     titles = {"pca": "two largest principal components", "tsne": "t-SNE"}
-    for name, xy in structure.in_plane(means.z[shown]).items():
-        path, title = folder / f"latent_{name}.png", f"posterior means of {len(shown):,} held-out {data.units}: "
-        plots.places(path, xy, means.y[shown], list(data.classes), pictures, title + titles[name])
+    for name, xy in structure.in_plane(means.z[chosen]).items():
+        path, title = folder / f"latent_{name}.png", f"posterior means of {len(chosen):,} held-out {data.units}: "
+        plots.places(path, xy, means.y[chosen], list(data.classes), pictures, title + titles[name])
         say(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""What is evaluated: a run's network and data, and what its measures share."""
+"""The context of an evaluation: a run's network and data, shared by its measures."""
 
 import functools
 from collections.abc import Callable
@@ -12,44 +12,44 @@ from ddpm.commands.train.codec import trained_on
 from ddpm.commands.validate import width_of_average
 from ddpm.config import InvalidInput
 
-ENOUGH_FOR_PCA = 4096  # training images: the matrix whose eigenvectors are sought is no larger
-CHEAP = ("pca", "pixels", "coordinates")  # features that are not worth a file
+ENOUGH_FOR_PCA = 4096  # training images that PCA is computed from, at most
+CHEAP = ("pca", "pixels", "coordinates")  # features that are not stored in a file
 
 
 class PlannedMeasure(NamedTuple):
-    """A measure whose input has been found right, and of which nothing is begun."""
+    """A measure whose input has been checked, and that has not started."""
 
-    plan: str  # what it will do, in words
+    plan: str  # what it will do, for the terminal
     evaluations: int  # of the network, counted by image
     carry_out: Callable[[], None]
     features: tuple[str, ...] = ()  # kinds of features that it computes
 
 
 class EvaluationContext:
-    """What is evaluated, and what its measures share: built once, and refused before anything is drawn."""
+    """The run's network and data, and cached features and classifiers that its measures share."""
 
     def __init__(self, config: DictConfig, source: Any, run: Any, trained: DictConfig, step: int, data: Any):
         self.config, self.source, self.every = config, source, data.original
-        self._given = data
+        self._unfiltered = data
         try:
-            self.data = self.every.of_labels(source.requested, source.styles)  # what samples are compared with
+            self.data = self.every.of_labels(source.requested, source.styles)  # real data, to compare samples with
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         self.run, self.trained, self.step = run, trained, step
         self.seeds = [config.seed + k for k in range(config.seeds)]
         self.cache = run.path.parent.parent / "judges"
-        self.features, self.real = functools.cache(self._features), functools.cache(self._real)  # by their kind
+        self.features, self.real = functools.cache(self._features), functools.cache(self._real)  # by kind
 
     @functools.cached_property
     def trained_on(self) -> Any:
-        """What held-out data are to the network: the same as `data`, or what its codec makes of them."""
-        data = self._given
+        """The data as the network sees them: `data`, or their latents or codes."""
+        data = self._unfiltered
         if self.source.codec is not None and data.codec is None:
             data = trained_on(self.config, self.run, self.trained, self.source.device)
         return data.of_labels(self.source.requested, self.source.styles)
 
     def settings(self, n: int, sampler: Any = None) -> dict[str, Any]:
-        """The part of a record that says what was evaluated, and how samples were drawn if there is a sampler."""
+        """Return the part of a record that states what was evaluated and, with a sampler, how samples were drawn."""
         from ddpm.runs.directory import git_commit
 
         diffusion = self.source.diffusion
@@ -59,7 +59,7 @@ class EvaluationContext:
         return settings | {"checkpoint": self.step, "precision": self.source.precision, "data_sha256": data}
 
     def record(self, protocol: str, values: dict[str, Any], words: str) -> None:
-        """Write what was found into the run's evaluation.json, and say it."""
+        """Write a result into the run's evaluation.json, and print it."""
         from ddpm.runs import results
 
         protocol = self.named(protocol)
@@ -67,29 +67,29 @@ class EvaluationContext:
         say(f"{protocol}:\n{words}")
 
     def named(self, protocol: str) -> str:
-        """The protocol's name, with the classes and styles that it is restricted to, and the width of an average."""
-        for one, asked in (("class", self.source.requested), ("style", self.source.styles)):
-            if asked is not None:
-                protocol += f"_{one}{'-'.join(map(str, sorted(set(asked)))) or NONE}"
+        """Return the protocol's name with requested classes and styles, the temperature and the width of an average."""
+        for one, requested in (("class", self.source.requested), ("style", self.source.styles)):
+            if requested is not None:
+                protocol += f"_{one}{'-'.join(map(str, sorted(set(requested)))) or NONE}"
         if (temperature := self.config.get("temperature", 1.0)) != 1.0:
             protocol += f"_temperature{temperature:g}"
-        width = width_of_average(self.config)  # each a measure of its own, which a report tells from the others
+        width = width_of_average(self.config)  # each width is a protocol of its own
         return protocol if width is None else f"{protocol}_ema{width!r}"
 
     def samples(
-        self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None, told: Any = None
+        self, numbers: list[int], seed: int, sampler: Any = None, guidance: Any = None, conditions_of: Any = None
     ) -> tuple[Any, Any]:
-        """The samples of a seed with these numbers (n, *shape), and the classes (n,) that were asked for, or None.
+        """Return the samples of a seed with these numbers (n, *shape), and their requested classes (n,) or None.
 
         Args:
-            told: numbers of samples of the data whose conditions are told, in turn; None for those held out.
+            conditions_of: numbers of the data's samples whose conditions are used, in turn; None for the held-out ones.
         """
         import torch
 
         source = self.source.with_seed(seed)
         source = source if sampler is None else source.using(sampler)
         source = source if guidance is None else source.guided_by(guidance)
-        source = source if told is None else source.told_of(told)
+        source = source if conditions_of is None else source.told_of(conditions_of)
         batches = source.batches(numbers, self.config.batch)
         x = torch.cat([x for _, x in with_bar(batches, len(numbers))])
         warn_of_range(source)
@@ -97,7 +97,7 @@ class EvaluationContext:
 
     @functools.cached_property
     def judge(self) -> Any:
-        """The classifier, not yet trained."""
+        """The classifier of the data, not yet trained."""
         judge = self.new_judge(0)
         if self.data.labels is None:
             raise InvalidInput(
@@ -107,18 +107,18 @@ class EvaluationContext:
         return judge
 
     def new_judge(self, seed: int) -> Any:
-        """A classifier of the data, not trained, with the weights that a seed begins with."""
+        """Build a classifier of the data, not trained, with the initial weights of a seed."""
         return untrained_judge(self.config.judge, "judge", self.data, seed=seed)
 
     @property
     def has_judge(self) -> bool:
-        """Whether the classifier was trained before."""
+        """Whether the classifier has been trained and stored."""
         from ddpm.metrics import quality
 
         return quality.judge_path(self.every, self.judge, self.cache).exists()
 
     def _features(self, kind: str) -> tuple[int, Callable[[], tuple[Any, float | None]]]:
-        """How many features of a kind there are, and what makes their extractor, with a classifier's accuracy."""
+        """Return the number of features of a kind, and a function that returns (extractor, accuracy or None)."""
         from ddpm.metrics import features, quality
 
         config, data, device = self.config, self.every, self.source.device
@@ -142,7 +142,7 @@ class EvaluationContext:
 
     @property
     def _weights(self) -> str | None:
-        """The file of Inception's weights, if one was named."""
+        """The file of Inception's weights, if one is configured."""
         weights = self.config.inception.weights
         return None if weights is None else str(weights)
 
@@ -156,7 +156,7 @@ class EvaluationContext:
             raise InvalidInput(f"features=inception: {error}") from error
 
     def _real(self, kind: str) -> tuple[Any, float | None]:
-        """The real images by features of a kind, and a classifier's accuracy."""
+        """Return the real images with their features of a kind, and a classifier's accuracy or None."""
         from ddpm.metrics import quality
 
         try:

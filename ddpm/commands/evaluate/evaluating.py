@@ -1,4 +1,4 @@
-"""`ddpm-evaluate`: what a run's network learned, by its samples, by held-out images and by the clock."""
+"""`ddpm-evaluate`: measures of a run's network by its samples, by held-out images and by time."""
 
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from ddpm.commands.evaluate.retrieval import measure_retrieval
 from ddpm.commands.evaluate.scene_attributes import measure_scenes, measure_subject
 from ddpm.commands.evaluate.sounds import measure_sound
 from ddpm.commands.load import (
-    asked_labels,
     augmentation,
     data_of,
     must_match,
     must_walk,
     optimizer_of,
+    requested_labels,
     task_of,
 )
 from ddpm.commands.sources import drawn_by_sampler, must_draw_itself, source_of
@@ -31,36 +31,36 @@ from ddpm.commands.validate import must_be_drawable, must_be_one_of, must_be_who
 from ddpm.config import InvalidInput, build, compose, plain, resolve_device, resolved
 
 OF_ANY = ("sliced_wasserstein", "energy_distance")  # samples, pictures or not
-NAMING = ("recognition", "variety")  # what a classifier sees in samples
+BY_CLASSIFIER = ("recognition", "variety")  # always by features of the classifier
 OF_FEATURES = ("frechet", "kernel", "precision_recall", "density_coverage", "memorisation")
 OF_SAMPLES = ("recognition", *OF_FEATURES, "variety", *OF_ANY)
 OF_IMAGES = ("bits_per_dim", "log_likelihood", "loss_by_snr")  # held-out ones
-OF_NETWORK = (*OF_IMAGES, "score_error")  # itself, whatever draws from it
-OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # what is hidden behind held-out ones
-OF_PIXELS = ("bits_per_dim", "log_likelihood")  # not of what a codec makes of them
-OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # whether it walks or not
-OF_ASKED = ("reading_sheet", "scenes", "subject", "retrieval", *OF_SURFACES, "sound")  # samples, as they were asked for
-METRICS = (*OF_ANY_SOURCE, *OF_ASKED, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
+OF_NETWORK = (*OF_IMAGES, "score_error")  # of the network itself, without sampler and guidance
+OF_CODINGS = ("elbo", "latent_structure", "reconstruction", "codes")  # of latents or codes of held-out images
+OF_PIXELS = ("bits_per_dim", "log_likelihood")  # undefined for latents
+OF_ANY_SOURCE = (*OF_SAMPLES, "augmentation", "cost")  # with a sampler or without
+OF_CONDITIONS = ("reading_sheet", "scenes", "subject", "retrieval", *OF_SURFACES, "sound")  # of given conditions
+METRICS = (*OF_ANY_SOURCE, *OF_CONDITIONS, *OF_NETWORK, *OF_CODINGS, "steps", "guidance_sweep")
 FEATURES = ("classifier", "inception", "pca", "pixels")
 RECOGNISERS = ("auto", "classifier", "logistic")
 OF_PICTURES = (
     *(metric for metric in OF_ANY_SOURCE if metric not in (*OF_ANY, "cost")),
-    *OF_ASKED,
+    *OF_CONDITIONS,
     "steps",
     "guidance_sweep",
 )
-NEEDS = dict.fromkeys(OF_PICTURES, "pictures")  # of the data
-LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # samples it takes
+NEEDS = dict.fromkeys(OF_PICTURES, "pictures")  # what the data must contain
+LEAST = {"frechet": 2, "kernel": 3, "precision_recall": 4, "density_coverage": 6, "memorisation": 2}  # samples at least
 LEAST |= {"sliced_wasserstein": 2, "energy_distance": 3}
-FEW_PIXELS = 256  # that a logistic regression reads well, and in seconds
+FEW_PIXELS = 256  # up to which logistic regression is accurate and fast
 EXAMPLES = {"samplers": "[ddim,heun]", "steps": "[10,50]", "spacing": "[uniform,karras]"}
 
 
 def evaluate(config: DictConfig, opened: tuple[Any, Any, DictConfig, int] | None = None) -> None:
-    """Check what every metric that is asked for needs, say the plan, then carry it out.
+    """Check the input of every requested metric, print the plan, then carry it out.
 
     Args:
-        opened: what `source_of` opens, where it is open.
+        opened: the result of `source_of`, if it is open already.
     Raises: InvalidInput.
     """
     metrics = _metrics(config)
@@ -71,16 +71,16 @@ def evaluate(config: DictConfig, opened: tuple[Any, Any, DictConfig, int] | None
         say(f"{data.name} has no labels: nothing is recognised")
     context = EvaluationContext(config, source, run, trained, step, data)
     measures = _measures(context, metrics)
-    _say_plan(context, measures)
-    for measure in measures:  # only now that all of them have found their input right
+    _print_plan(context, measures)
+    for measure in measures:  # after the input of all has been checked
         measure.carry_out()
 
 
 def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data: Any) -> None:
-    """Refuse what could not be measured of a run that is not trained yet.
+    """Raise InvalidInput for metrics that could not be measured of a run that is not trained yet.
 
     Args:
-        config: of ddpm-evaluate; its run is not looked at.
+        config: of ddpm-evaluate; its run is ignored.
         trained: the run's configuration.
         task: of the run; its networks with any weights, or on the meta device, which has none.
     Raises: InvalidInput.
@@ -98,7 +98,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
     if getattr(task, "diffusion", None) is None:
         must_draw_itself(config, task)
         try:
-            source = task.source(data, config.seed, device, requested=asked_labels(config, lambda: data.classes))
+            source = task.source(data, config.seed, device, requested=requested_labels(config, lambda: data.classes))
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         if source is None:
@@ -113,7 +113,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
 
 
 def _metrics(config: DictConfig) -> list[str]:
-    """What is to be measured, each once; refuses settings that mean nothing, whatever the run."""
+    """Return the requested metrics, each once; raise InvalidInput for settings that are invalid for every run."""
     resolved(config)
     metrics = plain(config.metric)
     metrics = metrics if isinstance(metrics, list) else [metrics]
@@ -145,9 +145,9 @@ def _metrics(config: DictConfig) -> list[str]:
 
 
 def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMeasure]:
-    """What is going to be carried out; without recognition, if it is one among others and the data have no labels.
+    """Return the planned measures; recognition is dropped if it is one of several and the data have no labels.
 
-    Raises: InvalidInput for a measure that needs what the data do not hold.
+    Raises: InvalidInput for a measure that needs what the data do not contain.
     """
     _must_hold(context.data, metrics)
     of_source = OF_ANY_SOURCE if context.source.sampler is None else tuple(m for m in METRICS if m not in OF_CODINGS)
@@ -184,7 +184,7 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
 
 
 def _must_hold(data: Any, metrics: list[str]) -> None:
-    """Refuse measures of pictures, or of bytes, where the data hold none."""
+    """Raise InvalidInput for measures of pictures if the data contain none."""
     for metric in metrics:
         if NEEDS.get(metric, "") not in ("", *data.holds):
             allowed = [m for m in METRICS if NEEDS.get(m, "") in ("", *data.holds)]
@@ -195,10 +195,10 @@ def _must_hold(data: Any, metrics: list[str]) -> None:
 
 
 def _warn_of_other_data(run: Any, data: Any) -> None:
-    """Say if the data are not those of training: what is held out of them may have been trained on."""
+    """Warn if the data are not those of training: held-out images may have been trained on."""
     try:
         known = run.status().get("data")
-    except ValueError:  # a newer version's
+    except ValueError:  # status.json of a newer version
         return
     identity = data.identity()
     if isinstance(known, dict) and known.get("sha256") not in (None, identity["sha256"]):
@@ -209,21 +209,21 @@ def _warn_of_other_data(run: Any, data: Any) -> None:
         )
 
 
-def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> None:
-    """What is going to be done, and how long the network will take for it, by the time of one batch."""
+def _print_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> None:
+    """Print what will be measured, and the network's time for it, extrapolated from one batch."""
     from ddpm.training import cost
 
     config, source = context.config, context.source
     batch, evaluations = min(config.batch, config.n or 256, 256), sum(measure.evaluations for measure in measures)
     lines = [f"  {measure.plan}" for measure in measures]
     features = {kind for measure in measures for kind in measure.features}
-    if "inception" in features:  # 300x300 pixels take their time
+    if "inception" in features:  # 300x300 pixels are slow
         extractor, _ = context.features("inception")[1]()
         x = context.data.batch(context.data.held_out[:8]).x
         of_one = cost.seconds(lambda: extractor(x), source.device) / len(x)
         lines.append(f"  features of Inception: {_duration(1000 * of_one)} for 1,000 images")
     if "classifier" in features and not context.has_judge:
-        lines.append(f"  the classifier is trained first, on {len(context.every.train):,} images, and kept")
+        lines.append(f"  the classifier is trained first, on {len(context.every.train):,} images, and stored")
     if evaluations:
         took = cost.evaluation_seconds(source, batch) / batch
         lines.append(
@@ -237,7 +237,7 @@ def _say_plan(context: EvaluationContext, measures: list[PlannedMeasure]) -> Non
 
 
 def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedMeasure:
-    """Check the input of measures of samples; returns what draws the samples and measures them."""
+    """Check the input of measures of samples; return the planned measure."""
     config, source, data = context.config, context.source, context.data
     if source.sampler is not None:
         must_walk(source.sampler, source.diffusion)
@@ -247,7 +247,7 @@ def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedM
     by_features = [metric for metric in metrics if not (metric == "recognition" and logistic)]
     kinds = [_kind(context, metric) for metric in by_features]
     for kind in kinds:
-        context.features(kind)  # refuses those that cannot be
+        context.features(kind)  # raises InvalidInput for features that cannot be computed
     if n < (least := max(LEAST.get(metric, 1) for metric in metrics)):
         raise InvalidInput(f"n = {n}: {', '.join(metrics)} need at least {least} samples")
     if (
@@ -267,7 +267,7 @@ def _measure_samples(context: EvaluationContext, metrics: list[str]) -> PlannedM
 
 
 def _by_regression(context: EvaluationContext) -> bool:
-    """Whether a logistic regression is to recognise samples; refuses data without labels, or of one class."""
+    """Whether a logistic regression recognises samples; raise InvalidInput for data without labels, or of one class."""
     from ddpm.metrics import quality
 
     recogniser, (_, height, width) = context.config.recogniser, context.data.shape
@@ -279,7 +279,7 @@ def _by_regression(context: EvaluationContext) -> bool:
 
 
 def _must_hold_enough_images(data: Any, metrics: list[str]) -> None:
-    """Refuse data of which too few images are held out, or are trained on, for measures of samples."""
+    """Raise InvalidInput if too few images are held out, or trained on, for measures of samples."""
     from ddpm.metrics import denoising
 
     try:
@@ -294,7 +294,7 @@ def _must_hold_enough_images(data: Any, metrics: list[str]) -> None:
 
 
 def _number(context: EvaluationContext, of_covariance: bool) -> int:
-    """How many samples are measured: what was asked for; or 512, or as many as are held out, if those suffice."""
+    """Return how many samples are measured: the requested number, else 512 or the number held out if that suffices."""
     few = min(512, len(context.data.held_out))
     if not of_covariance:
         return context.config.n or few
@@ -314,20 +314,20 @@ def _number(context: EvaluationContext, of_covariance: bool) -> int:
 
 
 def _kind(context: EvaluationContext, metric: str) -> str:
-    """The features that a metric looks at: a classifier alone recognises, and what is no picture has coordinates."""
+    """Return the kind of features of a metric: the classifier's, or coordinates for data without pictures."""
     if "pictures" not in context.data.holds:
         return "coordinates"
-    return "classifier" if metric in NAMING else str(context.config.features)
+    return "classifier" if metric in BY_CLASSIFIER else str(context.config.features)
 
 
 def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic: bool, n: int) -> None:
-    """Draw the samples of every seed, measure them, and write what was found as soon as it is."""
+    """Draw the samples of every seed, measure them, and record each result at once."""
     from ddpm.metrics import quality
 
     kinds = {metric: _kind(context, metric) for metric in metrics}
     reals: dict[str, quality.Real] = {kind: context.real(kind)[0] for kind in dict.fromkeys(kinds.values())}
     measured: dict[str, dict[int, quality.Result]] = {}  # by protocol and seed
-    failed, shown = [], None
+    failed, copies = [], None
     for seed in context.seeds:
         x, y = context.samples(list(range(n)), seed)
         try:
@@ -344,15 +344,15 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
                     real = reals[kinds[metric]]
                     named = quality.MEASURES[metric](drawn[kinds[metric]], real)
                     results = {real.protocol(name, n): result for name, result in named.items()}
-            except ValueError as error:  # what others find is not lost for it
+            except ValueError as error:  # results of the other metrics are still recorded
                 failed.append(f"{'recognition' if metric == 'logistic' else metric}: {error}")
                 continue
             for protocol, result in results.items():
                 measured.setdefault(protocol, {})[seed] = result
                 _record(context, protocol, measured[protocol], n)
-                shown = shown or (result.detail and (x, result.detail))
-    if shown:
-        _draw_copies(context, *shown)
+                copies = copies or (result.detail and (x, result.detail))
+    if copies:
+        _draw_copies(context, *copies)
     if "frechet" in metrics and context.config.frechet.bias:
         _draw_bias(context, reals[kinds["frechet"]], measured, n)
     if failed:
@@ -360,7 +360,7 @@ def _carry_out_samples(context: EvaluationContext, metrics: list[str], logistic:
 
 
 def _record(context: EvaluationContext, protocol: str, measured: dict[int, Any], n: int) -> None:
-    """Write what was found with the seeds so far, and say it with the last one."""
+    """Record the results of the seeds so far, and print them with the last one."""
     from ddpm.metrics import quality
     from ddpm.runs import results
 
@@ -375,7 +375,7 @@ def _record(context: EvaluationContext, protocol: str, measured: dict[int, Any],
 
 
 def _draw_bias(context: EvaluationContext, real: Any, measured: dict[str, dict[int, Any]], n: int) -> None:
-    """The Frechet distance over the number of images."""
+    """Plot the Frechet distance over the number of images."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
 
@@ -386,7 +386,7 @@ def _draw_bias(context: EvaluationContext, real: Any, measured: dict[str, dict[i
 
 
 def _draw_copies(context: EvaluationContext, x: Any, measured: Any) -> None:
-    """The samples that are nearest to training images, with those, by features and by pixels."""
+    """Draw the samples that are closest to training images, with these, by features and by pixels."""
     from ddpm.figures import plots
 
     data, path, groups = context.data, context.run.path / "memorisation.png", {}
@@ -403,7 +403,7 @@ def _draw_copies(context: EvaluationContext, x: Any, measured: Any) -> None:
 
 
 def _measure_images(context: EvaluationContext, metric: str) -> PlannedMeasure:
-    """Check the input of a measure of held-out images; returns what measures them."""
+    """Check the input of a measure of held-out images; return the planned measure."""
     from ddpm.likelihood import flow_times
     from ddpm.metrics import denoising
 
@@ -431,7 +431,7 @@ def _measure_images(context: EvaluationContext, metric: str) -> PlannedMeasure:
 
 
 def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int, times: list[int]) -> None:
-    """Measure what is held out, write the result, and draw it."""
+    """Measure held-out images, record the result, and plot it."""
     from ddpm.figures import plots
     from ddpm.metrics import denoising
 
@@ -466,7 +466,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
         "steps": cost // n,
         "evaluations": cost // n,
     }
-    if metric == "loss_by_snr":  # whose noise has no seed, and whose predictions are not clipped
+    if metric == "loss_by_snr":  # its noise has no seed, and its predictions are not clipped
         settings |= {"seeds": [], "clip_x_0": False}
     context.record(protocol, settings | values, summary)
     if drawn:
@@ -477,7 +477,7 @@ def _carry_out_images(context: EvaluationContext, metric: str, n: int, cost: int
 
 
 def _measure_score(context: EvaluationContext) -> PlannedMeasure:
-    """Check the levels of noise; returns what measures the error of the score at each."""
+    """Check the noise levels; return the planned measure of the score's error at each."""
     from ddpm.metrics.score import score_levels
     from ddpm.oracle import JointMixture
 
@@ -513,7 +513,7 @@ def _carry_out_score(context: EvaluationContext, n: int, times: list[float]) -> 
 
 
 def _measure_steps(context: EvaluationContext) -> PlannedMeasure:
-    """Check a grid of samplers, steps and spacings; returns what measures each combination that is not there yet."""
+    """Check a grid of samplers, steps and spacings; return the planned measure of combinations not yet recorded."""
     options, schedule = context.config.steps, context.source.diffusion.schedule
     grid = _samplers(context, "steps", *(plain(options[key]) for key in ("samplers", "steps", "spacing")))
     _must_hold_enough_images(context.data, ["frechet"])
@@ -527,7 +527,7 @@ def _measure_steps(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any], Any]], n: int) -> None:
-    """The Frechet distance of every combination, each written as soon as it is known."""
+    """Measure the Frechet distance of every combination; record each as soon as it is known."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
     from ddpm.runs import results
@@ -549,8 +549,8 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
         except ValueError as error:
             raise InvalidInput(f"metric=steps: {error}") from error
         record = quality.together(measured, context.seeds)
-        kept = {key: record[key] for key in ("value", "low", "high", "relative")}
-        cells.append(choice | {"evaluations": sampler.evaluations(schedule)} | kept)
+        summary = {key: record[key] for key in ("value", "low", "high", "relative")}
+        cells.append(choice | {"evaluations": sampler.evaluations(schedule)} | summary)
         best = {"value": min(cell["value"] for cell in cells), "real_vs_real": record["real_vs_real"], "cells": cells}
         best |= {} if accuracy is None else {"judge_accuracy": accuracy}
         results.record(path, protocol, settings | best)
@@ -561,12 +561,12 @@ def _carry_out_steps(context: EvaluationContext, grid: list[tuple[dict[str, Any]
 
 
 def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of combinations measured before with the same settings; {} for none, or where any is damaged."""
+    """Return the record of combinations measured earlier with the same settings; {} if none, or if damaged."""
     from ddpm.runs import results
 
     try:
         known = results.earlier(results.recorded(path), protocol)
-    except ValueError:  # which `record` is going to tell of
+    except ValueError:  # `record` reports it
         return {}
     requested = ("n", "seeds", "weights", "checkpoint", "precision", "guidance")
     before = next((r for r in known if all(r.get(key) == settings.get(key) for key in requested)), {})
@@ -582,7 +582,7 @@ def _measured(path: Path, protocol: str, settings: dict[str, Any]) -> dict[str, 
 
 
 def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
-    """Check what training and sampling are to be timed with; returns what times them."""
+    """Check the parts that training and sampling are timed with; return the planned measure."""
     from ddpm.training import cost
 
     config, trained, trust = context.config, context.trained, trusted(context.config)
@@ -622,7 +622,7 @@ def _measure_cost(context: EvaluationContext) -> PlannedMeasure:
 def _samplers(
     context: EvaluationContext, key: str, names: Any, steps: Any, spacings: Any
 ) -> list[tuple[dict[str, Any], Any]]:
-    """(what tells it from others, sampler) for every combination, in order; refuses what cannot walk."""
+    """Return (settings of the combination, sampler) for every one, in order; raise InvalidInput for invalid steps."""
     config, pairs = context.config, []
     for option, values in (("samplers", names), ("steps", steps), ("spacing", spacings)):
         if not isinstance(values, list) or not values:
@@ -643,12 +643,12 @@ def _samplers(
 
 
 def _listed(seeds: list[int]) -> str:
-    """Seeds that follow one another."""
+    """Return consecutive seeds in words."""
     return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def _duration(seconds: float) -> str:
-    """h:mm:ss, or m:ss min."""
+    """Return seconds as h:mm:ss, or as "m:ss min" below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02} min"

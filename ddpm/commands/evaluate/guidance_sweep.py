@@ -1,4 +1,4 @@
-"""`ddpm-evaluate metric=guidance_sweep`: quality against agreement over the weights of a guidance."""
+"""`ddpm-evaluate metric=guidance_sweep`: sample quality and agreement with the class over guidance weights."""
 
 import math
 from pathlib import Path
@@ -10,12 +10,12 @@ from ddpm.commands.load import guidance_of, must_walk
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, plain
 
-PROTOCOL = "guidance_frechet"  # how the names of its results begin
+PROTOCOL = "guidance_frechet"  # prefix of the protocol
 AGREED = ("n", "seeds", "weights", "checkpoint", "precision", "sampler", "sampler_settings", "guidance")
 
 
 def measure_guidance(context: EvaluationContext, n: int) -> PlannedMeasure:
-    """Check every weight; returns what measures those that are not there yet.
+    """Check every weight; return the planned measure of those not yet recorded.
 
     Args:
         n: samples of each weight.
@@ -40,7 +40,7 @@ def measure_guidance(context: EvaluationContext, n: int) -> PlannedMeasure:
 
 
 def _carry_out(context: EvaluationContext, weights: list[float], n: int) -> None:
-    """Frechet distance, precision, recall and agreement of every weight, each written as soon as it is known."""
+    """Measure Frechet distance, precision, recall and agreement of every weight; record each as soon as it is known."""
     from ddpm.figures import plots
     from ddpm.metrics import quality
     from ddpm.runs import results
@@ -76,10 +76,10 @@ def _carry_out(context: EvaluationContext, weights: list[float], n: int) -> None
         in_order = [cells[key] for key in sorted(cells)]
         best = {"value": min(cell["value"] for cell in in_order), "real_vs_real": distance["real_vs_real"]}
         results.record(path, protocol, settings | best | {"cells": in_order})
-        told = ", ".join(
+        numbers = ", ".join(
             f"{key} {cells[w][key]:.3f}" for key in ("precision", "recall", "agreement") if key in cells[w]
         )
-        say(f"w = {w:g}: Frechet distance {distance['value']:.3f}, {told}")
+        say(f"w = {w:g}: Frechet distance {distance['value']:.3f}, {numbers}")
     in_order = [cells[key] for key in sorted(cells)]
     reference = results.recorded(path / "evaluation.json")[protocol]["real_vs_real"]
     plots.guidance_sweep(path / "guidance_sweep.png", in_order, reference, protocol)
@@ -87,7 +87,7 @@ def _carry_out(context: EvaluationContext, weights: list[float], n: int) -> None
 
 
 def _weighing(context: EvaluationContext, w: float) -> Any:
-    """The guidance that is asked for, with another weight."""
+    """Return the configured guidance with another weight."""
     config = context.config.copy()
     config.guidance.w = w
     return guidance_of(config, trusted(config), context.source.device)
@@ -100,12 +100,12 @@ def _is_labelled(context: EvaluationContext) -> bool:
 
 
 def _known(path: Path, protocol: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The weights measured before with the same settings; none where any is damaged."""
+    """Return the records of weights measured earlier with the same settings; [] if any is damaged."""
     from ddpm.runs import results
 
     try:
         known = results.earlier(results.recorded(path), protocol)
-    except ValueError:  # which `record` is going to tell of
+    except ValueError:  # `record` reports it
         return []
     before = next((r for r in known if all(r.get(key) == settings.get(key) for key in AGREED)), {})
     cells = before.get("cells")

@@ -1,4 +1,4 @@
-"""`ddpm-evaluate metric=retrieval`: do names find their pictures, pictures their names, and samples their prompts?"""
+"""`ddpm-evaluate metric=retrieval`: ranks of pictures by name, of names by picture, of prompts by sample."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, read_config
 
 NAME = "retrieval"
-MOST = 512  # samples of each part, unless told otherwise
-AT_A_TIME = 256  # pictures, or texts, that are encoded at once
+MOST = 512  # samples of each part by default
+AT_A_TIME = 256  # pictures, or texts, encoded in a batch
 PARTS = {
     "trained": "pictures that were trained on",
     "held_out": "held-out pictures",
@@ -21,7 +21,7 @@ PARTS = {
 
 
 class Judge(NamedTuple):
-    """Encoders of pictures and texts, and where they compute."""
+    """Encoders of pictures and texts, with their device and precision."""
 
     model: Any
     tokenizer: Any
@@ -29,7 +29,7 @@ class Judge(NamedTuple):
     precision: str
 
     def of_pictures(self, batches: Iterable[Any]) -> Any:
-        """Vectors (N, d), on the CPU, of batches of pictures."""
+        """Return the embeddings (N, d) of batches of pictures, on the CPU."""
         import torch
 
         from ddpm.runs.precision import computing
@@ -38,7 +38,7 @@ class Judge(NamedTuple):
             return torch.cat([self.model.of_pictures(x.to(self.device)).float().cpu() for x in batches])
 
     def of_texts(self, texts: list[str]) -> Any:
-        """Vectors (N, d), on the CPU, of texts."""
+        """Return the embeddings (N, d) of texts, on the CPU."""
         import torch
 
         from ddpm.runs.precision import computing
@@ -49,7 +49,7 @@ class Judge(NamedTuple):
 
 
 class Names(NamedTuple):
-    """The different captions of some data, and which of them each sample has."""
+    """The distinct captions of some data, and the index of each sample's caption."""
 
     texts: list[str]
     of: Any  # (N,)
@@ -63,7 +63,7 @@ class Names(NamedTuple):
 
 
 def measure_retrieval(context: EvaluationContext) -> PlannedMeasure:
-    """Check that there is something to compare with names; returns what encodes, and compares.
+    """Check that the data have captions and a held-out part; return the planned measure.
 
     Raises: InvalidInput.
     """
@@ -76,7 +76,7 @@ def measure_retrieval(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _parts(context: EvaluationContext) -> dict[str, Any]:
-    """What was not trained on, apart where pairs were held out: numbers of samples, at most `n` of each."""
+    """Return the numbers of held-out samples, with held-out pairs as a part of their own; at most `n` of each part."""
     import torch
 
     from ddpm.data.dataset import spread
@@ -89,7 +89,7 @@ def _parts(context: EvaluationContext) -> dict[str, Any]:
     return {part: numbers[spread(len(numbers), most)] for part, numbers in parts.items()}
 
 
-# ------------------------------------------------------------------------------------------ of the encoders themselves
+# -------------------------------------------------------------------------------------------------------- encoders
 
 
 def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
@@ -101,7 +101,7 @@ def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _compare(context: EvaluationContext) -> None:
-    """The ranks of the names of pictures among all names, and of the pictures of names among all pictures."""
+    """Record the ranks of pictures' names among all names, and of names' pictures among all pictures."""
     import torch
 
     from ddpm.data.dataset import spread
@@ -116,10 +116,10 @@ def _compare(context: EvaluationContext) -> None:
     most = max(map(len, parts.values()))
     train = data.train.cpu()
     for part, numbers in ({"trained": train[spread(len(train), most)]} | parts).items():
-        asked = names.of[numbers].unique()
+        queries = names.of[numbers].unique()
         ways = {
             "name": retrieval.found(u[numbers], v, names.of[numbers], torch.arange(len(v))),
-            "picture": retrieval.found(v[asked], u, asked, names.of),
+            "picture": retrieval.found(v[queries], u, queries, names.of),
         }
         for way, found in ways.items():
             _record(
@@ -135,7 +135,7 @@ def _compare(context: EvaluationContext) -> None:
 def _record(
     context: EvaluationContext, what: str, judge: str, n: int, measured: dict[int, dict[str, Any]], part: str
 ) -> None:
-    """Write what was counted with each seed."""
+    """Record what was counted with each seed."""
     from ddpm.metrics import quality
 
     for name in next(iter(measured.values())):
@@ -144,7 +144,7 @@ def _record(
         context.record(f"{NAME}_{what}-{name}{judge}_{n}", values, f"{PARTS[part]}: {quality.in_words(each, values)}")
 
 
-# --------------------------------------------------------------------------------------------------------- of samples
+# ---------------------------------------------------------------------------------------------------------- samples
 
 
 def _planned_samples(context: EvaluationContext) -> PlannedMeasure:
@@ -159,14 +159,14 @@ def _planned_samples(context: EvaluationContext) -> PlannedMeasure:
     must_walk(source.sampler, source.diffusion)
     judge, name = _judge_of(context)
     parts = _parts(context)
-    drawn = len(context.seeds) * sum(map(len, parts.values()))
+    count = len(context.seeds) * sum(map(len, parts.values()))
     of_each = " and ".join(f"{len(numbers):,} samples of the names of {PARTS[part]}" for part, numbers in parts.items())
     plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}, compared by {context.config.judge_run}"
-    return PlannedMeasure(plan, drawn * source.evaluations, lambda: _find(context, judge, name, parts))
+    return PlannedMeasure(plan, count * source.evaluations, lambda: _find(context, judge, name, parts))
 
 
 def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
-    """The encoders of the run that `judge_run` names, and what they are called: by their checksum.
+    """Return the encoders of the run that `judge_run` names, and the start of their checksum.
 
     Raises: InvalidInput.
     """
@@ -201,22 +201,22 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
 
 
 def _find(context: EvaluationContext, judge: Judge, name: str, parts: dict[str, Any]) -> None:
-    """The ranks of the prompts of samples among all names, beside those of the held-out pictures of these names."""
+    """Record the ranks of samples' prompts among all names, with those of held-out pictures as the ceiling."""
     import torch
 
     from ddpm.metrics import retrieval
 
     data = context.every
     names = Names.all_of(data)
-    v, called = judge.of_texts(names.texts), torch.arange(len(names.texts))
+    v, indices = judge.of_texts(names.texts), torch.arange(len(names.texts))
     for part, numbers in parts.items():
         real = judge.of_pictures(data.batch(some).x for some in numbers.split(AT_A_TIME))
-        ceiling = retrieval.found(real, v, names.of[numbers], called)
+        ceiling = retrieval.found(real, v, names.of[numbers], indices)
         measured = {}
         for seed in context.seeds:
-            x, _ = context.samples(list(range(len(numbers))), seed, told=numbers)
+            x, _ = context.samples(list(range(len(numbers))), seed, conditions_of=numbers)
             u = judge.of_pictures(x.split(AT_A_TIME))
             if broken := int((~u.isfinite().all(1)).sum()):
                 raise InvalidInput(f"metric={NAME}: {broken} of {len(x)} samples hold NaN or infinity")
-            measured[seed] = retrieval.results("drawn", retrieval.found(u, v, names.of[numbers], called), ceiling)
+            measured[seed] = retrieval.results("drawn", retrieval.found(u, v, names.of[numbers], indices), ceiling)
         _record(context, f"{part}-drawn", f"_contrastive-{name}", len(numbers), measured, part)

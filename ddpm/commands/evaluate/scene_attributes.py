@@ -1,4 +1,4 @@
-"""`ddpm-evaluate metric=scenes`: is what prompts name right in what is drawn, as a network reads it?"""
+"""`ddpm-evaluate metric=scenes` and `metric=subject`: agreement of samples with prompts, as a network reads it."""
 
 import textwrap
 from typing import Any, NamedTuple
@@ -11,22 +11,22 @@ from ddpm.commands.validate import must_be_whole, trusted
 from ddpm.config import InvalidInput, build
 
 NAME, SUBJECT = "scenes", "subject"
-READ = (2,)  # the numbers of solids in the scenes that what reads a subject learns from
+READ = (2,)  # numbers of solids in the scenes that the reader of a subject is trained on
 PICTURE, OF_SUBJECT = "scenes.png", "subject.png"  # in the run directory
-ROWS, SHOWN = 4, 4  # prompts of each part in it, and samples of each
-MOST = 512  # samples of each part, unless told otherwise
+ROWS, COLUMNS = 4, 4  # prompts of each part in a figure, and samples of each
+MOST = 512  # samples of each part by default
 IN_WORDS = {"seen": "pairs that were trained on", "composed": "pairs that no training scene shows"}
 
 
 class Prompts(NamedTuple):
-    """Held-out samples whose captions are drawn, in turn."""
+    """Held-out samples whose captions are the prompts, in turn."""
 
     numbers: Any  # (M,)
-    scenes: list[Any]  # what each caption says
+    scenes: list[Any]  # parsed from each caption
 
 
 def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
-    """Check that the run is told of scenes in words, and find the prompts; returns what draws and reads them.
+    """Check that the run is conditioned on captions of scenes, and find the prompts; return the planned measure.
 
     Raises: InvalidInput.
     """
@@ -37,7 +37,7 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
 
     context = _of_scenes(context)
     config, source, data = context.config, context.source, context.every
-    _must_be_told_of_scenes(source, data)
+    _must_be_conditioned_on_scenes(source, data)
     must_walk(source.sampler, source.diffusion)
     must_be_whole(config, "scenes.count", "scenes.epochs", least=1)
     try:
@@ -51,17 +51,17 @@ def measure_scenes(context: EvaluationContext) -> PlannedMeasure:
     n = config.n or min(MOST, len(data.held_out))
     reader = _untrained(context)
     size, learning = data.shape[1:], (config.scenes.count, config.scenes.epochs)
-    kept = reader_path(reader, size, data.numbers, context.cache, *learning).exists()
-    drawn = len(context.seeds) * n * len(parts) + sum(ROWS * SHOWN for _ in parts)
+    found = reader_path(reader, size, data.numbers, context.cache, *learning).exists()
+    count = len(context.seeds) * n * len(parts) + sum(ROWS * COLUMNS for _ in parts)
     of_each = " and ".join(f"{n:,} samples of {IN_WORDS[part]}" for part in parts)
     plan = f"{NAME}: {of_each}, seeds {context.seeds}, {source.walk}" + (
-        "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+        "" if found else f"; their reader is trained first, on {config.scenes.count:,} scenes, and stored"
     )
-    return PlannedMeasure(plan, drawn * source.evaluations, lambda: _carry_out(context, reader, parts, n))
+    return PlannedMeasure(plan, count * source.evaluations, lambda: _carry_out(context, reader, parts, n))
 
 
 def _of_scenes(context: EvaluationContext) -> EvaluationContext:
-    """Of a run that was taught a subject, what it was trained on before: whether that is forgotten is the question."""
+    """Return the context; for a run tuned to a subject, with the scenes of the run before, to measure forgetting."""
     before = scenes_of(context.trained, trusted(context.config), context.run.path)
     if before is None:
         return context
@@ -69,8 +69,8 @@ def _of_scenes(context: EvaluationContext) -> EvaluationContext:
     return EvaluationContext(context.config, source, context.run, context.trained, context.step, before)
 
 
-def _must_be_told_of_scenes(source: Any, data: Any) -> None:
-    """Refuse other data than scenes in colour, and runs that are not told of them in words."""
+def _must_be_conditioned_on_scenes(source: Any, data: Any) -> None:
+    """Raise InvalidInput unless the data are scenes in colour and the run is conditioned on their captions."""
     from ddpm.data.batch import takes
     from ddpm.data.scenes import Scenes
 
@@ -86,7 +86,7 @@ def _must_be_told_of_scenes(source: Any, data: Any) -> None:
 
 
 def _untrained(context: EvaluationContext) -> Any:
-    """The network that reads, with the weights that its training begins with."""
+    """Build the network that reads scenes, with its initial weights."""
     import torch
 
     from ddpm.data.scenes import PAIRS
@@ -99,7 +99,7 @@ def _untrained(context: EvaluationContext) -> Any:
 
 
 def _carry_out(context: EvaluationContext, reader: Any, parts: dict[str, Prompts], n: int) -> None:
-    """Draw what the prompts of each part say, with every seed, read it, and write what was found."""
+    """Draw samples of the prompts of each part with every seed, read them, and record the results."""
     from ddpm.metrics import quality, scenes
     from ddpm.metrics.reader import read, reader_of
 
@@ -127,15 +127,15 @@ def _carry_out(context: EvaluationContext, reader: Any, parts: dict[str, Prompts
 
 
 def _samples(context: EvaluationContext, numbers: list[int], seed: int, prompts: Prompts) -> Any:
-    """Samples of these numbers, number i of the caption of prompt i modulo how many they are."""
-    x, _ = context.samples(numbers, seed, told=prompts.numbers)
+    """Draw samples of these numbers; number i has the caption of prompt i modulo the number of prompts."""
+    x, _ = context.samples(numbers, seed, conditions_of=prompts.numbers)
     if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
         raise InvalidInput(f"metric={NAME}: {broken} of {len(x)} samples hold NaN or infinity")
     return x
 
 
 def _draw(context: EvaluationContext, reader: Any, parts: dict[str, Prompts]) -> None:
-    """Some prompts, what held-out pictures and samples show of them, and which of these do not."""
+    """Draw a figure of prompts with held-out pictures and samples of each; wrong ones are framed."""
     from ddpm.data.dataset import spread
     from ddpm.figures import plots
     from ddpm.metrics.reader import read
@@ -146,22 +146,22 @@ def _draw(context: EvaluationContext, reader: Any, parts: dict[str, Prompts]) ->
         M = len(prompts.numbers)
         places = spread(M, ROWS).tolist()
         real = data.batch(prompts.numbers[places]).x.cpu()
-        x = _samples(context, [p + M * k for p in places for k in range(SHOWN)], context.seeds[0], prompts)
+        x = _samples(context, [p + M * k for p in places for k in range(COLUMNS)], context.seeds[0], prompts)
         for row, place in enumerate(places):
-            pictures = [real[row : row + 1], *x[SHOWN * row : SHOWN * (row + 1)].split(1)]
+            pictures = [real[row : row + 1], *x[COLUMNS * row : COLUMNS * (row + 1)].split(1)]
             right = [judge_all(read(reader, picture, device), [prompts.scenes[place]])[0].all for picture in pictures]
             caption = data.captions[int(prompts.numbers[place])]
             rows.append((caption, [(picture[0], good) for picture, good in zip(pictures, right, strict=True)]))
     path = context.run.path / PICTURE
     plots.prompted(path, rows)
-    say(f"wrote {path}: prompts, a held-out picture of each, and {SHOWN} samples; framed are those that are wrong")
+    say(f"wrote {path}: prompts, a held-out picture of each, and {COLUMNS} samples; framed are those that are wrong")
 
 
 # -------------------------------------------------------------------------------------------------------------- subject
 
 
 def measure_subject(context: EvaluationContext) -> PlannedMeasure:
-    """Check that the run was taught a subject; returns what draws it as held-out captions say, and compares it.
+    """Check that the run was tuned to a subject; return the planned measure of samples of its held-out captions.
 
     Raises: InvalidInput.
     """
@@ -170,7 +170,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
 
     config, source, data = context.config, context.source, context.every
     if context.trained.get("subject") is None or source.condition_data is None:
-        raise InvalidInput(f"metric={SUBJECT} is of a run that was taught one; train one with experiment=subject")
+        raise InvalidInput(f"metric={SUBJECT} needs a run that was tuned to one; train one with experiment=subject")
     if data.shape[0] != 3:
         raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
     must_walk(source.sampler, source.diffusion)
@@ -180,16 +180,16 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     n, reader = config.n or len(data.held_out), _untrained(context)
-    kept = reader_path(reader, data.shape[1:], READ, context.cache, config.scenes.count, config.scenes.epochs).exists()
+    found = reader_path(reader, data.shape[1:], READ, context.cache, config.scenes.count, config.scenes.epochs).exists()
     plan = f"{SUBJECT}: {n:,} samples of held-out captions, seeds {context.seeds}, {source.walk}" + (
-        "" if kept else f"; what reads them is trained first, on {config.scenes.count:,} scenes, and kept"
+        "" if found else f"; their reader is trained first, on {config.scenes.count:,} scenes, and stored"
     )
-    drawn = len(context.seeds) * n + ROWS * SHOWN
-    return PlannedMeasure(plan, drawn * source.evaluations, lambda: _compare(context, reader, n))
+    count = len(context.seeds) * n + ROWS * COLUMNS
+    return PlannedMeasure(plan, count * source.evaluations, lambda: _compare(context, reader, n))
 
 
 def _compare(context: EvaluationContext, reader: Any, n: int) -> None:
-    """Draw the subject with every seed, and write how alike it is to its pictures."""
+    """Draw the subject with every seed, and record how similar it is to its pictures."""
     from ddpm.figures.images import to_float
     from ddpm.metrics import quality, subject
     from ddpm.metrics.reader import read, reader_of
@@ -217,7 +217,7 @@ def _compare(context: EvaluationContext, reader: Any, n: int) -> None:
 
 
 def _draw_subject(context: EvaluationContext) -> None:
-    """The pictures that were learned from; and held-out captions, a view of each and samples."""
+    """Draw a figure of the training pictures; then held-out captions, a view and samples of each."""
     import torch
 
     from ddpm.data.dataset import spread
@@ -225,13 +225,13 @@ def _draw_subject(context: EvaluationContext) -> None:
 
     data, prompts, M = context.every, Prompts(context.every.held_out, []), len(context.every.held_out)
     places = spread(M, ROWS).tolist()
-    few, views = (data.batch(part).x.cpu() for part in (data.train[: SHOWN + 1], data.held_out[places]))
-    x = _samples(context, [p + M * k for p in places for k in range(SHOWN)], context.seeds[0], prompts)
-    white = torch.ones(SHOWN + 1 - len(few), *few.shape[1:])
+    few, views = (data.batch(part).x.cpu() for part in (data.train[: COLUMNS + 1], data.held_out[places]))
+    x = _samples(context, [p + M * k for p in places for k in range(COLUMNS)], context.seeds[0], prompts)
+    white = torch.ones(COLUMNS + 1 - len(few), *few.shape[1:])
     rows = [("learned from these", torch.cat([few, white]))]
-    for view, samples, place in zip(views.split(1), x.split(SHOWN), places, strict=True):
+    for view, samples, place in zip(views.split(1), x.split(COLUMNS), places, strict=True):
         caption = "\n".join(textwrap.wrap(data.captions[int(data.held_out[place])], plots.LINE))
         rows.append((caption, torch.cat([view, samples.cpu()])))
     path = context.run.path / OF_SUBJECT
     plots.labelled_rows(path, rows, title="below: a held-out view, then samples of its words")
-    say(f"wrote {path}: its pictures; then held-out captions, a view of each, and {SHOWN} samples")
+    say(f"wrote {path}: its pictures; then held-out captions, a view of each, and {COLUMNS} samples")

@@ -1,4 +1,4 @@
-"""Samples of sound: written as WAV files and a page to listen to; `ddpm-evaluate metric=sound`."""
+"""Sound samples as WAV files and a web page; the measure `ddpm-evaluate metric=sound`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from ddpm.config import InvalidInput, plain
 NAME = "sound"
 PAGE = "listen.html"
 ON_PAGE = 64  # samples
-BESIDE = 10  # held-out sounds on the page
+HELD_OUT = 10  # held-out sounds on the page
 
 
 def mel_of(trained: DictConfig) -> Any:
-    """What makes sounds of a run's samples, by its configuration; None of a run of anything else."""
+    """Return the mel transform of a run on sounds, from its configuration; None for other runs."""
     from ddpm.data.sound import mel_of_config
 
     try:
@@ -27,26 +27,26 @@ def mel_of(trained: DictConfig) -> Any:
         raise InvalidInput(f"the run's data: {error}") from error
 
 
-def as_shown(mel: Any, x: Any) -> Any:
-    """Pictures (n, 1, H, W) as a person sees them: of sounds (mel is not None) the low ones below."""
+def for_display(mel: Any, x: Any) -> Any:
+    """Return pictures (n, 1, H, W) for display: spectrograms (mel is not None) with low frequencies at the bottom."""
     return x if mel is None else x.flip(-2)
 
 
 def wavs_of(mel: Any, x: Any, references: Any = None) -> list[bytes]:
-    """WAV files of pictures (n, 1, H, W) in [-1, 1]; references as `Mel.decode` has them."""
+    """Return WAV files as bytes, one for each picture (n, 1, H, W) in [-1, 1]; references are those of `Mel.decode`."""
     import torch
 
     from ddpm.data.sound import AT_ONCE, wav_of
     from ddpm.figures.images import to_uint8
 
     parts = range(0, len(x), AT_ONCE)
-    told = [None if references is None else references[k : k + AT_ONCE] for k in parts]
-    sounds = [mel.decode(to_uint8(x[k : k + AT_ONCE].cpu()), r) for k, r in zip(parts, told, strict=True)]
+    batches = [None if references is None else references[k : k + AT_ONCE] for k in parts]
+    sounds = [mel.decode(to_uint8(x[k : k + AT_ONCE].cpu()), r) for k, r in zip(parts, batches, strict=True)]
     return [wav_of(y, mel.sample_rate) for y in (torch.cat(sounds) if sounds else ())]
 
 
 def write_wav(path: Path, mel: Any, x: Any) -> None:
-    """One sound, of the first of some pictures."""
+    """Write the sound of the first picture of x."""
     from ddpm.runs.files import replacing
 
     with replacing(path) as temporary:
@@ -54,7 +54,7 @@ def write_wav(path: Path, mel: Any, x: Any) -> None:
 
 
 def write_page(path: Path, title: str, mel: Any, groups: Sequence[tuple[str, list[str], Any]]) -> None:
-    """A page to listen to.
+    """Write a web page that plays sounds next to their pictures.
 
     Args:
         groups: (heading, names, pictures (n, 1, H, W) in [-1, 1]) each.
@@ -65,7 +65,7 @@ def write_page(path: Path, title: str, mel: Any, groups: Sequence[tuple[str, lis
 
     heard = []
     for heading, names, x in groups:
-        pictures = to_uint8(as_shown(mel, x).cpu())
+        pictures = to_uint8(for_display(mel, x).cpu())
         wavs = wavs_of(mel, x)
         heard.append((heading, [Heard(*one) for one in zip(names, pictures, wavs, strict=True)]))
     words = f"All sounds come from spectrograms of {mel.n_mels} mel bands, by {mel.n_iter} rounds of Griffin-Lim."
@@ -74,7 +74,7 @@ def write_page(path: Path, title: str, mel: Any, groups: Sequence[tuple[str, lis
 
 
 def names_of(source: Any, classes: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """What samples of these numbers are called: by their class where the network has classes."""
+    """Return the captions of samples with these numbers, with their class if the network has classes."""
     y = source.classes(list(numbers))
     if y is None:
         return [f"sample {i}" for i in numbers]
@@ -86,17 +86,17 @@ def names_of(source: Any, classes: Sequence[str], numbers: Sequence[int]) -> lis
 
 
 def write_results(path: Path, source: Any, data: Any, samples: Any) -> None:
-    """The page at the end of a run of sounds: its samples, and some of those that were held out."""
+    """Write the web page at the end of a run on sounds: its samples, and some held-out sounds."""
     from ddpm.data.dataset import spread
 
     numbers = data.held_out if len(data.held_out) else data.train
-    chosen = numbers[spread(len(numbers), BESIDE)]
+    chosen = numbers[spread(len(numbers), HELD_OUT)]
     real = data.batch(chosen)
-    called = [data.classes[k] for k in real.y.tolist()] if real.y is not None else [f"sound {i}" for i in chosen]
+    names = [data.classes[k] for k in real.y.tolist()] if real.y is not None else [f"sound {i}" for i in chosen]
     drawn = samples[:ON_PAGE]
     groups = [
         ("Samples", names_of(source, data.classes, range(len(drawn))), drawn),
-        ("Sounds of the data, through the same spectrograms", called, real.x),
+        ("Sounds of the data, through the same spectrograms", names, real.x),
     ]
     write_page(path, f"Samples of {data.name}", data.mel, groups)
 
@@ -105,7 +105,7 @@ def write_results(path: Path, source: Any, data: Any, samples: Any) -> None:
 
 
 def measure_sound(context: EvaluationContext) -> PlannedMeasure:
-    """Check that the run draws sounds by class; returns what draws them, makes them heard, and reads them.
+    """Check that the run draws sounds by class; return the planned measure.
 
     Raises: InvalidInput.
     """
@@ -113,10 +113,10 @@ def measure_sound(context: EvaluationContext) -> PlannedMeasure:
 
     source, data = context.source, context.every
     if getattr(data, "mel", None) is None:
-        raise InvalidInput(f"metric={NAME} is of sounds, and {data.name} has none; train with experiment=spoken_digits")
+        raise InvalidInput(f"metric={NAME} needs sounds, and {data.name} has none; train with experiment=spoken_digits")
     if source.classes([0]) is None or not quality.has_classes(data):
         raise InvalidInput(
-            f"metric={NAME} compares samples with the classes that were asked for, and the network has none; train one "
+            f"metric={NAME} compares samples with the requested classes, and the network has none; train one "
             "with model.num_classes, on data with two classes or more"
         )
     if source.sampler is not None:
@@ -133,7 +133,7 @@ def measure_sound(context: EvaluationContext) -> PlannedMeasure:
 
 
 def _carry_out(context: EvaluationContext, n: int) -> None:
-    """Draw with every seed, read what is heard, and write what is right, how far it is, and whether it is copied."""
+    """Draw with every seed; record the classifier's accuracy, the Frechet distance and the memorisation."""
     from ddpm.metrics import quality, sound
 
     source, data = context.source, context.data
@@ -163,7 +163,7 @@ def _carry_out(context: EvaluationContext, n: int) -> None:
 
 
 def _too_few(n: int, real: Any) -> str:
-    """Why there is no Frechet distance, in words; empty where there is one."""
+    """Return why there is no Frechet distance, or "" if there is one."""
     for what, count in (("samples", n), ("training sounds", len(real.train))):
         if count <= real.features.size:
             least = real.features.size + 1

@@ -1,1 +1,1 @@
-"""`ddpm-sample` and `ddpm-edit`: what is drawn."""
+"""`ddpm-sample` and `ddpm-edit`: samples and edited images."""

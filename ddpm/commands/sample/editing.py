@@ -1,4 +1,4 @@
-"""`ddpm-edit`: an image, and what a run's network makes of it."""
+"""`ddpm-edit`: edit an image with a run's network or a published pipeline."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.evaluate.sounds import as_shown, mel_of, write_page, write_wav
-from ddpm.commands.load import LABELS, asked_labels, label_names, must_walk
+from ddpm.commands.evaluate.sounds import for_display, mel_of, write_page, write_wav
+from ddpm.commands.load import LABELS, label_names, must_walk, requested_labels
 from ddpm.commands.sample import pipelines
 from ddpm.commands.sample.given_image import FITS, HELD_OUT, depth_of, image_of, mask_of
 from ddpm.commands.sample.pipelines import Drawn
@@ -23,20 +23,20 @@ from ddpm.config import InvalidInput, plain, resolved
 
 KINDS = ("strength", "mask", "operator", "redraw")
 OPERATORS = ("super_resolution", "blur", "inpainting")
-SHOWN = 12  # results in a strip
+MOST = 12  # results in a strip
 
 
 class Edit(NamedTuple):
-    """What is drawn, and what a strip shows beside it."""
+    """A function that draws the results, and the images that a strip shows before them."""
 
     draw: Callable[[list[int]], Any]
     """Numbers of samples -> images (n, C, H, W), on the CPU."""
     before: list[tuple[str, Any]]
-    """(label, images (1, C, H, W)) of what the results come from."""
+    """(label, images (1, C, H, W)) of the inputs that the results come from."""
 
 
 def edit(config: DictConfig) -> None:
-    """Edit an image, as a strip of input and results, or the results alone.
+    """Edit an image; write a strip of input and results, or the results alone.
 
     Raises: InvalidInput.
     """
@@ -67,7 +67,7 @@ def edit(config: DictConfig) -> None:
     if isinstance(run, Drawn) and run.mel is not None:
         raise InvalidInput(f"{drawn_from} draws sounds, and edits none; experiments/sample.py draws them")
     if isinstance(run, Drawn):
-        source = _prompted(config, source, kind)
+        source = _of_pipeline(config, source, kind)
     if kind == "redraw" and str(source.guidance):
         raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
     names = _names(config, source, run, trained)
@@ -82,7 +82,7 @@ def edit(config: DictConfig) -> None:
     edited = kinds[kind]
     if kind == "redraw":
         labels = _own(config, names, labels)
-        if len(labels) > 1 and config.style is None:  # the same hand
+        if len(labels) > 1 and config.style is None:  # in the same style
             source.styles = labels[1:2]
     else:
         own = {key: labels[k : k + 1] for k, key in enumerate(LABELS)}
@@ -102,11 +102,11 @@ def edit(config: DictConfig) -> None:
         if mel is None:
             raise InvalidInput(f"out={config.out}: the run draws no sounds; allowed: FILE.png, FILE.npy")
         if config.n not in (None, 1):
-            raise InvalidInput(f"n={config.n}: a .wav file holds one result, n=1; out=FILE.png has a page beside it")
+            raise InvalidInput(f"n={config.n}: a .wav file holds one result, n=1; out=FILE.png comes with a page")
         n = 1
     out = Path(str(config.out)) if config.out is not None else run.path / f"edit_{_name(config, kind)}.png"
-    if out.suffix == ".png" and n > SHOWN:
-        raise InvalidInput(f"n={n}: a strip shows up to {SHOWN} results; out=FILE.npy holds more")
+    if out.suffix == ".png" and n > MOST:
+        raise InvalidInput(f"n={n}: a strip shows up to {MOST} results; out=FILE.npy holds more")
     try:
         draw, before = edited(config, source, x, size, labels)
         say(how_drawn_from(source, run, step, config))
@@ -118,8 +118,8 @@ def edit(config: DictConfig) -> None:
     say(f"wrote {out}")
 
 
-def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
-    """A pipeline's source for editing, told of depth= if its network takes one; refuses what it cannot be asked for."""
+def _of_pipeline(config: DictConfig, source: Any, kind: str) -> Any:
+    """Return a pipeline's source for editing, conditioned on depth= if its network takes it; check the requests."""
     from ddpm.sources.prompted import deep, kind_of
 
     of_network = kind_of(source.model)
@@ -143,30 +143,30 @@ def _prompted(config: DictConfig, source: Any, kind: str) -> Any:
 
 
 def _kind(config: DictConfig) -> str:
-    """Which of KINDS is asked for."""
+    """Return the requested one of KINDS."""
     redraw = plain(config.redraw)
     if not isinstance(redraw, bool):
         raise InvalidInput(f"redraw={redraw} must be true or false")
-    asked = [name for name in KINDS if config[name] is not None and (name != "redraw" or redraw)]
-    if not asked and config.depth is not None:  # an image drawn anew, of the same depth
-        config.strength, asked = 1.0, ["strength"]
-    if asked == ["strength", "redraw"]:
+    requested = [name for name in KINDS if config[name] is not None and (name != "redraw" or redraw)]
+    if not requested and config.depth is not None:  # redraws the image with the same depth
+        config.strength, requested = 1.0, ["strength"]
+    if requested == ["strength", "redraw"]:
         return "redraw"
-    if asked == ["mask", "operator"] and config.operator == "inpainting":
+    if requested == ["mask", "operator"] and config.operator == "inpainting":
         return "operator"
-    if len(asked) != 1:
-        given = f"{' and '.join(asked)} are different edits" if asked else "what is to be done is missing"
-        raise InvalidInput(f"{given}; give one of strength=0.6, mask=FILE, operator=NAME, redraw=true")
+    if len(requested) != 1:
+        problem = f"{' and '.join(requested)} are different edits" if requested else "what is to be done is missing"
+        raise InvalidInput(f"{problem}; give one of strength=0.6, mask=FILE, operator=NAME, redraw=true")
     if config.operator == "inpainting":
         raise InvalidInput("operator=inpainting needs mask=FILE")
     for key in (f"from_{label}" for label in LABELS):
         if config[key] is not None and not redraw:
-            raise InvalidInput(f"{key}={plain(config[key])} says what redraw=true encodes by; leave it out")
-    return asked[0]
+            raise InvalidInput(f"{key}={plain(config[key])} has an effect with redraw=true alone; leave it out")
+    return requested[0]
 
 
 def _check(config: DictConfig) -> None:
-    """Refuse values that are out of their ranges, whatever the run."""
+    """Raise InvalidInput for values out of range, whatever the run."""
     must_be_one_of(config, "fit", FITS)
     must_be_writable(config.out)
     if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy", ".wav"):
@@ -202,13 +202,13 @@ def _img2img(config: DictConfig, source: Any, x: Any, size: str, labels: list[in
 
 
 def inpainting(config: DictConfig, source: Any, x: Any, size: str, labels: list[int], mel: Any = None) -> Edit:
-    """What is white in `mask=`, drawn anew: by a network that is told of masks, or by replacement or RePaint by others.
+    """Redraw what is white in `mask=`: by a network conditioned on masks, else by replacement or RePaint.
 
     Args:
-        x: the image, (1, C, H, W) in [-1, 1]; or as many as are drawn at once, an image for each.
-        size: that the image had, as WIDTHxHEIGHT, which the mask must have too.
-        labels: of the image; not looked at here.
-        mel: of a run of sounds, whose mask may be a gap in seconds.
+        x: the image (1, C, H, W) in [-1, 1]; or one for each sample of a batch.
+        size: original size of the image, as WIDTHxHEIGHT, which the mask must have too.
+        labels: of the image; unused here.
+        mel: of a run on sounds, whose mask may be a gap in seconds.
     Raises: InvalidInput for a mask that cannot be read, or of another size.
     """
     import torch
@@ -218,8 +218,8 @@ def inpainting(config: DictConfig, source: Any, x: Any, size: str, labels: list[
     mask = mask_of(config, source, size, mel)
     of_drawn = mask if source.codec is None else mask_of_latents(mask, source.shape[1:])
 
-    def told(numbers: list[int]) -> Any:
-        """By a network that is told of the mask and of what it leaves, which need not be put in at every step."""
+    def conditioned(numbers: list[int]) -> Any:
+        """Draw with a network that takes the mask and the known pixels as input at every step."""
         if source.codec is not None:
             return of_latents(numbers)
         _, noise, x_0 = _bound(source, numbers, x)
@@ -245,12 +245,12 @@ def inpainting(config: DictConfig, source: Any, x: Any, size: str, labels: list[
         return inpaint(source.sampler, source.diffusion.schedule, denoise, x_0, of_drawn.to(source.device), **options)
 
     known = x.where(~mask, x.new_zeros(()))
-    drawing = _computing(source, told if _is_told_of_masks(source) else draw)
+    drawing = _computing(source, conditioned if _takes_masks(source) else draw)
     return Edit(lambda numbers: drawing(numbers).where(mask, x), [("input", x), ("kept", known)])
 
 
-def _is_told_of_masks(source: Any) -> bool:
-    """Whether the network itself takes the mask, and what it leaves."""
+def _takes_masks(source: Any) -> bool:
+    """Whether the network takes the mask and the known pixels as input."""
     from ddpm.data.batch import takes
     from ddpm.sources.prompted import Prompted, kind_of
 
@@ -275,7 +275,7 @@ def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[i
         y = y + config.sigma_y * SampleNoise(config.seed, [0], "measured")(0, tuple(y.shape[1:]))
     if config.operator == "inpainting":
         y = A(y)
-    shown = A.transpose(y) * config.factor**2 if config.operator == "super_resolution" else y
+    displayed = A.transpose(y) * config.factor**2 if config.operator == "super_resolution" else y
 
     def draw(numbers: list[int]) -> Any:
         noise = SampleNoise(source.seed, numbers)
@@ -288,7 +288,7 @@ def _measured(config: DictConfig, source: Any, x: Any, size: str, labels: list[i
         return source.sampler(schedule, source.diffusion.clipped(guided), x_T, generator=noise)
 
     before = [] if config.observed else [("input", x)]
-    return Edit(_computing(source, draw), [*before, ("measured", shown)])
+    return Edit(_computing(source, draw), [*before, ("measured", displayed)])
 
 
 def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int]) -> Edit:
@@ -306,19 +306,19 @@ def _redraw(config: DictConfig, source: Any, x: Any, size: str, labels: list[int
         redrawn = redraw(source.sampler, source.diffusion.schedule, ways[0], x_0, ways[1], strength)
         if source.codec is not None:
             return redrawn
-        return redrawn.clamp(-1, 1)  # only here, for a clipped prediction is no longer the flow's
+        return redrawn.clamp(-1, 1)  # only at the end: clipped predictions would leave the flow
 
     return Edit(_computing(source, draw), [("input", x)])
 
 
 def _bound(source: Any, numbers: list[int], x: Any) -> tuple[Any, Any, Any]:
-    """The denoiser, the noise and the images, or their latents, that samples of these numbers start from."""
+    """Return the denoiser, the noise and the images, or their latents, of samples with these numbers."""
     denoise = source.denoiser(source.condition(numbers))
     return denoise, source.noise(numbers), source.encode(x).expand(len(numbers), -1, -1, -1)
 
 
 def _computing(source: Any, draw: Callable[[list[int]], Any]) -> Callable[[list[int]], Any]:
-    """`draw` in the source's precision; its results are decoded, counted by `source.range`, and on the CPU."""
+    """Wrap `draw` to compute in the source's precision, decode the results, and note their range in `source.range`."""
     from ddpm.runs.precision import computing
 
     def drawn(numbers: list[int]) -> Any:
@@ -335,7 +335,7 @@ def _batches(n: int, batch: int) -> list[list[int]]:
 
 
 def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
-    """(C, H, W) that the image is brought to: the network's, or that of what was measured."""
+    """Return the shape (C, H, W) that the image is resized to: the network's, or that of the measurement."""
     channels, height, width = source.decoded_shape
     if config.operator != "super_resolution":
         return channels, height, width
@@ -346,7 +346,7 @@ def _shape(config: DictConfig, source: Any) -> tuple[int, int, int]:
 
 
 def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> dict[str, tuple[str, ...]]:
-    """What the values of each label of a network are called: numbers, where its data cannot be asked."""
+    """Return the names of the values of each label of a network; numbers, if its data cannot be read."""
     from ddpm.data.batch import labels_of
 
     called = {}
@@ -359,20 +359,20 @@ def _names(config: DictConfig, source: Any, run: Any, trained: DictConfig) -> di
 
 
 def _own(config: DictConfig, names: dict[str, tuple[str, ...]], labels: list[int]) -> list[int]:
-    """The labels that an image is encoded by: those that are given, or else its own."""
+    """Return the labels that an image is encoded with: the requested ones, else its own."""
     if not names:
         raise InvalidInput("redraw: the network was trained without classes, so there is nothing to redraw an image as")
     if config.from_style is not None and "style" not in names:
         raise InvalidInput(f"from_style={plain(config.from_style)}: the network was trained without styles")
     own = []
-    for k, (one, called) in enumerate(names.items()):
-        key = f"from_{one}"
-        given = asked_labels(config, partial(names.__getitem__, one), key)
-        if given is None and k >= len(labels):
-            raise InvalidInput(f"redraw needs {key}=, the {one} of the image: {', '.join(called)}")
-        chosen = labels[k : k + 1] if given is None else given
+    for k, (label, called) in enumerate(names.items()):
+        key = f"from_{label}"
+        requested = requested_labels(config, partial(names.__getitem__, label), key)
+        if requested is None and k >= len(labels):
+            raise InvalidInput(f"redraw needs {key}=, the {label} of the image: {', '.join(called)}")
+        chosen = labels[k : k + 1] if requested is None else requested
         if len(chosen) != 1 or not 0 <= chosen[0] < len(called):
-            raise InvalidInput(f"{key}={plain(config[key])} must be one of the {LABELS[one]}: {', '.join(called)}")
+            raise InvalidInput(f"{key}={plain(config[key])} must be one of the {LABELS[label]}: {', '.join(called)}")
         own += chosen
     return own + labels[len(own) :]
 
@@ -381,21 +381,21 @@ def _own(config: DictConfig, names: dict[str, tuple[str, ...]], labels: list[int
 
 
 def _name(config: DictConfig, kind: str) -> str:
-    """Part of a file's name."""
+    """Return the part of the output's name: image, edit, prompt and seed."""
     image = Path(str(config.image)).stem.replace(":", "")
     value = config[kind] if kind in ("strength", "operator") else kind
-    told = [] if config.prompt is None else [pipelines.label(config)]
-    parts = (image, value, *told, config.seed)
+    prompt = [] if config.prompt is None else [pipelines.label(config)]
+    parts = (image, value, *prompt, config.seed)
     return "_".join(re.sub(r"[^0-9A-Za-z.-]+", "-", str(part)).strip("-")[:40] for part in parts)
 
 
 def _labels(source: Any, names: dict[str, tuple[str, ...]], n: int) -> list[str]:
-    """What stands above the results: their numbers where they share their labels, or the labels, or both."""
+    """Return the captions of the results: their numbers if they share their labels, or the labels, or both."""
     each = zip(names.items(), source.labels(range(n)), strict=False)
-    told = [(one, called, y.tolist()) for (one, called), y in each if y is not None]
-    if not told:
+    labels = [(one, called, y.tolist()) for (one, called), y in each if y is not None]
+    if not labels:
         return [f"sample {i}" for i in range(n)]
-    headings = ["\n".join(f"{one} {called[y[i]]}" for one, called, y in told) for i in range(n)]
+    headings = ["\n".join(f"{one} {called[y[i]]}" for one, called, y in labels) for i in range(n)]
     several = len(set(headings)) < n
     return [heading + f"\nsample {i}" * several for i, heading in enumerate(headings)]
 
@@ -403,7 +403,7 @@ def _labels(source: Any, names: dict[str, tuple[str, ...]], n: int) -> list[str]
 def _write(
     out: Path, parts: list[tuple[list[int], Any]], before: list[tuple[str, Any]], labels: list[str], mel: Any = None
 ) -> None:
-    """The results, with what they come from; of sounds a page to listen to lies beside a strip."""
+    """Write the results with their inputs; for sounds, a strip comes with a page that plays them."""
     import torch
 
     from ddpm.figures import images, plots
@@ -415,7 +415,7 @@ def _write(
         write_wav(out, mel, x)
     else:
         columns = [*before, *zip(labels, torch.split(x, 1), strict=True)]
-        plots.labelled_columns(out, [(label, as_shown(mel, column)) for label, column in columns])
+        plots.labelled_columns(out, [(label, for_display(mel, column)) for label, column in columns])
         if mel is not None:
             names = [label.replace("\n", ", ") for label, _ in columns]
             everything = torch.cat([column.cpu() for _, column in columns])

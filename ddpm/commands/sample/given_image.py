@@ -1,4 +1,4 @@
-"""Images that are given to be edited, and their masks: read, checked, and brought to the network's size."""
+"""Input images of `ddpm-edit` and their masks: read, checked, and resized for the network."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from ddpm.commands.load import data_of
 from ddpm.config import InvalidInput, plain
 
 HELD_OUT = "held_out:"
-GAP = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)s")  # of a sound, in seconds
+GAP = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)s")  # in a sound, in seconds
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 FITS = {"crop": "cropped and scaled", "pad": "scaled and padded", "error": ""}
 
@@ -21,35 +21,35 @@ FITS = {"crop": "cropped and scaled", "pad": "scaled and padded", "error": ""}
 def image_of(
     config: DictConfig, trained: DictConfig, shape: tuple[int, int, int], mel: Any = None
 ) -> tuple[Any, str, list[int]]:
-    """The image, (1, C, H, W) in [-1, 1]; the size that it had; its labels, if it is a held-out one that has any.
+    """Return the image (1, C, H, W) in [-1, 1], its original size, and the labels of a held-out image, or [].
 
     Args:
-        mel: of a run of sounds, of which a sound file is given too.
+        mel: of a run on sounds, for which the image may be a sound file; else None.
     """
     from ddpm.figures.images import to_float
 
-    given = plain(config.image)
-    if not isinstance(given, str) or not given:
-        raise InvalidInput(f"image={given} must be an image file, or such as held_out:5")
-    if mel is not None and Path(given).suffix.lower() in SOUNDS:
-        x = to_float(_sound(given, mel))
+    name = plain(config.image)
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"image={name} must be an image file, or such as held_out:5")
+    if mel is not None and Path(name).suffix.lower() in SOUNDS:
+        x = to_float(_sound(name, mel))
         return x, _size(x), []
-    if not given.startswith(HELD_OUT):
-        pixels = _read(given, "image", shape[0])
+    if not name.startswith(HELD_OUT):
+        pixels = _read(name, "image", shape[0])
         size = _size(pixels)
-        return to_float(_fitted(pixels, shape, config.fit, f"image={given}")), size, []
-    data, number = data_of(config, trained), given.removeprefix(HELD_OUT)
+        return to_float(_fitted(pixels, shape, config.fit, f"image={name}")), size, []
+    data, number = data_of(config, trained), name.removeprefix(HELD_OUT)
     if not (number.isascii() and number.isdigit() and int(number) < len(data.held_out)):
-        raise InvalidInput(f"image={given}: held-out {data.units} have the numbers 0..{len(data.held_out) - 1}")
+        raise InvalidInput(f"image={name}: held-out {data.units} have the numbers 0..{len(data.held_out) - 1}")
     batch = data.batch(data.held_out[[int(number)]])
     if tuple(batch.x.shape[1:]) != shape:
-        raise InvalidInput(f"image={given} is {_size(batch.x)}, but {shape[2]}x{shape[1]} is needed")
+        raise InvalidInput(f"image={name} is {_size(batch.x)}, but {shape[2]}x{shape[1]} is needed")
     labels = batch.condition.classes
     return batch.x, _size(batch.x), [] if labels is None else labels.flatten().tolist()
 
 
 def _sound(path: str, mel: Any) -> Any:
-    """The picture uint8 (1, 1, H, W) of the beginning of a sound file; a shorter one is padded with silence."""
+    """Return the spectrogram uint8 (1, 1, H, W) of the first clip of a sound file, padded with silence if short."""
     from ddpm.data.sound import FULL, cut, must_have_libraries, read_sound
 
     try:
@@ -67,18 +67,18 @@ def _sound(path: str, mel: Any) -> Any:
     return mel.encode(clip.float() / FULL)[0]
 
 
-def _gap(given: str, mel: Any) -> Any:
-    """The mask (1, 1, H, W) of a gap in a sound, START:ENDs; None if that is not what is given."""
+def _gap(text: str, mel: Any) -> Any:
+    """Return the mask (1, 1, H, W) of a gap in a sound, START:ENDs; None if `text` is not of that form."""
     import torch
 
-    found = GAP.fullmatch(given)
+    found = GAP.fullmatch(text)
     if found is None:
         return None
     start, end = float(found[1]), float(found[2])
     if mel is None:
-        raise InvalidInput(f"mask={given} is a gap in a sound, and the run draws none; give an image file")
+        raise InvalidInput(f"mask={text} is a gap in a sound, and the run draws none; give an image file")
     if not 0 <= start < end <= mel.seconds + 0.005:
-        raise InvalidInput(f"mask={given}: a gap begins before it ends, within 0:{mel.seconds:.2f}s")
+        raise InvalidInput(f"mask={text}: a gap begins before it ends, within 0:{mel.seconds:.2f}s")
     first, last = mel.columns(start, end)
     mask = torch.zeros(1, 1, mel.n_mels, mel.frames, dtype=torch.bool)
     mask[..., min(first, mel.frames - 1) : last] = True
@@ -86,39 +86,39 @@ def _gap(given: str, mel: Any) -> Any:
 
 
 def mask_of(config: DictConfig, source: Any, size: str, mel: Any = None) -> Any:
-    """True where pixels are drawn anew, (1, 1, H, W); `mel` is that of a run of sounds."""
-    given = plain(config.mask)
-    if not isinstance(given, str) or not given:
-        raise InvalidInput(f"mask={given} must be an image file, or of a sound a gap such as 0.2:0.4s")
-    if (gap := _gap(given, mel)) is not None:
+    """Return the mask (1, 1, H, W), True where pixels are drawn anew; `mel` is that of a run on sounds."""
+    name = plain(config.mask)
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"mask={name} must be an image file, or of a sound a gap such as 0.2:0.4s")
+    if (gap := _gap(name, mel)) is not None:
         return gap
-    pixels = _read(given, "mask", 1)
+    pixels = _read(name, "mask", 1)
     _, height, width = source.decoded_shape
     if _size(pixels) not in (size, f"{width}x{height}"):
         network = "" if size == f"{width}x{height}" else f", or of the network's images, {width}x{height}"
-        raise InvalidInput(f"mask={given} is {_size(pixels)}; it must have the size of the image, {size}{network}")
+        raise InvalidInput(f"mask={name} is {_size(pixels)}; it must have the size of the image, {size}{network}")
     mask = _fitted(pixels, (1, height, width), config.fit, None) >= 128
     if not mask.any():
-        raise InvalidInput(f"mask={given} is black everywhere; what is white is drawn anew")
+        raise InvalidInput(f"mask={name} is black everywhere; what is white is drawn anew")
     return mask
 
 
 def depth_of(config: DictConfig, source: Any) -> Any:
-    """The depth of each pixel, near things light, (1, 1, H, W)."""
-    given = plain(config.depth)
-    if not isinstance(given, str) or not given:
-        raise InvalidInput(f"depth={given} must be an image file")
+    """Return the depth of each pixel (1, 1, H, W), light where near."""
+    name = plain(config.depth)
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"depth={name} must be an image file")
     _, height, width = source.decoded_shape
-    return _fitted(_read(given, "depth", 1), (1, height, width), config.fit, f"depth={given}").float()
+    return _fitted(_read(name, "depth", 1), (1, height, width), config.fit, f"depth={name}").float()
 
 
 def _size(images: Any) -> str:
-    """Width and height of images (n, C, H, W), as they are told."""
+    """Return the size of images (n, C, H, W) as WIDTHxHEIGHT."""
     return f"{images.shape[-1]}x{images.shape[-2]}"
 
 
 def _read(path: str, key: str, channels: int) -> Any:
-    """The pixels of a file, uint8 (1, C, H, W)."""
+    """Return the pixels of an image file, uint8 (1, C, H, W)."""
     from PIL import Image
 
     from ddpm.data.folder import read_pixels
@@ -137,7 +137,7 @@ def _read(path: str, key: str, channels: int) -> Any:
 
 
 def _fitted(images: Any, shape: tuple[int, int, int], how: str, name: str | None) -> Any:
-    """uint8 (1, C, H, W) of another size: `name` is told so; masks have none, and are padded with black."""
+    """Resize uint8 images (1, C, H, W); prints so under `name`, which is None for masks: they are padded with black."""
     import numpy as np
     import torch
     from PIL import Image, ImageOps

@@ -1,4 +1,4 @@
-"""What a published pipeline draws from, in place of a run: `pipeline=FOLDER prompt=TEXT`, or `pipeline=FOLDER`."""
+"""Published pipelines as sources of samples, in place of a run: `pipeline=FOLDER [prompt=TEXT]`."""
 
 import json
 import math
@@ -18,24 +18,24 @@ from ddpm.commands.validate import must_be_drawable, trusted
 from ddpm.config import InvalidInput, build, plain, resolve_device, resolved
 
 LOADER, ADDER = "models.pretrained.load_pipeline", "models.pretrained.with_lora"
-OF_SOUNDS = ("AudioDiffusionPipeline", "LatentAudioDiffusionPipeline")  # whose folders draw of nothing
+OF_SOUNDS = ("AudioDiffusionPipeline", "LatentAudioDiffusionPipeline")  # unconditional pipelines of sounds
 DEFAULTS = {"run": "null", "guidance": "classifier_free", "guidance.w": "7.5", "n": "1", "batch": "4"}
 INDEX = "model_index.json"
-ONLY = ("size", "depth", "lora")  # keys that are of pipelines
+ONLY = ("size", "depth", "lora")  # keys of pipelines alone
 OF_RUNS = {
     "class": None,
     "style": None,
     "weights": "ema",
     "checkpoint": "last",
     "temperature": 1.0,
-}  # what says nothing
+}  # keys of runs alone, with their defaults
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A pipeline where others have a run: `path` is where files go that are given no name.
+    """The stand-in for a run when samples come from a pipeline; `path` is the default folder of files.
 
-    mel is what makes sounds of its samples; None where these are pictures.
+    mel is the transform that turns its samples into sounds; None if they are pictures.
     """
 
     folder: Path
@@ -43,12 +43,12 @@ class Drawn:
     mel: Any = None
 
     def status(self) -> dict[str, Any]:
-        """Nothing is noted of it."""
+        """Return {}: a pipeline has no status."""
         return {}
 
 
 def with_defaults(words: list[str]) -> list[str]:
-    """The words of a command; with `pipeline=`, before them what is different then and was not typed."""
+    """Return the overrides of a command; with `pipeline=`, after the defaults of pipelines that were not typed."""
     typed = [word.partition("=")[0].lstrip("+") for word in words]
     if "pipeline" not in typed or "pipeline=null" in words:
         return words
@@ -63,9 +63,9 @@ def with_defaults(words: list[str]) -> list[str]:
 
 
 def is_requested(config: DictConfig) -> bool:
-    """Whether a pipeline is asked for, and no run.
+    """Whether the configuration names a pipeline, and no run.
 
-    Raises: InvalidInput for both, or neither, and for what belongs to the other.
+    Raises: InvalidInput for both, or neither, and for keys of the other.
     """
     run, pipeline = None if OmegaConf.is_missing(config, "run") else config.run, config.get("pipeline")
     if pipeline is not None and run is not None:
@@ -84,18 +84,18 @@ def is_requested(config: DictConfig) -> bool:
 
 
 def draws_sounds(folder: Path) -> bool:
-    """Whether a folder says that it is a published model of sounds."""
+    """Whether a folder's model_index.json names a model of sounds."""
     from ddpm.runs.files import read_json
 
     try:
         index = read_json(folder / INDEX)
-    except (OSError, ValueError):  # told of when it is loaded
+    except (OSError, ValueError):  # reported when it is loaded
         return False
     return isinstance(index, dict) and index.get("_class_name") in OF_SOUNDS
 
 
 def source_of(config: DictConfig) -> tuple[Any, Drawn]:
-    """What `pipeline=` draws of its prompt, as `ddpm.commands.sources.source_of` has it of a run.
+    """Open the source of samples that `pipeline=` and `prompt=` name, and the stand-in for its run.
 
     Raises: InvalidInput.
     """
@@ -103,7 +103,7 @@ def source_of(config: DictConfig) -> tuple[Any, Drawn]:
 
 
 def open_pipeline(config: DictConfig) -> tuple[Any, Any, Drawn]:
-    """The same, and the pipeline itself before it: its encoder of texts is of use no more when a source is made.
+    """Return (pipeline, source, stand-in for its run); the source does not need the pipeline's text encoder any more.
 
     Raises: InvalidInput.
     """
@@ -111,7 +111,7 @@ def open_pipeline(config: DictConfig) -> tuple[Any, Any, Drawn]:
     folder, device = Path(str(config.pipeline)).expanduser(), resolve_device(config.device)
     if draws_sounds(folder):
         return _of_sounds(config, folder, device)
-    if not folder.is_dir():  # which is told of before what it would need
+    if not folder.is_dir():  # checked first, before the keys that it would need
         raise InvalidInput(f"{folder} is no pipeline: there is no such folder")
     text = {key: plain(config[key]) for key in ("prompt", "negative")}
     if text["prompt"] is None:
@@ -139,17 +139,17 @@ def open_pipeline(config: DictConfig) -> tuple[Any, Any, Drawn]:
 
 
 def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any, Drawn]:
-    """What `open_pipeline` gives, of a published model of sounds, which is told of nothing."""
+    """Return what `open_pipeline` does, for an unconditional model of sounds."""
     for key, nothing in {"prompt": (None, ""), "negative": (None, ""), "size": (None,), "lora": (None,)}.items():
-        if (given := plain(config.get(key))) not in nothing:
-            raise InvalidInput(f"{key}={given}: {folder} draws sounds of noise alone; leave {key}= out")
+        if (value := plain(config.get(key))) not in nothing:
+            raise InvalidInput(f"{key}={value}: {folder} draws sounds of noise alone; leave {key}= out")
     if type(guidance_of(config, trusted(config), device)).__name__ != "Guidance":
         raise InvalidInput(f"guidance: {folder} draws sounds of noise alone, which nothing guides; leave guidance= out")
     own = _own_steps(config)
     sampler = None if own is not None else build(config.sampler, "sampler", trusted(config))
     pipeline = pipeline_of(config, folder, device)
     if own is not None and not any(word.lstrip("+").startswith("sampler.steps=") for word in overrides()):
-        own = config.sampler.steps = pipeline.scheduler.usual  # noted beside samples, too
+        own = config.sampler.steps = pipeline.scheduler.usual  # recorded with the samples
     try:
         source: Any = pipeline.of(own if sampler is None else sampler, config.seed)
     except ValueError as error:
@@ -159,7 +159,7 @@ def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any,
 
 
 def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:
-    """The pipeline in a folder; what it states of itself is said."""
+    """Load the pipeline in a folder with its adapters, and print its description."""
     from ddpm.runs.precision import as_trained
 
     precision = as_trained("fp32", device) if config.precision == "auto" else str(config.precision)
@@ -180,22 +180,22 @@ def pipeline_of(config: DictConfig, folder: Path, device: Any) -> Any:
 
 
 def _adapters(config: DictConfig) -> list[tuple[str, float]]:
-    """The files that `lora=` names, one or a list, each with its strength; one strength is that of all.
+    """Return the files that `lora=` names, each with its strength; a single strength applies to all.
 
     Raises: InvalidInput.
     """
-    given, scales = plain(config.get("lora")), plain(config.get("lora_scale", 1.0))
-    files = [] if given is None else given if isinstance(given, list) else [given]
+    names, scales = plain(config.get("lora")), plain(config.get("lora_scale", 1.0))
+    files = [] if names is None else names if isinstance(names, list) else [names]
     scales = scales if isinstance(scales, list) else [scales] * len(files)
     if not all(isinstance(file, str) and file for file in files):
-        raise InvalidInput(f"lora={given} must be a file of safetensors, or a list of them")
+        raise InvalidInput(f"lora={names} must be a file of safetensors, or a list of them")
     if len(scales) != len(files) or not all(type(s) in (int, float) and math.isfinite(s) for s in scales):
         raise InvalidInput(f"lora_scale={scales} must be a number, or one for each of {len(files)} files of lora=")
     return list(zip(files, map(float, scales), strict=True))
 
 
 def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int | None) -> str:
-    """What samples are drawn from, and how: a line for the terminal."""
+    """Return the terminal line that names the pipeline, the sampler, the size and the guidance."""
     _, height, width = source.decoded_shape
     cost = type(source.sampler).__name__ + ("" if evaluations is None else f", {evaluations} evaluations")
     own = " of its own" if source.own is not None else ""
@@ -204,7 +204,7 @@ def how_prompted(source: Any, run: Drawn, config: DictConfig, evaluations: int |
 
 
 def label(config: DictConfig) -> str:
-    """Part of a file's name: of the prompt, or the folder of sounds, and a checksum of all that draws but the seed."""
+    """Return the part of a file name: the prompt or the folder, and a checksum of all settings but the seed."""
     keys: tuple[str, ...] = ("pipeline", "prompt", "negative", "guidance", "sampler", "size", "steps_strip", "process")
     keys = (*keys, *(key for key in ("lora", "lora_scale") if config.get("lora") is not None))
     drawn = json.dumps([plain(config.get(key)) for key in keys], default=str)
@@ -214,14 +214,14 @@ def label(config: DictConfig) -> str:
 
 
 def settings(config: DictConfig, run: Drawn) -> dict[str, Any]:
-    """What numbered samples of a pipeline depend on."""
+    """Return the settings that a pipeline's numbered samples depend on."""
     keys = ("prompt", "negative", "size", *(("lora", "lora_scale") if config.get("lora") is not None else ()))
     own = _own_steps(config) is not None
     return {"pipeline": str(run.folder.resolve()), "own_sampler": own} | {key: plain(config[key]) for key in keys}
 
 
 def _own_steps(config: DictConfig) -> int | None:
-    """How many steps of the pipeline's own sampler are asked for; None where a sampler was typed."""
+    """Return the requested steps of the pipeline's own sampler; None if another sampler was typed."""
     typed = [word.lstrip("+") for word in overrides() if word.lstrip("+").startswith("sampler")]
     chosen = any(word.startswith("sampler=") for word in typed)
     others = [word for word in typed if not word.startswith(("sampler=", "sampler.steps="))]
@@ -235,9 +235,9 @@ def _own_steps(config: DictConfig) -> int | None:
     return steps
 
 
-def _size(given: Any) -> tuple[int, int] | None:
-    """(H, W) of size=480x640, size=[480,640] or size=512; None for none."""
-    size = plain(given)
+def _size(typed: Any) -> tuple[int, int] | None:
+    """Return (H, W) of size=480x640, size=[480,640] or size=512; None for none."""
+    size = plain(typed)
     if size is None:
         return None
     if isinstance(size, str) and (found := re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)):
@@ -245,5 +245,5 @@ def _size(given: Any) -> tuple[int, int] | None:
     size = [size, size] if isinstance(size, int) else size
     whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if not whole:
-        raise InvalidInput(f"size={plain(given)} must be HEIGHTxWIDTH in pixels, such as 480x640")
+        raise InvalidInput(f"size={plain(typed)} must be HEIGHTxWIDTH in pixels, such as 480x640")
     return size[0], size[1]

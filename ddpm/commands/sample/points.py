@@ -1,15 +1,15 @@
-"""The pictures of a network on points in the plane: its score, its density, and its walks."""
+"""Figures of a network on points in the plane: its score, its density, and sampling trajectories."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN, FRAMES, PANELS = 1000, 20, 10  # points of a panel; frames of the animation; panels of a row
-WALKS, NOISY_WALKS = 40, 6  # that are shown; of a sampler with noise
-MOMENTS = 200  # of the samples' way, from which all of them are taken
-SIZE, FLOW_STEPS = 51, 30  # of the grid that densities are shown on; of the flow that gives a learned one
-KNOWN_POINTS = 2000  # training points that stand for the data, where their density is not known
-LEVEL = 0.3  # of noise, about which fields are shown: they still have the shape of the data there
+POINTS, FRAMES, PANELS = 1000, 20, 10  # points of a panel; frames of the animation; panels of a row
+WALKS, NOISY_WALKS = 40, 6  # trajectories in a panel; of a stochastic sampler
+MOMENTS = 200  # of the trajectory that all figures are taken from
+SIZE, FLOW_STEPS = 51, 30  # of the grid of a density; of the flow that computes a learned one
+KNOWN_POINTS = 2000  # training points that approximate a density that is not known
+LEVEL = 0.3  # noise level of the score fields: they still have the shape of the data there
 
 
 def is_plane(source: Any) -> bool:
@@ -21,39 +21,38 @@ Way = Sequence[tuple[int | float, Any]]  # (t, x_t), from noise to data
 
 
 def draw_plane(folder: Path, source: Any, data: Any, way: Way | None = None) -> list[Path]:
-    """Write the pictures of a network on points in the plane; returns their paths.
+    """Write the figures of a network on points in the plane; return their paths.
 
-    score.png: the score at one level of noise, of the data, learned, and the difference; density.png: the density that
-    the flow gives to the network's samples; process.png: forward, and back again, these two where the schedule has more
-    than one level; walks.png: ways of the sampler, and of the flow; field.gif: noise becomes data, with the score of
-    each t.
+    score.png: the score at one noise level, of the data, learned, and their difference; density.png: the density of the
+    learned flow; process.png: the forward and the reverse process, these two if the schedule has more than one level;
+    walks.png: trajectories of the sampler, and of the flow; field.gif: noise becomes data, with the score at each t.
 
     Args:
         source: the network.
-        data: whose density, if it is not known, is that of its training points with noise.
-        way: MOMENTS of the way of SHOWN samples, if they have been drawn.
+        data: its density, if it is not known, is approximated by training points with noise.
+        way: MOMENTS of the trajectory of POINTS samples, if they have been drawn.
     """
     import torch
 
-    real = data.batch(data.train[: 10 * SHOWN]).x.cpu()
+    real = data.batch(data.train[: 10 * POINTS]).x.cpu()
     limit = 1.15 * torch.quantile(real.abs().max(1).values, 0.995).item()
-    known, name = _truth(source, data)
-    way = source.way(SHOWN, MOMENTS) if way is None else way
-    t = _shown_time(source.diffusion.schedule)
+    known, name = _reference(source, data)
+    way = source.way(POINTS, MOMENTS) if way is None else way
+    t = _score_time(source.diffusion.schedule)
     drawn = [
         _draw_score(folder / "score.png", source, known, name, t, limit),
         _draw_walks(folder / "walks.png", source, known, limit, way),
-        _draw_animation(folder / "field.gif", source, real[:SHOWN], limit, way),
+        _draw_animation(folder / "field.gif", source, real[:POINTS], limit, way),
     ]
     if source.diffusion.schedule.T > 1:
-        drawn.append(_draw_process(folder / "process.png", source, real[:SHOWN], way))
+        drawn.append(_draw_process(folder / "process.png", source, real[:POINTS], way))
     if _has_flow(source.diffusion.schedule):
         drawn.append(_draw_density(folder / "density.png", source, known, name, limit))
     return drawn
 
 
-def _truth(source: Any, data: Any) -> tuple[Any, str]:
-    """What is known of the data, with log_prob and score, and what it is called."""
+def _reference(source: Any, data: Any) -> tuple[Any, str]:
+    """Return the best known density of the data, with log_prob and denoise, and its name for figures."""
     from ddpm.oracle import JointMixture, PointsOracle
 
     schedule = source.diffusion.schedule.to("cpu")
@@ -62,8 +61,8 @@ def _truth(source: Any, data: Any) -> tuple[Any, str]:
     return PointsOracle(schedule, data.batch(data.train[:KNOWN_POINTS]).x.cpu()), "training points"
 
 
-def _shown_time(schedule: Any) -> int:
-    """The time whose level of noise is nearest to LEVEL."""
+def _score_time(schedule: Any) -> int:
+    """Return the time whose noise level is nearest to LEVEL."""
     import torch
 
     from ddpm.score import noise_level
@@ -77,7 +76,7 @@ def _has_flow(schedule: Any) -> bool:
 
 
 def _score(schedule: Any, denoise: Callable[..., Any], x_t: Any, t: int | float) -> Any:
-    """By a denoiser, at (n, 2) places of x_t."""
+    """Return the score (n, 2) of a denoiser at points x_t (n, 2), on the CPU."""
     import torch
 
     from ddpm.score import score_from_eps
@@ -87,7 +86,7 @@ def _score(schedule: Any, denoise: Callable[..., Any], x_t: Any, t: int | float)
 
 
 def _learned(source: Any) -> Callable[..., Any]:
-    """The network's raw prediction at places on the CPU; of one with classes, without or of the first that is asked."""
+    """Return a denoiser for x_t on the CPU: the network's raw prediction under the condition of sample 0."""
 
     def denoise(x_t: Any, t: int | float) -> Any:
         return source.predictor(source.condition([0] * len(x_t)))(x_t.to(source.device), t)
@@ -96,7 +95,7 @@ def _learned(source: Any) -> Callable[..., Any]:
 
 
 def _field(source: Any, known: Any, limit: float, t: int | float, denoise: Any = None) -> Any:
-    """The field of a denoiser (of the data, if None) at t, in x_t / sqrt(alpha_bar_t), over the data's density."""
+    """Return the field of a denoiser (None: the data's) at t, in x_t / sqrt(alpha_bar_t), over the data's density."""
     from ddpm.figures.fields import Field, plane
 
     schedule = source.diffusion.schedule
@@ -123,7 +122,7 @@ def _draw_score(path: Path, source: Any, known: Any, name: str, t: int, limit: f
 
 
 def _draw_density(path: Path, source: Any, known: Any, name: str, limit: float) -> Path:
-    """That of the flow at t = 1, beside what is known at that level of noise."""
+    """Draw the density of the learned flow at t = 1, next to that of the data at the same noise level."""
     from ddpm.figures.fields import Field, density_map, plane
     from ddpm.likelihood import log_likelihood
 
@@ -138,14 +137,14 @@ def _draw_density(path: Path, source: Any, known: Any, name: str, limit: float) 
 
 
 def some(way: Way, k: int) -> Way:
-    """At most k moments of a way, evenly spaced, its ends among them."""
+    """Return at most k evenly spaced moments of a trajectory, including its ends."""
     from ddpm.data.dataset import spread
 
     return [way[i] for i in spread(len(way), k).tolist()]
 
 
 def _draw_process(path: Path, source: Any, real: Any, way: Way) -> Path:
-    """Both ways, in panels that are evenly spaced by the noise that is there, sqrt(1 - alpha_bar_t)."""
+    """Draw the forward and the reverse process, in panels evenly spaced in the noise sqrt(1 - alpha_bar_t)."""
     from ddpm.figures.fields import panels_of_points
     from ddpm.forward import q_sample
     from ddpm.randomness import SampleNoise
@@ -153,7 +152,7 @@ def _draw_process(path: Path, source: Any, real: Any, way: Way) -> Path:
     noise = [(1 - source.diffusion.schedule.alpha_bar_at(t)).sqrt().item() for t, _ in way]
     even = [noise[0] + (noise[-1] - noise[0]) * i / (PANELS - 1) for i in range(PANELS)]
     chosen = [len(way) - 1]
-    for share in reversed(even[1:-1]):  # from data on; two panels are never the same
+    for share in reversed(even[1:-1]):  # from data on; no panel is repeated
         chosen.append(min(chosen[-1] - 1, min(range(len(way)), key=lambda i: abs(noise[i] - share))))
     way = [way[i] for i in sorted({0, *(i for i in chosen if i > 0)})]
     times = [t for t, _ in way]
@@ -166,7 +165,7 @@ def _draw_process(path: Path, source: Any, real: Any, way: Way) -> Path:
 
 
 def _draw_walks(path: Path, source: Any, known: Any, limit: float, way: Way) -> Path:
-    """Ways of the run's sampler and, where there is a flow, of it, in x_t, over the density of the data at t = 1."""
+    """Draw trajectories x_t of the run's sampler and of the flow, if there is one, over the data's density at t = 1."""
     import torch
 
     from ddpm.figures.fields import Field, chains, plane
@@ -178,14 +177,14 @@ def _draw_walks(path: Path, source: Any, known: Any, limit: float, way: Way) -> 
         walks["the flow"] = source.using(DDIM(min(100, schedule.T))).way(WALKS, MOMENTS)
     x, y, places = plane(max(limit, 3.2), SIZE)
     density = Field(x, y, known.log_prob(places.reshape(-1, 2), 1).reshape(SIZE, SIZE))
-    shown = {name: NOISY_WALKS if source.sampler.stochastic and one is way else WALKS for name, one in walks.items()}
-    panels = {name: (density, torch.stack([x_t[: shown[name]] for _, x_t in one])) for name, one in walks.items()}
+    counts = {name: NOISY_WALKS if source.sampler.stochastic and one is way else WALKS for name, one in walks.items()}
+    panels = {name: (density, torch.stack([x_t[: counts[name]] for _, x_t in one])) for name, one in walks.items()}
     chains(path, panels, "from rings to dots")
     return path
 
 
 def _draw_animation(path: Path, source: Any, real: Any, limit: float, way: Way) -> Path:
-    """Samples on their way, in x_t, with the score of each t; the last frame is without it."""
+    """Write an animation of samples x_t with the score at each t; the last frame is without it."""
     from ddpm.figures.fields import Field, field_animation, plane
 
     x, y, places = plane(max(limit, 3.2), SIZE)

@@ -1,4 +1,4 @@
-"""`ddpm-sample`: pictures, arrays and figures that a run's network draws."""
+"""`ddpm-sample`: samples of a run's network, as pictures, arrays and figures."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.checks import is_whole
 from ddpm.commands.console import say, warn_of_range, with_bar
-from ddpm.commands.evaluate.sounds import PAGE, as_shown, mel_of, names_of, wavs_of, write_page, write_wav
+from ddpm.commands.evaluate.sounds import PAGE, for_display, mel_of, names_of, wavs_of, write_page, write_wav
 from ddpm.commands.load import LABELS, NONE, STUDENT, data_of, label_names, must_walk
 from ddpm.commands.sample import pipelines
 from ddpm.commands.sample.pipelines import Drawn
@@ -21,13 +21,13 @@ from ddpm.commands.sources import how_drawn_from, source_of
 from ddpm.commands.validate import must_be_whole, must_be_writable, trusted
 from ddpm.config import InvalidInput, build, plain, resolved
 
-FRAMES = 40  # of an animation of samples on their way
-FEW_COLUMNS = 16  # values of a label that a sheet shows side by side, however many samples there are
-BETWEEN = 8  # pictures from one image to the other
+FRAMES = 40  # of the animation from noise to data
+FEW_COLUMNS = 16  # values of a label up to which a grid has a column for each, however many samples there are
+BETWEEN = 8  # pictures of an interpolation
 
 
 def sample(config: DictConfig) -> None:
-    """Draw samples, or one of the figures, into `out`.
+    """Draw samples, or one of the figures, and write them to `out`.
 
     Raises: InvalidInput.
     """
@@ -38,13 +38,13 @@ def sample(config: DictConfig) -> None:
     must_be_whole(config, "n", least=1)
     must_be_writable(config.out)
     source, run, trained, step = source_of(config)
-    points = len(source.shape) == 1  # of which one picture shows many
+    points = len(source.shape) == 1  # one picture shows many of them
     strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
     if source.sampler is None and not (strip is None and process is None):
         raise InvalidInput("steps_strip and process are of samplers that walk from noise to data; this run has none")
     if isinstance(run, Drawn):
         _must_draw_alone(source, between)
-    if strip is None and source.sampler is not None:  # whose samplers have other steps
+    if strip is None and source.sampler is not None:  # a strip checks its own samplers
         must_walk(source.sampler, source.diffusion)
     out = Path(str(config.out)) if config.out is not None else run.path / f"samples_{_label(source, step, config)}.png"
     folder = config.out is not None and (str(config.out).endswith("/") or out.suffix == "")
@@ -64,9 +64,9 @@ def sample(config: DictConfig) -> None:
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
     evaluations = None if strip is not None else source.evaluations
-    drawn = how_drawn_from(source, run, step, config, evaluations)
+    summary = how_drawn_from(source, run, step, config, evaluations)
     if not (figures or folder):
-        say(drawn)
+        say(summary)
     if strip is not None:
         _steps_strip(config, source, strip, out)
     elif between is not None:
@@ -75,17 +75,17 @@ def sample(config: DictConfig) -> None:
         if not is_whole(process, 2):
             raise InvalidInput(f"process={process} must be an integer >= 2: the number of pictures from noise to image")
         way = source.way(config.n if points else min(config.n, 8), process)
-        told = source.condition_images(range(len(way[0][1])))
-        shown = [("told", told)] if told is not None else []
-        shown += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
-        plots.labelled_columns(out, shown, _plane(source))
+        conditions = source.condition_images(range(len(way[0][1])))
+        panels = [("condition", conditions)] if conditions is not None else []
+        panels += [(f"$t = {t:.4g}$", as_pictures(x_t)) for t, x_t in way]
+        plots.labelled_columns(out, panels, _plane(source))
     elif folder and points:
         out.mkdir(parents=True, exist_ok=True)
         draw_plane(out, source, data_of(config, trained))
     elif folder:
-        _numbered(config, source, run, step, out, mel)
+        _write_numbered(config, source, run, step, out, mel)
         if mel is not None:
-            _listened(config, source, run, trained, out, mel)
+            _write_sounds(config, source, run, trained, out, mel)
     elif out.suffix == ".wav":
         write_wav(out, mel, source.samples(1))
         order = f": sample 0 of seed={config.seed}; out=FOLDER/ writes more" if config.n > 1 else ""
@@ -98,15 +98,15 @@ def sample(config: DictConfig) -> None:
 
         parts = list(with_bar(source.batches(list(range(config.n)), config.batch), config.n))
         x = torch.cat([x for _, x in parts])
-        images.save_samples(out, x if out.suffix == ".npy" else as_shown(mel, x), columns)
-    if figures or folder:  # whose settings are checked where they are drawn
-        say(drawn)
+        images.save_samples(out, x if out.suffix == ".npy" else for_display(mel, x), columns)
+    if figures or folder:  # their settings are checked while drawing
+        say(summary)
     warn_of_range(source)
     say(f"wrote {out}" + (order if not (figures or folder or points) and out.suffix != ".npy" else ""))
 
 
 def _must_draw_alone(source: Any, between: Any) -> None:
-    """Refuse what a pipeline does not draw of a text alone."""
+    """Raise InvalidInput unless a pipeline can draw from a prompt alone."""
     if between is not None:
         raise InvalidInput(f"between={between} is of held-out images, which a published pipeline has not")
     try:
@@ -116,9 +116,9 @@ def _must_draw_alone(source: Any, between: Any) -> None:
 
 
 def _columns(source: Any, n: int) -> tuple[int | None, str]:
-    """How many of n samples stand in a row where that puts their labels in order, and what is said of it.
+    """Return the columns of a grid that puts n samples in order of their labels, or None, and a note on the order.
 
-    Only where there are several labels, and one that varies has few values, or two do and n fills their rows.
+    Only if there are several labels, and the first that varies has few values, or a second varies and n fills the rows.
     """
     turns = [] if source.condition_data is not None else source.turns
     varying = [(key, len(values)) for key, values in zip(LABELS, turns, strict=False) if len(values) > 1]
@@ -131,7 +131,7 @@ def _columns(source: Any, n: int) -> tuple[int | None, str]:
 
 
 def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | None = None) -> None:
-    """The way of samples from noise to data, as an animation of grids."""
+    """Write an animation of grids that shows samples on their way from noise to data."""
     from ddpm.figures import images
     from ddpm.figures.images import as_pictures
 
@@ -140,13 +140,13 @@ def save_way(path: Path, way: Sequence[tuple[int | float, Any]], columns: int | 
 
 
 def _label(source: Any, step: int, config: DictConfig) -> str:
-    """Part of a file's name, with the sampler's settings where they are not the default."""
+    """Return the part of a file name that states checkpoint, sampler, labels and seed; defaults are left out."""
     if config.get("pipeline") is not None:
         return f"{pipelines.label(config)}_seed{config.seed}"
     if source.sampler is None:
-        asked = "" if source.requested is None else f"class{_short('-'.join(map(str, source.requested)))}_"
-        asked += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
-        return f"step{step}_{config.weights}_{asked}seed{config.seed}"
+        requested = "" if source.requested is None else f"class{_short('-'.join(map(str, source.requested)))}_"
+        requested += "" if config.temperature == 1.0 else f"temperature{config.temperature:g}_"
+        return f"step{step}_{config.weights}_{requested}seed{config.seed}"
     sampler = type(source.sampler)
     several = config.steps_strip is not None
     steps = "_strip" if several else len(source.sampler.times(source.diffusion.schedule)) - 1
@@ -158,9 +158,9 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
             walk += f"_{name}{value:g}" if number else f"_{name}-{_short(value)}"
     if config.get("prompt") is not None:
         walk = f"{pipelines.label(config)}_{walk}"
-    for key, asked in (("style", source.styles), ("class", source.requested)):
-        if asked is not None:
-            walk = f"{key}{_short('-'.join(map(str, asked)) or NONE)}_{walk}"
+    for key, requested in (("style", source.styles), ("class", source.requested)):
+        if requested is not None:
+            walk = f"{key}{_short('-'.join(map(str, requested)) or NONE)}_{walk}"
     for name, parameter in inspect.signature(sampler).parameters.items():
         value = plain(config.sampler.get(name, parameter.default))
         if name != "steps" and value != parameter.default:
@@ -169,14 +169,14 @@ def _label(source: Any, step: int, config: DictConfig) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as part of a file's name: a long one, or one of other characters, with a checksum that tells it apart."""
+    """Return a value for a file name: shortened and sanitised values get a checksum."""
     text = str(value)
     plainly = re.sub(r"[^0-9A-Za-z.-]+", "-", text).strip("-")
     return plainly if plainly == text and len(text) <= 40 else f"{plainly[:32]}-{sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -> None:
-    """The same noise at several numbers of steps, one row each."""
+    """Draw samples of the same noise with several numbers of steps, one row each."""
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
@@ -192,14 +192,14 @@ def _steps_strip(config: DictConfig, source: Any, strip: list[Any], out: Path) -
         samplers.append((f"{steps} step{'s' * (steps != 1)}", sampler))
     points = len(source.shape) == 1
     n, figure = (config.n, plots.labelled_columns) if points else (min(config.n, 12), plots.labelled_rows)
-    told = source.condition_images(range(n))
-    rows = [("told", told)] if told is not None else []
+    conditions = source.condition_images(range(n))
+    rows = [("condition", conditions)] if conditions is not None else []
     rows += [(label, as_pictures(source.using(sampler).draw(range(n)))) for label, sampler in samplers]
     figure(out, rows, _plane(source))
 
 
 def strip_sampler(source: Any, steps: Any) -> Any:
-    """The pipeline's own sampler of so many steps, where samples are drawn by it; else None."""
+    """Return the pipeline's own sampler with this many steps, or None if the source does not use it."""
     own = getattr(source, "own", None)
     try:
         return None if own is None else own(steps)
@@ -208,14 +208,14 @@ def strip_sampler(source: Any, steps: Any) -> Any:
 
 
 def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any, out: Path, mel: Any) -> None:
-    """The way between two held-out images, in one row with the images themselves at its ends; of sounds, a page too."""
+    """Draw the interpolation between two held-out images in one row, with these at its ends; for sounds, a page too."""
     import torch
 
     from ddpm.figures import plots
     from ddpm.figures.images import as_pictures
 
-    for key, asked in (("class", source.requested), ("style", source.styles)):
-        if asked is not None:
+    for key, requested in (("class", source.requested), ("style", source.styles)):
+        if requested is not None:
             ends = f"whose images are of the {LABELS[key]} of its ends"
             raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
     if str(source.guidance):
@@ -242,7 +242,7 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
     labels = [f"{i / (BETWEEN - 1):.2f}" for i in range(BETWEEN)]
     one = data.units.removesuffix("s")
     row = [(f"{one} {pair[0]}", x[:1]), *zip(labels, torch.split(way, 1), strict=True), (f"{one} {pair[1]}", x[1:])]
-    plots.labelled_columns(out, [(label, as_pictures(as_shown(mel, x))) for label, x in row], _plane(source))
+    plots.labelled_columns(out, [(label, as_pictures(for_display(mel, x))) for label, x in row], _plane(source))
     if mel is not None:
         page = out.with_suffix(".html")
         write_page(
@@ -251,8 +251,8 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
         say(f"wrote {page}")
 
 
-def _listened(config: DictConfig, source: Any, run: Any, trained: DictConfig, out: Path, mel: Any) -> None:
-    """A WAV file beside each PNG file of a folder, of the same number, and a page to listen to."""
+def _write_sounds(config: DictConfig, source: Any, run: Any, trained: DictConfig, out: Path, mel: Any) -> None:
+    """Write a WAV file for each PNG file of a folder, with the same number, and a page that plays them."""
     import numpy as np
     import torch
     from PIL import Image
@@ -274,14 +274,14 @@ def _listened(config: DictConfig, source: Any, run: Any, trained: DictConfig, ou
 
 
 def _plane(source: Any) -> str | None:
-    """What a figure shows of points that do not lie in a plane, in words; None of points that do, and of images."""
+    """Return a note on the projection of points that do not lie in a plane; None for points that do, and for images."""
     from ddpm.figures.images import plane_of
 
     return plane_of(source.shape[0]) if len(source.shape) == 1 else None
 
 
-def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, mel: Any) -> None:
-    """One PNG file a sample; those that are there already are kept, if they are of the same run and settings."""
+def _write_numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, mel: Any) -> None:
+    """Write one PNG file a sample; existing ones stay if they are of the same run and settings."""
     from ddpm.figures import images
     from ddpm.runs.files import replacing
 
@@ -294,13 +294,13 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, m
         "sampler": OmegaConf.to_container(config.sampler),
     }
     labels = {"class": source.requested, "style": source.styles}
-    settings |= {key: asked or NONE for key, asked in labels.items() if asked is not None}
+    settings |= {key: requested or NONE for key, requested in labels.items() if requested is not None}
     settings |= {"guidance": plain(config.guidance)} if str(source.guidance) else {}
     if not isinstance(run, Drawn):
         settings |= {key: plain(config[key]) for key in ("prompt", "negative") if config[key] not in (None, "")}
     settings |= {} if config.temperature == 1.0 else {"temperature": config.temperature}
     note = out / "samples.json"
-    if note.exists() and _noted(note) != settings:
+    if note.exists() and _read_settings(note) != settings:
         raise InvalidInput(f"out={config.out} holds samples of other settings (see {note}); choose another folder")
     if not note.exists() and any(out.glob("[0-9]*.png")):
         raise InvalidInput(f"out={config.out} holds pictures that were not written here; choose another folder")
@@ -310,12 +310,12 @@ def _numbered(config: DictConfig, source: Any, run: Any, step: int, out: Path, m
     if len(missing) < config.n:
         say(f"{config.n - len(missing)} of {config.n} samples are there already")
     for numbers, x in with_bar(source.batches(missing, config.batch), len(missing)):
-        for number, picture in zip(numbers, images.to_numpy(as_shown(mel, x)), strict=True):
+        for number, picture in zip(numbers, images.to_numpy(for_display(mel, x)), strict=True):
             images.save_png(out / f"{number:06}.png", picture)
 
 
-def _noted(note: Path) -> Any:
-    """The settings that samples of a folder were drawn with."""
+def _read_settings(note: Path) -> Any:
+    """Return the settings that a folder's samples were drawn with."""
     from ddpm.runs.files import read_json
 
     try:

@@ -1,1 +1,1 @@
-"""`ddpm-study`: plans, reports, searches."""
+"""`ddpm-study`: plans, reports and searches."""

@@ -1,4 +1,4 @@
-"""`ddpm-study lr-range`: a learning rate that is found by training some steps at rates that grow."""
+"""`ddpm-study lr-range`: the learning-rate range test, training steps at increasing rates."""
 
 import re
 import sys
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def lr_range(words: list[str]) -> None:
-    """Train some steps at rates that grow, and suggest a learning rate; draws a figure and writes the numbers.
+    """Train at increasing learning rates and suggest one; write a figure and a table of the losses.
 
-    Makes no run directory, and keeps no weights.
+    Creates no run directory, and stores no weights.
 
     Args:
         words: as ddpm-train takes them, and range.KEY=VALUE, see conf/lr_range.yaml.
     Raises: InvalidInput before the first step.
     """
     config = composed("lr_range", words)
-    walk, test = _asked(config)
+    walk, test = _settings_of(config)
     plan = planned(config, resolve_device(config.device), marking=False)
     out = config.range.out
     figure = plan.run.path.parent / "lr_range.png" if out is None else Path(out)
@@ -47,28 +47,28 @@ def lr_range(words: list[str]) -> None:
         "a tenth of that rate": suggestion.below_minimum,
     }
     plots.lr_range(figure, test.rates, test.losses, test.smoothed, marks)
-    _say(words, test, suggestion, len(walk), plan.parts.trainer.batch_size)
+    _print_suggestion(words, test, suggestion, len(walk), plan.parts.trainer.batch_size)
     say(f"wrote {figure} {table}")
 
 
-def _asked(config: DictConfig) -> tuple[list[float], "RangeTest"]:
-    """The rate of each step, and the test that they make; refuses what is not clear."""
+def _settings_of(config: DictConfig) -> tuple[list[float], "RangeTest"]:
+    """Return the rate of each step, and the test; raise InvalidInput for invalid settings."""
     from ddpm.study.lr_range import RangeTest, rates
 
-    asked = settings(config, "range")
+    options = settings(config, "range")
     must_be_numbers(config, "range.start", "range.end", "range.beta", "range.stop")
     must_be_whole(config, "range.steps", least=10)
-    if asked.out is not None and not str(asked.out).endswith(".png"):
-        raise InvalidInput(f"range.out={asked.out} must be the name of a .png file")
-    must_be_writable(asked.out)
+    if options.out is not None and not str(options.out).endswith(".png"):
+        raise InvalidInput(f"range.out={options.out} must be the name of a .png file")
+    must_be_writable(options.out)
     try:
-        return rates(asked.start, asked.end, asked.steps), RangeTest(asked.beta, asked.stop)
+        return rates(options.start, options.end, options.steps), RangeTest(options.beta, options.stop)
     except ValueError as error:
         raise InvalidInput(f"range: {error}") from error
 
 
 def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
-    """Train a step at each rate, as a run does, until the test is over."""
+    """Train a step at each rate, as a run does, until the test ends."""
     from ddpm.training.step import Training
 
     parts, device, images = plan.parts, plan.device, plan.parts.trainer.batch_size
@@ -85,15 +85,15 @@ def _walk(plan: Plan, walk: list[float], test: "RangeTest") -> None:
                 break
 
 
-def _say(words: list[str], test: "RangeTest", suggestion: "Suggestion", steps: int, images: int) -> None:
-    """How the test went, what it suggests, and what to type with it."""
+def _print_suggestion(words: list[str], test: "RangeTest", suggestion: "Suggestion", steps: int, images: int) -> None:
+    """Print how the test went, the suggested rates, and the commands to train with them."""
     over = f"; ended because {test.ended}" if test.ended else ""
     first, last = test.rates[0], test.rates[-1]
     say(f"{len(test.rates)} of {steps} steps of {images:,} images, at rates from {first:.3g} to {last:.3g}{over}")
-    kept = [word for word in words if not re.match(r"[+~]*(range[.=]|optimizer\.lr=)", word)]
+    others = [word for word in words if not re.match(r"[+~]*(range[.=]|optimizer\.lr=)", word)]
     rates = {"steepest fall": suggestion.steepest, "a tenth of the rate of the lowest loss": suggestion.below_minimum}
     lines = [
-        f"  {name:40}{rate:.2g}\n    {training_command([*kept, f'optimizer.lr={rate:.2g}'])}"
+        f"  {name:40}{rate:.2g}\n    {training_command([*others, f'optimizer.lr={rate:.2g}'])}"
         for name, rate in rates.items()
         if rate is not None
     ]

@@ -1,4 +1,4 @@
-"""`ddpm-study optimise`: a search of settings by trials, each an ordinary run, and what it found."""
+"""`ddpm-study optimise`: hyperparameter search by Optuna; each trial is an ordinary run."""
 
 import contextlib
 import math
@@ -21,22 +21,22 @@ from ddpm.runs.safe_yaml import CADENCE, MEMORY
 if TYPE_CHECKING:
     from ddpm.study.search import Search, Worker
 
-SEARCHED = (*(key for key in SCIENCE if key != "seed"), "data", "augment")  # what the keys of a space begin with
-IDLE = (*(f"trainer.{key}" for key in CADENCE), *(f"model.{key}" for key in MEMORY))  # change no result
-HELD_OUT = "held_out"  # the measure that every run has
-INCOMPARABLE = ("schedule", "diffusion", "data")  # whose values make held-out losses mean other things
-PROTOCOLS = {"bits_per_dim": "bits_per_dim_vlb", "log_likelihood": "bits_per_dim_flow"}  # that begin alike
+SEARCHED = (*(key for key in SCIENCE if key != "seed"), "data", "augment")  # first parts of the keys of a search space
+IDLE = (*(f"trainer.{key}" for key in CADENCE), *(f"model.{key}" for key in MEMORY))  # keys that change no result
+HELD_OUT = "held_out"  # the measure of every run: its held-out loss
+INCOMPARABLE = ("schedule", "diffusion", "data")  # groups that make held-out losses incomparable
+PROTOCOLS = {"bits_per_dim": "bits_per_dim_vlb", "log_likelihood": "bits_per_dim_flow"}  # of other names
 PROTOCOLS |= {"latent_structure": "latent_", "reconstruction": "psnr", "codes": "bits_per_code"}
 INSTALL = "pip install -c constraints.txt -e '.[optuna]'"
-ENOUGH_TRIALS = 10  # for a word on which setting matters
+ENOUGH_TRIALS = 10  # to report the importance of settings
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "being trained by others"}
 
 
 def optimise(words: list[str]) -> int:
-    """Search settings by trials, each an ordinary run, until there are as many as asked for; then report.
+    """Search settings by trials, each an ordinary run, until there are `search.trials`; then report.
 
-    The trials are kept in <runs>/<study>/optuna.log. Repeated, the command goes on: with trials that a killed process
-    left, from their checkpoints, and with those that are missing. Several processes may work on one study.
+    The trials are stored in <runs>/<study>/optuna.log. A repeated command resumes: trials of a killed process, from
+    their checkpoints, then the missing ones. Several processes may work on one study.
 
     Args:
         words: as ddpm-train takes them, and search.KEY=VALUE, see conf/optimise.yaml.
@@ -53,7 +53,7 @@ def optimise(words: list[str]) -> int:
     if not isinstance(config.retry, bool):
         raise InvalidInput(f"retry={config.retry} must be true or false")
     with quiet():
-        search = _asked(config, words)
+        search = _search_of(config, words)
         base = _base(search)
         _must_measure(search, base)
         shared = {"settings": base.run.hash, "evaluation": base.settings.get("evaluation") or []}
@@ -69,44 +69,44 @@ def optimise(words: list[str]) -> int:
             sys.exit(130)
 
 
-def _asked(config: DictConfig, words: list[str]) -> "Search":
-    """What `search` of a configuration asks for; refuses what is not clear."""
+def _search_of(config: DictConfig, words: list[str]) -> "Search":
+    """Return the search that a configuration describes; raise InvalidInput for invalid settings."""
     from ddpm.study.search import Search
 
-    asked = settings(config, "search")
+    options = settings(config, "search")
     must_be_whole(config, "search.trials", least=1)
     must_be_whole(config, "search.seed", least=0)
     must_be_one_of(config, "search.direction", ("auto", "minimize", "maximize"))
     must_be_one_of(config, "search.sampler", ("tpe", "random"))
     must_be_one_of(config, "search.pruner", ("auto", "median", "halving", "none"))
-    measure, pruner = asked.measure, asked.pruner
+    measure, pruner = options.measure, options.pruner
     if not isinstance(measure, str) or not measure:
         raise InvalidInput(f"search.measure={measure} must be {HELD_OUT}, or how a name in evaluation.json begins")
     if pruner == "auto":
         pruner = "median" if measure == HELD_OUT else "none"
-    space = _space(asked)
+    space = _space(options)
     _must_leave_comparable(space, measure, pruner)
     keys = [word.partition("=")[0].lstrip("+~") for word in words]
     fixed = tuple(w for k, w in zip(keys, words, strict=True) if k not in space and not re.match(r"search\b|retry$", k))
     better = _better(measure)
-    if better == "neither" and asked.direction == "auto":
+    if better == "neither" and options.direction == "auto":
         raise InvalidInput(
             f"search.measure={measure}: neither way is better; say search.direction=maximize or minimize"
         )
-    maximise = asked.direction == "maximize" or (asked.direction == "auto" and better == "higher")
-    return Search(fixed, space, asked.trials, measure, maximise, asked.sampler, pruner, asked.seed)
+    maximise = options.direction == "maximize" or (options.direction == "auto" and better == "higher")
+    return Search(fixed, space, options.trials, measure, maximise, options.sampler, pruner, options.seed)
 
 
-def _space(asked: DictConfig) -> dict[str, Any]:
-    """What is searched; refuses keys that change no result, and those that are not of a run."""
+def _space(options: DictConfig) -> dict[str, Any]:
+    """Return the search space; raise InvalidInput for keys that change no result, and for those of no run."""
     from ddpm.study import search
 
     try:
-        space = search.space(plain(asked.space))
+        space = search.space(plain(options.space))
     except ValueError as error:
         raise InvalidInput(f"search.space: {error}") from error
     if not space:
-        raise InvalidInput(f"search.space={asked.space} must say what is searched, such as {search.EXAMPLE}")
+        raise InvalidInput(f"search.space={options.space} must say what is searched, such as {search.EXAMPLE}")
     for key in space:
         if key.partition(".")[0] not in SEARCHED:
             allowed = ", ".join(SEARCHED)
@@ -123,17 +123,17 @@ def _better(measure: str) -> str:
 
 
 def _must_leave_comparable(space: dict[str, Any], measure: str, pruner: str) -> None:
-    """Refuse held-out losses where they mean other things from trial to trial."""
+    """Raise InvalidInput if the search uses held-out losses that are not comparable between its trials."""
     other = ", ".join(key for key in space if key.partition(".")[0] in INCOMPARABLE)
     if other and (measure == HELD_OUT or pruner != "none"):
         raise InvalidInput(
-            f"search.measure={measure} search.pruner={pruner}: held-out losses mean other things where runs differ in "
+            f"search.measure={measure} search.pruner={pruner}: held-out losses are not comparable if runs differ in "
             f"{other}; set search.measure=frechet or loss_by_snr, a line of evaluation for it, and search.pruner=none"
         )
 
 
 def _planned(words: list[str]) -> Plan:
-    """The run of these words; what its configuration says of a search is no part of it."""
+    """Return the plan of a run with these overrides; the settings of the search are no part of it."""
     config = compose("optimise", words)
     config = OmegaConf.masked_copy(config, [key for key in config if key != "search"])  # type: ignore[misc]
     OmegaConf.set_struct(config, True)
@@ -141,7 +141,7 @@ def _planned(words: list[str]) -> Plan:
 
 
 def _base(search: "Search") -> Plan:
-    """The run that trials vary, built to find what is wrong with all of them; and every end of the space composes."""
+    """Return the plan that trials vary, to find errors that all share; check that every end of the space composes."""
     ends = search.ends()
     for end in ends:
         try:
@@ -152,12 +152,12 @@ def _base(search: "Search") -> Plan:
         return _planned(list(search.fixed))
     except InvalidInput:
         with contextlib.suppress(InvalidInput):
-            return _planned(ends[0])  # what lacks, or is wrong, may be what is searched
+            return _planned(ends[0])  # the missing or wrong value may be one that is searched
         raise
 
 
 def _must_measure(search: "Search", base: Plan) -> None:
-    """Refuse a measure that no run is going to have, and held-out images where there are none."""
+    """Raise InvalidInput for a measure that no run will have, and for held-out losses without held-out images."""
     from ddpm.study.report import KINDS
 
     if len(base.data.held_out) == 0 and (search.measure == HELD_OUT or search.pruner != "none"):
@@ -172,7 +172,7 @@ def _must_measure(search: "Search", base: Plan) -> None:
         named = plain(compose("evaluate", [f"run={base.run.path.name}", *shlex.split(line)]).metric)
         metrics += named if isinstance(named, list) else [named]
     names: list[str] = []
-    for metric in metrics:  # precision_recall, say, is two
+    for metric in metrics:  # precision_recall, for example, gives two
         names += [PROTOCOLS[metric]] if metric in PROTOCOLS else [kind for kind in KINDS if kind in metric] or [metric]
     if not any(search.measure.startswith(name) or name.startswith(search.measure) for name in names):
         raise InvalidInput(
@@ -182,12 +182,12 @@ def _must_measure(search: "Search", base: Plan) -> None:
 
 
 def _carry_out(worker: "Worker", trial: Any) -> None:
-    """Train and measure the run of a trial, and tell the study what came of it."""
+    """Train and measure the run of a trial, and report its value to the Optuna study."""
     from optuna.trial import TrialState
 
     search, study, value, state = worker.search, worker.study, None, TrialState.COMPLETE
     again = trial.user_attrs.get("continues")
-    goes_on = "" if again is None else f", which goes on with {again}"
+    goes_on = "" if again is None else f", which resumes {again}"
     count = f"({len(worker.trials())} of {search.trials})"
     say(f"\ntrial {trial.number}{goes_on} {count}: {' '.join(search.chosen(trial.params))}")
     try:
@@ -206,7 +206,7 @@ def _carry_out(worker: "Worker", trial: Any) -> None:
 
 
 def _value(search: "Search", trial: Any) -> float:
-    """Train the run of a trial, unless it is done, and measure it; returns the measure's value.
+    """Train the run of a trial, unless it is done, and measure it; return the value of the measure.
 
     Raises: training.Stopped if it is pruned; InvalidInput, training.RunFailed.
     """
@@ -224,7 +224,7 @@ def _value(search: "Search", trial: Any) -> float:
             training.lead(plan, Ranks(), watch=watcher)
         finally:
             if (state := status_of(plan.run).get("state")) is not None:
-                plan.run.write_status(state, overrides=words)  # what would have been typed for it
+                plan.run.write_status(state, overrides=words)  # the overrides that train it by itself
     training.measure(plan)
     value = watcher.last if search.measure == HELD_OUT else _measured(plan, search.measure)
     if value is None or not math.isfinite(value):
@@ -233,30 +233,30 @@ def _value(search: "Search", trial: Any) -> float:
 
 
 class Watcher:
-    """Reports the losses on held-out images of a trial's run, those before it was interrupted too, and prunes it."""
+    """Reports a trial's held-out losses to Optuna, including those before an interruption, and prunes the trial."""
 
     def __init__(self, search: "Search", plan: Plan, trial: Any):
         from ddpm.runs.directory import held_out_lines, read_metrics
 
         self.trial, self.prunes = trial, search.pruner != "none"
         self.last: float | None = None
-        # another measure may have another direction; the loss is to be small all the same
+        # another measure may be maximised, but the loss is minimised all the same
         self.sign = -1 if search.maximise and search.measure != HELD_OUT else 1
         self.last_step = plan.parts.trainer.last_step(len(plan.data.train))
         for line in held_out_lines(read_metrics(plan.run.path)):
             self._report(line["step"], line["loss"])
 
     def __call__(self, step: int, loss: float | None) -> None:
-        """A checkpoint: report its loss, and raise training.Stopped if others did better."""
+        """Report the loss of a checkpoint; raise training.Stopped if the trial is pruned."""
         finite = self._report(step, loss)
-        if not self.prunes or step == self.last_step:  # the whole way gone, its value costs nothing more
+        if not self.prunes or step == self.last_step:  # training is complete, so pruning would save nothing
             return
         if not finite or self.trial.should_prune():
-            shown = f"{loss:.5g}" if finite else loss
-            raise training.Stopped(f"pruned at step {step:,}: the loss on held-out images is {shown}")
+            value = f"{loss:.5g}" if finite else loss
+            raise training.Stopped(f"pruned at step {step:,}: the loss on held-out images is {value}")
 
     def _report(self, step: int, loss: float | None) -> bool:
-        """Returns whether it is finite; Optuna takes one of each step."""
+        """Report a loss, if finite, and return whether it is; Optuna takes one per step."""
         self.last = loss
         if loss is None or not math.isfinite(loss):
             return False
@@ -265,7 +265,7 @@ class Watcher:
 
 
 def _measured(plan: Plan, measure: str) -> float | None:
-    """The value in evaluation.json whose name begins with the measure; refuses none and several."""
+    """Return the value in evaluation.json whose name begins with the measure; raise RunFailed for none or several."""
     from ddpm.runs import results
 
     path = plan.run.path / "evaluation.json"
@@ -284,7 +284,7 @@ def _measured(plan: Plan, measure: str) -> float | None:
 
 
 def _report(worker: "Worker") -> int:
-    """Say what was found, write optimise.md and optimise.png; returns 1 if trials failed."""
+    """Print the results, write optimise.md and optimise.png; return 1 if trials failed."""
     from ddpm.figures import plots
     from ddpm.runs.files import replacing
 
@@ -316,11 +316,11 @@ def _report(worker: "Worker") -> int:
 
 
 def _importance(worker: "Worker", done: int) -> list[str]:
-    """A line on the variance that each setting explains; none where there are few trials, or one setting."""
+    """Return a line on the share of variance that each setting explains; [] for few trials, or a single setting."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     if done >= ENOUGH_TRIALS and len(worker.search.space) > 1:
-        with contextlib.suppress(ValueError, RuntimeError, ImportError):  # all values alike, say
+        with contextlib.suppress(ValueError, RuntimeError, ImportError):  # all values equal, for example
             importances = get_param_importances(worker.study, evaluator=FanovaImportanceEvaluator(seed=0))
             shares = ", ".join(f"{key} {share:.0%}" for key, share in importances.items())
             return [f"share of the variance of {worker.search.measure} between trials (fANOVA): {shares}"]
@@ -328,7 +328,7 @@ def _importance(worker: "Worker", done: int) -> list[str]:
 
 
 def _table(search: "Search", trials: list[Any]) -> list[str]:
-    """Lines of Markdown: the trials, the best first."""
+    """Return lines of a Markdown table of the trials, the best first."""
     done = [t for t in trials if t.state.name == "COMPLETE"]
     done.sort(key=lambda t: -t.value if search.maximise else t.value)
     lines = [f"| trial | {search.measure} | {' | '.join(f'`{key}`' for key in search.space)} | run | ended |"]

@@ -1,4 +1,4 @@
-"""`ddpm-study plan`: what a sweep is going to be, counted and timed before it begins."""
+"""`ddpm-study plan`: runs, parameters, memory and time of a sweep, before it starts."""
 
 import functools
 import itertools
@@ -33,37 +33,37 @@ from ddpm.config import (
     with_known_keys,
 )
 
-TIMED_GFLOP = 100  # of the steps that are timed, at most: a second or two of a laptop's CPU
+TIMED_GFLOP = 100  # of the timed steps at most: a second or two on a laptop's CPU
 
 
 class Planned(NamedTuple):
-    """A run of a sweep, as it would be."""
+    """A planned run of a sweep."""
 
     words: list[str]
     config: DictConfig
     settings: dict[str, Any]
-    data: Any | None  # if they are at hand
-    status: dict[str, Any]  # of its run directory; {} before there is one, or where it is not known
-    path: Path | None = None  # of that directory, where it is known
-    codec: Any = None  # of whose latents or codes it would be, on the meta device
-    first: Any = None  # a run, `Planned`, that trains the codec before it
+    data: Any | None  # None if they are not available
+    status: dict[str, Any]  # status.json of its run directory; {} if there is none, or it is not known
+    path: Path | None = None  # of that directory, if it is known
+    codec: Any = None  # whose latents or codes it trains on, on the meta device
+    first: Any = None  # the run, `Planned`, that trains its codec first
     refused: str | None = None  # why there is no such run
 
 
 class Needs(NamedTuple):
-    """What an arm takes, or why it cannot be trained."""
+    """The resources that an arm needs, or why it cannot be trained."""
 
     parameters: int | None = None
-    gflop: float | None = None  # of training on an image: forward and backward
-    images: int | None = None  # that a run is trained on, counted each time
+    gflop: float | None = None  # of training on an image, forward and backward
+    images: int | None = None  # of training, repeats counted
     memory: int | None = None  # bytes of a step
     refused: str | None = None
 
 
 def plan(words: list[str]) -> None:
-    """Compose every job of a sweep, begin none, and say in a table what they would be.
+    """Compose every job of a sweep, start none, and print a table of its arms.
 
-    Runs whose codec is trained first, by the words of their init_codec, come after a table of those.
+    Runs that train a codec for others, see `init_codec`, have a table of their own before.
 
     Args:
         words: those of `ddpm-train -m`.
@@ -72,26 +72,26 @@ def plan(words: list[str]) -> None:
     from ddpm.study.formatting import duration
 
     composed, merged, incomplete = _composed(words)
-    data = _DataAtHand()
+    data = _DataCache()
     runs = [_planned(job, config, data) for job, config in composed]
     first = list({_key(run.first.settings): run.first for run in runs if run.first is not None}.values())
     before = 0.0
     if first:
         say("trained first, each once, for those that are trained on its latents or codes:")
-        before = _tell(first, 0, [], [])
+        before = _print_table(first, 0, [], [])
         say("\nand then:")
-    total = _tell(runs, merged, incomplete, data.missing)
+    total = _print_table(runs, merged, incomplete, data.missing)
     if before and total:
         say(f"about {duration(before + total)} for both")
 
 
 def _key(settings: dict[str, Any]) -> str:
-    """The same for runs that say the same."""
+    """Return a key that is equal for runs with the same science."""
     return json.dumps(science_of(settings), sort_keys=True, default=str)
 
 
-def _tell(runs: Sequence[Planned], merged: int, incomplete: Sequence[str], missing: Sequence[str]) -> float:
-    """The table of runs by arms, and what it adds up to; returns about how many seconds are left to train."""
+def _print_table(runs: Sequence[Planned], merged: int, incomplete: Sequence[str], missing: Sequence[str]) -> float:
+    """Print the table of arms and its totals; return the estimated seconds that are left to train."""
     from ddpm.study.reading import Recorded, arms_of
 
     records = [
@@ -124,7 +124,7 @@ def _tell(runs: Sequence[Planned], merged: int, incomplete: Sequence[str], missi
 
 
 def _as_status(run: Planned, number: int) -> dict[str, Any]:
-    """What status.json would say of a run of the sweep, in the order of its jobs."""
+    """Return a stand-in for a run's status.json, with the order of its job."""
     return {"overrides": run.words, "state": run.status.get("state", "new"), "started": f"{number:09}"}
 
 
@@ -134,15 +134,15 @@ class _Job(NamedTuple):
 
 
 def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
-    """The jobs of a sweep, each science once, how many more said the same, and lines on those that lack a value.
+    """Return the jobs of a sweep with distinct science, the number of duplicates, and lines on incomplete jobs.
 
-    Raises: InvalidInput for what does not compose, and where all lack a value.
+    Raises: InvalidInput for what does not compose, and if all jobs lack a value.
     """
     try:
         sweep_jobs = jobs("train", words, multirun=True) or []
     except InvalidInput as error:
         raise InvalidInput(with_known_keys("train", str(error), words)) from error
-    kept: dict[str, _Job] = {}
+    by_science: dict[str, _Job] = {}
     incomplete: list[str] = []
     by_words: dict[tuple[str, ...], DictConfig] = {}
     for job in sweep_jobs:
@@ -163,17 +163,17 @@ def _composed(words: list[str]) -> tuple[list[_Job], int, list[str]]:
             own = " ".join(word for word in job if not all(word in other for other in sweep_jobs))
             incomplete.append(f"{own or 'the run'}: {error}")
             continue
-        kept.setdefault(_key(settings), _Job(job, config))
-    if not kept:
+        by_science.setdefault(_key(settings), _Job(job, config))
+    if not by_science:
         raise InvalidInput(incomplete[0])
-    return list(kept.values()), len(sweep_jobs) - len(kept) - len(incomplete), incomplete
+    return list(by_science.values()), len(sweep_jobs) - len(by_science) - len(incomplete), incomplete
 
 
 def science_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on, by its settings alone: of the data not where they are."""
+    """Return what a run's result depends on, by its settings alone, without the location of the data."""
     others = ("init", "extend", "teacher", "init_codec", "init_text")
     parents = {key: str(settings[key]) for key in others if settings.get(key) is not None}
-    if recipe := (settings.get("codec") or {}).get("recipe"):  # of whose runs each seed has its own
+    if recipe := (settings.get("codec") or {}).get("recipe"):  # each seed has a run of its own
         parents["init_codec"] = " ".join(word for word in recipe if not word.startswith("seed="))
     data = {key: value for key, value in settings["data"].items() if key not in ("root", "download")}
     result = science(settings, {}, parents, 0) | {"data": data}
@@ -184,21 +184,21 @@ def science_of(settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(result.get(group), dict):
             result[group] = LATER[group] | result[group]
     if isinstance(result.get("model"), dict):
-        del result["model"]["drop"]  # which a network has from its task
+        del result["model"]["drop"]  # the network takes it from its task
     if isinstance(task, dict) and "parts" in task and task.get("_target_", TASK) != TASK:
-        result[perceptual.PERCEPTUAL] = perceptual.chosen(settings)  # by name: which weights it has is not known here
+        result[perceptual.PERCEPTUAL] = perceptual.chosen(settings)  # by its settings: its weights are not known here
     return result
 
 
-class _DataAtHand:
-    """The data of the jobs, each read once; nothing is downloaded, and no pictures are drawn."""
+class _DataCache:
+    """Cache of the jobs' data, without downloading any or drawing pictures."""
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
-        self.missing: list[str] = []  # why they are not at hand
+        self.missing: list[str] = []  # why data are not available
 
     def of(self, config: DictConfig, settings: dict[str, Any]) -> tuple[Any | None, str | None]:
-        """The data of a job, or None if they are not at hand; and what they lack that is known when it is trained."""
+        """Return a job's data, or None if they are not available, and a note on what only training will determine."""
         parts = ("data", "tokenizer", "subject", "adapter", "init")
         key = json.dumps([settings.get(part) for part in parts], sort_keys=True, default=str)
         if key not in self.known:
@@ -207,27 +207,25 @@ class _DataAtHand:
             try:
                 data = build_data(settings["data"] | offline, trust)
                 data, lacks = with_class(data, config, trust, drawing=False)
-                self.known[key] = in_words(data, config, trust, _begun(config)), lacks
+                self.known[key] = in_words(data, config, trust, _start_of(config)), lacks
             except InvalidInput as error:
-                if config.get("subject") is not None:  # of which nothing is downloaded: it is wrong
+                if config.get("subject") is not None:  # nothing could be downloaded for it, so the settings are wrong
                     raise
                 self.known[key] = None, None
                 self.missing.append(str(error))
         return self.known[key]
 
 
-def _begun(config: DictConfig) -> Path | None:
-    """The run that a run begins with, which may keep a tokenizer."""
+def _start_of(config: DictConfig) -> Path | None:
+    """Return the run that `init` names, which may have a tokenizer, or None."""
     return None if config.get("init") is None else Path(split_step(str(config.init))[0])
 
 
-def _planned(words: list[str], config: DictConfig, at_hand: _DataAtHand) -> Planned:
-    """A job with its data and its run directory, where the data tell its name."""
+def _planned(words: list[str], config: DictConfig, at_hand: _DataCache) -> Planned:
+    """Return a job with its data and its run directory, if the data determine its name."""
     for key in ("extend", "teacher", "init_text"):
         if config.get(key) is not None:
-            raise InvalidInput(
-                f"{key}={config[key]}: a run that begins with another is looked at by ddpm-train --check"
-            )
+            raise InvalidInput(f"{key}={config[key]}: a run that starts from another is checked by ddpm-train --check")
     settings = resolved(config)
     if not isinstance(settings["data"], dict):
         raise InvalidInput(f"data={settings['data']} must hold settings, such as data=digits")
@@ -253,14 +251,14 @@ def _status(path: Path) -> dict[str, Any]:
 
 
 def _parents(config: DictConfig) -> dict[str, str]:
-    """Checksums of the networks that a run begins with, but of its codec."""
+    """Return the checksums of the networks that a run starts from, without its codec."""
     found = {} if config.get("init") is None else checksums("init", weights_of_init(str(config.init)))
-    text = None if config.get("init_text") is None else text_of(config)  # of a run that is tuned
+    text = None if config.get("init_text") is None else text_of(config)  # a tuned run may have one
     return found if text is None else found | {"init_text": text.sha256}
 
 
 def _path(config: DictConfig, settings: dict[str, Any], data: Any, parents: dict[str, str]) -> Path | None:
-    """The run directory; None where its name is not known, for a classifier is trained before it."""
+    """Return the run directory; None if a classifier must be trained before its name is known."""
     import ddpm
     from ddpm.runs.directory import science_hash
 
@@ -275,12 +273,12 @@ def _path(config: DictConfig, settings: dict[str, Any], data: Any, parents: dict
 
 
 def _with_codec(
-    config: DictConfig, at_hand: _DataAtHand
+    config: DictConfig, at_hand: _DataCache
 ) -> tuple[DictConfig, Any, Planned | None, dict[str, str] | None]:
-    """What a run's configuration says when its codec is known.
+    """Complete a run's configuration by its codec.
 
-    Returns: the configuration; the codec, on the meta device, or None; the run that trains it first, if words say how;
-        and its checksum, as of a parent, or None where that is not known yet.
+    Returns: the configuration; the codec, on the meta device, or None; the run that trains it first, if there is one;
+        and its checksum by parent name, or None if that is not known yet.
     """
     from ddpm.runs.directory import DONE
 
@@ -300,19 +298,19 @@ def _with_codec(
             return config, _unloaded(task.codec()), first, None
         config = with_codec(config, words, first.path)
     found = codec_of(config, lambda: build_data(config.data, trusted(config)).shape)
-    assert found is not None  # as init_codec names one
+    assert found is not None  # init_codec names one
     fill(config, found.codec)
     return config, _unloaded(found.codec), first, {"init_codec": found.sha256}
 
 
 def _unloaded(codec: Any) -> Any:
-    """A codec whose weights are counted, and not there."""
+    """Return a frozen codec on the meta device, whose weights can be counted."""
     codec.model.requires_grad_(False).to("meta")
     return codec
 
 
 def _latents(data: Any, codec: Any) -> Any:
-    """Stands for what a codec makes of data: zeros in their number, which take no memory but are counted so."""
+    """Return a stand-in for encoded data: zeros that take no memory, but are counted as if they did."""
     import torch
 
     from ddpm.data.encoded import Encoded, must_suit
@@ -322,12 +320,12 @@ def _latents(data: Any, codec: Any) -> Any:
     except ValueError as error:
         raise InvalidInput(f"init_codec: {error}") from error
     one = codec.posterior(torch.zeros(1, *codec.of, device="meta"))
-    kept = torch.zeros(1, *one.shape[1:], dtype=one.dtype).expand(len(data), *one.shape[1:])
-    return Encoded(data, codec, kept, fit=False)
+    zeros = torch.zeros(1, *one.shape[1:], dtype=one.dtype).expand(len(data), *one.shape[1:])
+    return Encoded(data, codec, zeros, fit=False)
 
 
 def _stand_in(run: Planned) -> Any:
-    """Stands for data that are not at hand: black images of the shape that is configured, of one class and caption."""
+    """Return a stand-in for missing data: black images of the configured shape, with one class and caption."""
     import torch
 
     from ddpm.data import ImageData
@@ -341,12 +339,12 @@ def _stand_in(run: Planned) -> Any:
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
     data.captions = ("not at hand",) * len(data)
-    told = in_words(data, run.config, trusted(run.config), _begun(run.config))
-    return told if run.codec is None else _latents(told, run.codec)
+    in_tokens = in_words(data, run.config, trusted(run.config), _start_of(run.config))
+    return in_tokens if run.codec is None else _latents(in_tokens, run.codec)
 
 
 def _needs(run: Planned) -> Needs:
-    """Parameters, floating point operations and memory of an arm, counted on the meta device; or why it is refused."""
+    """Return parameters, FLOPs and memory of an arm, counted on the meta device, or why it is refused."""
     import torch
 
     from ddpm.runs import preflight
@@ -364,7 +362,7 @@ def _needs(run: Planned) -> Needs:
         if run.codec is not None:
             parts.task.frozen["codec"] = run.codec.model
         for module in (*parts.task.modules.values(), *parts.task.frozen.values()):
-            module.to("meta")  # what a task made by itself, too
+            module.to("meta")  # networks that the task has built itself, too
         if data is not None:
             must_be_measurable(config, run.settings, parts, data)
         steps = parts.trainer.last_step(len(data.train)) if data is not None else parts.trainer.steps
@@ -393,7 +391,7 @@ def _too_large(needed: Any, device: Any) -> str | None:
 
 
 def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | None:
-    """GFLOP of training in a second, by timed steps of the first arm that can be trained; None if all is done."""
+    """Return the GFLOP/s of training, from timed steps of the first arm that can be trained; None if all is done."""
     from ddpm.training import cost
     from ddpm.training.step import Training
 
@@ -418,7 +416,7 @@ def _rate(of_arm: Sequence[list[Planned]], needs: Sequence[Needs]) -> float | No
 
 
 def _seconds(runs: list[Planned], need: Needs, rate: float | None) -> float | None:
-    """Of a run: of those of the arm that are done, else by floating point operations, or a budget in time."""
+    """Return the seconds of a run: the mean of the arm's finished runs, else by FLOPs, or by a time budget."""
     done = [run.status["seconds"] for run in runs if run.status.get("state") == "DONE" and run.status.get("seconds")]
     if done:
         return sum(done) / len(done)
@@ -454,7 +452,7 @@ def _summary(
     rate: float | None,
     missing: Sequence[str],
 ) -> str:
-    """What the table adds up to."""
+    """Return the totals of the table, in words."""
     from ddpm.study.formatting import counted, duration
 
     done, config = sum(run.status.get("state") == "DONE" for run in runs), runs[0].config
@@ -470,7 +468,7 @@ def _summary(
         lines.append(f"the data are not at hand, so no run was looked for, classes and epochs not counted: {reason}")
     if rate is not None and total:
         lines.append(
-            f"about {duration(total)} for what is missing, one after the other, on {resolve_device(config.device)} "
+            f"about {duration(total)} for the missing runs, one after the other, on {resolve_device(config.device)} "
             f"({rate:,.0f} GFLOP/s in three steps of the first arm; small networks are less exact)"
         )
     return "\n".join(lines)

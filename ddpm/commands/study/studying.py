@@ -1,4 +1,4 @@
-"""`ddpm-study status`, `retry` and `report`: how far a sweep is, what failed once more, and what it means."""
+"""`ddpm-study status`, `retry` and `report`: progress of a sweep, new attempts of failed runs, and results."""
 
 import functools
 import json
@@ -16,15 +16,15 @@ from ddpm.config import InvalidInput, build, build_data, resolved
 from ddpm.runs.safe_yaml import CADENCE
 from ddpm.study.formatting import counted
 
-OUTLINE = 4000  # points of the data behind those of a run
-RETRIED_WITH = ("device", "compile", "graph", "evaluation", "data.root", "trust")  # of what changes no result
+OUTLINE = 4000  # data points drawn behind the samples of a run
+RETRIED_WITH = ("device", "compile", "graph", "evaluation", "data.root", "trust")  # keys that change no result
 
 
 # ------------------------------------------------------------------------------------------------- status and retry
 
 
 def status(words: list[str]) -> None:
-    """Say how far the runs of a study are.
+    """Print the progress of a study's runs.
 
     Args:
         words: the study's folder.
@@ -58,11 +58,11 @@ def status(words: list[str]) -> None:
 
 
 def retry(words: list[str]) -> int:
-    """Try the runs of a study that failed, go on with those that were interrupted, and measure what was not.
+    """Retry the failed runs of a study, resume the interrupted ones, and carry out missing evaluations.
 
     Args:
         words: the study's folder, and values of keys that change no result, such as device=cpu.
-    Returns: the exit code: 1 if a run failed again, or is held by another process.
+    Returns: the exit code: 1 if a run failed again, or is locked by another process.
     Raises: InvalidInput.
     """
     folder, others = _folder(words)
@@ -90,18 +90,18 @@ def retry(words: list[str]) -> int:
 
 
 def _again(run: Any, words: list[str]) -> DictConfig:
-    """The configuration of a run, to be trained in the same directory."""
+    """Return the configuration of a run, to be trained in the same directory."""
     if not run.settings:
-        raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that began it, with retry=true")
+        raise InvalidInput(f"{run.path} has no config.yaml: repeat the command that started it, with retry=true")
     if run.settings.get("extend") is not None:
-        raise InvalidInput(f"{run.path} goes on with another run: repeat the command that began it, with retry=true")
-    config = OmegaConf.create(run.settings | {"trust": []})  # what is stored may be anybody's
+        raise InvalidInput(f"{run.path} extends another run: repeat the command that started it, with retry=true")
+    config = OmegaConf.create(run.settings | {"trust": []})  # a stored configuration may come from anybody
     OmegaConf.set_struct(config, True)
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist(words))
     except Exception as error:  # OmegaConf's, of many classes
         raise InvalidInput(f"{' '.join(words)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)  # as the first of them is
+    assert isinstance(merged, DictConfig)  # as its first argument is
     OmegaConf.set_struct(merged, False)
     runs = run.path.parent
     merged.runs, merged.study = str(runs.parent), runs.name
@@ -114,7 +114,7 @@ def _again(run: Any, words: list[str]) -> DictConfig:
 
 
 def report(words: list[str]) -> None:
-    """Write what a study means: report.html, report.md and report.png.
+    """Write the report of a study: report.html, report.md and report.png.
 
     Args:
         words: the study's folder; baseline=ARM or LEVEL of a factor, measure=NAME, out=FOLDER.
@@ -131,8 +131,8 @@ def report(words: list[str]) -> None:
     if not out.is_dir():
         raise InvalidInput(f"out={out} is no folder")
     try:
-        asked = (options.get("baseline"), options.get("measure"))
-        result = findings(folder, arms, unread, _network, _schedule, *asked, _outline)
+        choices = (options.get("baseline"), options.get("measure"))
+        result = findings(folder, arms, unread, _network, _schedule, *choices, _outline)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
     with replacing(out / "report.html") as temporary:
@@ -164,13 +164,13 @@ def _network_of(model: str, shape: tuple[int, ...], of_noise: bool) -> tuple[int
 
     with torch.device("meta"):
         network = build(json.loads(model), "model")
-    of_sample = shape_of(network) or shape  # latents have another one than the data
+    of_sample = shape_of(network) or shape  # latents have another shape than the data
     gflop = cost.gflop(network, of_sample, backward=False) if of_noise else None
     return sum(p.numel() for p in network.parameters()), gflop
 
 
 def _network(settings: dict[str, Any]) -> tuple[int, float | None] | None:
-    """Parameters and GFLOP of what a configuration builds; no GFLOP of a network that is not called with x_t and t."""
+    """Return parameters and GFLOP of a configured network; GFLOP only if it is called with x_t and t."""
     try:
         size = settings["data"].get("image_size")
         height, width = (size, size) if isinstance(size, int) else size or (0, 0)
@@ -181,7 +181,7 @@ def _network(settings: dict[str, Any]) -> tuple[int, float | None] | None:
 
 
 def _schedule(settings: dict[str, Any]) -> tuple[list[float], list[float]] | None:
-    """t / T and sqrt(alpha_bar) of what a configuration builds."""
+    """Return t / T and sqrt(alpha_bar) of a configured schedule, or None."""
     try:
         schedule = build(settings["schedule"], "schedule")
     except (InvalidInput, KeyError):
@@ -191,14 +191,14 @@ def _schedule(settings: dict[str, Any]) -> tuple[list[float], list[float]] | Non
 
 
 def _outline(settings: dict[str, Any]) -> Any:
-    """Points (n, 2) of the training part of a configuration's data; None where they are no points in the plane.
+    """Return training points (n, 2) of a configuration's data; None if they are not points in the plane.
 
-    None, too, where the data cannot be built any more, which is said: the samples are then shown without them.
+    Also None, with a message, if the data cannot be built any more: samples are then drawn without them.
     """
     from ddpm.data.dataset import spread
 
     of_data = settings.get("data")
-    if not isinstance(of_data, dict) or of_data.get("image_size") is not None:  # which takes time to read
+    if not isinstance(of_data, dict) or of_data.get("image_size") is not None:  # images, which are slow to read
         return None
     try:
         data = build_data(of_data, [])
@@ -212,14 +212,14 @@ def _outline(settings: dict[str, Any]) -> Any:
 
 
 def _folder(words: list[str]) -> tuple[Path, list[str]]:
-    """The folder that was typed first, and the other words."""
+    """Return the folder that was typed first, and the other words."""
     if not words or "=" in words[0]:
         raise InvalidInput("the folder of a study is missing, such as runs/default")
     return Path(words[0]), words[1:]
 
 
 def _must_be_known(words: list[str], allowed: Sequence[str]) -> dict[str, str]:
-    """Words as key -> value; refuses others than those."""
+    """Return words as key -> value; raise InvalidInput for keys that are not allowed."""
     result = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -233,7 +233,7 @@ def _must_be_known(words: list[str], allowed: Sequence[str]) -> dict[str, str]:
 
 
 def _read(folder: Path) -> tuple[list[Any], list[str]]:
-    """The arms of a study, and lines on runs that cannot be read."""
+    """Return the arms of a study, and lines on runs that cannot be read."""
     from ddpm.study.reading import arms_of, read
 
     try:

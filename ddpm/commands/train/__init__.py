@@ -1,1 +1,1 @@
-"""`ddpm-train`: training, and all that is made and checked before it begins."""
+"""`ddpm-train`: training, and what is built and checked before it starts."""

@@ -1,4 +1,4 @@
-"""`ddpm-train --check` and `ddpm-sample --check`: what training, or drawing, would do and need."""
+"""`ddpm-train --check` and `ddpm-sample --check`: dry runs that report what training or sampling would need."""
 
 import functools
 from typing import Any
@@ -18,9 +18,9 @@ CHECK = "--check"
 
 
 def check(config: DictConfig) -> None:
-    """Say what training would do, and what it would need of what is there; begin nothing.
+    """Print what training would do, and its share of memory and disk; start nothing.
 
-    Raises: InvalidInput for all that would be refused, and where memory or disk do not suffice.
+    Raises: InvalidInput for all that training would refuse, and if memory or disk do not suffice.
     """
     from ddpm.runs import preflight
     from ddpm.runs.directory import DONE, RUNNING
@@ -68,7 +68,7 @@ def check(config: DictConfig) -> None:
 
 
 def _state(plan: Plan, status: dict[str, Any]) -> str:
-    """What the same command without --check would find of a run, and do."""
+    """Return the state of a run, and what the command without --check would do."""
     from ddpm.runs import checkpoint
     from ddpm.runs.directory import DONE
 
@@ -76,26 +76,26 @@ def _state(plan: Plan, status: dict[str, Any]) -> str:
         return f"done ({status['step']:,} steps); nothing to do"
     try:
         resume = checkpoint.last_whole(plan.run.checkpoints) or plan.parent
-    except ValueError as error:  # a newer version's
+    except ValueError as error:  # of a newer version
         raise InvalidInput(str(error)) from error
     before = f"{status['state']} before, " if status else "new, "
     return before + (f"would go on from {resume}" if resume is not None else "would begin at step 1")
 
 
 def activations(plan: Plan) -> int:
-    """Bytes that the backward pass of a micro-batch reads: from losses of one and two images, as training has them."""
+    """Return the bytes that a micro-batch's backward pass reads, extrapolated from losses of one and two images."""
     from ddpm.runs import preflight
 
     micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate
     try:
         losses = (functools.partial(trial_loss, plan, phase=number) for number in range(len(plan.parts.task.phases)))
         return max(preflight.activations(loss, plan.parts.weights, micro) for loss in losses)
-    except RuntimeError as error:  # torch's for memory that there is not
+    except RuntimeError as error:  # torch raises it for lack of memory
         raise InvalidInput(f"a loss of one or two images cannot be computed on {plan.device}: {error}") from error
 
 
 def _known(size: int | None) -> str:
-    """Bytes in words, where the system tells them."""
+    """Return a size in words; None is an unknown amount."""
     from ddpm.runs import preflight
 
     return "an unknown amount" if size is None else preflight.in_words(size)
@@ -105,19 +105,19 @@ def _known(size: int | None) -> str:
 
 
 def check_samples(config: DictConfig) -> None:
-    """Say what drawing would compute, hold and take; evaluate the network for one batch, and draw nothing.
+    """Print what sampling would compute, and its memory and time from evaluating one batch; draw nothing.
 
-    Raises: InvalidInput for all that would be refused, but a prompt that is missing.
+    Raises: InvalidInput for all that sampling would refuse, except a missing prompt.
     """
     must_be_whole(config, "n", least=1)
     pipeline = None
     if pipelines.is_requested(config):
-        config.prompt = "" if config.prompt is None else config.prompt  # which a model of sounds takes for none, too
+        config.prompt = "" if config.prompt is None else config.prompt  # for a model of sounds it means none
         pipeline, source, run = pipelines.open_pipeline(config)
         step = 0
         try:
             source.condition([0])
-        except ValueError as error:  # it is told of more than a text
+        except ValueError as error:  # it needs more than a text as condition
             raise InvalidInput(str(error)) from error
     else:
         source, run, _, step = source_of(config)
@@ -138,7 +138,7 @@ def check_samples(config: DictConfig) -> None:
 
 
 def _networks(source: Any, pipeline: Any) -> dict[str, tuple[int, float]]:
-    """Name -> parameters, and GFLOP: of an evaluation of one image, of one text, of decoding one image."""
+    """Return network -> (parameters, GFLOP): of evaluating one image, encoding one text, decoding one image."""
     import copy
 
     import torch
@@ -157,54 +157,54 @@ def _networks(source: Any, pipeline: Any) -> dict[str, tuple[int, float]]:
     if source.codec is not None:
         decoder = copy.deepcopy(source.codec.model).to("meta")
         z = torch.empty(1, *source.codec.shape, device="meta")
-        codes = source.codec.kind == "codes"  # looked up, by numbers
+        codes = source.codec.kind == "codes"  # codes are looked up in a codebook
         once = float("nan") if codes else flops(decoder.decode, z, backward=False) / 1e9
         found["autoencoder"] = (size(decoder), once)
     return found
 
 
 def _compute(source: Any, networks: dict[str, tuple[int, float]], n: int) -> str:
-    """GFLOP of each network, and of all samples."""
+    """Return the GFLOP of each network, and of all samples, in words."""
     import math
 
     (_, (_, once)), *others = networks.items()
-    walk = _passes(source) * source.evaluations if source.sampler is not None else 1
-    walked = f"an evaluation, {walk:,} of them an image" if source.sampler is not None else "an image"
+    evaluations = _passes(source) * source.evaluations if source.sampler is not None else 1
+    unit = f"an evaluation, {evaluations:,} of them an image" if source.sampler is not None else "an image"
     what = {"text encoder": "a text", "autoencoder": "to decode one"}
-    parts = [f"{_short(once)} GFLOP {walked}"]
+    parts = [f"{_short(once)} GFLOP {unit}"]
     parts += [f"{_short(cost)} GFLOP {what[name]}" for name, (_, cost) in others if not math.isnan(cost)]
     decoding = next((cost for name, (_, cost) in others if name == "autoencoder"), 0.0)
-    whole = n * (walk * once + (0.0 if math.isnan(decoding) else decoding))
+    whole = n * (evaluations * once + (0.0 if math.isnan(decoding) else decoding))
     return f"{'; '.join(parts)}; {_short(whole)} GFLOP for {n:,}"
 
 
 def _passes(source: Any) -> int:
-    """How often guidance has the network evaluated each time: with the condition and without."""
+    """Return the evaluations of the network per step: 2 if guidance needs it with and without the condition, else 1."""
     w = getattr(source.guidance, "w", None)
     return 1 if not str(source.guidance) or w in (0, 1) else 2
 
 
 def _measured(source: Any, weights: int, n: int, batch: int) -> dict[str, str]:
-    """Memory, beside that of the weights (bytes), and time, by one evaluation of a batch, and by one decoding."""
+    """Return memory and time in words, measured by evaluating a batch and decoding once; `weights` is in bytes."""
     from ddpm.runs import preflight
     from ddpm.training import cost
 
     device = source.device
     try:
         before: int | None = cost.peak(device, anew=True)
-    except (RuntimeError, OSError):  # a system that does not tell
+    except (RuntimeError, OSError):  # a system that does not report it
         before = None
     seconds = cost.evaluation_seconds(source, batch) * source.evaluations
-    held = None if before is None else cost.peak(device) - before
+    used = None if before is None else cost.peak(device) - before
     decoding = cost.decoding_seconds(source) if source.sampler is not None and source.codec is not None else 0.0
     there = preflight.available(device)
     memory = f"{preflight.in_words(weights)} of weights"
-    memory += f", and {preflight.in_words(max(0, held))} while {batch} are evaluated" if held is not None else ""
+    memory += f", and {preflight.in_words(max(0, used))} while {batch} are evaluated" if used is not None else ""
     whole = seconds * -(-n // batch) + decoding * n
     took = f"about {_short(whole)} s for {n:,} on {device}, {batch} at a time"
     return {"memory": f"{memory}; {_known(there)} is there", "time": took}
 
 
 def _short(x: float) -> str:
-    """Three digits."""
+    """Return a number with three significant digits."""
     return f"{float(f'{x:.3g}'):,g}"

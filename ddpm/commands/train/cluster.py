@@ -1,4 +1,4 @@
-"""Jobs of a cluster's queue: when each is over, by its run's files and the queue, with or without accounting."""
+"""Jobs in a cluster's queue: detects when each has ended, by its run's files and the queue."""
 
 import contextlib
 import os
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from ddpm.runs.directory import Run
 
 LAUNCHER = "hydra_plugins.hydra_submitit_launcher."
-LOOK = 1.0  # seconds between two looks at the files of a job
-SOON, SELDOM = 2.0, 10.0  # seconds between two questions to the queue, if a run seems to have ended, and else
-GRACE = 3.0  # seconds for a file to be seen on a shared disk once the queue says that its job is over
-PATIENCE = 30.0  # the same, where nobody says so
-OVER = {  # states of SLURM after which nothing comes
+LOOK = 1.0  # seconds between two checks of a job's files
+SOON, SELDOM = 2.0, 10.0  # seconds between two queries of the queue, if a run seems to have ended, and otherwise
+GRACE = 3.0  # seconds for a file to appear on a shared disk once the queue reports the end of its job
+PATIENCE = 30.0  # the same, if the queue does not answer
+OVER = {  # final states of SLURM
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "PREEMPTED",
     "REVOKED",
 }  # fmt: skip
-GONE = "no longer in the queue"  # of a job that the queue has forgotten
-ANEW = "SIGUSR2"  # in the reason of a run whose job waits to be started anew
+GONE = "no longer in the queue"  # state of a job that the queue does not list
+ANEW = "SIGUSR2"  # in the reason of a run whose job will be restarted
 
 
 class Outcome(NamedTuple):
-    """What became of a job that did not end well."""
+    """The failure of a job."""
 
     reason: str
-    held: bool = False  # by another process, which goes on with it
-    name: str = ""  # of a sweep: the words in which the job differs from others
+    held: bool = False  # its run is locked by another process, which trains it
+    name: str = ""  # in a sweep: the overrides in which the job differs from others
 
 
 class Returned(NamedTuple):
-    """What a sweep keeps of a job, as Hydra's launchers return it."""
+    """The result of a job, with the attributes that Hydra's launchers return."""
 
     overrides: list[str]
     return_value: Any
@@ -47,7 +47,7 @@ class Returned(NamedTuple):
 
 
 def note_run(path: Path) -> str | None:
-    """Leave beside the files of a cluster's job which run it trains; returns the job's number, None outside a job."""
+    """Write the run's path next to the files of its cluster job; return the job's number, or None outside a job."""
     if "SUBMITIT_FOLDER" not in os.environ:
         return None
     import submitit
@@ -61,57 +61,57 @@ def _note_of(paths: Any, job: str) -> Path:
     return Path(paths.folder) / f"{job}_run.txt"
 
 
-# -------------------------------------------------------------------------------------- in the process that waits
+# ------------------------------------------------------------------------------------------ in the waiting process
 
 
 class Queue:
-    """What SLURM says of all jobs of this user, in one question for all who ask, and not too often.
+    """The states of this user's SLURM jobs, cached between queries.
 
     Args:
-        ask: the state of each job by its number; None where there is no answer.
-        clock: seconds.
+        ask: returns the state of each job by its number; None without an answer.
+        clock: returns seconds.
     """
 
     def __init__(self, ask: Callable[[], dict[str, str] | None], clock: Callable[[], float] = time.monotonic):
         self.ask, self.clock = ask, clock
-        self.asked = -float("inf")
+        self.queried = -float("inf")
         self.states: dict[str, str] | None = None
 
     def state(self, job: str, every: float) -> str | None:
-        """The state of a job, at most so many seconds old; GONE if it is not known, None without an answer."""
-        if self.clock() - self.asked >= every:
+        """Return the state of a job, at most `every` seconds old; GONE if it is unknown, None without an answer."""
+        if self.clock() - self.queried >= every:
             self.states = self.ask()
-            self.asked = self.clock()
+            self.queried = self.clock()
         return None if self.states is None else self.states.get(job, GONE)
 
 
 def squeue() -> dict[str, str] | None:
-    """Job -> its state, of this user's jobs, those that ended lately too; needs no accounting.
+    """Return job -> state for this user's jobs, including recently ended ones; needs no accounting.
 
     Returns: None if SLURM does not answer.
     """
     command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i %T"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(line.split()[:2] for line in told.splitlines() if len(line.split()) >= 2)
+    return dict(line.split()[:2] for line in output.splitlines() if len(line.split()) >= 2)
 
 
 class Awaited:
-    """A job that was submitted, in the place of submitit's own.
+    """A submitted job, in place of submitit's own class.
 
-    Without accounting submitit never learns that a job died. So: its result, once there, is the answer. Where it is
-    missing, what counts is the run's status and lock, and whether the queue has the job still: a run that is
-    interrupted at its time limit, or on a node that failed, goes on in the same job. Only where the queue does not
-    answer and no run began is submitit asked.
+    Without accounting submitit never learns that a job died. So a result file, once present, decides. Until then the
+    run's status and lock count, and whether the queue still lists the job: a run that is interrupted at its time limit,
+    or on a node that failed, resumes in the same job. Only if the queue does not answer and no run has started is
+    submitit queried.
 
     Args:
         job: submitit's.
-        overrides: its words.
-        queue: that it is in; None for the processes of this machine, which submitit itself knows all about.
-        pause: waits so many seconds.
-        clock: seconds.
+        overrides: of the job.
+        queue: that it is in; None for processes on this machine, which submitit itself can observe.
+        pause: waits the given seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -123,24 +123,24 @@ class Awaited:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.job, self.overrides, self.queue, self.pause, self.clock = job, overrides, queue, pause, clock
-        self.ended: float | None = None  # since when it seems to be over
+        self.ended: float | None = None  # time since when it seems to be over
 
     def results(self) -> list[Any]:
-        """Waits until the job is over: [what it returned, or why it did not]."""
+        """Wait until the job is over; return a list with its result or its failure."""
         while not self._over():
             self.pause(LOOK)
         try:
             if not self.job.paths.result_pickle.exists():
                 return [Returned(self.overrides, self._lost())]
             returned = self.job.results()[0]
-            _ = returned.return_value  # raises what the job raised
+            _ = returned.return_value  # raises the job's exception
             return [returned]
-        except Exception as error:  # of any kind: it is the job's
+        except Exception as error:  # any class: it comes from the job
             return [Returned(self.overrides, Outcome(f"{_last_line(error)}; its log is {self.job.paths.stderr}"))]
 
     def run(self) -> "Run | None":
-        """The run that the job trains, or trained last."""
-        from ddpm.runs.directory import Run  # only now: with it comes torch
+        """Return the run that the job trains, or trained last; None before it has one."""
+        from ddpm.runs.directory import Run  # only now: it imports torch
 
         try:
             return Run(_note_of(self.job.paths, self.job.job_id).read_text())
@@ -148,11 +148,11 @@ class Awaited:
             return None
 
     def _over(self) -> bool:
-        """Whether nothing comes of the job any more."""
+        """Whether the job has ended."""
         from ddpm.runs.directory import RUNNING
 
         with contextlib.suppress(OSError):
-            os.listdir(self.job.paths.folder)  # or a shared disk tells of no new files
+            os.listdir(self.job.paths.folder)  # makes a shared disk show new files
         if self.job.paths.result_pickle.exists():
             return True
         status = self._status()
@@ -172,7 +172,7 @@ class Awaited:
         return {} if run is None else run.status()
 
     def _lost(self) -> Outcome | None:
-        """Why there is no answer; None if the run is done all the same."""
+        """Return why the job left no result; None if its run is done all the same."""
         from ddpm.runs.directory import DONE, INTERRUPTED
 
         run, status = self.run(), self._status()
@@ -192,12 +192,12 @@ class Awaited:
 
 
 def _goes_on(status: dict[str, Any]) -> bool:
-    """Whether a run was interrupted to be started anew by the cluster."""
+    """Whether a run was interrupted and will be restarted by the cluster."""
     return ANEW in str(status.get("reason"))
 
 
 def _unmeasured(run: "Run") -> bool:
-    """Whether a run that is done was to be measured at its end, and is not."""
+    """Whether a run that is done lacks evaluations of its configuration."""
     from ddpm.runs.safe_yaml import read_settings
     from ddpm.study.reading import Recorded
 
@@ -209,15 +209,15 @@ def _unmeasured(run: "Run") -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    """What an exception says that carries a log: its last line with letters."""
+    """Return the last line with letters of an exception's message, which may carry a log."""
     lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
-    told = [line for line in lines if not line.startswith("You can check full logs")]
-    return (told or [type(error).__name__])[-1]
+    own = [line for line in lines if not line.startswith("You can check full logs")]
+    return (own or [type(error).__name__])[-1]
 
 
 @contextlib.contextmanager
 def awaiting(launcher: Any) -> Iterator[None]:
-    """Within it the jobs that submitit's launcher submits are awaited as `Awaited` says; others are left alone.
+    """Context in which jobs of submitit's launchers are wrapped in `Awaited`; other launchers are left alone.
 
     Raises: SystemExit with 2 if this machine submits no jobs.
     """
@@ -242,7 +242,7 @@ def awaiting(launcher: Any) -> Iterator[None]:
         words = [list(job) for job in arguments[0]]
         try:
             jobs = submit(executor, function, *arguments)
-        except submitit.core.utils.UncompletedJobError as error:  # by sbatch: a partition that is none, say
+        except submitit.core.utils.UncompletedJobError as error:  # from sbatch: an unknown partition, for example
             print(f"error: the jobs were refused: {_last_line(error)}", file=sys.stderr)
             sys.exit(2)
         if slurm:

@@ -1,4 +1,4 @@
-"""Runs that are trained on what another one, an autoencoder, makes of data: its codec, which each of them keeps."""
+"""Codecs of runs that train on latents or codes: found, fitted, and copied into each run's folder."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from ddpm.commands.train.teacher import UNFINISHED
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build, compose, plain, read_config, resolved
 
-FOLDER = "codec"  # of a run's folder: what its samples are decoded by
+FOLDER = "codec"  # subfolder of a run: the codec that decodes its samples
 CONFIG, WEIGHTS, STATE = "config.yaml", "model.safetensors", "codec.json"
-PUBLISHED = "config.json"  # of a published autoencoder
+PUBLISHED = "config.json"  # configuration of a published autoencoder
 LOADER, SAVER = "models.pretrained.load_autoencoder", "models.pretrained.save_autoencoder"
 AUTOREGRESSIVE = "ddpm.training.tasks.autoregressive.Autoregressive"  # the task that is trained on codes
-CACHE = "latents"  # of the folder of all runs
+CACHE = "latents"  # subfolder of the folder of all runs
 
 
 class Found(NamedTuple):
-    """A codec, and where it comes from."""
+    """A codec, with its files and checksum."""
 
     codec: Any
     written: Callable[[Path], None]  # writes its configuration and its weights into a folder
@@ -35,12 +35,12 @@ class Found(NamedTuple):
 
 
 def recipe_of(config: DictConfig) -> tuple[list[str], DictConfig] | None:
-    """The words of a run that trains the codec, where `init_codec` gives such in place of a run; its configuration.
+    """Return overrides and configuration of the run that trains the codec, if `init_codec` holds overrides; else None.
 
-    The data, the seed and the device are those of the run that it is for, unless the words say otherwise; it goes into
-    a study of its own beside that run's, so that many can share it.
+    Data, seed and device are those of the run that needs it, unless overridden; its study is STUDY_codecs, so that many
+    runs can share it.
 
-    Raises: InvalidInput for words that do not compose.
+    Raises: InvalidInput for overrides that do not compose.
     """
     if not _is_recipe(config.get("init_codec")):
         return None
@@ -63,12 +63,12 @@ def recipe_of(config: DictConfig) -> tuple[list[str], DictConfig] | None:
 
 
 def _is_recipe(named: Any) -> bool:
-    """Whether `init_codec` holds words to ddpm-train in place of a run."""
+    """Whether `init_codec` holds overrides of ddpm-train in place of a run."""
     return isinstance(named, str) and named.startswith(("experiment=", "task="))
 
 
 def with_codec(config: DictConfig, words: list[str], run: Path) -> DictConfig:
-    """The configuration of a run whose codec has been trained by words."""
+    """Return the configuration of a run whose codec was trained with these overrides."""
     config = config.copy()
     config.init_codec = str(run)
     config.codec.recipe = words
@@ -76,13 +76,13 @@ def with_codec(config: DictConfig, words: list[str], run: Path) -> DictConfig:
 
 
 def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | None:
-    """The codec that `init_codec` names; None where it names none.
+    """Return the codec that `init_codec` names, or None.
 
-    That is the one of a run, or that a run keeps, or a folder with a published autoencoder, which is of no size.
+    It may name a run of an autoencoder, a run with a codec of its own, or a folder with a published autoencoder.
 
     Args:
-        shape: gives that of the data's samples; asked where the codec is a published one.
-    Raises: InvalidInput for a run of which others cannot draw through.
+        shape: returns the shape of the data's samples; called only for a published codec, which has no fixed size.
+    Raises: InvalidInput for a run that has no codec.
     """
     named = config.get("init_codec")
     if named is None:
@@ -94,8 +94,8 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
     if (folder := Path(str(named)) / FOLDER).is_dir():
         named = folder
     if (Path(str(named)) / STATE).is_file():
-        return kept_in(Path(str(named)), trusted(config))
-    for place in (Path(str(named)), Path(str(named)) / "vae"):  # by itself, or of a whole pipeline
+        return stored_in(Path(str(named)), trusted(config))
+    for place in (Path(str(named)), Path(str(named)) / "vae"):  # by itself, or in a pipeline
         if not (Path(str(named)) / CONFIG).is_file() and (place / PUBLISHED).is_file():
             config.init_codec = os.path.abspath(place)
             return _published(place, shape(), f"init_codec={named}")
@@ -104,24 +104,24 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
 
 
 def taken_from(config: DictConfig, key: str) -> tuple[Any, dict[str, Path]]:
-    """The run that a key names and another builds on, and the averaged weights of its modules.
+    """Return the run that a key of the configuration names, and the files of its modules' averaged weights.
 
-    The checkpoint is noted in the configuration, as RUN@STEP.
+    The checkpoint is written into the configuration, as RUN@STEP.
 
-    Raises: InvalidInput where there is no such run.
+    Raises: InvalidInput if there is no such run.
     """
     from ddpm.runs import checkpoint
 
     named = str(config[key])
     run, folder = open_run_at(named, key)
     if run.status().get("state") in UNFINISHED:
-        say(f"warning: {key}={named} is not finished: when it is, the same command trains anew")
+        say(f"warning: {key}={named} is not finished: once it is, the same command trains anew")
     config[key] = f"{os.path.abspath(run.path)}@{folder.name}"
     return run, checkpoint.weights_of(folder, averaged=True)
 
 
-def kept_in(folder: Path, trust: list[str]) -> Found:
-    """The codec that a run keeps, with what was measured of its latents."""
+def stored_in(folder: Path, trust: list[str]) -> Found:
+    """Load the codec in a run's folder, with the statistics of its latents."""
     try:
         known = json.loads((folder / STATE).read_text())
         if (folder / PUBLISHED).is_file():
@@ -136,14 +136,14 @@ def kept_in(folder: Path, trust: list[str]) -> Found:
 
 
 def _published(folder: Path, shape: Sequence[int], word: str) -> Found:
-    """The codec in a folder of published weights, for images of a shape (C, H, W)."""
+    """Load the codec in a folder of published weights, for images of a shape (C, H, W)."""
     from ddpm.latent.codec import Continuous
     from ddpm.training.task import checksum
 
     model = build({"_target_": LOADER, "folder": str(folder)}, word, [LOADER])
     model.requires_grad_(False)
     codec = Continuous(model)
-    if len(shape) == 3 and shape[0] == codec.of[0]:  # others are refused by the data, see `must_suit`
+    if len(shape) == 3 and shape[0] == codec.of[0]:  # other shapes are refused later, see `must_suit`
         try:
             codec = codec.of_size(*shape[1:])
         except ValueError as error:
@@ -161,14 +161,14 @@ def _built(config: Path, weights: Path | None, trust: list[str], word: str) -> F
     trained = read_config(config)
     task = task_of(trained, trust)
     must_be_codec(task, word)
-    assert weights is not None  # as such a task trains a network
+    assert weights is not None  # a task with a codec has a network
     load_into(task.model, weights)
     task.model.eval().requires_grad_(False)
     return Found(task.codec(), partial(_copied, {CONFIG: config, WEIGHTS: weights}), checkpoint.sha256(weights))
 
 
 def must_be_codec(task: Any, word: str) -> None:
-    """Refuse a task of which others cannot draw through what it trains."""
+    """Raise InvalidInput if a task trains no codec."""
     if task.codec() is None or "model" not in task.modules:
         raise InvalidInput(
             f"{word}: {type(task).__name__} trained no codec; train one with experiment=vqvae or autoencoder_kl"
@@ -176,7 +176,7 @@ def must_be_codec(task: Any, word: str) -> None:
 
 
 def _copied(files: dict[str, Path], folder: Path) -> None:
-    """Copy files into a folder, under these names."""
+    """Copy files into a folder under the given names."""
     from ddpm.runs.files import replacing
 
     for name, source in files.items():
@@ -186,10 +186,10 @@ def _copied(files: dict[str, Path], folder: Path) -> None:
 
 
 def keep(found: Found, codec: Any, run: Path) -> None:
-    """Put a codec into a run's folder, so that its samples need nothing else.
+    """Write a codec into a run's folder, so that sampling needs no other run.
 
     Args:
-        codec: the same, with what was measured of its latents.
+        codec: the same codec, with the statistics of its latents.
     """
     from ddpm.runs.files import replacing
 
@@ -202,9 +202,9 @@ def keep(found: Found, codec: Any, run: Path) -> None:
 
 
 def fill(config: DictConfig, codec: Any) -> None:
-    """Write what a codec makes of data into a configuration, whose network refers to it.
+    """Write the shape and kind of a codec's latents or codes into a configuration, whose network refers to them.
 
-    Raises: InvalidInput for codes where latents are wanted, or the reverse.
+    Raises: InvalidInput for codes if the task trains on latents, or the reverse.
     """
     wanted = "codes" if config.task.get("_target_") == AUTOREGRESSIVE else "latents"
     if codec.kind != wanted:
@@ -219,13 +219,13 @@ def fill(config: DictConfig, codec: Any) -> None:
 
 
 def encoded(
-    data: Any, found: Found, device: Any, runs: Path, fit: bool = True, said: Callable[[str], None] = say
+    data: Any, found: Found, device: Any, runs: Path, fit: bool = True, log: Callable[[str], None] = say
 ) -> Any:
-    """Data as a codec says them, kept in a file below the folder of all runs.
+    """Return the latents or codes of data, cached in a file below the folder of all runs.
 
     Args:
-        fit: whether the codec is fitted to them; it is not for a run that is tuned, which knows the scale that it had.
-    Raises: InvalidInput for data that it does not take.
+        fit: whether to measure the latents' scale; a run that is tuned keeps the scale that it has.
+    Raises: InvalidInput for data that the codec does not take.
     """
     from ddpm.data.encoded import encoded as made
 
@@ -233,15 +233,15 @@ def encoded(
     key = json.dumps([found.sha256, data.identity()], sort_keys=True, default=str)
     file = f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     try:
-        return made(data, found.codec, device, runs / CACHE / file, said, fit)
+        return made(data, found.codec, device, runs / CACHE / file, log, fit)
     except ValueError as error:
         raise InvalidInput(f"init_codec: {error}") from error
 
 
 def trained_on(config: DictConfig, run: Any, trained: DictConfig, device: Any) -> Any:
-    """What a run was trained on, as its network sees it."""
+    """Return the data of a run as its network sees them: encoded, if it has a codec."""
     data = data_of(config, trained)
     if trained.get("init_codec") is None:
         return data
     fit = trained.get("subject") is None
-    return encoded(data, kept_in(run.path / FOLDER, trusted(config)), device, run.path.parent.parent, fit)
+    return encoded(data, stored_in(run.path / FOLDER, trusted(config)), device, run.path.parent.parent, fit)

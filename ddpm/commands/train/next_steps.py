@@ -1,4 +1,4 @@
-"""What a user would type next, when a run is done: only what this run's own settings allow."""
+"""Commands to try after a run is done, as its settings allow."""
 
 import shlex
 from typing import Any
@@ -10,17 +10,17 @@ from ddpm.commands.train.prepare import Plan, built
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, plain
 
-STRIP = (1, 2, 3, 5, 10, 20, 50)  # steps of the figure that is proposed
+STRIP = (1, 2, 3, 5, 10, 20, 50)  # steps of the proposed figure
 DEFAULT_STEPS = 50  # of ddpm-sample
-ATTENDED = (8, 16)  # sides of maps of latents that experiment=latent_diffusion has a network for
-LINEAR = "ddpm.schedules.linear"  # a sweep over schedules has it beside cosine, which every T admits
+ATTENDED = (8, 16)  # sides of latents that the network of experiment=latent_diffusion takes
+LINEAR = "ddpm.schedules.linear"  # swept together with cosine, which is legal for every T
 
 
 def next_commands(plan: Plan, step: int) -> dict[str, str]:
-    """What may come next, and the command for it.
+    """Return the next steps after a run, each with its command.
 
     Args:
-        step: the last one of the run.
+        step: last step of the run.
     """
     from ddpm.data.batch import classes_of, labels_of
     from ddpm.samplers import AnnealedLangevin, Consistency, Student
@@ -33,8 +33,8 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
     found = {"train longer": [again, word("extend", plan.run.path), *longer, *trust]}
     if plan.parts.sampler is not None:
         T = plan.parts.task.diffusion.schedule.T
-        distilled = isinstance(plan.parts.sampler, Consistency | Student)  # which is drawn from by its own sampler
-        by_moves = isinstance(plan.parts.sampler, AnnealedLangevin)  # other walks begin in pure noise
+        distilled = isinstance(plan.parts.sampler, Consistency | Student)  # they have a sampler of their own
+        by_moves = isinstance(plan.parts.sampler, AnnealedLangevin)  # other samplers begin in pure noise
         few = ["sampler=langevin"] if by_moves else [f"sampler.steps={T}"] if T < DEFAULT_STEPS else []
         few = [] if distilled else few
         strip = ",".join(str(steps) for steps in STRIP if steps <= T)
@@ -50,9 +50,9 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
             guided = ["guidance=classifier_free guidance.w=2", *labels, "out=guided.png"]
             found["guided"] = [draw, *guided, *few, *trust]
         if plan.data.tokens is not None:
-            told = plan.data.captions[int(plan.data.condition_rows([0])[0])]
+            caption = plan.data.captions[int(plan.data.condition_rows([0])[0])]
             guided = ["guidance=classifier_free guidance.w=3"] if getattr(plan.parts.task.model, "drop", 0) else []
-            found["a prompt"] = [draw, shlex.quote(f"prompt={told}"), *guided, "n=16 out=prompt.png", *few, *trust]
+            found["a prompt"] = [draw, shlex.quote(f"prompt={caption}"), *guided, "n=16 out=prompt.png", *few, *trust]
     codec = plan.parts.task.codec()
     if codec is not None and (codec.kind == "codes" or max(codec.shape[1:]) in ATTENDED):
         prior = "pixelcnn" if codec.kind == "codes" else "latent_diffusion"
@@ -64,11 +64,11 @@ def next_commands(plan: Plan, step: int) -> dict[str, str]:
 
 
 def _around(plan: Plan) -> list[str]:
-    """The words of a sweep: the run's own, with two values each of what its network and its schedule allow to vary."""
+    """Return the overrides of a sweep around the run: its own, with two values each for network and schedule."""
     typed, model = overrides(), plan.config.model
     axes: dict[str, list[Any]] = {}
-    taught = plan.config.get("teacher") is not None
-    if plan.config.init is None and not taught:  # the weights that a run starts from fit one network
+    distilled = plan.config.get("teacher") is not None
+    if plan.config.init is None and not distilled:  # initial weights fit one network alone
         axes |= {f"model.{key}": [model[key], 2 * model[key]] for key in ("channels", "width") if key in model}
         if attention := plain(model.get("attention_resolutions")):
             axes["model.attention_resolutions"] = [[], attention]
@@ -79,7 +79,7 @@ def _around(plan: Plan) -> list[str]:
     }
     T = plan.config.schedule.get("T") if "schedule" in plan.config else None
     linear = {"_target_": LINEAR, "T": T}
-    chosen = taught or any(word.startswith("schedule") for word in typed)
+    chosen = distilled or any(word.startswith("schedule") for word in typed)
     if T and not chosen and _is_legal(plan, "schedule", linear):
         swept["schedule"] = "linear,cosine"
     swept = swept or {"seed": "0,1,2"}
@@ -88,7 +88,7 @@ def _around(plan: Plan) -> list[str]:
 
 
 def _is_legal(plan: Plan, key: str, value: Any) -> bool:
-    """Whether the run could be trained with another value of one setting; its network is built without weights."""
+    """Whether the run could be trained with another value of one setting; builds the network on the meta device."""
     config = plan.config.copy()
     OmegaConf.update(config, key, value, merge=False, force_add=True)
     try:

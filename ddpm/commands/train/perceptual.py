@@ -1,4 +1,4 @@
-"""Runs whose loss compares pictures by the features of a network: which one it is, and where its weights come from."""
+"""The perceptual loss of a run: its network, and where the weights come from."""
 
 import os
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from ddpm.commands.console import say
 from ddpm.commands.load import untrained_judge
 from ddpm.config import InvalidInput, build, conf_dir, plain, resolved
 
-PERCEPTUAL = "perceptual"  # the part of the loss, the frozen network, the group that chooses it, the parent of the run
+PERCEPTUAL = "perceptual"  # name of the part of the loss, of the frozen network, of its group, and of the parent
 KEY = f"task.parts.{PERCEPTUAL}"
-PUBLISHED = "models.lpips.load_lpips"  # what has weights from the beginning; all others are classifiers to be trained
-JUDGES = "judges"  # of the folder of all runs: where evaluation keeps its classifiers too
+PUBLISHED = "models.lpips.load_lpips"  # the only network with published weights; others are classifiers to be trained
+JUDGES = "judges"  # subfolder of the folder of all runs: classifiers, those of evaluation too
 ELSE = f"; give published weights of LPIPS, {PERCEPTUAL}=lpips {PERCEPTUAL}.files=[FEATURES,CHANNELS], or set {KEY}=0"
 
 
 def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The network that a resolved configuration chooses to compare pictures by; without a choice it is the classifier.
+    """Return the settings of the perceptual network in a resolved configuration; the default is the classifier.
 
-    Its files are named from the root on: a run may go on from elsewhere.
+    Paths of its files are absolute, for a run may be resumed from another folder.
     """
     network = settings.get(PERCEPTUAL)
     if not isinstance(network, dict):
@@ -32,27 +32,27 @@ def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(network)
 
 
-def is_asked_for(settings: Mapping[str, Any]) -> bool:
-    """Whether the loss of a resolved configuration has the part."""
+def is_requested(settings: Mapping[str, Any]) -> bool:
+    """Whether the loss of a resolved configuration has a perceptual part."""
     task = settings.get("task")
     parts = task.get("parts") if isinstance(task, dict) else None
     return isinstance(parts, dict) and bool(parts.get(PERCEPTUAL))
 
 
 def fill(config: DictConfig, settings: dict[str, Any]) -> None:
-    """Write the network that a run compares by into its configuration, and into the same as plain data."""
-    if is_asked_for(settings):
+    """Write the perceptual network of a run into its configuration, and into the resolved settings."""
+    if is_requested(settings):
         settings[PERCEPTUAL] = chosen(settings)
         OmegaConf.update(config, PERCEPTUAL, settings[PERCEPTUAL], merge=False, force_add=True)
 
 
 def distance_of(config: DictConfig, trust: list[str], data: Any, on: str = "cpu") -> Any:
-    """The perceptual distance of a run, a `Perceptual`: of published weights, or of a classifier that has none yet.
+    """Build the `Perceptual` distance of a run: with published weights, or with a classifier that is not trained yet.
 
     Args:
-        on: where the classifier is made; on "meta" it has no weights.
-    Raises: InvalidInput for a network that cannot be built, or that takes no such pictures, and for data without labels
-        where they are needed.
+        on: device of the classifier; on "meta" it has no weights.
+    Raises: InvalidInput for a network that cannot be built, or does not take such pictures, and for data without
+        labels if it is a classifier.
     """
     import torch
 
@@ -65,11 +65,11 @@ def distance_of(config: DictConfig, trust: list[str], data: Any, on: str = "cpu"
         else:
             if data.original.labels is None:
                 raise ValueError(f"{data.name} has no labels, by which the classifier is trained{ELSE}")
-            with torch.random.fork_rng([]), torch.device(on):  # what the run draws itself is not changed by it
+            with torch.random.fork_rng([]), torch.device(on):  # leaves the run's own random draws unchanged
                 classifier = untrained_judge(network, PERCEPTUAL, data.original, trust)
             distance = Perceptual(classifier)
         distance.must_take(data.shape)
-    except (ValueError, AttributeError) as error:  # the latter of a network without maps
+    except (ValueError, AttributeError) as error:  # AttributeError for a network without feature maps
         raise InvalidInput(f"{KEY}: {error}") from error
     return distance
 
@@ -77,14 +77,14 @@ def distance_of(config: DictConfig, trust: list[str], data: Any, on: str = "cpu"
 def learned(
     task: Any, config: DictConfig, trust: list[str], data: Any, runs: Path, device: Any, learning: bool = True
 ) -> tuple[dict[str, str], str | None]:
-    """Give the distance of a task its weights: those of a classifier are trained, once for the data, and kept.
+    """Load the weights of a task's perceptual distance; a classifier is trained once for the data, and stored.
 
     Args:
         runs: the folder of all runs.
         device: where a classifier is trained.
-        learning: whether it is, if it must be.
-    Returns: what the run has of it among its parents; and, where it was not trained, that in words.
-    Raises: InvalidInput for data of one class, and for weights that cannot be read or kept.
+        learning: whether it may be trained.
+    Returns: its checksum by parent name, or {} and a note if it would have to be trained first.
+    Raises: InvalidInput for data of one class, and for weights that cannot be read or stored.
     """
     from ddpm.training.task import checksum
 
@@ -98,15 +98,15 @@ def learned(
 def parents_of(
     config: DictConfig, trust: list[str], data: Any, runs: Path, device: Any = None
 ) -> dict[str, str] | None:
-    """What a run has of such a network among its parents, without its task; None where that is not known.
+    """Return the checksum of the perceptual network by parent name, without building the task; None if it is not known.
 
     Args:
         runs: the folder of all runs.
-        device: where a classifier is trained, if it must be; None if it is not to be.
+        device: where a classifier is trained if needed; None if it must not be trained.
     """
     from ddpm.training.task import checksum
 
-    if not is_asked_for(resolved(config)):
+    if not is_requested(resolved(config)):
         return {}
     try:
         distance = distance_of(config, trust, data)
@@ -119,7 +119,7 @@ def parents_of(
 
 
 def _is_at_hand(config: DictConfig, data: Any, distance: Any, runs: Path) -> bool:
-    """Whether the weights of a distance are published, or were trained before."""
+    """Whether the weights of a distance are published, or stored already."""
     from ddpm.metrics import quality
 
     published = chosen(resolved(config)).get("_target_") == PUBLISHED
@@ -127,7 +127,7 @@ def _is_at_hand(config: DictConfig, data: Any, distance: Any, runs: Path) -> boo
 
 
 def _learn(config: DictConfig, trust: list[str], data: Any, distance: Any, runs: Path, device: Any) -> None:
-    """Give a distance its weights; InvalidInput as `learned`."""
+    """Load the weights of a distance, and train the classifier first if needed; raise InvalidInput as `learned`."""
     import torch
 
     from ddpm.metrics import quality

@@ -1,4 +1,4 @@
-"""A training run that is asked for: read and built, and refused where it would break later."""
+"""Preparation of a training run: reads and builds all parts, and rejects what would fail later."""
 
 import copy
 import functools
@@ -35,65 +35,65 @@ from ddpm.config import (
 )
 
 LONGEST_NAME = 255  # bytes, in every usual file system
-GRAPH = ("auto", "off")  # whether a GPU replays the gradients of a step
-STACKS = (None, "seed")  # which runs of a sweep are trained at once
-IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: a shell, a web page or another file system reads more into them
+GRAPH = ("auto", "off")  # whether a GPU replays the gradients of a step from a CUDA graph
+STACKS = (None, "seed")  # which runs of a sweep are trained in a stack
+IN_NO_NAME = "<>\"'`|?*\\$;&!~{}"  # of a study: special to a shell, a web page or another file system
 
 
 class Parts(NamedTuple):
-    """What trains."""
+    """The parts that train: task, augmentation, sampler, optimizer and trainer."""
 
     augment: Any
     task: Any
     sampler: Any
-    optimizer: Callable[..., Any]  # makes one of parameters
+    optimizer: Callable[..., Any]  # builds one from parameters
     trainer: Any
-    moments: float  # bytes that the optimizer keeps for each byte of weights
+    moments: float  # bytes of optimizer state for each byte of weights
 
     @property
     def parameters(self) -> int:
-        """How many what is trained has."""
+        """The number of trained parameters."""
         return sum(p.numel() for p in self.weights)
 
     @property
     def weights(self) -> list[Any]:
-        """The parameters of what is trained."""
+        """The trained parameters of all modules."""
         return [p for module in self.task.modules.values() for p in module.parameters()]
 
 
 class Plan(NamedTuple):
-    """A training run that has been found right, and of which nothing is begun."""
+    """A training run that has been checked, and has not started."""
 
     run: Any
     config: DictConfig
-    settings: dict[str, Any]  # the configuration, resolved: what the run directory keeps
+    settings: dict[str, Any]  # the resolved configuration, as stored in the run directory
     data: Any
     parts: Parts
     device: Any
     parent: Path | None  # the checkpoint of the run that is extended
-    codec: Any = None  # by which the data are encoded, see `ddpm.commands.train.codec.Found`
-    text: Any = None  # by which captions are read, see `ddpm.commands.train.text_encoder.Found`
-    lacks: str | None = None  # what must be trained before it, and is not: until then its name is not known
+    codec: Any = None  # that encodes the data, see `ddpm.commands.train.codec.Found`
+    text: Any = None  # that encodes captions, see `ddpm.commands.train.text_encoder.Found`
+    lacks: str | None = None  # what must be trained or drawn first; until then the run's name is not known
 
 
 class Origins(NamedTuple):
-    """What a run begins with that other runs, or files, have made."""
+    """What a run takes from other runs or files: weights, codec and text encoder."""
 
     parent: Path | None  # the checkpoint of the run that is extended
-    taught: dict[str, Path]  # module -> weights, averaged, of a teacher
+    teacher: dict[str, Path]  # module -> averaged weights of a teacher
     initial: dict[str, Path]  # the same of `init`
     codec: Any  # as in `Plan`
     text: Any
-    checksums: dict[str, str]  # of all of these, which are part of the run's name
+    checksums: dict[str, str]  # of all of these; part of the run's name
 
 
 def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool = True, learning: bool = True) -> Plan:
-    """Read and build all that a run needs, and refuse what would break it later.
+    """Read and build all that a run needs, and raise InvalidInput for what would fail later.
 
     Args:
-        marking: mark a run of a sweep that is refused as FAILED with the reason, unless it is done or being trained.
-        learning: train the classifier that the run compares pictures by, and draw what stands beside a subject, if
-            they must be; else the plan `lacks` them.
+        marking: mark a refused run of a sweep as FAILED with the reason, unless it is done or running.
+        learning: train the classifier of a perceptual loss, and draw the pictures of a subject's class, if they are
+            missing; else the plan `lacks` them.
     Raises: InvalidInput.
     """
     import torch
@@ -108,12 +108,12 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
     must_have_a_reader(config, trust)
     perceptual.fill(config, settings)
     origins = _with_initial(config, origins)
-    given, lacks = with_class(build_data(config.data, trust), config, trust, learning)
+    source, lacks = with_class(build_data(config.data, trust), config, trust, learning)
     text = origins.text
-    data = in_words(given, config, trust, _begun(config, origins), None if text is None else text.tokenizer)
+    data = in_words(source, config, trust, _start_of(config, origins), None if text is None else text.tokenizer)
     identity, folder, parents = data.identity(), _folder_of_runs(config), {**origins.checksums}
 
-    def run() -> Run:  # by what its parents are known to be
+    def run() -> Run:  # named with the parents known so far
         return Run(folder / science_hash(science(settings, identity, parents, ddpm.NUMERICS)))
 
     try:
@@ -127,11 +127,11 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
         _begin(parts.task, origins, config)
         if origins.parent is not None:
             _must_leave_a_budget(config, parts.trainer, data, origins.parent)
-        if parts.task.perceives:  # last, for a classifier is trained for it
-            known, unknown = perceptual.learned(parts.task, config, trust, data, folder.parent, device, learning)
-            parents, lacks = parents | known, lacks or unknown
+        if parts.task.perceives:  # last, because it may train a classifier
+            found, unknown = perceptual.learned(parts.task, config, trust, data, folder.parent, device, learning)
+            parents, lacks = parents | found, lacks or unknown
         if origins.parent is not None and lacks is None:
-            _must_stand_beside(origins.parent, parts.task, config)
+            _must_match_frozen(origins.parent, parts.task, config)
     except InvalidInput as error:
         if marking and multirun():
             parents |= perceptual.parents_of(config, trust, data, folder.parent, device) or {}
@@ -141,7 +141,7 @@ def planned(config: DictConfig, device: Any, processes: int = 1, marking: bool =
 
 
 def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]:
-    """The configuration with what follows from the runs that it begins with, and these, but for `init`."""
+    """Return the configuration, completed from the runs that it builds on, and their `Origins` without `init`."""
     from ddpm.runs import checkpoint
 
     parents: dict[str, str] = {}
@@ -149,13 +149,13 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
     if config.extend is not None:
         config, parent = _extended(config)
         parents |= checksums("extend", checkpoint.weights_of(parent))
-    taught: dict[str, Path] = {}
+    teacher: dict[str, Path] = {}
     if config.get("teacher") is not None:
-        _, teacher = open_run_at(str(config.teacher), "teacher")
-        taught = checkpoint.weights_of(teacher, averaged=True)
+        _, folder = open_run_at(str(config.teacher), "teacher")
+        teacher = checkpoint.weights_of(folder, averaged=True)
         if parent is None:
             config = student_of(config)
-            parents |= checksums("teacher", taught)
+            parents |= checksums("teacher", teacher)
     if _tunes(config) and parent is None:
         config = tuned_of(config)
     if (codec := codec_of(config, lambda: build_data(config.data, trust).shape)) is not None:
@@ -163,16 +163,16 @@ def _origins(config: DictConfig, trust: list[str]) -> tuple[DictConfig, Origins]
         parents["init_codec"] = codec.sha256
     if (text := text_encoder.text_of(config)) is not None:
         parents["init_text"] = text.sha256
-    return config, Origins(parent, taught, {}, codec, text, parents)
+    return config, Origins(parent, teacher, {}, codec, text, parents)
 
 
 def _tunes(config: DictConfig) -> bool:
-    """Whether a trained network is taught a subject."""
+    """Whether the run tunes a trained network to a subject."""
     return "subject" in config
 
 
 def _with_initial(config: DictConfig, origins: Origins) -> Origins:
-    """Find the weights that `init` names, if any; refuses files that are too large to be read."""
+    """Add the weights that `init` names to the origins, if any; raise InvalidInput for files that are too large."""
     from ddpm.runs import checkpoint
     from ddpm.runs.files import regular_size
 
@@ -187,15 +187,15 @@ def _with_initial(config: DictConfig, origins: Origins) -> Origins:
     return origins._replace(initial=initial, checksums=origins.checksums | checksums("init", initial))
 
 
-def _begun(config: DictConfig, origins: Origins) -> Path | None:
-    """The run, or the folder, whose network is gone on with; None for a network that begins anew."""
+def _start_of(config: DictConfig, origins: Origins) -> Path | None:
+    """Return the run or folder whose weights the network starts from; None for a new network."""
     if config.init is not None:
         return Path(split_step(str(config.init))[0])
     return None if origins.parent is None else origins.parent.parents[1]
 
 
 def _begin(task: Any, origins: Origins, config: DictConfig) -> None:
-    """Give what trains the weights that it begins with."""
+    """Load the initial weights of a task from the origins."""
     from ddpm.runs import checkpoint
 
     if origins.initial:
@@ -204,15 +204,15 @@ def _begin(task: Any, origins: Origins, config: DictConfig) -> None:
             begin_adapters(task)
     if origins.text is not None:
         text_encoder.put(task, origins.text)
-    if origins.taught:
-        _load(task, origins.taught, f"teacher={config.teacher}")  # with which a student begins
-        load_into(task.frozen["teacher"], origins.taught["model"])
+    if origins.teacher:
+        _load(task, origins.teacher, f"teacher={config.teacher}")  # a student starts from its teacher's weights
+        load_into(task.frozen["teacher"], origins.teacher["model"])
     if origins.parent is not None:
         _load(task, checkpoint.weights_of(origins.parent), f"extend={config.extend}")
 
 
 def _mark_refused(run: Any, settings: dict[str, Any], error: InvalidInput) -> None:
-    """Leave the reason with a run of a sweep, unless it is done or being trained."""
+    """Write FAILED with the reason into a run of a sweep, unless it is done or running."""
     from ddpm.runs.directory import DONE, FAILED, RUNNING, now
 
     if status_of(run).get("state") not in (DONE, RUNNING):
@@ -222,7 +222,7 @@ def _mark_refused(run: Any, settings: dict[str, Any], error: InvalidInput) -> No
 
 
 def must_be_sound(config: DictConfig) -> dict[str, Any]:
-    """Refuse values that no run has a use for, whatever it trains; returns the configuration, resolved."""
+    """Return the resolved configuration; raise InvalidInput for values that are invalid for every task."""
     settings = resolved(config)
     must_be_finite(settings, "")
     must_be_storable(settings)
@@ -248,11 +248,11 @@ def must_be_sound(config: DictConfig) -> dict[str, Any]:
 
 
 def built(config: DictConfig, trust: list[str], data: Any, device: Any, processes: int = 1, on: str = "cpu") -> Parts:
-    """Build what trains, and refuse what does not go together, or with the data.
+    """Build the parts that train; raise InvalidInput if they do not fit one another, or the data.
 
     Args:
-        data: of which shape, labels and images are looked at.
-        on: where the network is made; on "meta" it has no weights, and no optimizer takes them.
+        data: whose shape, labels and images are checked.
+        on: device of the network; on "meta" it has no weights.
     Raises: InvalidInput.
     """
     task = task_of(config, trust, on)
@@ -264,12 +264,12 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     if task.perceives:
         task.frozen[perceptual.PERCEPTUAL] = perceptual.distance_of(config, trust, data, on)
     augment = augmentation(config, trust, data)
-    tells = getattr(augment, "tells", 0)
+    dim = getattr(augment, "tells", 0)
     for name, module in task.modules.items():
-        if tells and getattr(module, "augment_dim", 0) not in (0, tells):
+        if dim and getattr(module, "augment_dim", 0) not in (0, dim):
             raise InvalidInput(
-                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {tells} numbers; set "
-                f"{name}.augment_dim={tells}, or 0 to tell the network nothing"
+                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {dim} numbers; set "
+                f"{name}.augment_dim={dim}, or 0 for no conditioning"
             )
     sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
     if sampler is not None:
@@ -293,23 +293,23 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
 
 
 def must_be_measurable(config: DictConfig, settings: dict[str, Any], parts: Parts, data: Any) -> None:
-    """Refuse lines of `evaluation` that could not be carried out at the run's end.
+    """Raise InvalidInput for lines of `evaluation` that could not be carried out at the run's end.
 
     Raises: InvalidInput.
     """
     lines = settings.get("evaluation", [])
-    for line, asked in zip(lines, evaluations(Path("run"), lines, config), strict=True):
+    for line, evaluation in zip(lines, evaluations(Path("run"), lines, config), strict=True):
         try:
-            evaluating.must_be_measurable(asked, config, parts.task, data)
-            _must_be_kept(asked.checkpoint, parts.trainer, data)
-            if width_of_average(asked) is not None and not parts.trainer.ema_snapshots:
-                raise InvalidInput(f"weights={asked.weights} is made of snapshots: set trainer.ema_snapshots=32")
+            evaluating.must_be_measurable(evaluation, config, parts.task, data)
+            _must_remain(evaluation.checkpoint, parts.trainer, data)
+            if width_of_average(evaluation) is not None and not parts.trainer.ema_snapshots:
+                raise InvalidInput(f"weights={evaluation.weights} needs snapshots: set trainer.ema_snapshots=32")
         except InvalidInput as error:
             raise InvalidInput(f"evaluation, {line}: {error}") from error
 
 
-def _must_be_kept(which: str | int, trainer: Any, data: Any) -> None:
-    """Refuse a checkpoint that is never written, or deleted before training ends."""
+def _must_remain(which: str | int, trainer: Any, data: Any) -> None:
+    """Raise InvalidInput for a checkpoint that is never written, or deleted before training ends."""
     if which not in ("last", "best") and trainer.keeps(which, len(data.train)) is False:
         raise InvalidInput(
             f"checkpoint={which} will not be there when training has ended with step "
@@ -320,7 +320,7 @@ def _must_be_kept(which: str | int, trainer: Any, data: Any) -> None:
 
 
 def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
-    """What ddpm-evaluate is to do with a run, by lines such as "metric=frechet n=1000"; InvalidInput for others."""
+    """Return ddpm-evaluate configurations of lines such as "metric=frechet n=1000"; raise InvalidInput for others."""
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise InvalidInput(f"evaluation={lines} must be a list of lines to ddpm-evaluate, such as ['metric=frechet']")
     try:
@@ -334,16 +334,16 @@ def evaluations(path: Path, lines: Any, config: DictConfig) -> list[DictConfig]:
 
 @functools.lru_cache(maxsize=64)  # the runs of a sweep have the same lines
 def _composed(device: str, line: str) -> DictConfig:
-    """The configuration of ddpm-evaluate by a line."""
+    """Return the configuration of ddpm-evaluate for a line."""
     words = shlex.split(line)
-    for word in words:  # of a stored configuration, which may be anybody's
+    for word in words:  # a stored configuration may come from anybody
         if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust", "run=")):
             raise ValueError(f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values")
     return compose("evaluate", [device, *words])
 
 
 def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
-    """The configuration of the run that `extend` names with the command line's values over it, and its checkpoint."""
+    """Return the configuration of the run that `extend` names, with the typed overrides, and its checkpoint."""
     from ddpm.runs.directory import open_run
 
     try:
@@ -363,7 +363,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
         raise InvalidInput("extend needs a larger budget: add trainer.steps=N, trainer.epochs=N or trainer.seconds=N")
     merged = OmegaConf.merge(
-        {} if "augment" in base else {"augment": {"_target_": AUGMENTATION}},  # which runs of earlier versions lack
+        {} if "augment" in base else {"augment": {"_target_": AUGMENTATION}},  # runs of earlier versions lack it
         {} if "task" in base else {"task": config.task},
         base,
         {"trainer": {"steps": None, "epochs": None, "seconds": None}, "init": None},
@@ -371,13 +371,13 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         OmegaConf.from_dotlist(words),
         {"trust": trusted(config), "compile": config.get("compile", False), "graph": config.get("graph", "off")},
     )
-    assert isinstance(merged, DictConfig)  # as the first of them is
+    assert isinstance(merged, DictConfig)  # as its first argument is
     if merged.get("init_codec") is not None:
         merged.init_codec = str(parent.path / FOLDER)
     if merged.get("init_text") is not None:
         merged.init_text = str(parent.path / text_encoder.FOLDER)
     typed = {word.partition("=")[0] for word in words}
-    for key, of in LINKED.items():  # a run is stored resolved, and what was linked in its parent is so in it
+    for key, of in LINKED.items():  # stored configurations are resolved: restore the links that the parent had
         before = OmegaConf.select(base, key), OmegaConf.select(base, of)
         if key not in typed and of in typed and before[0] == before[1] and before[0] is not None:
             OmegaConf.update(merged, key, OmegaConf.select(merged, of))
@@ -385,21 +385,21 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
 
 
 def _place(base: DictConfig, config: DictConfig, parent: Path) -> dict[str, Any]:
-    """Where a child goes: to its parent, or, if that does not lie where it says, where the command line says."""
+    """Return `runs` and `study` of a child: the parent's, or the command line's if the parent was moved."""
     stored = Path(str(base.get("runs"))) / str(base.get("study"))
     at_home = os.path.abspath(stored) == os.path.abspath(parent.parent)
     return {key: (base if at_home else config).get(key) for key in ("runs", "study")}
 
 
 def checksums(key: str, files: dict[str, Path]) -> dict[str, str]:
-    """What a run starts from: the checksum of "model" by the key itself, those of other modules by key.NAME."""
+    """Return the checksums of weight files: that of "model" by the key itself, those of other modules by key.NAME."""
     from ddpm.runs import checkpoint
 
     return {key if name == "model" else f"{key}.{name}": checkpoint.sha256(file) for name, file in files.items()}
 
 
 def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str], bool] | None = None) -> None:
-    """Give the modules of a task their weights; refuses files of other modules, or that lack other names."""
+    """Load the weights of a task's modules; raise InvalidInput if the modules differ, or names are missing."""
     if files.keys() != task.modules.keys():
         theirs, own = ", ".join(files), ", ".join(task.modules)
         raise InvalidInput(f"{word}: it has the modules {theirs}, but {type(task).__name__} trains {own}")
@@ -408,7 +408,7 @@ def _load(task: Any, files: dict[str, Path], word: str, lacking: Callable[[str],
 
 
 def weights_of_init(named: str) -> dict[str, Path]:
-    """Module -> its averaged weights, of a run's checkpoint (see `split_step`), or of a folder with such files."""
+    """Return module -> file of averaged weights, of a run's checkpoint (see `split_step`) or of a folder."""
     from ddpm.runs import checkpoint
 
     path, _ = split_step(named)
@@ -427,7 +427,7 @@ def weights_of_init(named: str) -> dict[str, Path]:
 
 
 def _folder_of_runs(config: DictConfig) -> Path:
-    """<runs>/<study>; refuses one that could not be made, and a study that leads out of `runs`."""
+    """Return <runs>/<study>; raise InvalidInput if it cannot be created, or leads out of `runs`."""
     from ddpm.runs.files import shortened
 
     for key in ("runs", "study"):
@@ -455,7 +455,7 @@ def _folder_of_runs(config: DictConfig) -> Path:
 
 
 def status_of(run: Any) -> dict[str, Any]:
-    """What a run's status.json says, {} before there is one; refuses a newer version's."""
+    """Return a run's status.json, {} before there is one; raise InvalidInput for that of a newer version."""
     try:
         return run.status()
     except ValueError as error:
@@ -466,7 +466,7 @@ def status_of(run: Any) -> dict[str, Any]:
 
 
 def _must_divide(trainer: Any, processes: int) -> None:
-    """Refuse micro-batches that so many processes cannot share evenly."""
+    """Raise InvalidInput if the processes cannot share a micro-batch evenly."""
     micro = trainer.batch_size // trainer.accumulate
     if micro % processes:
         raise InvalidInput(
@@ -477,7 +477,7 @@ def _must_divide(trainer: Any, processes: int) -> None:
 
 
 def _must_step(optimizer: Callable[..., Any], device: Any) -> float:
-    """Refuse an optimizer that can take no step on the device; returns what it keeps, see `preflight.moments_of`."""
+    """Try a step of the optimizer on the device; return its state per byte of weights, see `preflight.moments_of`."""
     import torch
 
     from ddpm.runs import preflight
@@ -498,9 +498,9 @@ def _must_step(optimizer: Callable[..., Any], device: Any) -> float:
 
 
 def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tuple[Any, int | None]:
-    """Refuse a training step that is larger than the memory; (what it needs, the bytes that there are).
+    """Return the memory that a training step needs and the bytes available; raise InvalidInput if they do not suffice.
 
-    Without activations, whose count takes a moment, this is what it needs at least.
+    Without activations, which take a moment to count, this is a lower bound.
     """
     from ddpm.runs import preflight
     from ddpm.training.post_hoc import tracked
@@ -524,7 +524,7 @@ def must_fit(parts: Parts, data: Any, device: Any, activations: int = 0) -> tupl
 
 
 def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Path) -> None:
-    """Refuse to extend a run by a budget that it has used up already."""
+    """Raise InvalidInput for extending a run by a budget that it has used up already."""
     from ddpm.runs import checkpoint
 
     try:
@@ -533,17 +533,17 @@ def _must_leave_a_budget(config: DictConfig, trainer: Any, data: Any, parent: Pa
     except ValueError as error:
         raise InvalidInput(f"extend={config.extend}: {error}") from error
     if trainer.is_used_up(len(data.train), state["step"], state["seconds"]):
-        given = ", ".join(
+        limit = ", ".join(
             f"trainer.{key}={config.trainer[key]}" for key in ("steps", "epochs", "seconds") if config.trainer[key]
         )
         raise InvalidInput(
-            f"{given} is not more than the {state['step']} steps and {state['seconds']:.0f} s that {config.extend} has "
+            f"{limit} is not more than the {state['step']} steps and {state['seconds']:.0f} s that {config.extend} has "
             "used already"
         )
 
 
-def _must_stand_beside(parent: Path, task: Any, config: DictConfig) -> None:
-    """Refuse to extend a run that was trained beside other frozen networks, or none."""
+def _must_match_frozen(parent: Path, task: Any, config: DictConfig) -> None:
+    """Raise InvalidInput for extending a run that was trained with other frozen networks, or none."""
     from ddpm.runs import checkpoint
     from ddpm.training.task import checksum
 
@@ -554,11 +554,11 @@ def _must_stand_beside(parent: Path, task: Any, config: DictConfig) -> None:
 
 
 def must_be_tracked(trainer: Any, path: Path, state: dict[str, Any]) -> None:
-    """Raise ValueError where snapshots are asked for of a checkpoint's run whose averages were not tracked so far."""
+    """Raise ValueError if snapshots are requested, and the averages were not tracked up to this checkpoint."""
     if trainer.ema_snapshots and "tracked" not in state:
         raise ValueError(
             f"trainer.ema_snapshots={trainer.ema_snapshots}: {path} was trained without, and the averages of its steps "
-            "are not known; set trainer.ema_snapshots=0, or begin anew under another study=NAME"
+            "are not known; set trainer.ema_snapshots=0, or train another run under study=NAME"
         )
 
 
@@ -566,13 +566,13 @@ def must_be_tracked(trainer: Any, path: Path, state: dict[str, Any]) -> None:
 
 
 def disk(plan: Plan) -> tuple[int, int, str]:
-    """Bytes that the run is going to write, those that are free there, and what is written, in words."""
+    """Return the bytes that the run will write, the free bytes on that disk, and a description of what is written."""
     from ddpm.runs import preflight
     from ddpm.training.post_hoc import tracked
 
     trainer, path, modules = plan.parts.trainer, plan.run.path, plan.parts.task.modules.values()
     snapshot = preflight.snapshot(modules, tracked(trainer.ema_snapshots))
-    one = preflight.checkpoint(modules, plan.parts.moments) + snapshot  # a checkpoint goes on with what is tracked
+    one = preflight.checkpoint(modules, plan.parts.moments) + snapshot  # a checkpoint includes the tracked averages
     last = trainer.last_step(len(plan.data.train))
     count = preflight.checkpoints(last, trainer.checkpoint_every, trainer.keep, trainer.keep_every)
     parts = f"{count:,} checkpoints of {preflight.in_words(one)}, {preflight.in_words(preflight.PICTURES)} of pictures"
@@ -582,7 +582,7 @@ def disk(plan: Plan) -> tuple[int, int, str]:
 
 
 def no_room(plan: Plan) -> str:
-    """What is said where the disk is too small for a run."""
+    """Return the message for a disk that is too small for a run."""
     from ddpm.runs import preflight
 
     room, free, parts = disk(plan)
@@ -596,7 +596,7 @@ def no_room(plan: Plan) -> str:
 
 
 def trial_loss(plan: Plan, n: int, phase: int = 0) -> Any:
-    """The mean loss of n samples, all the same, computed as training does."""
+    """Return the mean loss of n copies of a sample, computed as in training."""
     from ddpm.runs.precision import computing, resolve
     from ddpm.training import task
 

@@ -1,4 +1,4 @@
-"""`ddpm-train -m stack=seed`: the runs of a sweep that differ in numbers alone, trained and drawn from at once."""
+"""`ddpm-train -m stack=seed`: runs of a sweep that differ in a few numbers, trained and sampled as one stack."""
 
 import contextlib
 import copy
@@ -19,10 +19,10 @@ from ddpm.commands.train.checking import activations
 from ddpm.commands.train.prepare import Plan, must_be_sound, must_be_tracked, must_fit, planned, status_of
 from ddpm.config import InvalidInput, compose, resolve_device, resolved
 
-FREE = (  # in which runs of a stack may differ: no loss knows of them
+FREE = (  # keys in which runs of a stack may differ: the losses do not depend on them
     "seed", "optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "trainer.ema_decay", "trainer.ema_warmup",
 )  # fmt: skip
-DROPS = ("task.drop", "model.drop")  # in which too, where none or all are 0: else the networks are others
+DROPS = ("task.drop", "model.drop")  # these too, if none or all are 0: otherwise the networks differ
 
 
 class Job(NamedTuple):
@@ -32,14 +32,14 @@ class Job(NamedTuple):
     words: list[str]
     number: int
     resume: Path | None
-    step: int  # that it goes on from
+    step: int  # that it resumes from
 
 
 def train(config: DictConfig) -> None:
-    """Train the run that is asked for, and at once with it those of the sweep that stack with it.
+    """Train the configured run, in a stack with those runs of the sweep that fit into it.
 
-    Those that are done are measured, and what is measured is drawn from all at once. Their own jobs then find them
-    done, or failed, and do what is left. What cannot be stacked is trained, or drawn from, by itself, with a notice.
+    Those that are done are measured, with samples drawn jointly. Their own jobs then find them done, or failed, and do
+    the rest. Runs that cannot be stacked are trained, or sampled, one by one, with a notice.
 
     Raises: as `ddpm.commands.train.training.train`.
     """
@@ -47,13 +47,13 @@ def train(config: DictConfig) -> None:
     if config.get("stack") is not None and number not in sweep().taken:
         must_be_sound(config)
         _train_stacks(config, number)
-    if number in sweep().failed:  # just now: retry=true does not try it once more
-        config = OmegaConf.merge(config, {"retry": False})  # type: ignore[assignment]  # of two mappings it is one
+    if number in sweep().failed:  # in this process: retry=true does not apply
+        config = OmegaConf.merge(config, {"retry": False})  # type: ignore[assignment]
     training.train(config)
 
 
 def _train_stacks(config: DictConfig, number: int | None) -> None:
-    """Train and measure in stacks what can be of the jobs that are equal to this one but for `FREE`."""
+    """Train and measure, in stacks, the jobs that equal this one but for `FREE`."""
     jobs = sweep().jobs
     if number is None or number >= len(jobs):
         say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
@@ -71,7 +71,7 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
 
 
 def _train_at_once(plans: dict[int, Plan], size: int) -> None:
-    """Train in stacks of at most `size` runs what is not done of these, by job."""
+    """Train those of the plans, by job, that are not done, in stacks of at most `size` runs."""
     from ddpm.runs.directory import DONE
 
     plans = {n: plan for n, plan in plans.items() if status_of(plan.run).get("state") != DONE}
@@ -83,7 +83,7 @@ def _train_at_once(plans: dict[int, Plan], size: int) -> None:
     with contextlib.ExitStack() as locks:
         at_step = defaultdict[int, list[Job]](list)
         for n, plan in plans.items():
-            if (job := _held(plan, sweep().jobs[n], n, locks)) is not None:
+            if (job := _lock(plan, sweep().jobs[n], n, locks)) is not None:
                 at_step[job.step].append(job)
         for step, those in at_step.items():
             if size == 1:
@@ -101,7 +101,7 @@ def _alone(reason: str) -> str:
 
 
 def _composed(words: list[str]) -> DictConfig | None:
-    """The configuration of a job; None for one that does not compose, which its own job will say."""
+    """Return the configuration of a job; None if it does not compose, which its own job reports."""
     others = tuple(word for word in words if not word.startswith(("hydra", "seed=")))
     seeds = [word for word in words if word.startswith("seed=")]
     try:
@@ -113,13 +113,13 @@ def _composed(words: list[str]) -> DictConfig | None:
     return config
 
 
-@functools.lru_cache(maxsize=256)  # jobs mostly differ in their seeds
+@functools.lru_cache(maxsize=256)  # most jobs differ in their seeds alone
 def _without_seed(words: tuple[str, ...]) -> DictConfig:
     return compose("train", list(words))
 
 
 def _form(config: DictConfig) -> str | None:
-    """All of a configuration in which the runs of a stack are equal; None for one that is not complete."""
+    """Return a key of the settings in which the runs of a stack must agree; None for an incomplete configuration."""
     try:
         plain: Any = OmegaConf.create(resolved(config))
     except InvalidInput:
@@ -132,7 +132,7 @@ def _form(config: DictConfig) -> str | None:
 
 
 def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
-    """What of these jobs is to be trained or measured, each run once. What is refused is left to its own job to say."""
+    """Return the plans of jobs that need training or measuring, each run once; refused jobs report for themselves."""
     from ddpm.runs.directory import DONE, FAILED
 
     plans, paths = dict[int, Plan](), set[Path]()
@@ -144,7 +144,7 @@ def _plans(configs: dict[int, DictConfig]) -> dict[int, Plan]:
             status = status_of(plan.run)
         except InvalidInput:
             continue
-        if plan.codec is not None or plan.text is not None:  # of the run that is tuned
+        if plan.codec is not None or plan.text is not None:  # taken from the run that is tuned
             continue
         failed = status.get("state") == FAILED and status.get("started") and not config.get("retry")
         measured = set(plan.settings.get("evaluation", [])) <= set(status.get("evaluated") or [])
@@ -164,19 +164,19 @@ def _why_not(plan: Plan) -> str | None:
 
 
 def _fitting(plan: Plan) -> int:
-    """How many such runs a step has room for at once."""
+    """Return how many such runs fit into memory in one stack."""
     needed, there = must_fit(plan.parts, plan.data, plan.device, activations(plan))
     return 2**31 if there is None else max(1, there // max(1, sum(needed)))
 
 
-def _held(plan: Plan, words: list[str], number: int, locks: contextlib.ExitStack) -> Job | None:
-    """A run whose lock is held from now on, and where it stands; None for one that is left to its own job."""
+def _lock(plan: Plan, words: list[str], number: int, locks: contextlib.ExitStack) -> Job | None:
+    """Lock a run and return it with the step that it resumes from; None for one that is left to its own job."""
     from ddpm.runs import checkpoint
     from ddpm.runs.directory import DONE, RunIsHeld
 
     try:
         locks.enter_context(plan.run.locked())
-        if status_of(plan.run).get("state") == DONE:  # by another process, since it was looked at
+        if status_of(plan.run).get("state") == DONE:  # another process has finished it meanwhile
             return None
         resume, step = checkpoint.last_whole(plan.run.checkpoints), 0
         if resume is not None:
@@ -189,7 +189,7 @@ def _held(plan: Plan, words: list[str], number: int, locks: contextlib.ExitStack
 
 
 def _train_together(jobs: list[Job]) -> None:
-    """Train these runs at once, and draw what each has learned; what became of it is in its status.
+    """Train these runs in a stack, and draw the results of each; its outcome is written into its status.
 
     Raises: SystemExit after a signal.
     """
@@ -201,18 +201,18 @@ def _train_together(jobs: list[Job]) -> None:
     try:
         try:
             results = _fitted(jobs)
-        except Exception as error:  # of the program that they are together, such as too little memory
+        except Exception as error:  # of the stack as a whole, such as too little memory
             for job in jobs:
                 job.plan.run.write_status(INTERRUPTED, reason=f"not stacked: {error}", ended=now())
             say(_alone((str(error).strip() or type(error).__name__).splitlines()[0]))
             return
-        sources = _sharing(jobs, results)
+        sources = _sources_of(jobs, results)
         for job, result in zip(jobs, results, strict=True):
             run = job.plan.run
-            if code is not None and not isinstance(result, Exception):  # its pictures are for the next time
+            if code is not None and not isinstance(result, Exception):  # its figures are drawn when it is resumed
                 result = Interrupted(int(code) - 128)
             try:
-                ended = training.concluded(job.plan, functools.partial(_given, result), sources.get(job.number))
+                ended = training.concluded(job.plan, functools.partial(_unwrap, result), sources.get(job.number))
             except SystemExit as end:
                 code = end.code
                 continue
@@ -232,14 +232,14 @@ def _train_together(jobs: list[Job]) -> None:
 
 
 def _fitted(jobs: list[Job]) -> list[Any]:
-    """Of each run the budget that ended it and the averaged task, or the exception that did."""
+    """Return, for each run, the budget that ended it and the averaged task, or the exception that ended it."""
     from ddpm.training.ranks import Ranks
     from ddpm.training.stack import fit_together
 
     begun = []
     for job in jobs:
         plan = job.plan
-        training.say_beginning(plan, Ranks(), job.resume)
+        training.print_start(plan, Ranks(), job.resume)
         training.begin(plan, job.words, job.number, stacked=len(jobs))
         begun.append(
             plan.parts.trainer.begin(
@@ -250,8 +250,8 @@ def _fitted(jobs: list[Job]) -> list[Any]:
     return list(fit_together([job.plan.parts.trainer for job in jobs], begun))
 
 
-def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
-    """By job what its results are drawn from: at once with those of the others, where that can be."""
+def _sources_of(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
+    """Return job -> the source of its results, which draws jointly with those of the others if possible."""
     from ddpm.sources.stacked import SharingSampler
 
     ended = {
@@ -267,23 +267,23 @@ def _sharing(jobs: list[Job], results: list[Any]) -> dict[int, Any]:
 
 
 def _shared(sources: list[Any]) -> Any:
-    """A joint sampler for these sources; prints why and returns None if they cannot be stacked."""
+    """Return a joint sampler for these sources; print why and return None if they cannot be stacked."""
     from ddpm.sources.stacked import Shared
 
     def tell(reason: str) -> None:
         say(f"stack=seed: drawn from one by one, for {reason}")
 
-    if len(sources) < 2 or any(source.sampler is None for source in sources):  # what does not walk is drawn at once
+    if len(sources) < 2 or any(source.sampler is None for source in sources):  # without a sampler they draw in one step
         return None
     try:
         return Shared(sources, tell)
-    except (ValueError, RuntimeError) as error:  # they differ; too little memory
+    except (ValueError, RuntimeError) as error:  # they differ, or memory does not suffice
         tell(str(error).splitlines()[0])
         return None
 
 
 def _measure_at_once(plans: list[Plan], size: int) -> None:
-    """Measure what is done of these runs, drawing from at most `size` at once; what fails is left to its own job."""
+    """Measure the finished runs, drawing from at most `size` jointly; failures are left to their own jobs."""
     for first in range(0, len(plans), size):
         together = plans[first : first + size]
         opening = _Opening([plan.run.path for plan in together])
@@ -295,7 +295,7 @@ def _measure_at_once(plans: list[Plan], size: int) -> None:
 
 
 class _Opening:
-    """Opens runs to be measured, each to be drawn from at once with the others that are measured by the same line.
+    """Opens the sources of runs to be measured, which draw jointly with those measured by the same line.
 
     Args:
         paths: of the runs.
@@ -303,10 +303,10 @@ class _Opening:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self.shared = dict[str, tuple[Any, list[str]]]()  # by line what is drawn at once, and of which runs in order
+        self.shared = dict[str, tuple[Any, list[str]]]()  # by line: the joint sampler, and its runs in order
 
     def __call__(self, config: DictConfig, line: str) -> training.Opened:
-        """What `source_of` opens."""
+        """Return the result of `source_of`, with a source that draws jointly if possible."""
         from ddpm.sources.stacked import SharingSampler
 
         if line not in self.shared:
@@ -319,26 +319,26 @@ class _Opening:
         return (source, *more)
 
     def is_due(self, path: Path, line: str) -> bool:
-        """Whether a run is trained, and not yet measured by a line."""
+        """Whether a run is done, and not yet measured by a line."""
         from ddpm.runs.directory import DONE, Run
 
         status = status_of(Run(path))
         return status.get("state") == DONE and line not in (status.get("evaluated") or [])
 
     def _sources(self, config: DictConfig, line: str) -> dict[str, Any]:
-        """What a line draws from, by the folder of the run."""
+        """Return run folder -> the source that a line draws from."""
         sources = {}
         for path in self.paths:
             other = copy.deepcopy(config)
             other.run = str(path)
-            with contextlib.suppress(InvalidInput, RuntimeError):  # which is said where it is measured; no memory
+            with contextlib.suppress(InvalidInput, RuntimeError):  # reported when it is measured; too little memory
                 if self.is_due(path, line):
                     sources[str(path)] = source_of(other)[0]
         return sources
 
 
-def _given(result: Any) -> Any:
-    """What ended a run: returned, or raised."""
+def _unwrap(result: Any) -> Any:
+    """Return the budget that ended a run with its averaged task, or raise the exception that ended it."""
     if isinstance(result, Exception):
         raise result
     return result

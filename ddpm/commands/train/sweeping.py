@@ -1,4 +1,4 @@
-"""A sweep under any launcher of Hydra: what becomes of its jobs, and how it ends at a signal."""
+"""Sweeps under any Hydra launcher: outcomes of the jobs, and signal handling."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from ddpm.commands.train.cluster import Outcome, awaiting
 
 @contextlib.contextmanager
 def collecting(outcomes: list[Outcome]) -> Iterator[None]:
-    """Within it, what the jobs of a sweep return is collected, whatever launcher carries it back.
+    """Context that collects the outcomes of a sweep's jobs, whatever launcher returns them.
 
-    Jobs that found their run held by another process are launched once more in the end. A launcher that loses its
-    processes is an outcome too.
+    Jobs whose run was locked by another process are launched once more at the end. A launcher that loses its processes
+    is an outcome too.
     """
     make = Plugins.instantiate_sweeper
 
@@ -42,7 +42,7 @@ def collecting(outcomes: list[Outcome]) -> Iterator[None]:
 
 
 def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str], outcomes: list[Outcome]) -> Any:
-    """What a sweep returns, see `collecting`.
+    """Run a sweep and return its jobs, see `collecting`.
 
     At SIGINT or SIGTERM the workers of a launcher are asked to write their checkpoints, and the sweep ends when they
     have; at the second one it ends at once. Without workers the run of this process has its own way to end.
@@ -71,11 +71,11 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
         signal.signal(number, note)
     try:
         returned = [job for batch in sweep(arguments) for job in batch]
-        held = [job for job in returned if job.return_value is not None and job.return_value.held]
-        if held and not received:
-            say(f"{len(held)} runs were held by other processes: once more to each")
-            again = sweeper.launcher.launch([job.overrides for job in held], initial_job_idx=len(returned))
-            returned = [job for job in returned if job not in held] + list(again)
+        locked = [job for job in returned if job.return_value is not None and job.return_value.held]
+        if locked and not received:
+            say(f"{len(locked)} runs were held by other processes: once more to each")
+            again = sweeper.launcher.launch([job.overrides for job in locked], initial_job_idx=len(returned))
+            returned = [job for job in returned if job not in locked] + list(again)
         alike = set.intersection(*(set(job.overrides) for job in returned)) if len(returned) > 1 else set()
         for job in returned:
             if job.return_value is not None:
@@ -95,13 +95,13 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
 
 
 class _Worker:
-    """This process, where a launcher runs several jobs in it, one after the other."""
+    """State of a launcher's worker process, which runs several jobs one after the other."""
 
     def __init__(self) -> None:
-        self.ending = False  # after a signal: the jobs that are left are not begun
+        self.ending = False  # after a signal: the remaining jobs are not started
 
     def note(self, signum: int, frame: object) -> None:
-        """A signal that no run waited for."""
+        """Handle a signal that arrives between runs."""
         self.ending = True
 
 
@@ -109,7 +109,7 @@ _WORKER = _Worker()
 
 
 def worker_of_a_launcher() -> _Worker | None:
-    """This process, if a launcher that runs several at once on this machine made it; from now on it notes signals."""
+    """Return the state of this process if it is a parallel launcher's worker, after installing its signal handlers."""
     if jobs_at_once() is None:
         return None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -118,7 +118,7 @@ def worker_of_a_launcher() -> _Worker | None:
 
 
 def _workers() -> list[int]:
-    """The processes of the joblib launcher, if it runs."""
+    """Return the process ids of the joblib launcher's workers."""
     if "joblib" not in sys.modules:
         return []
     from joblib.externals.loky import reusable_executor
@@ -128,7 +128,7 @@ def _workers() -> list[int]:
 
 
 def _lost_processes() -> tuple[type[Exception], ...]:
-    """What launchers raise where the system ended a process of theirs, for want of memory, say."""
+    """Return the exceptions that launchers raise if the system killed a worker, for example for lack of memory."""
     kinds: list[type[Exception]] = []
     if "joblib" in sys.modules:
         from joblib.externals.loky.process_executor import TerminatedWorkerError

@@ -1,4 +1,4 @@
-"""Students: runs that learn from another run, alone or stage by stage."""
+"""Distillation: runs whose teacher is another run, in one stage or several."""
 
 import itertools
 import os
@@ -14,17 +14,17 @@ from ddpm.commands.load import CONSISTENCY, PROGRESSIVE, STUDENT, open_run_at
 from ddpm.config import InvalidInput, conf_dir, plain, read_config
 
 UNFINISHED = ("RUNNING", "INTERRUPTED")
-NOT_OF_TEACHER = (  # what a student has from the command line
+NOT_OF_TEACHER = (  # keys that a student takes from the command line
     "runs", "study", "question", "baseline", "evaluation", "extend", "init", "trust", "compile", "graph", "device",
     "slots", "retry",
 )  # fmt: skip
-CHOSEN = ("diffusion.loss", "diffusion.clip_x_0", "diffusion.dynamic_threshold")  # of the mathematics, its own choice
+CHOSEN = ("diffusion.loss", "diffusion.clip_x_0", "diffusion.dynamic_threshold")  # its own choice
 
 
 def stages(config: DictConfig) -> list[int | None]:
-    """The steps of the students that a configuration asks for, one after the other; [None] for a run by itself.
+    """Return the steps of the students of progressive distillation, one per stage; [None] for other runs.
 
-    Raises: InvalidInput where one has not half the steps of the one before.
+    Raises: InvalidInput unless each has half the steps of the one before.
     """
     task = plain(config.get("task"))
     if not isinstance(task, dict) or task.get("_target_") != PROGRESSIVE or not isinstance(task.get("steps"), list):
@@ -43,11 +43,11 @@ def stages(config: DictConfig) -> list[int | None]:
 
 
 def stage(config: DictConfig, steps: int | None, teacher: Path | None) -> DictConfig:
-    """The configuration of one of several stages.
+    """Return the configuration of one stage.
 
     Args:
-        steps: of its student; None for a run by itself.
-        teacher: the run of the stage before; None for the first, whose teacher is the one that was asked for.
+        steps: of its student; None for a run without stages.
+        teacher: the run of the stage before; None for the first, whose teacher is the configured one.
     """
     if steps is None:
         return config
@@ -59,13 +59,13 @@ def stage(config: DictConfig, steps: int | None, teacher: Path | None) -> DictCo
 
 
 def student_of(config: DictConfig) -> DictConfig:
-    """The configuration of a student: its teacher's, with task, sampler and the values that were typed over it.
+    """Return the configuration of a student: its teacher's, overridden by task, sampler and the typed values.
 
-    Raises: InvalidInput for a run that has nothing to teach, or what a student does not choose.
+    Raises: InvalidInput for a run that cannot be a teacher, and for settings that a student cannot choose.
     """
     run, checkpoint = open_run_at(str(config.teacher), "teacher")
     if run.status().get("state") in UNFINISHED:
-        say(f"warning: teacher={config.teacher} is not finished: when it is, the same command trains anew")
+        say(f"warning: teacher={config.teacher} is not finished: once it is, the same command trains anew")
     base = read_config(run.path / "config.yaml")
     if any(not isinstance(base.get(group), DictConfig) for group in ("model", "schedule", "diffusion")):
         raise InvalidInput(f"teacher={config.teacher}: it trained no network that a sampler draws from")
@@ -79,7 +79,7 @@ def student_of(config: DictConfig) -> DictConfig:
     if task["_target_"] == PROGRESSIVE and sampler != {"_target_": STUDENT, "steps": task["steps"]}:
         raise InvalidInput(f"sampler: a student of {task['steps']} steps is drawn from by these; leave sampler out")
     own_weight = base.diffusion.get("target") == "v" or base.diffusion.get("preconditioning") is not None
-    loss = "simple" if own_weight else "snr_plus_one"  # which is what simple is of v
+    loss = "simple" if own_weight else "snr_plus_one"  # the same weighting as simple of v
     merged = OmegaConf.merge(
         {key: base[key] for key in base if key not in ("task", "sampler", *NOT_OF_TEACHER)},
         {
@@ -90,12 +90,12 @@ def student_of(config: DictConfig) -> DictConfig:
         OmegaConf.from_dotlist(words),
         {"task": task, "sampler": sampler, "teacher": f"{os.path.abspath(run.path)}@{checkpoint.name}"},
     )
-    assert isinstance(merged, DictConfig)  # as the first of them is
+    assert isinstance(merged, DictConfig)  # as its first argument is
     return merged
 
 
 def _task_of(config: DictConfig, teacher: DictConfig) -> dict[str, Any]:
-    """The task of a student; refuses a teacher that does not know the times that it would be asked for."""
+    """Return the task of a student; raise InvalidInput if the teacher was not trained at the times that it needs."""
     task, before = plain(config.task), plain(teacher.task) if teacher.get("task") is not None else {}
     own, of_teacher = task["_target_"], before.get("_target_")
     if of_teacher == CONSISTENCY or (of_teacher == PROGRESSIVE and own != PROGRESSIVE):
@@ -115,9 +115,9 @@ def _task_of(config: DictConfig, teacher: DictConfig) -> dict[str, Any]:
 
 
 def _typed() -> list[str]:
-    """The values that were typed over those of the teacher, as KEY=VALUE.
+    """Return the typed overrides of the teacher's values, as KEY=VALUE.
 
-    Raises: InvalidInput for what a student has from its teacher, and where no budget is among them.
+    Raises: InvalidInput for keys that a student takes from its teacher, and if there is no budget.
     """
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()} - {"task", "sampler"}
     words = []

@@ -1,4 +1,4 @@
-"""Runs whose captions are read by the encoder of another run, their `init_text`: frozen, and kept by each of them."""
+"""Frozen text encoders that runs take from another run, `init_text`, and store in their own folder."""
 
 import json
 from pathlib import Path
@@ -14,25 +14,25 @@ from ddpm.commands.train.words import tokenizer_of
 from ddpm.commands.validate import trusted
 from ddpm.config import InvalidInput, build, plain, read_config
 
-FOLDER = "text"  # of a run's folder: what reads its prompts
+FOLDER = "text"  # subfolder of a run: the encoder of its prompts
 WEIGHTS, STATE = "model.safetensors", "text.json"
 
 
 class Found(NamedTuple):
-    """An encoder of texts, and what makes their tokens."""
+    """A text encoder with its tokenizer."""
 
     encoder: Any
-    settings: dict[str, Any]  # that it was built by
+    settings: dict[str, Any]  # that it was built with
     tokenizer: Any
     sha256: str  # of its weights
 
 
 def text_of(config: DictConfig) -> Found | None:
-    """The encoder that `init_text` names, and its tokenizer; None where it names none.
+    """Return the text encoder and tokenizer that `init_text` names, or None.
 
-    That is the one of a run that reads captions, or that a run keeps. Its settings become those of the configuration.
+    It may name a run that trained an encoder, or one that stores a frozen one. Its settings are written into `config`.
 
-    Raises: InvalidInput for a run that reads none, and where this one is to read none, or by other settings.
+    Raises: InvalidInput for a run without text encoder, and if this one has no text conditioning or other settings.
     """
     named = config.get("init_text")
     if named is None:
@@ -53,7 +53,7 @@ def _found(config: DictConfig, named: str, trust: list[str]) -> Found:
 
     for folder in (Path(named) / FOLDER, Path(named)):
         if (folder / STATE).is_file():
-            return kept_in(folder, trust)
+            return stored_in(folder, trust)
     run, files = taken_from(config, "init_text")
     trained = read_config(run.path / "config.yaml")
     task, tokenizer = task_of(trained, trust), tokenizer_of(run.path)
@@ -66,8 +66,8 @@ def _found(config: DictConfig, named: str, trust: list[str]) -> Found:
     return Found(encoder, plain(trained.text), tokenizer, checksum(encoder))
 
 
-def kept_in(folder: Path, trust: list[str]) -> Found:
-    """The encoder that a run keeps."""
+def stored_in(folder: Path, trust: list[str]) -> Found:
+    """Load the text encoder in a run's folder."""
     from ddpm.training.task import checksum
 
     try:
@@ -82,9 +82,9 @@ def kept_in(folder: Path, trust: list[str]) -> Found:
 
 
 def put(task: Any, found: Found) -> None:
-    """Give the network of a task, whose encoder is frozen, the weights of another run's.
+    """Load another run's weights into the frozen text encoder of a task's network.
 
-    Raises: InvalidInput where nothing is left to train.
+    Raises: InvalidInput if nothing is left to train.
     """
     task.frozen[TEXT].load_state_dict(found.encoder.state_dict())
     if not any(p.requires_grad for module in task.modules.values() for p in module.parameters()):
@@ -94,7 +94,7 @@ def put(task: Any, found: Found) -> None:
 
 
 def keep(found: Found, run: Path) -> None:
-    """Put an encoder and its tokenizer into a run's folder, so that others can read by it too."""
+    """Write a text encoder and its tokenizer into a run's folder, from where other runs can take it too."""
     from ddpm.runs import checkpoint
     from ddpm.runs.files import replacing
 

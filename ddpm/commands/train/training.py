@@ -1,4 +1,4 @@
-"""`ddpm-train`: a run, alone or as one of several processes, and what is drawn at its end."""
+"""`ddpm-train`: one training run, in one process or several, and the figures at its end."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands.console import how_drawn, say, schedule_name, warn_of_range
 from ddpm.commands.evaluate import evaluating
-from ddpm.commands.evaluate.sounds import PAGE, as_shown, mel_of, write_results
+from ddpm.commands.evaluate.sounds import PAGE, for_display, mel_of, write_results
 from ddpm.commands.launch import job_number, jobs_at_once, multirun, overrides, standing_for
 from ddpm.commands.sample.points import MOMENTS, draw_plane, is_plane, some
 from ddpm.commands.sample.sampling import FRAMES, save_way
@@ -37,31 +37,31 @@ from ddpm.commands.train.words import keep as keep_tokenizer
 from ddpm.commands.validate import must_be_whole
 from ddpm.config import InvalidInput, resolve_device
 
-MANY_POINTS = 2000  # that are drawn where a sample is a point: one picture shows them all
+MANY_POINTS = 2000  # samples in a figure of points
 
 
 class RunFailed(Exception):
-    """A run that began did not end well; the message says why and how to go on."""
+    """Raised if a run fails after it started; the message states why, and how to resume."""
 
 
 class Held(RunFailed):
-    """Another process trains the run."""
+    """Raised if another process holds the lock of the run."""
 
 
 class Stopped(Exception):
-    """Who watches a run has seen enough of it; the message says why. It is INTERRUPTED, and can be gone on with."""
+    """Raised by a watcher to stop a run early; the message states why. The run is INTERRUPTED and can be resumed."""
 
 
 Opened = tuple[Any, Any, DictConfig, int]
-"""What `ddpm.commands.sources.source_of` opens."""
+"""The result of `ddpm.commands.sources.source_of`."""
 
 
 def train(config: DictConfig) -> None:
-    """Begin the run that is asked for, or go on with it; there is nothing to do if it is done.
+    """Start the configured run, or resume it; do nothing if it is done.
 
-    In a sweep a run that failed before is left alone, unless retry=true; one that was refused, and never began, is not.
+    In a sweep a run that failed before is skipped, unless retry=true; one that was refused before it started is not.
 
-    Raises: InvalidInput before it begins, RunFailed afterwards.
+    Raises: InvalidInput before it starts, RunFailed afterwards.
     """
     with _slot(config) as device_name:
         device, teacher = resolve_device(device_name), None
@@ -71,7 +71,7 @@ def train(config: DictConfig) -> None:
 
 
 def _with_codec(config: DictConfig, device: Any) -> DictConfig:
-    """The configuration of a run with its codec trained, where words say how; else as it is."""
+    """Train the codec first, if `init_codec` holds overrides; return the configuration with the trained codec."""
     if (recipe := recipe_of(config)) is None:
         return config
     words, made = recipe
@@ -80,7 +80,7 @@ def _with_codec(config: DictConfig, device: Any) -> DictConfig:
 
 
 def _train(config: DictConfig, device: Any) -> Path:
-    """Of one run; returns its folder."""
+    """Train one run, and return its folder."""
     from ddpm.runs.directory import DONE, FAILED
     from ddpm.training import ranks
 
@@ -106,9 +106,9 @@ def _train(config: DictConfig, device: Any) -> Path:
 
 @contextlib.contextmanager
 def _slot(config: DictConfig) -> Iterator[str]:
-    """The device that a job is to use; where a launcher runs several on this machine, a share of it, held meanwhile.
+    """Context with the device of a job; if a launcher runs several on this machine, it reserves a slot of the device.
 
-    Raises: InvalidInput for a number of slots that is none.
+    Raises: InvalidInput for an invalid number of slots.
     """
     from ddpm.runs import device_slots
 
@@ -130,10 +130,10 @@ def _slot(config: DictConfig) -> Iterator[str]:
 
 
 def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | None = None) -> None:
-    """Train as the process that holds the run and writes, alone or before others.
+    """Train as the leading process, which locks the run and writes all files.
 
     Args:
-        watch: is told the loss on held-out images, see `ddpm.training.trainer.Trainer.fit`; may raise Stopped.
+        watch: receives the loss on held-out images, see `ddpm.training.trainer.Trainer.fit`; may raise Stopped.
     Raises: InvalidInput, RunFailed, Stopped.
     """
     from ddpm.runs import checkpoint
@@ -142,7 +142,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
     run = plan.run
     try:
         with run.locked():
-            if status_of(run).get("state") == DONE:  # by another process, since it was looked at
+            if status_of(run).get("state") == DONE:  # another process has finished it meanwhile
                 team.broadcast(None)
                 say(f"{run.path} is done already")
                 return
@@ -150,17 +150,17 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
                 resume = checkpoint.last_whole(run.checkpoints) or plan.parent
                 if resume is not None:
                     must_be_tracked(plan.parts.trainer, resume, checkpoint.load_state(resume))
-            except ValueError as error:  # a newer version's, which must not be deleted
+            except ValueError as error:  # of a newer version, and must not be deleted
                 team.broadcast(None)
                 raise InvalidInput(str(error)) from error
-            say_beginning(plan, team, resume)
+            print_start(plan, team, resume)
             ended = _train_and_draw(plan, team, resume, watch)
             run.write_status(DONE, reason=f"budget of {ended} used", ended=now(), paired=ended != "seconds")
-            if multirun() or watch is not None:  # one run among many
+            if multirun() or watch is not None:  # one of many runs
                 status = run.status()
                 say(f"done: {run.path}, {status['step']:,} steps in {status['seconds']:.0f} s")
             else:
-                _say_next(plan, ended)
+                _print_next(plan, ended)
     except RunIsHeld as error:
         team.broadcast(None)
         raise Held(str(error)) from error
@@ -170,8 +170,8 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         sys.exit(130)
 
 
-def say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
-    """What is going to be trained, where, and what may go wrong with it."""
+def print_start(plan: Plan, team: Any, resume: Path | None) -> None:
+    """Print what will be trained and on which device, with warnings."""
     say(
         f"run {plan.run.path}: {plan.parts.parameters:,} parameters, "
         f"{len(plan.data.train):,} training {plan.data.units}, {plan.device}"
@@ -179,9 +179,9 @@ def say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
     )
     for concern in plan.parts.task.concerns():
         say(f"warning: {concern}")
-    told = any(getattr(module, "augment_dim", 0) for module in plan.parts.task.modules.values())
-    if getattr(plan.parts.augment, "tells", 0) and plan.parts.sampler is not None and not told:
-        say("warning: the network is told nothing of the augmentation (model.augment_dim), which samples will show")
+    conditioned = any(getattr(module, "augment_dim", 0) for module in plan.parts.task.modules.values())
+    if getattr(plan.parts.augment, "tells", 0) and plan.parts.sampler is not None and not conditioned:
+        say("warning: the network is not conditioned on the augmentation (model.augment_dim), so samples will show it")
     room, free, _ = disk(plan)
     if room > free:
         say(f"warning: {no_room(plan)}")
@@ -192,7 +192,7 @@ def say_beginning(plan: Plan, team: Any, resume: Path | None) -> None:
 def _train_and_draw(
     plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None
 ) -> str:
-    """Train, and draw the results: returns the budget that ended it; any other end is written into the status."""
+    """Train and draw the results; return the budget that ended the run, or write any other end into its status."""
 
     def fit() -> tuple[str, Any]:
         begin(plan, overrides(), job_number())
@@ -203,13 +203,13 @@ def _train_and_draw(
 
 
 def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None) -> str:
-    """What `fit` returns of a run, with its results drawn: the budget that ended it.
+    """Fit a run and draw its results; return the budget that ended it.
 
     Any other end is written into the run's status.
 
     Args:
-        fit: gives that budget and the averaged task, or raises what ended training.
-        source: what the results are drawn from, a `TrainedSampler`; None for `source_of_results`.
+        fit: returns that budget and the averaged task, or raises the exception that ended training.
+        source: source of the results, a `TrainedSampler`; None for `source_of_results`.
     Raises: RunFailed, Stopped; SystemExit after a signal.
     """
     from ddpm.runs import checkpoint
@@ -226,7 +226,7 @@ def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None
         run.write_status(INTERRUPTED, reason=str(error), ended=now())
         say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
         if error.signum not in (signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(error.signum)  # to whoever waited for it, and starts the job anew
+            signal.raise_signal(error.signum)  # for the handler that restarts the job
         sys.exit(128 + error.signum)
     except Stopped as error:
         run.write_status(INTERRUPTED, reason=str(error), ended=now())
@@ -236,11 +236,11 @@ def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None
 
 
 def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> None:
-    """Write the run's configuration, and in its status what it is trained by.
+    """Write the run's configuration, and the facts of its training into its status.
 
     Args:
-        words, number: that were typed for the run, and its place in a sweep.
-        facts: what else its status is to say.
+        words, number: the overrides of the run, and its index in a sweep.
+        facts: other entries of its status.
     """
     import torch
 
@@ -261,7 +261,7 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
     queued = cluster.note_run(plan.run.path)
     plan.run.begin(
         data=plan.data.identity(),
-        classes=list(getattr(plan.data, "classes", ())),  # by which samples are asked for
+        classes=list(getattr(plan.data, "classes", ())),  # names by which samples are requested
         **({"styles": list(plan.data.styles)} if plan.data.styles else {}),
         overrides=words or known.get("overrides") or [],
         job=number,
@@ -274,11 +274,11 @@ def begin(plan: Plan, words: list[str], number: int | None, **facts: Any) -> Non
 
 
 def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = None) -> None:
-    """Measure a run that is done by the lines of `evaluation`, each once.
+    """Measure a finished run by the lines of `evaluation`, each once.
 
     Args:
-        opened: opens, of a line and its configuration, what is measured; None for `ddpm.commands.sources.source_of`.
-    Raises: RunFailed where a line cannot be carried out; Held.
+        opened: opens the source for the configuration of a line; None for `ddpm.commands.sources.source_of`.
+    Raises: RunFailed if a line cannot be carried out; Held.
     """
     from ddpm.runs.directory import DONE, RunIsHeld
     from ddpm.training.interrupt import Interrupted, terminable
@@ -306,7 +306,7 @@ def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = Non
 
 
 def _follow(plan: Plan, team: Any) -> None:
-    """Train beside the leading process, which holds the run and writes all that is written."""
+    """Train as a follower of the leading process, which locks the run and writes all files."""
     from ddpm.runs.directory import Run
     from ddpm.training.interrupt import Interrupted
 
@@ -323,7 +323,7 @@ def _follow(plan: Plan, team: Any) -> None:
 def _fit(
     plan: Plan, team: Any, resume: Path | None, watch: Callable[[int, float | None], None] | None = None
 ) -> tuple[str, Any]:
-    """Train, with the networks compiled if that is asked for: (the budget that was used up, the averaged task)."""
+    """Train, with compiled networks if configured; return (the budget that was used up, the averaged task)."""
     from ddpm.training.graph import graph_on
 
     if plan.config.get("compile"):
@@ -337,7 +337,7 @@ def _fit(
 
 
 def _compile(plan: Plan, processes: int) -> None:
-    """Compile the networks and try them on a batch; where that fails, say why and leave them as they were."""
+    """Compile the networks and try them on a batch; if that fails, print why and leave them uncompiled."""
     started, task = time.perf_counter(), plan.parts.task
     micro = plan.parts.trainer.batch_size // plan.parts.trainer.accumulate // processes
     for module in task.modules.values():
@@ -345,7 +345,7 @@ def _compile(plan: Plan, processes: int) -> None:
     try:
         for phase in range(len(task.phases)):
             trial_loss(plan, micro, phase).backward()
-    except Exception as error:  # whatever a compiler stumbles over, and torch has many classes for it
+    except Exception as error:  # compilers raise exceptions of many classes
         for module in task.modules.values():
             module._compiled_call_impl = None
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -357,7 +357,7 @@ def _compile(plan: Plan, processes: int) -> None:
 
 
 def _record_failure(run: Any, error: Exception) -> NoReturn:
-    """Write FAILED with its reason, keep what was saved, and raise RunFailed with what to do."""
+    """Write FAILED with its reason into the status, and raise RunFailed with advice."""
     from ddpm.runs import checkpoint
     from ddpm.runs.directory import FAILED, now
 
@@ -368,16 +368,16 @@ def _record_failure(run: Any, error: Exception) -> NoReturn:
     except OSError as second:
         reason += f"; status.json could not be written either ({second})"
     last = checkpoint.last_whole(run.checkpoints)
-    kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+    saved = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
     repeated = "the same command with retry=true" if multirun() else "the same command"
     advice = f"free some space, then {repeated} goes on from there" if full else f"{repeated} tries again"
     if isinstance(error, FloatingPointError):
         advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
-    raise RunFailed(f"{run.path}: {reason}; {kept}; {advice}") from error
+    raise RunFailed(f"{run.path}: {reason}; {saved}; {advice}") from error
 
 
 def source_of_results(plan: Plan, averaged: Any) -> Any:
-    """What the results of a run are drawn from; None for a task that draws no samples."""
+    """Build the source of a run's results; None for a task that draws no samples."""
     from ddpm.runs.precision import as_trained
 
     config, sampler = plan.config, plan.parts.sampler
@@ -388,7 +388,7 @@ def source_of_results(plan: Plan, averaged: Any) -> Any:
 
 
 def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
-    """The pictures at the end of a run, and its figures."""
+    """Draw the samples and figures at the end of a run."""
     from ddpm.data.dataset import spread
     from ddpm.figures import images, plots
     from ddpm.figures.images import in_plane, plane_of
@@ -409,7 +409,7 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
         return
     data = data.original
     pictures, walks = "pictures" in data.holds, source.sampler is not None
-    shown = plane_of(data.shape[0]) if len(data.shape) == 1 else None
+    note = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     judged = judged and source.like_data
     way = source.way(MANY_POINTS, MOMENTS) if walks and not pictures else None
@@ -418,20 +418,20 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     images.save_samples(run.path / "samples.npy", samples[:64] if pictures else samples)
     if pictures:
         mel = mel_of(config)
-        images.save_samples(run.path / "samples.png", as_shown(mel, samples[:64]))
+        images.save_samples(run.path / "samples.png", for_display(mel, samples[:64]))
         if mel is not None:
             write_results(run.path / PAGE, source, data, samples)
-        if (told := source.condition_images(range(64))) is not None:
-            images.save_samples(run.path / "samples_told.png", told)
+        if (conditions := source.condition_images(range(64))) is not None:
+            images.save_samples(run.path / "samples_told.png", conditions)
     else:
         numbers = data.held_out if len(data.held_out) else data.train
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
         groups = {f"{data.name}, held out": in_plane(real), "samples": in_plane(samples)}
-        plots.points(run.path / "samples.png", groups, shown)
+        plots.points(run.path / "samples.png", groups, note)
     if walks:
         save_way(run.path / "denoising.gif", source.way(32, FRAMES) if way is None else some(way, FRAMES), 8)
-        _draw_forward_process(plan, source, shown)
-        if is_plane(source) and config.trainer.previews:  # which take longer than a short run
+        _draw_forward_process(plan, source, note)
+        if is_plane(source) and config.trainer.previews:  # they take longer than a short run
             draw_plane(run.path, source, data, way)
     warn_of_range(source)
 
@@ -445,8 +445,8 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
         say(f"{len(samples)} samples, {source.walk}, EMA weights:\n{result.words}")
 
 
-def _draw_forward_process(plan: Plan, source: Any, shown: str | None) -> None:
-    """The schedule, and what it makes of data."""
+def _draw_forward_process(plan: Plan, source: Any, note: str | None) -> None:
+    """Draw the noise schedule, and the forward process on data."""
     import torch
 
     from ddpm.data.dataset import spread
@@ -462,11 +462,11 @@ def _draw_forward_process(plan: Plan, source: Any, shown: str | None) -> None:
     x_0 = data.batch(data.train[spread(len(data.train), n)], source.device).x.cpu()
     eps = SampleNoise(config.seed, list(range(len(x_0)))).x_T(data.shape)
     x_t = torch.cat([as_pictures(source.decode(q_sample(schedule, x_0, t, eps))) for t in times])
-    plots.forward_process(run.path / "forward.png", x_t, times, schedule.alpha_bar[times].tolist(), shown)
+    plots.forward_process(run.path / "forward.png", x_t, times, schedule.alpha_bar[times].tolist(), note)
 
 
-def _say_next(plan: Plan, ended: str) -> None:
-    """Where the results are and what to type next."""
+def _print_next(plan: Plan, ended: str) -> None:
+    """Print where the results are, and the next commands."""
     run, status = plan.run, plan.run.status()
     pictures = "  ".join(sorted(p.name for p in run.path.iterdir() if p.suffix in (".png", ".gif")))
     following = "\n  ".join(f"{what:14}{line}" for what, line in next_commands(plan, status["step"]).items())

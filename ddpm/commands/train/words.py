@@ -1,4 +1,4 @@
-"""Runs whose samples are told in words: captions as tokens, by a tokenizer that each of them keeps; prompts."""
+"""Text conditioning of runs: captions and prompts as token ids, by a tokenizer in the run's folder."""
 
 import json
 import warnings
@@ -11,33 +11,33 @@ from omegaconf import DictConfig
 from ddpm.config import InvalidInput, build, plain, targets
 from ddpm.runs import schema
 
-FILE = "tokenizer.json"  # of a run's folder
+FILE = "tokenizer.json"  # file in a run's folder
 READER = "models.tokenizer.BytePairs.from_dict"
-LEARNER = "models.adapters.with_words"  # what learns a new word of the tokenizer
+LEARNER = "models.adapters.with_words"  # the adapter that learns a new word of the tokenizer
 
 
 def word_of(config: DictConfig) -> str | None:
-    """The word that a run learns, see `models.adapters.with_words`; None for a run that learns none."""
+    """Return the word that a run learns, see `models.adapters.with_words`, or None."""
     adapter = config.get("adapter")
     learns = isinstance(adapter, DictConfig) and adapter.get("_target_") == LEARNER
     return config.subject.word if learns and isinstance(config.get("subject"), DictConfig) else None
 
 
-def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None = None, known: Any = None) -> Any:
-    """Data with the tokens of their captions, by a tokenizer that is learned from those that are trained on.
+def in_words(data: Any, config: DictConfig, trust: list[str], run: Path | None = None, known: Any = None) -> Any:
+    """Return data with token ids of their captions, by a tokenizer learned from the training captions.
 
-    The same where a run has no tokenizer.
+    Data of a run without a tokenizer are returned unchanged.
 
     Args:
-        kept: the folder of a run whose tokenizer is taken in its place, if it keeps one.
-        known: or this tokenizer; None for none.
-    Raises: InvalidInput for data without captions, and for captions that are no text.
+        run: a run's folder; its tokenizer, if there is one, is used instead.
+        known: a tokenizer to use instead, or None.
+    Raises: InvalidInput for data without captions, and for captions that cannot be encoded as bytes.
     """
     if config.get("tokenizer") is None:
         return data
     if len(data.captions) != len(data):
         raise InvalidInput(f"tokenizer: {data.name} has no captions; data=scenes, emoji and captioned have some")
-    tokenizer: Any = tokenizer_of(kept) if known is None and kept is not None else known
+    tokenizer: Any = tokenizer_of(run) if known is None and run is not None else known
     if tokenizer is None:
         captions = [data.captions[i] for i in data.train.tolist()]
         tokenizer = build(config.tokenizer, "tokenizer", trust, captions=captions)
@@ -49,22 +49,22 @@ def in_words(data: Any, config: DictConfig, trust: list[str], kept: Path | None 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
-            told = data.in_words(tokenizer)
-        except ValueError as error:  # a caption that has no bytes
+            encoded = data.in_words(tokenizer)
+        except ValueError as error:  # a caption that cannot be encoded as bytes
             raise InvalidInput(f"tokenizer: {error}") from error
     if seen:
         print(f"warning: {len(seen):,} captions are longer than tokenizer.length={config.tokenizer.length} and are cut")
-    return told
+    return encoded
 
 
 def must_have_a_reader(config: DictConfig, trust: list[str]) -> None:
-    """Refuse a network that takes no encoder of texts, of a run that is told in words: before its data are drawn.
+    """Raise InvalidInput if a text-conditional run's network takes no text encoder; called before its data are built.
 
     Raises: InvalidInput.
     """
     model = plain(config.get("model"))
     target = model.get("_target_") if isinstance(model, dict) else None
-    if config.get("tokenizer") is None or target not in targets()["model"] | set(trust):  # which building refuses
+    if config.get("tokenizer") is None or target not in targets()["model"] | set(trust):  # building it reports that
         return
     if "text" not in schema.accepted(target):
         raise InvalidInput(
@@ -73,7 +73,7 @@ def must_have_a_reader(config: DictConfig, trust: list[str]) -> None:
 
 
 def must_read(task: Any, data: Any, config: DictConfig) -> None:
-    """Refuse networks that read no words, of data that are told in them.
+    """Raise InvalidInput if data have token ids and the networks do not fit them.
 
     Raises: InvalidInput.
     """
@@ -93,7 +93,7 @@ def must_read(task: Any, data: Any, config: DictConfig) -> None:
 
 
 def keep(tokenizer: Any, run: Path) -> None:
-    """Put a tokenizer into a run's folder, so that prompts need no data."""
+    """Write a tokenizer into a run's folder, so that prompts need no data."""
     from ddpm.runs.files import replacing
 
     with replacing(run / FILE) as temporary:
@@ -101,45 +101,45 @@ def keep(tokenizer: Any, run: Path) -> None:
 
 
 def tokenizer_of(run: Path) -> Callable[[Sequence[str]], Any] | None:
-    """The tokenizer that a run keeps; None for a run that is told of no words.
+    """Load the tokenizer in a run's folder; None for a run without text conditioning.
 
-    Raises: InvalidInput for a file that holds none.
+    Raises: InvalidInput for a file that is no tokenizer.
     """
     from ddpm.runs.files import read_json
 
     if not (run / FILE).is_file():
         return None
     try:
-        said = read_json(run / FILE)
+        settings = read_json(run / FILE)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    return build({"_target_": READER, "said": said}, str(run / FILE), [READER])
+    return build({"_target_": READER, "said": settings}, str(run / FILE), [READER])
 
 
-def prompts_of(config: DictConfig, run: Path, key: str, said: Callable[[str], None]) -> Any | None:
-    """The ids of what `prompt=` or `negative=` says, int64 (n, L); None where it says nothing.
+def prompts_of(config: DictConfig, run: Path, key: str, log: Callable[[str], None]) -> Any | None:
+    """Return the token ids of `prompt=` or `negative=`, int64 (n, L); None if it is not set.
 
     Args:
-        said: is told what is cut.
-    Raises: InvalidInput for what is no text, or a run that is told of none.
+        log: receives warnings about texts that are cut.
+    Raises: InvalidInput for values that are no text, or a run without text conditioning.
     """
-    given = plain(config.get(key))
-    if given is None or (key == "negative" and given == ""):
+    value = plain(config.get(key))
+    if value is None or (key == "negative" and value == ""):
         return None
-    if key == "negative" and isinstance(given, list):
-        raise InvalidInput(f"negative={given} must be one text, for all prompts")
-    texts = given if isinstance(given, list) else [given]
+    if key == "negative" and isinstance(value, list):
+        raise InvalidInput(f"negative={value} must be one text, for all prompts")
+    texts = value if isinstance(value, list) else [value]
     if not texts or not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
-        raise InvalidInput(f"{key}={given} must be a text, or a list of texts")
+        raise InvalidInput(f"{key}={value} must be a text, or a list of texts")
     tokenizer = tokenizer_of(run)
     if tokenizer is None:
-        raise InvalidInput(f"{key}={given}: the run was trained without words; train one with experiment=text_scenes")
+        raise InvalidInput(f"{key}={value}: the run was trained without words; train one with experiment=text_scenes")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
             ids = tokenizer([str(text) for text in texts])
-        except ValueError as error:  # a text that has no bytes
+        except ValueError as error:  # a text that cannot be encoded as bytes
             raise InvalidInput(f"{key}: {error}") from error
     for warning in seen:
-        said(f"warning: {key}: {warning.message}")
+        log(f"warning: {key}: {warning.message}")
     return ids
