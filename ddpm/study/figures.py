@@ -705,7 +705,7 @@ def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set(**{f"{axis}scale": "log"})
-        _plain_log(axes.xaxis if axis == "x" else axes.yaxis, (1,) if finite.max() > 1e3 * finite.min() else (1, 2, 5))
+        _plain_log(axes.xaxis if axis == "x" else axes.yaxis, (1,) if finite.max() > 100 * finite.min() else (1, 2, 5))
         return
     if axis == "x":
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))  # 0.0175 is a wide number
