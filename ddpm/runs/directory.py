@@ -62,7 +62,7 @@ class Run:
         return self.path.name
 
     def status(self) -> dict[str, Any]:
-        """Return status.json, with RUNNING replaced by INTERRUPTED if no process has the lock; {} if the run never began.
+        """Return status.json, with INTERRUPTED for RUNNING if no process has the lock; {} if the run never began.
 
         Raises: ValueError if a newer version wrote it.
         """
