@@ -163,7 +163,7 @@ def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def transport(drawn: Samples, real: Real) -> dict[str, Result]:
-    """Measure the sliced Wasserstein distance to the training part; it falls with the number of samples, as Frechet's."""
+    """Measure the sliced Wasserstein distance to the training part; it falls with the number of samples."""
     lines, held_out = directions(real.features.size), real.like(len(drawn.features))
     of_samples, of_held_out = (sliced_wasserstein(x, real.train, lines) for x in (drawn.features, held_out))
     return {"sliced_wasserstein": _distance("sliced Wasserstein distance", of_samples, of_held_out, drawn, real)}

@@ -110,7 +110,7 @@ def answers_of(found: Any, key: Key) -> list[Answer]:
     """Parse the answers that a sheet saved.
 
     Args:
-        found: plain data {"sheet": ID, "answers": [{"read": TEXT or null, "real": true, false or null}, ...]}, one a picture.
+        found: {"sheet": ID, "answers": [{"read": TEXT or null, "real": true, false or null}, ...]}, one a picture.
         key: of the sheet.
     Raises: ValueError for answers of another sheet, or of another shape, and where no sample is answered.
     """
