@@ -26,7 +26,7 @@ from ddpm.study import formatting
 from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Measure
 from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Estimate
 
-INK, MUTED, LINE, BAND, PAPER = "#1c2027", "#68707b", "#dfe3e8", "#f5f6f8", "#fefefe"  # a page may replace these colours
+INK, MUTED, LINE, BAND, PAPER = "#1c2027", "#68707b", "#dfe3e8", "#f5f6f8", "#fefefe"  # a page may replace them
 BLUE, GOOD, BAD = "#1f77b4", "#00795a", "#c04a12"  # distinguishable to the colour-blind
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BAND: "band", PAPER: "paper", GOOD: "better", BAD: "worse"}
 COLOURS = {BETTER: GOOD, WORSE: BAD, HIGHER: INK, LOWER: INK}
@@ -49,7 +49,7 @@ Style = Mapping[str, Any]
 
 
 def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
-    """Return labels of the arms in figures: all in the study's order, or the baseline and the best by the first measure.
+    """Return the arms in figures: all in the study's order, or the baseline and the best by the first measure.
 
     With blocks, the baseline and the best of each, in the study's order.
 
@@ -383,8 +383,8 @@ def draw_lines(
 def summary(path: str | Path, findings: Findings) -> None:
     """Write the summary picture of a study: arms with their differences, and their samples.
 
-    The first measure with its verdicts is on the left; on the right are each arm's samples from the same noise, preceded
-    by its schedule where schedules differ, or quality over evaluations where that was measured.
+    The first measure with its verdicts is on the left; on the right are each arm's samples from the same noise, after
+    its schedule where schedules differ, or quality over evaluations where that was measured.
 
     Args:
         path: the PNG file to write, less than 200 kB.

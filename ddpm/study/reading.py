@@ -286,7 +286,7 @@ def _short(value: Any) -> str:
     return shortened(value if isinstance(value, str) else json.dumps(value), longest=60)
 
 
-# ---------------------------------------------------------------------------------------------------- what it is called
+# --------------------------------------------------------------------------------------------------------------- labels
 
 
 def _own(typed: Sequence[list[str]]) -> list[list[str]]:
