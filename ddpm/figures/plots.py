@@ -575,10 +575,10 @@ def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs
     guided = w >= 1 if (w >= 1).sum() > 1 else w == w  # below 1 the condition is not followed: distant points
     left.errorbar(w, distance, spans, fmt="o-", capsize=3, markersize=5, linewidth=1.5, label="samples")
     right.plot(share[guided], distance[guided], "o-", markersize=5, linewidth=1.5)
-    for axes, values in ((left, distance), (right, distance[guided])):
+    for axes, plotted in ((left, distance), (right, distance[guided])):
         axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
         axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(0.7 * min(values.min(), real_vs_real), 1.5 * values.max())
+        axes.set_ylim(0.7 * min(plotted.min(), real_vs_real), 1.5 * plotted.max())
         _logarithmic(axes)
     _axes(left, "weight w", "Frechet distance")
     left.legend(frameon=False, fontsize=SIZE - 1)

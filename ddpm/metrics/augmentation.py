@@ -18,7 +18,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 class Learned(NamedTuple):
-    """Which held-out images (n,) are classified correctly after training on real images, without and with generated."""
+    """Correctness on held-out images (n,) of classifiers trained on real images, without and with generated ones."""
 
     without: Tensor
     with_generated: Tensor

@@ -23,7 +23,7 @@ WORDS = {  # measure -> description
 
 
 class Judged(NamedTuple):
-    """Which parts of a prompt are correct in one picture."""
+    """Correctness of the parts of a prompt in one picture."""
 
     all: bool  # everything in the prompt
     pairs: bool  # the picture has the prompt's pairs of a colour and a shape

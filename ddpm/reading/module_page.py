@@ -53,7 +53,7 @@ def _letters(name: str) -> str:
 
 
 class Writer:
-    """Renders the definitions of one module as HTML."""
+    """Renderer of the definitions of one module as HTML."""
 
     def __init__(self, library: Library, name: str):
         self.library, self.module = library, library.modules[name]

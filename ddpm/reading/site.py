@@ -66,7 +66,7 @@ def build(
 
 
 class Pages:
-    """Renders the pages of a library.
+    """Renderer of the pages of a library.
 
     Args:
         chapters: of the introduction.

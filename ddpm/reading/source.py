@@ -37,7 +37,7 @@ class Definition:
 
     @property
     def full_name(self) -> str:
-        """`ddpm.samplers.ddim.DDIM.step`."""
+        """The dotted name with the module: `ddpm.samplers.ddim.DDIM.step`."""
         return f"{self.module}.{self.name}" if self.name else self.module
 
     @property

@@ -204,7 +204,7 @@ def best(folder: Path) -> int | None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the (damaged) checkpoints of later steps than `step`, from which a run resumes.
+    """Delete the checkpoints after `step`, at which a run resumes because later ones are damaged.
 
     Raises: ValueError, before any is deleted, if one is of a newer format rather than damaged.
     """
@@ -443,7 +443,7 @@ def _held_out(path: Path) -> tuple[float, Any] | None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, in order: of its subfolders with names as `save` gives."""
+    """Return the steps of the checkpoints in a folder, ascending; subfolders with other names are ignored."""
     names = [path.name for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 

@@ -48,9 +48,9 @@ def with_moved(node: Any) -> Any:
 
 
 def must_be_plain(text: str) -> None:
-    """Raise ValueError for YAML with aliases (which multiply), tags (which construct) or ${...} (which reads).
+    """Check YAML before it is parsed: aliases multiply, tags construct objects, and ${...} reads other values.
 
-    Also for too many, too long or too deep values; raises yaml.YAMLError for text that is not YAML.
+    Raises: ValueError, also for too many, too long or too deep values; yaml.YAMLError for text that is not YAML.
     """
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=LOADER)):

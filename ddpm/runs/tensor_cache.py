@@ -36,7 +36,7 @@ def load_tensor(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> 
         with path.open("rb") as file:
             tensors = load(file.read(size))
         x, crc32 = tensors["kept"], tensors["crc32"]
-        sizes = [one or 1 if size is None else size for one, size in zip(x.shape, shape, strict=True)]
+        sizes = [one or 1 if wanted is None else wanted for one, wanted in zip(x.shape, shape, strict=True)]
         if x.dtype != dtype or list(x.shape) != sizes:
             raise ValueError(f"it holds {x.dtype} {tuple(x.shape)}")
         if not torch.equal(crc32, _crc32(x)):

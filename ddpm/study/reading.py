@@ -158,7 +158,7 @@ def _first_begun(run: Recorded) -> tuple[str, int, str]:
     return str(begun), job if isinstance(job, int) else 0, str(run.path)
 
 
-# ------------------------------------------------------------------------------------------------------ what differs
+# ------------------------------------------------------------------------------------------------ differing settings
 
 
 def _evaluation(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
