@@ -61,7 +61,7 @@ def train_judge(
 
 
 def passes(n: int) -> int:
-    """Return the number of epochs to train a judge on n images: 60 for few, 3 for many."""
+    """Return the number of epochs to train a judge on n images, from 60 for few down to 3 for many."""
     return min(60, max(3, math.ceil(54_000 / n)))
 
 
