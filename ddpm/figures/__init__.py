@@ -1,1 +1,1 @@
-"""Pictures and figures."""
+"""Images, plots and HTML pages."""

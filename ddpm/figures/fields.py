@@ -1,6 +1,6 @@
-"""Pictures of the plane: densities, the vector fields over them, walks through them, and points on their way.
+"""Figures of the plane: densities, vector fields over them, trajectories, and moving points.
 
-All take values that are computed already, on the grid of `plane`. Blue is density, ink is a field, orange is points.
+All take values computed beforehand, on the grid of `plane`. Blue is density, ink is a field, orange is points.
 """
 
 import math
@@ -17,40 +17,40 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ddpm.figures import images
-from ddpm.figures.plots import DPI, SIZE, WIDTH, drawn
+from ddpm.figures.plots import DPI, SIZE, WIDTH, rendered
 
 INK, MUTED, ORANGE, GREY = (
     "#1c2027",
     "#5a6470",
     "#d55e00",
     "#c8c8c8",
-)  # told apart by the colour-blind, too, and from blue
+)  # distinguishable to the colour-blind, also from blue
 DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#d6e4f3", "#9cc1e2", "#5f9bcb"])
 ERROR = LinearSegmentedColormap.from_list("error", ["#ffffff", "#fbe3cf", "#f3ba8b", "#e08b4a"])
-BANDS = 16  # of a density's colours, in which a normal distribution has equally wide rings
-DEPTH = 8  # nats below its maximum, beneath which a density is white: of a normal one, four standard deviations
+BANDS = 16  # colour bands of a density, spaced so that a normal distribution has equally wide rings
+DEPTH = 8  # nats below its maximum at which a density turns white: four standard deviations of a normal one
 ACROSS = 4  # panels in a row
-COLOURS = 160  # of a palette: in fewer, dots would have the colour of what is around them
-ARROWS, LONGEST = 19, 1.4  # of a frame, in a row; and of their distance
+COLOURS = 160  # of a palette: with fewer, dots would take the colour of their surroundings
+ARROWS, LONGEST = 19, 1.4  # arrows in a row of a frame; their largest length over their distance
 
 
 class Field(NamedTuple):
-    """What is drawn over a rectangle of the plane: values on a grid, row i at y[i] and column j at x[j]."""
+    """Density and vector field over a rectangle of the plane: values on a grid, row i at y[i] and column j at x[j]."""
 
-    x: Tensor  # (W,), rising and evenly spaced
+    x: Tensor  # (W,), ascending and evenly spaced
     y: Tensor  # (H,), likewise
-    log_density: Tensor | None = None  # (H, W), in nats, but for a constant
+    log_density: Tensor | None = None  # (H, W), in nats, up to a constant
     vectors: Tensor | None = None  # (H, W, 2)
 
 
 def plane(limit: float = 3.0, size: int = 81) -> tuple[Tensor, Tensor, Tensor]:
-    """The grid of a square around 0.
+    """Return the grid of a square around 0.
 
     Args:
         limit: half its side, > 0.
         size: of the grid, points a side, >= 2.
 
-    Returns: x (size,), y (size,), and the places (size, size, 2) in the order of a `Field`; flatten them to (B, 2) for
+    Returns: x (size,), y (size,), and the points (size, size, 2) in the order of a `Field`; flatten them to (B, 2) for
     a network.
     """
     line = torch.linspace(-limit, limit, size)
@@ -58,10 +58,10 @@ def plane(limit: float = 3.0, size: int = 81) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def vector_field(path: str | Path, panels: Mapping[str, Field], title: str | None = None) -> None:
-    """Streamlines of fields, side by side: over the density, or over how long the vectors are.
+    """Plot streamlines of fields, side by side, over the density or over the length of the vectors.
 
-    Over a density only directions are seen. A panel without one, such as the difference of two fields, is shaded by the
-    length of its vectors, and its bar tells the scale; beyond what 98 % of them have the colour stays the same.
+    Over a density only directions are visible. A panel without one, such as the difference of two fields, is shaded by
+    the length of its vectors, with a colour bar; beyond their 98 % quantile the colour stays the same.
 
     Args:
         path: the PNG file to write.
@@ -84,12 +84,12 @@ def density_map(
     points: Mapping[str, Tensor] | None = None,
     title: str | None = None,
 ) -> None:
-    """Densities side by side, in nats below their maxima, with points over them or without.
+    """Plot densities side by side, in nats below their maxima, with or without points over them.
 
     Args:
         path: the PNG file to write.
         panels: title -> a field with `log_density`.
-        points: title of a panel -> points (n, 2) that are shown in it.
+        points: title of a panel -> points (n, 2) to plot in it.
         title: of the figure.
     Raises: ValueError for no panels, a field without density, or values of another shape than the grid.
     """
@@ -104,11 +104,11 @@ def density_map(
 
 
 def chains(path: str | Path, panels: Mapping[str, tuple[Field, Tensor]], title: str | None = None) -> None:
-    """Walks through a density, of a Markov chain or along a flow: from rings to dots.
+    """Plot trajectories through a density, of a Markov chain or along a flow: from rings to dots.
 
     Args:
         path: the PNG file to write.
-        panels: title -> a field with `log_density`, and walks (k, n, 2): the k places of n walks, in order.
+        panels: title -> a field with `log_density`, and walks (k, n, 2): the k successive points of n trajectories.
         title: of the figure.
     Raises: ValueError for no panels, walks of another shape, and fields as in `density_map`.
     """
@@ -133,17 +133,17 @@ def panels_of_points(
     behind: Tensor | None = None,
     title: str | None = None,
 ) -> None:
-    """Points at several times in rows, such as a process forward and back, all within the same limits.
+    """Plot points at several times in rows, such as a process forward and back, all within the same limits.
 
-    The limits are the same on both axes, around 0: a tenth beyond what holds 99 % of the coordinates of each panel.
+    The limits are the same on both axes, around 0: 1.1 times the 99 % quantile of the coordinates, of the widest panel.
 
     Args:
         path: the PNG file to write.
         rows: label on the left -> points (n, 2) of each column.
         columns: labels on top.
-        behind: points (n, 2) that are shown in grey behind those of every panel, such as the data.
+        behind: points (n, 2) to plot in grey behind those of every panel, such as the data.
         title: of the figure.
-    Raises: ValueError for rows of another length than the columns, and for what are no points.
+    Raises: ValueError for rows of another length than the columns, and for panels that are not points.
     """
     every = [x for _, panels in rows for x in panels]
     if not every or any(len(panels) != len(columns) for _, panels in rows):
@@ -181,15 +181,15 @@ def field_animation(
     seconds_per_frame: float = 0.12,
     behind: Tensor | None = None,
 ) -> None:
-    """Points on their way, with the field and the density of each moment, as a GIF.
+    """Animate moving points, with the field and the density at each time, as a GIF.
 
-    An arrow has the field's direction, and the root of its length: over one frame they differ by powers of ten.
+    An arrow has the field's direction, and the root of its length: within a frame lengths differ by powers of ten.
 
     Args:
         path: the GIF file to write.
         frames: (title such as "t = 40", points (n, 2), the field of that time, with vectors or density or both).
-        seconds_per_frame: how long each is shown; the last stays for two seconds.
-        behind: points (n, 2) that are shown in grey in every frame, such as the data.
+        seconds_per_frame: duration of a frame; the last stays for two seconds.
+        behind: points (n, 2) to plot in grey in every frame, such as the data.
     Raises: ValueError for no frames, and for fields as in `vector_field`.
     """
     _must_have({f"frame {i}": field for i, (_, _, field) in enumerate(frames)})
@@ -197,7 +197,7 @@ def field_animation(
 
 
 def _frame(title: str, points: Tensor, field: Field, behind: Tensor | None) -> np.ndarray:
-    """One picture of an animation, uint8 (H, W, 3)."""
+    """Return one frame of an animation, uint8 (H, W, 3)."""
     figure = Figure(figsize=(360 / DPI, 380 / DPI), dpi=DPI)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96 * 360 / 380))
     if field.log_density is not None:
@@ -216,11 +216,11 @@ def _frame(title: str, points: Tensor, field: Field, behind: Tensor | None) -> n
     _dots(axes, points)
     _looks(axes, field, title)
     axes.set(xticks=[], yticks=[])
-    return drawn(figure)
+    return rendered(figure)
 
 
 def _must_have(panels: Mapping[str, Field], vectors: bool = False, log_density: bool = False) -> None:
-    """Refuse fields that lack what is to be drawn, or whose values do not lie on their grid."""
+    """Raise ValueError for fields without the required values, or with values that do not fit their grid."""
     if not panels:
         raise ValueError("a figure needs one or more panels")
     for name, field in panels.items():
@@ -236,7 +236,7 @@ def _must_have(panels: Mapping[str, Field], vectors: bool = False, log_density: 
 
 
 def _panels(count: int, title: str | None, bar: bool = False) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of so many square panels, four in a row; with room for a bar beneath each."""
+    """Return a figure of `count` square panels, four in a row, with room for a colour bar beneath each."""
     columns, rows = min(ACROSS, count), math.ceil(count / ACROSS)
     side = min(400, WIDTH / columns)
     size = (columns * side / DPI, (rows * (side + (72 if bar else 24)) + (24 if title else 0)) / DPI)
@@ -250,7 +250,7 @@ def _panels(count: int, title: str | None, bar: bool = False) -> tuple[Figure, S
 
 
 def _shade(figure: Figure | None, axes: Axes, field: Field) -> None:
-    """The density in nats below its maximum, or the length of the vectors; with a bar if there is a figure for it."""
+    """Plot the density in nats below its maximum, or the length of the vectors; a colour bar needs the figure."""
     if field.log_density is not None:
         values = _numpy(field.log_density)
         values = values - (values[np.isfinite(values)].max() if np.isfinite(values).any() else 0.0)
@@ -259,11 +259,11 @@ def _shade(figure: Figure | None, axes: Axes, field: Field) -> None:
     else:
         values = np.hypot(*_numpy(field.vectors).transpose(2, 0, 1))
         finite = values[np.isfinite(values)]
-        top = float(np.quantile(finite, 0.98) if finite.size else 0.0) or 1.0  # of a network that broke nothing is left
+        top = float(np.quantile(finite, 0.98) if finite.size else 0.0) or 1.0  # nothing may be finite
         ticks = list(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top))
         levels, colours, label = np.linspace(0, ticks[-1], BANDS + 1), ERROR, "length of the vectors"
     values = np.nan_to_num(values, nan=levels[0] - 1, neginf=levels[0] - 1)
-    end: Any = "max" if colours is ERROR else "min"  # where there is more than the bar shows
+    end: Any = "max" if colours is ERROR else "min"  # the end that the bar cuts off
     norm = BoundaryNorm(list(levels), colours.N, extend=end)  # a colour for each band, however narrow
     style: dict[str, Any] = {"levels": levels, "cmap": colours, "norm": norm, "extend": end}
     shade = axes.contourf(_numpy(field.x), _numpy(field.y), values, **style)
@@ -293,7 +293,7 @@ def _streamlines(axes: Axes, field: Field) -> None:
 
 
 def _dots(axes: Axes, points: Tensor, colour: str = ORANGE, size: float = 1.0) -> None:
-    """Points (n, 2), as small and as faint as they are many; grey ones lie behind and are not faint."""
+    """Plot points (n, 2), the smaller and fainter the more there are; grey ones lie behind and are not faint."""
     x = _numpy(points)
     n, front = len(x), colour != GREY
     alpha = min(0.85, max(0.2, 18 / math.sqrt(n))) if front else 1.0
@@ -302,7 +302,7 @@ def _dots(axes: Axes, points: Tensor, colour: str = ORANGE, size: float = 1.0) -
 
 
 def _looks(axes: Axes, field: Field, title: str) -> None:
-    """The looks that all panels share: the grid's limits, equal axes, few ticks."""
+    """Apply the style that all panels share: the grid's limits, equal axes, few ticks."""
     (left, right), (bottom, top) = (_numpy(line)[[0, -1]] for line in (field.x, field.y))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.set_title(title, fontsize=SIZE + 1)
@@ -313,17 +313,17 @@ def _looks(axes: Axes, field: Field, title: str) -> None:
 
 
 def _reach(x: Tensor) -> float:
-    """What holds 99 % of the finite coordinates of points (n, 2)."""
+    """Return the 99 % quantile of the finite absolute coordinates of points (n, 2)."""
     size = abs(_numpy(x))
     size = size[np.isfinite(size).all(1)]
     return float(np.quantile(size, 0.99)) if size.size else 0.0
 
 
 def _numpy(x: Tensor | None) -> np.ndarray:
-    assert x is not None  # for `_must_have` looked
+    assert x is not None  # see `_must_have`
     return x.detach().cpu().double().numpy()
 
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Write a small file: shades and lines have few colours."""
-    images.save_png(path, drawn(figure), COLOURS)
+    images.save_png(path, rendered(figure), COLOURS)

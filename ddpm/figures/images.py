@@ -1,6 +1,6 @@
-"""Images between the network's floats, bytes and files: the only place where the scale [-1, 1] <-> 0..255 exists.
+"""Conversion of images between the network's floats, bytes and files: the only place with the scale [-1, 1] <-> 0..255.
 
-Points in the plane become an image here, so that what shows images shows them too.
+Points in the plane become an image here, so that they can be displayed like images.
 """
 
 import itertools
@@ -16,33 +16,33 @@ from torch import Tensor
 
 from ddpm.runs.files import regular_size, replacing
 
-BACKGROUND = 64  # of grids, mid-dark: neither a black nor a white tile melts into it
-TILE = 48  # pixels that the longer side of a grid's tile has at least, unless told otherwise
-GREYS, COLOURS = 16, 64  # of an animation's palette: noise does not compress, fewer bits do
-WINDOW = 3.0  # points are shown in [-3, 3]^2: three standard deviations of standardised data
+BACKGROUND = 64  # of grids, mid-dark: distinct from black and from white tiles
+TILE = 48  # least pixels of the longer side of a grid's tile, by default
+GREYS, COLOURS = 16, 64  # of an animation's palette: noise compresses only by fewer bits
+WINDOW = 3.0  # points are drawn in [-3, 3]^2: three standard deviations of standardised data
 SIDE, LARGE_SIDE = 160, 480  # pixels of a picture of points: of one among others, of one alone
 LARGEST_SAMPLES = 2**26  # bytes of a run's samples.npy
-FRAME = 200  # grey of the line around it
-INK = 14  # opacity of a dot, times the root of how many there are
+FRAME = 200  # grey value of the frame of a picture of points
+INK = 14  # opacity of a dot, times the root of the number of dots
 DOTS, OUTLINE = (31, 119, 180), (170, 170, 170)  # colours of samples, and of the data behind them
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Bytes 0..255 of any shape to float32 in [-1, 1]."""
+    """Convert bytes 0..255 of any shape to float32 in [-1, 1]."""
     if images.dtype != torch.uint8:
         raise ValueError(f"to_float takes uint8 images, not {images.dtype}")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] of any shape to the nearest bytes; values outside are clipped and NaN becomes 0."""
+    """Convert floats in [-1, 1] of any shape to the nearest bytes; values outside are clipped and NaN becomes 0."""
     if not x.is_floating_point():
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {x.dtype}")
     return ((x.float().clamp(-1, 1).nan_to_num(nan=-1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
-    """Images (n, C, H, W), bytes or floats in [-1, 1], to uint8 (n, H, W, C), the layout of files."""
+    """Convert images (n, C, H, W), bytes or floats in [-1, 1], to uint8 (n, H, W, C), the layout of files."""
     if x.ndim != 4:
         raise ValueError(f"images have the shape (n, C, H, W), not {tuple(x.shape)}")
     x = x.detach().cpu()
@@ -78,7 +78,7 @@ def grid(
 
 
 def in_plane(x: Tensor) -> Tensor:
-    """Points (n, d) as points (n, 2): their first two coordinates; of one, beside it which of the n it is, in [-1, 1].
+    """Return points (n, d) as points (n, 2): their first two coordinates; if d = 1, x and the row index in [-1, 1].
 
     Raises: ValueError for other than floats (n, d), d >= 1.
     """
@@ -90,17 +90,17 @@ def in_plane(x: Tensor) -> Tensor:
 
 
 def plane_of(d: int) -> str | None:
-    """What `in_plane` shows of points with d coordinates, in words; None of two, which are all there."""
+    """Describe which coordinates of d `in_plane` returns; None for two, which are all of them."""
     return {1: "the coordinate, and which sample it is", 2: None}.get(d, f"the first two of {d} coordinates")
 
 
 def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
-    """What may be shown as images: images as they are, and points as one picture of all of them.
+    """Return images unchanged, and points as one picture of all of them.
 
-    Every point is a dark dot on white that lets through what is beneath it, the more the more points there are, so that
-    density shows: where dots overlap, light is multiplied. The picture is [-3, 3]^2, with the second coordinate
-    upwards and a grey line around it. A point outside of it is drawn at its edge, one that is no number is not drawn.
-    Of points of other dimensions than two it shows what `in_plane` makes of them.
+    Every point is a dark dot on white, the more transparent the more points there are, so that density is visible:
+    where dots overlap, transmittances are multiplied. The picture is [-3, 3]^2, with the second coordinate upwards and
+    a grey frame. A point outside is drawn at its edge; one that is not finite is not drawn. Points of other dimensions
+    than two are projected by `in_plane`.
 
     Args:
         x: images (n, C, H, W), or points, floats (n, d).
@@ -118,7 +118,7 @@ def as_pictures(x: Tensor, side: int = SIDE) -> Tensor:
 
 
 def scatter(x: Tensor, outline: Tensor | None = None, side: int = SIDE) -> np.ndarray:
-    """Points in colour over others in grey, in the window of `as_pictures`: samples over the data.
+    """Draw points in colour over others in grey, in the window of `as_pictures`: samples over the data.
 
     Args:
         x: points, floats (n, 2).
@@ -138,15 +138,15 @@ def scatter(x: Tensor, outline: Tensor | None = None, side: int = SIDE) -> np.nd
 
 
 def _light(x: Tensor, side: int, radius: float, ink: float = INK) -> np.ndarray:
-    """What dots of points (n, 2) let through of the light, the more the more there are: (side, side) in 0..1."""
+    """Return the light (side, side), in 0..1, that dots at points (n, 2) transmit; many dots are fainter."""
     if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
         raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_described(x)}")
     if side < 8:
         raise ValueError(f"side = {side}: a picture of points has at least 8 pixels a side")
-    points = x.detach().cpu().double().numpy()  # of many small steps, NumPy does not wait for threads
+    points = x.detach().cpu().double().numpy()  # many small operations: NumPy does not wait for threads
     points = points[np.isfinite(points).all(1)]
     place = np.stack([WINDOW - points[:, 1], points[:, 0] + WINDOW]) * side / (2 * WINDOW) - 0.5  # row, column
-    place = place.clip(1, side - 2)  # inside the line
+    place = place.clip(1, side - 2)  # inside the frame
     opacity = min(0.9, ink / math.sqrt(max(len(points), 1)))
     light = np.zeros(side * side)  # its logarithm
     reach = range(-math.ceil(radius), math.ceil(radius) + 1)
@@ -160,14 +160,14 @@ def _light(x: Tensor, side: int, radius: float, ink: float = INK) -> np.ndarray:
 
 
 def _framed(picture: np.ndarray) -> np.ndarray:
-    """The picture (H, W, *) with a grey line around it."""
+    """Return the picture (H, W, *) with a grey frame."""
     framed = np.full_like(picture, FRAME)
     framed[1:-1, 1:-1] = picture[1:-1, 1:-1]
     return framed
 
 
 def save_png(path: str | Path, array: np.ndarray, colours: int | None = None) -> None:
-    """Write one image, uint8 (H, W), (H, W, 1) or (H, W, 3); of so many colours, which makes a smaller file."""
+    """Write one image, uint8 (H, W), (H, W, 1) or (H, W, 3); reduced to a palette of `colours` for a smaller file."""
     image = _image(array)
     image = image if colours is None else image.quantize(colours, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
@@ -181,13 +181,13 @@ def save_gif(
     hold: float = 2,
     colours: int = COLOURS,
 ) -> None:
-    """Write an animation that loops for ever.
+    """Write an animated GIF that loops for ever.
 
     Args:
         frames: one or more images, uint8 (H, W, 1) or (H, W, 3), all of one shape.
-        seconds_per_frame: how long a frame is shown; the format counts in hundredths.
-        hold: how long the last frame is shown.
-        colours: of the palette that all frames share, of those in colour.
+        seconds_per_frame: duration of a frame; the format counts in hundredths.
+        hold: duration of the last frame, in seconds.
+        colours: size of the palette that colour frames share.
     """
     shapes = {np.shape(frame) for frame in frames}
     if len(shapes) != 1:
@@ -202,10 +202,10 @@ def save_gif(
 
 
 def save_samples(path: str | Path, x: Tensor, columns: int | None = None) -> None:
-    """Write samples.
+    """Write samples to a .npy or .png file.
 
     Args:
-        path: `.npy` holds images as uint8 (n, H, W, C), points as float32 (n, d); `.png` shows the grid of images, or a
+        path: `.npy` stores images as uint8 (n, H, W, C), points as float32 (n, d); `.png` is a grid of images, or a
             picture of all points.
         x: images (n, C, H, W), bytes or floats in [-1, 1], or points, floats (n, d).
         columns: images in a row of the grid; None for a nearly square one.
@@ -224,7 +224,7 @@ def save_samples(path: str | Path, x: Tensor, columns: int | None = None) -> Non
 
 
 def load_samples(path: Path) -> np.ndarray | None:
-    """What `save_samples` wrote as .npy, uint8 (n, H, W, C) or float32 (n, d); None if it is not there or damaged."""
+    """Load the .npy file of `save_samples`, uint8 (n, H, W, C) or float32 (n, d); None if missing or damaged."""
     try:
         array = load_array(path, LARGEST_SAMPLES)
     except (OSError, ValueError):
@@ -234,13 +234,13 @@ def load_samples(path: Path) -> np.ndarray | None:
 
 
 def load_array(path: Path, largest: int) -> np.ndarray:
-    """The array of a .npy file, read only.
+    """Load the array of a .npy file, read-only.
 
-    The header is read as plain values and bounded by the file's size: nothing of it is run, or believed.
+    The header is parsed as plain values and checked against the file's size: nothing in it is executed or trusted.
 
     Args:
         largest: bytes that the file may have.
-    Raises: OSError; ValueError for a file that is none, or holds objects.
+    Raises: OSError; ValueError for another format, or an array of objects.
     """
     size = regular_size(path, largest)
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -260,7 +260,7 @@ def _described(x: Tensor) -> str:
 
 
 def _image(array: np.ndarray) -> Image.Image:
-    """uint8 (H, W), (H, W, 1) or (H, W, 3) as an image to save."""
+    """Convert uint8 (H, W), (H, W, 1) or (H, W, 3) to a PIL image."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
         raise ValueError(f"a picture is uint8 (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} {array.shape}")
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)

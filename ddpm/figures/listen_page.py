@@ -1,4 +1,4 @@
-"""Sounds to listen to, as one HTML page that needs nothing else: a spectrogram and a player each."""
+"""Self-contained HTML page of sounds, each with a spectrogram and a player."""
 
 import base64
 import io
@@ -17,24 +17,24 @@ MOST_BYTES = 12 << 20  # of the sounds of a page
 
 
 class Heard(NamedTuple):
-    """A sound of the page."""
+    """A sound of the page: name, spectrogram and WAV file."""
 
     name: str
-    picture: Tensor  # bytes (1, H, W), low sounds below
+    picture: Tensor  # bytes (1, H, W), low frequencies at the bottom
     wav: bytes
 
 
 def page(title: str, words: str, groups: Sequence[tuple[str, Sequence[Heard]]], seconds: float, top: float) -> str:
-    """The page. Of more sounds than `MOST_BYTES` hold, the first of each group are there, and it says so.
+    """Return the HTML page; beyond `MOST_BYTES` it has the first sounds of each group, and states how many.
 
     Args:
         title: plain text.
-        words: what the sounds are, plain text.
+        words: description of the sounds, plain text.
         groups: (heading, sounds) each.
         seconds: of a sound.
         top: the highest frequency, in hertz.
     """
-    kept = [(heading, sounds[: _fitting(sounds, len(groups))]) for heading, sounds in groups]
+    included = [(heading, sounds[: _fitting(sounds, len(groups))]) for heading, sounds in groups]
     body = f"""<header>
 <p class="kind">Sounds</p>
 <h1>{escape(title)}</h1>
@@ -44,7 +44,7 @@ ear.</p>
 </header>
 <main>
 """
-    for (heading, sounds), (_, every) in zip(kept, groups, strict=True):
+    for (heading, sounds), (_, every) in zip(included, groups, strict=True):
         some = f" <span class='note'>({len(sounds)} of {len(every)})</span>" if len(sounds) < len(every) else ""
         tiles = "\n".join(_figure(sound) for sound in sounds)
         body += f"<section>\n<h2>{escape(heading)}{some}</h2>\n<div class='sounds'>\n{tiles}\n</div>\n</section>\n"
@@ -52,13 +52,13 @@ ear.</p>
 
 
 def _fitting(sounds: Sequence[Heard], groups: int) -> int:
-    """How many sounds of a group a page has room for; one at least."""
+    """Return the number of sounds of a group that a page has room for, at least one."""
     largest = max((len(sound.wav) for sound in sounds), default=1)
     return max(1, MOST_BYTES // groups // largest)
 
 
 def _figure(sound: Heard) -> str:
-    """A spectrogram with its player."""
+    """Return a spectrogram with its player."""
     pixels = to_numpy(sound.picture[None])[0, :, :, 0]
     height, width = pixels.shape
     scale = max(1, SIDE // max(height, width))

@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: no server, no network, no other file."""
+"""Frame of self-contained HTML pages, which need no server, network or other file."""
 
 from html import escape
 from importlib.resources import files
@@ -8,13 +8,13 @@ POLICY += "form-action 'none'"
 
 
 def document(title: str, body: str, package: str, name: str, sounds: bool = False) -> str:
-    """The HTML of a whole page.
+    """Return the HTML of a whole page.
 
     Args:
         title: plain text.
-        body: HTML; what it shows of others is escaped by who made it.
-        package, name: where its looks and its script lie: NAME.css and NAME.js of a Python package.
-        sounds: whether it plays sounds, which it holds itself.
+        body: HTML; the caller has escaped any foreign text in it.
+        package, name: of its style sheet and script: NAME.css and NAME.js of a Python package.
+        sounds: whether it plays embedded sounds.
     """
     policy = f"{POLICY}; media-src data:" if sounds else POLICY
     style, script = ((files(package) / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))

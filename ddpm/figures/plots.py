@@ -1,4 +1,4 @@
-"""The pictures of a run, one PNG file each: labelled rows and columns of images, points, and the loss."""
+"""Plots of a run, one PNG file each: labelled rows and columns of images, points, losses and curves of measures."""
 
 import io
 import math
@@ -27,13 +27,13 @@ from ddpm.figures import images
 from ddpm.schedules import NoiseSchedule, report
 
 DPI = 110
-WIDTH = 880  # pixels that a figure's images fill together, about
-LARGEST = 160  # pixels that the longer side of one image is enlarged to, at most about
+WIDTH = 880  # approximate width in pixels of a figure's images together
+LARGEST = 160  # approximate largest pixels of the longer side of one enlarged image
 GAP = 3  # pixels between two images
 SIZE = 9  # points of a label
 LINE = 30  # characters of a prompt in a line
-WRONG = (0.85, 0.1, 0.1)  # red, green and blue of the frame around pictures of what was not asked for
-THUMBNAIL, FRAME = 28, 2  # pixels of the longer side of a picture among dots, about; beside it
+WRONG = (0.85, 0.1, 0.1)  # red, green and blue of the frame around pictures that do not match their prompt
+THUMBNAIL, FRAME = 28, 2  # approximate pixels of the longer side of a picture among dots; of its frame
 
 History = Sequence[tuple[int, float | None]]  # (step, loss); None or NaN where the loss was not finite
 
@@ -41,24 +41,24 @@ History = Sequence[tuple[int, float | None]]  # (step, loss); None or NaN where 
 def forward_process(
     path: str | Path, x: Tensor, t: Sequence[int], alpha_bar: Sequence[float], title: str | None = None
 ) -> None:
-    """One image on its way into noise.
+    """Plot an image at several times of the forward process.
 
     Args:
         path: the PNG file to write.
         x: the images x_t (k, C, H, W), in [-1, 1] or beyond.
         t: their k times.
-        alpha_bar: alpha_bar_t at these times; its root is what is left of the image.
+        alpha_bar: alpha_bar_t at these times; its root is the remaining share of the image.
         title: of the figure.
     """
     if not len(x) == len(t) == len(alpha_bar):
         raise ValueError(f"as many images as times: not {len(x)} images, {len(t)} t and {len(alpha_bar)} alpha_bar")
-    kept = (rf"$\sqrt{{\bar{{\alpha}}_t}} = {math.sqrt(value):.3f}$" for value in alpha_bar)
-    labels = [f"$t = {time}$\n{label}" for time, label in zip(t, kept, strict=True)]
+    shares = (rf"$\sqrt{{\bar{{\alpha}}_t}} = {math.sqrt(value):.3f}$" for value in alpha_bar)
+    labels = [f"$t = {time}$\n{label}" for time, label in zip(t, shares, strict=True)]
     _tiles(path, [("", [x])], columns=labels, title=title)
 
 
 def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]], title: str | None = None) -> None:
-    """Samples from the same noise over training: raw weights on the left, EMA weights on the right.
+    """Plot samples from the same noise over training: raw weights on the left, EMA weights on the right.
 
     Args:
         path: the PNG file to write.
@@ -70,22 +70,22 @@ def preview(path: str | Path, rows: Sequence[tuple[int, Tensor, Tensor]], title:
 
 
 def labelled_rows(path: str | Path, rows: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:
-    """Images (n, C, H, W) in rows, each with its label on the left."""
+    """Plot images (n, C, H, W) in rows, each with its label on the left."""
     _tiles(path, [("", [x for _, x in rows])], rows=[label for label, _ in rows], title=title)
 
 
 def prompted(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[Tensor, bool]]]]) -> None:
-    """Prompts, and pictures of each: first a real one, then samples. Those that do not show the prompt are framed.
+    """Plot a real picture and samples for each prompt; those that do not match the prompt are framed.
 
     Args:
         path: the PNG file to write.
-        rows: (prompt, (picture (C, H, W), whether it shows the prompt) of each), as many of each.
+        rows: (prompt, [(picture (C, H, W), whether it matches the prompt), ...]), with equally many pictures.
     """
     frame = max(2, rows[0][1][0][0].shape[-1] // 16)
     red = 2 * torch.tensor(WRONG)[:, None, None] - 1
 
     def framed(x: Tensor, right: bool) -> Tensor:
-        """With a margin, in the frame's colour if it is wrong."""
+        """Add a margin, in the frame's colour if the picture is wrong."""
         middle = F.pad(x.expand(3, -1, -1), [frame] * 4, value=1.0)
         inside = F.pad(torch.ones_like(x[:1]), [frame] * 4) > 0
         return middle if right else torch.where(inside, middle, red)
@@ -97,28 +97,28 @@ def prompted(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[Tensor, 
 
 
 def code_maps(path: str | Path, rows: Sequence[tuple[str, Tensor]], codes: int) -> None:
-    """Images (n, C, H, W) and grids of codes (n, h, w) in rows of one height, each code in a colour of its own.
+    """Plot images (n, C, H, W) and grids of codes (n, h, w) in rows of one height, each code in its own colour.
 
     Args:
-        rows: of the grids, codes in 0..K-1, and -1 for those that are not there yet, which are white.
-        codes: K, how many codes there are.
+        rows: label -> images, or codes in 0..K-1, with -1 (white) for those that are not sampled yet.
+        codes: K, the number of codes.
     """
     height, width = next(tuple(x.shape[2:]) for _, x in rows if x.ndim == 4)
-    hues = (torch.arange(codes) * 0.618034) % 1  # neighbouring numbers in hues that lie apart
+    hues = (torch.arange(codes) * 0.618034) % 1  # neighbouring numbers in distant hues
     values = 0.55 + 0.45 * ((torch.arange(codes) * 0.7548777) % 1)
     colours = torch.from_numpy(hsv_to_rgb(torch.stack([hues, torch.full_like(hues, 0.75), values], dim=1).numpy()))
-    colours = torch.cat([colours, torch.ones_like(colours[:1])])  # the last, which -1 takes
-    shown = []
+    colours = torch.cat([colours, torch.ones_like(colours[:1])])  # white, for index -1
+    pictures = []
     for label, x in rows:
         if x.ndim == 3:
             x = rearrange(2 * colours[x.long()] - 1, "n h w c -> n c h w")
             x = F.interpolate(x, (height, width), mode="nearest")
-        shown.append((label, x.expand(-1, 3, -1, -1)))
-    labelled_rows(path, shown)
+        pictures.append((label, x.expand(-1, 3, -1, -1)))
+    labelled_rows(path, pictures)
 
 
 def labelled_columns(path: str | Path, columns: Sequence[tuple[str, Tensor]], title: str | None = None) -> None:
-    """Images (n, C, H, W) in columns, each with its label on top: image i of every column makes row i."""
+    """Plot images (n, C, H, W) in columns, each with its label on top: row i has image i of every column."""
     _same_shape([x for _, x in columns])
     rows = rearrange([x for _, x in columns], "column n c h w -> n column c h w")
     _tiles(path, [("", list(rows))], columns=[label for label, _ in columns], title=title)
@@ -127,19 +127,19 @@ def labelled_columns(path: str | Path, columns: Sequence[tuple[str, Tensor]], ti
 def points(
     path: str | Path, groups: Mapping[str, Tensor], title: str | None = None, behind: Tensor | None = None
 ) -> None:
-    """Points in the plane, a panel for each group, all with the same limits and with dots as small as they are many.
+    """Plot points in the plane, a panel for each group, all with the same limits; dots are smaller the more there are.
 
-    The limits are the same on both axes, around 0: a quarter beyond what holds 99% of the coordinates of each group. A
-    panel tells how many of its points lie beyond them or are no numbers.
+    The limits are the same on both axes, around 0: 1.25 times the 99 % quantile of the coordinates, of the widest
+    group. A panel states how many of its points lie outside or are not finite.
 
     Args:
         path: the PNG file to write.
         groups: title of a panel -> points (n, 2), in the order of the panels; four in a row.
         title: of the figure.
-        behind: points (n, 2) that every panel shows in grey beneath its own, such as the data; they count for the
+        behind: points (n, 2) to plot in grey beneath those of every panel, such as the data; they count for the
             limits as a group does.
     Raises:
-        ValueError: no groups, or one that holds other than one or more points.
+        ValueError: no groups, or one that is not one or more points.
     """
     wrong = [tuple(x.shape) for x in groups.values() if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0]
     if wrong or not groups:
@@ -154,19 +154,19 @@ def points(
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for i, (axes, (name, x)) in enumerate(zip(grid, arrays.items(), strict=False)):
-        n, shown = len(x), x[(abs(x) <= limit).all(1)]  # nor what is NaN
+        n, inside = len(x), x[(abs(x) <= limit).all(1)]  # without NaN
         style = {"s": min(12, max(2.5, 6000 / n)), "alpha": min(0.8, max(0.15, 18 / math.sqrt(n)))}
         axes.scatter(*beneath.T, color="0.85", s=4, linewidths=0)
-        axes.scatter(*shown.T, color=f"C{i % 10}", linewidths=0, **style)
+        axes.scatter(*inside.T, color=f"C{i % 10}", linewidths=0, **style)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         _axes(axes, "", "")
         axes.set_axisbelow(True)
-        axes.tick_params(labelsize=SIZE - 1, labelbottom=i + columns >= len(arrays))  # where no panel is beneath
+        axes.tick_params(labelsize=SIZE - 1, labelbottom=i + columns >= len(arrays))  # only where no panel is beneath
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_title(name, fontsize=SIZE + 1)
-        if n > len(shown):
-            beyond = f"{n - len(shown):,} of {n:,} outside"
+        if n > len(inside):
+            beyond = f"{n - len(inside):,} of {n:,} outside"
             axes.text(0.98, 0.02, beyond, transform=axes.transAxes, ha="right", va="bottom", fontsize=SIZE - 1)
     for axes in grid[len(arrays) :]:
         axes.set_axis_off()
@@ -183,13 +183,13 @@ def places(
     pictures: Tensor | None = None,
     title: str | None = None,
 ) -> None:
-    """Samples as dots in the plane, coloured by class, with a legend, and some of them as the pictures that they are.
+    """Plot samples as dots in the plane, coloured by class with a legend, and some of them as their pictures.
 
-    Pictures stand where they are by their centre, framed in the colour of their class, as many as do not overlap.
+    Pictures are centred at their points, framed in the colour of their class, as many as do not overlap.
 
     Args:
         path: the PNG file to write.
-        xy: the places (n, 2), finite, whose scale means nothing.
+        xy: the points (n, 2), finite, of arbitrary scale.
         y: the class (n,) of each.
         names: of the classes.
         pictures: (n, C, H, W); None for dots alone.
@@ -203,7 +203,7 @@ def places(
     side, columns = 660, math.ceil(len(there) / 26)  # pixels of the square; of the legend
     wide = side + 50 + columns * math.ceil(50 + max(_text_width(names[k]) for k in there))
     tall = side + 60
-    figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)  # laid out by hand: where a dot lies in pixels is known
+    figure = Figure(figsize=(wide / DPI, tall / DPI), dpi=DPI)  # fixed layout: the pixel position of a dot is known
     axes = figure.add_axes((20 / wide, 20 / tall, side / wide, side / tall))
     middle, half = (at.max(0) + at.min(0)) / 2, 0.54 * float(np.ptp(at, axis=0).max()) or 1.0
     axes.set(xlim=middle[0] + np.array([-half, half]), ylim=middle[1] + np.array([-half, half]), xticks=[], yticks=[])
@@ -231,29 +231,29 @@ def places(
 
 
 def apart(xy: np.ndarray, side: float, reach: float) -> list[int]:
-    """Which of some places (n, 2) can hold squares that do not overlap, the first first.
+    """Choose greedily the points (n, 2) around which squares do not overlap; return their indices.
 
     Args:
         xy: in pixels from the middle.
         side: of a square.
-        reach: how far from the middle a square's centre may lie along either axis.
+        reach: largest distance of a square's centre from the middle along either axis.
     """
-    kept: list[int] = []
+    chosen: list[int] = []
     for i in np.nonzero((abs(xy) <= reach).all(1))[0].tolist():
-        if not kept or (abs(xy[kept] - xy[i]).max(1) >= side).all():
-            kept.append(i)
-    return kept
+        if not chosen or (abs(xy[chosen] - xy[i]).max(1) >= side).all():
+            chosen.append(i)
+    return chosen
 
 
 def _class_colour(i: int, of: int) -> tuple[float, ...]:
-    """Of class i: those of matplotlib while they suffice, else hues evenly around the circle, lighter and darker."""
+    """Return the colour of class i: from matplotlib's tables if they suffice, else one of evenly spaced hues."""
     if of <= 20:
         return tuple(colormaps["tab10" if of <= 10 else "tab20"](i)[:3])
     return tuple(hsv_to_rgb((i / of, 0.85, 0.9 if i % 2 else 0.6)).tolist())
 
 
 def loss(path: str | Path, train: History, held_out: History) -> None:
-    """The loss over training: every logged value, their moving average, and the EMA weights' loss on held-out images.
+    """Plot the loss over training: logged values, their moving average, and the EMA weights' held-out loss.
 
     Args:
         path: the PNG file to write.
@@ -269,14 +269,14 @@ def loss(path: str | Path, train: History, held_out: History) -> None:
     if len(held_out_steps):
         axes.plot(held_out_steps, held_out_values, "o-", color="tab:red", markersize=4, label="held out, EMA weights")
 
-    shown = np.concatenate([values, held_out_values])
-    finite = shown[np.isfinite(shown)]
+    every = np.concatenate([values, held_out_values])
+    finite = every[np.isfinite(every)]
     if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter("{x:g}")
-    missing = len(shown) - len(finite)
+    missing = len(every) - len(finite)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("training step" + (f"   ({missing} non-finite values not shown)" if missing else ""))
     axes.set_ylabel("loss")
@@ -287,14 +287,14 @@ def loss(path: str | Path, train: History, held_out: History) -> None:
 
 
 def bits_per_dim(path: str | Path, times: Sequence[int], terms: Tensor, L_T: Tensor, units: str = "images") -> None:
-    """Where the bits of the variational bound are: its term at each t, and their sum from t = 1 upwards.
+    """Plot the bits of the variational bound over t: its term at each t, and their sum from t = 1 upwards.
 
     Args:
         path: the PNG file to write.
-        times: the K times, rising.
+        times: the K times, ascending.
         terms: bits per dimension of n images at these times, (n, K); the first column is L_0.
-        L_T: what is left at T, (n,).
-        units: what the data are called.
+        L_T: the term of the prior, (n,).
+        units: name of the data.
     """
     t, bits = np.array(times), terms.double().cpu().numpy()
     mean, total = bits.mean(0), bits.sum(1).mean() + L_T.double().mean().item()
@@ -333,7 +333,7 @@ def loss_by_snr(
     path: str | Path,
     runs: Mapping[str, tuple[Sequence[float], Sequence[float | None], Sequence[float | None]]],
 ) -> None:
-    """Held-out errors of eps (left) and x_0 (right) at each log-SNR, of one run or of several beside each other.
+    """Plot held-out errors of eps (left) and x_0 (right) over log-SNR, of one run or several.
 
     Args:
         path: the PNG file to write.
@@ -343,7 +343,7 @@ def loss_by_snr(
     figure = Figure(figsize=(WIDTH / DPI, 0.45 * WIDTH / DPI), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (label, (log_snr, x_0, eps)) in enumerate(runs.items()):
-        style = ("-", "--", "-.", ":")[i % 4]  # where curves lie on one another both are seen
+        style = ("-", "--", "-.", ":")[i % 4]  # so that coinciding curves are all visible
         for axes, errors in ((left, eps), (right, x_0)):
             values = np.array(errors, dtype=float)  # None becomes NaN, a gap
             axes.semilogy(log_snr, values, f"o{style}", color=f"C{i}", label=label, markersize=3, linewidth=1.6)
@@ -357,7 +357,7 @@ def loss_by_snr(
 
 
 def labelled_table(path: str | Path, rows: Sequence[tuple[str, Tensor]], columns: Sequence[str]) -> None:
-    """Images (n, C, H, W) in rows with labels on the left, and a label on top of each of the n columns."""
+    """Plot images (n, C, H, W) in rows with labels on the left, and a label on top of each of the n columns."""
     if any(len(x) != len(columns) for _, x in rows):
         raise ValueError(f"rows of {[len(x) for _, x in rows]} images, but {len(columns)} labels of columns")
     _tiles(path, [("", [x for _, x in rows])], rows=[label for label, _ in rows], columns=columns)
@@ -370,12 +370,12 @@ def curves(
     x_label: str = "t",
     log: Sequence[str] = (),
 ) -> None:
-    """Functions of one variable in panels side by side.
+    """Plot functions of one variable in panels side by side.
 
     Args:
         path: the PNG file to write.
         x: (n,).
-        panels: what the vertical axis shows -> label of a curve -> its values (n,). The same label has the same colour
+        panels: label of the vertical axis -> label of a curve -> its values (n,). The same label has the same colour
             in every panel, and a panel with one curve has no legend.
         x_label: of the horizontal axis.
         log: the names of the axes that are logarithmic, x_label among them or not.
@@ -386,7 +386,7 @@ def curves(
     for axes, (name, curve) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, y in curve.items():
             i = labels.index(label)
-            style = ("-", "--", "-.", ":")[i % 4]  # where curves lie on one another both are seen
+            style = ("-", "--", "-.", ":")[i % 4]  # so that coinciding curves are all visible
             axes.plot(np.asarray(x), np.asarray(y), style, color=f"C{i}", linewidth=1.8, label=label)
         axes.set_xscale("log" if x_label in log else "linear")
         axes.set_yscale("log" if name in log else "linear", **({"nonpositive": "mask"} if name in log else {}))
@@ -403,18 +403,18 @@ def density(
     log_prob: Tensor,
     panels: Mapping[str, tuple[Sequence[float], Tensor]],
 ) -> None:
-    """The density q(x_t) of one-dimensional data over time, from data on the left to noise, and walks through it.
+    """Plot the density q(x_t) of one-dimensional data over time, from data on the left to noise, with trajectories.
 
     Args:
         path: the PNG file to write.
-        t: rising times (n,).
+        t: ascending times (n,).
         x: values (m,), evenly spaced.
         log_prob: log q(x_t) there, (n, m).
-        panels: title -> times (k,) of walks, rising or falling, and their places (k, walks).
+        panels: title -> times (k,) of trajectories, ascending or descending, and their values (k, walks).
     """
     figure = Figure(figsize=(WIDTH / DPI, 0.42 * WIDTH / DPI), dpi=DPI, layout="constrained")
     shade = log_prob.exp().double().numpy().T
-    shade = (shade / shade.max(0)) ** 0.5  # of each time by itself, or the sharp data would leave the noise white
+    shade = (shade / shade.max(0)) ** 0.5  # normalised at each time, or the sharp data would leave the noise white
     for i, (axes, (title, (times, walks))) in enumerate(
         zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True)
     ):
@@ -428,11 +428,11 @@ def density(
 
 
 def orders(path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
-    """Error of samplers against what they cost, both logarithmic, so that a slope is an order.
+    """Plot the error of samplers against their cost, both logarithmic, so that a slope is an order.
 
     Args:
         path: the PNG file to write.
-        panels: title -> sampler -> [(evaluations of the network, error)], rising in cost. The same sampler has the
+        panels: title -> sampler -> [(evaluations of the network, error)], ascending in cost. The same sampler has the
             same colour in every panel; grey lines have the slopes 1, 2 and 3.
     """
     figure = Figure(figsize=(WIDTH / DPI, 0.52 * WIDTH / DPI), dpi=DPI, layout="constrained")
@@ -464,11 +464,11 @@ def orders(path: str | Path, panels: Mapping[str, Mapping[str, Sequence[tuple[in
 
 
 def copies(path: str | Path, groups: Mapping[str, tuple[Tensor, Tensor, Sequence[float], Sequence[float]]]) -> None:
-    """Samples in a row, and beneath each the training image that it is nearest to.
+    """Plot samples in a row, and beneath each its nearest training image.
 
     Args:
         path: the PNG file to write.
-        groups: by what they are near -> samples (n, C, H, W), training images (n, C, H, W), and n rising distances
+        groups: kind of distance -> samples (n, C, H, W), training images (n, C, H, W), and n ascending distances,
             over the median distance of held-out images, of the samples and of the closest held-out images.
     """
     rows, labels = [], []
@@ -483,11 +483,11 @@ def copies(path: str | Path, groups: Mapping[str, tuple[Tensor, Tensor, Sequence
 
 
 def bias(path: str | Path, curve: Sequence[tuple[int, float]], n: int, value: float) -> None:
-    """The Frechet distance of real images over their number, which is bias alone, and that of samples beside it.
+    """Plot the Frechet distance of real images over their number, which is pure bias, and that of samples.
 
     Args:
         path: the PNG file to write.
-        curve: (number of held-out images, distance), rising in number.
+        curve: (number of held-out images, distance), ascending in number.
         n, value: the number of the samples, and their distance.
     """
     figure = Figure(figsize=(0.6 * WIDTH / DPI, 0.42 * WIDTH / DPI), dpi=DPI, layout="constrained")
@@ -501,7 +501,7 @@ def bias(path: str | Path, curve: Sequence[tuple[int, float]], n: int, value: fl
 
 
 def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float, title: str = "") -> None:
-    """Quality against the cost of sampling: a curve for each sampler and spacing.
+    """Plot quality against the cost of sampling: a curve for each sampler and spacing.
 
     Args:
         path: the PNG file to write.
@@ -532,13 +532,13 @@ def steps_quality(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_
 
 
 def accuracy(path: str | Path, times: Sequence[int], shares: Sequence[float], chance: float) -> None:
-    """How often a classifier of x_t is right, over t.
+    """Plot the accuracy of a classifier of x_t over t.
 
     Args:
         path: the PNG file to write.
         times: t, from 0.
-        shares: of held-out samples that are named rightly, in 0..1.
-        chance: the share that guessing has.
+        shares: of held-out samples that are classified correctly, in 0..1.
+        chance: the share by guessing.
     """
     figure = Figure(figsize=(0.7 * WIDTH / DPI, 0.4 * WIDTH / DPI), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -551,12 +551,12 @@ def accuracy(path: str | Path, times: Sequence[int], shares: Sequence[float], ch
 
 
 def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs_real: float, title: str = "") -> None:
-    """What a weight of guidance costs and brings: distance and shares over the weight, and the one against the other.
+    """Plot the effect of the guidance weight: distance and shares over the weight, and one against the other.
 
     Args:
         path: the PNG file to write.
-        cells: each with w, value (the Frechet distance), precision and recall, agreement (the share of the samples that
-            are what was asked for) where classes were asked for, and low and high of the distance where they are known.
+        cells: each with w, value (the Frechet distance), precision and recall, agreement (the share of samples of the
+            requested class) where classes were requested, and low and high of the distance where they are known.
         real_vs_real: the distance of held-out images.
         title: of the figure, such as the protocol.
     """
@@ -572,13 +572,13 @@ def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs
 
     figure = Figure(figsize=(1.15 * WIDTH / DPI, 0.4 * WIDTH / DPI), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    guided = w >= 1 if (w >= 1).sum() > 1 else w == w  # below 1 a condition is not followed: a point far away
+    guided = w >= 1 if (w >= 1).sum() > 1 else w == w  # below 1 the condition is not followed: distant points
     left.errorbar(w, distance, spans, fmt="o-", capsize=3, markersize=5, linewidth=1.5, label="samples")
     right.plot(share[guided], distance[guided], "o-", markersize=5, linewidth=1.5)
-    for axes, shown in ((left, distance), (right, distance[guided])):
+    for axes, plotted in ((left, distance), (right, distance[guided])):
         axes.axhline(real_vs_real, color="0.5", linestyle="--", linewidth=1, label="held-out images")
         axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(0.7 * min(shown.min(), real_vs_real), 1.5 * shown.max())
+        axes.set_ylim(0.7 * min(plotted.min(), real_vs_real), 1.5 * plotted.max())
         _logarithmic(axes)
     _axes(left, "weight w", "Frechet distance")
     left.legend(frameon=False, fontsize=SIZE - 1)
@@ -596,7 +596,7 @@ def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs
 
 
 def spacings(path: str | Path, rows: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Where walks stop: each row's times as marks, over t on the left and over lambda on the right.
+    """Plot the times of samplers: each row's times as marks, over t on the left and over lambda on the right.
 
     Args:
         path: the PNG file to write.
@@ -606,12 +606,12 @@ def spacings(path: str | Path, rows: Mapping[str, tuple[Sequence[float], Sequenc
     left, right = figure.subplots(1, 2, sharey=True)
     for i, (times, lambda_) in enumerate(rows.values()):
         left.plot(np.asarray(times), np.full(len(times), i), "|", color=f"C{i}", markersize=13, markeredgewidth=1.6)
-        shown = np.asarray(lambda_, dtype=float)
-        shown = shown[np.isfinite(shown)]
-        right.plot(shown, np.full(len(shown), i), "|", color=f"C{i}", markersize=13, markeredgewidth=1.6)
+        finite = np.asarray(lambda_, dtype=float)
+        finite = finite[np.isfinite(finite)]
+        right.plot(finite, np.full(len(finite), i), "|", color=f"C{i}", markersize=13, markeredgewidth=1.6)
     left.set_yticks(range(len(rows)), list(rows))
     left.set_ylim(len(rows) - 0.4, -0.6)
-    left.invert_xaxis()  # a walk goes from left to right
+    left.invert_xaxis()  # sampling goes from left to right
     _axes(left, "t", "")
     _axes(right, r"$\lambda_t$, half the log-SNR", "")
     for axes in (left, right):
@@ -627,7 +627,7 @@ def lr_range(
     averaged: Sequence[float],
     marks: Mapping[str, float | None],
 ) -> None:
-    """A learning-rate range test: the loss of every step over its rate, and what is read off.
+    """Plot a learning-rate range test: the loss of every step over its rate, and the suggested rates.
 
     Args:
         path: the PNG file to write.
@@ -653,14 +653,14 @@ def lr_range(
 
 
 def search(path: str | Path, trials: Sequence[Any], space: Mapping[str, Any], measure: str, maximise: bool) -> None:
-    """A search of settings: the values in the order of trials with the best so far, and over each setting.
+    """Plot a hyperparameter search: the values in the order of trials with the best so far, and over each setting.
 
     Args:
         path: the PNG file to write.
-        trials: as Optuna has them.
+        trials: Optuna's trials.
         space: key -> Optuna's distribution.
-        measure: what the values are.
-        maximise: whether they are to be large.
+        measure: name of the values.
+        maximise: whether larger is better.
     """
     columns, rows = min(4, len(space)), math.ceil(len(space) / 4)
     height = (0.32 + 0.3 * rows) * WIDTH
@@ -687,7 +687,7 @@ def search(path: str | Path, trials: Sequence[Any], space: Mapping[str, Any], me
 
 
 def _history(axes: Axes, trials: Sequence[Any], measure: str, maximise: bool) -> None:
-    """The value of each trial by its number, and a mark at the bottom for those that have none."""
+    """Plot the value of each trial by its number, and a mark at the bottom for those without one."""
     done = [t for t in trials if t.state.name == "COMPLETE"]
     numbers, values = [t.number for t in done], [t.value for t in done]
     axes.plot(numbers, values, "o", color="tab:blue", markersize=4, label="complete")
@@ -705,7 +705,7 @@ def _history(axes: Axes, trials: Sequence[Any], measure: str, maximise: bool) ->
 
 
 def schedules(path: str | Path, named: Mapping[str, NoiseSchedule]) -> None:
-    """Noise schedules side by side: how signal and noise change places, log-SNR, betas, and a table of what they are.
+    """Plot noise schedules: signal and noise, log-SNR and betas over t, and a table of their properties.
 
     Args:
         path: the PNG file to write.
@@ -764,7 +764,7 @@ SCHEDULE_COLUMNS = (
 
 
 def schedule_table(named: Mapping[str, NoiseSchedule]) -> list[tuple[str, ...]]:
-    """What `ddpm.schedules.report` says of each schedule, in words: the columns' names, then one row a schedule."""
+    """Return the table of `ddpm.schedules.report` as text: the columns' names, then one row a schedule."""
     rows: list[tuple[str, ...]] = [SCHEDULE_COLUMNS]
     for name, schedule in named.items():
         r = report(schedule)
@@ -786,10 +786,9 @@ def schedule_table(named: Mapping[str, NoiseSchedule]) -> list[tuple[str, ...]]:
 
 
 def png(draw: Callable[..., None], *arguments: object, colours: int = 128, **options: object) -> bytes:
-    """What one of these functions draws, as a PNG in memory: `IPython.display.Image(png(loss, train, held_out))`.
+    """Return the plot of one of these functions as PNG bytes: `IPython.display.Image(png(loss, train, held_out))`.
 
-    Colours are reduced to a palette of 128, or of so many, which makes a notebook a third of the size; greys stay as
-    they are.
+    Colours are reduced to a palette of `colours`, which makes a notebook a third of the size; greys are unchanged.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
@@ -802,7 +801,7 @@ def png(draw: Callable[..., None], *arguments: object, colours: int = 128, **opt
 
 
 def _axes(axes: Axes, x_label: str, y_label: str) -> None:
-    """The looks that all graphs share."""
+    """Apply the style that all graphs share."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25)
@@ -810,7 +809,7 @@ def _axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Numbers as they are read at 1, 2 and 5 of every decade, not as powers, on the axes that are logarithmic."""
+    """Label logarithmic axes at 1, 2 and 5 of every decade with plain numbers, not powers."""
     for axis in (axis for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_formatter(NullFormatter())
@@ -818,14 +817,14 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _arrays(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses (n,), NaN where a loss is not finite."""
+    """Return steps and losses (n,), NaN where a loss is not finite."""
     steps = np.array([step for step, _ in history], dtype=float)
     losses = np.array([math.nan if value is None else value for _, value in history], dtype=float)
     return steps, np.where(np.isfinite(losses), losses, math.nan)
 
 
 def _moving_average(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the values (n,), over less towards both ends; NaN is left out and stays."""
+    """Return the centred mean over a twentieth of the values (n,), less towards both ends; NaN is ignored and stays."""
     i = np.arange(len(values))
     half = np.minimum(len(values) // 40, np.minimum(i, i[::-1]))
     there = np.isfinite(values)
@@ -851,10 +850,10 @@ def _tiles(
     columns: Sequence[str] = (),
     title: str | None = None,
 ) -> None:
-    """Blocks of images side by side, with labels. The layout is in whole pixels, so that no image is resampled.
+    """Plot blocks of images side by side, with labels. The layout is in whole pixels, so that no image is resampled.
 
     Args:
-        blocks: (heading, rows of images (n, C, H, W)), with as many rows and images everywhere.
+        blocks: (heading, rows of images (n, C, H, W)), all with the same numbers of rows and images.
         rows: labels on the left, one a row.
         columns: labels on top of every block, one a column.
     """
@@ -895,19 +894,19 @@ def _tiles(
 
 
 def _text_width(label: str) -> float:
-    """Pixels of one line at the size of labels."""
+    """Return the width in pixels of one line at the size of labels."""
     return TextPath((0, 0), label, size=SIZE).get_extents().width * DPI / 72
 
 
-def drawn(figure: Figure) -> np.ndarray:
-    """A figure's pixels, uint8 (H, W, 3), by Agg."""
+def rendered(figure: Figure) -> np.ndarray:
+    """Render a figure to pixels, uint8 (H, W, 3), by Agg."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    """Draw with Agg and write a small file: no alpha, and one channel where there is no colour."""
-    picture = drawn(figure)
+    """Render with Agg and write a small file: no alpha, and one channel where there is no colour."""
+    picture = rendered(figure)
     grey = (picture == picture[..., :1]).all()
     images.save_png(path, np.ascontiguousarray(picture[..., :1]) if grey else picture)

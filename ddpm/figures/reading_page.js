@@ -1,5 +1,5 @@
 "use strict";
-// One picture at a time. Answers are kept in memory and, where the browser allows it, in its storage.
+// One picture at a time. Answers are stored in memory and, where the browser allows it, in its storage.
 
 const { sheet, file, pictures } = JSON.parse(document.getElementById("content").textContent);
 const element = (name) => document.getElementById(name);

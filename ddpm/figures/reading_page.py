@@ -1,4 +1,4 @@
-"""A reading sheet as one HTML page that needs nothing else: picture by picture, a person says what they are."""
+"""Self-contained HTML page of a blind reading sheet, on which a person labels pictures one by one."""
 
 import base64
 import io
@@ -13,20 +13,20 @@ from torch import Tensor
 from ddpm.figures.images import to_numpy
 from ddpm.figures.offline_page import document
 
-SIDE, SCALE = 320, 16  # pixels of a picture's longer side, at most, which a phone shows; what enlarges it, at most
-LISTED = 64  # classes up to which they are listed at once
+SIDE, SCALE = 320, 16  # largest pixels of a picture's longer side, for phones; largest enlargement
+LISTED = 64  # classes up to which the list is open at first
 
 
 def page(title: str, pictures: Tensor, classes: Sequence[Sequence[str]], sheet: str, file: str, command: str) -> str:
-    """The page; it says the same of every picture.
+    """Return the HTML page, which treats samples and real images alike.
 
     Args:
-        title: what the real images are called.
-        pictures: bytes (N, C, H, W), in the order in which they are shown.
-        classes: of each class, the texts that may be typed, the one that is offered first; empty for any text.
-        sheet: the sheet's id, which the answers carry.
-        file: the name that the answers are saved by.
-        command: what is to be typed once they are.
+        title: name of the real images.
+        pictures: bytes (N, C, H, W), in the order of the page.
+        classes: of each class, the accepted texts, the suggested one first; empty for any text.
+        sheet: the sheet's id, which is stored with the answers.
+        file: the file name of the saved answers.
+        command: the command that scores them.
     """
     tiles = to_numpy(pictures)
     _, height, width, _ = tiles.shape
@@ -82,9 +82,9 @@ read, and whether you take it for real.</p>
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture, uint8 (H, W, 1) or (H, W, 3), as a PNG that is not compressed: its length depends on its shape alone.
+    """Encode a picture, uint8 (H, W, 1) or (H, W, 3), as the data URI of an uncompressed PNG.
 
-    Of a compressed one the length tells much: noise takes more room.
+    Its length depends on the shape alone; that of a compressed one would reveal noisy pictures.
     """
     file = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, format="PNG", compress_level=0)
@@ -92,12 +92,12 @@ def data_uri(picture: np.ndarray) -> str:
 
 
 def _list(classes: Sequence[Sequence[str]]) -> str:
-    """The attribute that offers the classes while something is typed."""
+    """Return the attribute that suggests classes while typing."""
     return ' list="classes"' if classes else ""
 
 
 def _classes(classes: Sequence[Sequence[str]]) -> str:
-    """What may be typed: offered while typing, and as buttons."""
+    """Return the accepted texts, as suggestions while typing and as buttons."""
     if not classes:
         return ""
     options = "".join(f'<option value="{escape(first)}">{escape(" ".join(rest))}</option>' for first, *rest in classes)
@@ -105,18 +105,18 @@ def _classes(classes: Sequence[Sequence[str]]) -> str:
         f'<button type="button" dir="auto" data-text="{escape(first)}"{_named(rest)}>{escape(first)}</button>'
         for first, *rest in classes
     )
-    shown = " open" if len(classes) <= LISTED else ""
+    is_open = " open" if len(classes) <= LISTED else ""
     return (
-        f'<datalist id="classes">{options}</datalist>\n<details{shown}><summary>What may be typed</summary>'
+        f'<datalist id="classes">{options}</datalist>\n<details{is_open}><summary>What may be typed</summary>'
         f'<div class="classes">{buttons}</div></details>\n'
     )
 
 
 def _named(texts: Sequence[str]) -> str:
-    """What else a class is called, shown while a button is pointed at."""
+    """Return the tooltip of a button: the other names of its class."""
     return f' title="{escape(", ".join(texts))}"' if texts else ""
 
 
 def _json(content: object) -> str:
-    """Plain data inside a page, where no text ends the element that it stands in."""
+    """Encode plain data for a script element, escaped so that no text ends the element."""
     return json.dumps(content).replace("<", "\\u003c")

@@ -1,1 +1,1 @@
-"""Measures of samples against data. None of them knows a diffusion: tensors in, numbers out."""
+"""Measures that compare samples with data. None of them depends on diffusion: tensors in, numbers out."""

@@ -1,4 +1,4 @@
-"""Do generated images teach? A classifier learns from few real images, with generated ones beside them and without."""
+"""Usefulness of generated images as training data: a classifier trained on few real images, with and without them."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,18 @@ Labelled = tuple[Tensor, Tensor]
 
 
 class Learned(NamedTuple):
-    """Which held-out images (n,) a classifier names rightly that learned from real images, and from generated too."""
+    """Correctness on held-out images (n,) of classifiers trained on real images, without and with generated ones."""
 
     without: Tensor
     with_generated: Tensor
 
 
 def must_have_enough(y: Tensor, classes: Sequence[int], real: Sequence[int], name: str) -> None:
-    """Refuse numbers of real images a class that training images of classes y (n,) do not have; ValueError.
+    """Raise ValueError if the training images, of classes y (n,), have fewer real images per class than requested.
 
     Args:
-        classes: that are looked at.
-        real: how many of each are asked for.
+        classes: the classes to check.
+        real: requested numbers of images of each.
         name: of the data.
     """
     counts = y.bincount(minlength=max(classes) + 1)
@@ -42,7 +42,7 @@ def must_have_enough(y: Tensor, classes: Sequence[int], real: Sequence[int], nam
 
 
 def few(y: Tensor, k: int, seed: int) -> Tensor:
-    """Places of k images of each class of y (n,), those of fewer among those of more; chosen by the seed."""
+    """Choose indices of k images of each class of y (n,) by the seed; those for a smaller k are a subset."""
     order = torch.randperm(len(y), generator=generator(seed, "augmentation"))
     chosen = [order[y[order] == c][:k] for c in y.unique().tolist()]
     return torch.cat(chosen).sort().values
@@ -59,14 +59,14 @@ def learned(
 ) -> Learned:
     """Train one classifier on real images and another on these and generated ones, for as many steps, and test both.
 
-    Both begin with the same weights.
+    Both start from the same weights.
 
     Args:
         make: seed -> an untrained classifier, images to logits.
         real, generated, held_out: images and their classes.
         seed: of weights, order, shifts and dropout.
-        steps: of training, of at most 128 images each; about, for an epoch is not left halfway.
-        device: where they compute.
+        steps: about how many training steps, of at most 128 images each; epochs are completed.
+        device: the device of both classifiers.
     """
     every = tuple(torch.cat(pair) for pair in zip(real, generated, strict=True))
     right = []
@@ -80,13 +80,12 @@ def learned(
 
 
 def record(by_seed: Mapping[int, Learned]) -> dict[str, Any]:
-    r"""The record of what classifiers learned with several seeds: accuracies, and their difference paired by seed.
+    r"""Return the record over several seeds: accuracies of the classifiers, and their difference paired by seed.
 
     .. math:: \Delta = \frac1S \sum_s (a_s^\text{with} - a_s^\text{without}) \qquad \text{[Augmentation (gain)]}
 
-    With several seeds its interval is Student's over them; with one it is over the held-out images, which both
-    classifiers were tested on: of the difference of right and wrong, image by image. Each accuracy has Wilson's, over
-    the images.
+    With several seeds its interval is Student's over them; with one it is the paired interval over the held-out images,
+    of the image-by-image difference in correctness. Each accuracy has Wilson's interval over the images.
     """
     gains = {seed: each.with_generated.double() - each.without.double() for seed, each in by_seed.items()}
     first, values = next(iter(gains.values())), [gain.mean().item() for gain in gains.values()]
@@ -105,7 +104,7 @@ def record(by_seed: Mapping[int, Learned]) -> dict[str, Any]:
 
 
 def in_words(values: Mapping[str, Any], k: int, times: int) -> str:
-    """The record of k real images a class, and `times` as many generated ones, in words."""
+    """Format the record of k real images a class, and `times` as many generated ones."""
     between = "" if values["low"] is None else f" ({values['low']:+.2%} to {values['high']:+.2%}"
     over = f", 95% over {len(values['seeds'])} seeds)" if values["interval"] == "seeds" else ", 95% over images)"
     return (

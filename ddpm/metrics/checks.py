@@ -1,14 +1,14 @@
-"""Checks of features, which every measure makes before anything is computed."""
+"""Validation of features, which every measure runs before it computes anything."""
 
 from torch import Tensor
 
 
 def finite_features(*, least: int = 2, **sets: Tensor) -> list[Tensor]:
-    """Sets of features in float64, once all of them can be measured together.
+    """Validate sets of features that are measured together, and return them in float64.
 
     Args:
         least: rows that each set must have.
-        sets: features (n, D) under the names that errors call them; n may differ, D may not.
+        sets: features (n, D) under their names in error messages; n may differ, D may not.
 
     Returns: the sets in their order, (n, D), float64, detached, on their devices.
     Raises: ValueError for another shape, too few rows, sizes D that differ, and values that are not finite.

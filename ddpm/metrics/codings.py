@@ -1,4 +1,4 @@
-"""Held-out data by an autoencoder's codings: their likelihood, their reconstruction, the use of their codes."""
+"""Held-out measures of autoencoders: likelihood bounds, reconstruction error, and use and prediction of codes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,17 +19,17 @@ from ddpm.sources.autoregressive import Autoregressive
 from ddpm.sources.decoded import Decoded
 from ddpm.sources.reconstructed import Reconstructed
 
-AT_A_TIME = 50  # draws of the posterior that are decoded at once
+AT_A_TIME = 50  # posterior samples that are decoded at once
 
 
 @torch.no_grad()
 def measure_elbo(
     source: Decoded, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any]]:
-    """Protocol name, result in words and record of the bound's two halves on n held-out samples.
+    """Return protocol name, summary and record of the two terms of the ELBO on n held-out samples.
 
-    With one draw of the posterior for each, always the same. The value is -ELBO: reconstruction plus KL, whatever
-    weights they were trained with. Besides: the KL of each coding, sorted, and how many are active.
+    With one fixed posterior sample for each. The value is -ELBO: reconstruction plus KL, whatever weights they were
+    trained with. The record also has the KL of each coding, sorted, and the number of active ones.
 
     Raises: ValueError where the loss has no likelihood.
     """
@@ -52,18 +52,18 @@ def measure_elbo(
         "active_units": active,
         "codings": means.shape[1],
     }
-    said = f"{values['value']:.2f} nats = {name} {values['reconstruction']:.2f} + KL {values['kl']:.2f}"
-    return f"elbo_{n}_held_out", f"{said}; {active} of {means.shape[1]} codings are active", values
+    summary = f"{values['value']:.2f} nats = {name} {values['reconstruction']:.2f} + KL {values['kl']:.2f}"
+    return f"elbo_{n}_held_out", f"{summary}; {active} of {means.shape[1]} codings are active", values
 
 
 @torch.no_grad()
 def measure_log_likelihood(
     source: Decoded, data: Dataset, n: int, draws: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any]]:
-    """Protocol name, result in words and record of -log p(x) of n held-out samples, by the importance-weighted bound.
+    """Return protocol name, summary and record of the importance-weighted bound on -log p(x) of n held-out samples.
 
     Args:
-        draws: of the posterior, for each; the bound is tighter the more there are.
+        draws: posterior samples for each; the more, the tighter the bound.
     Raises: ValueError where the loss has no likelihood.
     """
     model, reconstruction, at_least, elbo = source.model, source.reconstruction, list[Tensor](), list[Tensor]()
@@ -93,22 +93,22 @@ def measure_log_likelihood(
 def measure_reconstruction(
     source: Reconstructed, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any]]:
-    r"""Protocol name, result in words and record of what an autoencoder leaves of n held-out samples.
+    r"""Return protocol name, summary and record of the reconstruction error (PSNR) on n held-out samples.
 
     The value is the mean of
 
     .. math:: \text{PSNR} = 10 \log_{10} \frac{2^2}{\text{mean}_i (x_i - \hat x_i)^2}
 
-    in dB, over samples in [-1, 1]. Besides: the mean of the squares, in `mse`, and of codes how many are in use, and
-    their perplexity.
+    in dB, over samples in [-1, 1]. The record also has the mean squared error, `mse`, and for a codebook the number of
+    codes in use and their perplexity.
     """
     autoencoder, squares, codes = source.autoencoder, list[Tensor](), list[Tensor]()
     for part in chosen(data, n).split(batch):
         x = data.batch(part, source.device).x
-        kept = autoencoder.posterior(x)
-        error = autoencoder.decode(autoencoder.sample(kept)) - x
+        posterior = autoencoder.posterior(x)
+        error = autoencoder.decode(autoencoder.sample(posterior)) - x
         squares.append(error.square().flatten(1).mean(1).double().cpu())
-        codes += [kept.flatten().cpu()] if isinstance(autoencoder, Discrete) else []
+        codes += [posterior.flatten().cpu()] if isinstance(autoencoder, Discrete) else []
         if callback:
             callback(len(part))
     of_each = torch.cat(squares)
@@ -122,7 +122,7 @@ def measure_reconstruction(
 
 
 def _perplexity(counts: Tensor) -> float:
-    """exp of the entropy of counts (K,)."""
+    """Return exp of the entropy of counts (K,)."""
     p = counts.double() / counts.sum()
     return torch.special.entr(p).sum().exp().item()
 
@@ -131,12 +131,12 @@ def _perplexity(counts: Tensor) -> float:
 def measure_codes(
     source: Autoregressive, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any]]:
-    """Protocol name, result in words and record of how well the codes of n held-out samples are foretold.
+    """Return protocol name, summary and record of the autoregressive prediction of the codes of n held-out samples.
 
-    The value is the mean of -log2 p(code given those before it), in bits. Besides: `accuracy`, the share of codes that
-    are the likeliest; `independent`, the bits that a code needs by the frequencies of codes in the part that is trained
-    on, wherever it lies, and `perplexity`, 2 to the power of the entropy of those; `share`, of the one in the other.
-    Accuracies of codebooks of different sizes say nothing of each other: these bits do.
+    The value is the mean of -log2 p(code | those before it), in bits. The record also has `accuracy`, the share of
+    codes that are the likeliest; `independent`, the bits of a code under the frequencies of codes in the training
+    part, at any place; `perplexity`, 2 to the power of the entropy of those; and `share`, the value over `independent`.
+    Accuracies of codebooks of different sizes cannot be compared; bits can.
     """
     bits, right, every = list[Tensor](), list[Tensor](), list[Tensor]()
     for part in chosen(data, n).split(batch):
@@ -151,7 +151,7 @@ def measure_codes(
             callback(len(part))
     trained = torch.cat([data.batch(part).x.flatten() for part in data.train.split(4096)])
     counts = trained.bincount(minlength=source.model.codes).double()
-    p = (counts + 1) / (counts + 1).sum()  # so that a code that is new costs no infinity
+    p = (counts + 1) / (counts + 1).sum()  # add-one smoothing: a new code has finite cost
     independent = -p.log2()[torch.cat(every)].mean().item()
     values = interval(torch.cat(bits), data.units, "bits") | {
         "accuracy": torch.cat(right).mean().item(),
@@ -167,9 +167,9 @@ def measure_codes(
 
 
 def held_out(source: Decoded, data: Dataset, n: int, batch: int) -> Iterator[tuple[list[int], Tensor, Any]]:
-    """Numbers, x and what the network is told of n held-out samples, evenly spaced, `batch` at a time.
+    """Yield indices, x and condition of n held-out samples, evenly spaced, `batch` at a time.
 
-    Pixels that are modelled as black or white are drawn so once for all, by the number of the sample.
+    Pixels that are modelled as black or white are binarised at random, keyed by the index of the sample.
     """
     for part in chosen(data, n).split(batch):
         real, numbers = data.batch(part), part.tolist()

@@ -1,4 +1,4 @@
-"""How well a network denoises what is held out: bits per dimension, likelihood, the error at each log-SNR."""
+"""Denoising of held-out data: bits per dimension of the variational bound, likelihood, loss by log-SNR."""
 
 import csv
 import math
@@ -25,7 +25,7 @@ from ddpm.targets import Denoise
 LOG_SNR_BINS = range(-10, 10)
 """The lower edges of the bins of log-SNR, each 1 wide: the same for every schedule."""
 LOG_SNR_MIDDLE = range(-5, 5)
-"""The bins that a loss is averaged over to one number: schedules in use reach all of these."""
+"""The bins over which a loss is averaged to one number: the usual schedules reach all of these."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 LossBySNR = tuple[list[float], list[float | None], list[float | None]]
 """The centres of all bins, and the errors of x_0 and of eps in them; None in bins that were not measured."""
@@ -39,24 +39,24 @@ def measure_bits_per_dim(
     batch: int,
     callback: Callable[[int], None] | None = None,
 ) -> tuple[str, str, dict[str, Any], Bound]:
-    """Protocol name, result in words, record and terms of the variational bound, on held-out images.
+    """Return protocol name, summary, record and terms of the variational bound, on held-out images.
 
-    Of data that are no bytes it is the bound on the bits of a density, beside those of one Gaussian that is fitted to
-    the training part; and, where the density is known, beside its own and the bound that the exact denoiser has.
+    For data other than bytes it is a bound on the bits of a density, compared with those of one Gaussian fitted to the
+    training part; and, where the density is known, with its own and with the exact denoiser's bound.
 
     Args:
-        source: the network; its seed keys the noise by (image number, t).
-        data: n of whose held-out images are taken, evenly spaced.
-        times: that are evaluated, rising; all of 1..T, or fewer for the bound of a shorter chain.
+        source: the network; its seed keys the noise by (image index, t).
+        data: n of its held-out images are used, evenly spaced.
+        times: ascending t to evaluate; all of 1..T, or fewer for the bound of a shorter chain.
         batch: images at a time; changes no result.
         callback: called with the number of images after each evaluation of the network.
     Raises: ValueError where the bound of an image is not finite.
     """
     schedule, parts = source.diffusion.schedule, []
-    kept, of_bytes = _unless_all(times, schedule.T), "bytes" in data.holds
+    subset, of_bytes = _unless_all(times, schedule.T), "bytes" in data.holds
     for numbers, x_0, denoise in _held_out(source, data, n, batch):
         noise = SampleNoise(source.seed, numbers, "bits_per_dim")
-        parts.append(bits_per_dim(schedule, denoise, x_0, noise, times=kept, discrete=of_bytes, callback=callback))
+        parts.append(bits_per_dim(schedule, denoise, x_0, noise, times=subset, discrete=of_bytes, callback=callback))
     bound = Bound(
         tuple(times),
         *(torch.cat([getattr(p, f).double().cpu() for p in parts]) for f in ("L_T", "terms", "x_0_mse", "eps_mse")),
@@ -72,8 +72,8 @@ def measure_bits_per_dim(
     if of_bytes:
         summary += f"\nhalf of the bits lie at t <= {times[int(share.int().argmax())]} of {schedule.T}"
     else:
-        references = _references(data, n) | _of_the_exact_denoiser(source, data, n, kept)
-        values, summary = values | references, summary + _beside(references)
+        references = _references(data, n) | _exact_bound(source, data, n, subset)
+        values, summary = values | references, summary + _references_in_words(references)
     return f"bits_per_dim_vlb_{len(times)}of{schedule.T}_{n}_held_out", summary, values, bound
 
 
@@ -87,11 +87,11 @@ def measure_log_likelihood(
     batch: int,
     callback: Callable[[int], None] | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
-    """Protocol name, result in words and record of the probability flow's bits per dimension, on held-out images.
+    """Return protocol name, summary and record of the probability flow's bits per dimension, on held-out images.
 
     Args:
         steps, start: of `log_likelihood`.
-        probes: of Hutchinson's estimator, signs, drawn for each image.
+        probes: random sign vectors of Hutchinson's estimator for each image.
         source, data, n, batch, callback: as in `measure_bits_per_dim`.
     Raises: ValueError where the likelihood of an image is not finite.
     """
@@ -114,14 +114,14 @@ def measure_log_likelihood(
     summary = f"{_in_words(values, data.units)}, {what}by the probability flow from t = {start:g}"
     if not of_bytes:
         references = _references(data, n)
-        values, summary = values | references, summary + _beside(references)
+        values, summary = values | references, summary + _references_in_words(references)
     return protocol, summary, values
 
 
 def snr_bins(schedule: NoiseSchedule) -> list[int]:
-    """The lower edges of the bins of log-SNR that lie wholly between t = 1 and T, or T - 1 where beta_T = 1.
+    """Return the lower edges of the log-SNR bins that lie wholly between t = 1 and T, or T - 1 where beta_T = 1.
 
-    `measure_loss_by_snr` costs one evaluation of the network for each, an image.
+    `measure_loss_by_snr` evaluates the network once for each bin and image.
 
     Raises: ValueError where no bin of `LOG_SNR_MIDDLE` does.
     """
@@ -140,18 +140,18 @@ def snr_bins(schedule: NoiseSchedule) -> list[int]:
 def measure_loss_by_snr(
     source: TrainedSampler, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> tuple[str, str, dict[str, Any], LossBySNR]:
-    """Protocol name, result in words, record and curves of the held-out loss by log-SNR, of eps and of x_0.
+    """Return protocol name, summary, record and curves of the held-out loss by log-SNR, of eps and of x_0.
 
-    Unlike the training loss it is comparable between schedules and targets. Each image is seen once in each bin, at a
-    place and with noise that depend on nothing but its number, n and the bin, so that all runs on the same data are
-    paired. Predictions are not clipped, as in training. The record's value is the error of eps, averaged over the part
-    of log-SNR -5 to 5 that was measured, which is named beside it: twice what one unit of log-SNR adds to the
-    variational bound in continuous time, in nats a dimension.
+    Unlike the training loss it is comparable between schedules and targets. Each image is evaluated once in each bin,
+    at a log-SNR and with noise that depend only on its index, n and the bin, so that all runs on the same data are
+    paired. Predictions are not clipped, as in training. The record's value is the error of eps, averaged over the
+    measured part of log-SNR -5 to 5, which the record states: twice what one unit of log-SNR adds to the variational
+    bound in continuous time, in nats a dimension.
 
     Args:
         source: the network; its seed has no effect.
         data, n, batch, callback: as in `measure_bits_per_dim`.
-    Raises: ValueError where so many images are not held out, as `snr_bins`, or where an error is not finite.
+    Raises: ValueError for fewer than n held-out images, as `snr_bins`, or where an error is not finite.
     Source: the bound after Variational Diffusion Models (arXiv 2107.00630), section 5.
     """
     must_hold_out(data, "loss_by_snr", n)
@@ -191,13 +191,13 @@ def measure_loss_by_snr(
 
 
 def write_loss_by_snr(path: Path, curve: LossBySNR) -> None:
-    """A CSV file: for each bin of log-SNR its centre and the errors of x_0 and of eps, empty if not measured."""
+    """Write a CSV file with the centre of each log-SNR bin and the errors of x_0 and eps, empty if not measured."""
     with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([("log_snr", "x_0_mse", "eps_mse"), *zip(*curve, strict=True)])
 
 
 def bound_times(T: int, steps: int | None) -> list[int]:
-    """The times of a bound of so many terms, rising to T, evenly spaced and rounded; ValueError unless in 1..T."""
+    """Return the times of a bound of `steps` terms, evenly spaced up to T and rounded; ValueError unless in 1..T."""
     if steps is None:
         return list(range(1, T + 1))
     if not is_whole(steps, 1, T):
@@ -206,7 +206,7 @@ def bound_times(T: int, steps: int | None) -> list[int]:
 
 
 def write_terms(path: Path, bound: Bound) -> None:
-    """A CSV file: for each t the mean over images of the bound's term, and of the errors of x_0 and eps."""
+    """Write a CSV file with, for each t, the mean over images of the bound's term and of the errors of x_0 and eps."""
     rows = torch.stack([bound.terms.mean(0), bound.x_0_mse.mean(0), bound.eps_mse.mean(0)], dim=1).tolist()
     with replacing(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows([("t", "bits", "x_0_mse", "eps_mse")])
@@ -214,7 +214,7 @@ def write_terms(path: Path, bound: Bound) -> None:
 
 
 def must_hold_out(data: Dataset, metric: str, n: int) -> None:
-    """Refuse data that hold out fewer than n images, before anything is evaluated; ValueError."""
+    """Raise ValueError for data with fewer than n held-out images, before anything is evaluated."""
     if len(data.held_out) == 0:
         raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
     if n > len(data.held_out):
@@ -227,7 +227,7 @@ def must_hold_out(data: Dataset, metric: str, n: int) -> None:
 def _held_out(
     source: TrainedSampler, data: Dataset, n: int, batch: int, clip: bool = True
 ) -> Iterator[tuple[list[int], Tensor, Denoise]]:
-    """Numbers, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, `batch` at a time."""
+    """Yield indices, x_0 and denoiser (clip=False: never clipped) of n held-out images, evenly spaced, in batches."""
     bind = source.diffusion.denoiser if clip else source.diffusion.predictor
     for numbers in chosen(data, n).split(batch):
         real = data.batch(numbers, source.device)
@@ -235,7 +235,7 @@ def _held_out(
 
 
 def _references(data: Dataset, n: int) -> dict[str, float]:
-    """Bits per dimension of the same held-out points: by the density itself, if it is known, and by one Gaussian."""
+    """Return the bits per dimension of the same held-out points under the density, if known, and under one Gaussian."""
     x, train = (data.batch(part).x.double().flatten(1).cpu() for part in (chosen(data, n), data.train))
     fitted = MultivariateNormal(train.mean(0), torch.cov(train.T, correction=0).reshape(x.shape[1], x.shape[1]))
     bits = {"gaussian": fitted.log_prob(x)}
@@ -244,10 +244,10 @@ def _references(data: Dataset, n: int) -> dict[str, float]:
     return {name: -log_p.mean().item() / (x.shape[1] * math.log(2)) for name, log_p in bits.items()}
 
 
-def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: list[int] | None) -> dict[str, float]:
-    """The bound that the exact denoiser has on the same points, with the same noise; of the fixed variances the better.
+def _exact_bound(source: TrainedSampler, data: Dataset, n: int, times: list[int] | None) -> dict[str, float]:
+    """Return the exact denoiser's bound on the same points, with the same noise and the run's fixed variance.
 
-    With a variance that is learned; else with that of the run.
+    If the run learns its variance, the better bound of the two fixed ones; {} where the density is unknown.
     """
     schedule, numbers = source.diffusion.schedule, chosen(data, n)
     if not JointMixture.knows(data):
@@ -255,18 +255,18 @@ def _of_the_exact_denoiser(source: TrainedSampler, data: Dataset, n: int, kept: 
     noise, x_0 = SampleNoise(source.seed, numbers.tolist(), "bits_per_dim"), data.batch(numbers).x.double()
     fracs = {"beta_tilde": [0.0], "beta": [1.0]}.get(source.diffusion.variance, [0.0, 1.0])
     exact = (JointMixture.of(schedule, data, frac=frac).denoise for frac in fracs)
-    bounds = [bits_per_dim(schedule, denoise, x_0, noise, times=kept, discrete=False) for denoise in exact]
+    bounds = [bits_per_dim(schedule, denoise, x_0, noise, times=times, discrete=False) for denoise in exact]
     return {"exact_bound": min(bound.total.mean().item() for bound in bounds)}
 
 
-def _beside(references: dict[str, float]) -> str:
-    """The reference bits of points, in words."""
+def _references_in_words(references: dict[str, float]) -> str:
+    """Format the reference bits of points."""
     names = {"exact": "the density itself", "exact_bound": "the exact denoiser's bound", "gaussian": "one Gaussian"}
     return "\n" + ", ".join(f"{names[name]} {bits:.4f}" for name, bits in references.items())
 
 
 def chosen(data: Dataset, n: int) -> Tensor:
-    """The numbers of n held-out samples, evenly spaced."""
+    """Return the indices of n held-out samples, evenly spaced."""
     return data.held_out[spread(len(data.held_out), n)]
 
 
@@ -275,7 +275,7 @@ def _unless_all(times: list[int], T: int) -> list[int] | None:
 
 
 def interval(bits: Tensor, units: str, what: str = "bits per dimension") -> dict[str, Any]:
-    """Mean of (n,) samples, and the 95 % interval of it over them; ValueError for values that are not finite."""
+    """Return the record of a mean of (n,) values and its 95 % interval; ValueError for values that are not finite."""
     lost = int((~bits.isfinite()).sum())
     if lost:
         raise ValueError(f"{lost} of {len(bits)} {units} have {what} that are not finite")

@@ -1,4 +1,4 @@
-"""Features by which samples are compared with data, each under a name that says whose they are."""
+"""Feature extractors by which samples are compared with data; their names are part of the protocol."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,10 +25,10 @@ EXTRA = "it needs torch-fidelity, and a torchvision of torch's own build: pip in
 
 
 class Features(ABC):
-    """Maps images to features, which name the protocol of a measure.
+    """Base class of feature extractors: images to feature vectors.
 
     Attributes:
-        name: part of protocols' names; another extractor has another.
+        name: part of protocol names, unique to the extractor.
         size: D, the number of features.
     """
 
@@ -36,25 +36,25 @@ class Features(ABC):
     size: int
 
     def __call__(self, x: Tensor, batch_size: int = 500) -> Tensor:
-        """Features (n, D), on the CPU, of samples: of images (n, C, H, W) in [-1, 1], which are quantised as in files.
+        """Return features (n, D), on the CPU, of samples; images (n, C, H, W) in [-1, 1] are quantised as in files.
 
-        Raises: ValueError that counts images which hold NaN or infinity.
+        Raises: ValueError with the number of samples that contain NaN or infinity.
         """
         if broken := int((~x.isfinite().flatten(1).all(1)).sum()):
             raise ValueError(f"{broken} of {len(x)} samples hold NaN or infinity")
-        return in_batches(lambda part: self._of(self._as_kept(part)).cpu(), x, batch_size)
+        return in_batches(lambda part: self._of(self._quantised(part)).cpu(), x, batch_size)
 
-    def _as_kept(self, x: Tensor) -> Tensor:
-        """Samples as a file keeps them: bytes of floats."""
+    def _quantised(self, x: Tensor) -> Tensor:
+        """Return samples as a file stores them: floats as bytes."""
         return to_uint8(x)
 
     @abstractmethod
     def _of(self, images: Tensor) -> Tensor:
-        """Features (B, D) of bytes (B, C, H, W)."""
+        """Return features (B, D) of quantised images (B, C, H, W)."""
 
 
 class Coordinates(Features):
-    """The numbers themselves, of samples that are no pictures, such as points.
+    """Coordinates as features, of samples that are not images, such as points.
 
     Args:
         shape: of one sample.
@@ -63,7 +63,7 @@ class Coordinates(Features):
     def __init__(self, shape: tuple[int, ...]):
         self.name, self.size = "coordinates", math.prod(shape)
 
-    def _as_kept(self, x: Tensor) -> Tensor:
+    def _quantised(self, x: Tensor) -> Tensor:
         return x
 
     def _of(self, images: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Coordinates(Features):
 
 
 class Pixels(Features):
-    """The pixels themselves, in [0, 1]: for small images.
+    """Pixels in [0, 1] as features, for small images.
 
     Args:
         shape: (C, H, W).
@@ -85,12 +85,12 @@ class Pixels(Features):
 
 
 class PCA(Features):
-    """The pixels' largest principal components, of images that are given.
+    """Largest principal components of the pixels, fitted to a set of images.
 
     Args:
-        x: those images (N, C, H, W) in [-1, 1].
+        x: the images to fit to, (N, C, H, W) in [-1, 1].
         components: D; at most C H W, and less than N.
-        name: of the images, in the protocol's name.
+        name: of these images, in the protocol's name.
     Raises: ValueError for another number of components.
     """
 
@@ -103,12 +103,12 @@ class PCA(Features):
 
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor]:
-        """The mean (C H W,) and the directions (C H W, D), found when they are first asked for."""
+        """The mean (C H W,) and the directions (C H W, D), computed at first use."""
         rows = self.pixels(self.x).double()
         mean = rows.mean(0)
         rows -= mean
         if len(rows) < self.pixels.size:  # the same directions, by the smaller of the two matrices
-            _, vectors = torch.linalg.eigh(rows @ rows.mT)  # rising eigenvalues
+            _, vectors = torch.linalg.eigh(rows @ rows.mT)  # ascending eigenvalues
             directions = F.normalize(rows.mT @ vectors[:, -self.size :], dim=0)
         else:
             directions = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -self.size :]
@@ -120,11 +120,11 @@ class PCA(Features):
 
 
 class Judge(Features):
-    """The penultimate layer of a classifier.
+    """Penultimate layer of a classifier as features.
 
     Args:
         classifier: trained, in evaluation mode; maps images (B, C, H, W) in [-1, 1] to logits, and has `features`.
-        name: says which.
+        name: identifies the classifier in `name`.
     """
 
     def __init__(self, classifier: nn.Module, name: str):
@@ -139,22 +139,22 @@ class Judge(Features):
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        """Probability of every class (n, K), on the CPU, by features (n, D)."""
+        """Return the probability of every class (n, K), on the CPU, from features (n, D)."""
         return in_batches(lambda part: self.layer(part.to(self.device)).softmax(1).cpu(), features)
 
 
 class Inception(Features):
-    """The 2,048 features of Inception-v3 as FID is published with (Heusel et al., arXiv 1706.08500), by torch-fidelity.
+    """The 2,048 Inception-v3 features of published FID (Heusel et al., arXiv 1706.08500), by torch-fidelity.
 
-    Images of any size; grey ones are repeated to three channels, all scaled to 299x299 inside, as TensorFlow does.
+    Images have any size; grey ones are repeated to three channels, and all are resized to 299x299 as in TensorFlow.
 
     Args:
         weights: a file; None for the standard one, from torch's cache or downloaded into it and checked.
-        device: where it computes.
+        device: the device of the network.
     Raises:
         ImportError: torch-fidelity is not installed.
         ConnectionError: the weights can be neither found nor downloaded.
-        ValueError: a file that holds no such weights.
+        ValueError: the file does not contain these weights.
     """
 
     size = 2048
@@ -169,7 +169,7 @@ class Inception(Features):
         if checksum != INCEPTION_SHA256:
             if weights is None:
                 raise ValueError(f"{path} is damaged: its sha256 is {checksum[:8]}...; remove it to download it again")
-            checkpoint.load_plain(path)  # before another loads it, who would run what it says
+            checkpoint.load_plain(path)  # before torch-fidelity loads it, which would execute code in it
         try:
             network = published("inception", ["2048"], feature_extractor_weights_path=str(path))
         except (RuntimeError, TypeError) as error:
@@ -179,9 +179,9 @@ class Inception(Features):
 
     @staticmethod
     def must_be_there(weights: str | Path | None = None) -> Any:
-        """The class of the published network; refuses what is missing for it, but downloads and loads nothing.
+        """Return the class of the published network after checking its requirements, without downloading or loading.
 
-        Raises: ImportError, and OSError or ValueError for no file that weights can be read from.
+        Raises: ImportError, and OSError or ValueError for a file that weights cannot be read from.
         """
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -201,7 +201,7 @@ class Inception(Features):
 
 
 def _inception_weights() -> Path:
-    """The standard weights in torch's cache, downloaded if need be."""
+    """Return the path of the standard weights in torch's cache, downloading them if needed."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION.rpartition("/")[2]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The Frechet distance of two sets of features, its standard error, and how much of it is due to their number alone."""
+"""Frechet distance between two sets of features, its standard error, and its finite-sample bias."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from ddpm.randomness import generator
 
 
 def moments(features: Tensor, singular: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of features (n, D), in float64.
+    """Return mean (D,) and unbiased covariance (D, D) of features (n, D), in float64.
 
     Args:
         features: (n, D), n > D.
-        singular: whether n <= D will do, n >= 2: the covariance then has no full rank, and Frechet distances are far
+        singular: whether to accept 2 <= n <= D: the covariance is then rank deficient, and Frechet distances are far
             too large (see `finite_sample_bias`).
     Raises: ValueError for too few samples, another shape, or features that are not finite.
     """
@@ -26,13 +26,13 @@ def moments(features: Tensor, singular: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
-    r"""The squared 2-Wasserstein distance of two normal distributions (Heusel et al., arXiv 1706.08500).
+    r"""Return the squared 2-Wasserstein distance of two normal distributions (Heusel et al., arXiv 1706.08500).
 
     .. math:: F = |\mu_1 - \mu_2|^2 + \operatorname{tr}(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})
         \qquad \text{[FID (distance)]}
 
-    Both roots are of symmetric matrices, by their eigenvalues, so that covariances without full rank (fewer samples
-    than features) need no correction.
+    Both roots are of symmetric matrices, by their eigenvalues, so that rank-deficient covariances (fewer samples than
+    features) need no correction.
 
     Args:
         mean_1, mean_2: (D,).
@@ -52,15 +52,15 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
 
 
 def frechet_error(features: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
-    r"""The standard error of the Frechet distance over the choice of samples, by the infinitesimal jackknife.
+    r"""Return the standard error of the Frechet distance over the choice of samples, by the infinitesimal jackknife.
 
     .. math::
         \hat\sigma^2 = \frac{1}{n^2} \sum_i \left(h_i - \bar h\right)^2, \qquad
         h_i = 2 (\mu_1 - \mu_2)^T d_i + d_i^T (I - M) d_i, \qquad d_i = x_i - \mu_1, \qquad
         M = C_2^{1/2} (C_2^{1/2} C_1 C_2^{1/2})^{-1/2} C_2^{1/2} \qquad \text{[FID (standard error)]}
 
-    h is how F changes as weight moves to a sample, and M carries N(mu_1, C_1) to N(mu_2, C_2). The bootstrap's error
-    comes to the same, for hundreds of distances. What the number of samples adds to F, its bias, is in neither; where
+    h is how F changes as weight moves to a sample, and M transports N(mu_1, C_1) to N(mu_2, C_2). The bootstrap gives
+    the same error, at the cost of hundreds of distances. The bias of F by the number of samples is in neither; where
     both sets are from one distribution, h vanishes and the error is too small.
 
     Args:
@@ -81,7 +81,7 @@ def frechet_error(features: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
 
 
 def _root(cov: Tensor) -> Tensor:
-    """The symmetric root of a covariance (D, D)."""
+    """Return the symmetric square root of a covariance (D, D)."""
     values, vectors = torch.linalg.eigh(cov)
     return vectors * values.clamp(min=0).sqrt() @ vectors.mT
 
@@ -89,15 +89,15 @@ def _root(cov: Tensor) -> Tensor:
 def finite_sample_bias(
     features: Tensor, reference: Tensor, sizes: list[int], seed: int = 0, subsets: int = 5, singular: bool = False
 ) -> list[tuple[int, float]]:
-    """The Frechet distance of n real images to the reference, for several n: how much of it is due to n alone.
+    """Return the Frechet distance of n real images to the reference, for several n: the bias due to n alone.
 
     Args:
         features: (N, D) of real images that are not in the reference.
         reference: (M, D) of the reference, such as the training part.
         sizes: numbers n of images, each in 2..N.
         seed: of the subsets.
-        subsets: of each size, drawn at random and disjoint; fewer where N holds fewer.
-        singular: whether fewer images than features will do, as in `moments`.
+        subsets: disjoint random subsets of each size; fewer where N does not suffice.
+        singular: whether to accept fewer images than features, as in `moments`.
 
     Returns: (n, mean distance over the subsets of that size), in the order of the sizes.
     Raises: ValueError for a size outside 2..N, or features that `moments` refuses.

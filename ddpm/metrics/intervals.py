@@ -1,4 +1,4 @@
-"""How sure a mean is, a mean of few numbers, and a share of few cases."""
+"""Confidence intervals: normal and Student's of a mean, and Wilson's of a proportion."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ LEVEL = 0.95
 
 
 def half_width(error: float, level: float = LEVEL) -> float:
-    r"""Half the width of the interval of an estimate that is normally distributed, by its standard error.
+    r"""Return half the width of the interval of a normally distributed estimate, from its standard error.
 
     $$ z\, \sigma, \qquad z = \Phi^{-1}((1 + level) / 2) \qquad \text{[Normal (interval)]} $$
 
@@ -18,7 +18,7 @@ def half_width(error: float, level: float = LEVEL) -> float:
 
 
 def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
-    r"""Mean of n values, and its interval by Student's t with n - 1 degrees of freedom.
+    r"""Return the mean of n values and its interval by Student's t with n - 1 degrees of freedom.
 
     $$ \bar x \pm t_{n-1,\, (1 + level) / 2} \; s / \sqrt n \qquad \text{[Student (interval)]} $$
 
@@ -35,7 +35,7 @@ def student(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
 
 
 def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    r"""Wilson's score interval (low, high) of a share p = k / n, the k cases among n.
+    r"""Return Wilson's score interval (low, high) of a share p = k / n, of k cases among n.
 
     $$ \Big( p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}} \Big) \Big/
        \Big( 1 + \frac{z^2}{n} \Big), \qquad z = \Phi^{-1}((1 + level) / 2) \qquad \text{[Wilson (interval)]} $$
@@ -50,19 +50,19 @@ def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     p, z = k / n, half_width(1.0, level)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((p + z**2 / (2 * n) + side * half) / (1 + z**2 / n) for side in (-1, 1))
-    return 0.0 if k == 0 else low, 1.0 if k == n else high  # which rounding would miss
+    return 0.0 if k == 0 else low, 1.0 if k == n else high  # exact, despite rounding
 
 
 def share_in_words(k: int, n: int) -> str:
-    """The share k / n in words, with its 95 % interval, such as "3 of 4, 75.0% (95%: 30.1% to 95.4%)"."""
+    """Format the share k / n with its 95 % interval, such as "3 of 4, 75.0% (95%: 30.1% to 95.4%)"."""
     low, high = wilson(k, n)
     return f"{k:,} of {n:,}, {k / n:.1%} (95%: {low:.1%} to {high:.1%})"
 
 
 def _quantile(p: float, n: int) -> float:
-    """Of Student's t with n degrees of freedom, p >= 1/2; scipy's own has but nine digits in some versions.
+    """Return the p-quantile, p >= 1/2, of Student's t with n degrees of freedom.
 
-    n / (n + t^2) has a beta distribution with n / 2 and 1 / 2.
+    scipy's own has only nine digits in some versions. n / (n + t^2) has a beta distribution with n / 2 and 1 / 2.
     """
     from scipy import special  # takes a second to import
 

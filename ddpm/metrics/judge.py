@@ -1,4 +1,4 @@
-"""Training of the judge: the classifier whose opinion of samples, and whose features, the other measures use."""
+"""Training of the judge: the classifier whose predictions and features the other measures use."""
 
 import math
 from collections.abc import Callable
@@ -35,18 +35,18 @@ def train_judge(
         batch_size: images a step.
         lr: the peak of the cycle.
         weight_decay: of AdamW.
-        shift: every image is moved by up to so many pixels, in both directions; its edge is repeated.
+        shift: largest random shift in pixels along each axis; edges are replicated.
         label_smoothing: share of the target that is spread over all classes.
 
     Returns: the classifier, in evaluation mode.
     """
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"a judge learns from as many images as classes, not from {len(x)} and {len(y)}")
-    batches = max(1, len(x) // batch_size)  # an epoch drops what is left over; its order is new every time
+    batches = max(1, len(x) // batch_size)  # an epoch drops the remainder; each has a new order
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches)
     classifier.train()
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):  # dropout knows no generator of its own
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):  # dropout takes no generator
         torch.manual_seed(seed)
         for epoch in range(epochs):
             order = torch.randperm(len(x), generator=generator(seed, "judge order", epoch)).to(x.device)
@@ -61,12 +61,12 @@ def train_judge(
 
 
 def passes(n: int) -> int:
-    """Epochs that a judge needs of n images: few images want many, and three of many are enough."""
+    """Return the number of epochs to train a judge on n images, from 60 for few down to 3 for many."""
     return min(60, max(3, math.ceil(54_000 / n)))
 
 
 def random_shift(x: Tensor, shift: int, rng: torch.Generator) -> Tensor:
-    """Move every image (B, C, H, W) by up to `shift` pixels along both axes; its edge is repeated."""
+    """Shift every image (B, C, H, W) at random by up to `shift` pixels along both axes; edges are replicated."""
     height, width = x.shape[2:]
     down, right = torch.randint(2 * shift + 1, (2, len(x)), generator=rng).to(x.device)
     padded = F.pad(x, [shift] * 4, mode="replicate")
@@ -76,12 +76,12 @@ def random_shift(x: Tensor, shift: int, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
-    """function(x) (N, *) for N images that need not fit into memory together, without gradients."""
+    """Apply a function to N images in batches, without gradients, and return its results (N, *)."""
     return torch.cat([function(part) for part in x.split(batch_size)])
 
 
 def accuracy(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of the images (N, C, H, W) whose largest logit is that of their class y (N,)."""
+    """Return the share of images (N, C, H, W) whose largest logit is that of their class y (N,)."""
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"accuracy compares as many images as classes, not {len(x)} and {len(y)}")
     return (in_batches(classifier.eval(), x).argmax(1) == y).float().mean().item()

@@ -1,4 +1,4 @@
-"""The kernel distance of two sets of features (KID), whose mean does not depend on how many samples there are."""
+"""Kernel distance (KID) between two sets of features, whose mean does not depend on the number of samples."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class KernelDistance:
 
 
 def kernel_distance(samples: Tensor, real: Tensor, chunk: int = 512) -> KernelDistance:
-    r"""The squared maximum mean discrepancy under a cubic kernel, without bias (Binkowski et al., arXiv 1801.01401).
+    r"""Return the unbiased squared MMD under a cubic kernel (Binkowski et al., arXiv 1801.01401).
 
     .. math::
         \mathrm{KID} = \frac{\sum_{i \ne j} k(x_i, x_j)}{n (n - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{m (m - 1)}
@@ -44,7 +44,7 @@ def kernel_distance(samples: Tensor, real: Tensor, chunk: int = 512) -> KernelDi
     Args:
         samples: features x (n, D) of the samples.
         real: features y (m, D) of real images.
-        chunk: rows of a kernel matrix that are in memory together; changes no result.
+        chunk: rows of a kernel matrix in memory at a time; does not change the result.
     Raises: ValueError for features that cannot be compared, or fewer than 3 rows: the jackknife must leave 2.
     """
     x, y = finite_features(samples=samples, real=real, least=3)
@@ -54,7 +54,7 @@ def kernel_distance(samples: Tensor, real: Tensor, chunk: int = 512) -> KernelDi
 
 
 def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[float, float]:
-    """The unbiased squared discrepancy of two sets under any kernel, and half its interval by the jackknife.
+    """Return the unbiased squared discrepancy of two sets under any kernel, and half its interval by the jackknife.
 
     Args:
         xx: sums (n,) of k(x_i, x_j) over j, without j = i.
@@ -72,15 +72,15 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor) -> tuple[float, 
 
 
 def _statistic(xx: Tensor, yy: Tensor, xy: Tensor, n: int, m: int) -> Tensor:
-    """The estimator, from sums of the kernel over pairs of n and m rows."""
+    """Return the estimator from sums of the kernel over pairs of n and m rows."""
     return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
 
 
 def _row_sums(x: Tensor, y: Tensor, chunk: int) -> Tensor:
-    """Sums (n,) of k(x_i, y_j) over j."""
+    """Return the sums (n,) of k(x_i, y_j) over j."""
     return torch.cat([_kernel(part @ y.mT, y).sum(1) for part in x.split(chunk)])
 
 
 def _kernel(product: Tensor, features: Tensor) -> Tensor:
-    """k from the scalar products of features (n, D)."""
+    """Return k from the scalar products of features (n, D)."""
     return (product / features.shape[1] + 1) ** 3

@@ -1,4 +1,4 @@
-"""Are samples copies? Their distances to the training images, beside those of images that nothing was trained on."""
+"""Memorisation: distances of samples to the training images, compared with those of held-out images."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from ddpm.metrics.neighbours import nearest
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Distances of n samples to their nearest training images, beside those of held-out images."""
+    """Distances of n samples to their nearest training images, relative to those of held-out images."""
 
-    ratio: float  # mean distance to the nearest training image: samples' over held-out images'
+    ratio: float  # mean distance to the nearest training image: of samples over that of held-out images
     share_closer: float  # of samples that are as close as the closest 1 % of held-out images; in 0..1
     index: Tensor  # (n,), the nearest training row of each sample
     distance: Tensor  # (n,), to it
-    relative: Tensor  # (n,), the same over the median of the held-out distances
+    relative: Tensor  # (n,), distance over the median of the held-out distances
     held_out_relative: Tensor  # (m,), of the held-out rows themselves
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> Memorisati
     Args:
         samples: features (n, D) of the samples.
         train: features (N, D) of the training part.
-        held_out: features (m, D) of images that nothing was trained on.
+        held_out: features (m, D) of held-out images.
     Raises: ValueError for features that cannot be compared, or if half of the held-out rows are training rows.
     """
     samples, train, held_out = finite_features(samples=samples, train=train, held_out=held_out)

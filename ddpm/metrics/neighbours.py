@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, and how two sets overlap as they see it."""
+"""Nearest-neighbour measures of features: precision and recall, density and coverage."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,20 @@ from ddpm.metrics.checks import finite_features
 
 
 def precision_recall(samples: Tensor, real: Tensor, k: int = 3, chunk: int = 256) -> tuple[float, float]:
-    r"""Improved precision and recall: shares of samples and of real images that the other set surrounds.
+    r"""Return improved precision and recall: shares of samples and of real images inside the other set's manifold.
 
     .. math::
         \mathrm{precision} = \frac1n \sum_j 1[\exists i: |y_j - x_i| \le r_k(x_i)], \qquad
         \mathrm{recall} = \frac1m \sum_i 1[\exists j: |x_i - y_j| \le r_k(y_j)]
         \qquad \text{[Kynkaanniemi (precision, recall)]}
 
-    y are samples, x real images and r_k the distance to the k-th neighbour in the own set, itself not counted.
+    y are samples, x real images and r_k the distance to the k-th neighbour in the same set, itself not counted.
 
     Args:
         samples: features (n, D) of the samples.
         real: features (m, D) of real images.
-        k: neighbours that a ball reaches to; 3 in the paper.
-        chunk: rows whose distances are in memory together; changes no result.
+        k: the neighbour that a ball's radius reaches to; 3 in the paper.
+        chunk: rows whose distances are in memory at a time; does not change the result.
 
     Returns: precision and recall, both in 0..1.
     Raises: ValueError for features that cannot be compared, k < 1, or fewer than k + 1 rows.
@@ -33,7 +33,7 @@ def precision_recall(samples: Tensor, real: Tensor, k: int = 3, chunk: int = 256
 
 
 def density_coverage(samples: Tensor, real: Tensor, k: int = 5, chunk: int = 256) -> tuple[float, float]:
-    r"""Density and coverage: how many balls of real images hold a sample, and how many hold any.
+    r"""Return density and coverage: how many real balls contain a sample, and the share that contain any.
 
     .. math::
         \mathrm{density} = \frac{1}{k n} \sum_{i, j} 1[|y_j - x_i| < r_k(x_i)], \qquad
@@ -45,8 +45,8 @@ def density_coverage(samples: Tensor, real: Tensor, k: int = 5, chunk: int = 256
     Args:
         samples: features (n, D) of the samples.
         real: features (m, D) of real images.
-        k: neighbours that a ball reaches to; 5 in the paper.
-        chunk: rows whose distances are in memory together; changes no result.
+        k: the neighbour that a ball's radius reaches to; 5 in the paper.
+        chunk: rows whose distances are in memory at a time; does not change the result.
 
     Returns: density, which is 1 on average for samples that are like the real images and may be more, and coverage,
     in 0..1.
@@ -64,12 +64,12 @@ def density_coverage(samples: Tensor, real: Tensor, k: int = 5, chunk: int = 256
 
 
 def nearest(x: Tensor, reference: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """The nearest row of the reference for each row of x.
+    """Find the nearest row of the reference for each row of x.
 
     Args:
         x: (n, D).
         reference: (N, D).
-        chunk: rows of x whose distances are in memory together; changes no result.
+        chunk: rows of x whose distances are in memory at a time; does not change the result.
 
     Returns: Euclidean distances (n,), float64, exactly 0 for copies; and indices (n,) into the reference.
     Raises: ValueError for features that cannot be compared.
@@ -82,28 +82,28 @@ def nearest(x: Tensor, reference: Tensor, chunk: int = 256) -> tuple[Tensor, Ten
 
 
 def _least(k: int) -> int:
-    """Rows among which each has k neighbours."""
+    """Return the least number of rows for k neighbours each."""
     if k < 1:
         raise ValueError(f"k = {k}: a ball reaches to the k-th neighbour, k >= 1")
     return k + 1
 
 
 def _share_inside(x: Tensor, centres: Tensor, k: int, chunk: int) -> float:
-    """Share of the rows x that lie in at least one ball around the centres."""
+    """Return the share of the rows x that lie in at least one ball around the centres."""
     radii = _radii(centres, k, chunk)
     return torch.cat([(d <= radii).any(1) for d in distances(x, centres, chunk)]).double().mean().item()
 
 
 def _radii(x: Tensor, k: int, chunk: int) -> Tensor:
-    """Distances (n,) to the k-th neighbour in the own set; the first value is each row's distance to itself."""
+    """Return distances (n,) to the k-th neighbour in the same set; the first is each row's distance to itself."""
     return torch.cat([d.kthvalue(k + 1, dim=1).values for d in distances(x, x, chunk)])
 
 
 def distances(x: Tensor, reference: Tensor, chunk: int) -> Iterator[Tensor]:
-    """Euclidean distances (chunk, N), some rows at a time.
+    """Yield Euclidean distances (chunk, N), some rows at a time.
 
-    Not by products: a distance to itself is 0, and the same pair gives the same bits, so that comparing it with a
-    radius is no matter of rounding.
+    Not by matrix products: a distance to itself is exactly 0, and the same pair gives the same bits, so that comparing
+    it with a radius does not depend on rounding.
     """
     for part in x.split(chunk):
         yield torch.cdist(part, reference, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,7 +1,7 @@
-"""How good samples are, beside real images: every measure by one name, which says by what and against what.
+"""Sample quality against real images: every measure under a name that states its features and reference.
 
-A measure takes what was drawn with one seed, and the real images, and finds one value or several. What several seeds
-find becomes a mean and its interval.
+A measure takes the samples of one seed and the real images, and returns one result or several. The results of several
+seeds become a mean and its interval.
 """
 
 import functools
@@ -34,9 +34,9 @@ from ddpm.randomness import SampleNoise
 from ddpm.runs import checkpoint
 from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
-MOST_IN_KERNEL = 10_000  # of the training part that unbiased distances are measured to: their mean depends on no number
+MOST_IN_KERNEL = 10_000  # training images for unbiased distances, whose mean does not depend on their number
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
-ENOUGH_HELD_OUT = 1000  # whose distances say what the closest 1 % is
+ENOUGH_HELD_OUT = 1000  # images that estimate the distance of the closest 1 %
 
 
 class Result(NamedTuple):
@@ -47,9 +47,9 @@ class Result(NamedTuple):
     words: str
     low: float | None = None  # of its own 95 % interval, where it has one
     high: float | None = None
-    more: Mapping[str, Any] = MappingProxyType({})  # numbers, or lists of them
-    interval: str | None = None  # what the interval comes from
-    detail: Any = None  # for figures; no part of the record
+    more: Mapping[str, Any] = MappingProxyType({})  # further numbers, or lists of them
+    interval: str | None = None  # method of the interval
+    detail: Any = None  # for figures; not part of the record
 
 
 class Samples(NamedTuple):
@@ -57,16 +57,16 @@ class Samples(NamedTuple):
 
     x: Tensor  # (n, C, H, W) in [-1, 1], or of another shape
     features: Tensor  # (n, D)
-    y: Tensor | None  # the classes (n,) that were asked for
+    y: Tensor | None  # the requested classes (n,)
 
 
 class Real:
-    """Real images as one extractor sees them: the training part, and the held-out part.
+    """Features of the real images by one extractor: of the training part and of the held-out part.
 
     Args:
         data: with a held-out part.
         features: the extractor.
-        cache: a folder, where features of all the images are kept under the checksum of the data; None for none.
+        cache: folder in which features of all images are cached under the checksum of the data; None for none.
     Raises: ValueError for data without a held-out part.
     """
 
@@ -74,16 +74,16 @@ class Real:
         if len(data.held_out) == 0:
             raise ValueError(f"{data.name} has no held-out part (data.validation=0), and this measure needs one")
         self.data, self.features = data, features
-        self.noise = functools.cache(self._noise)  # of so many images, once
-        every = self._kept(cache) if cache is not None else self._computed()
+        self.noise = functools.cache(self._noise)
+        every = self._cached(cache) if cache is not None else self._computed()
         self.train, self.held_out = every[data.train.cpu()], every[data.held_out.cpu()]  # (N, D), (M, D)
 
     def _computed(self) -> Tensor:
         parts = torch.arange(len(self.data)).split(2048)
         return torch.cat([self.features(self.data.batch(part).x.cpu()) for part in parts])
 
-    def _kept(self, cache: Path) -> Tensor:
-        """Features (N + M, D) of all the images, read or computed."""
+    def _cached(self, cache: Path) -> Tensor:
+        """Return features (N + M, D) of all images, read from the cache or computed."""
         path = cache / f"{str(self.data.identity()['sha256'])[:12]}-{self.features.name}.safetensors"
         every = load_tensor(path, torch.float32, (len(self.data), self.features.size))
         if every is None:
@@ -92,24 +92,24 @@ class Real:
         return every
 
     def protocol(self, measure: str, n: int) -> str:
-        """The name of what a measure finds of n samples."""
+        """Return the protocol name of a measure of n samples."""
         return f"{measure}_{self.features.name}_{n}_train"
 
     def like(self, n: int) -> Tensor:
-        """As many rows of the held-out part as there are samples, evenly spaced, or all of them."""
+        """Return at most n rows of the held-out part, evenly spaced."""
         return self.held_out[spread(len(self.held_out), n)]
 
     def some(self, n: int) -> Tensor:
-        """At most n rows of the training part, evenly spaced."""
+        """Return at most n rows of the training part, evenly spaced."""
         return self.train[spread(len(self.train), n)]
 
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Of the training part."""
+        """Mean and covariance of the training part."""
         return moments(self.train)
 
     def _noise(self, n: int) -> Tensor:
-        """Features (n, D) of noise."""
+        """Return the features (n, D) of n images of Gaussian noise."""
         return self.features(SampleNoise(0, range(n)).x_T(self.data.shape))
 
 
@@ -117,11 +117,11 @@ class Real:
 
 
 def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
-    """The Frechet distance to the training part, its interval over the choice of samples, and where it stands.
+    """Measure the Frechet distance to the training part, with its interval over the choice of samples.
 
-    It stands between held-out images and noise. It depends on the number of images: of n samples it is compared with
-    that of as many held-out images, and if they are fewer, `relative` is that of as many samples. It is None where
-    noise is no further than images are.
+    `relative` is its place between held-out images (0) and noise (1). The distance depends on the number of images, so
+    n samples are compared with n held-out images; if there are fewer, `relative` is that of as many samples. It is
+    None where noise is no further than held-out images.
 
     Raises: ValueError for fewer samples than features, whose covariance is singular.
     """
@@ -145,7 +145,7 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
-    """The kernel distance (KID) to the training part."""
+    """Measure the kernel distance (KID) to the training part."""
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
     of_samples, of_held_out = kernel_distance(drawn.features, reference), kernel_distance(held_out, reference)
     words = f"{of_samples}; held-out images {of_held_out.value:.4g}"
@@ -163,21 +163,21 @@ def kernel(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def transport(drawn: Samples, real: Real) -> dict[str, Result]:
-    """The sliced Wasserstein distance to the training part; it falls with the number of samples, as Frechet's does."""
+    """Measure the sliced Wasserstein distance to the training part; it falls with the number of samples."""
     lines, held_out = directions(real.features.size), real.like(len(drawn.features))
     of_samples, of_held_out = (sliced_wasserstein(x, real.train, lines) for x in (drawn.features, held_out))
     return {"sliced_wasserstein": _distance("sliced Wasserstein distance", of_samples, of_held_out, drawn, real)}
 
 
 def energy(drawn: Samples, real: Real) -> dict[str, Result]:
-    """The energy distance to the training part."""
+    """Measure the energy distance to the training part."""
     reference, held_out = real.some(MOST_IN_KERNEL), real.like(len(drawn.features))
     of_samples, of_held_out = (energy_distance(x, reference) for x in (drawn.features, held_out))
     return {"energy_distance": _distance("energy distance", of_samples, of_held_out, drawn, real)}
 
 
 def _distance(name: str, of_samples: Distance, of_held_out: Distance, drawn: Samples, real: Real) -> Result:
-    """A distance to the training part, beside that of as many held-out samples, or of all."""
+    """Return the result of a distance to the training part, with that of as many held-out samples, or of all."""
     (value, low, high), m = of_samples, len(real.like(len(drawn.features)))
     words = f"{name} {value:.4g} (95%: {low:.4g} to {high:.4g}; held-out {real.data.units} {of_held_out.value:.4g}"
     fewer = f", {m} of them" if m < len(drawn.features) else ""
@@ -185,22 +185,22 @@ def _distance(name: str, of_samples: Distance, of_held_out: Distance, drawn: Sam
 
 
 def precision(drawn: Samples, real: Real) -> dict[str, Result]:
-    """Improved precision and recall, against as many training images as there are samples, or all of them.
+    """Measure improved precision and recall against as many training images as there are samples, or all of them.
 
-    They depend on these numbers: held-out images, where they are fewer, are set against as many training images.
+    They depend on these numbers: held-out images, where fewer, are compared with as many training images.
     """
     return _pair(("precision", "recall"), precision_recall, PRECISION_K, drawn, real)
 
 
 def density(drawn: Samples, real: Real) -> dict[str, Result]:
-    """Density and coverage, against as many training images as there are samples, or all; see `precision`."""
+    """Measure density and coverage against as many training images as there are samples, or all; see `precision`."""
     return _pair(("density", "coverage"), density_coverage, DENSITY_K, drawn, real)
 
 
 def _pair(
     names: tuple[str, str], measure: Callable[..., tuple[float, float]], k: int, drawn: Samples, real: Real
 ) -> dict[str, Result]:
-    """Two values of nearest neighbours, and those of held-out images."""
+    """Return the results of a measure with two values, for samples and for held-out images."""
     held_out = real.like(len(drawn.features))
     values = measure(drawn.features, real.some(len(drawn.features)), k)
     of_held_out = measure(held_out, real.some(len(held_out)), k)
@@ -214,7 +214,7 @@ def _pair(
 
 
 def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
-    """How many samples the classifier recognises, and as what.
+    """Measure the share of samples that the classifier recognises, and their classes.
 
     Raises: ValueError for other features than a classifier's.
     """
@@ -226,18 +226,18 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = None) -> Result:
-    """Recognition by a logistic regression on pixels, for small images, with their distance to the training images.
+    """Measure recognition by a logistic regression on pixels, for small images, and distances to training images.
 
     Args:
-        held_out: numbers of the held-out images that are recognised beside the samples; None for all.
+        held_out: indices of the held-out images to compare with; None for all.
     """
     (train_x, train_y), (held_out_x, _) = parts(data)
     held_out_x = held_out_x if held_out is None else data.batch(held_out).x
-    return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, asked=drawn.y), len(drawn.x))
+    return _recognition(recognition(drawn.x.float(), train_x, train_y, held_out_x, requested=drawn.y), len(drawn.x))
 
 
 def _recognition(result: Recognition, n: int) -> Result:
-    """The result of recognising n samples; the interval of a share is Wilson's."""
+    """Return the result of recognising n samples, with Wilson's interval of the share."""
     low, high = wilson(round(result.recognised * n), n)
     ratio = result.distance_ratio
     more = {
@@ -259,9 +259,9 @@ def _recognition(result: Recognition, n: int) -> Result:
 
 
 def variety(drawn: Samples, real: Real) -> dict[str, Result]:
-    """The mean distance of two samples within a class, in features, over the classes that the classifier names.
+    """Measure the mean distance of two samples within a class, in features; classes are the classifier's predictions.
 
-    Beside it that of held-out images, named by the classifier too; `relative` is the mean over classes of their ratio.
+    Compared with held-out images, classified likewise; `relative` is the mean over classes of the ratio.
 
     Raises: ValueError for other features than a classifier's, and where no class has two samples.
     """
@@ -282,7 +282,7 @@ def variety(drawn: Samples, real: Real) -> dict[str, Result]:
 
 
 def copies(drawn: Samples, real: Real) -> dict[str, Result]:
-    """Distances to the nearest training image, in features and in pixels; all that was found is the detail."""
+    """Measure distances to the nearest training image, in features and in pixels; `detail` has all of them."""
     data, pixels = real.data, Pixels(real.data.shape)
     chosen = spread(len(data.held_out), max(len(drawn.x), ENOUGH_HELD_OUT))
     train_x, held_out_x = (data.batch(numbers).x for numbers in (data.train, data.held_out[chosen]))
@@ -314,9 +314,9 @@ MEASURES: dict[str, Callable[[Samples, Real], dict[str, Result]]] = {
 
 
 def bias_curve(real: Real) -> list[tuple[int, float]]:
-    """(n, Frechet distance) of n held-out images to the training part, for some n up to all of them.
+    """Return (n, Frechet distance) of n held-out images to the training part, for several n up to all of them.
 
-    Raises: ValueError where no more images are held out than there are features.
+    Raises: ValueError where there are no more held-out images than features.
     """
     most, least = len(real.held_out), real.features.size + 1
     if most < least:
@@ -329,7 +329,7 @@ def bias_curve(real: Real) -> list[tuple[int, float]]:
 
 
 def together(results: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
-    """The record of what a measure found with several seeds: means, and the 95 % interval of the value over seeds.
+    """Return the record of a measure over several seeds: means, and the 95 % interval of the value over seeds.
 
     With one seed the interval is the measure's own, if it has one. With several it is Student's, n - 1 degrees of
     freedom.
@@ -345,7 +345,7 @@ def together(results: Sequence[Result], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def in_words(results: Sequence[Result], record: dict[str, Any]) -> str:
-    """The result of the first seed and the mean over all seeds, in words."""
+    """Format the mean over all seeds and the result of the first seed."""
     if len(results) == 1:
         return results[0].words
     interval = f"(95% over {len(results)} seeds: {record['low']:.4g} to {record['high']:.4g})"
@@ -353,12 +353,12 @@ def in_words(results: Sequence[Result], record: dict[str, Any]) -> str:
 
 
 def _mean(values: list[Any]) -> Any:
-    """Of numbers, or of lists of them place by place; None where a number is missing."""
+    """Return the mean of numbers, or elementwise of lists of them; None where a number is missing."""
     if isinstance(values[0], list):
         return [_mean(list(column)) for column in zip(*values, strict=True)]
     if None in values:
         return None
-    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # a number of images stays whole
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # a number of images stays an integer
 
 
 # -------------------------------------------------------------------------------------------------------- extractors
@@ -367,13 +367,13 @@ def _mean(values: list[Any]) -> Any:
 def judge_of(
     data: ImageData, classifier: nn.Module, cache: Path, device: torch.device | str, say: Callable[[str], None] = print
 ) -> tuple[Judge, float]:
-    """A classifier trained on the training part, once per data set and kept, and its accuracy on the held-out part.
+    """Return a classifier trained once per data set and cached, as features, and its held-out accuracy.
 
     Args:
         classifier: maps images to logits and has `features`; untrained.
         cache: folder of trained classifiers.
-        device: where it will compute.
-        say: told what the classifier is worth.
+        device: the device of the classifier.
+        say: called with lines that report training and accuracy.
     Raises: ValueError for data without labels.
     """
     path = trained_judge(data, classifier, cache, device, say)
@@ -386,16 +386,16 @@ def judge_of(
 def trained_judge(
     data: ImageData, classifier: nn.Module, cache: Path, device: torch.device | str, say: Callable[[str], None] = print
 ) -> Path:
-    """Give a classifier its weights, trained once per data set and kept; returns the file, of weights.
+    """Load a classifier's weights, trained once per data set and cached; return the file of the weights.
 
     Args:
-        data, classifier, cache, device, say: as in `judge_of`; the classifier is in evaluation mode then.
+        data, classifier, cache, device, say: as in `judge_of`; the classifier is left in evaluation mode.
     Raises: ValueError for data without labels, and a file that is damaged.
     """
     path = judge_path(data, classifier, cache)
     (train_x, train_y), _ = parts(data)
     if not path.exists():
-        with FileLock(path.with_suffix(".lock")):  # of runs that end together one trains it, the others wait for it
+        with FileLock(path.with_suffix(".lock")):  # of runs that end at the same time one trains it, the others wait
             if not path.exists():
                 say(f"training the judge of {data.name}, once: it will be kept as {path}")
                 train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
@@ -409,23 +409,23 @@ def trained_judge(
 
 
 def judge_path(data: ImageData, classifier: nn.Module, cache: Path) -> Path:
-    """Where the judge of some data is kept, once it is trained."""
+    """Return the path of the cached judge of some data."""
     return cache / f"{data.name}-{data_key(data, str(classifier), passes(len(data.train)))}.safetensors"
 
 
 def data_key(data: ImageData, *facts: str | int) -> str:
-    """Six hex digits that identify the training data (and `facts`), for names of cache files."""
+    """Return six hex digits that identify the training data (and `facts`), for names of cache files."""
     identity = json.dumps([data.identity(), len(data.held_out), *facts], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:6]
 
 
 def has_classes(data: ImageData) -> bool:
-    """Whether the training part is labelled, with two classes or more: one is nothing to tell apart."""
+    """Whether the training part is labelled with two classes or more."""
     return data.labels is not None and len(data.labels.cpu()[data.train.cpu()].unique()) > 1
 
 
 def parts(data: ImageData) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) of the training part and of the held-out part of labelled data, on the CPU."""
+    """Return (x, y) of the training part and of the held-out part of labelled data, on the CPU."""
     with torch.no_grad():
         train, held_out = data.batch(data.train), data.batch(data.held_out)
     if train.y is None or held_out.y is None:

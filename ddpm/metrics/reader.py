@@ -1,6 +1,6 @@
-"""Reading of pictures of scenes by a network: which pairs of a colour and a shape, their size, material and place.
+"""Scene reader: a network that predicts the colour-shape pairs in a picture, their size, material and place.
 
-It is trained on scenes drawn for it alone, of all pairs, so that it reads what no generator has seen.
+It is trained on scenes rendered for it alone, of all pairs, including those that no generator was trained on.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ from ddpm.metrics.judge import in_batches
 from ddpm.randomness import generator
 from ddpm.runs import checkpoint
 
-FACTS = 4  # said of a pair beside its presence: size, material, x and z
-SEED = 1_000_003  # of the scenes that a reader learns from: another than data have
-UNIT = 3.0  # what a network says of places, which is about 1 at most, is in units of so much
-NOISE = 0.1  # most of the noise that pictures are given in training, of their range [-1, 1]
-LEARNING = 2  # raised by every change that trains other readers: part of the name of what is kept
+FACTS = 4  # predicted of a pair in addition to its presence: size, material, x and z
+SEED = 1_000_003  # of the scenes that a reader is trained on: another than data have
+UNIT = 3.0  # scale of predicted places, so that outputs are about 1 at most
+NOISE = 0.1  # largest standard deviation of the noise added to training pictures in [-1, 1]
+LEARNING = 2  # raised by every change that trains other readers: part of the cache key
 
 
 class Facts(NamedTuple):
     """The true attributes of all pairs of B scenes: pair = colour times the number of shapes, plus shape."""
 
-    present: Tensor  # (B, PAIRS), 1 where a solid of that colour and shape is there, else 0
-    size: Tensor  # (B, PAIRS), 0 or 1; any where it is not there
+    present: Tensor  # (B, PAIRS), 1 where a solid of that colour and shape is present, else 0
+    size: Tensor  # (B, PAIRS), 0 or 1; arbitrary where it is absent
     material: Tensor  # likewise
     place: Tensor  # (B, PAIRS, 2): x and z in the world
 
 
 class Reading(NamedTuple):
-    """A network's reading of all pairs of B pictures."""
+    """Predictions of all pairs in B pictures."""
 
     presence: Tensor  # (B, PAIRS), logits
     size: Tensor  # logits of 1
@@ -46,18 +46,18 @@ class Reading(NamedTuple):
     place: Tensor  # (B, PAIRS, 2), in the world
 
     @classmethod
-    def of(cls, said: Tensor) -> "Reading":
-        """Of the outputs (B, PAIRS, 5) of a network."""
-        return cls(said[..., 0], said[..., 1], said[..., 2], UNIT * said[..., 3:])
+    def of(cls, outputs: Tensor) -> "Reading":
+        """Split the outputs (B, PAIRS, 5) of a network."""
+        return cls(outputs[..., 0], outputs[..., 1], outputs[..., 2], UNIT * outputs[..., 3:])
 
 
 def pair_of(colour: Tensor, shape: Tensor) -> Tensor:
-    """The numbers of pairs of a colour and a shape."""
+    """Return the indices of the pairs of colours and shapes."""
     return colour * len(SHAPES) + shape
 
 
 def facts_of(layout: Layout) -> Facts:
-    """The true attributes of the scenes of a layout."""
+    """Return the true attributes of the scenes of a layout."""
     colour, shape, size, material = layout.attributes.unbind(-1)
     row, solid = (colour >= 0).nonzero(as_tuple=True)
     pair = pair_of(colour, shape)[row, solid]
@@ -70,13 +70,13 @@ def facts_of(layout: Layout) -> Facts:
 
 
 def reader_loss(reading: Reading, facts: Facts) -> Tensor:
-    r"""The loss that a reader is trained on, of each of B pictures.
+    r"""Return the training loss of a reader for each of B pictures.
 
     .. math:: L = \sum_k H(o_k, p_k) + \sum_{k:\, p_k = 1} \Big( H(s_k, \hat s_k) + H(m_k, \hat m_k)
         + \frac{(x_k - \hat x_k)^2 + (z_k - \hat z_k)^2}{\text{UNIT}^2} \Big), \quad
         H(o, p) = \log(1 + e^o) - p\,o \qquad \text{[Reader (loss)]}
 
-    over the pairs k of a colour and a shape: presence of all of them, size, material and place where a solid is.
+    over the pairs k of a colour and a shape: presence for all of them; size, material and place where a solid is.
 
     Returns: (B,).
     """
@@ -88,23 +88,23 @@ def reader_loss(reading: Reading, facts: Facts) -> Tensor:
 
 
 def relation_between(first: Tensor, other: Tensor) -> Tensor:
-    r"""How a solid lies to another, by their places on the ground: the axis that is nearest to the line between them.
+    r"""Return the relation of a solid to another by their places on the ground: the axis nearest to the line between.
 
     .. math:: r = \arg\max_r\, a_r \cdot (q - p), \qquad a = (1, 0), (-1, 0), (0, 1), (0, -1)
         \qquad \text{[Relation (nearest axis)]}
 
-    for the first solid at p = (x, z) and the other at q: that is to the right of what is left of it.
+    for the first solid at p = (x, z) and the other at q: a solid that is left of another has it to its right.
 
     Args:
         first, other: places (..., 2).
-    Returns: (...), numbers in `ddpm.data.scenes.RELATIONS`.
+    Returns: (...), indices into `ddpm.data.scenes.RELATIONS`.
     """
     x, z = (other - first).unbind(-1)
     return torch.stack([x, -x, z, -z], -1).argmax(-1)
 
 
 class Seen(NamedTuple):
-    """The solids that a picture is read as, the likeliest first, as a scene says them."""
+    """The solids predicted in a picture, the most probable first, in the encoding of a scene."""
 
     pair: list[int]
     size: list[int]
@@ -113,14 +113,14 @@ class Seen(NamedTuple):
 
 
 def seen(reading: Reading, row: int, n: int) -> Seen:
-    """The n most probable pairs of a picture, and what they are like."""
+    """Return the n most probable pairs of a picture with their attributes."""
     pair = reading.presence[row].topk(n).indices
     size, material = (values[row, pair] > 0 for values in (reading.size, reading.material))
     return Seen(pair.tolist(), size.int().tolist(), material.int().tolist(), reading.place[row, pair])
 
 
 def read(network: nn.Module, pictures: Tensor, device: torch.device | str = "cpu") -> Reading:
-    """A network's reading of pictures (B, C, H, W) in [-1, 1], each as a file holds it; on the CPU."""
+    """Return a network's reading of pictures (B, C, H, W) in [-1, 1], quantised as in files; on the CPU."""
     rounded = images.to_float(images.to_uint8(pictures))
     return Reading.of(in_batches(lambda part: network(part.to(device)).float().cpu(), rounded))
 
@@ -139,15 +139,15 @@ def train_reader(
     weight_decay: float = 0.01,
     tell: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> nn.Module:
-    """Train a network to read scenes, with AdamW and one cycle of the learning rate, on pictures with some noise.
+    """Train a network to read scenes, with AdamW and one cycle of the learning rate, on slightly noisy pictures.
 
     On a CPU the same seed, weights and thread count give the same reader.
 
     Args:
         network: maps pictures to (B, PAIRS, 5); trained in place.
-        layout, pictures: of N scenes, and what they look like, uint8 (N, 3, H, W).
+        layout, pictures: N scenes, and their pictures, uint8 (N, 3, H, W).
         seed: of order and noise.
-        tell: told of each epoch and its mean loss.
+        tell: called with each epoch and its mean loss.
 
     Returns: the network, in evaluation mode.
     """
@@ -162,8 +162,8 @@ def train_reader(
         random, total = generator(seed, "reader noise", epoch), 0.0
         for chosen in order[: batches * batch_size].split(batch_size):
             x = _noisy(images.to_float(pictures[chosen]), random).to(device, memory_format=torch.channels_last)
-            told = Facts(*(values[chosen].to(device) for values in facts))
-            loss = reader_loss(Reading.of(network(x)), told).mean()
+            target = Facts(*(values[chosen].to(device) for values in facts))
+            loss = reader_loss(Reading.of(network(x)), target).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -174,7 +174,7 @@ def train_reader(
 
 
 def _noisy(x: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures with noise, of each its own strength: samples are never as clean as what is rendered."""
+    """Add noise of a random strength to each picture: samples are never as clean as rendered pictures."""
     strength = NOISE * torch.rand(len(x), 1, 1, 1, generator=random)
     return x + strength * torch.randn(x.shape, generator=random)
 
@@ -189,22 +189,22 @@ def reader_of(
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
 ) -> str:
-    """Give a network its weights, trained once for all data of so large pictures and so many solids, and kept.
+    """Load a reader's weights, trained once per picture size and numbers of solids, and cached.
 
     Args:
-        network: a `models.reader.Reader`, untrained; in evaluation mode then.
+        network: a `models.reader.Reader`, untrained; left in evaluation mode.
         size: of the pictures, (H, W).
-        solids: the numbers of them that a scene may have.
+        solids: the numbers of solids that a scene may have.
         cache: the folder of trained readers.
-        count, epochs: of the scenes that it learns from, which are drawn for it and are not kept.
-        device: where it computes.
-        say: told what is done.
+        count, epochs: number of training scenes, which are rendered for it and not stored, and of passes over them.
+        device: the device of the network.
+        say: called with lines that report progress.
     Returns: six digits of the checksum of its weights.
     Raises: ValueError for a file that is damaged.
     """
     path = reader_path(network, size, solids, cache, count, epochs)
     if not path.exists():
-        with FileLock(path.with_suffix(".lock")):  # of evaluations at a time one trains it, the others wait for it
+        with FileLock(path.with_suffix(".lock")):  # of concurrent evaluations one trains it, the others wait
             if not path.exists():
                 say(f"drawing {count:,} scenes and training what reads them, once: it will be kept as {path}")
                 layout = drawn(count, solids, SEED)
@@ -226,7 +226,7 @@ def reader_of(
 def reader_path(
     network: nn.Module, size: tuple[int, int], solids: Sequence[int], cache: Path, count: int, epochs: int
 ) -> Path:
-    """Where a reader is kept, once it is trained."""
+    """Return the path of a cached reader."""
     height, width = size
     facts = [str(network), height, width, list(solids), count, epochs, SEED, DRAWING, LEARNING]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:6]

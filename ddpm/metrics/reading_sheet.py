@@ -1,6 +1,6 @@
-"""A blind reading sheet: samples mixed among held-out images, and how a person read them and told them apart.
+"""Blind reading sheet: samples mixed with held-out images, which a person reads and classifies as real or not.
 
-The sheet's reader sees pictures alone. Which of them are samples stands in its key, by which answers are scored.
+The reader sees pictures alone. The key states which of them are samples, and answers are scored by it.
 """
 
 import hashlib
@@ -17,43 +17,43 @@ from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 from ddpm.randomness import generator
 
-NAME = "reading_sheet"  # of the measure; how its protocols begin
+NAME = "reading_sheet"  # of the measure; prefix of its protocols
 SHEET = re.compile("[0-9a-f]{64}")
-LONGEST_TEXT = 1000  # characters that are said of one picture; the name of a class may be long
-NEEDED = {"n": int, "seeds": list}  # of a key's settings, which else are what a record says of how samples were drawn
+LONGEST_TEXT = 1000  # characters of one answer; the name of a class may be long
+NEEDED = {"n": int, "seeds": list}  # required settings of a key; the others describe how samples were drawn
 
 
 class Item(NamedTuple):
-    """The truth about a picture, which its reader does not know."""
+    """Ground truth of a picture, hidden from its reader."""
 
     sample: bool  # or a held-out image
     number: int  # of the sample, or of the image in its data
-    label: int | None  # the class that was asked for, or that of the image
+    label: int | None  # the requested class, or that of the image
 
 
 class Answer(NamedTuple):
-    """A reader's answer about a picture; None where nothing was said."""
+    """A reader's answer about a picture; None where it is missing."""
 
-    read: str | None  # what was typed, "" for no character
-    real: bool | None  # taken for a real image, or for a sample
+    read: str | None  # the typed text, "" for no character
+    real: bool | None  # judged a real image, or a sample
 
 
 class Key(NamedTuple):
     """The key that a sheet is scored by."""
 
     sheet: str  # its id, see `identified`
-    protocol: str  # how its results are called
-    settings: dict[str, Any]  # the part of a record that says how the samples were drawn
-    classes: list[list[str]]  # of each class, the texts that are right
+    protocol: str  # name of its results
+    settings: dict[str, Any]  # the part of a record that describes how the samples were drawn
+    classes: list[list[str]]  # of each class, the correct texts
     items: list[Item]  # in the order of the pictures
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, which `from_json` reads."""
+        """Return plain data for `from_json`."""
         return self._asdict() | {"items": [item._asdict() for item in self.items]}
 
     @classmethod
     def from_json(cls, found: Any) -> Self:
-        """Raises: ValueError for what is no key."""
+        """Parse a key; ValueError for anything else."""
         try:
             items = [Item(**item) for item in found["items"]]
             key = cls(**{name: found[name] for name in cls._fields if name != "items"}, items=items)
@@ -76,16 +76,16 @@ def _is_item(item: Item, classes: int) -> bool:
 
 
 def mixed(count: int, seed: int) -> Tensor:
-    """The order (count,) in which so many pictures are shown: a function of the seed."""
+    """Return the order (count,) in which pictures are presented, a function of the seed."""
     return torch.randperm(count, generator=generator(seed, NAME))
 
 
 def identified(pictures: Tensor, classes: Sequence[Sequence[str]]) -> str:
-    """The id of a sheet: a checksum of what its reader sees, and of nothing else.
+    """Return the id of a sheet: a checksum of what its reader sees, and of nothing else.
 
     Args:
         pictures: bytes (N, C, H, W), in their order.
-        classes: of each class, the texts that may be typed.
+        classes: of each class, the accepted texts.
     """
     digest = hashlib.sha256(json.dumps([tuple(pictures.shape), classes]).encode())
     digest.update(pictures.cpu().contiguous().numpy().data)
@@ -96,9 +96,9 @@ def identified(pictures: Tensor, classes: Sequence[Sequence[str]]) -> str:
 
 
 def sheet_of(found: Any) -> str:
-    """The id of the sheet that answers belong to.
+    """Return the id of the sheet that answers belong to.
 
-    Raises: ValueError for what holds no answers.
+    Raises: ValueError for data without answers.
     """
     sheet = found.get("sheet") if isinstance(found, dict) else None
     if not isinstance(sheet, str) or not SHEET.fullmatch(sheet) or not isinstance(found.get("answers"), list):
@@ -107,7 +107,7 @@ def sheet_of(found: Any) -> str:
 
 
 def answers_of(found: Any, key: Key) -> list[Answer]:
-    """The answers that a sheet saved, as plain data.
+    """Parse the answers that a sheet saved.
 
     Args:
         found: {"sheet": ID, "answers": [{"read": TEXT or null, "real": true, false or null}, ...]}, one a picture.
@@ -125,7 +125,7 @@ def answers_of(found: Any, key: Key) -> list[Answer]:
 
 
 def _answer(i: int, found: Any) -> Answer:
-    """Answer number i, from 1."""
+    """Parse answer number i, from 1."""
     if not isinstance(found, dict) or found.keys() != set(Answer._fields):
         raise ValueError(f'answer {i} is not {{"read": ..., "real": ...}}')
     read, real = found["read"], found["real"]
@@ -140,12 +140,12 @@ def _answer(i: int, found: Any) -> Answer:
 
 
 def score(key: Key, answers: Sequence[Answer]) -> dict[str, Result]:
-    """Shares of the samples, each beside that of held-out images, with Wilson's intervals; what lacks is left out.
+    """Return shares of the samples with Wilson's intervals, and those of held-out images, over the answers given.
 
-    Returns: by name, those of which any sample is answered:
+    Returns: by name, those with an answer for any sample:
         "read": something was typed, and not "no character";
-        "right": what was typed is the class that was asked for, of an image its label; where classes were asked for;
-        "real": taken for a real image.
+        "right": the typed text is the requested class, or the label of an image; where classes were requested;
+        "real": judged a real image.
     """
     measures: dict[str, tuple[str, Callable[[Item, Answer], bool | None]]] = {
         "read": ("read", lambda item, answer: None if answer.read is None else answer.read != ""),
@@ -163,29 +163,29 @@ def score(key: Key, answers: Sequence[Answer]) -> dict[str, Result]:
 
 
 def same(text: str) -> str:
-    """Text as it is compared: without regard to case, surrounding space, and how Unicode composes a character."""
+    """Normalise text for comparison: case, surrounding space and Unicode composition."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
 
 
 def _result(words: str, of_samples: list[bool], of_held_out: list[bool]) -> Result:
-    """A share of the samples, beside that of held-out images if any is answered."""
+    """Return the result of a share of the samples, with that of held-out images if any is answered."""
     low, high = wilson(sum(of_samples), len(of_samples))
-    real, told = None, "none is answered"
+    real, of_real = None, "none is answered"
     more: dict[str, Any] = {"answered": len(of_samples), "real_n": len(of_held_out)}
     if of_held_out:
-        real, told = sum(of_held_out) / len(of_held_out), share_in_words(sum(of_held_out), len(of_held_out))
+        real, of_real = sum(of_held_out) / len(of_held_out), share_in_words(sum(of_held_out), len(of_held_out))
         more |= dict(zip(("real_low", "real_high"), wilson(sum(of_held_out), len(of_held_out)), strict=True))
-    told = f"samples {words}: {share_in_words(sum(of_samples), len(of_samples))}; held-out images: {told}"
-    return Result(sum(of_samples) / len(of_samples), real, told, low, high, more, "wilson")
+    words = f"samples {words}: {share_in_words(sum(of_samples), len(of_samples))}; held-out images: {of_real}"
+    return Result(sum(of_samples) / len(of_samples), real, words, low, high, more, "wilson")
 
 
 def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
-    """Remarks on answers: what is left out, texts that name no class, how labels were read."""
+    """Return remarks on answers: missing ones, texts that match no class, how labels were read."""
     lines = []
-    unread, untold = sum(answer.read is None for answer in answers), sum(answer.real is None for answer in answers)
-    if unread or untold:
+    unread, unjudged = sum(answer.read is None for answer in answers), sum(answer.real is None for answer in answers)
+    if unread or unjudged:
         lines.append(
-            f"of {len(answers)} pictures {unread} were not read and {untold} not told apart: they are left out"
+            f"of {len(answers)} pictures {unread} were not read and {unjudged} not told apart: they are left out"
         )
     known = {same(text) for texts in key.classes for text in texts}
     unknown = dict.fromkeys(a.read for a in answers if known and a.read and same(a.read) not in known)
@@ -193,13 +193,13 @@ def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
         lines.append(f"no class is called {', '.join(map(repr, unknown))}")
     pairs = list(zip(key.items, answers, strict=True))
     named = [hit for item, answer in pairs if not item.sample and (hit := _is_right(item, answer, key)) is not None]
-    if named and not any(item.sample and item.label is not None for item in key.items):  # else `score` tells it
+    if named and not any(item.sample and item.label is not None for item in key.items):  # else `score` reports it
         lines.append(f"held-out images read as their label: {share_in_words(sum(named), len(named))}")
     return lines
 
 
 def _is_right(item: Item, answer: Answer, key: Key) -> bool | None:
-    """Whether what was typed is the picture's class; None where it has none, or was not read."""
+    """Whether the typed text matches the picture's class; None where it has none, or was not read."""
     if answer.read is None or item.label is None:
         return None
     return same(answer.read) in {same(text) for text in key.classes[item.label]}

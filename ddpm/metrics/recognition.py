@@ -1,4 +1,4 @@
-"""Cheap figures for the end of a run: are the samples recognised, all classes among them, and not copies?"""
+"""Cheap measures for the end of a run: recognition of samples, class balance and distance to training images."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.figures import images
 from ddpm.metrics.neighbours import nearest
 
-MOST_LISTED = 10  # classes whose shares are all told
+MOST_LISTED = 10  # classes up to which all shares are printed
 
 
 class Recogniser:
@@ -26,23 +26,23 @@ class Recogniser:
         self.model = LogisticRegression(C=C, max_iter=max_iter)
 
     def fit(self, x: Tensor, y: Tensor) -> "Recogniser":
-        """Learn from images (n, C, H, W) in [-1, 1] and their classes (n,)."""
+        """Fit to images (n, C, H, W) in [-1, 1] and their classes (n,)."""
         self.model.fit(_pixels(x), y.cpu().numpy())
         return self
 
     @property
     def classes(self) -> list[int]:
-        """The classes, in the order of the columns of `probabilities`."""
+        """The classes in the order of the columns of `probabilities`."""
         return self.model.classes_.tolist()
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Probability of every class (n, K), float64, for images (n, C, H, W) in [-1, 1]."""
+        """Return the probability of every class (n, K), float64, for images (n, C, H, W) in [-1, 1]."""
         return torch.from_numpy(self.model.predict_proba(_pixels(x)))
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """The findings of a recogniser; every share is in 0..1."""
+    """Results of a recogniser; every share is in 0..1."""
 
     threshold: float
     recognised: float  # share of the samples with a probability of at least the threshold
@@ -50,8 +50,8 @@ class Recognition:
     classes: list[int]
     class_shares: list[float]  # of each class among the recognised samples; zeros if there are none
     class_entropy: float  # of those shares, in bits; log2 K if all K classes are equally frequent
-    class_accuracy: list[float | None] | None = None  # share of each class's samples named so; None: none was asked for
-    accuracy: float = math.nan  # of all the samples, where classes were asked for
+    class_accuracy: list[float | None] | None = None  # share of each class's samples classified so, where requested
+    accuracy: float = math.nan  # of all the samples, where classes were requested
     distance_ratio: float | None = None  # mean distance to the nearest training image: samples' over held-out images'
 
     def __str__(self) -> str:
@@ -84,26 +84,26 @@ def recognised(
     probability: Tensor,
     held_out_probability: Tensor,
     classes: list[int],
-    asked: Tensor | None = None,
+    requested: Tensor | None = None,
     threshold: float = 0.9,
 ) -> Recognition:
-    """Recognition of samples by a recogniser's probabilities, beside that of held-out images.
+    """Return the recognition of samples and of held-out images by a recogniser's probabilities.
 
     Args:
         probability: (n, K), of the samples.
         held_out_probability: (m, K).
         classes: the K classes.
-        asked: the class (n,) that each sample was drawn of, where the network has classes.
-        threshold: the probability from which on an image counts as recognised.
+        requested: the class (n,) that each sample is conditioned on, where the network has classes.
+        threshold: the least probability with which an image counts as recognised.
     """
     (p, label), (held_out_p, _) = probability.max(1), held_out_probability.max(1)
     counts = torch.bincount(label[p >= threshold], minlength=len(classes)).double()
     shares = counts / counts.sum().clamp(min=1)
     of_class, right = None, torch.tensor(math.nan)
-    if asked is not None:
-        named = torch.tensor(classes)[label] == asked
+    if requested is not None:
+        named = torch.tensor(classes)[label] == requested
         right = named.double().mean()
-        of_class = [named[asked == k].double().mean().item() if (asked == k).any() else None for k in classes]
+        of_class = [named[requested == k].double().mean().item() if (requested == k).any() else None for k in classes]
     return Recognition(
         threshold=threshold,
         recognised=(p >= threshold).double().mean().item(),
@@ -122,16 +122,16 @@ def recognition(
     train_y: Tensor,
     held_out_x: Tensor,
     threshold: float = 0.9,
-    asked: Tensor | None = None,
+    requested: Tensor | None = None,
 ) -> Recognition:
-    """Compare samples with held-out images, both as a logistic regression and as their nearest neighbours see them.
+    """Compare samples with held-out images by a logistic regression and by nearest-neighbour distances.
 
     Args:
         samples: images (n, C, H, W) in [-1, 1]; values outside are clipped, as they are in files.
         train_x: the training part (N, C, H, W) in [-1, 1].
         train_y: its classes (N,), two or more.
-        held_out_x: images (m, C, H, W) in [-1, 1] that nothing was trained on.
-        threshold, asked: as in `recognised`.
+        held_out_x: held-out images (m, C, H, W) in [-1, 1].
+        threshold, requested: as in `recognised`.
     Raises: ValueError if samples hold NaN or infinity, or a part is empty or of another shape.
     """
     if len({x.shape[1:] for x in (samples, train_x, held_out_x)}) != 1 or not len(samples) or not len(held_out_x):
@@ -141,12 +141,12 @@ def recognition(
         raise ValueError(f"{broken} of {len(samples)} samples hold NaN or infinity: nothing to recognise")
     recogniser = Recogniser().fit(train_x, train_y)
     probability, of_held_out = (recogniser.probabilities(x) for x in (samples, held_out_x))
-    result = recognised(probability, of_held_out, recogniser.classes, asked, threshold)
+    result = recognised(probability, of_held_out, recogniser.classes, requested, threshold)
     pixels = _pixels(train_x)
     distance, held_out_distance = (nearest(_pixels(x), pixels)[0].mean() for x in (samples, held_out_x))
     return replace(result, distance_ratio=(distance / held_out_distance).item())
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """Images (n, C, H, W) in [-1, 1] as files hold them, in rows (n, C H W) of [0, 1], float64 on the CPU."""
+    """Return images (n, C, H, W) in [-1, 1], quantised as in files, as rows (n, C H W) in [0, 1], float64, CPU."""
     return rearrange(images.to_uint8(x).cpu().double() / 255, "n c h w -> n (c h w)")

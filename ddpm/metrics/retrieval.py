@@ -1,4 +1,4 @@
-"""Are pictures found by their names, and names by their pictures, among all that there are?"""
+"""Retrieval of pictures by their names, and of names by their pictures: ranks, top-k shares and chance."""
 
 import math
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from ddpm.metrics.intervals import share_in_words, wilson
 from ddpm.metrics.quality import Result
 
 NAME = "retrieval"
-TOP = {"first": 1, "top5": 5, "top10": 10}  # what is counted -> among how many of the likeliest
+TOP = {"first": 1, "top5": 5, "top10": 10}  # name of a share -> k of the k likeliest
 WAYS = {"name": "a picture's own name", "picture": "a name's own picture", "drawn": "the prompt of a sample"}
-AT_A_TIME = 256  # queries that are compared with all candidates
+AT_A_TIME = 256  # queries that are compared with all candidates at once
 
 
 class Found(NamedTuple):
-    """The ranks of some queries among M candidates.
+    """The ranks of queries among M candidates.
 
     Args:
         ranks: integers (Q,), 1 for the first.
-        right: how many of the candidates are right ones, (Q,).
+        right: the number of correct candidates of each, (Q,).
         among: M.
     """
 
@@ -30,21 +30,21 @@ class Found(NamedTuple):
 
 
 def found(u: Tensor, v: Tensor, of_u: Tensor, of_v: Tensor) -> Found:
-    r"""The rank of the first right candidate of each query.
+    r"""Return the rank of the first correct candidate of each query.
 
     .. math:: r_i = 1 + \#\{j : c_j \ne c_i,\; u_i \cdot v_j \ge \max_{k : c_k = c_i} u_i \cdot v_k\}
         \qquad \text{[Retrieval (rank)]}
 
-    so that a wrong one that is as similar comes first: encoders that say the same of everything find nothing.
+    so that a wrong one that is as similar ranks first: an encoder with constant output retrieves nothing.
 
     Args:
         u: queries, (Q, d).
-        v: candidates, (M, d), one right one for each query at least.
-        of_u, of_v: what each is called, integers (Q,) and (M,).
+        v: candidates, (M, d), at least one correct one for each query.
+        of_u, of_v: their labels, integers (Q,) and (M,).
     """
     ranks, right = [], []
-    for queries, called in zip(u.split(AT_A_TIME), of_u.split(AT_A_TIME), strict=True):
-        z, same = queries @ v.mT, called[:, None] == of_v
+    for queries, label in zip(u.split(AT_A_TIME), of_u.split(AT_A_TIME), strict=True):
+        z, same = queries @ v.mT, label[:, None] == of_v
         best = z.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + (~same & (z >= best)).sum(1))
         right.append(same.sum(1))
@@ -52,25 +52,25 @@ def found(u: Tensor, v: Tensor, of_u: Tensor, of_v: Tensor) -> Found:
 
 
 def chance(k: int, right: int, among: int) -> float:
-    r"""How likely one of the right candidates is among the first k of M by chance.
+    r"""Return the probability that one of the correct candidates is among the first k of M by chance.
 
     .. math:: P = 1 - \binom{M - m}{k} \Big/ \binom{M}{k} \qquad \text{[Chance (retrieval)]}
 
     Args:
-        k: how many are looked at.
-        right: m, how many are right.
+        k: number of candidates considered.
+        right: m, the number of correct ones.
         among: M.
     """
     return 1 - math.comb(among - right, k) / math.comb(among, k) if k <= among else 1.0
 
 
 def results(way: str, these: Found, real: Found | None = None) -> dict[str, Result]:
-    """Shares of queries found among the first, by name, with Wilson's interval and that by chance; and the median rank.
+    """Return top-k shares by name, with Wilson's interval and the share by chance, and the median rank.
 
     Args:
-        way: what is looked for, of `WAYS`.
+        way: what is retrieved, of `WAYS`.
         these: the ranks of the queries.
-        real: the same of held-out pictures, beside samples: the ceiling; None for none.
+        real: those of held-out pictures, the ceiling of samples; None for none.
     """
     measured = {what: _share(way, what, these, real) for what in TOP}
     median, of_real = (None if one is None else one.ranks.double().quantile(0.5).item() for one in (these, real))
@@ -84,7 +84,7 @@ def results(way: str, these: Found, real: Found | None = None) -> dict[str, Resu
 
 
 def _share(way: str, what: str, these: Found, real: Found | None) -> Result:
-    """How many of the queries have a right candidate among the first."""
+    """Return the share of queries with a correct candidate among the first k."""
     k = TOP[what]
     right = [rank <= k for rank in these.ranks.tolist()]
     low, high = wilson(sum(right), len(right))
@@ -101,5 +101,5 @@ def _share(way: str, what: str, these: Found, real: Found | None) -> Result:
 
 
 def _expected_rank(right: int, among: int) -> float:
-    """The mean rank of the first of so many right candidates, drawn evenly: (M + 1) / (m + 1)."""
+    """Return the mean rank of the first of m correct candidates in random order: (M + 1) / (m + 1)."""
     return (among + 1) / (right + 1)

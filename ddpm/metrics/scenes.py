@@ -1,4 +1,4 @@
-"""Are the things that a prompt names right in what is drawn? Scenes are read by a network and compared with words."""
+"""Prompt fidelity of scenes: samples are read by a network and compared with the attributes in their prompts."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ddpm.metrics.quality import Result
 from ddpm.metrics.reader import Reading, relation_between, seen
 
 NAME = "scenes"
-WORDS = {  # what is counted, in words
+WORDS = {  # measure -> description
     "all": "all that the prompt says",
     "pairs": "all colours and shapes",
     "size": "size of a solid that is there",
@@ -23,24 +23,24 @@ WORDS = {  # what is counted, in words
 
 
 class Judged(NamedTuple):
-    """The parts of a prompt that are right in one picture."""
+    """Correctness of the parts of a prompt in one picture."""
 
-    all: bool  # whatever the prompt says
+    all: bool  # everything in the prompt
     pairs: bool  # the picture has the prompt's pairs of a colour and a shape
-    size: tuple[bool, ...]  # of the solids whose pair is there, where the prompt says one
+    size: tuple[bool, ...]  # of the solids whose pair is present, where the prompt states one
     material: tuple[bool, ...]  # likewise
-    relation: tuple[bool, ...]  # of the first solid to each other one, where both pairs are there
+    relation: tuple[bool, ...]  # of the first solid to each other one, where both pairs are present
 
 
 def judged(reading: Reading, row: int, prompt: Scene) -> Judged:
-    """The parts of a prompt that are right in one of the pictures that were read.
+    """Compare the reading of one picture with its prompt.
 
-    A picture of a prompt of n solids is read as its n most probable pairs, so that one solid too many goes unnoticed
-    if it is seen less clearly than those; one too few never does.
+    A picture for a prompt of n solids is read as its n most probable pairs, so that an extra solid goes unnoticed if it
+    is less probable than those; a missing one never does.
     """
     found = seen(reading, row, len(prompt.solids))
-    asked = [solid.colour * len(SHAPES) + solid.shape for solid in prompt.solids]
-    at = [found.pair.index(pair) if pair in found.pair else None for pair in asked]
+    requested = [solid.colour * len(SHAPES) + solid.shape for solid in prompt.solids]
+    at = [found.pair.index(pair) if pair in found.pair else None for pair in requested]
     there = [(solid, i) for solid, i in zip(prompt.solids, at, strict=True) if i is not None]
     size = tuple(found.size[i] == solid.size for solid, i in there if solid.size is not None)
     material = tuple(found.material[i] == solid.material for solid, i in there if solid.material is not None)
@@ -49,17 +49,17 @@ def judged(reading: Reading, row: int, prompt: Scene) -> Judged:
         for r, i in zip(prompt.relations, at[1:], strict=True)
         if at[0] is not None and i is not None
     )
-    pairs = set(asked) == set(found.pair)
+    pairs = set(requested) == set(found.pair)
     return Judged(pairs and all((*size, *material, *relation)), pairs, size, material, relation)
 
 
 def judge_all(reading: Reading, prompts: Sequence[Scene]) -> list[Judged]:
-    """Judge every picture that was read by its prompt: picture i has prompt i modulo their number."""
+    """Compare every picture that was read with its prompt: picture i has prompt i modulo their number."""
     return [judged(reading, i, prompts[i % len(prompts)]) for i in range(len(reading.presence))]
 
 
 def cases(pictures: Sequence[Judged]) -> dict[str, list[bool]]:
-    """Right or wrong, case by case, by what is counted; a picture is one case, or each solid or relation of it."""
+    """Return measure -> correct or not, case by case; a case is a picture, or each of its solids or relations."""
     found: dict[str, list[bool]] = {}
     for what in WORDS:
         of_each = [getattr(picture, what) for picture in pictures]
@@ -68,30 +68,30 @@ def cases(pictures: Sequence[Judged]) -> dict[str, list[bool]]:
 
 
 def chance_of_pairs(prompts: Sequence[Scene]) -> float:
-    r"""The share of pictures that have all colours and shapes of their prompt by chance, knowing its n solids alone.
+    r"""Return the share of pictures with all pairs of their prompt by chance, knowing only its number n of solids.
 
     .. math:: P = \binom{K}{n}^{-1} \qquad \text{[Chance (pairs)]}
 
-    of K pairs of a colour and a shape, n different ones evenly drawn; the mean over the prompts.
+    of K pairs of a colour and a shape, n different ones at random; the mean over the prompts.
     """
     return sum(1 / math.comb(PAIRS, len(prompt.solids)) for prompt in prompts) / len(prompts)
 
 
 def results(drawn: Sequence[Judged], real: Sequence[Judged], chance: float) -> dict[str, Result]:
-    """Shares that are right among samples, by name, with Wilson's interval, beside those of real pictures, the ceiling.
+    """Return the correct shares of samples by measure, with Wilson's interval and those of real pictures, the ceiling.
 
-    Nothing is said of what no prompt says, and of solids where none is there.
+    Measures without a case, such as an attribute that no prompt states, are left out.
 
     Args:
         drawn, real: samples, and held-out pictures of the same captions, as the same network reads them.
-        chance: of all colours and shapes.
+        chance: the share of pictures with all pairs by chance.
     """
     found, of_real = cases(drawn), cases(real)
     return {what: _result(what, found[what], of_real[what], chance) for what in WORDS if found[what]}
 
 
 def _result(what: str, right: list[bool], real: list[bool], chance: float) -> Result:
-    """A share of cases beside that of real pictures."""
+    """Return the result of a share of cases, with that of real pictures."""
     k, n = sum(right), len(right)
     low, high = wilson(k, n)
     between = (None, None) if not real else wilson(sum(real), len(real))
@@ -105,11 +105,11 @@ def _result(what: str, right: list[bool], real: list[bool], chance: float) -> Re
 
 
 def parts_of(held_out: Tensor, composed: Tensor) -> dict[str, Tensor]:
-    """The held-out samples by what their captions name, sorted; parts without any are left out.
+    """Split held-out samples by whether their captions name a pair that is new; empty parts are left out.
 
     Args:
-        held_out, composed: numbers of samples; composed ones show a pair that no training scene does.
-    Returns: "seen" and "composed" -> numbers.
+        held_out, composed: indices of samples; composed ones have a pair that no training scene has.
+    Returns: "seen" and "composed" -> indices.
     """
     held_out, barred = held_out.cpu(), set(composed.tolist())
     is_composed = [number in barred for number in held_out.tolist()]

@@ -1,4 +1,4 @@
-"""How far the score that a network has learned is from that of the data, where their density is known."""
+"""Error of a learned score against that of the data, where their density is known."""
 
 import math
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from ddpm.schedules import NoiseSchedule
 from ddpm.score import noise_level, score_from_eps
 from ddpm.sources.trained import TrainedSampler
 
-MOST_LEVELS = 10  # of a schedule that are measured, unless they are given
+MOST_LEVELS = 10  # noise levels of a schedule that are measured by default
 
 
 def score_levels(schedule: NoiseSchedule, sigma: list[float] | None = None) -> list[float]:
-    """The times at which a score is measured: of given noise levels, or of all of a schedule, at most 10 of them.
+    """Return the times at which a score is measured: of the levels sigma, or at most 10 of the whole schedule.
 
-    Levels that are not given are evenly spaced in log sigma, from t = 1 to T (T - 1 where beta_T = 1).
+    Default levels are evenly spaced in log sigma, from t = 1 to T (T - 1 where beta_T = 1).
 
     Raises: ValueError for a level that the schedule does not reach, or one that is not > 0.
     """
@@ -50,20 +50,20 @@ def measure_score_error(
     batch: int,
     callback: Callable[[int], None] | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
-    r"""Protocol name, result in words and record of the relative error of the score, on fresh draws of the density.
+    r"""Return protocol name, summary and record of the relative error of the score, on fresh samples of the density.
 
     .. math:: \frac{E_{q(x_t)} \| s_\theta(x_t) - \nabla \log q(x_t) \|^2}{E_{q(x_t)} \| \nabla \log q(x_t) \|^2}
         \qquad \text{[Score (relative error)]}
 
-    at each level; the value is their mean. It is the same in every scaling of x.
+    at each level; the value is their mean. It does not depend on the scale of x.
 
     Args:
-        source: the network, never clipped; its seed keys what is drawn.
-        data: whose density is known.
-        n: draws at each level.
+        source: the network, never clipped; its seed keys the samples.
+        data: with a known density.
+        n: samples at each level.
         levels: times t, integers as floats or real ones.
-        batch: draws at a time; changes no result.
-        callback: called with the number of draws after each evaluation of the network.
+        batch: samples at a time; does not change the result.
+        callback: called with the number of samples after each evaluation of the network.
     Raises: ValueError for data whose density is not known, and where an error is not finite.
     """
     schedule, truth = source.diffusion.schedule, JointMixture.of(source.diffusion.schedule, data)

@@ -1,7 +1,7 @@
-"""Is what was asked for heard in samples of sound, and how far are they from real ones? By a classifier's features.
+"""Measures of generated sounds by a classifier's features: class accuracy, Frechet distance and memorisation.
 
-It reads pictures of mel bands, and pictures of the sounds that were made of these: what Griffin-Lim loses is in the
-second. Copies are looked for in the first.
+The classifier reads spectrograms of mel bands before and after they were turned into sounds: the second include the
+loss of Griffin-Lim. Copies are searched for in the first.
 """
 
 from typing import Any, NamedTuple
@@ -21,19 +21,19 @@ MOST_FOR_CURVE = 64  # clips
 
 
 class Judged(NamedTuple):
-    """Pictures of sounds, as a classifier judges them before and after they were sounds."""
+    """Spectrograms and a classifier's features of them before and after they were turned into sounds."""
 
     x: Tensor  # (n, 1, bands, frames) in [-1, 1]
-    y: Tensor | None  # the classes (n,) that they are of, or that were asked for
-    seen: Tensor  # (n, D), features of the pictures
-    heard: Tensor  # (n, D), features of pictures of the sounds that were made of them
-    convergence: Tensor  # (n,), how far from their magnitudes these sounds are, see `spectral_convergence`
+    y: Tensor | None  # their classes (n,), or the requested ones
+    seen: Tensor  # (n, D), features of the spectrograms
+    heard: Tensor  # (n, D), features of the spectrograms of the sounds made from them
+    convergence: Tensor  # (n,), distance of these sounds from the magnitudes, see `spectral_convergence`
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor | None, mel: Mel, real: Real) -> "Judged":
-        """Make sounds of pictures, and read both.
+        """Turn spectrograms into sounds, and compute the features of both.
 
-        Raises: ValueError for other features than a classifier's, and for pictures that hold NaN or infinity.
+        Raises: ValueError for other features than a classifier's, and for pictures with NaN or infinity.
         """
         if not hasattr(real.features, "probabilities"):
             raise ValueError(f"sounds are read by features=classifier, not {real.features.name}")
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
         return cls(x, None if y is None else y.cpu(), seen, real.features(again), convergence)
 
     def right(self, features: Tensor, real: Real) -> Tensor:
-        """Which of them (n,) the classifier takes for what they are of, by features; ValueError without classes."""
+        """Return which of them (n,) are classified correctly by features; ValueError without classes."""
         if self.y is None:
             raise ValueError("no classes were asked for, so that nothing is right or wrong")
         extractor: Any = real.features
@@ -50,7 +50,7 @@ class Judged(NamedTuple):
 
 
 def held_out(data: Clips, real: Real) -> Judged:
-    """The held-out sounds, read: of what they are, no sample can do much better. ValueError as `Judged.of`."""
+    """Return the held-out sounds, whose accuracy is a ceiling for samples. ValueError as `Judged.of`."""
     batch = data.batch(data.held_out)
     if batch.y is None:
         raise ValueError(f"{data.name} has no labels, and this measure needs them")
@@ -58,7 +58,7 @@ def held_out(data: Clips, real: Real) -> Judged:
 
 
 def through_sound(x: Tensor, mel: Mel) -> tuple[Tensor, Tensor]:
-    """Pictures of the sounds that are made of pictures (n, 1, bands, frames) in [-1, 1], and their convergence (n,)."""
+    """Return spectrograms of the sounds made from (n, 1, bands, frames) in [-1, 1], and their convergence (n,)."""
     pictures, convergence = [], []
     for part in to_uint8(x.cpu()).split(AT_ONCE):
         S = mel.magnitudes(part)
@@ -69,11 +69,11 @@ def through_sound(x: Tensor, mel: Mel) -> tuple[Tensor, Tensor]:
 
 
 def as_heard(drawn: Judged, ceiling: Judged, real: Real) -> Result:
-    """The share of samples that the classifier names as what was asked for, after they were sounds.
+    """Measure the share of samples that are classified as requested, after they were turned into sounds.
 
     Args:
-        ceiling: the held-out sounds. The share is told relative to theirs, too; and how far from the magnitudes that
-            were asked for the sounds are, in the mean.
+        ceiling: the held-out sounds. The record also has the share relative to theirs, and the mean spectral
+            convergence of both.
     Raises: ValueError without classes.
     """
     of_drawn, of_real = drawn.right(drawn.heard, real), ceiling.right(ceiling.heard, real)
@@ -97,9 +97,9 @@ def as_heard(drawn: Judged, ceiling: Judged, real: Real) -> Result:
 
 
 def distance(drawn: Judged, floor: Judged, real: Real) -> Result:
-    """The Frechet distance of samples to the training sounds, after they were sounds, as `quality.frechet` has it.
+    """Measure the Frechet distance to the training sounds after samples were turned into sounds; see `quality.frechet`.
 
-    Beside it that of held-out sounds as they are (`real_vs_real`), and after the same way (`floor`), as many of them.
+    With that of as many held-out sounds as recorded (`real_vs_real`), and after the same conversion (`floor`).
 
     Args:
         floor: the held-out sounds.
@@ -113,15 +113,15 @@ def distance(drawn: Judged, floor: Judged, real: Real) -> Result:
 
 
 def memorised(drawn: Judged, real: Real) -> Result:
-    """Whether samples are copies of training sounds, as `quality.copies` has it: by features and bytes of the pictures.
+    """Measure memorisation of training sounds as `quality.copies`: by features and bytes of the spectrograms.
 
-    Not of the sounds that are made of them, whose phases are made up.
+    Not of the sounds made from them, whose phases are estimated.
     """
     return copies(Samples(drawn.x, drawn.seen, drawn.y), real)["memorisation"]
 
 
 def convergence_curve(mel: Mel, S: Tensor, rounds: list[int], momentum: float = 0.99) -> list[tuple[int, float]]:
-    """(rounds of Griffin-Lim, mean spectral convergence) of sounds made of magnitudes, of 64 clips at most.
+    """Return (rounds of Griffin-Lim, mean spectral convergence) of sounds made from magnitudes, of 64 clips at most.
 
     Args:
         S: magnitudes (n, n_fft // 2 + 1, frames): of sounds, or `Mel.magnitudes` of pictures.

@@ -1,4 +1,4 @@
-"""Classes among the posterior means of an autoencoder: which neighbours they have, how far classes lie apart."""
+"""Class structure of an autoencoder's posterior means: neighbour purity, silhouettes, and projections to the plane."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ddpm.sources.decoded import Decoded
 
 NEIGHBOURS = 10
 PERPLEXITY = 30.0  # of t-SNE, or a third of the points if those are fewer
-Named = dict[str, tuple[str, dict[str, Any]]]  # protocol -> result in words, record
+Named = dict[str, tuple[str, dict[str, Any]]]  # protocol -> summary, record
 
 
 class Means(NamedTuple):
@@ -27,21 +27,21 @@ class Means(NamedTuple):
 
     z: Tensor  # (n, codings)
     y: Tensor  # (n,), the classes
-    x: Tensor  # (n, *shape), what was encoded
+    x: Tensor  # (n, *shape), the encoded data
 
 
 def purity(features: Tensor, y: Tensor, k: int = NEIGHBOURS, chunk: int = 256) -> Tensor:
-    r"""The share of the k nearest neighbours of each row that are of its class, itself not counted.
+    r"""Return the share of the k nearest neighbours of each row that are of its class, itself not counted.
 
     .. math:: P_i = \frac1k \sum_{j \in N_k(i)} 1[y_j = y_i] \qquad \text{[Purity (neighbours)]}
 
-    Of rows that are equally far and of which not all are among the k, each counts by the same part, so that the order
-    of the rows does not matter.
+    Rows at the same distance of which not all fit among the k count in equal parts, so that the order of the rows does
+    not matter.
 
     Args:
         features: (n, D); y: the class of each, integers (n,).
-        k: neighbours.
-        chunk: rows whose distances are in memory together; changes no result.
+        k: number of neighbours.
+        chunk: rows whose distances are in memory at a time; does not change the result.
     Returns: (n,), float64, in 0..1.
     Raises: ValueError for features that are not finite, k < 1, or fewer than k + 1 rows.
     """
@@ -62,7 +62,7 @@ def purity(features: Tensor, y: Tensor, k: int = NEIGHBOURS, chunk: int = 256) -
 
 
 def chance(y: Tensor) -> float:
-    r"""The purity where neighbours have nothing to do with classes (n,): the sum of the squares of the classes' shares.
+    r"""Return the purity where neighbours are independent of the classes y (n,): the sum of squared class shares.
 
     .. math:: \sum_k (n_k / n)^2 \qquad \text{[Purity (chance)]}
     """
@@ -71,12 +71,12 @@ def chance(y: Tensor) -> float:
 
 
 def silhouettes(features: Tensor, y: Tensor) -> Tensor:
-    r"""How much nearer each row is to its own class than to the nearest other one, in [-1, 1]; scikit-learn's.
+    r"""Return the silhouette of each row: how much nearer it is to its own class than to the nearest other, in [-1, 1].
 
     .. math:: s_i = \frac{b_i - a_i}{\max(a_i, b_i)} \qquad \text{[Silhouette (of a point)]}
 
     with a_i the mean distance to the other rows of its class, b_i the least mean distance to the rows of another class;
-    0 for a row that is alone in its class.
+    0 for a row that is alone in its class. By scikit-learn.
 
     Args:
         features: (n, D); y: the class of each, integers (n,).
@@ -93,7 +93,7 @@ def silhouettes(features: Tensor, y: Tensor) -> Tensor:
 
 
 def must_have_structure(data: Dataset, n: int) -> None:
-    """Refuse data of whose n held-out samples the classes are not known, or say nothing; ValueError."""
+    """Raise ValueError unless the n held-out samples have labels and enough samples and classes."""
     if data.labels is None:
         raise ValueError(f"{data.name} has no labels, and this measure compares classes")
     if n <= NEIGHBOURS:
@@ -109,35 +109,35 @@ def must_have_structure(data: Dataset, n: int) -> None:
 def posterior_means(
     source: Decoded, data: Dataset, n: int, batch: int, callback: Callable[[int], None] | None = None
 ) -> Means:
-    """Posterior means of n held-out samples, evenly spaced, with their classes."""
+    """Return the posterior means of n held-out samples, evenly spaced, with their classes."""
     z, x = list[Tensor](), list[Tensor]()
-    for _, seen, told in held_out(source, data, n, batch):
-        z.append(source.model.encode(seen, told)[0].cpu())
-        x.append(seen.cpu())
+    for _, inputs, condition in held_out(source, data, n, batch):
+        z.append(source.model.encode(inputs, condition)[0].cpu())
+        x.append(inputs.cpu())
         if callback:
-            callback(len(seen))
-    assert data.labels is not None  # as `must_have_structure` found
+            callback(len(inputs))
+    assert data.labels is not None  # see `must_have_structure`
     return Means(torch.cat(z), data.labels.cpu()[chosen(data, n).cpu()], torch.cat(x))
 
 
 def measure_structure(means: Means, units: str, codings: int) -> Named:
-    """Purity and silhouette of posterior means, each with its 95 % interval over the samples, by protocol.
+    """Return purity and silhouette of posterior means by protocol, each with its 95 % interval over the samples.
 
     Args:
-        units: what the samples are called.
-        codings: how many there are, for the record.
+        units: name of the samples in messages.
+        codings: the number of codings, for the record.
     Raises: ValueError as `purity` and `silhouettes` do.
     """
     n, level, found = len(means.y), chance(means.y), Named()
-    for name, of_each, beside in (
+    for name, of_each, reference in (
         (f"latent_purity-k{NEIGHBOURS}", purity(means.z, means.y), {"chance": level}),
         ("latent_silhouette", silhouettes(means.z, means.y), {}),
     ):
         of_classes = [of_each[means.y == k].mean().item() for k in means.y.unique().tolist()]
         values = interval(of_each, units, "a place among others")
-        values |= beside | {"of_classes": of_classes, "classes": means.y.unique().tolist(), "codings": codings}
+        values |= reference | {"of_classes": of_classes, "classes": means.y.unique().tolist(), "codings": codings}
         words = f"{values['value']:.3f} (95% over {units}: {values['low']:.3f} to {values['high']:.3f})"
-        if beside:
+        if reference:
             words = f"{words} of the {NEIGHBOURS} nearest neighbours are of the same class; by chance {level:.3f}"
         else:
             words = f"mean silhouette by class {words}, from -1 to 1"
@@ -146,9 +146,9 @@ def measure_structure(means: Means, units: str, codings: int) -> Named:
 
 
 def in_plane(features: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """Features (n, D) as places in the plane (n, 2): their two largest principal components, and t-SNE's.
+    """Project features (n, D) to the plane (n, 2): by their two largest principal components, and by t-SNE.
 
-    Features of one dimension are on a line in the first.
+    One-dimensional features lie on a line in the first.
 
     Source: t-SNE, van der Maaten & Hinton 2008.
     """

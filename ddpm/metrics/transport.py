@@ -1,4 +1,4 @@
-"""Distances of two sets of points that assume no shape: sliced Wasserstein, and energy distance."""
+"""Nonparametric distances between two sets of points: sliced Wasserstein and energy distance."""
 
 import math
 from typing import NamedTuple
@@ -24,10 +24,10 @@ class Distance(NamedTuple):
 
 
 def directions(d: int, count: int = DIRECTIONS) -> Tensor:
-    """Unit vectors (P, d), float64, that points are projected on: the same in every run.
+    """Return unit vectors (P, d), float64, to project points on: the same in every run.
 
-    On the line there is one. In the plane they are evenly spaced over a half circle, for opposite ones see the same. In
-    more dimensions they are drawn once and for all, uniformly from the sphere.
+    In one dimension there is one. In the plane they are evenly spaced over a half circle, for opposite ones are
+    equivalent. In more dimensions they are a fixed uniform sample of the sphere.
 
     Args:
         d: dimensions, d >= 1.
@@ -42,7 +42,7 @@ def directions(d: int, count: int = DIRECTIONS) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Distance:
-    r"""The 2-Wasserstein distance of projections on lines, as a root mean square over P directions.
+    r"""Return the sliced 2-Wasserstein distance: the root mean square over P directions of that of projections.
 
     .. math::
         \mathrm{SW}_2^2 = \frac1P \sum_{p=1}^P W_2^2(\theta_p^T x,\ \theta_p^T y), \qquad
@@ -59,7 +59,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Distance:
         \varphi(x) = \int^x 2 \left(z - F_y^{-1}(F_x(z))\right) dz \qquad \text{[SW (standard error)]}
 
     phi, Kantorovich's potential, is how W_2^2 changes as weight moves to a point. The ends of the interval are roots of
-    those of SW_2^2. It is about the distance of n points, which is larger for being few: that is not in it.
+    those of SW_2^2. It does not cover the bias: the distance of n points is larger the fewer they are.
 
     Args:
         x: points (n, d).
@@ -84,19 +84,19 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Distance:
 
 
 def energy_distance(x: Tensor, y: Tensor, chunk: int = 512) -> Distance:
-    r"""How much further apart the points of two sets are than those of one; 0 only for equal distributions.
+    r"""Return the energy distance: how much further apart points of two sets are than those of one; 0 only if equal.
 
     .. math::
         \mathcal E = \frac{2 \sum_{i, j} |x_i - y_j|}{n m} - \frac{\sum_{i \ne j} |x_i - x_j|}{n (n - 1)}
         - \frac{\sum_{i \ne j} |y_i - y_j|}{m (m - 1)} \qquad \text{[Energy (unbiased)]}
 
-    An estimate of a small distance may be below 0, for its mean does not depend on how many points there are. It is
+    An estimate of a small distance may be below 0, for its mean does not depend on the number of points. It is
     the discrepancy of `kernel_distance` under the kernel -|x - y|, and the interval is the jackknife's as there.
 
     Args:
         x: points (n, d).
         y: points (m, d).
-        chunk: rows of distances that are in memory together; changes no result.
+        chunk: rows of distances in memory at a time; does not change the result.
     Raises: ValueError for points that cannot be compared, or fewer than 3 in a set: the jackknife must leave 2.
     Source: Szekely & Rizzo 2013, Energy statistics, doi 10.1016/j.jspi.2013.03.018.
     """
@@ -109,9 +109,9 @@ def energy_distance(x: Tensor, y: Tensor, chunk: int = 512) -> Distance:
 
 
 def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of ranks, of n points and of m, whose quantiles go together, and the share of u in which they do.
+    """Return the pairs of ranks, of n points and of m, that optimal transport couples, and the share of u of each.
 
-    Counted in units of 1 / (n m), in which all steps lie at whole numbers.
+    Computed in units of 1 / (n m), in which all steps lie at integers.
     """
     steps = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique()
     below = steps[:-1]
@@ -119,7 +119,7 @@ def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _potential(x: Tensor, y: Tensor) -> Tensor:
-    """phi at rising places x (n,), but for a constant; y (m,) rises too.
+    """Return phi at ascending x (n,), up to a constant; y (m,) is ascending too.
 
     Between two neighbours the integrand has one quantile of y, that at i / n; where it is a step of y, its middle.
     """
@@ -131,7 +131,7 @@ def _potential(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor, y: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Sums (n,) of |x_i - y_j| over j, and (m,) over i."""
+    """Return the sums (n,) of |x_i - y_j| over j, and (m,) over i."""
     of_x, of_y = [], torch.zeros_like(y[:, 0])
     for part in x.split(chunk):
         distances = torch.cdist(part, y)  # by products: that of a point to itself is 1e-8 of its size, or 0

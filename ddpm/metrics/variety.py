@@ -1,11 +1,11 @@
-"""How varied the samples of one class are."""
+"""Diversity of samples within a class."""
 
 import torch
 from torch import Tensor
 
 
 def variety_within(features: Tensor, y: Tensor, classes: int) -> list[float | None]:
-    r"""The mean distance of two samples of a class, in features, for each class.
+    r"""Return the mean distance of two samples of a class, in features, for each class.
 
     .. math:: V_k = \frac{2}{n_k (n_k - 1)} \sum_{i < j,\, y_i = y_j = k} \| f_i - f_j \|
         \qquad \text{[Variety (within a class)]}

@@ -1,1 +1,1 @@
-"""The reading site: pages that are made from the source, with equation and code side by side."""
+"""The reading site: pages generated from the source, with equations and code side by side."""

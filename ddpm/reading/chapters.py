@@ -1,4 +1,4 @@
-"""The way through: chapters in markdown, with links to what the site shows."""
+"""Chapters of the introduction in markdown, with links to equations, code and notebooks."""
 
 import re
 from collections.abc import Callable
@@ -16,20 +16,20 @@ CODE = re.compile(r"`([^`]+)`")
 EMPHASIS = re.compile(r"\*([^*]+)\*")
 ITEM = re.compile(r"(\d+\.|-) (.*)")
 Resolve = Callable[[str], tuple[str, str] | None]
-"""What stands in double brackets -> (address, HTML of its name), or None where there is no such thing."""
+"""Text in double brackets -> (address, HTML of its name), or None if unknown."""
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter of the way through.
+    """A chapter of the introduction.
 
     Args:
         number: from 1.
-        path: of its file, as messages have it.
+        path: of its file, for messages.
         title: its first line.
         opening: its first paragraph, as text.
         text: all after the title, in markdown.
-        first_line: where that begins in the file.
+        first_line: line of the file at which `text` begins.
     """
 
     number: int
@@ -41,12 +41,12 @@ class Chapter:
 
     @property
     def page(self) -> str:
-        """Its address."""
+        """The address of its page."""
         return f"chapter-{self.number}.html"
 
 
 def read_chapters(folder: Path = FOLDER) -> list[Chapter]:
-    """The chapters of a folder, NUMBER_NAME.md, in order.
+    """Read the chapters of a folder, NUMBER_NAME.md, in order.
 
     Raises: Mistake for one without a title.
     """
@@ -63,14 +63,14 @@ def read_chapters(folder: Path = FOLDER) -> list[Chapter]:
 
 
 def html_of(text: str, path: str, first_line: int, resolve: Resolve) -> str:
-    """Markdown as HTML: headings, paragraphs, lists, fenced code, `code`, *emphasis*, $mathematics$ and [[links]].
+    """Convert markdown to HTML: headings, paragraphs, lists, fences, `code`, *emphasis*, $mathematics$ and [[links]].
 
     Args:
         text: the markdown.
-        path, first_line: where it stands, for what is refused.
-        resolve: what links lead to.
+        path, first_line: its place, for error messages.
+        resolve: finds the targets of links.
     Raises:
-        Mistake: for a link that leads nowhere, and for mathematics that cannot be set.
+        Mistake: for a link without a target, and for LaTeX that cannot be converted.
     """
     lines = text.split("\n")
     parts: list[str] = []
@@ -97,7 +97,7 @@ def html_of(text: str, path: str, first_line: int, resolve: Resolve) -> str:
 
 
 def _paragraph(lines: list[str], path: str, number: int, resolve: Resolve) -> str:
-    """A paragraph, or a list whose items go on in indented lines."""
+    """Convert a paragraph, or a list whose items continue on indented lines."""
     if not ITEM.match(lines[0]):
         return f"<p>{_inline(' '.join(map(str.strip, lines)), f'{path}:{number}', resolve)}</p>\n"
     items: list[tuple[int, str]] = []
@@ -107,17 +107,17 @@ def _paragraph(lines: list[str], path: str, number: int, resolve: Resolve) -> st
         else:
             items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}")
     kind = "ul" if lines[0].startswith("-") else "ol"
-    drawn = (_inline(text, f"{path}:{at}", resolve) for at, text in items)
-    return f"<{kind}>{''.join(f'<li>{item}</li>' for item in drawn)}</{kind}>\n"
+    contents = (_inline(text, f"{path}:{at}", resolve) for at, text in items)
+    return f"<{kind}>{''.join(f'<li>{item}</li>' for item in contents)}</{kind}>\n"
 
 
 def _inline(text: str, place: str, resolve: Resolve) -> str:
-    held: list[str] = []
+    fragments: list[str] = []
 
-    def hold(html: str) -> str:
-        """Keep what is HTML already from what follows."""
-        held.append(html)
-        return f"\0{len(held) - 1}\0"
+    def protect(html: str) -> str:
+        """Replace finished HTML by a placeholder that later substitutions leave alone."""
+        fragments.append(html)
+        return f"\0{len(fragments) - 1}\0"
 
     def link(match: re.Match[str]) -> str:
         found = resolve(match[1])
@@ -126,10 +126,10 @@ def _inline(text: str, place: str, resolve: Resolve) -> str:
                 place, f"[[{match[1]}]] leads nowhere: there is no such equation, module, function or notebook"
             )
         words = _inline(match[2], place, resolve) if match[2] else found[1]
-        return hold(f'<a href="{found[0]}">{words}</a>')
+        return protect(f'<a href="{found[0]}">{words}</a>')
 
-    text = CODE.sub(lambda m: hold(f"<code>{escape(m[1])}</code>"), text)
-    text = MATH.sub(lambda m: hold(mathml(m[1], place)), text)
+    text = CODE.sub(lambda m: protect(f"<code>{escape(m[1])}</code>"), text)
+    text = MATH.sub(lambda m: protect(mathml(m[1], place)), text)
     text = TARGET.sub(link, text)
     text = EMPHASIS.sub(r"<em>\1</em>", escape(text, quote=False))
-    return re.sub(r"\0(\d+)\0", lambda m: held[int(m[1])], text)
+    return re.sub(r"\0(\d+)\0", lambda m: fragments[int(m[1])], text)

@@ -1,4 +1,4 @@
-"""Which modules have pages, and in which order they are read."""
+"""The modules that have pages, in reading order."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from ddpm.reading.source import Module
 
 
 class Room(NamedTuple):
-    """Some modules that belong together."""
+    """A titled group of modules."""
 
     title: str
     modules: tuple[str, ...]
@@ -46,9 +46,9 @@ OTHERS = "Equations elsewhere"
 
 
 def rooms_of(modules: Mapping[str, Module], rooms: tuple[Room, ...] = ROOMS) -> tuple[Room, ...]:
-    """The rooms, and in a last one all other modules that quote an equation.
+    """Return the rooms, and in a last one all other modules that quote an equation.
 
-    Raises: Mistake for a module that is listed here and is not there.
+    Raises: Mistake for a listed module that does not exist.
     """
     listed = [name for room in rooms for name in room.modules]
     for name in listed:

@@ -1,4 +1,4 @@
-"""Docstrings as blocks: paragraphs, equations, lists, and sections such as Args."""
+"""Parser of docstrings into blocks: paragraphs, equations, lists, and sections such as Args."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Formula:
-    """What a math directive holds, as LaTeX."""
+    """The LaTeX of a math directive."""
 
     latex: str
     line: int
@@ -30,7 +30,7 @@ class Formula:
 
 @dataclass(frozen=True)
 class Literal:
-    """Lines that are shown as they are."""
+    """Preformatted lines."""
 
     text: str
     line: int
@@ -38,7 +38,7 @@ class Literal:
 
 @dataclass(frozen=True)
 class Listing:
-    """Items, each of blocks."""
+    """A list, whose items are sequences of blocks."""
 
     items: tuple[tuple["Block", ...], ...]
     line: int
@@ -46,7 +46,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Terms:
-    """What is explained, and by which blocks: (("x_0", ...), ...)."""
+    """A definition list of terms and their blocks: (("x_0", ...), ...)."""
 
     terms: tuple[tuple[str, tuple["Block", ...]], ...]
     line: int
@@ -54,7 +54,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Section:
-    """Args, Returns, Raises, Source."""
+    """A section: Args, Attributes, Returns, Yields, Raises or Source."""
 
     title: str
     blocks: tuple["Block", ...]
@@ -63,21 +63,21 @@ class Section:
 
 Block = Paragraph | Formula | Literal | Listing | Terms | Section
 Lines = Sequence[tuple[int, str]]
-"""(number in the file, text without the block's indentation)."""
+"""(line number in the file, text without the block's indentation)."""
 
 
 def blocks_of(docstring: str, line: int = 1) -> tuple[Block, ...]:
-    """The blocks of a docstring.
+    """Parse a docstring into blocks.
 
     Args:
-        docstring: as `ast.get_docstring` gives it.
-        line: where it begins in its file.
+        docstring: as returned by `ast.get_docstring`.
+        line: line of its file at which it begins.
     """
     return _blocks(list(enumerate(docstring.splitlines(), line)))
 
 
 def formulas(blocks: Sequence[Block]) -> list[Formula]:
-    """All formulas within blocks, in order."""
+    """Return all formulas within blocks, in order."""
     found: list[Formula] = []
     for block in blocks:
         if isinstance(block, Formula):
@@ -92,7 +92,7 @@ def formulas(blocks: Sequence[Block]) -> list[Formula]:
 
 
 def _blocks(lines: Lines) -> tuple[Block, ...]:
-    """Blocks of lines that begin without indentation."""
+    """Parse lines that begin without indentation into blocks."""
     blocks: list[Block] = []
     i = 0
     while i < len(lines):
@@ -135,14 +135,14 @@ def _begins_a_block(text: str) -> bool:
 
 
 def _until(lines: Lines, i: int, ends: Callable[[str], bool]) -> int:
-    """The first index from i on whose text ends what came before."""
+    """Return the first index from i on for whose text `ends` is true."""
     while i < len(lines) and not ends(lines[i][1]):
         i += 1
     return i
 
 
 def _until_dedent(lines: Lines, i: int) -> int:
-    """The first index from i on whose text is not indented; blank lines count to what follows them."""
+    """Return the first index from i on whose text is not indented; trailing blank lines are not included."""
     end = i
     while i < len(lines) and (not lines[i][1].strip() or lines[i][1].startswith(" ")):
         i += 1
@@ -152,14 +152,14 @@ def _until_dedent(lines: Lines, i: int) -> int:
 
 
 def _dedented(lines: Lines) -> list[tuple[int, str]]:
-    """The same without the indentation that all have."""
+    """Return lines without their common indentation."""
     widths = [len(text) - len(text.lstrip()) for _, text in lines if text.strip()]
     width = min(widths, default=0)
     return [(number, text[width:]) for number, text in lines]
 
 
 def _section(title: str, lines: Lines) -> tuple[Block, ...]:
-    """The blocks of a section; those of arguments and errors are terms, where each line begins with one."""
+    """Parse the body of a section; arguments and errors become terms, where each line begins with one."""
     starts = [i for i, (_, text) in enumerate(lines) if text.strip() and not text.startswith(" ")]
     if title in ("Args", "Attributes", "Raises") and starts and all(TERM.match(lines[i][1]) for i in starts):
         terms = []
@@ -177,7 +177,7 @@ def _section(title: str, lines: Lines) -> tuple[Block, ...]:
 
 
 def _items(lines: Lines, i: int) -> tuple[tuple[tuple[Block, ...], ...], int]:
-    """The items of a list from index i on, and the index after them."""
+    """Return the items of a list from index i on, and the index after them."""
     items = []
     while i < len(lines) and (match := ITEM.match(lines[i][1])):
         end = _until_dedent(lines, i + 1)

@@ -1,4 +1,4 @@
-"""How figures look, and a figure as SVG that takes the colours of its page."""
+"""Style of the figures, and their export as SVG in the text colour of the page."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Stands for the text's colour, whatever it is: light on dark, or dark on light."""
+"""Placeholder for the text colour of the page, which may be dark or light."""
 COLOURS = ("#2f7fc1", "#d9772b", "#3c9d6b", "#b0559b", "#8a8f98")
 LOOKS: Any = {
     "svg.fonttype": "none",
@@ -26,10 +26,10 @@ LOOKS: Any = {
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG element, the same whenever it is made.
+    """Return a figure as an SVG element, reproducibly.
 
     Args:
-        name: of the figure, from which the ids within it are made: a page may hold several.
+        name: of the figure, from which the ids within it are derived, as a page may have several.
     """
     file = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
@@ -37,18 +37,18 @@ def svg(figure: Figure, name: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)  # hundredths of a point are unseen
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # nobody refers to them, and another figure has the same
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)  # hundredths of a point are invisible
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # unused, and the same in other figures
     kind = ' class="several"' if len(figure.axes) > 1 else ""
     return text.replace("<svg ", f'<svg{kind} role="img" aria-label="{escape(name)}" ', 1)
 
 
 def axes(n: int, height: float = 3.0, **shared: Any) -> tuple[Figure, Sequence[Any]]:
-    """A figure with n plots beside each other.
+    """Return a figure with n plots side by side.
 
     Args:
         height: inches; a plot is 4.6 wide.
-        shared: what `Figure.subplots` takes, such as sharey=True.
+        shared: arguments of `Figure.subplots`, such as sharey=True.
     """
     figure = Figure(figsize=(4.6 * n, height), layout="constrained")
     return figure, figure.subplots(1, n, squeeze=False, **shared)[0]

@@ -1,4 +1,4 @@
-"""LaTeX of docstrings as MathML, and which names of the code an equation is about."""
+"""Conversion of docstrings' LaTeX to MathML, and the code names of an equation's left-hand sides."""
 
 import contextlib
 import re
@@ -11,12 +11,12 @@ from ddpm.reading.mistakes import Mistake
 
 NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
 ADDED = {"arg": r"\operatorname{arg}"}
-"""Commands that the converter lacks, by others."""
+"""Replacements of commands that the converter lacks."""
 WIDTHS = {"negativethinmathspace": "-0.167em"}
 TAGGED = re.compile(r"\s*(?:\\q?quad\s*)?\\text\{\[([A-Za-z][\w+-]* \([^()\[\]]+\))\]\}")
 NAMES = {"epsilon": "eps", "varphi": "phi", "lambda": "lambda_"}
 LONG = 44
-"""Letters and signs that a row may have before it is cut."""
+"""Letters and signs above which a row is split."""
 ACCENTS = r"\\(bar|tilde|hat)\s*\{?(\\?[A-Za-z]+)\}?"
 
 
@@ -26,7 +26,7 @@ class Equation:
 
     Args:
         rows: LaTeX of each line, without tags.
-        tags: of the equations that it is, none for a display that is nobody's.
+        tags: of the equation; none for an untagged display.
     """
 
     rows: tuple[str, ...]
@@ -34,7 +34,7 @@ class Equation:
 
     @property
     def names(self) -> list[list[str]]:
-        """What each of its left sides may be called in code, such as `mu_tilde`; the likeliest first."""
+        """The possible code names of each left-hand side, such as `mu_tilde`, the likeliest first."""
         found = []
         for row in self.rows:
             for part in re.split(r"\\q?quad", row):
@@ -47,7 +47,7 @@ class Equation:
 
 
 def split(latex: str) -> list[Equation]:
-    """A display as its equations: one a tag, with the lines that lead to it."""
+    """Split a display into its equations: one a tag, with the lines that lead to it."""
     equations, rows = [], []
     for row in _rows(latex):
         tags = TAGGED.findall(row)
@@ -61,7 +61,7 @@ def split(latex: str) -> list[Equation]:
 
 
 def _rows(latex: str) -> list[str]:
-    r"""What the outermost \\ separate."""
+    r"""Split LaTeX at its outermost \\."""
     rows, depth, start, i = [], 0, 0, 0
     while i < len(latex):
         if latex.startswith(("\\begin", "\\end"), i):
@@ -81,7 +81,7 @@ def _rows(latex: str) -> list[str]:
 
 
 def _pieces(row: str) -> list[str]:
-    r"""A row, cut at its outermost \quad where it is too long for a column."""
+    r"""Split a row at its outermost \quad where it is too long for a column."""
     if len(re.findall(r"\\?[A-Za-z]+|\d|[^\s{}_^]", row)) <= LONG:
         return [row]
     pieces, depth, start = [], 0, 0
@@ -95,7 +95,7 @@ def _pieces(row: str) -> list[str]:
 
 
 def python_names(latex: str) -> list[str]:
-    r"""What a letter is called in code: \tilde\mu_t(x_t, x_0) is mu_tilde_t, or mu_tilde."""
+    r"""Return the possible code names of a letter: \tilde\mu_t(x_t, x_0) is mu_tilde_t, or mu_tilde."""
     text = re.sub(r"\([^()]*\)|\\[,;! ]|\\(?:text|mathrm|operatorname|mathcal)\b|\^\{[^{}]*\}", "", latex)
     squared = "^2" in text
     text = re.sub(r"\^\(?\w\)?|\^\\\w+", "", text)
@@ -110,15 +110,15 @@ def python_names(latex: str) -> list[str]:
 
 
 def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str], str | None] | None = None) -> str:
-    """MathML of LaTeX.
+    """Convert LaTeX to MathML.
 
     Args:
         latex: without tags.
-        place: of the docstring, for what is refused.
-        display: in a line of its own.
-        letter: symbol, as `symbol_of` has it -> the name of a letter of the glossary, or None.
+        place: of the docstring, for error messages.
+        display: whether it is displayed on its own line.
+        letter: symbol, as returned by `symbol_of` -> the name of a letter of the glossary, or None.
     Raises:
-        Mistake: for LaTeX that cannot be read, and a command that is not known.
+        Mistake: for LaTeX that cannot be parsed, and an unknown command.
     """
     from latex2mathml.converter import convert
 
@@ -132,7 +132,7 @@ def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str]
         latex = re.sub(rf"\\{name}\b", other.replace("\\", r"\\"), latex)
     try:
         root = ET.fromstring(convert(latex, display="block" if display else "inline"))
-    except Exception as error:  # of many kinds, one for each way in which LaTeX is broken
+    except Exception as error:  # the converter raises many kinds
         raise Mistake(place, f"LaTeX that cannot be read ({type(error).__name__}): {latex}") from error
     for element in root.iter():
         text = (element.text or "").strip()
@@ -151,7 +151,7 @@ def mathml(latex: str, place: str, display: bool = False, letter: Callable[[str]
 
 
 def _styled(text: str, variant: str) -> str:
-    """A letter in another alphabet, which browsers show by its own character alone: a script N is 𝒩."""
+    """Return a letter in another alphabet as its Unicode character: a script N is 𝒩."""
     names = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "fraktur": "FRAKTUR"}
     if variant not in names or len(text) != 1 or not text.isascii() or not text.isalpha():
         return text
@@ -163,21 +163,21 @@ def _styled(text: str, variant: str) -> str:
 
 
 def symbol_of(element: ET.Element) -> str:
-    """What stands in an element, as one word: x_t, α¯."""
+    """Return the symbol in an element as one word: x_t, α¯."""
     parts = [symbol_of(child) for child in element]
     joint = "_" if element.tag.removeprefix(NAMESPACE) in ("msub", "munder") else ""
     return joint.join(parts) if parts else (element.text or "").strip()
 
 
 def symbol(latex: str) -> str:
-    """The same, of LaTeX."""
+    """Return the symbol of a piece of LaTeX, as `symbol_of`."""
     from latex2mathml.converter import convert
 
     return symbol_of(ET.fromstring(convert(latex)))
 
 
 def _mark(element: ET.Element, letter: Callable[[str], str | None]) -> None:
-    """Give every part that is a letter of the glossary its name, the largest part first."""
+    """Mark every part that is a letter of the glossary with its name, the largest part first."""
     if element.tag in ("mi", "mtext", "msub", "mover") and (name := letter(symbol_of(element))):
         element.set("data-l", name)
         return

@@ -1,4 +1,4 @@
-"""Small figures that the code draws of itself, one of a module: each is computed when the pages are made."""
+"""Small figures of the modules, computed by the documented code when the pages are generated."""
 
 from collections.abc import Callable, Mapping
 
@@ -28,14 +28,14 @@ NAMED: Mapping[str, Callable[..., schedules.NoiseSchedule]] = {
 POINTS = range(0, 1001, 10)
 
 
-def drawn(name: str) -> str:
-    """The figure of a module of `FIGURES`, in the looks of the site."""
+def figure_of(name: str) -> str:
+    """Return the SVG figure of a module of `FIGURES`, in the style of the site."""
     with rc_context(LOOKS):
         return FIGURES[name][0]()
 
 
 def of_schedules() -> str:
-    """How much of the data is left, and the log of the signal-to-noise ratio."""
+    """Plot alpha_bar and the log of the signal-to-noise ratio over t."""
     figure, (left, right) = axes(2)
     for name, make in NAMED.items():
         schedule = make(1000)
@@ -48,7 +48,7 @@ def of_schedules() -> str:
 
 
 def of_the_posterior() -> str:
-    """What q_posterior's mean takes of x_0 and of x_t, and its variance."""
+    """Plot the coefficients of x_0 and x_t in q_posterior's mean, and its variance."""
     schedule = schedules.linear(1000)
     t = torch.logspace(0, 3, 60).round().long().unique()
     one, none = torch.ones(len(t), 1, dtype=torch.float64), torch.zeros(len(t), 1, dtype=torch.float64)
@@ -65,7 +65,7 @@ def of_the_posterior() -> str:
 
 
 def of_weights() -> str:
-    """The weights of the squared error of x_0 over the log-SNR."""
+    """Plot the weights of the squared error of x_0 over the log-SNR."""
     log_snr = torch.linspace(-6, 6, 97, dtype=torch.float64)
     figure, (plot,) = axes(1, 3.2)
     for name in ("snr", "min_snr", "truncated_snr", "snr_plus_one", "p2"):
@@ -76,7 +76,7 @@ def of_weights() -> str:
 
 
 def of_times() -> str:
-    """Which times are trained: shares of 20,000 that are drawn."""
+    """Plot the distribution of training times, by 20,000 draws."""
     schedule = schedules.cosine(1000)
     figure, (plot,) = axes(1, 3.0)
     for kind in ("uniform", "lognormal"):
@@ -89,7 +89,7 @@ def of_times() -> str:
 
 
 def of_orders() -> str:
-    """How far a walk ends from where the exact flow of Gaussian data ends, over its steps."""
+    """Plot the error of solvers against the exact flow of Gaussian data, over their evaluations."""
     schedule = schedules.linear(1000)
     oracle = GaussianOracle(schedule, 0.7, 0.25)
     methods: Mapping[str, Callable[[int], Sampler]] = {
@@ -116,21 +116,21 @@ def of_orders() -> str:
 
 
 def of_targets() -> str:
-    """By how much x_0 is wrong where what a network says is wrong by 1."""
+    """Plot the error of x_0 caused by an error of 1 in the network's output, by target."""
     schedule = schedules.cosine(1000)
     t = schedule.t_at(torch.linspace(4, -4, 81, dtype=torch.float64))
     x_t = torch.zeros(len(t), 1, dtype=torch.float64)
     figure, (plot,) = axes(1, 3.2)
     for target in targets.TARGETS:
-        said = targets.to_prediction(schedule, target, torch.ones_like(x_t), x_t, t)
-        plot.semilogy(2 * schedule.lambda_at(t), said.x_0.abs()[:, 0], label=target)
+        pred = targets.to_prediction(schedule, target, torch.ones_like(x_t), x_t, t)
+        plot.semilogy(2 * schedule.lambda_at(t), pred.x_0.abs()[:, 0], label=target)
     plot.set(xlabel="log-SNR (from noise to data)", ylabel="error of x_0", ylim=(0.01, 100))
     plot.legend()
     return svg(figure, "targets")
 
 
 def of_preconditioning() -> str:
-    """EDM's scales over the noise level."""
+    """Plot EDM's scales over the noise level."""
     schedule = schedules.cosine(1000)
     t = schedule.t_at(torch.linspace(4, -4, 81, dtype=torch.float64))
     scales = preconditioning.edm(schedule, torch.zeros(len(t), 1, dtype=torch.float64), t)
@@ -144,7 +144,7 @@ def of_preconditioning() -> str:
 
 
 def of_likelihood() -> str:
-    """How far from the exact density the flow's is, over its steps; and what each term of the bound costs."""
+    """Plot the error of the flow's density over its steps, and the terms of the variational bound."""
     mean, covariance = torch.zeros(1), torch.tensor([[0.25]])
     schedule = schedules.linear(1000)
     oracle = JointGaussian(schedule, mean, covariance)
@@ -174,7 +174,7 @@ def of_likelihood() -> str:
 
 
 def of_guidance() -> str:
-    """Samples of one of two classes in the plane, for growing w: the exact predictions are combined."""
+    """Plot samples of one of two classes in the plane for growing w, guided by exact predictions."""
     schedule = schedules.cosine(1000)
     means, covariance = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.diag(torch.tensor([0.5, 0.5]))
     both = JointMixture(schedule, [0.5, 0.5], means, covariance.expand(2, 2, 2))
@@ -194,7 +194,7 @@ def of_guidance() -> str:
 
 
 def of_walks() -> str:
-    """Walks from the same noise to data that is -1 or 1, without noise and with that of the process."""
+    """Plot DDIM trajectories from the same noise to data near -1 and 1, with eta = 0 and 1."""
     schedule = schedules.cosine(200)
     oracle = MixtureOracle(schedule, [0.5, 0.5], [-1.0, 1.0], [0.01, 0.01])
     x_T = torch.linspace(-1.8, 1.8, 12, dtype=torch.float64)[:, None]
@@ -216,7 +216,7 @@ def of_walks() -> str:
 
 
 def of_langevin() -> str:
-    """The variance at which Langevin dynamics settles, over the length of its steps."""
+    """Plot the stationary variance of Langevin dynamics over its step size."""
     lengths = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0)
     draws, n = generator(0, "reading"), 4000
     variances = []
@@ -236,7 +236,7 @@ def of_langevin() -> str:
 
 
 def of_elbo() -> str:
-    """The importance-weighted bound below the exact log likelihood, by the number of draws."""
+    """Plot the gap of the importance-weighted bound to the exact log likelihood, by the number of draws."""
     figure, (plot,) = axes(1, 3.0)
     draws, x, counts = generator(0, "reading"), torch.tensor(1.0, dtype=torch.float64), (1, 2, 4, 8, 16, 32, 64)
     exact = torch.distributions.Normal(0.0, 2.0**0.5).log_prob(x)  # x is z + noise, both standard normal
@@ -257,7 +257,7 @@ def of_elbo() -> str:
 
 
 class _Wide:
-    """Stands for an autoencoder whose latents are far from unit variance: N(2, 4^2)."""
+    """Stand-in for an autoencoder whose latents are far from unit variance: N(2, 4^2)."""
 
     shape, latent_shape = (1, 1, 1), (1, 1, 1)
 
@@ -269,13 +269,13 @@ class _Wide:
 
 
 def of_latents() -> str:
-    """What the codec makes of latents, and how much of them noise leaves."""
+    """Plot latents before and after the codec's scaling, and the share of noise in x_t."""
     codec, x = Continuous(_Wide()), torch.randn(20_000, 1, 1, 1, generator=generator(0, "reading"))
-    kept = codec.posterior(x)
-    scaled, schedule = codec.fit(kept), schedules.cosine(1000)
+    posterior = codec.posterior(x)
+    scaled, schedule = codec.fit(posterior), schedules.cosine(1000)
     figure, (left, right) = axes(2)
     signal, noise = schedule.alpha_bar[list(POINTS)], 1 - schedule.alpha_bar[list(POINTS)]
-    for z, name in ((codec.sample(kept), "as encoded"), (scaled.sample(kept), "scaled")):
+    for z, name in ((codec.sample(posterior), "as encoded"), (scaled.sample(posterior), "scaled")):
         share = torch.histc(z, bins=48, min=-12, max=16) / len(z)
         left.stairs(share.numpy(), torch.linspace(-12, 16, 49).numpy(), label=name, linewidth=1.7)
         power = z.double().square().mean()
@@ -287,7 +287,7 @@ def of_latents() -> str:
 
 
 def of_two_steps() -> str:
-    """How far from the exact flow one step of DDIM ends, and one by the x_0 that stands for two."""
+    """Plot the error of one DDIM step against the exact flow, and of one by the distillation target for two steps."""
     schedule = schedules.cosine(1000)
     oracle = MixtureOracle(schedule, [0.5, 0.5], [-1.0, 1.0], [0.04, 0.04])
     starts = range(100, 1000, 50)
@@ -310,7 +310,7 @@ def of_two_steps() -> str:
 
 
 def of_consistency() -> str:
-    """How the way is cut while training goes on, and which levels are trained."""
+    """Plot the number of steps over training, and the distribution of training noise levels."""
     figure, (left, right) = axes(2)
     progress = torch.linspace(0, 1, 201).tolist()
     left.semilogy(progress, [curriculum(k, 10, 1280) for k in progress], drawstyle="steps-post")
@@ -325,7 +325,7 @@ def of_consistency() -> str:
 
 
 def of_averages() -> str:
-    """How much each step of the training so far counts in an average of the weights."""
+    """Plot the weight of each training step in an average of the weights."""
     figure, (plot,) = axes(1, 3.0)
     n = 2000
     for warmup in (1.0, 4.0, 9.0):
@@ -339,7 +339,7 @@ def of_averages() -> str:
 
 
 def of_profiles() -> str:
-    """An average that was never tracked, put together from snapshots of two that were; and what is missed."""
+    """Plot an average reconstructed from snapshots of two tracked ones, and the error of reconstruction."""
     figure, (left, right) = axes(2)
     tau = torch.linspace(0, 1, 201, dtype=torch.float64)
 
@@ -369,11 +369,11 @@ def of_profiles() -> str:
 FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
     "ddpm.schedules": (
         of_schedules,
-        "How much of the data is left at t, and what that is as a signal-to-noise ratio, T = 1000.",
+        "The share of the data's variance left at t, and the signal-to-noise ratio, T = 1000.",
     ),
     "ddpm.forward": (
         of_the_posterior,
-        "What a step back takes of x_0 and of x_t where x_0 is known, and its variance as a share of beta: "
+        "The weights of x_0 and x_t in the mean of a step back for known x_0, and its variance as a share of beta: "
         "linear, T = 1000.",
     ),
     "ddpm.losses": (
@@ -381,15 +381,15 @@ FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
         "How much the squared error of x_0 counts, by name. The squared error of eps is that of x_0 times the "
         "SNR: snr weighs it evenly.",
     ),
-    "ddpm.times": (of_times, "Which times a batch has: cosine, T = 1000."),
+    "ddpm.times": (of_times, "The distribution of training times: cosine, T = 1000."),
     "ddpm.samplers.base": (
         of_orders,
-        "How far from the exact flow a walk ends that begins at the same noise: Gaussian data, whose denoiser "
-        "is known, to t = 1. Steps are even in the log-SNR.",
+        "The error of solvers against the exact flow from the same noise to t = 1: Gaussian data, whose denoiser "
+        "is known. Steps are even in the log-SNR.",
     ),
     "ddpm.targets": (
         of_targets,
-        "By how much x_0 is wrong where a network of each target is wrong by 1: no target is best at all noise levels.",
+        "The error of x_0 caused by an error of 1 in the output, by target: no target is best at all noise levels.",
     ),
     "ddpm.preconditioning": (
         of_preconditioning,
@@ -397,7 +397,7 @@ FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
     ),
     "ddpm.likelihood": (
         of_likelihood,
-        "Left: the flow's log density of Gaussian data against the exact one; what is left is by how much x_T is no "
+        "Left: the flow's log density of Gaussian data against the exact one; the rest is the deviation of x_T from "
         "standard noise. Right: the terms of the bound on bytes with the exact denoiser, T = 50.",
     ),
     "ddpm.guidance.classifier_free": (
@@ -412,36 +412,36 @@ FIGURES: Mapping[str, tuple[Callable[[], str], str]] = {
     ),
     "ddpm.score.langevin": (
         of_langevin,
-        "Where steps of Langevin dynamics without a correction settle, on data of variance 1.",
+        "The stationary variance of Langevin dynamics without a correction, on data of variance 1.",
     ),
     "ddpm.latent.elbo": (
         of_elbo,
-        "How far below log p(x) the bound is, x = z + noise, whose posterior is known: with the exact one a draw is "
+        "The gap of the bound to log p(x), for x = z + noise with a known posterior: with the exact one a draw is "
         "enough, with others more draws help.",
     ),
     "ddpm.latent.codec": (
         of_latents,
-        "Latents with mean 2 and deviation 4, and what the codec makes of them. Unscaled, the same schedule leaves "
-        "them nearly clean until its end.",
+        "Latents with mean 2 and deviation 4, before and after scaling by the codec. Unscaled, the same schedule "
+        "leaves them nearly clean until its end.",
     ),
     "ddpm.distillation.progressive": (
         of_two_steps,
-        "How far a step ends from the exact flow of data near -1 and 1: what the student is to learn is better than "
-        "a step of its teacher.",
+        "The error of a step against the exact flow of data near -1 and 1: the student's target is better than a step "
+        "of its teacher.",
     ),
     "ddpm.distillation.consistency": (
         of_consistency,
-        "Left: steps from noise to data, s_0 = 10 and s_1 = 1280. Right: which levels are trained, in EDM's spacing.",
+        "Left: steps from noise to data, s_0 = 10 and s_1 = 1280. Right: the trained noise levels, in EDM's spacing.",
     ),
     "ddpm.training.ema": (
         of_averages,
-        "How much each step counts in the average: with a warmup it looks back over the same share of a training of "
-        "any length. 2,000 steps, so that decay = 0.9999 never caps it.",
+        "The weight of each step in the average: with a warmup it covers the same share of a training of any length. "
+        "2,000 steps, so that decay = 0.9999 never caps it.",
     ),
     "ddpm.training.post_hoc": (
         of_profiles,
-        "Left: the profile of sigma_rel = 0.15, from averages of 0.05 and 0.10 alone. Right: what is missed of any "
-        "width: a wider one takes more snapshots, and a much narrower one is not to be had.",
+        "Left: the profile of sigma_rel = 0.15, from averages of 0.05 and 0.10 alone. Right: the error for any "
+        "width: a wider one needs more snapshots, and a much narrower one cannot be reconstructed.",
     ),
 }
-"""Module -> what draws its figure, and the caption."""
+"""Module -> (function that plots its figure, caption)."""

@@ -1,4 +1,4 @@
-"""The glossary: what each letter means, its shape, and what other papers call it."""
+"""The glossary: the meaning of each letter, its shape, and its names in other papers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ DIFFUSION = tuple(
         "distillation",
     ]
 )
-"""Where the letters of diffusion mean what the glossary says."""
+"""Modules in which the letters of diffusion have the meaning of the glossary."""
 OF_A_LEVEL: tuple[str, ...] = (
     "ddpm.preconditioning",
     "ddpm.times",
@@ -43,12 +43,12 @@ class Letter:
 
     Args:
         name: in code.
-        latex: as it is set; several where it is written in several ways.
+        latex: its LaTeX; several where it is written in several ways.
         meaning: one sentence.
         shape: of the array.
-        elsewhere: paper, or kind of code -> what it is called there.
+        elsewhere: paper, or kind of code -> its name there.
         code: other names in code.
-        modules: where it means this: names of modules, or what they begin with.
+        modules: the modules where it has this meaning: their names, or prefixes of them.
     """
 
     name: str
@@ -86,14 +86,14 @@ LETTERS = (
     Letter(
         "alpha",
         (r"\alpha",),
-        "What a step keeps of the variance: 1 - beta.",
+        "The share of the variance that a step retains: 1 - beta.",
         "(T + 1,)",
         {"DDIM": "means our alpha_bar", "DPM-Solver": "means the root of our alpha_bar", "common code": "alphas"},
     ),
     Letter(
         "alpha_bar",
         (r"\bar\alpha",),
-        "How much of the data's variance is left at t: the product of alpha.",
+        "The share of the data's variance left at t: the product of alpha.",
         "(T + 1,), alpha_bar[0] == 1",
         {"DDIM": "α", "DPM-Solver": "α squared", "VDM": "α squared", "common code": "alphas_cumprod"},
         ("alpha_bar_t", "alpha_bar_s", "alpha_bar_T", "alpha_bar_m"),
@@ -101,7 +101,7 @@ LETTERS = (
     Letter(
         "beta_tilde",
         (r"\tilde\beta",),
-        "The variance of the posterior of a step whose data is known.",
+        "The variance of the posterior of a step, given the data.",
         "(T + 1,)",
         {"common code": "posterior_variance"},
     ),
@@ -142,8 +142,8 @@ LETTERS = (
     ),
     Letter("x_0", ("x_0",), "Data.", "(B, *)", {"EDM": "y", "VDM": "x", "common code": "x_start"}),
     Letter("x_t", ("x_t",), "Data with the noise of time t.", "(B, *)", {"VDM": "z of t", "CFG": "z of λ"}),
-    Letter("x_s", ("x_s", "x_{t-1}"), "What a step from t leads to.", "(B, *)", {"DDPM": "x of t - 1"}),
-    Letter("x_T", ("x_T",), "Noise: what a sampler starts from.", "(B, *)"),
+    Letter("x_s", ("x_s", "x_{t-1}"), "The result of a step from t.", "(B, *)", {"DDPM": "x of t - 1"}),
+    Letter("x_T", ("x_T",), "Noise, from which a sampler starts.", "(B, *)"),
     Letter("eps", (r"\epsilon",), "Standard normal noise.", "(B, *)", {"EDM": "n / σ", "common code": "noise"}),
     Letter(
         "v",
@@ -170,7 +170,7 @@ LETTERS = (
     Letter(
         "mu_tilde",
         (r"\tilde\mu",),
-        "The mean of the posterior of a step whose data is known.",
+        "The mean of the posterior of a step, given the data.",
         "(B, *)",
         {"common code": "posterior_mean"},
     ),
@@ -186,7 +186,7 @@ LETTERS = (
     Letter(
         "s_theta",
         (r"s_\theta",),
-        "The score that a network says: the gradient of the log density.",
+        "The score predicted by a network: the gradient of the log density.",
         "(B, *)",
         {"DDPM": "-eps_theta / sqrt(1 - alpha_bar)"},
         ("score",),
@@ -205,7 +205,7 @@ LETTERS = (
     Letter(
         "y",
         ("y",),
-        "The class, or what else a sample is to show.",
+        "The class, or another condition of a sample.",
         "(B,)",
         {"CFG": "c", "common code": "label"},
         modules=("ddpm.guidance", "ddpm.diffusion"),
@@ -221,8 +221,8 @@ LETTERS = (
     Letter(
         "snr", (r"\text{SNR}",), "The signal-to-noise ratio: alpha_bar / (1 - alpha_bar).", "(B,)", {"VDM": "SNR(t)"}
     ),
-    Letter("pred", (), "What a network says at x_t, as noise and as data: a `Prediction`.", "(B, *) each"),
-    Letter("denoise", (), "The network with all that it depends on: (x_t, t) to a `Prediction`.", "a function"),
+    Letter("pred", (), "The network's prediction at x_t, as noise and as data: a `Prediction`.", "(B, *) each"),
+    Letter("denoise", (), "The network with condition and guidance bound: (x_t, t) to a `Prediction`.", "a function"),
     Letter("schedule", (), "The constants of the forward process: a `NoiseSchedule`.", "(T + 1,) each"),
 )
 
@@ -236,10 +236,10 @@ SHAPES = {
     "L": "tokens of a text",
     "D": "length of a vector",
     "d": "dimensions of a vector",
-    "k": "how many are drawn",
-    "n": "how many",
-    "N": "how many",
-    "K": "parts of a mixture, or kept times",
+    "k": "number of draws",
+    "n": "a number",
+    "N": "a number",
+    "K": "parts of a mixture, or selected times",
     "h": "height of the grid",
     "w": "width of the grid",
     "c": "channels of the latents",
@@ -250,7 +250,7 @@ SHAPES = {
 
 
 def known_in(module: str) -> dict[str, Letter]:
-    """Name in code -> the letter that it is in a module; the first in the list that is at home there."""
+    """Return name in code -> its letter in a module; the first in the list that applies there."""
     found: dict[str, Letter] = {}
     for letter in LETTERS:
         if module.startswith(letter.modules):
@@ -260,7 +260,7 @@ def known_in(module: str) -> dict[str, Letter]:
 
 
 def symbols_in(module: str) -> dict[str, str]:
-    """Symbol, as `equations.symbol` has it -> name of the letter, in a module."""
+    """Return symbol, as of `equations.symbol` -> name of its letter in a module."""
     found: dict[str, str] = {}
     for letter in LETTERS:
         if module.startswith(letter.modules):

@@ -1,4 +1,4 @@
-"""All that pages are made of: modules, tests, who names whom, and the address of everything."""
+"""The parsed project behind the pages: modules, tests, references, and addresses."""
 
 import ast
 from collections import defaultdict
@@ -26,17 +26,17 @@ from ddpm.reading.source import (
 
 FOLDERS = ("ddpm", "models")
 DOES = ("step", "forward", "__call__", "denoise", "losses", "draw", "drawn", "update", "apply")
-"""Methods by which a class does what its docstring says."""
+"""Methods, by priority, that compute the equations of a class's docstring."""
 
 
 class Library:
-    """A project, read.
+    """A parsed project.
 
     Args:
         root: its folder, with ddpm/, models/ and tests/.
-        rooms: which modules have pages; None for those of `contents`.
+        rooms: the modules with pages; None for those of `contents`.
     Raises:
-        Mistake: for a module that is listed and not there, and an equation that no test is marked with.
+        Mistake: for a listed module that does not exist, and an equation without a test.
     """
 
     def __init__(self, root: Path, rooms: Sequence[Room] | None = None):
@@ -75,14 +75,14 @@ class Library:
         return listing.coloured(module.text, lambda word: self.address_in(name, word), letter)
 
     def address(self, full_name: str) -> str | None:
-        """Where a definition is explained, such as ddpm.forward.html#q_sample."""
+        """Return the address of a definition, such as ddpm.forward.html#q_sample, or None without a page."""
         definition = self.definitions.get(self.known.get(full_name, full_name))
         if definition is None or definition.module not in self.paged:
             return None
         return f"{definition.module}.html#{anchor(definition)}"
 
     def address_in(self, module: str, word: str) -> str | None:
-        """Where a name is explained that a module has: `at`, `Sampler.step`, `forward.q_sample`, or a full one."""
+        """Return the address of a name as a module uses it: `at`, `Sampler.step`, `forward.q_sample`, or a full one."""
         head, _, rest = word.partition(".")
         names = self.modules[module].names
         full = ".".join(filter(None, [names.get(head, head), rest]))
@@ -94,7 +94,7 @@ class Library:
         return None
 
     def naming(self, definition: Definition) -> list[Test]:
-        """Tests that name a definition and are not marked with one of its equations."""
+        """Return the tests that name a definition and are not marked with one of its equations."""
         if definition.kind in ("module", "constants"):
             return []
         owner = f"{definition.module}.{definition.name.partition('.')[0]}"
@@ -102,29 +102,29 @@ class Library:
         return [test for test in self.tests if owner in test.uses and id(test) not in marked]
 
     def equations(self, definition: Definition) -> list[tuple[Equation, int]]:
-        """What a definition quotes, with the line of each in its file."""
+        """Return the equations that a definition quotes, with the line of each in its file."""
         displays = formulas(blocks_of(definition.docstring, definition.docstring_line))
         return [(equation, display.line) for display in displays for equation in split(display.latex)]
 
     def lines_of(self, definition: Definition, equation: Equation) -> list[int]:
-        """Which lines compute an equation: those that give its left sides their values, else the whole body."""
+        """Return the lines that compute an equation: assignments to its left-hand sides, else the whole body."""
         node = definition.node
         if node is None or definition.kind == "module":
             return []
-        inner = f"{definition.name}."  # methods that are explained apart compute for their class, too
+        inner = f"{definition.name}."  # separately documented methods compute for their class, too
         of = [d for d in self.modules[definition.module].definitions if d.name.startswith(inner)]
-        shown = {line for one in (definition, *of) for line in one.lines}
+        own = {line for one in (definition, *of) for line in one.lines}
         found: set[int] = set()
         for names in equation.names:
             for name in names:
-                lines = {i for span in assigned_lines(node, name) for i in span} & shown
+                lines = {i for span in assigned_lines(node, name) for i in span} & own
                 if lines:
                     found |= lines
                     break
-        return sorted(found or self._body(node) & shown or set(definition.lines))
+        return sorted(found or self._body(node) & own or set(definition.lines))
 
     def _body(self, node: ast.AST) -> set[int]:
-        """The lines of a function's statements, or of the method by which a class does what it says."""
+        """Return the lines of a function's statements, or of the method that computes a class's equations."""
         if isinstance(node, ast.ClassDef):
             methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)}
             chosen = next((methods[name] for name in DOES if name in methods), None)
@@ -134,23 +134,23 @@ class Library:
         return {i for s in statements for i in range(s.lineno, (s.end_lineno or s.lineno) + 1)}
 
     def pages_of(self, tag: str) -> list[str]:
-        """The pages that have to show an equation: of its modules, its paper, and the list of all."""
+        """Return the pages that must include an equation: of its modules, its paper, and the list of all."""
         return [*dict.fromkeys(f"{d.module}.html" for d in self.quoted[tag]), paper_page(tag), "equations.html"]
 
 
 def anchor(definition: Definition) -> str:
-    """The id of a definition on its module's page."""
+    """Return the id of a definition on its module's page."""
     return definition.name or "top"
 
 
 def paper_page(tag: str) -> str:
-    """The page of the paper that a tag is of."""
+    """Return the page of the paper of a tag."""
     name = tag.partition(" ")[0]
     return f"paper-{slug(name)}.html" if any(paper.name == name for paper in PAPERS) else "paper-others.html"
 
 
 def in_words(lines: Sequence[int]) -> str:
-    """Numbers of lines as they are said: 88-91, 95."""
+    """Format line numbers as ranges: 88-91, 95."""
     runs: list[list[int]] = []
     for line in lines:
         if runs and line == runs[-1][-1] + 1:

@@ -1,20 +1,20 @@
-"""Code as HTML: line by line, coloured, with links to what is named and the letters of the glossary marked."""
+"""Code as HTML, line by line: syntax colours, links to definitions, and marked letters of the glossary."""
 
 from collections.abc import Callable, Sequence
 from html import escape
 
 LinkOf = Callable[[str], str | None]
-"""A name in the code -> where it is explained, or None."""
+"""A name in the code -> its address, or None."""
 GAP = '<span class="gap">⋯</span>'
 
 
 def coloured(text: str, link: LinkOf = lambda name: None, letter: LinkOf = lambda name: None) -> list[str]:
-    """The lines of a Python file as HTML.
+    """Convert the lines of a Python file to HTML.
 
     Args:
-        text: all of the file, so that strings over several lines are known for what they are.
-        link: the address of what a name stands for.
-        letter: the name in the glossary.
+        text: the whole file, so that strings over several lines are recognised.
+        link: name -> address of its definition, or None.
+        letter: name -> its name in the glossary, or None.
     """
     from pygments.lexers.python import PythonLexer
 
@@ -32,7 +32,7 @@ def coloured(text: str, link: LinkOf = lambda name: None, letter: LinkOf = lambd
 
 
 def _style(kind: str) -> str:
-    """The class of a kind of token; empty for most."""
+    """Return the CSS class of a kind of token; empty for most."""
     kind = kind.removeprefix("Token.")
     if kind.startswith("Comment"):
         return "c"
@@ -61,22 +61,22 @@ def _token(text: str, style: str, address: str | None, letter: str | None) -> st
 
 
 def listing(rows: Sequence[str], texts: Sequence[str], numbers: Sequence[int], ids: bool = True) -> str:
-    """Some lines of a file.
+    """Return the HTML of some lines of a file.
 
     Args:
         rows: all lines as HTML.
-        texts: the same as text, to see how far they are indented.
-        numbers: which are shown, from 1; blank ones at the ends are left out.
+        texts: the same as text, for their indentation.
+        numbers: of the lines to include, from 1; blank ones at the ends are left out.
         ids: whether a line can be linked to, as #L88.
     """
-    shown = [n for n in numbers if n <= len(rows)]
-    while shown and not texts[shown[0] - 1].strip():
-        shown = shown[1:]
-    while shown and not texts[shown[-1] - 1].strip():
-        shown = shown[:-1]
-    indents = [len(t) - len(t.lstrip()) for n in shown if (t := texts[n - 1]).strip()]
+    selected = [n for n in numbers if n <= len(rows)]
+    while selected and not texts[selected[0] - 1].strip():
+        selected = selected[1:]
+    while selected and not texts[selected[-1] - 1].strip():
+        selected = selected[:-1]
+    indents = [len(t) - len(t.lstrip()) for n in selected if (t := texts[n - 1]).strip()]
     cut, parts, before = min(indents, default=0), [], 0
-    for n in shown:
+    for n in selected:
         if before and n != before + 1:
             if not texts[n - 1].strip():
                 continue
@@ -88,7 +88,7 @@ def listing(rows: Sequence[str], texts: Sequence[str], numbers: Sequence[int], i
 
 
 def _without_indent(html: str, cut: int) -> str:
-    """A line without its first spaces, which stand before any markup, or within a string that began earlier."""
+    """Remove the first `cut` spaces of a line, before any markup, or within a string that began earlier."""
     if html[:cut].isspace() or not html:
         return html[cut:]
     head, tag, rest = html.partition(">")

@@ -1,4 +1,4 @@
-"""The page of a module: docstrings on the left, the code that does what they say on the right."""
+"""The page of a module: docstrings on the left, their code on the right."""
 
 from collections.abc import Sequence
 from html import escape
@@ -12,18 +12,18 @@ from ddpm.reading.page import Prose, slug
 from ddpm.reading.source import Definition, Test
 
 MOST = 12
-"""Tests that are listed of those that name a function and check none of its equations."""
+"""Tests that are listed at most, of those that name a function and check none of its equations."""
 
 
 def module_page(library: Library, name: str, figure: str = "") -> str:
-    """The body of a module's page.
+    """Return the body of a module's page.
 
     Args:
         library: the project.
         name: of the module.
-        figure: HTML that is shown under its first words.
+        figure: HTML to place under the opening.
     Raises:
-        Mistake: for LaTeX that cannot be set.
+        Mistake: for LaTeX that cannot be converted.
     """
     module = library.modules[name]
     first, *others = module.definitions
@@ -31,8 +31,8 @@ def module_page(library: Library, name: str, figure: str = "") -> str:
     blocks = blocks_of(first.docstring, first.docstring_line)
     lead, rest = (blocks[:1], blocks[1:]) if blocks and isinstance(blocks[0], Paragraph) else ((), blocks)
     title = name.rpartition(".")[2]
-    said = (writer.prose(first).inline(p.text, p.line) for p in lead if isinstance(p, Paragraph))
-    opening = "".join(f'<p class="lead">{words}</p>' for words in said)
+    paragraphs = (writer.prose(first).inline(p.text, p.line) for p in lead if isinstance(p, Paragraph))
+    opening = "".join(f'<p class="lead">{words}</p>' for words in paragraphs)
     named = [d for d in others if d.kind != "constants" and "." not in d.name and not d.name.startswith("_")]
     links = " ".join(f'<a href="#{anchor(d)}"><code>{escape(d.name)}</code></a>' for d in named)
     head = (
@@ -44,7 +44,7 @@ def module_page(library: Library, name: str, figure: str = "") -> str:
 
 
 def _letters(name: str) -> str:
-    """The letters of the page, for those who cannot point."""
+    """Return links to the letters of a page, for readers who cannot hover."""
     known = dict.fromkeys(letter.name for letter in letters.known_in(name).values())
     if not known:
         return ""
@@ -53,7 +53,7 @@ def _letters(name: str) -> str:
 
 
 class Writer:
-    """Draws the definitions of one module."""
+    """Renderer of the definitions of one module as HTML."""
 
     def __init__(self, library: Library, name: str):
         self.library, self.module = library, library.modules[name]
@@ -61,7 +61,7 @@ class Writer:
         self.texts, self.seen = self.module.text.splitlines(), set[str]()
 
     def row(self, definition: Definition) -> str:
-        """A definition: prose, code, and beneath them its tests and who names it."""
+        """Return the row of a definition: prose, code, and beneath them its tests and callers."""
         code = listing(self.library.coloured[self.module.name], self.texts, definition.lines)
         if definition.kind == "constants":
             return f'<section class="row constants"><div></div>{code}</section>\n'
@@ -76,7 +76,7 @@ class Writer:
         )
 
     def prose(self, definition: Definition) -> Prose:
-        """What draws a definition's docstring."""
+        """Return the renderer of a definition's docstring."""
 
         def equation(of: Equation, rows: Sequence[str]) -> str:
             return self._equation(definition, of, rows)
@@ -93,10 +93,10 @@ class Writer:
         return Prose(self.module.path, link, letter, self.symbols.get, equation)
 
     def _equation(self, definition: Definition, equation: Equation, rows: Sequence[str]) -> str:
-        """A display, with its number in the paper and the lines that compute it."""
-        drawn = "".join(f"<div>{row}</div>" for row in rows)
+        """Return a display, with its number in the paper and the lines that compute it."""
+        display = "".join(f"<div>{row}</div>" for row in rows)
         if not equation.tags:
-            return f'<div class="eq free">{drawn}</div>\n'
+            return f'<div class="eq free">{display}</div>\n'
         lines = self.library.lines_of(definition, equation)
         names = "".join(
             f'<a class="tag" href="{paper_page(tag)}#{slug(tag)}">{escape(tag)}</a>' for tag in equation.tags
@@ -108,23 +108,23 @@ class Writer:
         name = f' id="{ids[0]}"' if ids[0] not in self.seen else ""
         self.seen |= set(ids)
         return (
-            f'<div class="eq"{name} data-lines="{in_words(lines)}">{drawn}<p class="under">{names}{where}</p></div>\n'
+            f'<div class="eq"{name} data-lines="{in_words(lines)}">{display}<p class="under">{names}{where}</p></div>\n'
         )
 
     def _tests(self, definition: Definition) -> str:
-        """The tests of its equations, folded; then those that name it."""
+        """Return the tests of a definition's equations, folded; then those that name it."""
         marked = list(dict.fromkeys(test for tag in definition.tags for test in self.library.marked[tag]))
         parts = [test_of_equations(test, set(definition.tags)) for test in marked]
         others = self.library.naming(definition) if "." not in definition.name else []
         if others:
-            shown = "".join(f"<li><code>{escape(t.path)}::{escape(t.name)}</code></li>" for t in others[:MOST])
+            names = "".join(f"<li><code>{escape(t.path)}::{escape(t.name)}</code></li>" for t in others[:MOST])
             more = f"<li>and {len(others) - MOST} more</li>" if len(others) > MOST else ""
             title = f"{len(others)} {'more ' if marked else ''}test{'s name' if len(others) > 1 else ' names'} it"
-            parts.append(f"<details><summary>{title}</summary><ul>{shown}{more}</ul></details>")
+            parts.append(f"<details><summary>{title}</summary><ul>{names}{more}</ul></details>")
         return "".join(parts)
 
     def _callers(self, definition: Definition) -> str:
-        """Who names it, elsewhere and in this module."""
+        """Return the functions and classes that name a definition, in this module and elsewhere."""
         found = self.library.callers.get(definition.full_name, [])
         if not found:
             return ""
@@ -141,18 +141,18 @@ class Writer:
 
 
 def test_of_equations(test: Test, tags: set[str], code: bool = True) -> str:
-    """A test and the command that runs it, folded.
+    """Return a test and the command that runs it, folded.
 
     Args:
-        tags: of which it is said that it checks them.
-        code: also show its source.
+        tags: the tags to list, of those that it checks.
+        code: whether to include its source.
     """
     checks = ", ".join(tag for tag in test.tags if tag in tags)
     texts = test.code.splitlines()
-    shown = listing(coloured(test.code), texts, range(1, len(texts) + 1), ids=False) if code else ""
+    source = listing(coloured(test.code), texts, range(1, len(texts) + 1), ids=False) if code else ""
     return (
         f'<details class="test"><summary><span>Test of {escape(checks)}</span> '
         f"<code>{escape(test.name)}</code></summary>"
-        f'<div class="run"><pre>{escape(test.command)}</pre><button type="button" hidden>copy</button></div>{shown}'
+        f'<div class="run"><pre>{escape(test.command)}</pre><button type="button" hidden>copy</button></div>{source}'
         f'<p class="note">{escape(test.path)}, line {test.line}</p></details>'
     )

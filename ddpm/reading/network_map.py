@@ -1,4 +1,4 @@
-"""The map of a U-Net: what it computes, level by level, in the order in which it computes."""
+"""Diagram of a U-Net as SVG: its stages, level by level, in order of computation."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """A part of a network: what it is called, its kind, and the shape of what leaves it, (B, C, H, W)."""
+    """A stage of a network: its name, its kind, and the shape of its output, (B, C, H, W)."""
 
     name: str
     kind: str
@@ -22,10 +22,10 @@ MAP_STYLE = """.map text{font:11px system-ui,sans-serif;fill:currentColor;text-a
 
 
 def of_network(stages: Sequence[Stage]) -> str:
-    """The map of a U-Net in the order in which it computes: a level of its resolutions is a row.
+    """Return the diagram of a U-Net in order of computation, a row for each resolution.
 
     Args:
-        stages: of the network; boxes say the kind and how many channels leave it.
+        stages: of the network; boxes are labelled with the kind and the number of output channels.
     """
     sizes = sorted({stage.shape[-1] for stage in stages}, reverse=True)
     places = [

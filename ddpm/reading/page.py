@@ -1,4 +1,4 @@
-"""What every page of the site has around it, and the text of docstrings as HTML."""
+"""The frame of every page of the site, and the conversion of docstrings to HTML."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -29,27 +29,27 @@ PROTECTED = re.compile(r"(<[^>]*>[^<]*</(?:code|math|a)>|<math.*?</math>|<[^>]+>
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The page before, or after."""
+    """The previous or next page."""
 
     address: str
     title: str
 
 
 def slug(tag: str) -> str:
-    """A tag as the end of an address: DDPM (7) is DDPM-7."""
+    """Return a tag as part of an address: DDPM (7) is DDPM-7."""
     return re.sub(r"[^A-Za-z0-9]+", "-", tag.replace("++", "pp")).strip("-")
 
 
 def document(
     title: str, body: str, kind: str = "", before: Neighbour | None = None, after: Neighbour | None = None
 ) -> str:
-    """The HTML of a page of the site.
+    """Return the HTML of a page of the site.
 
     Args:
         title: plain text.
         body: HTML.
-        kind: a class of the body: what looks it has.
-        before, after: where "previous" and "next" lead.
+        kind: CSS class of the body.
+        before, after: the targets of "previous" and "next".
     """
     links = "".join(f'<a href="{address}">{name}</a>' for address, name in NAV)
     turns = ""
@@ -83,14 +83,14 @@ def document(
 
 
 class Prose:
-    """Text of a docstring as HTML.
+    """Converter of docstrings to HTML.
 
     Args:
         place: of the file, such as ddpm/forward.py.
         link: a name between backticks -> its address, or None.
         letter: a word -> its name in the glossary, or None.
         symbol: a symbol of an equation -> its name in the glossary, or None.
-        equation: draws an equation; (equation, MathML of its rows) -> HTML.
+        equation: renders an equation; (equation, MathML of its rows) -> HTML.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Prose:
         self.place, self.link, self.letter, self.symbol, self.equation = place, link, letter, symbol, equation
 
     def html(self, blocks: Sequence[d.Block]) -> str:
-        """Of blocks, in order."""
+        """Convert blocks, in order."""
         return "".join(self._block(block) for block in blocks)
 
     def _block(self, block: d.Block) -> str:
@@ -124,7 +124,7 @@ class Prose:
         return f'<div class="part"><h4>{words}</h4>{self.html(block.blocks)}</div>\n'
 
     def _flat(self, blocks: Sequence[d.Block]) -> str:
-        """A single paragraph without its own element."""
+        """Convert blocks; a single paragraph without its own element."""
         if len(blocks) == 1 and isinstance(blocks[0], d.Paragraph):
             return self.inline(blocks[0].text, blocks[0].line)
         return self.html(blocks)
@@ -141,7 +141,7 @@ class Prose:
         return self.equation(equation, [mathml(row, place, True, self.symbol) for row in equation.rows])
 
     def inline(self, text: str, line: int) -> str:
-        """A line of text: code, mathematics, emphasis, letters and shapes."""
+        """Convert a line of text: code, mathematics, emphasis, letters and shapes."""
         text = escape(text, quote=False)
         text = INLINE_MATH.sub(lambda m: mathml(_unescaped(m[1]), f"{self.place}:{line}", False, self.symbol), text)
         text = CODE.sub(lambda m: self._code(m[1] or m[2]), text)
@@ -156,19 +156,19 @@ class Prose:
     def _letters(self, text: str) -> str:
         pieces, end = [], 0
         for match in SHAPE.finditer(text):
-            if (shown := shape(match[1])).startswith("<"):
-                pieces += [self._words(text[end : match.start()]), shown]
+            if (html := shape(match[1])).startswith("<"):
+                pieces += [self._words(text[end : match.start()]), html]
                 end = match.end()
         return "".join([*pieces, self._words(text[end:])])
 
     def _words(self, text: str) -> str:
-        """Words outside of shapes: those with an index first, and what is left between them."""
+        """Convert words outside of shapes: those with an index first, then those between them."""
         pieces, end = [], 0
         for match in INDEXED.finditer(text):
             letter = self.letter(match[0].replace("{", "").replace("}", ""))
-            shown = indexed(match)
+            html = indexed(match)
             pieces.append(WORD.sub(self._word, text[end : match.start()]))
-            pieces.append(f'<span data-l="{letter}">{shown}</span>' if letter else shown)
+            pieces.append(f'<span data-l="{letter}">{html}</span>' if letter else html)
             end = match.end()
         return "".join([*pieces, WORD.sub(self._word, text[end:])])
 
@@ -179,26 +179,26 @@ class Prose:
 
 
 def indexed(match: re.Match[str]) -> str:
-    """A letter with an index as a reader has it: x_t and x_{t-1}, with the index below."""
+    """Return the HTML of a letter with an index as a subscript: x_t and x_{t-1}."""
     index = match[2] or match[3]
     return f"{match[1]}<sub>{GREEK.get(index, index.replace('-', '−'))}</sub>"
 
 
 def words(text: str) -> str:
-    """Plain text as HTML, with what stands between backticks as code and indices below."""
+    """Convert plain text to HTML, with text in backticks as code and indices as subscripts."""
     parts = re.split(r"`([^`]+)`", escape(text, quote=False))
     return "".join(f"<code>{part}</code>" if i % 2 else INDEXED.sub(indexed, part) for i, part in enumerate(parts))
 
 
 def shape(inner: str) -> str:
-    """A shape, (B, C, H, W), with what its letters mean; text in brackets that is none stays as it is."""
+    """Return the HTML of a shape, (B, C, H, W), with the meanings of its letters; other text is unchanged."""
     parts = [part.replace("T+1", "T + 1").rstrip("'") for part in inner.rstrip(",").split(", ")]
     if not all(part in SHAPES or part.isdigit() for part in parts) or parts in (["1"], ["..."], ["t"], ["s"]):
         return f"({inner})"
     if len(parts) == 1 and not inner.endswith(",") and parts[0] not in ("*", "T + 1"):
         return f"({inner})"
-    said = "; ".join(f"{part}: {SHAPES[part]}" for part in dict.fromkeys(parts) if part in SHAPES)
-    return f'<span class="shape" title="{escape(said)}" data-s="{escape(said)}">({inner})</span>'
+    meaning = "; ".join(f"{part}: {SHAPES[part]}" for part in dict.fromkeys(parts) if part in SHAPES)
+    return f'<span class="shape" title="{escape(meaning)}" data-s="{escape(meaning)}">({inner})</span>'
 
 
 def _unescaped(text: str) -> str:

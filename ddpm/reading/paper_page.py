@@ -1,4 +1,4 @@
-"""The page of a paper: its equations in its order, our lines, our tests, what differs and why."""
+"""The page of a paper: its equations in order, our lines and tests, and differences with reasons."""
 
 import re
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ UNVERIFIED = (
 )
 
 FEW = 3
-"""Equations that a page shows without a list of them at its head."""
+"""Equations up to which a page has no list of them at its head."""
 
 
 def entries(library: Library, paper: Paper) -> list[Numbered]:
-    """A paper's equations: as it counts them, then those of ours that have a name in place of a number.
+    """Return a paper's equations in its own numbering, then ours with a name in place of a number.
 
-    Raises: Mistake for one that no docstring quotes and of which nothing says why.
+    Raises: Mistake for one that no docstring quotes and that has no note.
     """
     quoted = {tag.partition(" ")[2].strip("()"): tag for tag in library.quoted if tag.partition(" ")[0] == paper.name}
     for equation in paper.equations:
@@ -38,12 +38,12 @@ def entries(library: Library, paper: Paper) -> list[Numbered]:
 
 
 def in_order(number: str) -> tuple[int, str]:
-    """Numbers as numbers, then names."""
+    """Return a sort key: numbers by value, then names."""
     return (int(number), "") if number.isdigit() else (10**6, number)
 
 
 def paper_page(library: Library, paper: Paper) -> str:
-    """The body of a paper's page.
+    """Return the body of a paper's page.
 
     Raises: Mistake as in `entries`.
     """
@@ -52,57 +52,57 @@ def paper_page(library: Library, paper: Paper) -> str:
         source += f', <a href="https://arxiv.org/abs/{paper.arxiv}">arXiv {paper.arxiv}</a>'
     found = entries(library, paper)
     ours = sum(f"{paper.name} ({equation.number})" in library.quoted for equation in found)
-    said = f"<p>{words(paper.letters)}</p>" if paper.letters else ""
-    said += f'<p class="note">{ours} of its equations are computed here, each with a test.'
+    notes = f"<p>{words(paper.letters)}</p>" if paper.letters else ""
+    notes += f'<p class="note">{ours} of its equations are computed here, each with a test.'
     if len(found) > ours:
-        said += f" Of {len(found) - ours} more it is said why not."
-    said += "</p>"
+        notes += f" {len(found) - ours} more are listed with the reason why they are not."
+    notes += "</p>"
     if len(found) > FEW:
         links = "".join(f'<a href="#{slug(f"{paper.name} ({e.number})")}">{_number(e)}</a>' for e in found)
-        said += f'<nav class="here" aria-label="Equations">{links}</nav>'
-    head = f'<header class="head"><p class="kind">{source}</p><h1>{escape(paper.title)}</h1>{said}</header>\n'
+        notes += f'<nav class="here" aria-label="Equations">{links}</nav>'
+    head = f'<header class="head"><p class="kind">{source}</p><h1>{escape(paper.title)}</h1>{notes}</header>\n'
     return head + "".join(_entry(library, f"{paper.name} ({equation.number})", equation) for equation in found)
 
 
 def others_page(library: Library) -> str:
-    """The body of the page of all tags that are of no listed paper."""
+    """Return the body of the page of all tags of no listed paper."""
     tags = sorted(other_tags(library))
     head = f'<header class="head"><h1>{OTHERS}</h1></header>\n'
     return head + "".join(_entry(library, tag, Numbered(tag)) for tag in tags)
 
 
 def other_tags(library: Library) -> list[str]:
-    """The tags of no listed paper."""
+    """Return the tags of no listed paper."""
     names = {paper.name for paper in PAPERS}
     return [tag for tag in library.quoted if tag.partition(" ")[0] not in names]
 
 
 def _entry(library: Library, tag: str, equation: Numbered) -> str:
-    """An equation of a paper."""
-    shown = f'<p class="number">{_number(equation)}</p>'
+    """Return the section of an equation of a paper."""
+    number = f'<p class="number">{_number(equation)}</p>'
     what = f"<p>{words(equation.what)}</p>" if equation.what else ""
     note = f'<p class="note">{_linked(library, words(equation.note))}</p>' if equation.note else ""
     mark = "" if equation.verified else UNVERIFIED
     if tag not in library.quoted:
         return (
-            f'<section class="numbered" id="{slug(tag)}">{shown}<div class="absent">{what}{mark}{note}</div>'
+            f'<section class="numbered" id="{slug(tag)}">{number}<div class="absent">{what}{mark}{note}</div>'
             f'<div class="absent"><p class="note">Not computed here under this number.</p></div></section>\n'
         )
     left, right = [what], []
     for definition in library.quoted[tag]:
         for of, line in library.equations(definition):
             if tag in of.tags:
-                left.append(_drawn(library, definition, of, line))
+                left.append(_display(library, definition, of, line))
                 right.append(_lines(library, definition, of))
     tests = "".join(test_of_equations(test, {tag}, code=False) for test in dict.fromkeys(library.marked[tag]))
     return (
-        f'<section class="numbered" id="{slug(tag)}">{shown}<div>{"".join(left)}{mark}{note}</div>'
+        f'<section class="numbered" id="{slug(tag)}">{number}<div>{"".join(left)}{mark}{note}</div>'
         f'<div>{"".join(right)}</div><div class="below">{tests}</div></section>\n'
     )
 
 
 def _linked(library: Library, html: str) -> str:
-    """A note, whose equations of other papers, such as DDPM (13), lead to where they are computed."""
+    """Link the tags in a note, such as DDPM (13), to the equations."""
 
     def link(match: re.Match[str]) -> str:
         tag = match[0]
@@ -112,11 +112,11 @@ def _linked(library: Library, html: str) -> str:
 
 
 def _number(equation: Numbered) -> str:
-    """How an equation is called on the page of its paper: (7), or by its name."""
+    """Return the heading of an equation on the page of its paper: (7), or its name."""
     return escape(equation.number if re.search(r"[A-Za-z]", equation.number) else f"({equation.number})")
 
 
-def _drawn(library: Library, definition: Definition, equation: Equation, line: int) -> str:
+def _display(library: Library, definition: Definition, equation: Equation, line: int) -> str:
     place = f"{library.modules[definition.module].path}:{line}"
     symbols = letters.symbols_in(definition.module)
     rows: Sequence[str] = [mathml(row, place, True, symbols.get) for row in equation.rows]
@@ -124,7 +124,7 @@ def _drawn(library: Library, definition: Definition, equation: Equation, line: i
 
 
 def _lines(library: Library, definition: Definition, equation: Equation) -> str:
-    """Where it is computed, and how."""
+    """Return the lines that compute an equation, with their place."""
     module = library.modules[definition.module]
     lines = library.lines_of(definition, equation)
     where = f"{module.path}, line{'s' * (len(lines) > 1)} {in_words(lines)}" if lines else module.path

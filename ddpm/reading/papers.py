@@ -1,6 +1,6 @@
-"""The papers whose equations are computed here: in their order, and what differs.
+"""The papers whose equations are computed here, with their equations in order and the differences.
 
-A number stands here only where it is known from the paper. What a paper numbers and nobody computes here says why.
+A number is listed only where it is known from the paper. A note gives the reason where an equation is not computed.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Numbered:
-    """An equation as its paper counts it.
+    """An equation in the numbering of its paper.
 
     Args:
         number: as in a tag: "7" is DDPM (7).
-        what: what it is, in words.
-        note: what differs here, and why; or, where no docstring quotes it, why nobody computes it.
+        what: description.
+        note: the differences here, with reasons; or, where no docstring quotes it, why it is not computed.
         verified: False where the number was not found in a second public text.
     """
 
@@ -25,12 +25,12 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper, by the name that tags give it.
+    """A paper, identified by its name in tags.
 
     Args:
         name: of tags.
         title, authors, year, arxiv: as printed; no number for what is not on arXiv.
-        letters: how its letters differ from ours.
+        letters: differences of its notation from ours.
         equations: in the paper's order; tags that are not listed here follow in the order of their names.
     """
 
@@ -143,7 +143,7 @@ PAPERS = (
             N(
                 "15",
                 "A learned variance, between beta_tilde and beta.",
-                "v is what the network says, from [-1, 1] to [0, 1], as in the authors' code; at t = 1 "
+                "v is the network's output, mapped from [-1, 1] to [0, 1], as in the authors' code; at t = 1 "
                 "beta_tilde is 0, and that of t = 2 stands in.",
             ),
             N("16", "The hybrid loss.", "The bound sends no gradient to the mean, as the paper says in words."),
@@ -152,7 +152,7 @@ PAPERS = (
                 "The cosine schedule.",
                 "Betas are clipped to 0.999, as in the paper's text. Some copies count it as (16).",
             ),
-            N("18", "Times drawn by their losses.", "Ten losses a time are kept, as in the paper's text.", False),
+            N("18", "Times drawn by their losses.", "Ten losses a time are stored, as in the paper's text.", False),
             N("19", "The betas of a shorter chain.", "", False),
         ),
     ),
@@ -256,7 +256,7 @@ PAPERS = (
             N(
                 "table 1",
                 "The scales c_skip, c_out, c_in and c_noise.",
-                "A network that takes our t is not told c_noise, but the t that has this noise level.",
+                "A network that takes our t is conditioned not on c_noise, but on the t of this noise level.",
             ),
             N("noise levels", "Levels that are lognormal.", "Rounded to times of the schedule."),
             N("Algorithm 1", "Heun's method."),
@@ -370,11 +370,11 @@ PAPERS = (
         "",
         (
             N("1", "The loss of a diffusion model.", "Computed as DDPM (14)."),
-            N("2", "The same of latents.", "The loss is the same function; what it is given are latents of a `Codec`."),
+            N("2", "The same for latents.", "The loss is the same function, applied to latents of a `Codec`."),
             N(
                 "3",
                 "The same with a condition.",
-                "A condition is an argument of the network; the loss does not know of it.",
+                "A condition is an argument of the network; the loss does not depend on it.",
             ),
             N("scaled latents", "Latents of unit variance.", "The mean is taken off, too; the paper has m = 0."),
             N("cross-attention", "Pixels that attend to tokens."),
@@ -733,8 +733,8 @@ PAPERS = (
         2022,
         "2212.09748",
         letters=(
-            "Frequencies of positions are those of MAE, column before row. The network is told our t, and "
-            "predicts what the diffusion asks for."
+            "Frequencies of positions are those of MAE, column before row. The network is conditioned on our t, "
+            "and predicts the target of the diffusion."
         ),
     ),
     Paper(
@@ -744,8 +744,8 @@ PAPERS = (
         2023,
         "2312.02696",
         letters=(
-            "The network is told our t by fixed sines and cosines, not a noise level by random ones. Stored "
-            "weights get their norm back after the optimizer's step, not in the forward pass. Averages are put "
+            "The network is conditioned on our t by fixed sines and cosines, not on a noise level by random ones. "
+            "Stored weights get their norm back after the optimizer's step, not in the forward pass. Averages are put "
             "together from snapshots whose shares add up to 1."
         ),
     ),
@@ -794,7 +794,7 @@ PAPERS = (
         2020,
         "2003.08934",
         letters=(
-            "Coordinates themselves stand beside their sines, and the longest wavelength is that of standardised data."
+            "Coordinates are concatenated to their sines, and the longest wavelength is that of standardised data."
         ),
     ),
     Paper(
@@ -822,7 +822,7 @@ PAPERS = (
         "Kynkäänniemi et al.",
         2019,
         "1904.06991",
-        letters=("Its realism score is not computed here. The features are those of the measure that is asked for."),
+        letters=("Its realism score is not computed here. The features are those of the requested measure."),
     ),
     Paper(
         "Naeem",
@@ -830,7 +830,7 @@ PAPERS = (
         "Naeem et al.",
         2020,
         "2002.09797",
-        letters=("The features are those of the measure that is asked for; balls are of real images alone."),
+        letters=("The features are those of the requested measure; balls are of real images alone."),
     ),
     Paper(
         "Muon",
@@ -853,4 +853,4 @@ PAPERS = (
 )
 
 OTHERS = "Definitions of our own, and of textbooks"
-"""What tags of other names are of; they share a page each, without a paper."""
+"""Title of the page of all tags of no listed paper."""

@@ -18,7 +18,7 @@ function plain(text) {
   return signs.replace(/[\s_().,\-]+/g, " ").trim();
 }
 
-// 0 is what was asked for; a number alone, as in "eq 12", is that of each paper, in the order of papers
+// 0 is an exact match; a number alone, as in "eq 12", is that of each paper, in the order of papers
 function rankOf(title, whole, words) {
   if (title === whole) return 0;
   if (/^\d+$/.test(whole) && title.endsWith(` ${whole}`)) return 1;

@@ -1,4 +1,4 @@
-"""The whole site: every page, the search, and the check that no link is dead."""
+"""The whole site: its pages, the search index, and the check for dead links."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from ddpm.reading.paper_page import entries, in_order, other_tags, others_page, 
 from ddpm.reading.papers import OTHERS, PAPERS, Numbered, Paper
 
 LARGEST = 5 * 10**6
-"""Bytes of the whole site."""
+"""Largest size of the whole site, in bytes."""
 FIRST = 13
-"""Papers that the first page names."""
+"""Number of papers listed on the first page."""
 NETWORK = "models.unet"
-"""Whose page has the map of a network."""
+"""The module whose page has the diagram of a network."""
 
 
 def build(
@@ -37,18 +37,18 @@ def build(
     network_is: str = "",
     rooms: Sequence[Room] | None = None,
 ) -> Path:
-    """Read a project and write its site.
+    """Parse a project and write its site.
 
     Args:
         root: the project's folder.
-        out: where the pages go; what it holds of an older site is replaced.
-        network: the parts of the composed network, for its map; none for no map.
-        network_is: what it is composed of, in words.
+        out: the folder of the pages; an older site in it is replaced.
+        network: the stages of the composed network, for its diagram; none for no diagram.
+        network_is: description of that network.
         rooms: as in `Library`.
     Returns:
-        The page to open.
+        The path of the first page.
     Raises:
-        Mistake: for what is wrong in the source, with its place; nothing is then written.
+        Mistake: for an error in the source, with its place; nothing is then written.
     """
     library = Library(root, rooms)
     pages = Pages(library, read_chapters(), os.path.relpath(root, out))
@@ -66,11 +66,11 @@ def build(
 
 
 class Pages:
-    """Draws the pages of a library.
+    """Renderer of the pages of a library.
 
     Args:
-        chapters: of the way through.
-        home: the project's folder as seen from the site, for links to notebooks.
+        chapters: of the introduction.
+        home: path of the project's folder relative to the site, for links to notebooks.
     """
 
     def __init__(self, library: Library, chapters: Sequence[Chapter], home: str):
@@ -79,9 +79,9 @@ class Pages:
         self.papers = [paper for paper in PAPERS if paper.name in names or paper.equations]
 
     def all(self, network: Sequence[network_map.Stage] = (), network_is: str = "") -> dict[str, str]:
-        """File name -> content, of everything.
+        """Return file name -> content, of the whole site.
 
-        Raises: Mistake for what is wrong in the source.
+        Raises: Mistake for an error in the source.
         """
         library = self.library
         order = [("index.html", "Contents"), *((c.page, c.title) for c in self.chapters)]
@@ -116,12 +116,12 @@ class Pages:
         return made
 
     def _turns(self, order: Sequence[tuple[str, str]]) -> Mapping[str, Mapping[str, Neighbour | None]]:
-        """Page -> the one before and the one after, as arguments of `document`."""
+        """Return page -> previous and next page, as arguments of `document`."""
         neighbours = [None, *(Neighbour(*page) for page in order), None]
         return {page[0]: {"before": neighbours[i], "after": neighbours[i + 2]} for i, page in enumerate(order)}
 
     def resolve(self, target: str) -> tuple[str, str] | None:
-        """What stands in double brackets in a chapter: an equation, a module or what is in it, a notebook."""
+        """Return address and name of a link in a chapter: an equation, a module, a definition or a notebook."""
         if target in self.library.quoted:
             return f"{page_of(target)}#{slug(target)}", escape(target)
         if target.startswith("notebook "):
@@ -135,20 +135,20 @@ class Pages:
         return address.removesuffix("#top"), f"<code>{escape(target.rpartition('.')[2])}</code>"
 
     def _figure(self, name: str, network: Sequence[network_map.Stage], network_is: str) -> str:
-        """The figure of a module, if it has one."""
+        """Return the figure of a module, or ""."""
         if name == NETWORK and network:
             caption = f"{network_is} In the order in which it computes; numbers are channels. Orange: attention."
-            drawn = network_map.of_network(network)
-            return f'<figure tabindex="0">{drawn}<figcaption>{escape(caption)}</figcaption></figure>\n'
+            diagram = network_map.of_network(network)
+            return f'<figure tabindex="0">{diagram}<figcaption>{escape(caption)}</figcaption></figure>\n'
         if name not in figures.FIGURES:
             return ""
         caption = words(figures.FIGURES[name][1])
-        return f"<figure>{figures.drawn(name)}<figcaption>{caption}</figcaption></figure>\n"
+        return f"<figure>{figures.figure_of(name)}<figcaption>{caption}</figcaption></figure>\n"
 
     def _index(self) -> str:
-        """The page to open: the way through, then all modules."""
+        """Return the first page: the chapters, then all modules."""
         counted = (
-            f"{len(self.library.quoted)} equations, each beside the lines that compute it and the test that checks it."
+            f"{len(self.library.quoted)} equations, each next to the lines that compute it and the test that checks it."
         )
         way = "".join(
             f'<li><div><a href="{chapter.page}">{escape(chapter.title)}</a>{self._first_words(chapter)}</div></li>'
@@ -165,12 +165,12 @@ class Pages:
             f'<p>By paper: {papers}, <a href="papers.html">and all others</a>. Press <code>/</code> to search, '
             "<code>←</code> and <code>→</code> to turn pages.</p></header>"
             f'<h2>A way through</h2><ol class="way">{way}</ol><h2>Every module</h2>'
-            '<p class="note">Beside a name: how many equations of papers it computes.</p>'
+            '<p class="note">The number next to a name: how many equations of papers it computes.</p>'
             f'<div class="rooms">{rooms}</div>'
         )
 
     def _first_words(self, chapter: Chapter) -> str:
-        """The first sentence of a chapter, as HTML."""
+        """Return the first sentence of a chapter, as HTML."""
         return html_of(_first_sentence(chapter.opening), chapter.path, chapter.first_line, self.resolve)
 
     def _module(self, name: str) -> str:
@@ -183,7 +183,7 @@ class Pages:
         )
 
     def _papers(self) -> str:
-        """All papers, with how many of their equations are computed."""
+        """Return the page of all papers, with the numbers of their computed equations."""
         rows = []
         for paper in self.papers:
             ours = sum(f"{paper.name} ({e.number})" in self.library.quoted for e in entries(self.library, paper))
@@ -198,7 +198,7 @@ class Pages:
         return f"<h1>Papers</h1>{_table(head, rows)}"
 
     def _equations(self) -> str:
-        """All equations with their functions and tests."""
+        """Return the page of all equations with their functions and tests."""
         rows = []
         rank = {paper.name: i for i, paper in enumerate(PAPERS)}
 
@@ -220,7 +220,7 @@ class Pages:
         return f"<h1>Equations</h1>{_table(head, rows)}"
 
     def _letters(self) -> str:
-        """The glossary."""
+        """Return the page of the glossary."""
         rows = []
         for letter in letters.LETTERS:
             symbol = " ".join(mathml(latex, "ddpm/reading/letters.py") for latex in letter.latex[:1])
@@ -230,23 +230,23 @@ class Pages:
                 f"<td>{words(letter.meaning)}</td>"
                 f'<td>{escape(letter.shape)}</td><td class="note">{there}</td></tr>'
             )
-        head = "<tr><th>in code</th><th>letter</th><th>what it is</th><th>shape</th><th>elsewhere</th></tr>"
+        head = "<tr><th>in code</th><th>letter</th><th>meaning</th><th>shape</th><th>elsewhere</th></tr>"
         shapes = "".join(
             f"<tr><td><code>{escape(k)}</code></td><td>{escape(v)}</td></tr>" for k, v in letters.SHAPES.items()
         )
-        said = "The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data."
-        return f"<h1>Letters</h1><p>{said}</p>{_table(head, rows)}<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
+        note = "The paper's index is the array's index: every constant has T + 1 entries, and t = 0 is data."
+        return f"<h1>Letters</h1><p>{note}</p>{_table(head, rows)}<h2>Shapes</h2><table><tbody>{shapes}</tbody></table>"
 
     def _entry(self, paper: str, equation: Numbered) -> tuple[str, str, str]:
-        """An equation as it is searched, whether it is computed or listed alone; of no paper, its number is its tag."""
+        """Return the search entry of an equation, computed or only listed; without a paper, its number is its tag."""
         tag = f"{paper} ({equation.number})" if paper else equation.number
-        said = [equation.what]
+        texts = [equation.what]
         for first in self.library.quoted.get(tag, [])[:1]:
-            said.append(f"{first.name or first.module}: {first.docstring.partition(chr(10))[0]}")
-        return tag, f"{page_of(tag)}#{slug(tag)}", " ".join(["Equation.", *filter(None, said)])
+            texts.append(f"{first.name or first.module}: {first.docstring.partition(chr(10))[0]}")
+        return tag, f"{page_of(tag)}#{slug(tag)}", " ".join(["Equation.", *filter(None, texts)])
 
     def entries(self) -> list[tuple[str, str, str]]:
-        """What is searched: (title, address, text)."""
+        """Return the search index: (title, address, text)."""
         library = self.library
         found = [
             (chapter.title, chapter.page, f"Chapter {chapter.number}. {chapter.opening}") for chapter in self.chapters
@@ -257,27 +257,27 @@ class Pages:
             for d in library.modules[name].definitions:
                 if d.kind == "constants":
                     continue
-                said = d.docstring.partition("\n")[0]
+                summary = d.docstring.partition("\n")[0]
                 tags = " ".join(d.tags)
                 title = d.name or name
                 found.append(
-                    (title, f"{name}.html{f'#{anchor(d)}' if d.name else ''}", f"{name}: {said} {tags}".strip())
+                    (title, f"{name}.html{f'#{anchor(d)}' if d.name else ''}", f"{name}: {summary} {tags}".strip())
                 )
         for paper in self.papers:
             found.append((paper.title, _page(paper), f"{paper.name}, {paper.authors}, {paper.year} {paper.arxiv}"))
         for letter in letters.LETTERS:
-            said = " ".join(["Letter.", letter.meaning, *dict.fromkeys(map(symbol, letter.latex))])
-            found.append((letter.name, f"letters.html#{letter.name}", said))
+            text = " ".join(["Letter.", letter.meaning, *dict.fromkeys(map(symbol, letter.latex))])
+            found.append((letter.name, f"letters.html#{letter.name}", text))
         return found
 
 
 def _table(head: str, rows: Sequence[str]) -> str:
-    """A table that scrolls by itself where it is wider than the page."""
+    """Return a table that scrolls by itself where it is wider than the page."""
     return f'<div class="wide"><table class="stack"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _page(paper: Paper) -> str:
-    """Where a paper stands."""
+    """Return the page of a paper."""
     return page_of(f"{paper.name} (1)")
 
 
@@ -301,7 +301,7 @@ def _json(value: object) -> str:
 
 
 class _Anchors(HTMLParser):
-    """The ids of a page, and where its links lead."""
+    """Collector of the ids and link targets of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class _Anchors(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element."""
+        """Record the id and links of an element."""
         for name, value in attrs:
             if name == "id" and value:
                 self.ids.append(value)
@@ -318,10 +318,10 @@ class _Anchors(HTMLParser):
 
 
 def check_links(made: Mapping[str, str]) -> None:
-    """Refuse a site with a link to a page or a place in one that is not there, and a page with an id twice.
+    """Raise Mistake for a link to a missing page or id, and for an id that occurs twice on a page.
 
     Args:
-        made: file name -> content. Links to the project around it (../) and to arXiv are let through.
+        made: file name -> content. Links to notebooks, to data and to arXiv are not checked.
     Raises:
         Mistake: naming the page.
     """

@@ -1,4 +1,4 @@
-"""Modules as text: their definitions, who names whom, and the tests. Nothing is imported."""
+"""Static parsing of modules and tests: definitions, references and tags. Nothing is imported."""
 
 import ast
 import re
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TAG = re.compile(r"\[([A-Za-z][\w+-]* \([^()\[\]]+\))\]")
-"""Of an equation that a docstring quotes: a paper, and a number or name in brackets."""
+"""The tag of an equation that a docstring quotes: a paper, and a number or name in brackets."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A module, a class, a function or a method, or constants that stand between them.
+    """A module, a class, a function or a method, or constants between them.
 
     Args:
         module: dotted, `ddpm.forward`.
         name: dotted within the module, `DDIM.step`; empty for the module itself.
         kind: "module", "class", "function" or "constants".
         docstring: without its indentation.
-        docstring_line: where it begins in the file.
-        lines: numbers of the lines that are its code, without the docstring and what has a place of its own.
-        node: its syntax; None for constants.
+        docstring_line: line of the file at which it begins.
+        lines: line numbers of its code, without the docstring and separately listed methods.
+        node: its syntax tree; None for constants.
     """
 
     module: str
@@ -37,25 +37,25 @@ class Definition:
 
     @property
     def full_name(self) -> str:
-        """`ddpm.samplers.ddim.DDIM.step`."""
+        """The dotted name with the module: `ddpm.samplers.ddim.DDIM.step`."""
         return f"{self.module}.{self.name}" if self.name else self.module
 
     @property
     def tags(self) -> list[str]:
-        """Of the equations that it quotes, in order."""
+        """The tags of the equations that it quotes, in order."""
         return list(dict.fromkeys(TAG.findall(self.docstring)))
 
 
 @dataclass(frozen=True)
 class Module:
-    """A file of Python.
+    """A Python module.
 
     Args:
         name: dotted.
         path: from the root of the project, with slashes.
-        text: all of it.
+        text: the whole file.
         definitions: in the order of the file, the module itself first.
-        names: what a name in it stands for, by imports and definitions: `at` is `ddpm.schedules.at`.
+        names: name in it -> full name, by imports and definitions: `at` is `ddpm.schedules.at`.
     """
 
     name: str
@@ -70,11 +70,11 @@ class Test:
     """A test function.
 
     Args:
-        path, name, line: where it stands.
+        path, name, line: its place.
         code: its source with its decorators.
         tags: of the equations that it checks.
-        slow: whether it runs with `-m slow` alone.
-        uses: full names of what it names.
+        slow: whether it runs only with `-m slow`.
+        uses: full names of the definitions that it names.
     """
 
     path: str
@@ -87,12 +87,12 @@ class Test:
 
     @property
     def command(self) -> str:
-        """What runs it, and nothing else."""
+        """The command that runs this test alone."""
         return f"python -m pytest{' -m slow' if self.slow else ''} {self.path}::{self.name}"
 
 
 def read_modules(root: Path, folders: Iterable[str]) -> dict[str, Module]:
-    """All modules of these folders, by dotted name.
+    """Parse all modules of these folders; return them by dotted name.
 
     Raises: SyntaxError for a file that is not Python.
     """
@@ -101,7 +101,7 @@ def read_modules(root: Path, folders: Iterable[str]) -> dict[str, Module]:
 
 
 def read_module(root: Path, path: Path) -> Module:
-    """One file, as a module of the project whose root is given."""
+    """Parse a file as a module of the project with this root."""
     relative = path.relative_to(root)
     name = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
     text = path.read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def read_module(root: Path, path: Path) -> Module:
 
 
 def _definitions(module: str, tree: ast.Module) -> Iterator[Definition]:
-    """The module, then what stands at its top: functions, classes with their methods, constants between them."""
+    """Yield the module, then its top-level functions, classes with their methods, and constants between them."""
     docstring, line = _docstring(tree)
     yield Definition(module, "", "module", docstring, line, (), tree)
     constants: list[ast.stmt] = []
@@ -128,7 +128,7 @@ def _definitions(module: str, tree: ast.Module) -> Iterator[Definition]:
 
 
 def _class(module: str, node: ast.ClassDef) -> Iterator[Definition]:
-    """A class with the code of its short methods; then every method that says more than one line of itself."""
+    """Yield a class with its short methods, then every method with a docstring of more than one line."""
     docstring, line = _docstring(node)
     own = [m for m in node.body if isinstance(m, Function) and "\n" in (ast.get_docstring(m) or "")]
     taken = {i for method in own for i in _span(method)} | _docstring_lines(node)
@@ -145,7 +145,7 @@ def _function(module: str, node: Function, prefix: str) -> Definition:
 
 
 def _constants(module: str, nodes: list[ast.stmt]) -> Iterator[Definition]:
-    """What is assigned between definitions, named by the first name."""
+    """Yield the constants assigned between definitions, named by the first of them."""
     assigned = [name for node in nodes for name in _targets(node)]
     if assigned:
         lines = tuple(i for node in nodes for i in _span(node))
@@ -153,13 +153,13 @@ def _constants(module: str, nodes: list[ast.stmt]) -> Iterator[Definition]:
 
 
 def _targets(node: ast.stmt) -> list[str]:
-    """The names that a statement assigns."""
+    """Return the names that a statement assigns."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def _docstring(node: ast.Module | ast.ClassDef | Function) -> tuple[str, int]:
-    """(text, the line that it begins in)."""
+    """Return (docstring, line at which it begins)."""
     text = ast.get_docstring(node)
     return (text, node.body[0].lineno) if text else ("", node.body[0].lineno if node.body else 1)
 
@@ -169,20 +169,20 @@ def _docstring_lines(node: ast.ClassDef | Function) -> set[int]:
 
 
 def _span(node: ast.stmt) -> range:
-    """The lines of a statement, from its first decorator."""
+    """Return the lines of a statement, from its first decorator."""
     decorators = getattr(node, "decorator_list", [])
     first = min([node.lineno, *(d.lineno for d in decorators)])
     return range(first, (node.end_lineno or node.lineno) + 1)
 
 
 def imported_names(tree: ast.Module, module: str, package: bool = False, deep: bool = True) -> dict[str, str]:
-    """What each imported name stands for: {"at": "ddpm.schedules.at"}.
+    """Return imported name -> full name: {"at": "ddpm.schedules.at"}.
 
     Args:
         tree: of a module.
         module: its name, to which relative imports are relative.
         package: whether it is the `__init__` of a package.
-        deep: imports within functions count, too.
+        deep: whether to include imports within functions.
     """
     names: dict[str, str] = {}
     for node in ast.walk(tree) if deep else tree.body:
@@ -198,7 +198,7 @@ def imported_names(tree: ast.Module, module: str, package: bool = False, deep: b
 
 
 def known_names(modules: Mapping[str, Module]) -> dict[str, str]:
-    """Full name -> the full name where it is defined: `ddpm.samplers.DDIM` is `ddpm.samplers.ddim.DDIM`."""
+    """Return full name -> full name of its definition: `ddpm.samplers.DDIM` is `ddpm.samplers.ddim.DDIM`."""
     known = {d.full_name: d.full_name for m in modules.values() for d in m.definitions if d.kind != "constants"}
     for module in modules.values():
         for name, full in module.names.items():
@@ -208,7 +208,7 @@ def known_names(modules: Mapping[str, Module]) -> dict[str, str]:
 
 
 def uses(node: ast.AST, names: Mapping[str, str], known: Mapping[str, str]) -> set[str]:
-    """Full names of what a piece of code names: by a plain name, or as an attribute of a module or class."""
+    """Return full names of the definitions that code names, directly or as an attribute of a module or class."""
     found = set()
     for inner in ast.walk(node):
         if isinstance(inner, ast.Name | ast.Attribute):
@@ -220,7 +220,7 @@ def uses(node: ast.AST, names: Mapping[str, str], known: Mapping[str, str]) -> s
 
 
 def dotted(node: ast.AST) -> list[str]:
-    """The parts of a.b.c; [""] where it does not begin with a name."""
+    """Return the parts of a.b.c; [""] where it does not begin with a name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.insert(0, node.attr)
@@ -229,10 +229,10 @@ def dotted(node: ast.AST) -> list[str]:
 
 
 def callers(modules: Mapping[str, Module], known: Mapping[str, str]) -> dict[str, list[str]]:
-    """Full name of what is named -> full names of the functions and classes that name it, other than itself."""
+    """Return full name of a definition -> full names of the other functions and classes that name it."""
     found = defaultdict(list)
     for module in modules.values():
-        if module.name.startswith("ddpm.reading"):  # which names what it shows
+        if module.name.startswith("ddpm.reading"):  # which names what it documents
             continue
         for definition in module.definitions:
             if definition.node is None or definition.kind == "module" or "." in definition.name:
@@ -243,7 +243,7 @@ def callers(modules: Mapping[str, Module], known: Mapping[str, str]) -> dict[str
 
 
 def words_of(code: str, names: Mapping[str, str], known: Mapping[str, str]) -> set[str]:
-    """The same as `uses`, of text: for tests it is enough that a name occurs."""
+    """Return the same as `uses` for source text: for tests it is enough that a name occurs."""
     found = set()
     for head, rest in {
         (w.partition(".")[0], w.partition(".")[2]) for w in re.findall(r"(?<![\w.])[A-Za-z_][\w.]*", code)
@@ -257,14 +257,14 @@ def words_of(code: str, names: Mapping[str, str], known: Mapping[str, str]) -> s
 
 
 def _marked(decorator: ast.expr) -> list[str]:
-    """The tags of `pytest.mark.equation(...)`, or none."""
+    """Return the tags of `pytest.mark.equation(...)`, or none."""
     if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.equation":
         return [a.value for a in decorator.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return []
 
 
 def read_tests(root: Path, known: Mapping[str, str]) -> list[Test]:
-    """All tests of the folder tests, in the order of files and lines."""
+    """Parse all tests of the folder tests, in the order of files and lines."""
     tests = []
     for path in sorted((root / "tests").glob("test_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -283,7 +283,7 @@ def read_tests(root: Path, known: Mapping[str, str]) -> list[Test]:
 
 
 def assigned_lines(node: ast.AST, name: str) -> list[range]:
-    """The lines of the statements within a definition that give a name its value, as a name or as self.name."""
+    """Return the lines of the statements in a definition that assign a name, or an attribute of this name."""
     found = []
     for inner in ast.walk(node):
         targets: list[ast.expr] = []

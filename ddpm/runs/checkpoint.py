@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there, and hold no code.
+"""Atomically written checkpoints that contain no code.
 
-A checkpoint is a folder `checkpoints/STEP`: of every module that is trained its weights and their average, as
+A checkpoint is a folder `checkpoints/STEP`: the weights and averaged weights of every trained module, as
 safetensors (see `files_of`); state.pt (optimizers and counters, loaded with weights_only=True); and manifest.json
 (format, step, held-out loss, modules, checksums of the frozen modules, sha256 of each file).
 
-A version reads the checkpoints of every format up to its own FORMAT; those of a newer one it refuses. Format 1 knew one
-module, "model", with one optimizer.
+A version reads the checkpoints of every format up to its own FORMAT and refuses newer ones. Format 1 had one module,
+"model", with one optimizer.
 """
 
 import functools
@@ -33,32 +33,32 @@ from ddpm.runs.files import flush, read_json, regular_size, replacing, shortened
 
 FORMAT = 2
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a module
-LARGEST = 16 * 2**30  # bytes of a part: the optimizer's numbers for a network of two thousand million parameters
+LARGEST = 16 * 2**30  # bytes of one file: the optimizer state of a network of two thousand million parameters
 LARGEST_MANIFEST = 64 * 1024  # bytes
-LARGEST_PICKLE = 4 * 2**20  # bytes of what says which tensors a state has, without their numbers
+LARGEST_PICKLE = 4 * 2**20  # bytes of the pickle that lists a state's tensors, without their values
 MOST = 10**6  # values in a state
-REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # weights of one are read as any other
-PLAIN = re.compile(  # the names in the pickle of a state: a tensor, its numbers, its hooks, of which there are none
+REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # weights of one load into any other
+PLAIN = re.compile(  # the names in the pickle of a state: a tensor, its storage, its (empty) dictionary of hooks
     r"torch\._utils _rebuild_tensor_v2|collections OrderedDict"
     r"|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
 
 
 def files_of(module: str) -> tuple[str, str]:
-    """The files of a module's weights and of their average: model.safetensors and ema.safetensors for "model"."""
+    """Return the file names of a module's weights and averages: model.safetensors, ema.safetensors for "model"."""
     return f"{module}.safetensors", "ema.safetensors" if module == "model" else f"{module}.ema.safetensors"
 
 
 def modules_of(path: Path) -> list[str]:
-    """The names of the modules in a checkpoint.
+    """Return the names of the modules in a checkpoint.
 
-    Raises: ValueError for a manifest that does not say.
+    Raises: ValueError for a manifest that does not list them.
     """
     return _modules(read_json(path / "manifest.json", LARGEST_MANIFEST))
 
 
 def weights_of(path: Path, averaged: bool = False) -> dict[str, Path]:
-    """Module -> the file of its weights in a checkpoint, or of their average."""
+    """Return module -> the file of its weights in a checkpoint, or of its averaged weights."""
     return {name: path / files_of(name)[averaged] for name in modules_of(path)}
 
 
@@ -76,7 +76,7 @@ def _modules(manifest: Any) -> list[str]:
 
 
 def _parts(manifest: Any) -> list[str]:
-    """The files of a checkpoint, but for the manifest itself."""
+    """Return the file names of a checkpoint, without the manifest."""
     return [*(name for module in _modules(manifest) for name in files_of(module)), "state.pt"]
 
 
@@ -90,18 +90,18 @@ def save(
     frozen: Mapping[str, str] = MappingProxyType({}),
     n: float | None = None,
 ) -> Path:
-    """Write folder/step: under a temporary name, flushed to disk, read back, then renamed.
+    """Write the checkpoint folder/step: under a temporary name, flushed to disk, read back, then renamed.
 
     Args:
         folder: the run's `checkpoints` folder.
-        modules, averages: what is trained, by name, and its averaged weights by the same names.
-        state: what else resuming needs; tensors, numbers, strings and containers of them.
-        held_out: the averaged weights' loss on the held-out part, if it was measured.
-        frozen: the checksums of modules that were used and not trained.
-        n: how many held-out samples that is the loss of; None for all.
+        modules, averages: the trained modules by name, and their averaged weights by the same names.
+        state: everything else that resuming needs; tensors, numbers, strings and containers of them.
+        held_out: the held-out loss of the averaged weights, if it was measured.
+        frozen: the checksums of modules that were used but not trained.
+        n: number of held-out samples behind `held_out`; None for all.
     Returns: the checkpoint's folder.
-    Raises: OSError if it cannot be written, or reads otherwise than it was written. Nothing is left of it then, and all
-        that was there before stands.
+    Raises: OSError if it cannot be written, or reads back differently. Nothing of it remains then, and earlier
+        checkpoints are untouched.
     """
     final, temporary = folder / str(step), folder / f".{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +116,7 @@ def save(
         checksums = {}
         for name, make in makers.items():
             content = make()
-            checksums[name] = hashlib.sha256(content).hexdigest()  # of what is meant, not of what was written
+            checksums[name] = hashlib.sha256(content).hexdigest()  # of the content in memory, not of the file
             (temporary / name).write_bytes(content)
         measured = held_out if held_out is not None and math.isfinite(held_out) else None
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "held_out": measured, "modules": list(modules)}
@@ -135,7 +135,7 @@ def save(
 
 
 def _put(temporary: Path, final: Path) -> None:
-    """Rename; what has the name already makes room, and comes back if the renaming fails."""
+    """Rename a checkpoint into place; one that has the name is moved aside, and restored if the renaming fails."""
     aside = final.with_name(f".{final.name}.before")
     if final.exists():
         os.rename(final, aside)
@@ -150,8 +150,8 @@ def _put(temporary: Path, final: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; killed half-way, this leaves a hidden rest and no damaged checkpoint."""
-    if path.is_symlink():  # to a folder that is somebody else's
+    """Delete a checkpoint; if killed half-way, a hidden folder is left and no damaged checkpoint."""
+    if path.is_symlink():  # to a folder outside this run
         path.unlink()
         return
     hidden = path.with_name(f".{path.name}.removed")
@@ -160,40 +160,40 @@ def _remove(path: Path) -> None:
 
 
 def keep(path: Path, folder: Path) -> Path:
-    """A second name, folder/STEP, for a checkpoint's files, so that rotation deletes none of them; or a copy.
+    """Hard-link (or copy) a checkpoint's files to folder/STEP, so that rotation deletes none of them; return it.
 
-    What else is in its folder, a link to half the disk, say, stays behind.
+    Other files in its folder are not taken along.
     """
-    kept = folder / path.name
-    if not kept.exists():
-        kept.mkdir(parents=True)
+    linked = folder / path.name
+    if not linked.exists():
+        linked.mkdir(parents=True)
         manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         for name in (*_parts(manifest), "manifest.json"):
             try:
-                os.link(path / name, kept / name)
+                os.link(path / name, linked / name)
             except OSError:  # a file system without links
-                shutil.copy2(path / name, kept / name)
-    return kept
+                shutil.copy2(path / name, linked / name)
+    return linked
 
 
 def rotate(folder: Path, keep: int, every: int | None = None) -> None:
     """Delete all checkpoints but the last `keep`, the best one and those of each multiple of `every` steps.
 
-    What killed processes left half-written goes too.
+    Half-written checkpoints of killed processes are deleted too.
     """
     for left in folder.glob(".[0-9]*.*"):
         shutil.rmtree(left, ignore_errors=True)
     found = steps(folder)
-    kept = {*found[-keep:], best(folder), *(step for step in found if every is not None and step % every == 0)}
+    remaining = {*found[-keep:], best(folder), *(step for step in found if every is not None and step % every == 0)}
     for step in found:
-        if step not in kept:
+        if step not in remaining:
             _remove(folder / str(step))
 
 
 def best(folder: Path) -> int | None:
-    """The step with the lowest held-out loss, of those that the same samples were measured for as for the last one.
+    """Return the step with the lowest held-out loss, among those measured on the same samples as the last one.
 
-    The last step if none was measured; None without checkpoints.
+    Return the last step if none was measured, and None without checkpoints.
     """
     found = steps(folder)
     measured = {step: loss for step in found if (loss := _held_out(folder / str(step))) is not None}
@@ -204,9 +204,9 @@ def best(folder: Path) -> int | None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps than `step`: damaged ones, that a run goes back behind.
+    """Delete the checkpoints after `step`, at which a run resumes because later ones are damaged.
 
-    Raises: ValueError, before any is deleted, if one is not damaged but of a newer format.
+    Raises: ValueError, before any is deleted, if one is of a newer format rather than damaged.
     """
     later = [folder / str(n) for n in steps(folder) if n > step]
     for path in later:
@@ -216,9 +216,9 @@ def drop_after(folder: Path, step: int) -> None:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match their checksums, or None; damaged ones are named and passed over.
+    """Return the newest checkpoint whose files match their checksums, or None; damaged ones are reported and skipped.
 
-    Raises: ValueError if one of a newer format would be passed over.
+    Raises: ValueError if one of a newer format would be skipped.
     """
     for step in reversed(steps(folder)):
         path = folder / str(step)
@@ -239,7 +239,7 @@ def _must_be_known(path: Path, damage: str | None) -> None:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is whole."""
+    """Return a description of what is wrong with a checkpoint, or None if it is intact."""
     try:
         manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         if manifest["format"] > FORMAT:
@@ -266,7 +266,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def _weights(network: nn.Module) -> bytes:
-    """Parameters and buffers in the format of safetensors, which knows no shared memory: tied weights stand twice."""
+    """Return parameters and buffers as safetensors bytes, in which tied weights are stored twice."""
     tensors: dict[str, Tensor] = {}
     places = set[int]()
     for name, x in network.state_dict().items():
@@ -276,7 +276,7 @@ def _weights(network: nn.Module) -> bytes:
 
 
 def must_be_plain(state: Any, name: str) -> None:
-    """Raise ValueError for a state that could be saved, but not read back: `load_plain` takes plain data alone."""
+    """Raise ValueError for a state that could be saved but not read back: `load_plain` accepts plain data alone."""
     if isinstance(state, dict) and type(state) is dict:
         for key, value in state.items():
             must_be_plain(key, f"a key of {name}")
@@ -291,14 +291,14 @@ def must_be_plain(state: Any, name: str) -> None:
 
 
 def _plain_data(state: dict[str, Any]) -> memoryview:
-    """The state in the format of torch.save."""
+    """Return the state in the format of torch.save."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getbuffer()
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The tensors of one .safetensors file; ValueError if it is none."""
+    """Return the tensors of a .safetensors file; ValueError if it is not one."""
     regular_size(path, LARGEST)
     try:
         return safetensors.torch.load_file(path, device=str(device))
@@ -307,9 +307,9 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save` was given as state; tensors on the CPU.
+    """Return the `state` of a saved checkpoint, with tensors on the CPU.
 
-    Raises: ValueError for a file that holds anything but plain data, which is not executed.
+    Raises: ValueError for a file that contains anything but plain data; nothing in it is executed.
     """
     state = load_plain(path / "state.pt")
     step, seconds = [state.get(key) for key in ("step", "seconds")] if isinstance(state, dict) else [None, None]
@@ -320,17 +320,17 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _of_format_1(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of one network with one optimizer, as later formats write it."""
-    counts = {"counts": torch.zeros(3, dtype=torch.long)}  # of a version that skipped no steps
+    """Convert a state of format 1, of one network with one optimizer, to the current format."""
+    counts = {"counts": torch.zeros(3, dtype=torch.long)}  # format 1 skipped no steps
     phase = {key: state[key] for key in ("optimizer", "scaler") if key in state} | {"guard": state.get("guard", counts)}
     times = {"times": state["times"]} if state.get("times") else {}
-    kept = {key: value for key, value in state.items() if key in ("step", "seconds", "precision")}
+    common = {key: value for key, value in state.items() if key in ("step", "seconds", "precision")}
     updates = {"model": state["ema_updates"]} if "ema_updates" in state else {}
-    return kept | {"ema_updates": updates, "phases": {"all": phase}, "task": times}
+    return common | {"ema_updates": updates, "phases": {"all": phase}, "task": times}
 
 
 def must_be_frozen(path: Path, frozen: Mapping[str, str]) -> None:
-    """Raise ValueError if a checkpoint was trained beside other frozen modules than these, by their checksums."""
+    """Raise ValueError if a checkpoint was trained with other frozen modules than these, by their checksums."""
     before = read_json(path / "manifest.json", LARGEST_MANIFEST).get("frozen", {})
     if not isinstance(before, dict):
         raise ValueError(f"{path}: its manifest names no frozen modules")
@@ -340,11 +340,11 @@ def must_be_frozen(path: Path, frozen: Mapping[str, str]) -> None:
 
 
 def load_plain(path: Path) -> Any:
-    """Tensors, numbers, strings and containers of them, written by torch.save; ValueError for anything else."""
+    """Return tensors, numbers, strings and containers of them from a torch.save file; ValueError for anything else."""
     size = regular_size(path, LARGEST)
     try:
-        plain = torch.load(_looked_through(path, size), map_location="cpu", weights_only=True)
-        _must_hold_what_it_shows(plain, size)
+        plain = torch.load(_checked_archive(path, size), map_location="cpu", weights_only=True)
+        _must_fit_its_file(plain, size)
     except pickle.UnpicklingError as error:  # whose message advises to execute it
         raise ValueError(f"{path} holds other than plain data, such as code, and was not loaded") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly anything on damaged files
@@ -353,15 +353,16 @@ def load_plain(path: Path) -> Any:
     return plain
 
 
-def _looked_through(path: Path, size: int) -> io.BytesIO:
-    """An archive of torch.save, copied member by member, so that torch.load reads exactly what was looked at here.
+def _checked_archive(path: Path, size: int) -> io.BytesIO:
+    """Check a torch.save archive and copy it member by member, so that torch.load reads exactly what was checked.
 
-    It unpacks members of any size, and of the functions that it lets a pickle call some take any memory: bytearray.
+    torch.load unpacks members of any size, and some functions that it lets a pickle call, such as bytearray, can take
+    any amount of memory.
 
-    Raises: UnpicklingError for a name that tensors do without; ValueError for an archive that is compressed.
+    Raises: UnpicklingError for a name that tensors do not need; ValueError for a compressed archive.
     """
     copy = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as looked_through:
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as checked:
         members = archive.infolist()
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > size:
@@ -372,13 +373,13 @@ def _looked_through(path: Path, size: int) -> io.BytesIO:
             content = archive.read(member)
             if member.filename.lower().endswith(".pkl"):
                 _must_be_plain(content)
-            looked_through.writestr(member.filename, content)
+            checked.writestr(member.filename, content)
     copy.seek(0)
     return copy
 
 
 def _must_be_plain(pickled: bytes) -> None:
-    """Refuse a pickle that names anything but the parts of tensors, before any of it is loaded."""
+    """Raise UnpicklingError for a pickle that names anything but the parts of tensors, before any of it is loaded."""
     if len(pickled) > LARGEST_PICKLE:
         raise ValueError(f"its pickle has more than {LARGEST_PICKLE:,} bytes")
     for opcode, argument, _ in pickletools.genops(pickled):
@@ -386,8 +387,8 @@ def _must_be_plain(pickled: bytes) -> None:
             raise pickle.UnpicklingError(opcode.name)
 
 
-def _must_hold_what_it_shows(plain: Any, size: int) -> None:
-    """Refuse what is small until it is walked through or copied: lists of one list, one number as a large tensor."""
+def _must_fit_its_file(plain: Any, size: int) -> None:
+    """Raise ValueError for data that expand when walked or copied: repeated lists, one number as a large tensor."""
     left, values, of_tensors = [plain], 1, 0
     while left:
         node = left.pop()
@@ -401,10 +402,10 @@ def _must_hold_what_it_shows(plain: Any, size: int) -> None:
 
 
 def load_into(network: nn.Module, path: Path, lacking: Callable[[str], bool] = lambda name: False) -> None:
-    """Put the weights of a .safetensors file into a network.
+    """Load the weights of a .safetensors file into a network.
 
     Args:
-        lacking: whether the file may lack what has this name: it stays as it is then.
+        lacking: predicate of the names that the file may lack; such a tensor is left unchanged.
     Raises: ValueError that lists the names, shapes and types that do not fit.
     """
     theirs, mine = load_weights(path), network.state_dict()
@@ -432,7 +433,7 @@ def load_into(network: nn.Module, path: Path, lacking: Callable[[str], bool] = l
 
 
 def _held_out(path: Path) -> tuple[float, Any] | None:
-    """The held-out loss in a checkpoint's manifest, and of how many samples; None if there is none that can be read."""
+    """Return the held-out loss in a checkpoint's manifest and its number of samples; None if there is none."""
     try:
         manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         held_out, n = manifest["held_out"], manifest.get("n")
@@ -442,12 +443,12 @@ def _held_out(path: Path) -> tuple[float, Any] | None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, in order: those of its folders that are named as `save` names them."""
+    """Return the steps of the checkpoints in a folder, ascending; subfolders with other names are ignored."""
     names = [path.name for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file, 64 hexadecimal digits."""
+    """Return the SHA-256 checksum of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Slots: each of several jobs that run at once on a machine takes a share of it, device and threads, by a lock file."""
+"""Lock files by which concurrent jobs on one machine share its devices and threads."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ INTERVAL = 0.2  # seconds between two looks for a slot that has become free
 
 
 class Slot(NamedTuple):
-    """A share of a machine."""
+    """A share of a machine: a device and a number of threads."""
 
     device: str
     threads: int
@@ -22,15 +22,15 @@ class Slot(NamedTuple):
 
 @contextlib.contextmanager
 def taken(devices: Sequence[str], each: int, say: Callable[[str], None]) -> Iterator[Slot]:
-    """Hold a slot for the life of the block, after waiting for one if all are taken; those of the dead are free.
+    """Hold a slot for the duration of the block, waiting while all are taken; a process that dies frees its slot.
 
-    Devices are filled evenly. The locks are files in a folder of the user's in the system's temporary one, so they hold
-    for all sweeps of a user on a machine. Nothing here touches a device.
+    Devices are filled evenly. The locks are files in a per-user folder of the system's temporary directory, so they
+    apply to all sweeps of a user on a machine. Nothing here touches a device.
 
     Args:
         devices: names such as "cuda:0" or "cpu".
         each: slots of a device, at least 1.
-        say: is told of a wait, once.
+        say: called once with a message if the slot has to be waited for.
     Raises: ValueError if `each` is less than 1.
     """
     if each < 1:
@@ -47,7 +47,7 @@ def taken(devices: Sequence[str], each: int, say: Callable[[str], None]) -> Iter
 def _first_free(
     ranked: list[tuple[filelock.FileLock, str]], say: Callable[[str], None]
 ) -> tuple[filelock.FileLock, str]:
-    """The first lock that can be had, held, and its device."""
+    """Acquire the first free lock; return it and its device."""
     waiting = False
     while True:
         for lock, device in ranked:
@@ -67,7 +67,7 @@ def _lock(device: str, number: int) -> filelock.FileLock:
 
 
 def _physical(device: str) -> str:
-    """What a device is called whatever CUDA_VISIBLE_DEVICES makes of it in this process."""
+    """Return the physical name of a device, whatever CUDA_VISIBLE_DEVICES renumbers it to in this process."""
     kind, _, index = device.partition(":")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if kind == "cuda" and visible:

@@ -1,4 +1,4 @@
-"""Runs: a directory named by the hash of its science, with its state, its lock and its metrics."""
+"""Run directories: named by the hash of the settings that determine a result, with status, lock and metrics."""
 
 import contextlib
 import hashlib
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LARGEST_METRICS = 128 * 2**20  # bytes of metrics.jsonl, for nearly a million lines
-NAMED = 5  # damaged lines that are named; the rest are counted
-PATIENCE = 1.0  # seconds; who only looks at a run has its lock for a moment, and must not keep it from starting
+NAMED = 5  # damaged lines that are reported one by one; the rest are counted
+PATIENCE = 1.0  # seconds; a process that only inspects a run locks it for a moment, which must not block a start
 STATES = RUNNING, DONE, FAILED, INTERRUPTED = "RUNNING", "DONE", "FAILED", "INTERRUPTED"
 
 
 class RunIsHeld(Exception):
-    """Another process has this run: `holder` says which."""
+    """Raised when another process, named by `holder`, has locked the run."""
 
     def __init__(self, path: Path, status: dict[str, Any]):
         self.path, self.holder = path, f"process {status.get('pid')} on {status.get('host')}"
@@ -38,7 +38,7 @@ class RunIsHeld(Exception):
 
 
 def science_hash(science: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that name everything a result depends on."""
+    """Return twelve hexadecimal digits that identify all settings that a result depends on."""
     text = json.dumps(science, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -62,17 +62,17 @@ class Run:
         return self.path.name
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; a RUNNING run that nobody holds is INTERRUPTED; {} if it never began.
+        """Return status.json, with INTERRUPTED for RUNNING if no process has the lock; {} if the run never began.
 
         Raises: ValueError if a newer version wrote it.
         """
         status = self._stored()
-        if status.get("state") == RUNNING and not self._held():
+        if status.get("state") == RUNNING and not self._is_locked():
             status |= {"state": INTERRUPTED, "reason": "the process ended without a word"}
         return status
 
     def _stored(self) -> dict[str, Any]:
-        """status.json as it is; {} if there is none, or it cannot be read: the checkpoints know all that matters."""
+        """Return status.json as stored; {} if it is missing or unreadable: the checkpoints have all that matters."""
         path = self.path / "status.json"
         try:
             status = read_json(path)
@@ -93,14 +93,14 @@ class Run:
         return status
 
     def write_status(self, state: str, **fields: Any) -> None:
-        """Write status.json: these fields over those that it has."""
+        """Update status.json with a state and these fields."""
         status = dict.fromkeys(("state", "reason", "traceback", "step", "seconds", "started", "ended"))
         status |= self._stored() | {"state": state, "hash": self.hash, "format": FORMAT, **fields}
         with replacing(self.path / "status.json", durable=True) as temporary:
             temporary.write_text(json.dumps(status, indent=1))
 
     def begin(self, **facts: Any) -> None:
-        """Write status.json for a process that starts or resumes, with what else is to be known of the run."""
+        """Write status.json for a process that starts or resumes, with further facts of the run."""
         self.write_status(
             RUNNING,
             started=now(),
@@ -115,13 +115,13 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for the life of the block; the system frees it if the process dies.
+        """Lock the run for the duration of the block; the system releases the lock if the process dies.
 
         Raises: RunIsHeld with the holder's host and process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "run.lock"
-        if path.is_symlink():  # which old versions of filelock follow, and empty the file that is there
+        if path.is_symlink():  # old versions of filelock follow it and truncate its target
             path.unlink()
         lock = filelock.FileLock(path)
         try:
@@ -133,8 +133,8 @@ class Run:
         finally:
             lock.release()
 
-    def _held(self) -> bool:
-        if (self.path / "run.lock").is_symlink():  # no lock of ours, see `locked`
+    def _is_locked(self) -> bool:
+        if (self.path / "run.lock").is_symlink():  # not our lock, see `locked`
             return False
         lock = filelock.FileLock(self.path / "run.lock")
         try:
@@ -146,29 +146,29 @@ class Run:
 
 
 class Metrics:
-    """metrics.jsonl and the same in TensorBoard; lines after the step that a run resumes from are dropped.
+    """Writer of metrics.jsonl and of the same values to TensorBoard; lines after the resumed step are dropped.
 
     Args:
         folder: the run directory.
-        step: the last step that counts; 0 for a new run.
+        step: the step that the run resumes from; 0 for a new run.
     """
 
     def __init__(self, folder: Path, step: int):
         self.path, self.step = folder / "metrics.jsonl", step
-        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        earlier = [line for line in read_metrics(folder) if line["step"] <= step]
         with replacing(self.path, durable=True) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         self.file = open(self.path, "a")  # noqa: SIM115
 
     @cached_property
     def board(self) -> "SummaryWriter":
-        """TensorBoard's file, made for the first line: its import takes longer than many first steps."""
+        """The TensorBoard writer, made for the first line: its import takes longer than many first steps."""
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
 
     def write(self, step: int, split: str, **values: float | None) -> None:
-        """One line; numbers that are not finite become null."""
+        """Append one line; numbers that are not finite become null."""
         values = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self.file.flush()
@@ -177,7 +177,7 @@ class Metrics:
                 self.board.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """Wait until all lines are on disk: before a checkpoint, whose steps they belong to."""
+        """Wait until all lines are on disk; called before the checkpoint of their steps is written."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
@@ -186,9 +186,9 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off is left out, as are damaged ones, with a message.
+    """Return the lines of metrics.jsonl; a last line that was cut off, and damaged ones (reported), are left out.
 
-    Raises: ValueError if it is no file, or beyond reason in size.
+    Raises: ValueError if it is not a regular file, or too large.
     """
     path, found, damaged = folder / "metrics.jsonl", [], []
     try:
@@ -214,16 +214,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def held_out_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of losses on held-out data that are of as many samples as the last one ("n"): others are no comparison.
+    """Return the held-out lines measured on as many samples ("n") as the last one: others are not comparable.
 
-    A run that an earlier version began has lines of the first samples instead of evenly spread ones, without "n".
+    Runs begun by an earlier version have lines without "n", measured on the first samples, not on evenly spaced ones.
     """
     held_out = [line for line in lines if line["split"] == "held_out"]
     return [line for line in held_out if line.get("n") == held_out[-1].get("n")]
 
 
 def _is_of_metrics(values: Any) -> bool:
-    """Whether these are a step, the name of a part of the data, and numbers or null, a loss among them."""
+    """Whether values are a line of metrics: a step, the name of a split, and numbers or null, among them the loss."""
     if not isinstance(values, dict) or not {"step", "split", "loss"} <= values.keys():
         return False
     if not _is_count(values["step"]) or not isinstance(values["split"], str):
@@ -233,7 +233,7 @@ def _is_of_metrics(values: Any) -> bool:
 
 
 def _is_status(status: Any) -> bool:
-    """Whether this is a state in a word, and a step and seconds where a run has any."""
+    """Whether status is a dictionary with a state as text, and valid step and seconds where it has any."""
     if not isinstance(status, dict) or not isinstance(status.get("state"), str):
         return False
     step, seconds = status.get("step"), status.get("seconds")
@@ -245,12 +245,12 @@ def _is_count(value: Any) -> bool:
 
 
 def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> tuple[Run, Path]:
-    """A run that has something to sample from.
+    """Open a run and one of its checkpoints.
 
     Args:
         path: the run directory.
         which: "last", "best", or a step.
-        key: by which the path was given, for messages.
+        key: the option that the path came from, for error messages.
     Returns: the run, and the checkpoint's folder, verified.
     Raises: FileNotFoundError if there is no run, or no (whole) checkpoint in it.
     """
@@ -266,20 +266,20 @@ def open_run(path: str | Path, which: str | int = "last", key: str = "run") -> t
         damage = found and (checkpoint.verify(found) if str(step) in there else "there is none of that name")
         if damage:
             names = ", ".join(there) or "none"
-            asked = shortened(str(which))
-            raise FileNotFoundError(f"{key}={path}: checkpoint {asked} cannot be read ({damage}); there: {names}")
+            requested = shortened(str(which))
+            raise FileNotFoundError(f"{key}={path}: checkpoint {requested} cannot be read ({damage}); there: {names}")
     if found is None:
         raise FileNotFoundError(f"{key}={path}: no whole checkpoint in {run.checkpoints}; train it further first")
     return run, found
 
 
 def now() -> str:
-    """The time, in UTC, ISO 8601."""
+    """Return the current UTC time in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with a plus sign if it was changed since; None outside a checkout."""
+    """Return the commit of the running code, with a plus sign if files changed since; None outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -287,14 +287,14 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository is somebody else's
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is another project's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 class Stopwatch:
-    """Seconds used, those of earlier processes included."""
+    """Clock of the seconds used by a run, including those of earlier processes."""
 
     def __init__(self, before: float = 0.0):
         self.start = time.monotonic() - before

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed, renamed; read within bounds, known again."""
+"""Atomic file writing (temporary file, flush, rename), size-bounded reading, and detection of changed files."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ LARGEST_JSON = 16 * 2**20  # bytes
 
 @contextmanager
 def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Give a temporary name beside `path`; put what was written there in its place only once it is whole.
+    """Yield a temporary path next to `path`, which replaces `path` once the block has ended without an error.
 
     Args:
-        durable: on disk, too, before it replaces what was there: a power cut leaves the old file or the new one.
+        durable: flush to disk before and after replacing, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -36,7 +36,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,10 +45,10 @@ def flush(path: Path) -> None:
 
 
 def regular_size(path: Path, largest: int) -> int:
-    """The bytes of a regular file, looked at before it is opened: a pipe waits for a writer, a device has no end.
+    """Return the size of a regular file without opening it: a pipe waits for a writer, a device has no end.
 
     Args:
-        largest: bytes that it may have; of a sparse file, which takes no room, they can be any number.
+        largest: bytes that it may have; a sparse file, which takes no room on disk, can claim any number.
     Raises: FileNotFoundError; ValueError for anything else than a regular file, or a larger one.
     """
     try:
@@ -65,17 +65,17 @@ def regular_size(path: Path, largest: int) -> int:
 
 
 def shortened(text: str, longest: int = 200) -> str:
-    """Text for a terminal: what a file says must neither steer nor flood it."""
+    """Return text of a file shortened and escaped for a terminal, which it must neither control nor flood."""
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return text if text.isprintable() else repr(text)
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
         largest: bytes that it may have.
-    Raises: FileNotFoundError; ValueError that names a file which holds no JSON, or is beyond reason in size or depth.
+    Raises: FileNotFoundError; ValueError that names a file which is not JSON, or is too large or too deeply nested.
     """
     size = regular_size(path, largest)
     with open(path, "rb") as file:
@@ -87,15 +87,15 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number, nan and infinity too, but no whole one of more than 64 bits."""
+    """Whether a JSON value is a number: any float, nan and infinity included, or an integer of at most 64 bits."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class Origin:
-    """The files that something is going to be read from, to be asked later whether they are still the same.
+    """A snapshot of the state of some files, which later tells whether any of them has changed.
 
     Args:
-        files: names them, or where they would be; asked each time, for a folder has others then.
+        files: returns their paths, existing or not; called anew each time, for a folder may have others then.
     Raises: what `files` raises.
     """
 
@@ -103,7 +103,7 @@ class Origin:
         self.files, self.stamp = files, _stamp(files())
 
     def changed(self) -> bool:
-        """Whether a file has come, gone, or been written since."""
+        """Whether a file was added, removed or written since."""
         try:
             return _stamp(self.files()) != self.stamp
         except (OSError, ValueError):  # the folder is gone, say
@@ -111,7 +111,7 @@ class Origin:
 
 
 def _stamp(paths: Iterable[Path]) -> str:
-    """Checksum of the names of files, and of what the system says of them: which they are, their size, their times."""
+    """Return a checksum of the paths of files and their metadata: device, inode, size and times."""
     digest = hashlib.sha256()
     for path in paths:
         try:

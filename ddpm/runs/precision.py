@@ -1,16 +1,16 @@
-"""In which numbers a network computes; its weights, the losses and the mathematics around it stay in float32."""
+"""Precision in which a network computes; its weights, the losses and the mathematics stay in float32."""
 
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTH_BF16, WORTH_BF16_IN_TILES = 10**6, 5 * 10**5  # parameters, on a CPU; the second where it multiplies tiles (AMX)
+WORTH_BF16, WORTH_BF16_IN_TILES = 10**6, 5 * 10**5  # least parameters for bf16 on a CPU; the second with AMX
 
 
 def computing(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
-    """A context in which networks compute in a precision: PyTorch's autocast, without effect for "fp32".
+    """Return a context in which networks compute in a precision: PyTorch's autocast, without effect for "fp32".
 
     Args:
-        cache: keep weights that were converted, for their next use within the context; a CUDA graph has to do without.
+        cache: cache converted weights for reuse within the context; must be off in a CUDA graph.
     """
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=cache)
 
@@ -23,16 +23,16 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def _cpu_has(feature: str) -> bool:
-    return getattr(torch.cpu, f"_is_{feature}_supported", bool)()  # PyTorch tells under no public name
+    return getattr(torch.cpu, f"_is_{feature}_supported", bool)()  # PyTorch has no public name for it
 
 
 def resolve(precision: str, device: torch.device, parameters: int) -> str:
-    """The precision that "auto" stands for: bf16 where the device computes in it, else fp32.
+    """Return the precision that "auto" stands for: bf16 where the device computes in it, else fp32.
 
-    On a CPU small networks stay in fp32, for they lose more time by conversions than they gain.
+    On a CPU small networks stay in fp32, for conversions cost them more time than they gain.
 
     Args:
-        parameters: how many the network has.
+        parameters: number of parameters of the network.
     """
     if precision != "auto":
         return precision
@@ -42,7 +42,7 @@ def resolve(precision: str, device: torch.device, parameters: int) -> str:
 
 
 def as_trained(precision: str, device: torch.device) -> str:
-    """The precision to draw samples in from a network that was trained in one: the same, where the device has it."""
+    """Return the precision for sampling from a network trained in `precision`: the same, where the device has it."""
     if precision == "fp16" and device.type != "cuda":
         precision = "bf16"
     return precision if precision != "bf16" or computes_in_bf16(device) else "fp32"

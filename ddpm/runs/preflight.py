@@ -1,4 +1,4 @@
-"""What a run is going to need, counted before it begins: memory of a training step, disk of its checkpoints."""
+"""Estimates, made before a run begins, of the memory of a training step and the disk space of its checkpoints."""
 
 import math
 import shutil
@@ -14,18 +14,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-FEW = 2**28  # bytes of weights that any machine has; what may be more is counted before it is allocated
+FEW = 2**28  # bytes of weights that fit on any machine; more are counted before they are allocated
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 PICTURES = 20 * 10**6  # bytes of a run's pictures, metrics and curves
 
 
 class ManyWeights(Exception):
-    """More than `few_weights` lets through."""
+    """Raised when a network has more weights than `few_weights` allows."""
 
 
 @contextmanager
 def few_weights(limit: int = FEW) -> Iterator[None]:
-    """Within it, making a network of more than `limit` bytes of weights raises ManyWeights on the way."""
+    """Context in which constructing a network with more than `limit` bytes of weights raises ManyWeights."""
     total = 0
 
     def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
@@ -42,7 +42,7 @@ def few_weights(limit: int = FEW) -> Iterator[None]:
 
 
 def must_have_room_for_weights(network: nn.Module) -> None:
-    """Raise ValueError if the weights of a network, which may be on "meta", are more than this machine's memory."""
+    """Raise ValueError if the weights of a network, possibly on "meta", exceed this machine's available memory."""
     needed, there = _bytes(network.parameters()), available(torch.device("cpu"))
     if there is not None and needed > there:
         count = sum(p.numel() for p in network.parameters())
@@ -56,25 +56,25 @@ def must_have_room_for_weights(network: nn.Module) -> None:
 
 
 class Memory(NamedTuple):
-    """Bytes that a training step holds at the same time, at its fullest: when the backward pass begins.
+    """Bytes of a training step at its peak, when the backward pass begins, by what they are used for.
 
-    What kernels use besides while they run is not in it.
+    Temporary memory of kernels is not included.
     """
 
     weights: int
     gradients: int
     moments: int  # of the optimizer
-    average: int  # the EMA weights, and what other averages are tracked
-    data: int  # all of them, images as bytes
+    average: int  # the EMA weights, and other tracked averages
+    data: int  # the whole data set, images as bytes
     batch: int  # x_0 and eps of the batch, and of a micro-batch
-    activations: int  # of a micro-batch: what the backward pass reads, kept for it or computed again
+    activations: int  # of a micro-batch: tensors that the backward pass reads, saved for it or recomputed
 
     def __str__(self) -> str:
         return ", ".join(f"{in_words(value)} {name}" for name, value in self._asdict().items() if value)
 
 
-class Held(Protocol):
-    """Data as memory knows them, see `ddpm.data.dataset.Dataset`."""
+class SizedData(Protocol):
+    """Data with a shape and a size in memory, see `ddpm.data.dataset.Dataset`."""
 
     @property
     def nbytes(self) -> int: ...
@@ -86,57 +86,57 @@ class Held(Protocol):
 def memory(
     modules: Iterable[nn.Module],
     moments: float,
-    data: Held,
+    data: SizedData,
     batch_size: int,
     accumulate: int,
     activations: int = 0,
     averages: int = 1,
     frozen: Iterable[nn.Module] = (),
 ) -> Memory:
-    """The memory of a training step.
+    """Return the memory of a training step.
 
     Args:
-        modules: what is trained.
-        moments: what the optimizer keeps, as `moments_of` counts it.
-        data: what is trained on.
+        modules: the trained modules.
+        moments: optimizer state per byte of parameters, as `moments_of` counts it.
+        data: the training data.
         batch_size, accumulate: as the trainer's.
-        activations: bytes of a micro-batch; without them the result is what any such network needs at least.
-        averages: how many of the weights are kept.
-        frozen: what is used beside them, and not trained.
+        activations: bytes of a micro-batch; with 0 the result is a lower bound.
+        averages: number of averages of the weights.
+        frozen: modules that are used but not trained.
     """
     modules = list(modules)
     weights = sum(_bytes(module.parameters()) for module in modules)
     batch = 2 * (batch_size + batch_size // accumulate) * math.prod(data.shape) * 4
     average = averages * weights + sum(_bytes(module.buffers()) for module in modules)
-    still = sum(_bytes(module.state_dict().values()) for module in frozen)
-    return Memory(weights + still, weights, round(moments * weights), average, data.nbytes, batch, activations)
+    of_frozen = sum(_bytes(module.state_dict().values()) for module in frozen)
+    return Memory(weights + of_frozen, weights, round(moments * weights), average, data.nbytes, batch, activations)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of the state of an optimizer that has taken a step, for each byte of its parameters: 2 for Adam, say."""
+    """Return the bytes of optimizer state per byte of parameters, of an optimizer that has taken a step: 2 for Adam."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [x for p in parameters for x in optimizer.state[p].values() if isinstance(x, Tensor) and x.shape == p.shape]
-    return _bytes(kept) / _bytes(parameters)
+    state = [x for p in parameters for x in optimizer.state[p].values() if isinstance(x, Tensor) and x.shape == p.shape]
+    return _bytes(state) / _bytes(parameters)
 
 
 def activations(loss: Callable[[int], Tensor], parameters: Iterable[Tensor], n: int) -> int:
-    """Bytes that autograd keeps of a loss for its backward pass, with n images: counted for 1 and 2, and extended.
+    """Return the bytes that autograd saves for the backward pass of a loss of n images, extrapolated from 1 and 2.
 
-    What is kept once, such as weights in another precision, is told from what is kept of every image by the difference.
-    With `torch.utils.checkpoint` less is kept, and the largest part that is computed again at once comes on top.
+    The difference separates tensors saved once, such as weights in another precision, from those saved per image. With
+    `torch.utils.checkpoint` less is saved, and the largest part that is recomputed at once is added.
 
     Args:
-        loss: of so many images, on the device and in the precision of training.
-        parameters: those of the network, which are not counted.
+        loss: number of images -> loss, on the device and in the precision of training.
+        parameters: the network's parameters, which are not counted.
     """
     weights = list(parameters)
-    one, two = _kept(loss, 1, weights), _kept(loss, 2, weights)
+    one, two = _saved(loss, 1, weights), _saved(loss, 2, weights)
     return one + (n - 1) * (two - one)
 
 
-def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
-    """Bytes of the distinct storages among the tensors that autograd saves, or computes again at the same time."""
-    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
+def _saved(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
+    """Return the bytes of the distinct storages of tensors that autograd saves, or recomputes at the same time."""
+    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is reused
 
     def pack(x: Tensor) -> Tensor:
         storages[_identity(x)] = x.untyped_storage()
@@ -158,7 +158,7 @@ def _kept(loss: Callable[[int], Tensor], n: int, weights: list[Tensor]) -> int:
 
 
 def _saved_by(result: Tensor) -> Iterator[Tensor]:
-    """The tensors that the graph behind a result keeps for its backward pass."""
+    """Yield the tensors that the autograd graph of a result has saved for its backward pass."""
     nodes, seen = [result.grad_fn], set[Any]()
     while nodes:
         node = nodes.pop()
@@ -172,36 +172,36 @@ def _saved_by(result: Tensor) -> Iterator[Tensor]:
 
 
 def _identity(x: Tensor) -> int:
-    """What tells a tensor's storage from others, on the meta device too, where none has an address."""
+    """Return a number that identifies a tensor's storage, on the meta device too, where storages have no address."""
     return x.untyped_storage()._cdata
 
 
 class _ComputedAgain(TorchDispatchMode):
-    """Counts what a backward pass computes of the forward pass once more: that alone has gradients enabled.
+    """Counter of the bytes that a backward pass recomputes of the forward pass: only there are gradients enabled.
 
     Args:
-        known: addresses of storages that are counted already.
+        known: identities of storages that are counted already.
     """
 
     def __init__(self, known: set[int]):
         super().__init__()
-        self.known, self.most = known, 0  # `most`: bytes that were there at the same time
-        self.there: dict[int, int] = {}  # address of a storage -> its bytes
+        self.known, self.most = known, 0  # `most`: peak bytes alive at the same time
+        self.alive: dict[int, int] = {}  # identity of a storage -> its bytes
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
         if torch.is_grad_enabled():
             for x in (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
                 storage, address = x.untyped_storage(), _identity(x)
-                if address not in self.known and address not in self.there:
-                    self.there[address] = storage.nbytes()
-                    weakref.finalize(storage, self.there.pop, address)
-            self.most = max(self.most, sum(self.there.values()))
+                if address not in self.known and address not in self.alive:
+                    self.alive[address] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, address)
+            self.most = max(self.most, sum(self.alive.values()))
         return result
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes of memory that a process can still get on a device, or None where the system does not say."""
+    """Return the bytes of memory that a process can still allocate on a device, or None if unknown."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
@@ -209,9 +209,9 @@ def available(device: torch.device) -> int | None:
 
 
 def available_on_linux(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the kernel calls available, or what the limits of this process's control groups leave, if that is less.
+    """Return the kernel's MemAvailable, or what this process's control groups leave, if that is less; None if unknown.
 
-    Cached files count as free in both: the kernel gives them up.
+    Cached files count as free in both, for the kernel can drop them.
     """
     try:
         lines = (proc / "meminfo").read_text().splitlines()
@@ -244,25 +244,25 @@ def available_on_linux(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs
 
 
 def checkpoint(modules: Iterable[nn.Module], moments: float) -> int:
-    """Bytes of a checkpoint: weights, EMA weights and the optimizer's state."""
+    """Return the bytes of a checkpoint: weights, EMA weights and optimizer state."""
     return sum(2 * _bytes(m.state_dict().values()) + round(moments * _bytes(m.parameters())) for m in modules)
 
 
 def snapshot(modules: Iterable[nn.Module], averages: int) -> int:
-    """Bytes of a snapshot of so many averages."""
+    """Return the bytes of a snapshot of a number of averages."""
     return averages * sum(_bytes(m.parameters()) for m in modules)
 
 
 def checkpoints(steps: int | None, every: int, keep: int, keep_every: int | None = None) -> int:
-    """How many are on disk at the same time, at most: the last ones, the best, that being written, and staged ones.
+    """Return the most checkpoints on disk at a time: the last ones, the best, the one being written, and staged ones.
 
-    Fewer in a short run. Where time alone ends a run, nobody knows the staged ones, and they are not counted.
+    Fewer in a short run. Where time alone ends a run, the number of staged ones is unknown, and they are not counted.
 
     Args:
         steps: of the run; None if time alone ends it.
         every: steps between two checkpoints.
-        keep: how many of the last are kept.
-        keep_every: steps between two staged ones, which stay; None for none.
+        keep: number of last checkpoints that rotation retains.
+        keep_every: steps between two staged checkpoints, which rotation never deletes; None for none.
     """
     if steps is None:
         return keep + 2
@@ -271,18 +271,18 @@ def checkpoints(steps: int | None, every: int, keep: int, keep_every: int | None
 
 
 def disk(one: int, count: int, folder: Path, besides: int = 0) -> int:
-    """Bytes that a run is still going to write: `count` checkpoints of `one` bytes, pictures, and what is besides."""
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return max(one * count + PICTURES + besides - held, one)
+    """Return the bytes that a run will still write: `count` checkpoints of `one` bytes, pictures and `besides`."""
+    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return max(one * count + PICTURES + besides - present, one)
 
 
 def free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or is going to be."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def in_words(size: int) -> str:
-    """Bytes for people: 1.2 GB."""
+    """Return a number of bytes formatted with its unit, such as 1.2 GB."""
     power = 0
     while size >= 999.5 * 1000**power and power < len(UNITS) - 1:
         power += 1

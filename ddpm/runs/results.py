@@ -1,4 +1,4 @@
-"""Results of a run's measures: its evaluation.json, protocol by protocol."""
+"""Evaluation results of a run: evaluation.json, by protocol."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ from filelock import FileLock
 from ddpm.runs.files import read_json, replacing
 
 SETTINGS = ("weights", "checkpoint", "precision", "sampler", "sampler_settings", "guidance")
-"""What tells results of one protocol apart, besides their seeds."""
-MOST_BEFORE = 50  # results of one protocol that are kept
+"""Keys that, with the seeds, distinguish results of one protocol."""
+MOST_BEFORE = 50  # earlier results of one protocol that are stored
 
 
 def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
-    """Put a result into the run's evaluation.json, beside those of other protocols.
+    """Add a result to the run's evaluation.json, next to those of other protocols.
 
-    A result of the same protocol by other settings, such as another sampler or other weights, is kept in its list
-    `before`. A file that holds no such results gives way to the new one, and is kept as evaluation.damaged.json.
+    An earlier result of the same protocol with other settings, such as another sampler or other weights, moves to the
+    list `before`. A file that is no valid evaluation.json is renamed to evaluation.damaged.json.
     """
     path = folder / "evaluation.json"
     with FileLock(folder / "evaluation.lock"):
@@ -34,7 +34,7 @@ def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
 
 
 def earlier(known: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
-    """The results of a protocol, by whatever settings, the last one first."""
+    """Return the results of a protocol under all settings, the last one first."""
     last = known.get(protocol, {})
     before = last.get("before")
     others = before if isinstance(before, list) else []
@@ -42,19 +42,19 @@ def earlier(known: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
 
 
 def _before(last: dict[str, Any] | None, values: dict[str, Any]) -> dict[str, Any]:
-    """The list of results that a new one does not stand for."""
+    """Return {"before": earlier results that a new one does not replace}, or {}."""
     found = []
     for old in earlier({"": last or {}}, ""):
         same = all(old.get(key) == values.get(key) for key in SETTINGS)
         fewer = set(map(str, old.get("seeds") or [])) <= set(map(str, values.get("seeds") or []))
-        alike = "cells" not in values or old.get("seeds") == values.get("seeds")  # whose cells are in the new ones
+        alike = "cells" not in values or old.get("seeds") == values.get("seeds")  # else its cells are in the new one's
         if not (same and fewer and alike):
             found.append({key: value for key, value in old.items() if key != "before"})
     return {"before": found[:MOST_BEFORE]} if found else {}
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """Protocol -> result, of evaluation.json; ValueError if it holds anything else."""
+    """Read evaluation.json as protocol -> result; ValueError if it contains anything else."""
     known = read_json(path) if path.exists() else {}
     if not isinstance(known, dict) or not all(isinstance(values, dict) for values in known.values()):
         raise ValueError(f"{path} holds other than results")

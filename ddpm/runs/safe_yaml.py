@@ -1,4 +1,4 @@
-"""Stored configurations: YAML that says values and nothing else, within bounds, whoever wrote it."""
+"""Safe reading of stored configurations: YAML of plain values alone, bounded in size, from untrusted files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,20 @@ import yaml
 
 from ddpm.runs.files import regular_size
 
-LARGEST_CONFIG = 256 * 1024  # bytes of a stored one: those that we write have 2,000, with 10,000 betas 250,000
-DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of it, values in it, characters of a value
+LARGEST_CONFIG = 256 * 1024  # bytes of a file: ours have 2,000, with 10,000 betas 250,000
+DEEPEST, MOST, LONGEST = 20, 20_000, 4096  # levels of nesting, values, characters of a value
 CADENCE = (  # of the trainer; changes no result
     "log_every", "checkpoint_every", "keep", "keep_every", "previews", "max_skipped", "ema_snapshots",
 )  # fmt: skip
-MEMORY = ("checkpointing",)  # of the model; neither does it
-MOVED = {"ddpm.trainer.Trainer": "ddpm.training.trainer.Trainer"}  # older `_target_`, which names of runs still hold
+MEMORY = ("checkpointing",)  # of the model; changes no result either
+MOVED = {"ddpm.trainer.Trainer": "ddpm.training.trainer.Trainer"}  # older `_target_`, still in hashes of runs
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML has it
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A stored configuration as plain data.
+    """Read a stored configuration as plain data.
 
-    Raises: ValueError if it is none, or says more than values; FileNotFoundError.
+    Raises: ValueError if it is not one, or contains more than plain values; FileNotFoundError.
     """
     size = regular_size(path, LARGEST_CONFIG)
     with open(path, "rb") as file:
@@ -37,7 +37,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def with_moved(node: Any) -> Any:
-    """Plain data whose `_target_` are where they are now."""
+    """Return plain data with moved `_target_` replaced by their current names."""
     if isinstance(node, list):
         return [with_moved(value) for value in node]
     if not isinstance(node, dict):
@@ -48,9 +48,9 @@ def with_moved(node: Any) -> Any:
 
 
 def must_be_plain(text: str) -> None:
-    """Look through YAML before anything is made of it: an alias multiplies, a tag constructs, a ${...} reads.
+    """Check YAML before it is parsed: aliases multiply, tags construct objects, and ${...} reads other values.
 
-    Raises: ValueError, or yaml.YAMLError for what is no YAML.
+    Raises: ValueError, also for too many, too long or too deep values; yaml.YAMLError for text that is not YAML.
     """
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=LOADER)):
@@ -65,5 +65,5 @@ def must_be_plain(text: str) -> None:
             f"more than {DEEPEST} levels": depth > DEEPEST,
             f"more than {MOST:,} values": count > MOST,
         }
-        if said := [what for what, there in found.items() if there]:
-            raise ValueError(f"line {event.start_mark.line + 1} has {said[0]}, and a run's configuration has none")
+        if problems := [what for what, there in found.items() if there]:
+            raise ValueError(f"line {event.start_mark.line + 1} has {problems[0]}, and a run's configuration has none")

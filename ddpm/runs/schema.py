@@ -1,4 +1,4 @@
-"""The constructor is the schema: what its annotations admit, a configuration may say."""
+"""Validation of configurations against the annotations of the constructors that they call."""
 
 import inspect
 import types
@@ -16,20 +16,20 @@ LARGEST = 2**63  # of whole numbers: torch counts in 64 bits
 
 
 def check(settings: Mapping[str, Any], given: Sequence[str] = ()) -> None:
-    """Look at the arguments of `_target_`, and of every node within them that has one, before anything is called.
+    """Check the arguments of `_target_`, and of every nested node that has one, before anything is called.
 
     Args:
         settings: plain data with `_target_`.
-        given: arguments that are passed besides, and that no configuration may say.
+        given: arguments that the caller passes itself, and that no configuration may set.
     Raises:
-        ValueError: a name that is no argument, an argument that is missing, or a value of another type than annotated.
+        ValueError: a name that is not an argument, a missing argument, or a value of another type than annotated.
         ImportError, AttributeError: there is no such `_target_`.
     """
     target = settings["_target_"]
     make = resolve_name(target)
     try:
         parameters = inspect.signature(make).parameters
-    except ValueError:  # of what is not written in Python
+    except ValueError:  # not written in Python
         return
     variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -49,7 +49,7 @@ def check(settings: Mapping[str, Any], given: Sequence[str] = ()) -> None:
 
 
 def required(target: str) -> set[str]:
-    """The names of the arguments that a constructor cannot do without; none of what is not written in Python.
+    """Return the names of the required arguments of a constructor; none for one not written in Python.
 
     Raises: ImportError, AttributeError: there is no such `_target_`.
     """
@@ -57,7 +57,7 @@ def required(target: str) -> set[str]:
 
 
 def accepted(target: str) -> set[str]:
-    """The names of all arguments of a constructor; none of what is not written in Python.
+    """Return the names of all arguments of a constructor; none for one not written in Python.
 
     Raises: as `required`.
     """
@@ -65,7 +65,7 @@ def accepted(target: str) -> set[str]:
 
 
 def _named(target: str) -> dict[str, inspect.Parameter]:
-    """The arguments of a constructor that have names."""
+    """Return the arguments of a constructor that can be passed by keyword."""
     try:
         parameters = inspect.signature(resolve_name(target)).parameters
     except ValueError:
@@ -83,7 +83,7 @@ def _check_within(node: Any) -> None:
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, or of a class's constructor; none if they name what is not there."""
+    """Return the annotations of a function or of a class's constructor; none if they cannot be resolved."""
     try:
         return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
     except (NameError, TypeError, AttributeError):
@@ -91,13 +91,13 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _admits(hint: Any, value: Any) -> bool:
-    """Whether a value of plain data is of an annotated type; a list stands for a tuple, a whole number for a real one.
+    """Whether plain data match an annotated type; a list matches a tuple, an integer a float.
 
-    What annotations can say and no configuration does, such as protocols, is admitted.
+    Annotations that no configuration can express, such as protocols, match anything.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if isinstance(value, dict) and "_target_" in value:
-        return _admits_what_is_built(hint, value["_target_"])
+        return _admits_target(hint, value["_target_"])
     if origin in (Union, types.UnionType):
         return any(_admits(one, value) for one in inner)
     if hint in PLAIN:
@@ -113,19 +113,19 @@ def _admits(hint: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(_admits(inner[0], k) and _admits(inner[1], v) for k, v in pairs)
     if inspect.isclass(kind) and issubclass(kind, PurePath):
         return isinstance(value, str)
-    return hint in (Any, object) or not inspect.isclass(hint)  # of any other class there is no plain value
+    return hint in (Any, object) or not inspect.isclass(hint)  # no plain value is of any other class
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether a type has plain values only, so that nothing that is built can be one."""
+    """Whether a type has plain values only, so that no `_target_` can build one."""
     inner = get_args(hint)
     return hint in PLAIN or (bool(inner) and all(map(_is_plain, inner)))
 
 
-def _admits_what_is_built(hint: Any, target: str) -> bool:
-    """Whether what a `_target_` makes, as far as its annotations tell, is of an annotated type."""
+def _admits_target(hint: Any, target: str) -> bool:
+    """Whether the object that a `_target_` builds, by its own annotations, matches an annotated type."""
     if get_origin(hint) in (Union, types.UnionType):
-        return any(_admits_what_is_built(one, target) for one in get_args(hint))
+        return any(_admits_target(one, target) for one in get_args(hint))
     if _is_plain(hint) or hint in (Any, object):
         return hint in (Any, object)
     make = resolve_name(target)
@@ -134,13 +134,13 @@ def _admits_what_is_built(hint: Any, target: str) -> bool:
 
 
 def _words(hint: Any, many: bool = False) -> str:
-    """A type, said to people."""
+    """Return a readable description of a type for messages."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        said = [one for one in inner if _can_be_said(one)]
-        said = said if set(said) - {type(None)} else list(inner)
-        said = [one for one in said if one is not int or float not in said]
-        *words, last = dict.fromkeys(_words(one, many) for one in said)
+        members = [one for one in inner if _has_plain_values(one)]
+        members = members if set(members) - {type(None)} else list(inner)
+        members = [one for one in members if one is not int or float not in members]
+        *words, last = dict.fromkeys(_words(one, many) for one in members)
         return f"{', '.join(words)} or {last}" if words else last
     if hint in PLAIN:
         return MANY.get(hint, "null") if many else PLAIN[hint]
@@ -157,6 +157,6 @@ def _words(hint: Any, many: bool = False) -> str:
     return f"what builds a {getattr(hint, '__name__', hint)}"
 
 
-def _can_be_said(hint: Any) -> bool:
-    """Whether there is plain data of a type."""
+def _has_plain_values(hint: Any) -> bool:
+    """Whether a type has plain values."""
     return not inspect.isclass(hint) or hint in (*PLAIN, list, tuple, dict)

@@ -1,7 +1,7 @@
-"""Snapshots of averaged weights that a run keeps besides its checkpoints, whole or not there.
+"""Snapshots of averaged weights, stored next to a run's checkpoints and written atomically.
 
-One file a snapshot, `averages/STEP.CHECKSUM.safetensors`: the name holds the first 16 digits of the sha256 of what is
-in it, so that one renaming puts the file and its checksum in place.
+One file a snapshot, `averages/STEP.CHECKSUM.safetensors`: the name has the first 16 digits of the sha256 of the
+content, so that one renaming puts the file and its checksum in place.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ NAME = re.compile(r"([1-9]\d{0,17})\.([0-9a-f]{16})\.safetensors")
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
-    """Write a snapshot under a temporary name, flushed to disk, then renamed; another of the same step is deleted.
+    """Write a snapshot atomically; another one of the same step is deleted.
 
     Args:
         folder: the run's `averages` folder; made if it is missing.
@@ -39,8 +39,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
 
 
 def found(folder: Path, last: int) -> dict[int, Path]:
-    """Step -> file of the snapshots up to a step, in order; damaged ones are named and passed over."""
-    whole = {}
+    """Return step -> file of the snapshots up to a step, in order; damaged ones are reported and skipped."""
+    intact = {}
     for step, path in _all(folder):
         if step > last:
             continue
@@ -51,12 +51,12 @@ def found(folder: Path, last: int) -> dict[int, Path]:
         if damaged:
             print(f"snapshot {path} is damaged (it does not match its checksum); going on without it")
         else:
-            whole[step] = path
-    return whole
+            intact[step] = path
+    return intact
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the snapshots of later steps than `step`, and what killed processes left half-written."""
+    """Delete the snapshots of later steps than `step`, and half-written ones of killed processes."""
     for later, path in _all(folder):
         if later > step:
             path.unlink()
@@ -65,7 +65,7 @@ def drop_after(folder: Path, step: int) -> None:
 
 
 def inherit(folder: Path, parent: Path, step: int) -> None:
-    """Give a run the snapshots of the one that it extends, up to a step: second names of the same files, or copies."""
+    """Hard-link (or copy) into a run the snapshots, up to a step, of the parent run that it extends."""
     for earlier, path in _all(parent):
         if earlier <= step and not (folder / path.name).exists():
             folder.mkdir(parents=True, exist_ok=True)

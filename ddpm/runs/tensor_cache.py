@@ -1,4 +1,4 @@
-"""A tensor that took long to make, kept in a file: read back as it was, or made again."""
+"""File cache of tensors that are expensive to compute, with a checksum."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ddpm.runs.files import regular_size, replacing, shortened
 
-LARGEST = 1 << 32  # bytes of such a file
+LARGEST = 1 << 32  # bytes of a file
 
 
 def save_tensor(x: Tensor, path: Path) -> None:
-    """Write a tensor; where that is not possible, say so and go on."""
+    """Write a tensor to a file; print a message and go on if that fails."""
     x = x.cpu().contiguous()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,17 +26,17 @@ def save_tensor(x: Tensor, path: Path) -> None:
 
 
 def load_tensor(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor | None:
-    """The tensor that `save_tensor` wrote; None if there is none, or, with a printed line, if it is damaged or another.
+    """Return the tensor that `save_tensor` wrote; None if missing, or (with a message) damaged or different.
 
     Args:
-        dtype, shape: that it must have; None for any size >= 1.
+        dtype, shape: required of it; a size of None matches any size >= 1.
     """
     try:
         size = regular_size(path, LARGEST)
         with path.open("rb") as file:
             tensors = load(file.read(size))
         x, crc32 = tensors["kept"], tensors["crc32"]
-        sizes = [one or 1 if asked is None else asked for one, asked in zip(x.shape, shape, strict=True)]
+        sizes = [one or 1 if wanted is None else wanted for one, wanted in zip(x.shape, shape, strict=True)]
         if x.dtype != dtype or list(x.shape) != sizes:
             raise ValueError(f"it holds {x.dtype} {tuple(x.shape)}")
         if not torch.equal(crc32, _crc32(x)):

@@ -1,1 +1,1 @@
-"""What a sweep means: its arms, their differences and how sure they are, in one page."""
+"""Analysis of sweeps: arms, their differences with intervals and tests, and a report on one page."""

@@ -1,4 +1,4 @@
-"""Findings as figures: estimates and differences, effects, fronts, curves, and one picture of a whole study."""
+"""Figures of findings: estimates and differences, effects, fronts, curves, and a summary of a whole study."""
 
 import html
 import io
@@ -27,7 +27,7 @@ from ddpm.study.findings import Curve, Effect, Findings, Front, Interaction, Mea
 from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Estimate
 
 INK, MUTED, LINE, BAND, PAPER = "#1c2027", "#68707b", "#dfe3e8", "#f5f6f8", "#fefefe"  # a page may replace them
-BLUE, GOOD, BAD = "#1f77b4", "#00795a", "#c04a12"  # told apart by the colour-blind, too
+BLUE, GOOD, BAD = "#1f77b4", "#00795a", "#c04a12"  # distinguishable to the colour-blind
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BAND: "band", PAPER: "paper", GOOD: "better", BAD: "worse"}
 COLOURS = {BETTER: GOOD, WORSE: BAD, HIGHER: INK, LOWER: INK}
 WIDTH = 10.8  # inches of a figure
@@ -38,10 +38,10 @@ NAMED = 12  # arms on a front that have a number
 NARROW = 36  # characters of a line in a legend
 LABEL = 52  # characters of a label on one line
 SUMMARY = 1000  # pixels that the summary is wide
-ROOM = 140  # pixels across of a panel in which words and numbers do not meet
+ROOM = 140  # width in pixels of a panel in which words and numbers do not overlap
 SUMMARY_BYTES = 190_000
-TILE, SCATTER = 58, 74  # pixels that an arm's samples, or the picture of its points, are high in the summary
-SMALL = 44  # the most of both where there are more than FEW arms
+TILE, SCATTER = 58, 74  # height in pixels of an arm's samples, or of the picture of its points, in the summary
+SMALL = 44  # the largest of both where there are more than FEW arms
 FEW = 10  # arms of a summary, the baseline among them, unless they are compared in blocks
 TEXT: dict[str, Any] = {"fontsize": SIZE, "color": INK}
 
@@ -49,13 +49,13 @@ Style = Mapping[str, Any]
 
 
 def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
-    """Labels of the arms in figures: all in the study's order, or the baseline and the best by the first measure.
+    """Return the arms in figures: all in the study's order, or the baseline and the best by the first measure.
 
-    With blocks it is the baseline and the best of each, in the study's order.
+    With blocks, the baseline and the best of each, in the study's order.
 
     Args:
         findings: of the study.
-        most: how many arms, with the baseline.
+        most: largest number of arms, including the baseline.
     """
     labels = [arm.label for arm in findings.arms]
     if len(labels) <= most:
@@ -68,7 +68,7 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
         others.sort(key=lambda label: _rank(first.arms.get(label), sign))
     if findings.blocks is None:
         return (findings.baseline, *others[: most - 1])
-    places: dict[str, int] = {}  # of an arm in its block: with the first of it comes the baseline
+    places: dict[str, int] = {}  # rank of an arm in its block: the first brings its baseline
     for label in others:
         places[label] = 1 + sum(against[other] == against[label] for other in places)
     best = set(sorted(labels, key=lambda label: places.get(label, 1))[:most])
@@ -76,7 +76,7 @@ def chosen(findings: Findings, most: int = ROWS) -> tuple[str, ...]:
 
 
 def styles(labels: Iterable[str], against: Mapping[str, str] | None = None) -> dict[str, Style]:
-    """A colour and a line for each label, the same in every figure of a study; a baseline's is the ink's.
+    """Return colour and line style of each label, the same in every figure of a study; baselines have the ink's colour.
 
     Args:
         labels: of the curves.
@@ -92,10 +92,10 @@ def styles(labels: Iterable[str], against: Mapping[str, str] | None = None) -> d
 
 
 def measure(result: Measure, labels: Sequence[str], against: Mapping[str, str]) -> Figure:
-    """Arms in rows: on the left each seed, the mean and its interval, on the right the differences to the baseline.
+    """Plot arms in rows: seeds, mean and interval on the left, differences to the baseline on the right.
 
     Args:
-        result: what to show.
+        result: the measure.
         labels: the arms, from the top; those without the measure are left out.
         against: label -> the arm that it is compared with, see `Findings.against`.
     """
@@ -108,13 +108,13 @@ def measure(result: Measure, labels: Sequence[str], against: Mapping[str, str]) 
     _bands(panels, rows, against)
     estimates(panels[0], result, rows, against)
     panels[0].set_yticks([])
-    beside = blended_transform_factory(panels[0].transAxes, panels[0].transData)
+    at_left = blended_transform_factory(panels[0].transAxes, panels[0].transData)
     for y, (label, name) in enumerate(zip(rows, names, strict=True)):
         weight = "bold" if against.get(label) == label else "normal"
-        lines = name.split("\n")  # each by itself: a browser aligns them with its own letters
+        lines = name.split("\n")  # each separately: a browser aligns them with its own font
         for line, text in enumerate(lines):
             at = y + 0.4 * (line - (len(lines) - 1) / 2)
-            panels[0].text(-0.015, at, text, transform=beside, ha="right", va="center", weight=weight, **TEXT)
+            panels[0].text(-0.015, at, text, transform=at_left, ha="right", va="center", weight=weight, **TEXT)
     if wide:
         differences(panels[1], result, rows, against)
     for axes in panels:
@@ -124,7 +124,7 @@ def measure(result: Measure, labels: Sequence[str], against: Mapping[str, str]) 
 
 
 def estimates(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping[str, str]) -> None:
-    """Each row's seeds as small dots beneath its mean and interval; held-out images as a dashed line."""
+    """Plot each row's seeds as small dots beneath its mean and interval; held-out images as a dashed line."""
     every = []
     for y, label in enumerate(rows):
         if (of := result.arms.get(label)) is None:
@@ -134,7 +134,7 @@ def estimates(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping
     if result.real is not None:
         finite = [value for value in every if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (result.real, result.real)
-        near = low - (high - low) / 2 <= result.real <= high + (high - low) / 2  # else it would press the arms together
+        near = low - (high - low) / 2 <= result.real <= high + (high - low) / 2  # else it would compress the arms
         if near:
             axes.axvline(result.real, color=MUTED, linestyle="--", linewidth=1, zorder=1)
             every.append(result.real)
@@ -154,12 +154,12 @@ def estimates(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping
 
 
 def differences(axes: Axes, result: Measure, rows: Sequence[str], against: Mapping[str, str]) -> None:
-    """Each row's difference to the baseline, with a line at zero; of an arm that is not decided only its seeds."""
+    """Plot each row's difference to the baseline, with a line at zero; only the seeds of an undecided arm."""
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
-    shown = [result.differences[label] for label in rows if label in result.differences]
-    reaches = [_reach([of.mean, *of.points.values()]) for of in shown]
+    compared = [result.differences[label] for label in rows if label in result.differences]
+    reaches = [_reach([of.mean, *of.points.values()]) for of in compared]
     limit = 4 * float(np.median(reaches))
-    far = 0 < 2 * limit < max(reaches)  # one arm that failed to learn would press all others into the zero line
+    far = 0 < 2 * limit < max(reaches)  # one arm that failed to learn would compress all others into the zero line
     at_edge = blended_transform_factory(axes.transAxes, axes.transData)
     for y, label in enumerate(rows):
         if (of := result.differences.get(label)) is None:
@@ -174,12 +174,12 @@ def differences(axes: Axes, result: Measure, rows: Sequence[str], against: Mappi
         if far and not abs(of.mean) <= limit:
             right = of.mean > 0
             axes.plot(0.985 if right else 0.015, y, ">" if right else "<", color=colour, transform=at_edge)
-            beside: dict[str, Any] = {"ha": "right" if right else "left", "va": "center", "transform": at_edge}
+            place: dict[str, Any] = {"ha": "right" if right else "left", "va": "center", "transform": at_edge}
             axes.text(
                 0.96 if right else 0.04,
                 y,
                 formatting.number(of.mean, signed=True),
-                **beside,
+                **place,
                 fontsize=SIZE,
                 color=colour,
             )
@@ -197,7 +197,7 @@ def differences(axes: Axes, result: Measure, rows: Sequence[str], against: Mappi
 
 
 def effects(factors: Sequence[Effect], first: Measure) -> Figure:
-    """A panel for each factor: the mean of all runs at each of its levels, with its interval and seeds."""
+    """Plot main effects, a panel a factor: the mean of all runs at each level, with its interval and seeds."""
     across = min(len(factors), 3)
     down = math.ceil(len(factors) / across)
     figure = Figure(figsize=(WIDTH * max(across, 2) / 3, 2.5 * down), dpi=DPI, layout="constrained")
@@ -227,7 +227,7 @@ def effects(factors: Sequence[Effect], first: Measure) -> Figure:
 
 
 def interactions(pairs: Sequence[Interaction], first: Measure) -> Figure:
-    """A map for each pair of factors: the mean in each cell, darker where it is better; what was not run is blank.
+    """Plot a heat map for each pair of factors: the mean in each cell, darker where better; missing cells are blank.
 
     Where neither way is better, darker is higher.
     """
@@ -246,7 +246,7 @@ def interactions(pairs: Sequence[Interaction], first: Measure) -> Figure:
 
 
 def _heat(axes: Axes, interaction: Interaction, first: Measure) -> None:
-    """One map, with its numbers."""
+    """Plot one heat map with its numbers."""
     means = np.array([[math.nan if v is None else _finite(v) for v in row] for row in interaction.means], dtype=float)
     there = means[np.isfinite(means)]
     low, high = (there.min(), there.max()) if len(there) else (0.0, 1.0)
@@ -275,12 +275,12 @@ def _heat(axes: Axes, interaction: Interaction, first: Measure) -> None:
 
 
 def fronts(frontiers: Sequence[Front], first: Measure, numbers: Mapping[str, int]) -> Figure:
-    """A panel for each cost: every arm as a dot, and the front as a line through numbered ones.
+    """Plot Pareto fronts, a panel a cost: every arm as a dot, and the front as a line through numbered ones.
 
     Args:
         frontiers: the fronts.
-        first: the measure that is the quality.
-        numbers: label -> the number that its point bears, of those on a front.
+        first: the measure of quality.
+        numbers: label -> number of its point, for those on a front.
     """
     across = min(len(frontiers), 2)
     down = math.ceil(len(frontiers) / across)
@@ -307,7 +307,7 @@ def fronts(frontiers: Sequence[Front], first: Measure, numbers: Mapping[str, int
 
 
 def named(front: Front) -> tuple[str, ...]:
-    """Labels on the front that have a number: all, or some evenly along it with both ends."""
+    """Return the labels on the front that get a number: all, or some evenly along it with both ends."""
     if len(front.best) <= NAMED:
         return front.best
     return tuple(front.best[round(i)] for i in np.linspace(0, len(front.best) - 1, NAMED))
@@ -346,12 +346,12 @@ def lines(
     log_y: bool | None = None,
     markers: bool = False,
 ) -> Figure:
-    """Curves with their ranges over seeds: those that have a style in colour, the others in grey behind them.
+    """Plot curves with their ranges over seeds: those with a style in colour, the others in grey behind them.
 
     Args:
         curves: label -> curve.
         x_label, y_label: of the axes.
-        styles: label -> how its line looks.
+        styles: label -> line style.
         log_x, log_y: whether an axis is logarithmic; None where the values span more than a factor of ten.
         markers: whether the points of a curve are marked.
     """
@@ -375,7 +375,7 @@ def draw_lines(
     log_y: bool | None = None,
     markers: bool = False,
 ) -> dict[str, Any]:
-    """As `lines`, on axes that exist. Returns: label -> the line, of those in colour."""
+    """Plot as `lines` on existing axes; return label -> line of those in colour."""
     handles, every = {}, []
     faint = min(0.3, 8 / max(1, len(curves)))
     for label, curve in curves.items():
@@ -404,10 +404,10 @@ def draw_lines(
 
 
 def summary(path: str | Path, findings: Findings) -> None:
-    """One picture of a study, to stand beside its report: arms with their differences, and what they draw.
+    """Write the summary picture of a study: arms with their differences, and their samples.
 
-    The first measure with its verdicts is on the left; on the right are each arm's samples from the same noise, behind
-    its schedule where schedules differ, or quality over evaluations where that was asked.
+    The first measure with its verdicts is on the left; on the right are each arm's samples from the same noise, after
+    its schedule where schedules differ, or quality over evaluations where that was measured.
 
     Args:
         path: the PNG file to write, less than 200 kB.
@@ -425,12 +425,12 @@ def summary(path: str | Path, findings: Findings) -> None:
 
 
 def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Figure, float]:
-    """The summary with at most so many samples of an arm, and the pixels across that a panel of numbers has."""
+    """Return the summary with at most `tiles` samples an arm, and the width in pixels of a panel of numbers."""
     curves = dict(findings.by_steps)
-    shown = [label for label in labels if label in findings.sheet and not curves]
+    sampled = [label for label in labels if label in findings.sheet and not curves]
     high, wide = (SCATTER, SCATTER) if findings.sheet_of_points else (TILE, 290 * tiles // 8)
     high = high if len(labels) <= FEW else min(high, SMALL)
-    strips = {label: _resized(_strip(findings.sheet[label], tiles), high, wide) for label in shown}
+    strips = {label: _resized(_strip(findings.sheet[label], tiles), high, wide) for label in sampled}
     head, foot, count = 58, 68, max(len(labels), 1)
     row = max([36, *(strip.shape[0] + 8 for strip in strips.values())])
     row = min(48, max(row, 270 // count)) if curves else row
@@ -470,9 +470,9 @@ def _summary(findings: Findings, labels: Sequence[str], tiles: int) -> tuple[Fig
 def _summary_measure(
     place: Callable[..., Axes], findings: Findings, labels: Sequence[str], left: float, wide: float
 ) -> float:
-    """Means on the left and differences with verdicts on the right of the columns from `left` on.
+    """Plot means and, to the right, differences with verdicts, in the columns from `left` on.
 
-    Returns: the pixels across of each.
+    Returns: the width of each in pixels.
     """
     first = findings.measures[0]
     verdicts = [first.differences[label].verdict for label in labels if label in first.differences]
@@ -491,7 +491,7 @@ def _summary_measure(
 
 
 def _space_ticks(axes: Axes) -> None:
-    """The most ticks across whose numbers do not meet each other, nor those of a panel beside it."""
+    """Set as many x ticks as fit without overlap among their labels or with those of a neighbouring panel."""
     log = axes.get_xscale() == "log"
     if not log:
         axes.ticklabel_format(axis="x", style="plain", useOffset=False)
@@ -513,7 +513,7 @@ def _space_ticks(axes: Axes) -> None:
 
 
 def _summary_curves(figure: Figure, place: Callable[..., Axes], findings: Findings, left: float, tall: float) -> None:
-    """Quality over evaluations of the columns from `left` on, with a legend beneath."""
+    """Plot quality over evaluations in the columns from `left` on, with a legend beneath."""
     named = ranked(findings.by_steps, 8)
     rows = math.ceil(len(named) / 2)
     axes = place(left + 70, SUMMARY - left - 85, 36, tall - 36 - 58 - 17 * rows)
@@ -535,7 +535,7 @@ def _summary_strips(
     head: int,
     right: float,
 ) -> float:
-    """Samples at the right end of each row, behind the arm's schedule. Returns: the pixels that they take."""
+    """Draw samples at the right end of each row, after the arm's schedule; return the width that they take."""
     wide = max(strip.shape[1] for strip in strips.values())
     curve = 78 if findings.schedules else 0
     for i, label in enumerate(labels):
@@ -561,7 +561,7 @@ def _summary_strips(
 
 
 def ranked(curves: Mapping[str, Curve], most: int = LINES) -> list[str]:
-    """Labels of the curves that come lowest, as many as a figure can colour, in their own order."""
+    """Return labels of the lowest curves, as many as a figure can colour, in their own order."""
     if len(curves) <= most:
         return list(curves)
     lowest = {label: min(map(_infinite, curve.y), default=math.inf) for label, curve in curves.items()}
@@ -570,16 +570,16 @@ def ranked(curves: Mapping[str, Curve], most: int = LINES) -> list[str]:
 
 
 def svg(figure: Figure, name: str, title: str) -> str:
-    """A figure as an element of a page, in the page's colours and letters.
+    """Return a figure as an inline SVG element in the page's colours and font.
 
     Args:
-        figure: what to draw.
-        name: unique in the page: other figures' marks and clips have other ids.
-        title: what it shows, for those who do not see it.
+        figure: the figure.
+        name: unique in the page, for the ids of marks and clips.
+        title: text alternative for screen readers.
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has the letters
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has the glyphs
         figure.patch.set_visible(False)
         for axes in figure.axes:
             axes.patch.set_visible(False)
@@ -588,7 +588,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
 
 
 def png(picture: Any) -> bytes:
-    """A picture, uint8 (H, W), (H, W, 1) or (H, W, 3), as a small PNG without loss."""
+    """Encode a picture, uint8 (H, W), (H, W, 1) or (H, W, 3), as a small lossless PNG."""
     array = np.asarray(picture)
     array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if array.ndim == 3 and (array == array[..., :1]).all():
@@ -599,7 +599,7 @@ def png(picture: Any) -> bytes:
 
 
 def shorten(label: str, most: int = LABEL) -> str:
-    """The label on one line; a long one without its middle."""
+    """Return a label on one line; the middle of a long one is replaced by an ellipsis."""
     line = " ".join(label.split())
     if len(line) <= most:
         return line
@@ -608,7 +608,7 @@ def shorten(label: str, most: int = LABEL) -> str:
 
 
 def shortened(labels: Sequence[str], most: int = LABEL) -> dict[str, str]:
-    """label -> the same for a figure, still different from each other."""
+    """Return label -> shortened label for figures, still unique."""
     short = {label: shorten(label, most) for label in labels}
     for i, label in enumerate(labels, 1):
         if list(short.values()).count(short[label]) > 1:
@@ -617,18 +617,18 @@ def shortened(labels: Sequence[str], most: int = LABEL) -> dict[str, str]:
 
 
 def _two_lines(label: str, wide: int = 30) -> str:
-    """A long label on two lines."""
+    """Wrap a long label onto two lines."""
     lines = textwrap.wrap(label, wide, break_on_hyphens=False)
     return label if len(lines) < 2 else f"{lines[0]}\n{shorten(' '.join(lines[1:]), wide)}"
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib takes for no formula and no artist without a name."""
+    """Escape text so that matplotlib reads neither a formula nor a hidden label in it."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _inline(text: str, title: str) -> str:
-    """What matplotlib writes as an SVG file, as an element of an HTML page: no prolog, no names that others have."""
+    """Turn an SVG file by matplotlib into an element of an HTML page: without prolog and clashing ids."""
     text = text[text.index("<svg") :].strip()
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="([^"]+)"', text)
     assert size is not None, "matplotlib gives its figures a size"
@@ -647,19 +647,19 @@ def _inline(text: str, title: str) -> str:
 def _row(
     axes: Axes, y: float, mean: float, low: float | None, high: float | None, points: Sequence[float], colour: str
 ) -> list[float]:
-    """A mean with its interval, and its points a little beneath. Returns: the finite values that it shows."""
-    shown = [value for value in (mean, low, high, *points) if value is not None and math.isfinite(value)]
+    """Plot a mean with its interval, and its points a little beneath; return the finite values among them."""
+    finite = [value for value in (mean, low, high, *points) if value is not None and math.isfinite(value)]
     dots = [_finite(value) for value in points]
     axes.plot(dots, [y + 0.27] * len(dots), "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=2)
     if low is not None and high is not None:
         axes.plot([_finite(low), _finite(high)], [y, y], color=colour, linewidth=2, zorder=3, solid_capstyle="butt")
-    hollow: dict[str, Any] = {} if low is not None else {"markerfacecolor": "none"}  # nothing is known of other seeds
+    hollow: dict[str, Any] = {} if low is not None else {"markerfacecolor": "none"}  # no interval: a single seed
     axes.plot(_finite(mean), y, "o", color=colour, markersize=5.5, zorder=4, **hollow)
-    return shown
+    return finite
 
 
 def _bands(panels: Iterable[Axes], rows: Sequence[str], against: Mapping[str, str]) -> None:
-    """Shade every other row, count rows from the top, and draw a line where those with another baseline begin."""
+    """Shade every other row, order rows from the top, and draw a line between rows of different baselines."""
     for axes in panels:
         for y in range(0, len(rows), 2):
             axes.axhspan(y - 0.5, y + 0.5, color=BAND, linewidth=0, zorder=0)
@@ -670,7 +670,7 @@ def _bands(panels: Iterable[Axes], rows: Sequence[str], against: Mapping[str, st
 
 
 def _looks(axes: Axes, x_label: str, y_label: str) -> None:
-    """The looks that all panels share, those of `ddpm.figures.plots`."""
+    """Apply the style that all panels share, that of `ddpm.figures.plots`."""
     axes.set_xlabel(x_label, **TEXT)
     axes.set_ylabel(y_label, **TEXT)
     axes.grid(color=LINE, linewidth=0.8)
@@ -686,7 +686,7 @@ def _legend(
     curves: Mapping[str, Curve],
     styles: Mapping[str, Style],
 ) -> None:
-    """Names of the coloured curves, in the order of the styles, and a line for all others."""
+    """Add a legend of the coloured curves, in the order of the styles, with one entry for all others."""
     names = [label for label in styles if label in handles]
     marks, texts = (
         [handles[label] for label in names],
@@ -701,7 +701,7 @@ def _legend(
 
 
 def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
-    """A logarithmic axis where positive values span more than a factor of ten."""
+    """Make an axis logarithmic where positive values span more than a factor of ten."""
     finite = values[np.isfinite(values)]
     if len(finite) and 0 < 10 * finite.min() < finite.max():
         axes.set(**{f"{axis}scale": "log"})
@@ -714,14 +714,14 @@ def _log_if_wide(axes: Axes, axis: str, values: np.ndarray) -> None:
 
 
 def _plain_log(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """Numbers as they are read, not as powers."""
+    """Label a logarithmic axis with plain numbers, not powers."""
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(_tick)
 
 
 def _tick(value: float, _: float = 0) -> str:
-    """The number at a tick: "20 M"."""
+    """Format the number of a tick: "20 M"."""
     for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(power, 1e4):
             return f"{value / power:g} {letter}"
@@ -729,7 +729,7 @@ def _tick(value: float, _: float = 0) -> str:
 
 
 def _palette(figure: Figure, colours: int) -> bytes:
-    """The figure as a PNG of so many colours."""
+    """Encode the figure as a PNG with a palette of `colours` colours."""
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -741,7 +741,7 @@ def _palette(figure: Figure, colours: int) -> bytes:
 
 
 def _strip(picture: Any, tiles: int) -> np.ndarray:
-    """The first samples of an arm's row of them, in colour (H, W, 3). They are square, with gaps between or without."""
+    """Return the first tiles of an arm's row of samples, (H, W, 3); tiles are square, with or without gaps."""
     array = np.asarray(picture)
     array = array[..., None] if array.ndim == 2 else array
     high, wide = array.shape[:2]
@@ -753,7 +753,7 @@ def _strip(picture: Any, tiles: int) -> np.ndarray:
 
 
 def _resized(strip: np.ndarray, high: int, wide: int) -> np.ndarray:
-    """As large as fits, without blur where there is room for whole enlarged pixels."""
+    """Resize a strip to fit, by whole pixels where it is enlarged."""
     factor = min(high / strip.shape[0], wide / strip.shape[1])
     if factor >= 1:
         return strip.repeat(int(factor), 0).repeat(int(factor), 1)
@@ -762,7 +762,7 @@ def _resized(strip: np.ndarray, high: int, wide: int) -> np.ndarray:
 
 
 def _pixels(figure: Figure, text: str) -> float:
-    """Width of a line of text in pixels."""
+    """Return the width of a line of text in pixels."""
     canvas = FigureCanvasAgg(figure)
     drawn = figure.text(0, 0, text, fontsize=SIZE, weight="bold")
     with warnings.catch_warnings():
@@ -773,7 +773,7 @@ def _pixels(figure: Figure, text: str) -> float:
 
 
 def _spread(values: np.ndarray) -> tuple[float, float]:
-    """Ends that give all cells of a map two digits of how they vary."""
+    """Return the ends of the values, which give all cells of a map two digits of their variation."""
     return float(values.min()), float(values.max())
 
 

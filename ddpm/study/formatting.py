@@ -1,4 +1,4 @@
-"""Findings in words: numbers with the digits that their interval allows, and a report in Markdown."""
+"""Text of findings: numbers rounded to what their interval allows, and a report in Markdown."""
 
 import html
 import math
@@ -9,7 +9,7 @@ from ddpm.metrics.intervals import LEVEL
 from ddpm.study.findings import Arm, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, ENOUGH, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Comparison, Estimate
 
-MISSING = "–"  # in a cell of something that was not measured
+MISSING = "–"  # in a cell without a measurement
 COMPARED = ("difference", "pairs", "p", "verdict")  # the columns of a comparison
 MARKED = (BETTER, WORSE, HIGHER, LOWER)  # the verdicts that are results
 HOW_TO_READ = (
@@ -24,7 +24,7 @@ HOW_TO_READ = (
 
 
 def digits(mean: float, low: float | None = None, high: float | None = None, signed: bool = False) -> tuple[str, str]:
-    """A mean and the ends of its interval, "1.47" and "0.93 to 2.00", with two digits of half the interval's width.
+    """Format a mean and its interval, "1.47" and "0.93 to 2.00", to two digits of half the interval's width.
 
     Args:
         mean, low, high: as of an `Estimate`; without an interval the mean has three digits.
@@ -39,31 +39,31 @@ def digits(mean: float, low: float | None = None, high: float | None = None, sig
 
 
 def number(value: float, signed: bool = False) -> str:
-    """A number with three digits."""
+    """Format a number with three digits."""
     return digits(value, signed=signed)[0]
 
 
 def interval(mean: float, low: float | None, high: float | None, signed: bool = False) -> str:
-    """A mean with its interval: "1.47 (0.93 to 2.00)", or the mean alone where there is no interval."""
+    """Format a mean with its interval: "1.47 (0.93 to 2.00)", or the mean alone where there is none."""
     middle, ends = digits(mean, low, high, signed)
     return f"{middle} ({ends})" if ends else middle
 
 
 def listed(values: Collection[float]) -> str:
-    """Differences of seeds one by one, in order, with digits in common: "-0.52, +0.13"."""
+    """Format the differences of seeds in order with a common number of decimals: "-0.52, +0.13"."""
     spread = max(values) - min(values) if len(values) > 1 else 0.0
     return ", ".join(_alike(list(values), spread, signed=True))
 
 
 def p_value(p: float | None) -> str:
-    """A p-value with two digits; a small one only as a bound."""
+    """Format a p-value with two digits; a small one only as a bound."""
     if p is None:
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:#.2g}" if p < 0.995 else "1"
 
 
 def amount(value: float | None) -> str:
-    """A large number with three digits and a letter for its power: "35.7 M"."""
+    """Format a large number with three digits and a unit prefix: "35.7 M"."""
     if value is None:
         return MISSING
     for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -73,7 +73,7 @@ def amount(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in its two largest units: "1 h 05 min"."""
+    """Format a time in its two largest units: "1 h 05 min"."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     if seconds < 59.5:
@@ -86,32 +86,32 @@ def duration(seconds: float | None) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """A number of things: "1 run", "2 runs"."""
+    """Format a count with its noun: "1 run", "2 runs"."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def heading(measure: Measure) -> str:
-    """The measure's title with its unit."""
+    """Return the measure's title with its unit."""
     return f"{measure.title} ({measure.unit})" if measure.unit else measure.title
 
 
 def aim(measure: Measure) -> str:
-    """Which way is better: "lower is better"."""
+    """Return which way is better: "lower is better"."""
     return "neither way is better" if measure.better == NEITHER else f"{measure.better} is better"
 
 
 def foremost(measure: Measure) -> str:
-    """What those arms are called that come first by a measure."""
+    """Return the adjective for the arms that rank first by a measure."""
     return "highest" if measure.better == NEITHER else "best"
 
 
 def estimate(result: Estimate | None) -> str:
-    """A cell of the table of arms."""
+    """Format a cell of the table of arms."""
     return MISSING if result is None else interval(result.mean, result.low, result.high)
 
 
 def difference(result: Comparison | None) -> str:
-    """A cell of differences; where nothing is decided no mean and no interval, which would look like a result."""
+    """Format a cell of differences; where undecided, the seeds' differences, as a mean would look like a result."""
     if result is None:
         return MISSING
     if result.verdict == NOT_DECIDED:
@@ -120,7 +120,7 @@ def difference(result: Comparison | None) -> str:
 
 
 def context(measure: Measure) -> list[str]:
-    """Sentences on what a measure's numbers can be compared with."""
+    """Return sentences on how to interpret a measure's numbers."""
     sentences = [f"{aim(measure).capitalize()}."]
     unit = "" if not measure.unit else measure.unit if measure.unit == "%" else f" {measure.unit}"
     if measure.real is not None:
@@ -135,41 +135,41 @@ def context(measure: Measure) -> list[str]:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital and a full stop."""
+    """Return the text with a capital and a full stop."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
 
 
 def baseline(findings: Findings) -> str:
-    """What differences are taken to: the baseline, and with blocks what an arm has in common with its own."""
+    """Return the name of the baseline, with blocks including the factors that an arm shares with its own."""
     same = "" if findings.blocks is None else f", with the same {' and '.join(findings.blocks.others)}"
     return f"{findings.baseline}{same}"
 
 
 def how_to_read(findings: Findings) -> str:
-    """What intervals and verdicts mean."""
+    """Return the explanation of intervals and verdicts."""
     if findings.blocks is None:
         return HOW_TO_READ
     return f"{HOW_TO_READ} An arm's baseline is that of {baseline(findings).replace(', with', ' with')}."
 
 
 def mean_differences(findings: Findings) -> str:
-    """What the differences of effects are."""
+    """Return the explanation of the differences of effects."""
     of = "" if findings.blocks is None else f", means over {' and '.join(findings.blocks.others)}"
     return f"Differences to {findings.baseline}{of}: paired by seed, and tested by themselves."
 
 
 def footnotes(arms: Iterable[Arm]) -> dict[str, int]:
-    """Every flag of an arm once -> its number, from 1."""
+    """Return flag -> its number, from 1, of the distinct flags of arms."""
     return {flag: i for i, flag in enumerate(dict.fromkeys(flag for arm in arms for flag in arm.flags), 1)}
 
 
 def markdown(findings: Findings, figures: str | None = None) -> str:
-    """The report as Markdown, to be committed beside the study.
+    """Return the report as Markdown.
 
     Args:
-        findings: what to say.
-        figures: the path, from the report's place, of a picture to show after the verdict.
+        findings: of the study.
+        figures: path, relative to the report, of a picture to place after the verdict.
     """
     parts = [f"# {_safe(findings.study)}"]
     if findings.question:
@@ -193,7 +193,7 @@ def markdown(findings: Findings, figures: str | None = None) -> str:
 
 
 def _arms(findings: Findings) -> list[str]:
-    """The table of arms with footnotes."""
+    """Return the table of arms with footnotes."""
     if not findings.arms:
         return []
     notes, first = footnotes(findings.arms), findings.measures[0] if findings.measures else None
@@ -215,7 +215,7 @@ def _arms(findings: Findings) -> list[str]:
 
 
 def _differences(findings: Findings) -> list[str]:
-    """A table of differences for each measure that has some."""
+    """Return a table of differences for each measure that has some."""
     parts = []
     for measure in findings.measures:
         if not measure.differences:
@@ -229,7 +229,7 @@ def _differences(findings: Findings) -> list[str]:
 
 
 def _effects(findings: Findings) -> list[str]:
-    """Means at the levels of each factor of a grid, and their differences where one of them is the baseline."""
+    """Return tables of main effects of a grid, with differences where a level is the baseline."""
     if not findings.effects or not findings.measures:
         return []
     header = ["factor", "level", f"mean {_safe(heading(findings.measures[0]))}"]
@@ -265,37 +265,37 @@ def _bullets(sentences: Iterable[str]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
-    """A table with the columns `right` aligned there."""
+    """Return a table with the columns `right` aligned to the right."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def printable(text: str) -> str:
-    """Text without what steers a terminal."""
+    """Replace characters in text that would control a terminal."""
     return "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def _code(text: str) -> str:
-    """A block of code, fenced by more backticks than it has in a row."""
+    """Return a block of code, fenced by more backticks than it has in a row."""
     text = printable(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}bash\n{text}\n{fence}"
 
 
 def _safe(text: str) -> str:
-    """One line of text in which nothing is markup."""
+    """Return text on one line with all markup escaped."""
     line = html.escape(" ".join(printable(text).split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", line)
 
 
 def _alike(values: Sequence[float], half: float, signed: bool, plain: bool = False) -> list[str]:
-    """Numbers with as many decimals as show two digits of `half`, or three of the largest where that is zero.
+    """Format numbers with a common number of decimals: two digits of `half`, or three of the largest if that is zero.
 
     Args:
         values: the numbers.
-        half: how far they may be off.
+        half: their uncertainty.
         signed: whether positive ones have a plus.
-        plain: whether those from the second on have more decimals where they are not zero but would look so.
+        plain: whether to add decimals where a non-zero number from the second on would be displayed as zero.
     """
     if not all(math.isfinite(value) for value in values):
         return [number(value, signed) if math.isfinite(value) else "not finite" for value in values]
@@ -304,7 +304,7 @@ def _alike(values: Sequence[float], half: float, signed: bool, plain: bool = Fal
     power = 0 if -5 < first < 7 else first
     scaled, first = [value / 10.0**power for value in values], first - power
     decimals = 1 - math.floor(math.log10(half / 10.0**power)) if half else 2 - first
-    decimals = min(max(decimals, 0), max(5 - first, 0))  # seeds that agree to the last bit do not need all their bits
+    decimals = min(max(decimals, 0), max(5 - first, 0))  # seeds that nearly agree do not need all their bits
     for _ in range(2):
         if plain and any(value and not float(f"{value:.{decimals}f}") for value in scaled[1:]):
             decimals += 1
@@ -312,7 +312,7 @@ def _alike(values: Sequence[float], half: float, signed: bool, plain: bool = Fal
 
 
 def _decimal(value: float, decimals: int, power: int, signed: bool) -> str:
-    """A number with a true minus sign, and no sign where it is zero as written."""
+    """Format a number with a true minus sign, and no sign where it rounds to zero."""
     size = f"{abs(value):,.{decimals}f}"
     size = size.replace(",", "") if abs(value) < 10_000 else size
     sign = "" if not float(size.replace(",", "")) else "−" if value < 0 else "+" if signed else ""

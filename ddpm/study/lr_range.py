@@ -1,4 +1,4 @@
-"""The mathematics of a learning-rate range test: rates that grow, the averaged loss, and what it says.
+"""Learning-rate range test: geometrically growing rates, the averaged loss, and suggested rates.
 
 Source: Cyclical Learning Rates for Training Neural Networks (arXiv 1506.01186), section 3.3; A disciplined approach to
 neural network hyper-parameters (arXiv 1803.09820).
@@ -14,11 +14,11 @@ import numpy as np
 from ddpm.checks import check_whole
 from ddpm.runs.files import replacing
 
-FALL = 0.05  # of the loss from its first average to its lowest, or back up: less is taken for noise
+FALL = 0.05  # relative change of the averaged loss, down to its lowest or back up; less counts as noise
 
 
 def rates(start: float, end: float, steps: int) -> list[float]:
-    """The learning rate of each step, from `start` to `end`, each the same multiple of the one before.
+    """Return the learning rate of each step, in geometric progression from `start` to `end`.
 
     Raises: ValueError unless 0 < start < end < infinity and there are at least two steps.
     """
@@ -30,7 +30,7 @@ def rates(start: float, end: float, steps: int) -> list[float]:
 
 @dataclass
 class RangeTest:
-    """The steps of a test so far.
+    """Record of the steps of a range test.
 
     Args:
         beta: of the exponential moving average of the loss, in [0, 1).
@@ -52,15 +52,15 @@ class RangeTest:
             raise ValueError(f"stop = {self.stop:g} must be a finite number > 1")
 
     def add(self, rate: float, loss: float) -> None:
-        """A step at a rate, and the loss that it found, which is that of the weights before it."""
+        """Add a step: its rate, and the loss of the weights before it."""
         self._sum = self.beta * self._sum + (1 - self.beta) * loss
         self.rates.append(rate)
         self.losses.append(loss)
-        self.smoothed.append(self._sum / (1 - self.beta ** len(self.losses)))  # as if the steps before had been alike
+        self.smoothed.append(self._sum / (1 - self.beta ** len(self.losses)))  # bias correction, as in Adam
 
     @property
     def ended(self) -> str | None:
-        """Why the test is over, if it is."""
+        """The reason why the test has ended, or None."""
         if not self.losses:
             return None
         if not math.isfinite(self.smoothed[-1]):
@@ -71,11 +71,11 @@ class RangeTest:
         return None
 
     def suggestion(self) -> "Suggestion":
-        """What the steps so far say."""
+        """Return the rates that the steps so far suggest."""
         return suggestion(self.rates, self.smoothed, half=max(1, round(1 / (1 - self.beta) / 2)))
 
     def write(self, path: Path) -> None:
-        """A CSV file: step, rate, loss and averaged loss."""
+        """Write a CSV file of step, rate, loss and averaged loss."""
         rows = zip(range(1, len(self.rates) + 1), self.rates, self.losses, self.smoothed, strict=True)
         with replacing(path) as temporary, open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([("step", "lr", "loss", "smoothed"), *rows])
@@ -83,7 +83,7 @@ class RangeTest:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Rates that a test suggests; None where it shows none, and `note` says why."""
+    """Suggested learning rates; None where the test gives none, with the reason in `note`."""
 
     steepest: float | None  # where the averaged loss falls fastest in log rate
     minimum: float | None  # where it is lowest, and beyond which it rises
@@ -96,14 +96,15 @@ class Suggestion:
 
 
 def suggestion(rates: list[float], smoothed: list[float], half: int = 1) -> Suggestion:
-    """Read rates off an averaged loss.
+    """Suggest rates from an averaged loss.
 
-    The lowest loss only counts as a minimum if the loss rises behind it; the slope is sought before it. A slope is that
-    of the line of least squares through a step and `half` steps on each side: of two neighbours it would be noise.
+    The lowest loss only counts as a minimum if the loss rises after it; the steepest slope is searched before it. A
+    slope is that of the least-squares line through a step and `half` steps on each side: from two neighbours it would
+    be noise.
 
     Args:
-        rates, smoothed: (n,), rising rates and the averaged loss there; what follows a loss that is not finite is left
-            out.
+        rates, smoothed: (n,), ascending rates and the averaged loss there; values from the first that is not finite on
+            are ignored.
     """
     finite = np.isfinite(smoothed)
     n = len(finite) if finite.all() else int(finite.argmin())
@@ -128,6 +129,6 @@ def suggestion(rates: list[float], smoothed: list[float], half: int = 1) -> Sugg
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of the line of least squares through (n,) points."""
+    """Return the slope of the least-squares line through (n,) points."""
     centred = x - x.mean()
     return float((centred * y).sum() / (centred**2).sum())

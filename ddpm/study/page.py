@@ -1,4 +1,4 @@
-"""Findings as one HTML page that needs nothing else: its looks, figures and pictures are inside."""
+"""The report as one self-contained HTML page, with styles, script and figures inside."""
 
 import base64
 import math
@@ -19,13 +19,13 @@ OF_POINTS = (
     "what lies beyond at its edge."
 )
 OF_BLOCKS = "the baselines and those that are {} beside each of them"
-SHEET = 640  # pixels that an arm's row of samples is enlarged to, at most
-FOLDED = 30  # rows of a secondary table from which on it is folded
+SHEET = 640  # largest width in pixels of an arm's enlarged row of samples
+FOLDED = 30  # rows above which a secondary table is folded
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading of its own."""
+    """A section of the page with its heading."""
 
     name: str  # of its anchor
     title: str
@@ -33,10 +33,10 @@ class Section:
 
 
 def page(findings: Findings) -> str:
-    """The report as a page: verdict first, then arms, every measure, what a grid or curves say, and how it was made.
+    """Return the report as HTML: verdict, arms, measures, effects of a grid, curves, samples, and provenance.
 
     Args:
-        findings: what to show. Parts without content are left out; all text is shown as text, never as markup.
+        findings: of the study. Parts without content are left out; all text is escaped.
     """
     labels = figures.chosen(findings)
     coloured = labels[: figures.LINES] if findings.blocks is None else figures.chosen(findings, figures.LINES)
@@ -63,7 +63,7 @@ def page(findings: Findings) -> str:
 
 
 def _opening(findings: Findings) -> str:
-    """Title, question, verdict, warnings and design."""
+    """Return title, question, verdict, warnings and design."""
     parts = [f'<header><p class="kind">Study</p><h1>{escape(findings.study)}</h1>']
     if findings.question:
         parts.append(f'<p class="lead">{escape(findings.question)}</p>')
@@ -78,7 +78,7 @@ def _opening(findings: Findings) -> str:
 
 
 def _arms(findings: Findings) -> Section | None:
-    """The table of all arms."""
+    """Return the section with the table of all arms."""
     if not findings.arms:
         return None
     total, notes = len(findings.arms), formatting.footnotes(findings.arms)
@@ -111,7 +111,7 @@ def _arms(findings: Findings) -> Section | None:
 
 
 def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[str, int]) -> str:
-    """A row of the table of arms."""
+    """Return a row of the table of arms."""
     base = findings.against[arm.label] == arm.label
     marks = "".join(
         f'<sup><a href="#flag-{notes[flag]}" title="{escape(flag)}">{notes[flag]}</a></sup>' for flag in arm.flags
@@ -132,7 +132,7 @@ def _arm(arm: Arm, findings: Findings, factors: Sequence[str], notes: Mapping[st
 
 
 def _measure(i: int, measure: Measure, findings: Findings, labels: Sequence[str]) -> Section | None:
-    """A measure's figure and its table of differences."""
+    """Return the section of a measure: its figure and its table of differences."""
     if not measure.arms:
         return None
     parts = [f"<p>{escape(' '.join(formatting.context(measure)))}</p>"]
@@ -154,7 +154,7 @@ def _measure(i: int, measure: Measure, findings: Findings, labels: Sequence[str]
 
 
 def _differences(differences: Mapping[str, Comparison], of_what: str, caption: str) -> str:
-    """A table of differences, of arms or of levels."""
+    """Return a table of differences, of arms or of levels."""
     rows = []
     for label, of in differences.items():
         mean, ends = formatting.digits(of.mean, of.low, of.high, signed=True)
@@ -169,7 +169,7 @@ def _differences(differences: Mapping[str, Comparison], of_what: str, caption: s
 
 
 def _effects(findings: Findings) -> Section | None:
-    """Main effects of a grid."""
+    """Return the section on main effects of a grid."""
     if not findings.effects or not findings.measures:
         return None
     first = findings.measures[0]
@@ -181,13 +181,13 @@ def _effects(findings: Findings) -> Section | None:
     parts = [_figure(figure, "effects", "Main effects", caption)]
     for effect in findings.effects:
         if effect.differences:
-            said = formatting.mean_differences(findings)
-            parts.append(f"<p>{escape(said)}</p>{_differences(effect.differences, effect.factor, said)}")
+            text = formatting.mean_differences(findings)
+            parts.append(f"<p>{escape(text)}</p>{_differences(effect.differences, effect.factor, text)}")
     return Section("effects", "Main effects", "".join(parts))
 
 
 def _interactions(findings: Findings) -> Section | None:
-    """Maps of two factors of a grid."""
+    """Return the section on interactions: maps of two factors of a grid."""
     if not findings.interactions or not findings.measures:
         return None
     first = findings.measures[0]
@@ -198,7 +198,7 @@ def _interactions(findings: Findings) -> Section | None:
 
 
 def _fronts(findings: Findings) -> Section | None:
-    """What quality costs."""
+    """Return the section on fronts of quality against cost."""
     if not findings.fronts or not findings.measures:
         return None
     best = list(dict.fromkeys(label for front in findings.fronts for label in figures.named(front)))
@@ -222,7 +222,7 @@ def _trade_offs(findings: Findings) -> Section | None:
 
 
 def _curves(findings: Findings, styles: Mapping[str, figures.Style]) -> Section | None:
-    """Losses over training, errors over log-SNR, quality over evaluations."""
+    """Return the section of curves: losses over training, errors over log-SNR, quality over evaluations."""
     steps = figures.styles(figures.ranked(findings.by_steps))
     parts = [
         _lines("losses", f"{findings.losses_of} over training", findings.losses, "training step", "loss", styles),
@@ -245,7 +245,7 @@ def _lines(
     log_x: bool = False,
     markers: bool = False,
 ) -> str:
-    """A figure of curves under its title, or nothing where there are none."""
+    """Return a figure of curves under its title, or "" where there are none."""
     if not curves:
         return ""
     figure = figures.lines(curves, x_label, y_label, styles, log_x=log_x, markers=markers)
@@ -257,15 +257,15 @@ def _lines(
 
 
 def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
-    """A row of samples for each arm, all from the same noise, behind the arm's schedule if schedules differ."""
-    shown = [label for label in labels if label in findings.sheet or label in findings.schedules]
-    if not shown:
+    """Return the section of samples: a row for each arm from the same noise, after its schedule if schedules differ."""
+    present = [label for label in labels if label in findings.sheet or label in findings.schedules]
+    if not present:
         return None
     heads = ["arm", *(["√ᾱ over t/T"] if findings.schedules else []), *(["samples"] if findings.sheet else [])]
     cells = [f'<div class="head">{head}</div>' for head in heads]
     lines = {label: _polyline(curve) for label, curve in findings.schedules.items()}
-    behind = "".join(lines[label] for label in shown if label in lines)
-    for label in shown:
+    behind = "".join(lines[label] for label in present if label in lines)
+    for label in present:
         base = ' <span class="badge">baseline</span>' if findings.against.get(label) == label else ""
         cells.append(f"<div>{escape(label)}{base}</div>")
         if findings.schedules:
@@ -276,7 +276,7 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
             cells.append(f"<div>{_picture(findings.sheet[label], label) if label in findings.sheet else ''}</div>")
     kind = "sheet scheduled" if findings.schedules and findings.sheet else "sheet"
     if findings.sheet_of_points and not findings.schedules:
-        return Section("samples", "Samples", f'<p class="note">{SAME_NOISE} {OF_POINTS}</p>{_tiles(findings, shown)}')
+        return Section("samples", "Samples", f'<p class="note">{SAME_NOISE} {OF_POINTS}</p>{_tiles(findings, present)}')
     grid = f'<div class="{kind}">{"".join(cells)}</div>'
     notes = []
     if findings.sheet:
@@ -288,7 +288,7 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
 
 
 def _tiles(findings: Findings, labels: Sequence[str]) -> str:
-    """Pictures of the arms' points beside each other, each under its arm's label."""
+    """Return pictures of the arms' points side by side, each under its arm's label."""
     tiles = []
     for label in labels:
         base = ' <span class="badge">baseline</span>' if findings.against.get(label) == label else ""
@@ -297,7 +297,7 @@ def _tiles(findings: Findings, labels: Sequence[str]) -> str:
 
 
 def _polyline(curve: Curve) -> str:
-    """A schedule as a line in a box of 100 by 60."""
+    """Return a schedule as an SVG line in a box of 100 by 60."""
     every = max(1, len(curve.x) // 60)
     pairs = list(zip(curve.x, curve.y, strict=True))
     points = " ".join(f"{100 * x:.4g},{60 * (1 - y):.4g}" for x, y in [*pairs[:-1:every], *pairs[-1:]])
@@ -305,7 +305,7 @@ def _polyline(curve: Curve) -> str:
 
 
 def _picture(picture: object, label: str) -> str:
-    """An image in the page, enlarged by the browser without blur."""
+    """Return an inline image, enlarged by the browser without blur."""
     data = figures.png(picture)
     high, wide = picture.shape[:2]  # type: ignore[attr-defined]
     scale = max(1, min(SHEET // wide, 256 // high, 4))
@@ -314,7 +314,7 @@ def _picture(picture: object, label: str) -> str:
 
 
 def _failures(failures: Sequence[Failure]) -> Section | None:
-    """Runs that are not done, with their reasons."""
+    """Return the section of runs that are not done, with their reasons."""
     if not failures:
         return None
     parts = []
@@ -330,7 +330,7 @@ def _failures(failures: Sequence[Failure]) -> Section | None:
 
 
 def _made(findings: Findings) -> Section | None:
-    """Commands, folders of runs and the environment."""
+    """Return the section on provenance: commands, folders of runs and environment."""
     parts = []
     if findings.commands:
         parts.append(_copyable("\n".join(findings.commands)))
@@ -353,7 +353,7 @@ def _made(findings: Findings) -> Section | None:
 
 
 def _head(title: str, under: str = "", number: bool = False) -> str:
-    """A column's head, a button that sorts."""
+    """Return a column's header, a button that sorts."""
     small = f"<small>{escape(under)}</small>" if under else ""
     kind = ' class="number"' if number else ""
     button = f'<button type="button"><span>{escape(title)}</span>{small}</button>'
@@ -361,13 +361,13 @@ def _head(title: str, under: str = "", number: bool = False) -> str:
 
 
 def _row_head(label: str, marks: str = "") -> str:
-    """An arm's label as the head of its row."""
+    """Return an arm's label as the header of its row."""
     kind = ' class="long"' if len(label) > 40 else ""
     return f'<th scope="row"{kind}>{escape(label)}{marks}</th>'
 
 
 def _measured(measure: Measure) -> str:
-    """The head of a measure's column."""
+    """Return the header of a measure's column."""
     return _head(
         measure.title,
         f"{measure.unit}, {formatting.aim(measure)}" if measure.unit else formatting.aim(measure),
@@ -376,7 +376,7 @@ def _measured(measure: Measure) -> str:
 
 
 def _table(heads: Iterable[str], rows: str, caption: str, name: str = "") -> str:
-    """A table that sorts, in a box of its own that scrolls."""
+    """Return a sortable table in a scrollable box."""
     named = f' id="{name}"' if name else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="sortable"{named}>'
@@ -385,7 +385,7 @@ def _table(heads: Iterable[str], rows: str, caption: str, name: str = "") -> str
 
 
 def _cell(text: str, value: float | None, kind: str = "number", under: str = "") -> str:
-    """A cell that sorts by a number, or last where there is none."""
+    """Return a cell that sorts by a number, or last where there is none."""
     key = "" if value is None or math.isnan(value) else repr(value).replace("inf", "Infinity")
     small = f"<small>{escape(under)}</small>" if under else ""
     return f'<td class="{kind}" data-value="{key}">{escape(text)}{small}</td>'
@@ -399,7 +399,7 @@ def _estimate(estimate: Estimate | None) -> str:
 
 
 def _difference(comparison: Comparison | None) -> str:
-    """A difference with its interval; where nothing is decided, the seeds' differences in grey."""
+    """Return a cell of a difference with its interval; where undecided, the seeds' differences in grey."""
     if comparison is None:
         return _cell(formatting.MISSING, None)
     if comparison.verdict == NOT_DECIDED:
@@ -409,7 +409,7 @@ def _difference(comparison: Comparison | None) -> str:
 
 
 def _verdict(comparison: Comparison | None, baseline: bool = False) -> str:
-    """The verdict as a word, in bold and colour only where it is a result."""
+    """Return a cell of a verdict, in bold and colour only where it is a result."""
     if comparison is None:
         return f'<td class="verdict undecided">{"" if baseline else formatting.MISSING}</td>'
     kind = {BETTER: "better", WORSE: "worse", HIGHER: "decided", LOWER: "decided"}.get(comparison.verdict, "undecided")
@@ -429,5 +429,5 @@ def _details(title: str, body: str) -> str:
 
 
 def _copyable(text: str) -> str:
-    """Text as typed, with a button that copies it."""
+    """Return preformatted text with a button that copies it."""
     return f'<div class="copyable"><button type="button" hidden>copy</button><pre>{escape(text)}</pre></div>'

@@ -1,4 +1,4 @@
-"""Run directories as arms of a study: what is read, what differs, and what each arm is called."""
+"""Reading of a study: run directories grouped into arms, with differing settings and labels."""
 
 import json
 import math
@@ -20,20 +20,20 @@ NO_SCIENCE = {
     "baseline", "recognition", "data.root", "data.download", *(f"trainer.{key}" for key in CADENCE),
     *(f"model.{key}" for key in MEMORY),
 }  # fmt: skip
-"""Keys that change no result, and so tell no arms apart."""
+"""Keys that change no result, and so do not distinguish arms."""
 MISSING = "(absent)"  # a key that an arm does not have
 Science = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run directory, read."""
+    """The content of a run directory."""
 
     path: Path
     settings: dict[str, Any]  # config.yaml
-    status: dict[str, Any]  # status.json; a RUNNING run that nobody holds is INTERRUPTED
+    status: dict[str, Any]  # status.json; a RUNNING run whose lock is free is INTERRUPTED
     evaluation: dict[str, dict[str, Any]]  # evaluation.json
-    science: dict[str, Any]  # what the result depends on, without the seed
+    science: dict[str, Any]  # settings that the result depends on, without the seed
 
     @property
     def state(self) -> str:
@@ -45,29 +45,29 @@ class Recorded:
 
     @property
     def seed(self) -> int | None:
-        """Of its configuration; of a run that has none, what was typed."""
+        """The seed in its configuration, or on its command line if it has none."""
         typed = [word.partition("=")[2] for word in self.typed if _key(word) == "seed"]
         seed = self.settings.get("seed", int(typed[-1]) if typed and typed[-1].isdecimal() else None)
         return seed if isinstance(seed, int) else None
 
     @property
     def typed(self) -> list[str]:
-        """All words that were typed for it."""
+        """All command-line overrides of the run."""
         return self.status.get("overrides") or []
 
     @property
     def words(self) -> list[str]:
-        """What was typed for it, as far as it changes results, without the seed."""
+        """The command-line overrides that change results, without the seed."""
         return [
             word for word in self.typed if not (_key(word) in NO_SCIENCE | {"seed"} or _key(word).startswith("hydra"))
         ]
 
     @property
     def unmeasured(self) -> list[str]:
-        """Of a run that is done, the lines of `evaluation` that were not carried out."""
+        """The lines of `evaluation` that a finished run has not carried out."""
         lines, done = self.settings.get("evaluation") or [], self.status.get("evaluated") or []
-        asked_anew = not set(done) <= set(lines)  # by another command, whose lines config.yaml does not have
-        return [line for line in lines if line not in done] if self.done and not asked_anew else []
+        by_other_lines = not set(done) <= set(lines)  # of a later command, which config.yaml does not have
+        return [line for line in lines if line not in done] if self.done and not by_other_lines else []
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -76,16 +76,16 @@ class Recorded:
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """The runs of an arm, which differ in the seed alone."""
+    """The runs of an arm, which differ only in the seed."""
 
     label: str
-    differs: Mapping[str, str]  # key of the configuration -> value, of what differs between arms
-    levels: Mapping[str, str]  # factor -> level: the same, or of a grid with files of conf/ablation those
+    differs: Mapping[str, str]  # key of the configuration -> value, of the keys that differ between arms
+    levels: Mapping[str, str]  # factor -> level: the same, or the files of conf/ablation where these form a grid
     runs: tuple[Recorded, ...]
 
     @property
     def done(self) -> dict[int, Recorded]:
-        """Seed -> run, of those that are done, by seed; of two with one seed, the last that ended."""
+        """Seed -> finished run, ordered by seed; of two with the same seed, the one that ended last."""
         ended = sorted((run for run in self.runs if run.done), key=lambda run: str(run.status.get("ended")))
         last = {run.seed: run for run in ended if run.seed is not None}
         return dict(sorted(last.items()))
@@ -96,7 +96,7 @@ class ArmRuns:
 
 
 def run_directories(folder: Path) -> list[Path]:
-    """The run directories in a study's folder, at any depth.
+    """Return the run directories in a study's folder, at any depth.
 
     Raises: ValueError if there is none.
     """
@@ -109,10 +109,10 @@ def run_directories(folder: Path) -> list[Path]:
 
 
 def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
-    """All runs of a study, and a line on each that cannot be read.
+    """Read all runs of a study; return them, and a message on each that cannot be read.
 
     Args:
-        science: picks of a configuration what the result depends on.
+        science: selects from a configuration the settings that the result depends on.
     Raises: ValueError if there are no runs.
     """
     records, unread = [], []
@@ -134,7 +134,7 @@ def read(folder: Path, science: Science) -> tuple[list[Recorded], list[str]]:
 
 
 def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
-    """Runs grouped into arms, in the order in which the arms were begun, with labels and levels."""
+    """Group runs into arms, ordered by their first start, with labels and levels."""
     groups: dict[str, list[Recorded]] = {}
     for run in sorted(runs, key=_first_begun):
         key = json.dumps(run.science or ["no config.yaml", *(run.words or [run.path.name])], sort_keys=True)
@@ -152,17 +152,17 @@ def arms_of(runs: Iterable[Recorded]) -> list[ArmRuns]:
 
 
 def _first_begun(run: Recorded) -> tuple[str, int, str]:
-    """When a run was begun, for the first time; within a second, its place in the sweep."""
+    """Return the sort key of a run: when it first began, then its place in the sweep."""
     begun = next((run.status[key] for key in ("begun", "started", "ended") if run.status.get(key)), "")
     job = run.status.get("job")
     return str(begun), job if isinstance(job, int) else 0, str(run.path)
 
 
-# ------------------------------------------------------------------------------------------------------ what differs
+# ------------------------------------------------------------------------------------------------ differing settings
 
 
 def _evaluation(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The results of a run that are results, numbers where numbers belong, and what is said of others."""
+    """Return the valid results of a run's evaluation.json, and messages on invalid ones."""
     try:
         known = recorded(path / "evaluation.json")
     except ValueError as error:
@@ -183,7 +183,7 @@ def _is_result(result: dict[str, Any]) -> bool:
 
 
 def _must_be_of_a_run(status: dict[str, Any]) -> None:
-    """Raises: ValueError where what was typed, or what is said of the data, is of another kind."""
+    """Raise ValueError if a status has overrides, data or a state of the wrong type."""
     words, data = status.get("overrides") or [], status.get("data") or {}
     sound = isinstance(words, list) and all(isinstance(word, str) for word in words) and isinstance(data, dict)
     if not sound or (data and not (type(data.get("count")) is int and isinstance(data.get("image_size", []), list))):
@@ -193,7 +193,7 @@ def _must_be_of_a_run(status: dict[str, Any]) -> None:
 
 
 def _must_be_of_a_task(settings: dict[str, Any]) -> None:
-    """Raises: ValueError where a group is no settings, or images have no size."""
+    """Raise ValueError if a group of a configuration is not a mapping, or the image size is invalid."""
     of_task = [] if isinstance(settings.get("task"), dict) else ["model", "schedule", "diffusion"]
     for group in ("data", *of_task, "optimizer", "trainer"):
         if not isinstance(settings.get(group), dict):
@@ -204,7 +204,7 @@ def _must_be_of_a_task(settings: dict[str, Any]) -> None:
 
 
 def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
-    """What tells arms apart: the science of a run.
+    """Return the settings that identify a run's arm: all that its result depends on, without the seed.
 
     Raises: ValueError for settings that are not those of a run.
     """
@@ -219,7 +219,7 @@ def _without_seed(science: Science, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Of every arm, factor -> level, for what differs between arms.
+    """Return factor -> level of every arm, for the settings that differ between arms.
 
     Where a group is built by different functions, such as schedules, the group is one factor, and its level names the
     function and the arguments in which arms of the same function differ. Arms without a configuration have none.
@@ -245,9 +245,9 @@ def _levels(sciences: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _grid_of_files(own: Sequence[list[str]]) -> list[dict[str, str]]:
-    """Of every arm, factor -> level as typed, where files of conf/ablation and others are a full grid; [] if not.
+    """Return factor -> typed level of every arm where files of conf/ablation and other words form a full grid, else [].
 
-    What such a file sets are several keys, which by themselves would be no grid.
+    Such a file sets several keys, which on their own would not form a grid.
     """
     arms = [{_key(word): word.partition("=")[2] for word in words} for words in own]
     keys = list(dict.fromkeys(key for arm in arms for key in arm))
@@ -259,13 +259,13 @@ def _grid_of_files(own: Sequence[list[str]]) -> list[dict[str, str]]:
 
 
 def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys of which not all have the same value."""
+    """Return the keys whose values are not all equal."""
     keys = dict.fromkeys(key for value in values for key in value)
     return [key for key in keys if len({json.dumps(value.get(key, MISSING)) for value in values}) > 1]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; lists are values."""
+    """Flatten nested mappings to dotted key -> value; lists are values."""
     if not isinstance(node, dict):
         return {prefix: node}
     return {
@@ -274,29 +274,29 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _with_short_keys(level: dict[str, str]) -> dict[str, str]:
-    """Factors by the last part of their key, where that is unique."""
+    """Shorten factors to the last part of their key, where that is unique."""
     last = Counter(key.rpartition(".")[2] for key in level)
     return {(short if last[short := key.rpartition(".")[2]] == 1 else key): value for key, value in level.items()}
 
 
 def _short(value: Any) -> str:
-    """A level for people: 1e-05 and 0.002, [8, 4] and lower-case true."""
+    """Format a level: 1e-05 and 0.002, [8, 4] and lower-case true."""
     if isinstance(value, float):
         return f"{value:g}"
     return shortened(value if isinstance(value, str) else json.dumps(value), longest=60)
 
 
-# ---------------------------------------------------------------------------------------------------- what it is called
+# --------------------------------------------------------------------------------------------------------------- labels
 
 
 def _own(typed: Sequence[list[str]]) -> list[list[str]]:
-    """What was typed for each arm, and not for all."""
+    """Return the words that were typed for each arm but not for all."""
     alike = set.intersection(*map(set, typed)) if typed else set()
     return [[word for word in words if word not in alike] for words in typed]
 
 
 def _labels(own: Sequence[list[str]], levels: Sequence[dict[str, str]]) -> list[str]:
-    """A name for every arm: what was typed for it and not for the others; where that does not tell, what differs."""
+    """Return a label for every arm: its own typed words, or the differing settings where these are not unique."""
     by_words = [_by_words(words, len({_key(word) for words in own for word in words}) == 1) for words in own]
     by_levels = [", ".join(f"{factor}={level}" for factor, level in level.items()) for level in levels]
     for labels in (by_words, by_levels):
@@ -308,7 +308,7 @@ def _labels(own: Sequence[list[str]], levels: Sequence[dict[str, str]]) -> list[
 
 
 def _by_words(words: list[str], single: bool) -> str:
-    """Typed words as a name; of a single key, or a file of conf/ablation, the value alone."""
+    """Format typed words as a label; for a single key, or a file of conf/ablation, the value alone."""
     parts = []
     for word in words:
         key, _, value = word.partition("=")
@@ -318,5 +318,5 @@ def _by_words(words: list[str], single: bool) -> str:
 
 
 def _key(word: str) -> str:
-    """The key of a word on the command line."""
+    """Return the key of a word on the command line."""
     return re.sub(r"^[+~]*", "", word).partition("=")[0].partition("@")[0]

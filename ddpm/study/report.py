@@ -1,4 +1,4 @@
-"""From arms to findings: measures, differences, what a grid says, fronts, curves, and the verdict in sentences."""
+"""Computation of findings from arms: measures, differences, effects of a grid, fronts, curves and the verdict."""
 
 import itertools
 import json
@@ -36,25 +36,25 @@ from ddpm.study.statistics import (
 
 SHOWN = 8  # samples of an arm on the contact sheet
 SIDE = 240  # pixels of an arm's points
-CURVE_POINTS = 3  # of held-out loss, from which on they make a curve; a short run has the training loss instead
-SMOOTH = 5  # lines of training loss that a point of its curve is the mean of
+CURVE_POINTS = 3  # least points of held-out loss for a curve; a shorter run has the training loss instead
+SMOOTH = 5  # lines of training loss averaged for a point of its curve
 MOST_INTERACTIONS = 6
-MOST_NAMED, MOST_COMMANDS = 12, 20  # arms in a sentence, or levels in a verdict; commands of runs that are no sweep
-PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that mean nothing on another machine
+MOST_NAMED, MOST_COMMANDS = 12, 20  # arms in a sentence, or levels in a verdict; commands of runs that form no sweep
+PLACES = ("runs=", "data.root=", "device=", "slots=")  # words that apply to one machine only
 
 
 class Kind(NamedTuple):
-    """Results of evaluation.json whose protocols begin alike."""
+    """A kind of measure: results of evaluation.json whose protocols share a prefix."""
 
     title: str
     better: str  # "lower", "higher" or "neither"
     unit: str = ""
     scale: float = 1.0
-    chosen: str = "samples"  # what is drawn or chosen anew in each run's interval
+    chosen: str = "samples"  # the random choice behind each run's interval
 
 
 HELD_OUT = "held_out_loss"  # the measure that metrics.jsonl has of every run
-KINDS = {  # by how a protocol begins; in the order in which a report has them, the first that there is decides
+KINDS = {  # prefix of a protocol -> kind, in the order of a report; the first present one decides the verdict
     "frechet": Kind("Frechet distance", "lower"),
     "kernel": Kind("Kernel distance (KID)", "lower"),
     "sliced_wasserstein": Kind("Sliced Wasserstein distance", "lower"),
@@ -108,11 +108,11 @@ KINDS = {  # by how a protocol begins; in the order in which a report has them, 
     "score_error": Kind("Relative error of the score", "lower", "%", 100.0, chosen="draws of the density"),
     "loss_by_snr": Kind("Error of eps over log-SNR", "lower", chosen="held-out images"),
     HELD_OUT: Kind("Held-out loss", "lower"),
-    # what codings are like, which is for nobody to say whether it is good: last, so that no verdict is about it unasked
+    # neither way is better for the structure of codings: last, so that no verdict is about it unless requested
     "latent_purity": Kind("Class structure of codings: purity", NEITHER, "%", 100.0, "held-out images"),
     "latent_silhouette": Kind("Class structure of codings: silhouette", NEITHER, chosen="held-out images"),
 }
-STEPS = "steps_"  # how the protocols of grids of samplers and steps begin
+STEPS = "steps_"  # prefix of the protocols of grids of samplers and steps
 Network = Callable[[dict[str, Any]], tuple[int, float | None] | None]  # settings -> parameters, GFLOP of a forward pass
 Points = tuple[list[float], list[float]]
 SchedulePoints = Callable[[dict[str, Any]], Points | None]  # settings -> t / T, sqrt(alpha_bar)
@@ -130,19 +130,20 @@ def findings(
     measure: str | None = None,
     outline: Outline = lambda settings: None,
 ) -> Findings:
-    """What a study says.
+    """Compute the findings of a study.
 
     Args:
         folder: of the study.
         arms: see `ddpm.study.reading.arms_of`.
-        unread: lines on runs that could not be read.
-        network: parameters and GFLOP of what a configuration builds; None where it cannot be built.
+        unread: messages on runs that could not be read.
+        network: parameters and GFLOP of the network of a configuration; None where it cannot be built.
         schedule: t / T and sqrt(alpha_bar) of a configuration, likewise.
-        baseline: an arm's label; or of a full grid a level of one factor, LEVEL or FACTOR=LEVEL, with which arms of the
-            same levels of all other factors are compared; None for what the study names, else the arm begun first.
-        measure: how the name of the measure begins that the verdict is about; None for the first of `KINDS`.
-        outline: points (n, 2) of a configuration's data, behind what its runs drew; None if they are no points.
-    Raises: ValueError for a baseline or a measure that is not there, with those that are.
+        baseline: an arm's label; or, in a full grid, a level of one factor, LEVEL or FACTOR=LEVEL, with which arms of
+            the same levels of all other factors are compared; None for the one that the study names, else the arm
+            begun first.
+        measure: prefix of the measure that the verdict is about; None for the first of `KINDS`.
+        outline: points (n, 2) of a configuration's data, to draw behind samples; None if they are not points.
+    Raises: ValueError for an unknown baseline or measure, with the known ones.
     """
     failures, all_arms = _failures(arms), arms
     arms = [arm for arm in arms if arm.done]
@@ -156,31 +157,32 @@ def findings(
     against = dict.fromkeys(names, base) if blocks is None else blocks.against
     places = list(dict.fromkeys(against[name] for name in names))
     order = sorted(names, key=lambda name: (places.index(against[name]), against[name] != name))  # baselines first
-    measures = _told_apart([_measure(name, of, arms, against, order) for name, of in _ordered(values, measure).items()])
+    ordered = _ordered(values, measure)
+    measures = _with_unique_titles([_measure(name, of, arms, against, order) for name, of in ordered.items()])
     by_label = {arm.label: arm for arm in arms}
-    shown = [ways.get(label) or _arm(by_label[label], by_label.get(against[label]), network) for label in order]
+    in_report = [ways.get(label) or _arm(by_label[label], by_label.get(against[label]), network) for label in order]
     first = measures[0] if measures else None
-    effects = _effects(shown, first, blocks, _survivors(arms, against))
+    effects = _effects(in_report, first, blocks, _survivors(arms, against))
     losses_of, losses = _losses(arms)
     warnings = [*unread, *_warnings(all_arms)]
-    asked = baseline if baseline is not None else _said(all_arms, "baseline")
-    if asked is not None and asked != base and blocks is None:
-        reason = _no_baseline(asked, [arm.label for arm in all_arms], settings, "it")
-        warnings.append(f"the baseline that was asked for, {asked}, {reason}: {base} stands in for it")
+    requested = baseline if baseline is not None else _common_value(all_arms, "baseline")
+    if requested is not None and requested != base and blocks is None:
+        reason = _no_baseline(requested, [arm.label for arm in all_arms], settings, "it")
+        warnings.append(f"the baseline that was asked for, {requested}, {reason}: {base} stands in for it")
     for key in ("baseline", "question"):
-        if len(named := _all_said(all_arms, key)) > 1:
+        if len(named := _values_of(all_arms, key)) > 1:
             warnings.append(f"its runs name different {key}s: {'; '.join(named)}")
     return Findings(
         study=folder.name,
-        question=_said(all_arms, "question"),
-        design=_design(all_arms, shown, of_samplers, base, blocks),
+        question=_common_value(all_arms, "question"),
+        design=_design(all_arms, in_report, of_samplers, base, blocks),
         baseline=base,
-        arms=tuple(shown),
+        arms=tuple(in_report),
         measures=tuple(measures),
         verdict=_verdict(first, base, failures, blocks, effects),
         effects=effects,
-        interactions=_interactions(shown, first),
-        fronts=_fronts(shown, first, arms[0] if of_samplers else None, arms),
+        interactions=_interactions(in_report, first),
+        fronts=_fronts(in_report, first, arms[0] if of_samplers else None, arms),
         trade_offs=() if of_samplers else _trade_offs(values, measures, arms),
         losses=losses,
         losses_of=losses_of,
@@ -201,25 +203,25 @@ def findings(
 
 
 def _values(arms: Sequence[ArmRuns]) -> dict[str, dict[str, dict[int, float]]]:
-    """Measure -> label -> seed -> value; of held-out losses where arms predict and weigh alike."""
+    """Return measure -> label -> seed -> value; held-out losses only where arms predict and weigh alike."""
     by_protocol: dict[str, dict[str, dict[int, float]]] = {}
     common = _common_bins(arms)
     for arm in arms:
         for seed, run in arm.done.items():
             for protocol, result in run.evaluation.items():
                 kind, value = _kind(protocol), result.get("value")
-                if kind is None or protocol.startswith(STEPS):  # of which it is the best of a grid, each seed's another
+                if kind is None or protocol.startswith(STEPS):  # a best of a grid, of another cell for each seed
                     continue
                 value = math.nan if value is None else value
                 if protocol in common:
                     errors = _by_bin(result)
-                    if not common[protocol] or not errors:  # another range of log-SNR, or none that is known
+                    if not common[protocol] or not errors:  # another or unknown range of log-SNR
                         continue
                     value = statistics.fmean(errors[x] for x in common[protocol])
                 by_protocol.setdefault(protocol, {}).setdefault(arm.label, {})[seed] = kind.scale * value
-                if protocol.startswith("recognition") and isinstance(asked := result.get("accuracy"), float):
+                if protocol.startswith("recognition") and isinstance(accuracy := result.get("accuracy"), float):
                     name = f"asked{protocol.removeprefix('recognition')}"
-                    by_protocol.setdefault(name, {}).setdefault(arm.label, {})[seed] = KINDS["asked"].scale * asked
+                    by_protocol.setdefault(name, {}).setdefault(arm.label, {})[seed] = KINDS["asked"].scale * accuracy
     if len({_loss_settings(arm.first) for arm in arms}) == 1:
         for arm in arms:
             for seed, run in arm.done.items():
@@ -239,7 +241,7 @@ def _is_cut(run: Recorded) -> bool:
 
 
 def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
-    """The same where one trained network is sampled in several ways: these are the arms."""
+    """Return the same as `_values` where the arms are several ways of sampling one trained network."""
     by_protocol: dict[str, dict[str, dict[int, float]]] = {}
     for seed, run in arm.done.items():
         for protocol, cells in _cells(run).items():
@@ -249,7 +251,7 @@ def _values_by_sampler(arm: ArmRuns) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def _cells(run: Recorded) -> dict[str, list[dict[str, Any]]]:
-    """Protocol -> results of a grid of samplers and steps."""
+    """Return protocol -> results of a grid of samplers and steps."""
     grids = {name: result.get("cells") for name, result in run.evaluation.items() if name.startswith(STEPS)}
     return {name: list(filter(_is_cell, cells)) for name, cells in grids.items() if isinstance(cells, list)}
 
@@ -274,7 +276,7 @@ def _kind(protocol: str) -> Kind | None:
 
 
 def _ordered(values: dict[str, Any], measure: str | None) -> dict[str, Any]:
-    """The measures in the order of `KINDS`, the one that was asked for first; of a kind, that of most runs."""
+    """Return the measures in the order of `KINDS`, after the requested one; of a kind, the one with most runs first."""
     if measure is not None and not any(name.removeprefix(STEPS).startswith(measure) for name in values):
         raise ValueError(f"measure={measure}: no run has it; there: {', '.join(values) or 'none, see ddpm-evaluate'}")
     kinds = list(KINDS)
@@ -294,9 +296,9 @@ def _measure(
     against: Mapping[str, str],
     order: Sequence[str],
 ) -> Measure:
-    """A measure with its intervals and differences."""
+    """Return a measure with its intervals and differences."""
     kind = _kind(name)
-    assert kind is not None  # for `_values` takes no other
+    assert kind is not None  # see `_values`
     results = [run.evaluation[name] for arm in arms for run in arm.done.values() if name in run.evaluation]
     values = {label: values[label] for label in order if label in values}
     reals = [r["real_vs_real"] for r in results if isinstance(r.get("real_vs_real"), int | float)]
@@ -323,8 +325,8 @@ def _measure(
     )
 
 
-def _told_apart(measures: Sequence[Measure]) -> list[Measure]:
-    """The measures, with the rest of the protocol in titles that several of them have."""
+def _with_unique_titles(measures: Sequence[Measure]) -> list[Measure]:
+    """Return the measures, with the rest of the protocol added to titles that several of them share."""
     titles = Counter(measure.title for measure in measures)
 
     def title(measure: Measure) -> str:
@@ -336,13 +338,13 @@ def _told_apart(measures: Sequence[Measure]) -> list[Measure]:
 
 
 def _survivors(arms: Sequence[ArmRuns], against: Mapping[str, str]) -> set[str]:
-    """Arms of which seeds failed, or of whose baseline."""
+    """Return the labels of arms with failed seeds, of their own or of their baseline."""
     failed = {arm.label for arm in arms if any(run.state == FAILED for run in arm.runs)}
     return failed | {label for label, base in against.items() if base in failed}
 
 
 def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRuns]) -> str:
-    """What the protocol was, and what is to be minded of it."""
+    """Return a note on a measure: its protocol, and caveats."""
     notes = [] if name == HELD_OUT else [f"measured as {name}"]
     ways = {json.dumps([r.get(key) for key in SETTINGS if key != "checkpoint"], sort_keys=True) for r in results}
     if len(ways) > 1:
@@ -354,7 +356,7 @@ def _note(name: str, results: Sequence[Mapping[str, Any]], arms: Sequence[ArmRun
 
 
 def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
-    """Protocol of loss_by_snr -> bins of log-SNR within its range that all runs have, of those that say any."""
+    """Return protocol of loss_by_snr -> bins of log-SNR within its range that all runs with bins have in common."""
     by_protocol: dict[str, list[set[float]]] = {}
     for arm in arms:
         for run in arm.done.values():
@@ -366,7 +368,7 @@ def _common_bins(arms: Sequence[ArmRuns]) -> dict[str, list[float]]:
 
 
 def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
-    """log-SNR -> error of eps, where the schedule reaches it."""
+    """Return log-SNR -> error of eps, where the schedule reaches it."""
     bins, errors = result.get("log_snr"), result.get("eps")
     if not isinstance(bins, list) or not isinstance(errors, list) or len(bins) != len(errors):
         return {}
@@ -374,7 +376,7 @@ def _by_bin(result: Mapping[str, Any]) -> dict[float, float]:
 
 
 def _loss_settings(run: Recorded) -> str:
-    """What a loss's scale depends on."""
+    """Return the settings that the scale of a loss depends on, as text."""
     return json.dumps([run.science.get(key) for key in ("diffusion", "schedule", "data")], sort_keys=True)
 
 
@@ -382,35 +384,36 @@ def _loss_settings(run: Recorded) -> str:
 
 
 def _baseline(
-    names: Sequence[str], known: Sequence[str], settings: Settings, arms: Sequence[ArmRuns], asked: str | None
+    names: Sequence[str], known: Sequence[str], settings: Settings, arms: Sequence[ArmRuns], requested: str | None
 ) -> tuple[str, Blocks | None]:
-    """The arm that others are compared with; or the level, and the blocks in which they are."""
-    named = asked if asked is not None else _said(arms, "baseline")
+    """Return the baseline arm; or, in a grid, the baseline level with the blocks of arms compared at it."""
+    named = requested if requested is not None else _common_value(arms, "baseline")
     if named in names:
         return str(named), None
-    meant = _meant(named, settings)
+    meant = _matching_levels(named, settings)
     grid = _grid(settings.values())
     if named not in known and len(meant) == 1 and grid:
         blocks = _blocks(settings, list(grid), *meant[0])
         if done := [base for base in blocks.against.values() if base in names]:
             return blocks.levels[done[0]], blocks
-    elif asked is not None and asked not in known:
+    elif requested is not None and requested not in known:
         levels = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in grid.items())
         there = f"{'; '.join(names) or 'none that is done'}{f'; or a level of {levels}' if levels else ''}"
-        raise ValueError(f"baseline={asked} {_no_baseline(asked, known, settings, 'the study')}; there: {there}")
+        reason = _no_baseline(requested, known, settings, "the study")
+        raise ValueError(f"baseline={requested} {reason}; there: {there}")
     return names[0] if names else (known[0] if known else ""), None
 
 
-def _meant(name: str | None, settings: Settings) -> list[tuple[str, str]]:
-    """Factors and levels that a baseline may be the name of."""
+def _matching_levels(name: str | None, settings: Settings) -> list[tuple[str, str]]:
+    """Return the (factor, level) pairs that the name of a baseline matches."""
     factors = _factors(settings.values())
     pairs = [(factor, level) for factor, levels in factors.items() if len(levels) > 1 for level in levels]
     return [(factor, level) for factor, level in pairs if name in (level, f"{factor}={level}")]
 
 
 def _no_baseline(name: str, known: Sequence[str], settings: Settings, study: str) -> str:
-    """Why there is no baseline of this name."""
-    meant = _meant(name, settings)
+    """Return the reason why there is no baseline of this name."""
+    meant = _matching_levels(name, settings)
     if name in known or (len(meant) == 1 and _grid(settings.values())):
         return "has no run that is done"
     reason = f"is no arm of {study}"
@@ -420,9 +423,9 @@ def _no_baseline(name: str, known: Sequence[str], settings: Settings, study: str
 
 
 def _blocks(settings: Settings, factors: Sequence[str], factor: str, level: str) -> Blocks:
-    """The arms of a grid by the levels of all factors but one."""
+    """Group the arms of a grid into blocks by the levels of all factors but one."""
     others = tuple(other for other in factors if other != factor)
-    named = {  # as in labels, and where a number alone says nothing
+    named = {  # factors named in labels, or with numbers as levels
         key for key in factors if any(f"{key}=" in x or of[key][:1].isdigit() for x, of in settings.items())
     }
 
@@ -441,19 +444,19 @@ def _blocks(settings: Settings, factors: Sequence[str], factor: str, level: str)
     )
 
 
-def _all_said(arms: Sequence[ArmRuns], key: str) -> list[str]:
-    """What the runs' configurations say of the study."""
+def _values_of(arms: Sequence[ArmRuns], key: str) -> list[str]:
+    """Return the distinct values of a key in the runs' configurations, sorted."""
     return sorted({str(run.settings[key]) for arm in arms for run in arm.runs if run.settings.get(key) is not None})
 
 
-def _said(arms: Sequence[ArmRuns], key: str) -> str | None:
-    """What the runs' configurations say of the study, if they agree."""
-    said = _all_said(arms, key)
-    return said[0] if len(said) == 1 else None
+def _common_value(arms: Sequence[ArmRuns], key: str) -> str | None:
+    """Return the value of a key in the runs' configurations, if they agree; else None."""
+    values = _values_of(arms, key)
+    return values[0] if len(values) == 1 else None
 
 
 def _arm(arm: ArmRuns, base: ArmRuns | None, network: Network) -> Arm:
-    """An arm, with flags by its baseline, if that is done."""
+    """Return an arm, flagged against its baseline if that is done."""
     runs = arm.done
     parameters, gflop = network(arm.first.settings) or (None, None)
     seconds = [run.status["seconds"] for run in runs.values() if isinstance(run.status.get("seconds"), int | float)]
@@ -471,7 +474,7 @@ def _arm(arm: ArmRuns, base: ArmRuns | None, network: Network) -> Arm:
 
 
 def _sampler_arms(arm: ArmRuns, network: Network) -> dict[str, Arm]:
-    """Ways of sampling one network, as arms: label -> arm."""
+    """Return label -> arm, of the ways of sampling one network."""
     trained = _arm(arm, arm, network)
     by_way = {}
     for run in arm.done.values():
@@ -486,7 +489,7 @@ def _sampler_arms(arm: ArmRuns, network: Network) -> dict[str, Arm]:
 
 
 def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
-    """Why an arm may not be comparable with its baseline."""
+    """Return the reasons why an arm may not be comparable with its baseline."""
     runs, others, flags = list(arm.done.values()), list(base.done.values()), []
     for key, name in (("commit", "code of another commit"), ("precision", "another precision"),
                       ("device", "another device"), ("threads", "another number of threads")):  # fmt: skip
@@ -508,7 +511,7 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
 
 
 def _unpaired(arm: ArmRuns, base: ArmRuns) -> str:
-    """Why arms do not see the same data order, times and noise."""
+    """Return the reason why arms do not share data order, times and noise; "" if they do."""
     if any(run.status.get("paired") is False for run in (*arm.done.values(), *base.done.values())):
         return "ended by a time budget"
     here, there = arm.first.science, base.first.science
@@ -521,7 +524,7 @@ def _unpaired(arm: ArmRuns, base: ArmRuns) -> str:
 
 
 def _T(schedule: Any) -> int | None:
-    """Steps of a schedule's configuration, or of that which it changes; None where it does not say."""
+    """Return T of a schedule's configuration, or of the nested one that it modifies; None if not stated."""
     if not isinstance(schedule, dict):
         return None
     if isinstance(schedule.get("beta"), list):
@@ -530,7 +533,7 @@ def _T(schedule: Any) -> int | None:
 
 
 def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
-    """Runs that are not done."""
+    """Return the runs that are not done."""
     return tuple(
         Failure(arm.label, run.seed, run.path, run.state, str(run.status.get("reason") or "it runs"),
                 run.status.get("traceback"))
@@ -541,7 +544,7 @@ def _failures(arms: Sequence[ArmRuns]) -> tuple[Failure, ...]:
 
 
 def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
-    """What concerns the study as a whole."""
+    """Return warnings that concern the study as a whole."""
     commits = {str(run.status.get("commit")) for arm in arms for run in arm.done.values()}
     warnings = []
     if len(commits) > 1:
@@ -569,14 +572,14 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
 
 
 def _design(
-    arms: Sequence[ArmRuns], shown: Sequence[Arm], of_samplers: bool, base: str, blocks: Blocks | None
+    arms: Sequence[ArmRuns], in_report: Sequence[Arm], of_samplers: bool, base: str, blocks: Blocks | None
 ) -> tuple[str, ...]:
-    """What was varied, how often, what was held fixed, and what is compared."""
-    levels = _factors([arm.settings for arm in shown] if of_samplers else [arm.differs for arm in arms])
+    """Return sentences on the design: factors, seeds, fixed settings and comparisons."""
+    levels = _factors([arm.settings for arm in in_report] if of_samplers else [arm.differs for arm in arms])
     varied = "; ".join(f"{factor}: {', '.join(values)}" for factor, values in levels.items() if len(values) > 1)
-    seeds = sorted({seed for arm in shown for seed in arm.seeds})
+    seeds = sorted({seed for arm in in_report for seed in arm.seeds})
     runs = sum(len(arm.runs) for arm in arms)
-    number = f"{len(shown)} ways to sample one network" if of_samplers else counted(len(arms), "arm")
+    number = f"{len(in_report)} ways to sample one network" if of_samplers else counted(len(arms), "arm")
     trained = f"{len(seeds)} training seeds ({_range(seeds)})" if seeds else "no training seed that is done"
     trained = f"one training seed ({seeds[0]})" if len(seeds) == 1 else trained
     sentences = [f"{number}, {trained}, {counted(runs, 'run')}."]
@@ -601,7 +604,7 @@ def _range(seeds: Sequence[int]) -> str:
 
 
 def _fixed(arms: Sequence[ArmRuns]) -> str:
-    """The data and the training that all arms share, in words."""
+    """Describe the data and the training settings that all arms share."""
 
     def same(group: str, key: str) -> Any:
         values = {json.dumps((arm.first.science.get(group) or {}).get(key)) for arm in arms if arm.first.science}
@@ -628,7 +631,7 @@ def _fixed(arms: Sequence[ArmRuns]) -> str:
 def _verdict(
     measure: Measure | None, base: str, failures: Sequence[Failure], blocks: Blocks | None, effects: Sequence[Effect]
 ) -> tuple[str, ...]:
-    """The answer, by the first measure."""
+    """Return the sentences of the verdict, by the first measure."""
     undone = [f"{counted(len(failures), 'run')} {'is' if len(failures) == 1 else 'are'} not done."] if failures else []
     if measure is None:
         return ("Nothing was measured: see ddpm-evaluate, or evaluation= of ddpm-train.", *undone)
@@ -643,7 +646,7 @@ def _verdict(
 
 
 def _by_arm(measure: Measure, base: str) -> list[str]:
-    """What is decided of arms that have one baseline."""
+    """Return the verdict on arms with one common baseline."""
     name, sentences = measure.title, []
     differences = measure.differences
     sign = 1 if measure.better == LOWER else -1
@@ -675,7 +678,7 @@ def _by_arm(measure: Measure, base: str) -> list[str]:
 
 
 def _by_level(measure: Measure, base: str, blocks: Blocks, effects: Sequence[Effect]) -> list[str]:
-    """What is decided of arms that are compared in blocks: a sentence for each level, those that win most first."""
+    """Return the verdict on arms in blocks: a sentence for each level, those that win most blocks first."""
     of, same = measure.differences, " and ".join(blocks.others)
     bases = [label for label in measure.arms if blocks.against[label] == label]
     if not bases:
@@ -710,7 +713,7 @@ def _by_level(measure: Measure, base: str, blocks: Blocks, effects: Sequence[Eff
 
 
 def _some(labels: Sequence[str]) -> str:
-    """So many labels as one reads, and how many more there are."""
+    """Join at most `MOST_NAMED` labels, with the number of further ones."""
     more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
     return ("; " if any("," in label for label in labels) else ", ").join(labels[:MOST_NAMED]) + more
 
@@ -719,7 +722,7 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _factors(settings: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Factor -> its levels, in the order of the arms, by what each of them has."""
+    """Return factor -> its levels; numbers ascending, others in the order of the arms."""
     factors: dict[str, dict[str, None]] = {}
     for of_arm in settings:
         for factor, level in of_arm.items():
@@ -728,7 +731,7 @@ def _factors(settings: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 def _in_order(levels: list[str]) -> list[str]:
-    """Numbers by size; other levels as they came."""
+    """Sort levels that are numbers; leave others in their order."""
     try:
         return sorted(levels, key=float)
     except ValueError:
@@ -736,7 +739,7 @@ def _in_order(levels: list[str]) -> list[str]:
 
 
 def _grid(settings: Collection[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Factors and levels of a full grid of at least two factors; {} for any other design."""
+    """Return factors and levels of a full grid of at least two factors; {} for any other design."""
     factors = {factor: levels for factor, levels in _factors(settings).items() if len(levels) > 1}
     cells = {tuple(of_arm.get(factor) for factor in factors) for of_arm in settings}
     full = math.prod(len(levels) for levels in factors.values()) == len(cells) == len(settings)
@@ -746,9 +749,10 @@ def _grid(settings: Collection[Mapping[str, str]]) -> dict[str, list[str]]:
 def _effects(
     arms: Sequence[Arm], measure: Measure | None, blocks: Blocks | None, survivors: Collection[str]
 ) -> tuple[Effect, ...]:
-    """The mean at every level of a factor, by seeds that all arms have.
+    """Return main effects of a grid: the mean at every level of a factor, over seeds that all arms have.
 
-    With blocks also the differences of their factor's levels, paired by seed: the mean over blocks is a seed's value.
+    With blocks also the differences of the compared factor's levels, paired by seed: a seed's value is the mean over
+    blocks.
     """
     grid = _grid([arm.settings for arm in arms])
     if not grid or measure is None or any(arm.label not in measure.arms for arm in arms):
@@ -760,8 +764,8 @@ def _effects(
     for factor, levels in grid.items():
         at = {level: [measure.arms[arm.label] for arm in arms if arm.settings[factor] == level] for level in levels}
         means = {
-            level: estimate({seed: statistics.fmean(arm.points[seed] for arm in those) for seed in sorted(seeds)})
-            for level, those in at.items()
+            level: estimate({seed: statistics.fmean(arm.points[seed] for arm in estimates) for seed in sorted(seeds)})
+            for level, estimates in at.items()
         }
         differences = {}
         if blocks is not None and factor == blocks.factor:
@@ -774,7 +778,7 @@ def _effects(
 
 
 def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interaction, ...]:
-    """Every two factors of a grid, mean over the others."""
+    """Return the interaction of every two factors of a grid: means over the others."""
     grid = _grid([arm.settings for arm in arms])
     if not grid or measure is None:
         return ()
@@ -784,16 +788,16 @@ def _interactions(arms: Sequence[Arm], measure: Measure | None) -> tuple[Interac
         for row in grid[rows]:
             line = []
             for column in grid[columns]:
-                those = [arm.label for arm in arms if arm.settings[rows] == row and arm.settings[columns] == column]
-                values = [measure.arms[label].mean for label in those if label in measure.arms]
-                line.append(statistics.fmean(values) if len(values) == len(those) else None)
+                labels = [arm.label for arm in arms if arm.settings[rows] == row and arm.settings[columns] == column]
+                values = [measure.arms[label].mean for label in labels if label in measure.arms]
+                line.append(statistics.fmean(values) if len(values) == len(labels) else None)
             means.append(tuple(line))
         interactions.append(Interaction(rows, columns, tuple(grid[rows]), tuple(grid[columns]), tuple(means)))
     return tuple(interactions)
 
 
 def _differ_in_work(sampled: ArmRuns | None, measured: Sequence[ArmRuns]) -> bool:
-    """Whether arms compute more or less in training, by their networks, budgets or batches."""
+    """Whether arms differ in training compute, by their networks, budgets or data."""
     groups = [[arm.first.science.get(group) for group in ("model", "trainer", "data")] for arm in measured]
     return sampled is None and len({json.dumps(group, sort_keys=True) for group in groups}) > 1
 
@@ -801,7 +805,7 @@ def _differ_in_work(sampled: ArmRuns | None, measured: Sequence[ArmRuns]) -> boo
 def _fronts(
     arms: Sequence[Arm], measure: Measure | None, sampled: ArmRuns | None, measured: Sequence[ArmRuns]
 ) -> tuple[Front, ...]:
-    """Quality against what differs in cost."""
+    """Return the Pareto fronts of quality against each cost that differs between arms."""
     if measure is None or measure.better == NEITHER:
         return ()
     costs: dict[str, dict[str, float | None]] = {
@@ -813,7 +817,7 @@ def _fronts(
         cells = [cell for run in sampled.done.values() for grid in _cells(run).values() for cell in grid]
         costs = {"evaluations a sample": {_way(cell): cell["evaluations"] for cell in cells}}
     if not _differ_in_work(sampled, measured):
-        costs.pop("seconds of training", None)  # what differs then is how busy the machine was
+        costs.pop("seconds of training", None)  # they differ then only by the load of the machine
     fronts = []
     for cost, of in costs.items():
         points = {
@@ -866,7 +870,7 @@ def _speed(run: Recorded, protocol: str) -> float | None:
 
 
 def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
-    """Mean and range over seeds, where all of them have a value."""
+    """Return mean and range over seeds, where all of them have a value."""
     if not lines:
         return None
     x = sorted(set.intersection(*(set(line) for line in lines)))
@@ -877,17 +881,17 @@ def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
 
 
 def _losses(arms: Sequence[ArmRuns]) -> tuple[str, dict[str, Curve]]:
-    """Held-out loss over steps; where runs are too short for a curve of it, the smoothed training loss."""
+    """Return title and curves of the held-out loss over steps; of the smoothed training loss where runs are short."""
     for title, split, smooth in (("Held-out loss", "held_out", 1), ("Training loss, smoothed", "train", SMOOTH)):
         curves = {arm.label: _curve([_smoothed(run, split, smooth) for run in arm.done.values()]) for arm in arms}
-        shown = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
-        if shown:
-            return title, shown
+        enough = {label: curve for label, curve in curves.items() if curve is not None and len(curve.x) >= CURVE_POINTS}
+        if enough:
+            return title, enough
     return "Held-out loss", {}
 
 
 def _smoothed(run: Recorded, split: str, smooth: int) -> dict[float, float]:
-    """Step -> the mean of so many losses up to it."""
+    """Return step -> the mean of the last `smooth` losses up to it."""
     lines = held_out_lines(run.metrics) if split == "held_out" else run.metrics
     points = [(line["step"], line["loss"]) for line in lines if line["split"] == split and line["loss"] is not None]
     losses = [loss for _, loss in points]
@@ -895,7 +899,7 @@ def _smoothed(run: Recorded, split: str, smooth: int) -> dict[float, float]:
 
 
 def _errors(arm: ArmRuns) -> Curve | None:
-    """Error of eps over log-SNR."""
+    """Return the curve of the error of eps over log-SNR."""
     lines = []
     for run in arm.done.values():
         lines += [errors for result in run.evaluation.values() if (errors := _by_bin(result))][:1]
@@ -903,7 +907,7 @@ def _errors(arm: ArmRuns) -> Curve | None:
 
 
 def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
-    """Arm and sampler -> Frechet distance over evaluations."""
+    """Return "arm, sampler" -> curve of the Frechet distance over evaluations."""
     by_name: dict[str, dict[int, dict[float, float]]] = {}
     for arm in arms:
         for seed, run in arm.done.items():
@@ -917,7 +921,7 @@ def _by_steps(arms: Sequence[ArmRuns]) -> dict[str, Curve]:
 
 
 def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Curve]:
-    """sqrt(alpha_bar) over t / T of every arm, if they differ."""
+    """Return label -> sqrt(alpha_bar) over t / T, if schedules differ."""
     if len({json.dumps(arm.first.science.get("schedule"), sort_keys=True) for arm in arms}) < 2:
         return {}
     curves = {arm.label: points(arm.first.settings) for arm in arms}
@@ -925,7 +929,7 @@ def _schedules(arms: Sequence[ArmRuns], points: SchedulePoints) -> dict[str, Cur
 
 
 def _sheet(arms: Sequence[ArmRuns], order: Sequence[str], outline: Outline) -> dict[str, Any]:
-    """Samples of every arm, of one seed that all have: from the same x_T."""
+    """Return label -> samples, of one seed that all arms have, from the same x_T."""
     seeds = set.intersection(*(set(arm.done) for arm in arms)) if arms else set()
     if not seeds:
         return {}
@@ -934,15 +938,15 @@ def _sheet(arms: Sequence[ArmRuns], order: Sequence[str], outline: Outline) -> d
 
 
 def _is_of_points(run: Recorded) -> bool:
-    """Whether its data have no pixels."""
+    """Whether the data of a run are points rather than images."""
     data = run.status.get("data")
     return isinstance(data, dict) and not data.get("image_size")
 
 
 def _row(run: Recorded, outline: Outline) -> Any | None:
-    """The first samples of a run side by side, (H, W, C), or all of its points over the data's; None if it kept none.
+    """Return the first samples of a run side by side, (H, W, C), or its points over the data's; None if not stored.
 
-    Points are shown in the plane alone, always in the same window.
+    Only two-dimensional points are drawn, always in the same window.
     """
     samples = images.load_samples(run.path / "samples.npy")
     if samples is None or len(samples) == 0:
@@ -958,7 +962,7 @@ def _row(run: Recorded, outline: Outline) -> Any | None:
 
 
 def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
-    """Commit, machine, device and versions of the runs, each with all the values that it has."""
+    """Return commit, machine, device and versions of the runs, each with all its values."""
     runs = [run for arm in arms for run in arm.done.values()]
     known: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -973,7 +977,7 @@ def _environment(arms: Sequence[ArmRuns]) -> dict[str, str]:
 
 
 def _commands(arms: Sequence[ArmRuns]) -> tuple[str, ...]:
-    """What makes the runs, less where things lie on a machine; all combinations of some words are a sweep."""
+    """Return the commands that make the runs, without paths and devices; full combinations become one sweep."""
     runs = [[word for word in run.typed if not word.startswith(PLACES)] for arm in arms for run in arm.runs]
     groups: dict[tuple[str, ...], list[list[str]]] = {}  # by keys: the values of each run
     for words in runs:

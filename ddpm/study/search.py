@@ -1,4 +1,4 @@
-"""A search of settings by trials: the space, the words of a trial, and the study on disk that processes share."""
+"""Hyperparameter search: the space, the overrides of a trial, and the Optuna study on disk that processes share."""
 
 import contextlib
 import logging
@@ -26,14 +26,14 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError)  
 
 
 class StudyRefused(Exception):
-    """The study on disk cannot be gone on with; the message says why."""
+    """Raised when the study on disk cannot be continued, with the reason."""
 
 
 def space(ranges: Any) -> dict[str, Any]:
-    """Dotted keys, however far they are indented, with Optuna's distribution of each.
+    """Return dotted key -> Optuna's distribution, from nested or dotted keys.
 
     Args:
-        ranges: key -> {low, high}, with log: true or step: S; or {choices: [...]}. Whole numbers where both ends are.
+        ranges: key -> {low, high}, with log: true or step: S; or {choices: [...]}. Integers where both ends are.
     Raises: ValueError for anything else.
     """
     if not isinstance(ranges, dict | None):
@@ -56,7 +56,7 @@ def _leaves(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _distribution(node: Any) -> Any:
-    """Numbers in a range, or words to choose from."""
+    """Return the distribution of a range of numbers, or of choices."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(node, dict) or not (node.keys() == {"choices"} or {"low", "high"} <= node.keys()):
@@ -86,7 +86,7 @@ def _distribution(node: Any) -> Any:
 
 
 def word(value: Any) -> str:
-    """A value as it is typed after KEY=."""
+    """Format a value as it is typed after KEY=."""
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
     if isinstance(value, dict):
@@ -101,9 +101,9 @@ def word(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched and how."""
+    """Settings of a search."""
 
-    fixed: tuple[str, ...]  # the words that all trials share
+    fixed: tuple[str, ...]  # the overrides that all trials share
     space: dict[str, Any]
     trials: int
     measure: str
@@ -113,15 +113,15 @@ class Search:
     seed: int
 
     def chosen(self, params: dict[str, Any]) -> list[str]:
-        """What is typed for the values of a trial."""
+        """Return the overrides for the parameters of a trial."""
         return [f"{key}={params[key]}" for key in self.space]
 
     def words(self, params: dict[str, Any]) -> list[str]:
-        """What is typed for the run of a trial."""
+        """Return all overrides of the run of a trial."""
         return [*self.fixed, *self.chosen(params)]
 
     def ends(self) -> list[list[str]]:
-        """What is typed for runs at the border of the space: each choice and each end of a range is in one of them."""
+        """Return the overrides of runs at the border of the space, which cover each choice and each end of a range."""
         values = {key: getattr(of, "choices", None) or (of.low, of.high) for key, of in self.space.items()}
         count = max(map(len, values.values()))
         return [self.words({key: of[min(i, len(of) - 1)] for key, of in values.items()}) for i in range(count)]
@@ -129,7 +129,7 @@ class Search:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, Optuna logs nothing, and warns of nothing that is experimental in it."""
+    """Context in which Optuna logs nothing, and gives no warnings about experimental features."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -144,14 +144,14 @@ def quiet() -> Iterator[None]:
 
 
 class Worker:
-    """A process that works on the study <folder>/optuna.log, beside others or alone.
+    """A process that works on the study <folder>/optuna.log, alone or with others.
 
-    It holds a lock for its life, whose name its trials bear: a trial that runs while nobody holds its lock was left by
-    a process that died, and is begun again under another number, from the checkpoint of its run.
+    It holds a lock for its lifetime, whose name is stored with its trials: a running trial whose lock is free was left
+    by a process that died, and is begun again under another number, from the checkpoint of its run.
 
     Args:
-        settings: of all trials, which must be the same in a study besides its space, measure and direction.
-        retry: also try again what failed before.
+        settings: of all trials, which must stay the same in a study, as its space, measure and direction.
+        retry: also repeat failed trials.
     Raises: StudyRefused, on entering.
     """
 
@@ -164,8 +164,8 @@ class Worker:
         }
         folder.mkdir(parents=True, exist_ok=True)
         self.name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.lock = filelock.FileLock(folder / "optuna.lock")  # of the journal too: who has it may take it again
-        self.life = filelock.FileLock(self._life_of(self.name))
+        self.lock = filelock.FileLock(folder / "optuna.lock")  # of the journal too; reentrant
+        self.life = filelock.FileLock(self._lifetime_lock(self.name))
 
     def __enter__(self) -> "Worker":
         self.life.acquire()
@@ -181,13 +181,13 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         self.life.release()
-        self._life_of(self.name).unlink(missing_ok=True)
+        self._lifetime_lock(self.name).unlink(missing_ok=True)
 
-    def _life_of(self, name: str) -> Path:
+    def _lifetime_lock(self, name: str) -> Path:
         return self.folder / f"optuna.{name}.lock"
 
     def _study(self) -> "optuna.Study":
-        """The study on disk, or a new one."""
+        """Return the study on disk, or a new one."""
         import optuna
         from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
         from optuna.storages import JournalStorage
@@ -210,7 +210,7 @@ class Worker:
                     f"{log} has trials by other settings, which cannot be compared ({differs}); repeat their command, "
                     "or choose another study=NAME"
                 )
-            optuna.delete_study(study_name=name, storage=storage)  # of which nothing has come yet
+            optuna.delete_study(study_name=name, storage=storage)  # no trial has finished yet
             study = None
         if study is None:
             direction = self.contract["search.direction"]
@@ -219,20 +219,20 @@ class Worker:
         return study
 
     def _differs(self, known: dict[str, Any]) -> str:
-        """What of the contract is another one, in words."""
+        """Describe the settings of the contract that differ from the known ones."""
         pairs = {key: (known.get(key), now) for key, now in self.contract.items() if known.get(key) != now}
         return "; ".join(
             f"{k}: {shortened(str(a), LONGEST)} then, {shortened(str(b), LONGEST)} now" for k, (a, b) in pairs.items()
         )
 
     def trials(self) -> list[Any]:
-        """Those that count, in order: all but what goes on under another number."""
+        """Return the trials that count, in order: all but those continued under another number."""
         every = self.study.get_trials(deepcopy=False)
         begun_again = {t.user_attrs.get("continues") for t in every}
         return [t for t in every if t.number not in begun_again and t.state.name != "WAITING"]
 
     def next_trial(self) -> Any:
-        """The next trial to carry out: one that was left by a process that died, else a new one; None when enough."""
+        """Return the next trial: one left by a process that died, else a new one; None when there are enough."""
         from optuna.samplers import RandomSampler, TPESampler
 
         from ddpm.randomness import generator
@@ -253,7 +253,7 @@ class Worker:
         return trial
 
     def _enqueue(self, trials: list[Any]) -> None:
-        """Have these trials begun again."""
+        """Enqueue trials to be begun again."""
         from optuna.trial import TrialState
 
         for trial in trials:
@@ -262,11 +262,11 @@ class Worker:
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _alive(self, trial: Any) -> bool:
-        """Whether another process has a trial, and lives; of our own none runs when this is asked."""
+        """Whether another live process runs a trial; none of our own runs when this is called."""
         name = trial.user_attrs.get("worker")
         if trial.state.name != "RUNNING" or not isinstance(name, str) or name == self.name:
             return False
-        path = self._life_of(Path(name).name)
+        path = self._lifetime_lock(Path(name).name)
         try:
             with filelock.FileLock(path, timeout=0):
                 path.unlink(missing_ok=True)
@@ -276,7 +276,7 @@ class Worker:
 
 
 def _mend(log: Path) -> None:
-    """Cut off a last line that a process did not live to finish: no other could be appended to it."""
+    """Truncate an unfinished last line, left by a process that died: no other could be appended to it."""
     content = log.read_bytes() if log.is_file() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

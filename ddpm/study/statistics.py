@@ -1,4 +1,4 @@
-"""Means over seeds, differences between arms, and how sure they are."""
+"""Statistics over seeds: means, paired differences between arms, intervals and tests."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -8,15 +8,15 @@ import numpy as np
 
 from ddpm.metrics.intervals import LEVEL, student
 
-ENOUGH = 5  # pairs: with fewer the points are shown, and nothing is decided
+ENOUGH = 5  # pairs: with fewer the points are listed, and nothing is decided
 
 BETTER, WORSE, NO_DIFFERENCE, NOT_DECIDED = "better", "worse", "no difference shown", "not decided"
-HIGHER, LOWER, NEITHER = "higher", "lower", "neither"  # verdicts too, of measures of which neither way is better
+HIGHER, LOWER, NEITHER = "higher", "lower", "neither"  # also verdicts, of measures where neither way is better
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; low and high are None where one seed says nothing about others."""
+    """A mean over seeds with its interval; low and high are None for a single seed."""
 
     mean: float
     low: float | None
@@ -26,7 +26,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against its baseline: the mean of the differences, paired by seed, and its interval."""
+    """Comparison of an arm with its baseline: the mean difference, paired by seed, and its interval."""
 
     mean: float
     low: float | None
@@ -37,12 +37,12 @@ class Comparison:
 
 
 def estimate(points: Mapping[int, float], level: float = LEVEL) -> Estimate:
-    """The mean of a measure over seeds."""
+    """Return the mean of a measure over seeds with its interval."""
     return Estimate(*student(list(points.values()), level), dict(points))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    r"""p-values corrected for their number m by Holm's step-down method, in the order given.
+    r"""Return p-values corrected for their number m by Holm's step-down method, in the order given.
 
     $$ \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1) \, p_{(j)}) \qquad \text{[Holm (step-down)]} $$
 
@@ -56,17 +56,17 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def p_of_no_difference(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test: how often so large a mean difference comes where there is none.
+    """Return the two-sided p-value of the paired t-test of the hypothesis of no difference.
 
-    1 for differences that are not all finite, of which nothing can be shown; the sign test's for equal ones.
+    1 for differences that are not all finite; the sign test's p-value for equal ones.
     """
     if not all(map(math.isfinite, differences)):
         return 1.0
     mean, n = math.fsum(differences) / len(differences), len(differences)
     s = float(np.std(differences, ddof=1))
-    if s <= 1e-9 * abs(mean):  # equal differences say no more than that they have one sign
+    if s <= 1e-9 * abs(mean):  # equal differences: only their common sign is evidence
         return 1.0 if mean == 0 else 2.0 ** (1 - n)
-    from scipy import stats  # which takes a second, and commands that report nothing do without
+    from scipy import stats  # takes a second to import
 
     return float(2 * stats.t.sf(abs(mean) / (s / math.sqrt(n)), n - 1))
 
@@ -78,18 +78,18 @@ def compare(
     level: float = LEVEL,
     survivors: Collection[str] = (),
 ) -> dict[str, Comparison]:
-    """Every arm against its baseline, paired by seed, corrected by Holm over those that can be decided.
+    """Compare every arm with its baseline, paired by seed, corrected by Holm over those that can be decided.
 
     An interval is Student's at the level at which Holm's method tests the arm, so that it excludes zero exactly where
     the arm is marked: the smallest of m p-values at 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on; from the
-    first that is not significant on, all at the level of that one. So the marks are right together, with probability
-    `level`; the intervals are meant one by one, and do not cover all true differences at once as often.
+    first that is not significant on, all at the level of that one. So all marks are right together with probability
+    `level`; the intervals hold individually, and cover all true differences simultaneously less often.
 
     Args:
         arms: label -> seed -> value, without the baselines.
         baselines: label of each of these arms -> seed -> value of what it is compared with.
-        better: "lower" or "higher"; "neither" for a measure that says what arms are like, and not which is better.
-        survivors: arms of which seeds failed: those that are left are the lucky ones, and decide nothing.
+        better: "lower" or "higher"; "neither" for a measure that describes arms without ranking them.
+        survivors: arms with failed seeds: the remaining seeds are a biased selection, and decide nothing.
     """
     paired = {
         label: {seed: value - baselines[label][seed] for seed, value in values.items() if seed in baselines[label]}
@@ -125,9 +125,9 @@ def compare(
 
 
 def front(points: Mapping[str, tuple[float, float]], better: str) -> tuple[str, ...]:
-    """Labels of the points (cost, quality) that no other beats, by cost.
+    """Return the labels of the Pareto-optimal points (cost, quality), by cost.
 
-    Beaten is what costs no less than another and is no better, unless they are the same in both.
+    A point is dominated if it costs no less than another and is no better, unless they are equal in both.
 
     Args: better: "lower" or "higher".
     """
