@@ -77,7 +77,7 @@ class NonLeaking:
         return bool(self.p and self.kinds)
 
     def of(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the batch with its images augmented by draws of a generator on their device, and how as a condition."""
+        """Return the batch with its images augmented by draws of a generator on their device, and conditioned on it."""
         a = self.draw(batch.x, generator)
         return replace(batch, x=self.applied(batch.x, a), condition=replace(batch.condition, augment=a))
 

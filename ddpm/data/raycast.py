@@ -163,7 +163,7 @@ def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
 
 
 def cone(o: Vector, w: Vector, r: Tensor) -> Tensor:
-    r"""Return how far along rays they enter a cone on a disc of radius R = `BASE` r, h = `TIP` r high; never by its base.
+    r"""Return how far along rays they enter a cone of base radius R = `BASE` r and height h = `TIP` r by its side.
 
     .. math:: x^2 + z^2 = \kappa^2 (h - y)^2, \quad 0 \le y \le h, \quad \kappa = R / h \qquad \text{[Quadric (cone)]}
 
