@@ -314,19 +314,19 @@ class BytePairs:
         return settings | self._names | ({} if self._own_ids is None else {"ids": self._own_ids})
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> "BytePairs":
+    def from_dict(cls, said: Mapping[str, Any]) -> "BytePairs":
         """Return the tokenizer that `to_dict` described.
 
         Raises:
             ValueError: unknown or missing keys; else as the class.
         """
         allowed = {"merges", "ids", "length", "start", "end", "padding", "unknown", "folded", "added"}
-        if "merges" not in settings or set(settings) - allowed:
+        if "merges" not in said or set(said) - allowed:
             raise ValueError(
                 f"a tokenizer is told by the keys {', '.join(sorted(allowed))}, of which merges must be there; "
-                f"given: {', '.join(sorted(map(str, settings))) or 'none'}"
+                f"given: {', '.join(sorted(map(str, said))) or 'none'}"
             )
-        return cls(**settings)
+        return cls(**said)
 
 
 def _bytes(token: str) -> bytes:

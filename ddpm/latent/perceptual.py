@@ -47,7 +47,9 @@ class Perceptual(nn.Module):
         weights = [torch.ones(n) for n in channels] if weights is None else list(weights)
         shapes = [tuple(w.shape) for w in weights]
         if shapes != [(n,) for n in channels]:
-            raise ValueError(f"weights of the channels have the shapes {shapes}, and the maps {list(channels)} channels")
+            raise ValueError(
+                f"weights of the channels have the shapes {shapes}, and the maps {list(channels)} channels"
+            )
         if any(not (w >= 0).all() for w in weights):
             raise ValueError("weights of the channels must be >= 0: else two pictures could be nearer than equal ones")
         self.network, self.names = network, [f"weight_{i}" for i in range(len(weights))]
