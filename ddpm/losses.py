@@ -209,7 +209,7 @@ def L_0_density(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Ten
 
 
 def log_bin(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return the log probability of the bin of width 2/255 around x under N(mean, std^2), outer ones open; (B, *)."""
+    """Return log P(bin of width 2/255 around x) under N(mean, std^2), the outer bins open; (B, *), in nats."""
     upper, lower = (x + 1 / (BINS - 1) - mean) / std, (x - 1 / (BINS - 1) - mean) / std
     upper = upper.masked_fill(x > 1 - 1 / (BINS - 1), math.inf)
     lower = lower.masked_fill(x < -1 + 1 / (BINS - 1), -math.inf)
