@@ -1,4 +1,4 @@
-"""The mathematics bound to one schedule, one target and one variance. Holds no network."""
+"""The mathematics bound to one schedule, one target and one variance; the network is an argument."""
 
 import inspect
 import math
@@ -19,11 +19,11 @@ from ddpm.targets import TARGETS, Denoise, Pair, Prediction, eps_from_x_0, from_
 
 
 class GaussianDiffusion:
-    """A noise schedule, what the network predicts, how it is trained, and the variance of the reverse process.
+    """A diffusion: noise schedule, prediction target, training loss, and the variance of the reverse process.
 
     Args:
         schedule: the constants.
-        target: what the network's output is: "eps" (DDPM), "x_0", "v", or "flow": eps - x_0 (flow matching).
+        target: the network's output: "eps" (DDPM), "x_0", "v", or "flow": eps - x_0 (flow matching).
         variance: sigma_t squared of the reverse process: "beta", "beta_tilde", or "learned": the network has twice the
             channels, and (output + 1) / 2 of the second half lies between beta_tilde (0) and beta (1).
         clip_x_0: clip the predicted x_0 to [-1, 1] and derive eps from it anew, so that the pair stays consistent.
@@ -35,9 +35,9 @@ class GaussianDiffusion:
         loss_options: gamma of min_snr (5), k (1) and gamma (1) of p2, weight of hybrid (0.001); None for that default.
         preconditioning: None, or "edm": the network is F, given the scaled x_t, in the D of `ddpm.preconditioning.edm`,
             whose output, x_0, takes the place of `target`. The loss "simple" is then the squared error of F.
-        sigma_data: the standard deviation of the data, > 0, for the preconditioning; of no effect without one.
+        sigma_data: the standard deviation of the data, > 0, for the preconditioning; not used without one.
     Raises:
-        ValueError: an unknown name, with those that are known; target eps where alpha_bar_T = 0, for x_T then holds no
+        ValueError: an unknown name, with the known ones; target eps where alpha_bar_T = 0, as x_T then has no
             x_0 to solve for.
     Source: DDPM (arXiv 2006.11239); Improved DDPM (arXiv 2102.09672), section 3.1; dynamic thresholding: Imagen (arXiv
         2205.11487), section 2.3.
@@ -73,14 +73,14 @@ class GaussianDiffusion:
     def output(
         self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: object | None
     ) -> tuple[Tensor, float | Tensor]:
-        """The network's estimate of the target, (B, *), and the frac of its variance, a number or (B, *).
+        """Return the network's estimate of the target, (B, *), and the frac of its variance, a number or (B, *).
 
         Raises:
             ValueError: the output has other channels than the target, and a learned variance, need.
         """
         c = self._preconditioning(x_t, t)
-        given = x_t if c is None else c.c_in * x_t
-        output = (model(given, t) if y is None else model(given, t, y)).to(x_t.dtype)
+        scaled = x_t if c is None else c.c_in * x_t
+        output = (model(scaled, t) if y is None else model(scaled, t, y)).to(x_t.dtype)
         parts = 2 if self.variance == "learned" else 1
         if output.shape[1] != parts * x_t.shape[1]:
             raise ValueError(
@@ -103,14 +103,14 @@ class GaussianDiffusion:
             )
 
     def predictor(self, model: Callable[..., Tensor], condition: object | None = None) -> Denoise:
-        """The first stage of a denoiser: a network's raw prediction, never clipped.
+        """Return the first stage of a denoiser: a network's raw prediction, never clipped.
 
-        The order is prediction, guidance, clip, sampler: what combines predictions, Denoise in and Denoise out, stands
+        The order is prediction, guidance, clip, sampler: what combines predictions, Denoise in and Denoise out, goes
         between this and `clipped`.
 
         Args:
             model: (x_t, t) or (x_t, t, condition) -> (B, *), in evaluation mode.
-            condition: what the network is told beside x_t and t, such as classes, integers (B,); None for nothing.
+            condition: the network's condition, such as classes, integers (B,); None for nothing.
         """
 
         def predict(x_t: Tensor, t: Time) -> Prediction:
@@ -121,14 +121,14 @@ class GaussianDiffusion:
         return predict
 
     def pair(self, model: Callable[..., Tensor], condition: Any, null: Any) -> Pair:
-        """The raw predictions with a condition and without, which guidance takes in place of the two.
+        """Return the raw predictions with and without a condition, as a pair for guidance.
 
-        Where both are asked for they are evaluated as one batch, of twice the rows.
+        Where both are needed they are evaluated as one batch, of twice the rows.
 
         Args:
             model: as in `predictor`.
-            condition, null: what the network is told in the two: classes (B,), or conditions, of which `beside` puts
-                the rows of another after its own, such as `ddpm.data.batch.Condition`.
+            condition, null: the two conditions: classes (B,), or conditions whose `concat` appends the rows of another,
+                such as `ddpm.data.batch.Condition`.
         """
 
         mixed = isinstance(condition, Tensor) != isinstance(null, Tensor)
@@ -138,8 +138,8 @@ class GaussianDiffusion:
         def both(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
             t = _of_each(t, x_t)
             tensors = isinstance(condition, Tensor) and isinstance(null, Tensor)
-            told = torch.cat([condition, null]) if tensors else condition.concat(null)
-            pred = self.predictor(model, told)(torch.cat([x_t, x_t]), torch.cat([t, t]))
+            both_conditions = torch.cat([condition, null]) if tensors else condition.concat(null)
+            pred = self.predictor(model, both_conditions)(torch.cat([x_t, x_t]), torch.cat([t, t]))
             eps, x_0 = pred.eps.chunk(2), pred.x_0.chunk(2)
             frac_1, frac_2 = pred.frac.chunk(2) if isinstance(pred.frac, Tensor) else (pred.frac, pred.frac)
             one = Prediction(eps[0], x_0[0], frac_1, pred.target)
@@ -148,11 +148,10 @@ class GaussianDiffusion:
         return Pair(self.predictor(model, condition), self.predictor(model, null), both)
 
     def clipped(self, denoise: Denoise) -> Denoise:
-        """The last stage of a denoiser: x_0 clipped, and eps derived from it anew, so that the pair composes x_t.
+        """Return the last stage of a denoiser: x_0 clipped, and eps derived anew, so that the pair composes x_t.
 
         Args:
-            denoise: a raw prediction, or what guidance has made of several. With clip_x_0 = False it is returned as it
-                is.
+            denoise: a raw prediction, possibly guided. With clip_x_0 = False it is returned unchanged.
         """
         if not self.clip_x_0:
             return denoise
@@ -166,7 +165,7 @@ class GaussianDiffusion:
         return clip
 
     def denoiser(self, model: Callable[..., Tensor], y: object | None = None) -> Denoise:
-        """Bind a network, and what it is told, to what a sampler consumes: its prediction, clipped.
+        """Return the denoiser that a sampler needs: a network's prediction for a condition, clipped.
 
         Guidance goes between the two: `clipped(guidance(predictor(model, y), ...))`.
 
@@ -195,7 +194,7 @@ class GaussianDiffusion:
         generator: torch.Generator | None = None,
         discrete: bool = True,
     ) -> Tensor:
-        r"""The loss of each image, at its own t and eps; draws only what it is not given.
+        r"""Return the loss of each image, at its own t and eps; draws only those that are not given.
 
         With a preconditioning "simple" is the squared error of D times lambda = 1 / c_out^2: that of F, with weight 1.
 
@@ -219,7 +218,7 @@ class GaussianDiffusion:
             t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
         if eps is None:
             eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
-        x_t, output, frac = self._said(model, x_0, y, t, eps)
+        x_t, output, frac = self._outputs(model, x_0, y, t, eps)
         return self._loss_of(output, frac, Prediction(eps, x_0), x_t, t, discrete)
 
     def loss_and_prediction(
@@ -232,7 +231,7 @@ class GaussianDiffusion:
         eps: Tensor,
         discrete: bool = True,
     ) -> tuple[Tensor, Prediction]:
-        """The loss, and what the network says in it, as `predictor` has it: for losses of x_0 beside this one.
+        """Return the loss, and the raw prediction that it was computed from, for further losses of x_0.
 
         Args:
             x_0, y, t, eps, discrete: as in `loss`.
@@ -241,14 +240,14 @@ class GaussianDiffusion:
         Raises:
             ValueError: as `loss`.
         """
-        x_t, output, frac = self._said(model, x_0, y, t, eps)
+        x_t, output, frac = self._outputs(model, x_0, y, t, eps)
         pred = to_prediction(self.schedule.to(x_0.device), self.target, output, x_t, t, frac)
         return self._loss_of(output, frac, Prediction(eps, x_0), x_t, t, discrete), pred
 
-    def _said(
+    def _outputs(
         self, model: Callable[..., Tensor], x_0: Tensor, y: object | None, t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor, float | Tensor]:
-        """x_t, and what the network says of it, as `output` has it."""
+        """Return x_t, and the network's output and frac at it, see `output`."""
         self.must_be_trainable()
         x_t = q_sample(self.schedule.to(x_0.device), x_0, t, eps)
         return x_t, *self.output(model, x_t, t, y)
@@ -256,7 +255,7 @@ class GaussianDiffusion:
     def _loss_of(
         self, output: Tensor, frac: float | Tensor, true: Prediction, x_t: Tensor, t: Tensor, discrete: bool
     ) -> Tensor:
-        """The loss of an output where eps and x_0 are known, (B,)."""
+        """Return the loss of an output where eps and x_0 are known, (B,)."""
         if self.loss_name not in ("hybrid", "vlb"):
             return self._squared_error(output, true, x_t, t)
         schedule = self.schedule.to(x_t.device)
@@ -269,7 +268,7 @@ class GaussianDiffusion:
     def loss_towards(
         self, model: Callable[..., Tensor], x_0: Tensor, x_t: Tensor, t: Tensor, y: object | None = None
     ) -> Tensor:
-        """The loss where the network is to say x_0 of x_t, whatever x_t was made of: a teacher's answer, say.
+        """Return the loss towards a given x_0 at any x_t, such as the prediction of a teacher.
 
         A learned variance is not trained by it.
 
@@ -289,7 +288,7 @@ class GaussianDiffusion:
         return self._squared_error(output, Prediction(eps_from_x_0(schedule, x_t, t, x_0), x_0), x_t, t)
 
     def _squared_error(self, output: Tensor, true: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
-        """Of the output, in its own coordinate or weighted as the loss says, (B,)."""
+        """Return the squared error of the output, in its own coordinate or weighted as by the loss, (B,)."""
         if self.loss_name == "simple":
             return self._simple(output, true, x_t, t)
         schedule = self.schedule.to(x_t.device)
@@ -297,31 +296,31 @@ class GaussianDiffusion:
         return weighted(schedule, self.loss_name, pred, true.x_0, t, **self.loss_options)
 
     def _simple(self, output: Tensor, true: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
-        """Of the output in its own coordinate, with a preconditioning that of F, (B,)."""
+        """Return the squared error of the output in its own coordinate, with a preconditioning that of F, (B,)."""
         simple = L_simple(output, from_prediction(self.schedule.to(x_t.device), self.target, true, t))
         c = self._preconditioning(x_t, t)
         return simple if c is None else simple / c.c_out.flatten() ** 2
 
 
 def _of_each(t: Time, x_t: Tensor) -> Tensor:
-    """t for each sample, (B,), on x_t's device: integers, or float64 for a real number."""
+    """Return t for each sample, (B,), on x_t's device: integers, or float64 for a real number."""
     dtype = None if isinstance(t, Tensor) or is_integer(t) else torch.float64
     return torch.as_tensor(t, dtype=dtype, device=x_t.device).expand(len(x_t))
 
 
 def _checked(loss: str, options: dict[str, float | None]) -> dict[str, float]:
-    """The options that are given, or ValueError for one that the loss does not have."""
+    """Return the options that are set; ValueError for one that the loss does not have."""
     function = {"min_snr": WEIGHTINGS["min_snr"], "p2": WEIGHTINGS["p2"], "hybrid": L_hybrid}.get(loss)
     parameters = inspect.signature(function).parameters.values() if function else ()
     known = [p.name for p in parameters if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
     if not isinstance(options, dict):
         raise ValueError(f"loss_options = {options!r} must map names to numbers, such as {{gamma: 5}}")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for name, value in chosen.items():
         if name not in known:
             raise ValueError(
                 f"loss_options has {name!r}; loss = {loss!r} has the options: {', '.join(known) or 'none'}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"loss_options.{name} = {value!r} must be a number > 0")
-    return given
+    return chosen

@@ -1,4 +1,4 @@
-"""The forward process q: data turned into noise, and the posterior of one step of it."""
+"""The forward process q, from data to noise, and the posterior of one step."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from ddpm.schedules import NoiseSchedule, Time, at, is_integer
 
 
 def q_step(schedule: NoiseSchedule, x_s: Tensor, t: Time, eps: Tensor, s: Time | None = None) -> Tensor:
-    r"""One step of the forward process, from t - 1 to t, or a stride from any earlier s.
+    r"""Return x_t after one step of the forward process, from t - 1 to t, or a stride from any earlier s.
 
     .. math:: q(x_t \mid x_{t-1}) = \mathcal N(x_t; \sqrt{1 - \beta_t}\, x_{t-1}, \beta_t I) \qquad \text{[DDPM (2)]}
 
     A longer stride has the same form, with alpha_bar_t / alpha_bar_s for 1 - beta_t.
 
     Args:
-        x_s: where it starts, (B, *); x_{t-1} if s is None.
+        x_s: the starting point, (B, *); x_{t-1} if s is None.
         t, s: as in `transition`.
         eps: standard normal noise, (B, *).
     Returns:
@@ -31,7 +31,7 @@ def q_step(schedule: NoiseSchedule, x_s: Tensor, t: Time, eps: Tensor, s: Time |
 
 
 def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Time, eps: Tensor) -> Tensor:
-    r"""x_t at any t directly from data.
+    r"""Return x_t at any t directly from data.
 
     .. math:: q(x_t \mid x_0) = \mathcal N(x_t; \sqrt{\bar\alpha_t}\, x_0, (1 - \bar\alpha_t) I)
         \qquad \text{[DDPM (4)]}
@@ -48,7 +48,7 @@ def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Time, eps: Tensor) -> Tens
 
 
 def transition(schedule: NoiseSchedule, t: Time, s: Time | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The constants of q(x_t | x_s): one step of the forward process, or a stride of several.
+    """Return the constants of q(x_t | x_s): one step of the forward process, or a stride of several.
 
     Args:
         t: a number or (B,), integer or real, in (0, T].
@@ -57,8 +57,8 @@ def transition(schedule: NoiseSchedule, t: Time, s: Time | None = None) -> tuple
         alpha_bar_t, alpha_bar_s, alpha = alpha_bar_t / alpha_bar_s (alpha_t for s = t - 1) and beta = 1 - alpha, in
         float64, each () or (B,).
     Raises:
-        ValueError: times outside 0..T, where they are numbers or on the CPU; on a GPU, which would have to be waited
-            for, the result is then undefined.
+        ValueError: times outside 0..T, where they are numbers or on the CPU; on a GPU they
+            are not checked, and the result is undefined.
     """
     schedule = schedule.following(t)
     alpha_bar_t, alpha_bar_s = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t - 1 if s is None else s)
@@ -69,7 +69,7 @@ def transition(schedule: NoiseSchedule, t: Time, s: Time | None = None) -> tuple
 def q_posterior(
     schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, t: Time, s: Time | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of q(x_s | x_t, x_0), for s = t - 1 or any earlier s.
+    r"""Return the mean and variance of q(x_s | x_t, x_0), for s = t - 1 or any earlier s.
 
     .. math::
         q(x_{t-1} \mid x_t, x_0) = \mathcal N(x_{t-1}; \tilde\mu_t(x_t, x_0), \tilde\beta_t I)
@@ -100,7 +100,7 @@ def q_posterior(
 
 
 def must_be_a_step(t: Time, s: Time | None = None) -> None:
-    """Raise ValueError unless 0 <= s < t everywhere, where both are numbers or on the CPU: a GPU is not waited for.
+    """Raise ValueError unless 0 <= s < t everywhere, where both are numbers or on the CPU; a GPU is not synchronised.
 
     Args:
         t, s: as in `transition`.

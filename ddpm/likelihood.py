@@ -1,4 +1,4 @@
-"""How likely a model finds an image: the variational bound term by term, and the density of the probability flow.
+"""Likelihoods of a model: the variational bound term by term, and the density of the probability flow.
 
 Neither draws noise: it is an argument, so that two models are judged on the same draws, in batches of any size.
 """
@@ -68,13 +68,13 @@ def bits_per_dim(
     discrete: bool = True,
     callback: Callable[[int], None] | None = None,
 ) -> Bound:
-    r"""The variational bound L_0 + L_1 + ... + L_T on -log p_theta(x_0), with one draw of x_t a term.
+    r"""Return the variational bound L_0 + L_1 + ... + L_T on -log p_theta(x_0), with one draw of x_t a term.
 
-    The network is evaluated once a time, for all images; nothing waits for the device.
+    The network is evaluated once a time, for all images; without synchronisation.
 
     Args:
         schedule: the constants.
-        denoise: the network, with whatever it depends on already bound.
+        denoise: the network, with its condition and guidance already bound.
         x_0: (B, *), bytes k as k / 127.5 - 1 unless `discrete` is False.
         noise: the eps of x_t; called with each t in turn.
         times: a sub-sequence S_1 < ... < S_K of 1..T, normally with S_K = T; None for all. The bound is then that of
@@ -88,21 +88,21 @@ def bits_per_dim(
         ValueError: times that repeat, fall, or lie outside 1..T.
     Source: DDPM (arXiv 2006.11239), section 3; Improved DDPM (arXiv 2102.09672), sections 2 and 4.
     """
-    kept = schedule if times is None else respace(schedule, times)
-    kept = kept.to(x_0.device)
+    respaced = schedule if times is None else respace(schedule, times)
+    respaced = respaced.to(x_0.device)
     times = tuple(range(1, schedule.T + 1)) if times is None else tuple(times)
     last_step = L_0 if discrete else L_0_density
     terms, x_0_mse, eps_mse = [], [], []
     for i, t in enumerate(times, 1):
         eps = noise(t, x_0.shape[1:], x_0.device).to(x_0.dtype)
-        x_t = q_sample(kept, x_0, i, eps)
+        x_t = q_sample(respaced, x_0, i, eps)
         pred = denoise(x_t, torch.full((len(x_0),), t, device=x_0.device))
-        terms.append((last_step if i == 1 else L_t_1)(kept, pred, x_0, x_t, i))
+        terms.append((last_step if i == 1 else L_t_1)(respaced, pred, x_0, x_t, i))
         x_0_mse.append(L_simple(pred.x_0, x_0))
         eps_mse.append(L_simple(pred.eps, eps))
         if callback is not None:
             callback(len(x_0))
-    return Bound(times, L_T(kept, x_0), *(torch.stack(part, dim=1) for part in (terms, x_0_mse, eps_mse)))
+    return Bound(times, L_T(respaced, x_0), *(torch.stack(part, dim=1) for part in (terms, x_0_mse, eps_mse)))
 
 
 @torch.no_grad()
@@ -113,13 +113,13 @@ def bits_lost(
     x_0: Tensor,
     noise: Noise,
 ) -> tuple[Tensor, Tensor]:
-    r"""By how much the bound with a density as L_0 exceeds the data's own bits: what the prior and each step lose.
+    r"""Return by how much the bound, with a density as L_0, exceeds the data's own bits, in the prior and each step.
 
     .. math:: E_q[L_\text{vlb}] - H(q(x_0)) = D_\text{KL}(q(x_T) \,\|\, p(x_T)) + \sum_{t=1}^T
         E_{q(x_t)}\, D_\text{KL}(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)) \qquad \text{[VLB (gap)]}
 
-    The step back that loses nothing is known by Bayes' rule, where the density of noised data is:
-    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t). What is returned is the logarithm of q over p along one
+    The exact reverse step is known by Bayes' rule, if the density of noised data is:
+    q(x_{t-1} | x_t) = q(x_t | x_{t-1}) q(x_{t-1}) / q(x_t). The result is the logarithm of q over p along one
     path x_0, ..., x_T of the process a row, whose mean over data and noise estimates each divergence. A single number
     may be negative.
 
@@ -129,7 +129,7 @@ def bits_lost(
         x_0: drawn from that density, (B, *), real numbers.
         noise: called with each t in turn, for the step of the process from t - 1 to t.
     Returns:
-        What is lost in the prior, (B,), and in the steps from t = 1, ..., T, (B, T); bits per dimension.
+        The loss in the prior, (B,), and in the steps from t = 1, ..., T, (B, T); bits per dimension.
     Source: the chain rule of the divergence of the two paths; Sohl-Dickstein et al. (arXiv 1503.03585) have the bound.
     """
     schedule, x_s, log_q_s, lost = schedule.to(x_0.device), x_0, log_prob(x_0, 0), []
@@ -146,7 +146,7 @@ def bits_lost(
 
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """log N(x; mean, variance) of each row, (B,), in nats."""
+    """Return log N(x; mean, variance) of each row, (B,), in nats."""
     return -0.5 * reduce((x - mean) ** 2 / variance + (2 * math.pi * variance).log(), "b ... -> b", "sum")
 
 
@@ -160,23 +160,23 @@ def log_likelihood(
     start: float = 1.0,
     callback: Callable[[int], None] | None = None,
 ) -> Tensor:
-    r"""log p(x_0), where p is the density that the probability flow carries from noise at T down to t = `start`.
+    r"""Return log p(x_0), where p is the density that the probability flow carries from noise at T to t = `start`.
 
     .. math::
         \log p_0(x(0)) = \log p_T(x(T)) + \int_0^T \nabla \cdot \tilde f_\theta(x(t), t)\, dt
             \qquad \text{[ScoreSDE (39)]}
 
-    The variable of integration is lambda, in which nothing is steep at either end: with tan(phi) = e^{-lambda} the
+    The variable of integration is lambda, in which the flow is smooth at both ends: with tan(phi) = e^{-lambda} the
     flow is dx / dphi = v, the velocity, hence
 
     .. math:: \frac{dx}{d\lambda} = -\frac{v_\theta(x, t)}{2 \cosh \lambda}
 
-    Classical Runge-Kutta steps, even in lambda, each with four evaluations of the network and its derivative. What is
-    evaluated is the density of x_t / sqrt(alpha_bar_t) at t = start, that is of x_0 + sigma eps, at the point x_0;
+    Classical Runge-Kutta steps, even in lambda, each with four evaluations of the network and its derivative. The
+    result is the density of x_t / sqrt(alpha_bar_t) at t = start, that is of x_0 + sigma eps, at the point x_0;
     at t = 1 that is data with the least noise that the network has seen.
 
     Args:
-        schedule: the constants; the network is asked for real t.
+        schedule: the constants; the network is evaluated at real t.
         denoise: differentiable with respect to x_t.
         x_0: (B, *), real numbers; bytes are dequantised first (`dequantised`).
         probes: (k, B, *) of mean 0 and covariance 1 for Hutchinson's estimate of the divergence, the same along the
@@ -193,11 +193,11 @@ def log_likelihood(
     """
     lambda_, times = flow_times(schedule, steps, start)
     schedule, times = schedule.to(x_0.device), times.to(x_0.device)
-    half = (lambda_[1] - lambda_[0]).item()  # of a step; negative, for lambda falls from data to noise
+    half = (lambda_[1] - lambda_[0]).item()  # of a step; negative, as lambda falls from data to noise
     slope = [-0.5 / math.cosh(value) for value in lambda_.tolist()]
 
     def flow(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """dx / dlambda at the i-th half step, (B, *), and its divergence, (B,)."""
+        """Return dx / dlambda at the i-th half step, (B, *), and its divergence, (B,)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             t = times[i].expand(len(x))
@@ -221,7 +221,7 @@ def log_likelihood(
 
 
 def flow_times(schedule: NoiseSchedule, steps: int, start: float) -> tuple[Tensor, Tensor]:
-    """lambda, even from t = start to T, and the real t that have it, each (2 steps + 1,): ends and middles of steps.
+    """Return lambda, even from t = start to T, and the real t that have it, each (2 steps + 1,): ends and middles.
 
     Raises:
         ValueError: fewer than one step; a start outside (0, T); a schedule with beta_T = 1, whose lambda_T is infinite.
@@ -238,7 +238,7 @@ def flow_times(schedule: NoiseSchedule, steps: int, start: float) -> tuple[Tenso
 
 
 def divergence(y: Tensor, x: Tensor, probes: Iterable[Tensor] | None = None) -> Tensor:
-    r"""The trace of dy/dx of each sample, by Hutchinson's estimator
+    r"""Return the trace of dy/dx of each sample, by Hutchinson's estimator
 
     .. math:: \nabla \cdot f = E_{p(e)}[e^T\, \nabla f\, e], \quad E[e] = 0, \quad \text{Cov}[e] = I
         \qquad \text{[ScoreSDE (40)]}
@@ -264,12 +264,12 @@ def _unit_vectors(x: Tensor) -> Iterable[Tensor]:
 
 
 def rademacher(eps: Tensor) -> Tensor:
-    """Signs of normal noise: -1 and 1, alike likely; of all probes with independent entries those that vary least."""
+    """Return the signs of normal noise, -1 or 1: of all probes with independent entries those of least variance."""
     return torch.where(eps < 0, -1.0, 1.0).to(eps.dtype)
 
 
 def dequantised(x_0: Tensor, eps: Tensor) -> Tensor:
-    """Bytes as real numbers: uniform over the bin of each, which is x_0 +- 1/255.
+    """Return bytes as real numbers, uniform over the bin of each, which is x_0 +- 1/255.
 
     Args:
         x_0: (B, *), bytes k as k / 127.5 - 1.
@@ -279,7 +279,7 @@ def dequantised(x_0: Tensor, eps: Tensor) -> Tensor:
 
 
 def bits_of_bytes(log_p: Tensor, dims: int) -> Tensor:
-    """Bits per dimension of bytes, from the density of what `dequantised` made of them.
+    """Return bits per dimension of bytes, from the density of their `dequantised` values.
 
     A density times the width 2/255 of a bin; its average over the bin bounds -log P(bytes) from above.
 

@@ -19,7 +19,7 @@ BINS = 256  # of a pixel
 
 
 def L_simple(output: Tensor, target: Tensor) -> Tensor:
-    r"""Mean squared error of the network's output, in the coordinate that it is trained in; for eps
+    r"""Return the mean squared error of the network's output, in the coordinate that it is trained in; for eps
 
     .. math:: L_\text{simple} = E_{t, x_0, \epsilon} \left\| \epsilon -
         \epsilon_\theta(\sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, t) \right\|^2
@@ -36,7 +36,7 @@ def L_simple(output: Tensor, target: Tensor) -> Tensor:
 
 
 def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
-    r"""The SNR, bounded, so that nearly clean images do not take all of the gradient.
+    r"""Return the SNR, clamped from above, so that nearly clean images do not dominate the gradient.
 
     .. math:: w_t = \min\{\text{SNR}(t), \gamma\} \qquad \text{[Min-SNR (weight)]}
 
@@ -46,7 +46,7 @@ def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
 
 
 def p2(snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
-    r"""Less weight where noise is so low that only imperceptible detail is left to learn.
+    r"""Return a weight that is lower where noise is so low that only imperceptible detail is left to learn.
 
     .. math:: \lambda'_t = \frac{\lambda_t}{(k + \text{SNR}(t))^\gamma} \qquad \text{[P2 (weight)]}
 
@@ -58,7 +58,7 @@ def p2(snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
 
 
 def truncated_snr(snr: Tensor) -> Tensor:
-    r"""The SNR, but never less than 1: so an error counts where there is nothing but noise, too.
+    r"""Return the SNR, clamped to at least 1, so that errors count at pure noise, too.
 
     .. math:: w_t = \max\{\text{SNR}(t), 1\} \qquad \text{[PD (truncated SNR)]}
 
@@ -68,7 +68,7 @@ def truncated_snr(snr: Tensor) -> Tensor:
 
 
 def snr_plus_one(snr: Tensor) -> Tensor:
-    r"""The weight of the squared error of x_0 that is the squared error of v.
+    r"""Return the weight with which the squared error of x_0 is the squared error of v.
 
     .. math:: w_t = \text{SNR}(t) + 1: \quad (\text{SNR}(t) + 1) \left\| x_0 - x_{0,\theta} \right\|^2 =
         \left\| v - v_\theta \right\|^2 \qquad \text{[PD (SNR + 1)]}
@@ -86,16 +86,16 @@ WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
     "snr_plus_one": snr_plus_one,
     "p2": p2,
 }
-"""w(SNR), what the squared error of x_0 is multiplied by; the squared error of eps is SNR times that of x_0."""
+"""w(SNR), the factor of the squared error of x_0; the squared error of eps is SNR times that of x_0."""
 
-OF_ERRORS = ("simple", *WEIGHTINGS)  # squared errors of what a network says
+OF_ERRORS = ("simple", *WEIGHTINGS)  # squared errors of a network's prediction
 LOSSES = (*OF_ERRORS, "vlb", "hybrid")
 
 
 def weighted(
     schedule: NoiseSchedule, weighting: str, pred: Prediction, x_0: Tensor, t: Time, **options: float
 ) -> Tensor:
-    r"""w(SNR(t)) times the squared error of x_0, whatever the network's target is.
+    r"""Return w(SNR(t)) times the squared error of x_0, whatever the network's target is.
 
     .. math:: w(\text{SNR}(t)) \left\| x_0 - x_{0,\theta} \right\|^2, \quad
         \text{SNR}(t) = \frac{\bar\alpha_t}{1 - \bar\alpha_t} \qquad \text{[VDM (SNR)]}
@@ -116,13 +116,13 @@ def weighted(
 def errors_at_snr(
     schedule: NoiseSchedule, denoise: Callable[[Tensor, Time], Prediction], x_0: Tensor, log_snr: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean squared errors of x_0 and of eps at given noise, which every schedule reaches at a t of its own.
+    r"""Return mean squared errors of x_0 and of eps at given log-SNRs, which every schedule reaches at its own t.
 
     .. math:: \| \epsilon - \epsilon_\theta \|^2 = \text{SNR}(t)\, \| x_0 - x_{0,\theta} \|^2, \quad
         \log \text{SNR}(t) = 2 \lambda_t \qquad \text{[VDM (errors)]}
 
     Args:
-        denoise: the network, asked for real t.
+        denoise: the network, evaluated at real t.
         x_0: (B, *).
         log_snr: (B,), from that at t = T (at T - 1 where beta_T = 1) to infinity.
         eps: standard normal noise, (B, *).
@@ -136,18 +136,18 @@ def errors_at_snr(
 
 
 def normal_kl(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor) -> Tensor:
-    """KL(N(mean_1, variance_1) || N(mean_2, variance_2)) of each dimension, in nats, (B, *)."""
+    """Return KL(N(mean_1, variance_1) || N(mean_2, variance_2)) of each dimension, in nats, (B, *)."""
     ratio = variance_1 / variance_2
     return 0.5 * (ratio - 1 - ratio.log() + (mean_1 - mean_2) ** 2 / variance_2)
 
 
 def L_T(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
-    r"""The prior term of the bound: how far x_T is from pure noise.
+    r"""Return the prior term of the bound: the divergence of x_T from pure noise.
 
     .. math:: L_T = D_\text{KL}(q(x_T \mid x_0) \,\|\, p(x_T)) \qquad \text{[DDPM (5)]}
 
     Returns:
-        (B,), bits per dimension. Infinite never; zero where alpha_bar_T = 0.
+        (B,), bits per dimension. Always finite; zero where alpha_bar_T = 0.
     """
     alpha_bar_T = schedule.alpha_bar[-1]
     mean, var = at(alpha_bar_T.sqrt(), ..., x_0) * x_0, at(1 - alpha_bar_T, ..., x_0)
@@ -157,7 +157,7 @@ def L_T(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
 def L_t_1(
     schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t: Time, s: Time | None = None
 ) -> Tensor:
-    r"""L_{t-1}, what the reverse step from t costs.
+    r"""Return L_{t-1}, the bound's term of the reverse step from t.
 
     .. math::
         L_{t-1} = D_\text{KL}(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t)) \\
@@ -180,7 +180,7 @@ def L_t_1(
 
 
 def L_0(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: Time = 1) -> Tensor:
-    r"""The reconstruction term of the bound: bytes read out of a Gaussian, cut into one bin a byte.
+    r"""Return the reconstruction term of the bound: bytes read out of a Gaussian, cut into one bin a byte.
 
     .. math::
         p_\theta(x_0 \mid x_1) = \prod_i \int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)}
@@ -202,14 +202,14 @@ def L_0(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: 
 
 
 def L_0_density(schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_1: Tensor, t: Time = 1) -> Tensor:
-    """L_0 of real numbers, not of bytes: -log N(x_0; mu_theta(x_1, 1), sigma_1^2), (B,), in bits per dimension."""
+    """Return L_0 of real numbers, not bytes: -log N(x_0; mu_theta(x_1, 1), sigma_1^2), (B,), in bits per dimension."""
     s = torch.zeros_like(t) if isinstance(t, Tensor) else 0
     mu, sigma2 = mu_theta(schedule, pred, x_1, t, s), variance(schedule, pred, x_1, t, s)
     return _bits(0.5 * ((2 * math.pi * sigma2).log() + (x_0 - mu) ** 2 / sigma2))
 
 
 def log_bin(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log probability of the bin of width 2/255 around x under N(mean, std^2), the outer bins open; (B, *), nats."""
+    """Return log P(bin of width 2/255 around x) under N(mean, std^2), the outer bins open; (B, *), in nats."""
     upper, lower = (x + 1 / (BINS - 1) - mean) / std, (x - 1 / (BINS - 1) - mean) / std
     upper = upper.masked_fill(x > 1 - 1 / (BINS - 1), math.inf)
     lower = lower.masked_fill(x < -1 + 1 / (BINS - 1), -math.inf)
@@ -220,7 +220,7 @@ def log_bin(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _log_ndtr(x: Tensor) -> Tensor:
-    """log of the standard normal's distribution function; the gradient of torch's own is lost in the left tail."""
+    """Return the log of the standard normal's distribution function, with a correct gradient in the left tail."""
     left = x.clamp(max=0)
     tail = torch.log(torch.special.erfcx(-left / math.sqrt(2)) / 2) - left**2 / 2
     return torch.where(x < 0, tail, torch.special.log_ndtr(x.clamp(min=0)))
@@ -229,14 +229,14 @@ def _log_ndtr(x: Tensor) -> Tensor:
 def L_vlb(
     schedule: NoiseSchedule, pred: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor, discrete: bool = True
 ) -> Tensor:
-    r"""The term of the variational bound that belongs to t: L_{t-1} for t > 1, L_0 for t = 1.
+    r"""Return the term of the variational bound that belongs to t: L_{t-1} for t > 1, L_0 for t = 1.
 
     .. math:: L_\text{vlb} = L_0 + L_1 + \ldots + L_{T-1} + L_T \qquad \text{[iDDPM (4)]}
 
     Args:
         x_0, x_t: (B, *).
         t: integers (B,) in 1..T.
-        discrete: x_0 are bytes, read out by `L_0`; False: real numbers, and `L_0_density` stands in its place.
+        discrete: x_0 are bytes, read out by `L_0`; False: real numbers, and `L_0_density` is used instead.
     Returns:
         (B,), bits per dimension. T times its mean over t, plus L_T, is the bound.
     """
@@ -245,13 +245,13 @@ def L_vlb(
         return last_step(schedule, pred, x_0, x_t, t)
     first = t == 1
 
-    def held(x: Tensor) -> Tensor:
-        """x where t = 1 and 0 elsewhere: a bin far in the tail has no gradient, and masking its loss hides no NaN."""
+    def at_first(x: Tensor) -> Tensor:
+        """Return x where t = 1 and 0 elsewhere: far bins have no gradient, and masking their loss would keep NaNs."""
         return x.where(first.reshape(-1, *[1] * (x.ndim - 1)), 0)
 
-    frac = held(pred.frac) if isinstance(pred.frac, Tensor) else pred.frac
-    held_pred = Prediction(held(pred.eps), held(pred.x_0), frac)
-    last = last_step(schedule, held_pred, held(x_0), held(x_t), t.clamp(max=1))
+    frac = at_first(pred.frac) if isinstance(pred.frac, Tensor) else pred.frac
+    safe = Prediction(at_first(pred.eps), at_first(pred.x_0), frac)
+    last = last_step(schedule, safe, at_first(x_0), at_first(x_t), t.clamp(max=1))
     return torch.where(first, last, L_t_1(schedule, pred, x_0, x_t, t.clamp(min=2)))
 
 
@@ -266,23 +266,23 @@ def L_hybrid(
     *,
     discrete: bool = True,
 ) -> Tensor:
-    r"""L_simple for the mean, and a little of the bound for the variance.
+    r"""Return L_simple for the mean, plus a little of the bound for the variance.
 
     .. math:: L_\text{hybrid} = L_\text{simple} + \lambda L_\text{vlb} \qquad \text{[iDDPM (16)]}
 
-    L_vlb, of which T times the term at t is an estimate, sends no gradient to the mean.
+    L_vlb, estimated by T times the term at t, sends no gradient to the mean.
 
     Args:
         simple: L_simple, (B,).
         weight: lambda.
         discrete: as in `L_vlb`.
     """
-    mean_held = Prediction(pred.eps.detach(), pred.x_0.detach(), pred.frac)
-    return simple + weight * schedule.T * L_vlb(schedule, mean_held, x_0, x_t, t, discrete)
+    mean_fixed = Prediction(pred.eps.detach(), pred.x_0.detach(), pred.frac)
+    return simple + weight * schedule.T * L_vlb(schedule, mean_fixed, x_0, x_t, t, discrete)
 
 
 def offset(eps: Tensor, z: Tensor, strength: float) -> Tensor:
-    """Noise with a random shift of each whole channel, so that a network learns to change an image's mean.
+    """Return noise with a random shift of each whole channel, so that a network learns to change an image's mean.
 
     Args:
         eps: standard normal, (B, C, *).

@@ -1,7 +1,7 @@
-"""Data whose exact denoiser, density and flow are known in closed form: what a perfect network would answer.
+"""Oracles: data whose exact denoiser, density and flow are known in closed form, as a perfect network.
 
-Samplers, bounds and losses are measured against it without a network and without luck. Written apart from the functions
-that it judges: of `ddpm` it reads the schedule's alpha_bar alone, at integer or real t.
+Samplers, bounds and losses are measured against them without a network. Written independently of the functions that
+they judge: of `ddpm` they use the schedule's alpha_bar alone, at integer or real t.
 """
 
 import math
@@ -16,7 +16,7 @@ PARTS = ("weights", "means", "covariances")  # of data whose density is known
 
 
 class MixtureOracle:
-    """Data whose pixels are drawn independently from a mixture of Gaussians N(m_k, c_k^2) with weights w_k.
+    """The oracle of data whose pixels are independent draws from a mixture of Gaussians N(m_k, c_k^2) with weights w_k.
 
     With a = sqrt(alpha_bar_t), component k of x_t is N(a m_k, a^2 c_k^2 + 1 - a^2), so posteriors are Gaussian sums.
 
@@ -38,13 +38,13 @@ class MixtureOracle:
         self.w, self.m, self.c2 = (torch.tensor(v, dtype=torch.float64) for v in (weights, means, variances))
 
     def at(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha_bar_t (B or 1, 1, ..., 1), and mean and variance of the components, the same with K at the end."""
+        """Return alpha_bar_t (B or 1, 1, ..., 1), and the components' mean and variance, the same with K at the end."""
         alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, *[1] * (x.ndim - 1))
         a2 = alpha_bar[..., None]
         return alpha_bar, a2.sqrt() * self.m, a2 * self.c2 + 1 - a2
 
     def joint(self, x_t: Tensor, t: Time) -> Tensor:
-        """log w_k N(x_t; component k), (B, *, K)."""
+        """Return log w_k N(x_t; component k), (B, *, K)."""
         _, mean, var = self.at(t, x_t)
         return self._joint(x_t, mean, var)
 
@@ -52,11 +52,11 @@ class MixtureOracle:
         return self.w.log() - 0.5 * (2 * math.pi * var).log() - (x_t.double()[..., None] - mean) ** 2 / (2 * var)
 
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
-        """log q(x_t) of each pixel, (B, *)."""
+        """Return log q(x_t) of each pixel, (B, *)."""
         return self.joint(x_t, t).logsumexp(-1)
 
     def denoise(self, x_t: Tensor, t: Time) -> Prediction:
-        """E[eps | x_t] and E[x_0 | x_t], (B, *): what a perfect network answers. A `Denoise`."""
+        """Return E[eps | x_t] and E[x_0 | x_t], (B, *): the prediction of a perfect network. A `Denoise`."""
         alpha_bar, mean, var = self.at(t, x_t)
         share = self._joint(x_t, mean, var).softmax(-1)
         score = (x_t.double()[..., None] - mean) / var
@@ -65,12 +65,12 @@ class MixtureOracle:
         return Prediction(eps.to(x_t.dtype), x_0.to(x_t.dtype), self.frac)
 
     def cdf(self, x_t: Tensor, t: Time) -> Tensor:
-        """P(pixel of x_t <= its value), (B, *)."""
+        """Return P(pixel of x_t <= its value), (B, *)."""
         _, mean, var = self.at(t, x_t)
         return (self.w * torch.special.ndtr((x_t[..., None] - mean) / var.sqrt())).sum(-1)
 
     def exact_ode(self, x_t: Tensor, t: int | float, s: int | float) -> Tensor:
-        """The probability flow from t to s. In one dimension it keeps the order of points, hence their quantiles."""
+        """Return the probability flow from t to s; in one dimension it preserves quantiles."""
         low, high = torch.full_like(x_t, -20.0), torch.full_like(x_t, 20.0)
         target = self.cdf(x_t, t)
         for _ in range(80):
@@ -81,29 +81,29 @@ class MixtureOracle:
 
 
 class GaussianOracle(MixtureOracle):
-    """Data N(mean, variance): the mixture with one component, where the flow is affine too."""
+    """The oracle of data N(mean, variance): the mixture with one component, where the flow is affine too."""
 
     def __init__(self, schedule: NoiseSchedule, mean: float = 0.7, variance: float = 0.25, frac: float | Tensor = 0.0):
         super().__init__(schedule, [1.0], [mean], [variance], frac)
         self.mean, self.variance = mean, variance
 
     def marginal(self, t: int | float) -> tuple[float, float]:
-        """Mean and variance of q(x_t)."""
+        """Return the mean and variance of q(x_t)."""
         alpha_bar = self.schedule.alpha_bar_at(t).item()
         return math.sqrt(alpha_bar) * self.mean, alpha_bar * self.variance + 1 - alpha_bar
 
     def x_0_variance(self, t: int | float) -> float:
-        """Var[x_0 | x_t]."""
+        """Return Var[x_0 | x_t]."""
         return self.variance * (1 - self.schedule.alpha_bar_at(t).item()) / self.marginal(t)[1]
 
     def exact_ode(self, x_t: Tensor, t: int | float, s: int | float) -> Tensor:
-        """The probability flow from t to s."""
+        """Return the probability flow from t to s."""
         (mean_t, var_t), (mean_s, var_s) = self.marginal(t), self.marginal(s)
         return mean_s + math.sqrt(var_s / var_t) * (x_t - mean_t)
 
 
 class JointMixture:
-    """Data from a mixture of Gaussians N(m_k, S_k) with weights w_k, whose pixels depend on each other.
+    """The oracle of data from a mixture of Gaussians N(m_k, S_k) with weights w_k, whose pixels are dependent.
 
     With a = sqrt(alpha_bar_t), component k of x_t is N(a m_k, a^2 S_k + (1 - a^2) I), diagonal in the eigenvectors of
     S_k at every t.
@@ -112,10 +112,10 @@ class JointMixture:
         schedule: the forward process.
         weights: w_k, (K,), which add up to 1.
         means: m_k, (K, d).
-        covariances: S_k, (K, d, d), symmetric, without negative eigenvalues; without vanishing ones, if t = 0 is asked.
+        covariances: S_k, (K, d, d), symmetric, without negative eigenvalues; positive ones if t = 0 is used.
         frac: of the reverse variance, as in `Prediction`.
     Raises:
-        ValueError: weights, means or covariances that are none, or do not fit each other.
+        ValueError: invalid weights, means or covariances, or ones that do not fit each other.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class JointMixture:
     ):
         self.schedule, self.frac = schedule, frac
         self.weights, self.means, self.covariances = (
-            torch.as_tensor(given, dtype=torch.float64) for given in (weights, means, covariances)
+            torch.as_tensor(part, dtype=torch.float64) for part in (weights, means, covariances)
         )
         self._must_fit()
         values, self.vectors = torch.linalg.eigh(self.covariances)
@@ -139,9 +139,9 @@ class JointMixture:
 
     @classmethod
     def of(cls, schedule: NoiseSchedule, data: object, frac: float | Tensor = 0.0) -> "JointMixture":
-        """The mixture that data say they are drawn from, by `weights`, `means` and `covariances`.
+        """Return the mixture that data are drawn from, by their `weights`, `means` and `covariances`.
 
-        Raises: ValueError for data that say nothing of the kind.
+        Raises: ValueError for data without these.
         """
         if not cls.knows(data):
             name = getattr(data, "name", type(data).__name__)
@@ -163,34 +163,34 @@ class JointMixture:
             raise ValueError(f"weights = {w.tolist()} must be >= 0 and add up to 1")
 
     def at(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha_bar_t (B or 1, 1, 1); x_t - a m_k in the eigenvectors of S_k, and its variance there, (B, K, d)."""
+        """Return alpha_bar_t (B or 1, 1, 1); x_t - a m_k in the eigenvectors of S_k, and its variance, (B, K, d)."""
         alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1, 1)
         y = torch.einsum("bi,kij->bkj", x_t.double().flatten(1), self.vectors) - alpha_bar.sqrt() * self.centres
         return alpha_bar, y, alpha_bar * self.values + 1 - alpha_bar
 
     def joint(self, x_t: Tensor, t: Time) -> Tensor:
-        """log w_k N(x_t; component k), (B, K)."""
+        """Return log w_k N(x_t; component k), (B, K)."""
         return self._joint(*self.at(x_t, t)[1:])
 
     def _joint(self, y: Tensor, var: Tensor) -> Tensor:
         return self.weights.log() - 0.5 * (y**2 / var + (2 * math.pi * var).log()).sum(-1)
 
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
-        """log q(x_t), (B,), in nats; x_t is (B, *) with d numbers a row."""
+        """Return log q(x_t), (B,), in nats; x_t is (B, *) with d numbers a row."""
         return self.joint(x_t, t).logsumexp(1)
 
     def shares(self, x_t: Tensor, t: Time) -> Tensor:
-        """P(component k | x_t), (B, K): the responsibilities."""
+        """Return P(component k | x_t), (B, K): the responsibilities."""
         return self.joint(x_t, t).softmax(1)
 
     def score(self, x_t: Tensor, t: Time) -> Tensor:
-        """The gradient of log q at x_t, (B, *)."""
+        """Return the gradient of log q at x_t, (B, *)."""
         _, y, var = self.at(x_t, t)
         score = -self._mixed(self._joint(y, var).softmax(1), y / var)
         return score.reshape(x_t.shape).to(x_t.dtype)
 
     def denoise(self, x_t: Tensor, t: Time) -> Prediction:
-        """E[eps | x_t] and E[x_0 | x_t], (B, *) with d numbers a row, for t > 0. A `Denoise`."""
+        """Return E[eps | x_t] and E[x_0 | x_t], (B, *) with d numbers a row, for t > 0. A `Denoise`."""
         alpha_bar, y, var = self.at(x_t, t)
         share = self._joint(y, var).softmax(1)
         x_0 = share @ self.means + self._mixed(share, alpha_bar.sqrt() * self.values * y / var)
@@ -199,18 +199,18 @@ class JointMixture:
         return Prediction(eps, x_0, self.frac)
 
     def _mixed(self, share: Tensor, y: Tensor) -> Tensor:
-        """Vectors (B, K, d), given in the eigenvectors of each component, weighed by its share and added up, (B, d)."""
+        """Return vectors (B, K, d), given in each component's eigenvectors, weighted by share and summed, (B, d)."""
         return torch.einsum("bk,bkj,kij->bi", share, y, self.vectors)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of x_0, (n, d), float64."""
+        """Return n draws of x_0, (n, d), float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.means[k] + torch.einsum("nij,nj->ni", self.vectors[k], self.values[k].sqrt() * z)
 
 
 class JointGaussian(JointMixture):
-    """Data N(mean, covariance): the mixture with one component, where what is told of some pixels has a closed form.
+    """The oracle of data N(mean, covariance): the mixture with one component, with posteriors in closed form.
 
     Args:
         schedule: the forward process.
@@ -224,7 +224,7 @@ class JointGaussian(JointMixture):
         self.mean, self.covariance = self.means[0], self.covariances[0]
 
     def posterior(self, A: Tensor, y: Tensor, sigma_y: float = 0.0) -> "JointGaussian":
-        """The data given y = A x_0 + sigma_y z, z standard normal: Gaussian again.
+        """Return the oracle of the data given y = A x_0 + sigma_y z, z standard normal: Gaussian again.
 
         Args:
             A: (k, d), of full rank if sigma_y = 0; rows of the identity for pixels that are known.
@@ -237,10 +237,10 @@ class JointGaussian(JointMixture):
 
 
 class PointsOracle:
-    """Data that are one of K known images, each as likely, blurred by N(0, c^2) in every pixel.
+    """The oracle of data that are one of K known images, equally likely, blurred by N(0, c^2) in every pixel.
 
     With c = 0 and the training images as points this is the minimiser of the training loss itself: a network without
-    error, that can draw nothing but training images. With c > 0 it is a kernel density estimate.
+    error, which samples training images only. With c > 0 it is a kernel density estimate.
 
     Args:
         schedule: the forward process.
@@ -253,7 +253,7 @@ class PointsOracle:
         self.schedule, self.points, self.c2, self.frac = schedule, points.double().flatten(1), variance, frac
 
     def joint(self, x_t: Tensor, t: Time) -> Tensor:
-        """log N(x_t; a m_k, a^2 c^2 + 1 - a^2) / K, (B, K)."""
+        """Return log N(x_t; a m_k, a^2 c^2 + 1 - a^2) / K, (B, K)."""
         alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1)
         x, mean = x_t.double().flatten(1), self.points
         var, a = alpha_bar * self.c2 + 1 - alpha_bar, alpha_bar.sqrt()
@@ -261,11 +261,11 @@ class PointsOracle:
         return -distance / (2 * var) - x.shape[1] / 2 * (2 * math.pi * var).log() - math.log(len(mean))
 
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
-        """log q(x_t) of each image, (B,), in nats."""
+        """Return log q(x_t) of each image, (B,), in nats."""
         return self.joint(x_t, t).logsumexp(1)
 
     def denoise(self, x_t: Tensor, t: Time) -> Prediction:
-        """E[eps | x_t] and E[x_0 | x_t], (B, *), for t > 0. A `Denoise`."""
+        """Return E[eps | x_t] and E[x_0 | x_t], (B, *), for t > 0. A `Denoise`."""
         alpha_bar = self.schedule.alpha_bar_at(t).reshape(-1, 1)
         x, a = x_t.double().flatten(1), alpha_bar.sqrt()
         var = alpha_bar * self.c2 + 1 - alpha_bar

@@ -1,4 +1,4 @@
-"""Scales of a network's input and output that keep both at unit variance at every noise level (EDM)."""
+"""Preconditioning (EDM): scales that keep a network's input and output at unit variance at every noise level."""
 
 from typing import NamedTuple
 
@@ -13,15 +13,15 @@ class Preconditioning(NamedTuple):
     """The scales of `edm`, each of which broadcasts against x_t."""
 
     c_in: Tensor
-    """Of x_t, before the network has it."""
+    """The factor of x_t before the network."""
     c_skip: Tensor
-    """Of x_t, in D."""
+    """The factor of x_t in D."""
     c_out: Tensor
-    """Of the network's output, in D."""
+    """The factor of the network's output in D."""
 
 
 def edm(schedule: NoiseSchedule, x_t: Tensor, t: Time, sigma_data: float = 0.5) -> Preconditioning:
-    r"""A denoiser D around a network F whose input and training target have unit variance, whatever the noise.
+    r"""Return the scales of a denoiser D around a network F whose input and target have unit variance at any noise.
 
     .. math::
         D_\theta(x; \sigma) = c_\text{skip}(\sigma)\, x
@@ -31,7 +31,7 @@ def edm(schedule: NoiseSchedule, x_t: Tensor, t: Time, sigma_data: float = 0.5) 
         c_\text{out} = \frac{\sigma\, \sigma_\text{data}}{\sqrt{\sigma^2 + \sigma_\text{data}^2}}, \quad
         c_\text{in} = \frac{1}{\sqrt{\sigma^2 + \sigma_\text{data}^2}} \qquad \text{[EDM (table 1)]}
 
-    of x = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps. As what x_t is multiplied by, c_in and c_skip hold that square
+    of x = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps. As factors of x_t, c_in and c_skip include that square
     root, and nothing is infinite where alpha_bar_T = 0:
 
     .. math::
@@ -41,7 +41,7 @@ def edm(schedule: NoiseSchedule, x_t: Tensor, t: Time, sigma_data: float = 0.5) 
         n^2 = 1 + \bar\alpha_t\, (\sigma_\text{data}^2 - 1)
 
     So F is -v of the data in units of sigma_data, and with sigma_data = 1 it is -v itself. c_noise is any number that
-    tells noise levels apart: our networks are given t, which they embed themselves.
+    tells noise levels apart: our networks take t, which they embed themselves.
 
     Args:
         x_t: (B, *).

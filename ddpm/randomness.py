@@ -1,4 +1,4 @@
-"""Randomness is keyed, not carried: every draw is a pure function of (seed, stream, indices).
+"""Keyed randomness: every draw is a pure function of (seed, stream, indices), and no generator state is carried.
 
 Nothing needs to save or restore a generator, so an interrupted run resumes exactly, two arms of an ablation see the
 same noise, and the batch size of sampling never changes a sample.
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 def generator(seed: int, stream: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose state depends on nothing but (seed, stream, index).
+    """Return a generator whose state depends only on (seed, stream, index).
 
     Args:
         seed: the run's seed.
-        stream: what is drawn, such as "order" or "eps"; two streams are independent.
+        stream: the name of the draws, such as "order" or "eps"; two streams are independent.
         index: step, epoch or sample number.
     """
     key = hashlib.blake2b(repr((int(seed), stream, *map(int, index))).encode(), digest_size=8).digest()
@@ -24,18 +24,18 @@ def generator(seed: int, stream: str, *index: int, device: torch.device | str = 
 
 
 class Keyed:
-    """The generators of one step, or of one measurement: a function of nothing but (seed, stream, index).
+    """The generators of one step, or of one measurement: a function of (seed, stream, index) only.
 
     Args:
         seed, index: as in `generator`.
-        device: where they draw.
+        device: the device of the generators.
     """
 
     def __init__(self, seed: int, *index: int, device: torch.device | str = "cpu"):
         self.seed, self.index, self.device = seed, index, device
 
     def __call__(self, stream: str) -> torch.Generator:
-        """A new generator of a stream, at its beginning."""
+        """Return a new generator of a stream, at its beginning."""
         return generator(self.seed, stream, *self.index, device=self.device)
 
 
@@ -48,7 +48,7 @@ class SampleNoise:
     Args:
         seed: the seed of sampling; or the seed of each row.
         indices: the number of each sample, one a row.
-        stream: what is drawn; two streams are independent.
+        stream: the name of the draws; two streams are independent.
     """
 
     def __init__(self, seed: int | list[int], indices: range | list[int], stream: str = "sample"):
@@ -56,32 +56,32 @@ class SampleNoise:
         self.seeds = seed if isinstance(seed, list) else [seed] * len(self.indices)
 
     def __call__(self, draw: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Noise (B, *shape), float32; `draw` is 0 for x_T and counts the sampler's steps from 1."""
+        """Return noise (B, *shape), float32; `draw` is 0 for x_T and counts the sampler's steps from 1."""
         keys = list(zip(self.seeds, self.indices, strict=True))
         rows = {
             (seed, n): torch.randn(shape, generator=generator(seed, self.stream, n, draw))
-            for seed, n in dict.fromkeys(keys)  # networks that are drawn from together often have one seed
+            for seed, n in dict.fromkeys(keys)  # networks that are sampled together often have one seed
         }
         return torch.stack([rows[key] for key in keys]).to(device)
 
     def x_T(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """The starting noise (B, *shape)."""
+        """Return the starting noise (B, *shape)."""
         return self(0, shape, device)
 
     def of(self, stream: str) -> "SampleNoise":
-        """The noise of the same samples in another stream."""
+        """Return the noise of the same samples in another stream."""
         other = copy.copy(self)
         other.stream = stream
         return other
 
 
 def normal(generator: torch.Generator | SampleNoise | None, draw: int, x: Tensor) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of x, (B, *).
+    """Return standard normal noise of the shape, dtype and device of x, (B, *).
 
     Args:
         generator: a torch generator on x's device, drawn from in the order of the calls; noise keyed by sample number;
             None for torch's global generator.
-        draw: which noise of a sample, as in `SampleNoise`: 0 for x_T; a generator knows no numbers.
+        draw: the index of a sample's noise, as in `SampleNoise`: 0 for x_T; a torch generator ignores it.
     Raises:
         ValueError: noise keyed for another number of samples.
     """

@@ -11,7 +11,7 @@ VARIANCES = {"beta_tilde": 0.0, "beta": 1.0}  # the frac of iDDPM (15) that each
 
 
 def mu_theta(schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: Time, s: Time | None = None) -> Tensor:
-    r"""The mean of p_theta(x_s | x_t): that of the forward posterior, at the predicted x_0.
+    r"""Return the mean of p_theta(x_s | x_t): that of the forward posterior, at the predicted x_0.
 
     .. math:: \mu_\theta(x_t, t) = \tilde\mu_t\left(x_t, x_{0,\theta}\right)
         = \frac{1}{\sqrt{\alpha_t}} \left( x_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}} \epsilon_\theta \right)
@@ -30,7 +30,7 @@ def mu_theta(schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: Time, s:
 
 
 def variance(schedule: NoiseSchedule, pred: Prediction, x_t: Tensor, t: Time, s: Time | None = None) -> Tensor:
-    r"""The variance of p_theta(x_s | x_t), interpolated in the logarithm by frac.
+    r"""Return the variance of p_theta(x_s | x_t), interpolated in the logarithm by frac.
 
     .. math:: \Sigma_\theta(x_t, t) = \exp(v \log \beta_t + (1 - v) \log \tilde\beta_t) \qquad \text{[iDDPM (15)]}
 

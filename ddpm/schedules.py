@@ -1,4 +1,4 @@
-"""Noise schedules: the constants beta, alpha, alpha_bar of the forward process, and the choices of beta in use.
+"""Noise schedules: the constants beta, alpha, alpha_bar of the forward process, and the common choices of beta.
 
 The paper's index is the array's index: every constant has T + 1 entries, t runs over 1..T, and t = 0 is data.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from ddpm.checks import is_whole
 
 MOST = 10**6  # steps of a schedule that is made by formula; its constants then take 64 MB
-LEVELS = (1e-5, 1e5)  # of sigma: beyond, alpha_bar in float64 holds fewer than six digits of it
-REMEMBERED = 4096  # times of a schedule whose alpha_bar is kept as a number
+LEVELS = (1e-5, 1e5)  # of sigma: beyond, alpha_bar in float64 has fewer than six digits of it
+REMEMBERED = 4096  # times of a schedule whose alpha_bar is cached as a number
 Time = int | float | Tensor
 """A moment of the process: integer, or real in [0, T]; one for all, or one for each sample, (B,)."""
 
@@ -65,12 +65,12 @@ class NoiseSchedule:
         self.beta_tilde = torch.zeros_like(self.beta)
         self.beta_tilde[1:] = (1 - self.alpha_bar[:-1]) / (1 - self.alpha_bar[1:]) * self.beta[1:]
         self.lambda_ = 0.5 * (self.alpha_bar.log() - (1 - self.alpha_bar).log())
-        self.clipped = 0  # betas that were clipped by whoever made the schedule
+        self.clipped = 0  # betas that were clipped when the schedule was made
         self._copies = {self.beta.device: self}
         self._numbers: dict[int | float, float] = {}  # alpha_bar_t by t
 
     def lambda_at(self, t: Time) -> Tensor:
-        r"""lambda at integer or real t in [0, T], monotone, and exact at integers.
+        r"""Return lambda at integer or real t in [0, T], monotone, and exact at integers.
 
         Between two integers lambda is interpolated linearly. Where one end is infinite its exponential is:
         e^{-2 lambda} is proportional to t in (0, 1) and, if beta_T = 1, e^{2 lambda} to T - t in (T - 1, T).
@@ -92,10 +92,10 @@ class NoiseSchedule:
         return torch.where(f == 0, low, torch.where(f == 1, high, inside))
 
     def alpha_bar_at(self, t: Time) -> Tensor:
-        """alpha_bar at integer or real t in [0, T], through `lambda_at`: () or (B,), float64, exact at integers.
+        """Return alpha_bar at integer or real t in [0, T], by `lambda_at`: () or (B,), float64, exact at integers.
 
-        Raises: ValueError for a time outside; a tensor is looked through where it is on the CPU, for a GPU would have
-            to be waited for: there the result is undefined.
+        Raises: ValueError for a time outside, if it is a number or on the CPU; on a GPU times are not checked, and the
+            result is undefined.
         """
         alpha_bar = self.following(t).alpha_bar
         if is_integer(t):
@@ -105,7 +105,7 @@ class NoiseSchedule:
         return torch.where(t == nearest, alpha_bar.take(nearest.long()), torch.sigmoid(2 * self.lambda_at(t)))
 
     def t_at(self, lambda_: float | Tensor) -> Tensor:
-        """The real t in [0, T] that has this lambda: the inverse of `lambda_at`, float64, of the same shape.
+        """Return the real t in [0, T] that has this lambda: the inverse of `lambda_at`, float64, of the same shape.
 
         Values beyond lambda_T give T. ValueError where beta_T = 1: lambda_T is then -infinity.
         """
@@ -120,7 +120,7 @@ class NoiseSchedule:
         return torch.where(lambda_ > table[0], torch.exp(2 * (table[0] - lambda_)), between).clamp(0, self.T)
 
     def with_finite_lambda(self) -> "NoiseSchedule":
-        """The steps whose lambda is finite: all, or where beta_T = 1 all but the last.
+        """Return the schedule of the steps whose lambda is finite: all, or where beta_T = 1 all but the last.
 
         Raises: ValueError where that is the only one.
         """
@@ -136,7 +136,7 @@ class NoiseSchedule:
         return len(self.beta) - 1
 
     def to(self, device: torch.device | str) -> "NoiseSchedule":
-        """This schedule with its constants on a device; the copy is made once."""
+        """Return this schedule with its constants on a device; the copy is made once."""
         if device in self._copies:
             return self._copies[device]
         device = torch.empty(0, device=device).device  # "cuda" names the current one
@@ -147,7 +147,7 @@ class NoiseSchedule:
         return self._copies[device]
 
     def following(self, t: Time) -> "NoiseSchedule":
-        """This schedule on the device of t; as it is for a number. ValueError outside 0..T, unless t is on a GPU."""
+        """Return this schedule on t's device; itself for a number. ValueError outside 0..T, unless t is on a GPU."""
         if not isinstance(t, Tensor):
             if not 0 <= t <= self.T:
                 raise ValueError(f"t = {t} lies outside 0..{self.T}")
@@ -158,7 +158,7 @@ class NoiseSchedule:
         return self.to(t.device)
 
     def alpha_bar_of(self, t: int | float) -> float:
-        """alpha_bar at one time as a number, read on the CPU so that no device has to wait."""
+        """Return alpha_bar at one time as a number, read on the CPU so that no device has to wait."""
         if t not in self._numbers:
             if len(self._numbers) >= REMEMBERED:
                 self._numbers.clear()
@@ -170,12 +170,12 @@ class NoiseSchedule:
 
 
 def is_integer(t: Time) -> TypeGuard[int | Tensor]:
-    """Whether a time is an integer to index tables with, not real."""
+    """Whether a time is an integer that can index tables, not real."""
     return not t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, numbers.Integral)
 
 
 def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:
-    """values[t] in the dtype and on the device of x, shaped to broadcast against it.
+    """Return values[t] in the dtype and on the device of x, shaped to broadcast against it.
 
     Args:
         values: a table (T+1,) in float64, so that differences such as 1 - alpha_bar are taken before the cast.
@@ -188,12 +188,12 @@ def at(values: Tensor, t: int | Tensor | EllipsisType, x: Tensor) -> Tensor:
 
 
 def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, rescale: bool = True) -> NoiseSchedule:
-    """beta rising linearly from beta_1 to beta_T.
+    """Return the schedule whose beta rises linearly from beta_1 to beta_T.
 
     Args:
         T: number of steps, at least 1.
         beta_1, beta_T: the ends, as quoted for T = 1000.
-        rescale: multiply the betas by 1000 / T, which keeps alpha_bar_T near its value at T = 1000; False takes them
+        rescale: multiply the betas by 1000 / T, which leaves alpha_bar_T near its value at T = 1000; False takes them
             literally (with T = 200 x_T then still carries a third of the signal).
     Raises:
         ValueError: a beta outside (0, 1); where T is too small for the rescaled betas, the smallest legal T is named.
@@ -204,7 +204,7 @@ def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, rescale: b
 
 
 def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> NoiseSchedule:
-    r"""alpha_bar falling as a squared cosine.
+    r"""Return the schedule whose alpha_bar falls as a squared cosine.
 
     .. math:: \bar\alpha_t = \frac{f(t)}{f(0)}, \quad f(t) = \cos\left(\frac{t/T + s}{1 + s} \cdot \frac\pi2\right)^2
         \qquad \text{[iDDPM (17)]}
@@ -230,7 +230,7 @@ def cosine(T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> NoiseSch
 def sigmoid(
     T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 0.999
 ) -> NoiseSchedule:
-    r"""alpha_bar falling as a sigmoid.
+    r"""Return the schedule whose alpha_bar falls as a sigmoid.
 
     .. math:: \bar\alpha_t = \frac{\sigma(e / \tau) - \sigma((t/T\,(e - b) + b) / \tau)}
         {\sigma(e / \tau) - \sigma(b / \tau)} \qquad \text{[Chen (Algorithm 1)]}
@@ -257,7 +257,7 @@ def sigmoid(
 
 
 def scaled_linear(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012, rescale: bool = True) -> NoiseSchedule:
-    """sqrt(beta) rising linearly; that of latent diffusion. Arguments and errors as in `linear`.
+    """Return the schedule of latent diffusion: sqrt(beta) rises linearly. Arguments and errors as in `linear`.
 
     Source: Latent Diffusion Models (arXiv 2112.10752), published configurations.
     """
@@ -268,7 +268,7 @@ def scaled_linear(T: int = 1000, beta_1: float = 0.00085, beta_T: float = 0.012,
 
 
 def constant(T: int = 1000, beta: float = 0.01, rescale: bool = True) -> NoiseSchedule:
-    """One beta for all steps. Arguments and errors as in `linear`.
+    """Return the schedule with one beta for all steps. Arguments and errors as in `linear`.
 
     Source: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (arXiv 1503.03585); DDPM, section 4.
     """
@@ -276,7 +276,7 @@ def constant(T: int = 1000, beta: float = 0.01, rescale: bool = True) -> NoiseSc
 
 
 def sigmas(sigma: Tensor | list[float]) -> NoiseSchedule:
-    r"""A schedule of these noise levels: x_t is x_0 + sigma_t eps, but for a scale that brings it to unit noise.
+    r"""Return the schedule with these noise levels: x_t is x_0 + sigma_t eps, scaled to unit noise.
 
     .. math:: \bar\alpha_t = \frac{1}{1 + \sigma_t^2}, \quad
         \frac{x_t}{\sqrt{\bar\alpha_t}} = x_0 + \sigma_t \epsilon \qquad \text{[NCSN (levels)]}
@@ -307,14 +307,14 @@ def sigmas(sigma: Tensor | list[float]) -> NoiseSchedule:
 
 
 def geometric(T: int = 10, sigma_min: float = 0.01, sigma_max: float = 10.0) -> NoiseSchedule:
-    r"""Noise levels in a geometric sequence: the ladder of NCSN, as a schedule.
+    r"""Return the schedule whose noise levels are a geometric sequence: the ladder of NCSN.
 
     .. math:: \sigma_t = \sigma_\text{min} \left(\frac{\sigma_\text{max}}{\sigma_\text{min}}\right)^{(t - 1) / (T - 1)}
         \qquad \text{[NCSN (ladder)]}
 
     Args:
         T: number of levels, at least 2; a single one is `sigmas([sigma])`.
-        sigma_min, sigma_max: the levels at t = 1 and at T, in units of x_0; what is above 10 for data in [-1, 1] leaves
+        sigma_min, sigma_max: the levels at t = 1 and at T, in units of x_0; values above 10 for data in [-1, 1] leaves
             less than a tenth of the signal in x_T.
     Raises:
         ValueError: T < 2, or levels as in `sigmas`.
@@ -332,26 +332,26 @@ def geometric(T: int = 10, sigma_min: float = 0.01, sigma_max: float = 10.0) -> 
 
 
 def respace(schedule: NoiseSchedule, times: Sequence[int]) -> NoiseSchedule:
-    r"""The schedule of a sub-sequence of the steps: alpha_bar stays what it was at every time that is kept.
+    r"""Return the schedule of a sub-sequence of the steps; alpha_bar is unchanged at every remaining time.
 
     .. math:: \beta_{S_i} = 1 - \frac{\bar\alpha_{S_i}}{\bar\alpha_{S_{i-1}}} \qquad \text{[iDDPM (19)]}
 
     Args:
-        times: the kept times S_1 < S_2 < ..., each in 1..T. The network still has to be given S_i, not i.
+        times: the remaining times S_1 < S_2 < ..., each in 1..T. The network must still be called with S_i, not i.
     Raises:
         ValueError: times that repeat, fall, or lie outside 1..T.
     Source: Improved DDPM (arXiv 2102.09672), section 4.
     """
-    kept = list(times)
-    legal = all(isinstance(t, int) and 1 <= t <= schedule.T for t in kept)
-    if not kept or not legal or any(a >= b for a, b in itertools.pairwise(kept)):
-        raise ValueError(f"times = {kept}: integers in 1..{schedule.T}, each larger than the one before")
-    alpha_bar = schedule.alpha_bar[[0, *kept]]
+    remaining = list(times)
+    legal = all(isinstance(t, int) and 1 <= t <= schedule.T for t in remaining)
+    if not remaining or not legal or any(a >= b for a, b in itertools.pairwise(remaining)):
+        raise ValueError(f"times = {remaining}: integers in 1..{schedule.T}, each larger than the one before")
+    alpha_bar = schedule.alpha_bar[[0, *remaining]]
     return NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
 
 
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-    r"""A schedule's sqrt(alpha_bar), shifted to end at exactly 0 and scaled to begin where it did; beta_T becomes 1.
+    r"""Return a schedule with sqrt(alpha_bar) shifted to end at exactly 0 and scaled to begin as before; beta_T is 1.
 
     .. math:: \sqrt{\bar\alpha'_t} = \sqrt{\bar\alpha_1}\,
         \frac{\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
@@ -372,12 +372,12 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def report(schedule: NoiseSchedule) -> dict[str, float | int]:
-    """Figures that describe a schedule.
+    """Return figures that describe a schedule.
 
     Returns:
         T; the smallest and the largest beta, and how many were clipped to it; the log-SNR at t = 1 and T;
-        sqrt(alpha_bar_T), the share of the signal that is left in x_T; 1 / sqrt(alpha_bar_T), what an error of eps is
-        multiplied by in x_0 at T.
+        sqrt(alpha_bar_T), the share of the signal that is left in x_T; 1 / sqrt(alpha_bar_T), the factor by which an
+        error of eps is amplified in x_0 at T.
     """
     beta, root = schedule.beta[1:], schedule.alpha_bar[-1].sqrt().item()
     return {
@@ -396,7 +396,7 @@ SIGNAL_LEFT, EPS_AMPLIFIED = 0.1, 1000.0
 
 
 def concerns(schedule: NoiseSchedule, target: str) -> list[str]:
-    """Known problems of a schedule with a target, one sentence each."""
+    """Return known problems of a schedule with a target, one sentence each."""
     root = schedule.alpha_bar[-1].sqrt().item()
     found = []
     if root > SIGNAL_LEFT:

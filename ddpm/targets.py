@@ -1,4 +1,4 @@
-"""Prediction targets and how they convert: eps, x_0, v and the flow's u are four names for one prediction."""
+"""Prediction targets and their conversions: eps, x_0, v and the flow's u are equivalent predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Prediction:
         eps: the noise in x_t, (B, *).
         x_0: the data in x_t, (B, *); x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps holds for the pair.
         frac: the reverse variance between beta_tilde (0) and beta (1), the v of iDDPM (15): a number, or (B, *).
-        target: what the network itself said, one of `TARGETS`.
+        target: the network's own target, one of `TARGETS`.
     """
 
     eps: Tensor
@@ -29,7 +29,7 @@ class Prediction:
 
 
 Denoise = Callable[[Tensor, Time], Prediction]
-"""(x_t (B, *), t: a number or (B,)) -> Prediction: all that a sampler knows of a network."""
+"""(x_t (B, *), t: a number or (B,)) -> Prediction: the interface of a network to samplers."""
 
 
 class Pair(NamedTuple):
@@ -38,11 +38,11 @@ class Pair(NamedTuple):
     conditional: Denoise
     unconditional: Denoise
     both: Callable[[Tensor, Time], tuple[Prediction, Prediction]]
-    """The two at once."""
+    """Both predictions at once."""
 
 
 def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
-    r"""The data that is left when the noise is taken out of x_t.
+    r"""Return the data in x_t, given the noise.
 
     .. math:: x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon}{\sqrt{\bar\alpha_t}} \qquad \text{[DDPM (15)]}
     """
@@ -51,13 +51,13 @@ def x_0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Time, eps: Tensor) -> 
 
 
 def eps_from_x_0(schedule: NoiseSchedule, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
-    r"""The noise that is left when the data is taken out of x_t: DDPM (15) solved for eps; t > 0."""
+    r"""Return the noise in x_t, given the data: DDPM (15) solved for eps; t > 0."""
     alpha_bar_t = schedule.alpha_bar_at(t)
     return (x_t - at(alpha_bar_t.sqrt(), ..., x_t) * x_0) / at((1 - alpha_bar_t).sqrt(), ..., x_t)
 
 
 def velocity(schedule: NoiseSchedule, pred: Prediction, t: Time) -> Tensor:
-    r"""v, the derivative of x_t with respect to the angle whose cosine is sqrt(alpha_bar_t).
+    r"""Return v, the derivative of x_t with respect to the angle whose cosine is sqrt(alpha_bar_t).
 
     .. math:: v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0 \qquad \text{[PD (App. D)]}
 
@@ -68,7 +68,7 @@ def velocity(schedule: NoiseSchedule, pred: Prediction, t: Time) -> Tensor:
 
 
 def x_0_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tensor:
-    r"""The data in x_t, given v.
+    r"""Return the data in x_t, given v.
 
     .. math:: x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v \qquad \text{[PD (x from v)]}
     """
@@ -77,7 +77,7 @@ def x_0_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tens
 
 
 def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tensor:
-    r"""The noise in x_t, given v.
+    r"""Return the noise in x_t, given v.
 
     .. math:: \epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v \qquad \text{[PD (eps from v)]}
     """
@@ -86,13 +86,13 @@ def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Time, v: Tensor) -> Tens
 
 
 def straight_path(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-    r"""x_t where the way from data to noise is a straight line, and how far along it is.
+    r"""Return x_t rescaled to the straight line from data to noise, and its position on that line.
 
     .. math:: \frac{x_t}{a + b} = (1 - \tau)\, x_0 + \tau\, \epsilon, \quad \tau = \frac{b}{a + b}, \quad
         a = \sqrt{\bar\alpha_t}, \quad b = \sqrt{1 - \bar\alpha_t} \qquad \text{[FM (straight path)]}
 
-    Its velocity in tau is u = eps - x_0, what a network of flow matching predicts. Every schedule walks this line, at a
-    pace of its own: a step of DDIM is a step of Euler along it.
+    Its velocity in tau is u = eps - x_0, what a network of flow matching predicts. Every schedule follows this line, at
+    its own pace: a step of DDIM is an Euler step along it.
 
     Args:
         x_t: (B, *).
@@ -107,7 +107,7 @@ def straight_path(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor
 
 
 def x_0_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tensor:
-    r"""The data in x_t, given the velocity u of the straight path.
+    r"""Return the data in x_t, given the velocity u of the straight path.
 
     .. math:: x_0 = \frac{x_t - b u}{a + b} \qquad \text{[FM (x from u)]}
     """
@@ -116,7 +116,7 @@ def x_0_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tens
 
 
 def eps_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tensor:
-    r"""The noise in x_t, given the velocity u of the straight path.
+    r"""Return the noise in x_t, given the velocity u of the straight path.
 
     .. math:: \epsilon = \frac{x_t + a u}{a + b} \qquad \text{[FM (eps from u)]}
     """
@@ -125,7 +125,7 @@ def eps_from_u(schedule: NoiseSchedule, x_t: Tensor, t: Time, u: Tensor) -> Tens
 
 
 def _a_b(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), which broadcast against x_t."""
+    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), which broadcast against x_t."""
     alpha_bar_t = schedule.alpha_bar_at(t)
     return at(alpha_bar_t.sqrt(), ..., x_t), at((1 - alpha_bar_t).sqrt(), ..., x_t)
 
@@ -133,7 +133,7 @@ def _a_b(schedule: NoiseSchedule, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]
 def to_prediction(
     schedule: NoiseSchedule, target: str, output: Tensor, x_t: Tensor, t: Time, frac: float | Tensor = 0.0
 ) -> Prediction:
-    """The network's output, which is eps, x_0, v or u as `target` says, in every coordinate.
+    """Convert the network's output, which is eps, x_0, v or u by `target`, to a prediction in every coordinate.
 
     Args:
         target: one of `TARGETS`; "flow" is u.
@@ -149,7 +149,7 @@ def to_prediction(
 
 
 def from_prediction(schedule: NoiseSchedule, target: str, pred: Prediction, t: Time) -> Tensor:
-    """The value of `target` in a prediction; for the true (eps, x_0) what the network is trained towards, (B, *)."""
+    """Return the value of `target` in a prediction; for the true (eps, x_0) it is the training target, (B, *)."""
     if target == "v":
         return velocity(schedule, pred, t)
     return {"eps": lambda: pred.eps, "x_0": lambda: pred.x_0, "flow": lambda: pred.eps - pred.x_0}[target]()

@@ -1,4 +1,4 @@
-"""Which t a training step looks at."""
+"""Sampling of the training times t."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ TIME_SAMPLINGS = ("uniform", "stratified", "loss_aware", "lognormal")
 
 
 class TimeSampler:
-    r"""Draws t for a batch, and what each image's loss is multiplied by.
+    r"""Draw t for a batch, with the weight of each image's loss.
 
     "uniform": independent, every t alike. "stratified": one t from each of B equal parts of 1..T. "loss_aware": more
     often where the loss is large,
@@ -18,8 +18,8 @@ class TimeSampler:
     .. math:: L_\text{vlb} = E_{t \sim p_t}\left[\frac{L_t}{p_t}\right], \quad
         p_t \propto \sqrt{E[L_t^2]}, \quad \sum_t p_t = 1 \qquad \text{[iDDPM (18)]}
 
-    with E over the last ten losses of each t, and uniform while there are not ten finite ones of each. These three have
-    the same mean loss. "lognormal" changes it: most t are at noise levels where there is much to learn,
+    with E over the last ten losses of each t, and uniform until there are ten finite ones of each. These three have
+    the same mean loss. "lognormal" changes it: most t are at intermediate noise levels,
 
     .. math:: \ln \sigma \sim \mathcal N(P_\text{mean}, P_\text{std}^2) \qquad \text{[EDM (noise levels)]}
 
@@ -28,7 +28,7 @@ class TimeSampler:
     Args:
         kind: one of the four.
         schedule: whose steps they are.
-        device: where t is drawn and the losses are kept.
+        device: the device of t and of the stored losses.
     Raises:
         ValueError: a kind that is not known; lognormal times of a schedule of pure noise.
     Source: Improved DDPM (arXiv 2102.09672), section 3.3; strata after Variational Diffusion Models (arXiv 2107.00630);
@@ -46,11 +46,11 @@ class TimeSampler:
         self.count = torch.zeros(T + 1, device=device, dtype=torch.long)
 
     def to(self, device: torch.device | str) -> None:
-        """Draw t, and keep the losses, on another device."""
+        """Move the stored losses, and the drawing of t, to another device."""
         self.losses, self.count = self.losses.to(device), self.count.to(device)
 
     def draw(self, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """t, integers (B,) in 1..T, and 1 / (T p_t), (B,), or None where that is 1."""
+        """Return t, integers (B,) in 1..T, and 1 / (T p_t), (B,), or None where that is 1."""
         device = self.count.device
         if self.kind == "uniform":
             return torch.randint(1, self.T + 1, (B,), device=device, generator=generator), None
@@ -67,27 +67,27 @@ class TimeSampler:
         return chosen + 1, (1 / (self.T * p[chosen])).float()
 
     def probabilities(self) -> Tensor:
-        """p_t, (T,), of loss-aware sampling."""
+        """Return p_t, (T,), of loss-aware sampling."""
         root = (self.losses[1:] ** 2).mean(1).sqrt()
         known = (self.count[1:] >= self.HISTORY).all() & root.isfinite().all() & (root > 0).all()
         p = torch.where(known, root, torch.ones_like(root))
         return p / p.sum()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Note the losses (B,), unweighted, of the times t (B,). Does not wait for the device."""
+        """Store the losses (B,), unweighted, of the times t (B,), without synchronising with the device."""
         if self.kind != "loss_aware":
             return
         same = t[:, None] == t
         earlier, later = same.tril(-1).sum(1), same.triu(1).sum(1)
-        row = t.where(later < self.HISTORY, 0)  # what the same batch overwrites goes to row 0, which is not read
+        row = t.where(later < self.HISTORY, 0)  # entries that the same batch overwrites go to row 0, which is not read
         self.losses[row, (self.count[t] + earlier) % self.HISTORY] = loss.double()
         self.count.index_add_(0, t, torch.ones_like(t))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state that a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"losses": self.losses, "count": self.count} if self.kind == "loss_aware" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         for name, value in state.items():
             getattr(self, name).copy_(value)

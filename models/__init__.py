@@ -1,1 +1,1 @@
-"""The networks: tensors in, tensors out. Knows no schedule."""
+"""Networks: tensors in, tensors out, independent of any noise schedule."""

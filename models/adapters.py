@@ -1,6 +1,6 @@
-"""Few numbers beside a trained network's own: low-rank adapters of its layers, and words that it is to learn.
+"""Adapters of trained networks: low-rank changes of layers (LoRA), and learned words (textual inversion).
 
-What a network knows stays as it is, to the bit; what is trained is small, and can be put in and taken out again.
+The network's own weights stay bit for bit; the trained ones are few, and can be added and removed again.
 """
 
 import math
@@ -21,16 +21,16 @@ MOST_RANK, MOST_WORDS = 2**16, 2**10
 
 
 class Adapted(nn.Module):
-    r"""A layer with a learned change of low rank beside its weight.
+    r"""A layer with a learned low-rank change of its weight.
 
     .. math:: h = W_0 x + \frac{\alpha}{r} B A x \qquad \text{[LoRA (3)]}
 
-    with A (r, C) drawn as the weights of a layer are, and B (C', r) zero at first, so that nothing changes by it. Of a
+    with A (r, C) initialised as the weights of a layer, and B (C', r) as zero, so that nothing changes at first. Of a
     convolution A is one with its kernel, stride and padding to r channels, and B one of 1x1.
 
     Args:
         r: the rank.
-        alpha: strength of the change; with r it does not change.
+        alpha: strength of the change, independent of r.
     Source: LoRA (arXiv 2106.09685), section 4.1, where alpha / r stands below the equation.
     """
 
@@ -39,30 +39,30 @@ class Adapted(nn.Module):
     lora_B: nn.Parameter
 
     def add(self, r: int, alpha: float) -> None:
-        """Give the layer its A and its B, where its weight lies."""
+        """Add A and B to the layer, on its weight's device."""
         self.r, self.alpha = r, alpha
         self.lora_A = nn.Parameter(torch.empty(r, *self.weight.shape[1:]).to(self.weight))
         self.lora_B = nn.Parameter(self.weight.new_zeros(len(self.weight), r, *(1,) * (self.weight.ndim - 2)))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear draws its own
 
     def put(self, A: Tensor, B: Tensor) -> None:
-        """Give both their values, of any type, as a linear layer's or a convolution's."""
+        """Set the values of A and B, of any type, in the shape of a linear layer's or a convolution's."""
         with torch.no_grad():
             self.lora_A.copy_(A.reshape(self.lora_A.shape))
             self.lora_B.copy_(B.reshape(self.lora_B.shape))
 
     def delta(self) -> Tensor:
-        """(alpha / r) B A, of the weight's shape."""
+        """Return (alpha / r) B A, of the weight's shape."""
         change = einsum(self.lora_B.flatten(1), self.lora_A.flatten(1), "out r, r rest -> out rest")
         return (self.alpha / self.r) * change.reshape(self.weight.shape)
 
     def low_rank(self, x: Tensor) -> Tensor:
-        """(alpha / r) B A x."""
+        """Return (alpha / r) B A x."""
         raise NotImplementedError
 
 
 class AdaptedLinear(nn.Linear, Adapted):
-    """A linear layer with a change of low rank, around the parameters of a plain one."""
+    """A linear layer with a low-rank change, around the parameters of a plain one."""
 
     def __init__(self, layer: nn.Linear, r: int, alpha: float):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -79,7 +79,7 @@ class AdaptedLinear(nn.Linear, Adapted):
 
 
 class AdaptedConv2d(nn.Conv2d, Adapted):
-    """A convolution with a change of low rank, around the parameters of a plain one."""
+    """A convolution with a low-rank change, around the parameters of a plain one."""
 
     def __init__(self, layer: nn.Conv2d, r: int, alpha: float):
         super().__init__(**_shape_of(layer), device="meta")
@@ -97,18 +97,18 @@ class AdaptedConv2d(nn.Conv2d, Adapted):
 
 
 def _shape_of(layer: nn.Conv2d) -> dict[str, Any]:
-    """The settings of a convolution."""
+    """Return the constructor's arguments of a convolution."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
 
 
 class AddedWords(nn.Embedding):
-    """An embedding of which some rows are parameters of their own: the words that a network is to learn.
+    """An embedding with some rows as parameters of their own: the learned words.
 
     Args:
-        table: the embedding as it is, whose other rows stay what they are.
-        first: the number of the first of these rows, at most that of the table's rows: there it grows.
-        n: how many.
+        table: the original embedding, whose other rows are unchanged.
+        first: the index of the first of these rows, at most the number of rows: there the table grows.
+        n: their number.
         like: ids of tokens whose mean vector each of them begins with, see `begin`; empty for small random ones.
     Source: Textual Inversion (arXiv 2208.01618), section 3.
     """
@@ -120,7 +120,7 @@ class AddedWords(nn.Embedding):
         nn.init.normal_(self.added, std=0.02)
 
     def begin(self) -> None:
-        """Give the words the mean vector of the tokens that they are like."""
+        """Initialise the words with the mean vector of the tokens in `like`."""
         if self.like:
             with torch.no_grad():
                 self.added.copy_(self.weight[list(self.like)].mean(0).expand_as(self.added))
@@ -132,13 +132,13 @@ class AddedWords(nn.Embedding):
 
 
 class HasWords(Protocol):
-    """A text encoder, see `models.text.TextEncoder`."""
+    """The interface of a text encoder, see `models.text.TextEncoder`."""
 
     vocabulary: int
     token_embedding: nn.Embedding
 
 
-# --------------------------------------------------------------------------------------------------------- put in
+# --------------------------------------------------------------------------------------------------------- adding
 
 
 def adapt(
@@ -148,16 +148,16 @@ def adapt(
     targets: Sequence[str] = TARGETS,
     without: Sequence[str] = (),
 ) -> nn.Module:
-    """Give layers of a network a change of low rank, in place; all other parameters are frozen.
+    """Give layers of a network a low-rank change, in place; all other parameters are frozen.
 
     Args:
-        model: whose layers are chosen among its linear ones and convolutions; its outputs stay what they are.
+        model: whose layers are chosen among its linear ones and convolutions; its outputs are unchanged.
         rank: r, at most the smaller width of each layer.
         alpha: see `Adapted`; None for r, so that the change is B A.
         targets: patterns of names of layers, as in `fnmatch`, such as "*to_q" or "down.*.conv_1".
-        without: patterns of those that stay as they are all the same, such as "text.*".
+        without: patterns of layers to leave out, such as "text.*".
     Returns: the network.
-    Raises: ValueError for a rank or a strength out of range, a pattern that no such layer has, patterns that leave
+    Raises: ValueError for a rank or a strength out of range, a pattern without such a layer, patterns that leave
         nothing, a network that is adapted already.
     """
     alpha = rank if alpha is None else alpha
@@ -176,12 +176,12 @@ def adapt(
 
 
 def with_words(model: nn.Module, first: int, words: int = 1, like: Sequence[int] | None = None) -> nn.Module:
-    """Give a network's text encoder words of which it learns the vectors alone, in place; all else is frozen.
+    """Add words with learned vectors to a network's text encoder, in place; all else is frozen.
 
     Args:
         model: with an encoder of texts as its `text`.
         first: id of the first of these words: rows from there on are theirs, within the vocabulary or after its end.
-        words: how many.
+        words: their number.
         like: ids of the tokens whose mean each of them begins with, see `begin`; none for small random vectors.
     Returns: the network.
     Raises: ValueError for a network that reads no texts, ids beyond its vocabulary, a network that is adapted already.
@@ -202,14 +202,14 @@ def with_words(model: nn.Module, first: int, words: int = 1, like: Sequence[int]
 
 
 def begin(model: nn.Module) -> None:
-    """Give what was put into a network its first values that depend on the network's weights: call it with these."""
+    """Initialise what depends on the network's weights in its adapters; call it once these are loaded."""
     for module in model.modules():
         if isinstance(module, AddedWords):
             module.begin()
 
 
 def chosen(model: nn.Module, targets: Sequence[str], key: str = "targets") -> list[str]:
-    """The names of a network's layers that patterns, the value of a key, choose; ValueError for one that has none."""
+    """Return the names of layers that match the patterns of a key; ValueError for a pattern without match."""
     there = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
     if not targets:
         raise ValueError(f"targets = [] adapts nothing; allowed: patterns of layers, such as {', '.join(TARGETS)}")
@@ -235,9 +235,9 @@ def must_take(model: nn.Module, name: str, r: int) -> None:
 
 
 def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
-    """Give one layer of a network a change of low rank, in place; returns the layer.
+    """Give one layer of a network a low-rank change, in place; returns the layer.
 
-    Raises: ValueError for a rank that is none, or more than the layer's smaller width; layers of other kinds.
+    Raises: ValueError for an invalid rank, or one above the layer's smaller width; layers of other kinds.
     """
     must_take(model, name, r)
     layer = model.get_submodule(name)
@@ -255,7 +255,7 @@ def _must_be_plain(model: nn.Module) -> None:
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    """The network, of which nothing but its adapters is trained."""
+    """Return the network with all parameters frozen but its adapters'."""
     own = adapters(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in own)
@@ -267,16 +267,16 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, layer)
 
 
-# ------------------------------------------------------------------------------------------- what it is, merged or not
+# ------------------------------------------------------------------------------------------- inspection and merging
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """The layers of a network that are adapted, by name."""
+    """Return the layers of a network that are adapted, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Adapted))
 
 
 def adapters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that were put into a network, by their names in it: *.lora_A, *.lora_B, *.added."""
+    """Return the parameters that were added to a network, by their names in it: *.lora_A, *.lora_B, *.added."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, Adapted):
@@ -289,7 +289,7 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
 def merge(model: nn.Module) -> nn.Module:
     """Make a network's adapted layers plain ones of the weight W + (alpha / r) B A, in place; returns it.
 
-    It then costs what it did, and its weights have the names that they had; words that were added stay.
+    Cost and names of weights are then those of the original network; added words stay.
     """
     for name, layer in list(adapted(model)):
         plain: nn.Linear | nn.Conv2d
@@ -307,7 +307,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Undo `merge`, in place: the weights are those that were there before, to the bit; returns the network."""
+    """Undo `merge`, in place, restoring the earlier weights bit for bit; returns the network."""
     for name, plain in list(model.named_modules()):
         if (before := getattr(plain, "before", None)) is not None:
             (layer,) = before

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: a convolutional encoder and decoder, with maps of latents between them."""
+"""The autoencoder of latent diffusion: a convolutional encoder and decoder with maps of latents."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,10 +15,10 @@ NORM_EPS = 1e-6  # of every group norm, as published
 
 
 class AutoencoderKL(nn.Module):
-    """Images to maps of latents, each a normal distribution, and back.
+    """An autoencoder of images with maps of latents, each normally distributed.
 
     Nothing in it depends on the size of an image: trained at one, it encodes and decodes others too, as long as
-    `factor` divides their sides. So are published weights used, and `encode` and `decode` refuse no more than that.
+    `factor` divides their sides. Published weights are used so, and `encode` and `decode` check no more than that.
 
     Args:
         image_size: pixels, one number or (H, W), of the images that it is trained on; divisible by the factor.
@@ -39,8 +39,8 @@ class AutoencoderKL(nn.Module):
         factor: f = patch * 2 ** (levels - 1), pixels of a side for each of a latent's.
         latent_shape: (latent_channels, H/f, W/f), of one z.
         log_scale: log of the scale, a scalar parameter, or None.
-        scaling_factor, shift_factor: what a diffusion of its latents takes is (z - shift_factor) * scaling_factor. Two
-            numbers that come with published weights and go with saved ones; they change nothing here.
+        scaling_factor, shift_factor: a diffusion of latents takes (z - shift_factor) * scaling_factor. Two numbers that
+            come with published weights and are saved with them; they are not used here.
     Raises:
         ValueError: a count out of range, a size that the levels do not divide, with the nearest that they do.
     Source: High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752), appendix G; in the form of
@@ -94,10 +94,10 @@ class AutoencoderKL(nn.Module):
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z given x), each (B, *latent_shape); the log variance in [-30, 20].
+        """Return mean and log variance of q(z given x), each (B, *latent_shape); the log variance in [-30, 20].
 
         Args:
-            x: (B, *shape), in [-1, 1], or of another size that `factor` divides; y: None, for no class is taken.
+            x: (B, *shape), in [-1, 1], or of another size that `factor` divides; y: None, as no class is taken.
         Raises:
             ValueError: x with other channels, of a size that `factor` does not divide, classes.
         """
@@ -111,10 +111,10 @@ class AutoencoderKL(nn.Module):
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def decode(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """The images (B, *shape) of latents.
+        """Return the images (B, *shape) of latents.
 
         Args:
-            z: (B, *latent_shape), or of another height and width; y: None, for no class is taken.
+            z: (B, *latent_shape), or of another height and width; y: None, as no class is taken.
         Raises:
             ValueError: z with other channels, classes.
         """
@@ -129,10 +129,10 @@ class AutoencoderKL(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Residual blocks on a ladder of resolutions, without skips; (B, C, H, W) -> (B, C', H/f, W/f).
+    """Residual blocks at decreasing resolutions, without skips; (B, C, H, W) -> (B, C', H/f, W/f).
 
     Args:
-        in_channels, out_channels: of the image, and of what is said of the latent.
+        in_channels, out_channels: of the image, and of the latent's mean and log variance.
         widths: of the levels, from the image on.
         blocks: residual blocks a level.
     """
@@ -153,12 +153,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C', H/f, W/f)."""
-        h = self.middle(_climbed(self.down, self.conv_in(x)))
+        h = self.middle(_through(self.down, self.conv_in(x)))
         return self.conv_out(normed(self.norm_out, h, silu=True))
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror; (B, C', h, w) -> (B, C, f h, f w).
+    """The encoder's mirror image; (B, C', h, w) -> (B, C, f h, f w).
 
     Args:
         in_channels, out_channels: of the latent, and of the image.
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, C', h, w) -> (B, C, f h, f w)."""
-        h = _climbed(self.up, self.middle(self.conv_in(z)))
+        h = _through(self.up, self.middle(self.conv_in(z)))
         return self.conv_out(normed(self.norm_out, h, silu=True))
 
 
@@ -203,7 +203,7 @@ class Middle(nn.Module):
 
 
 def _stage(c_in: int, c_out: int, blocks: int, groups: int, resample: nn.Module | None) -> Stage:
-    """One resolution: residual blocks, without attention, and the way to the next."""
+    """Return one resolution: residual blocks without attention, and the resampling to the next."""
     stage = Stage()
     for c in [c_in, *[c_out] * (blocks - 1)]:
         stage.residual.append(ResidualBlock(c, c_out, None, 0.0, groups, NORM_EPS))
@@ -211,8 +211,8 @@ def _stage(c_in: int, c_out: int, blocks: int, groups: int, resample: nn.Module 
     return stage
 
 
-def _climbed(stages: nn.ModuleList, h: Tensor) -> Tensor:
-    """The output of stages, one after the other, for h (B, C, h, w)."""
+def _through(stages: nn.ModuleList, h: Tensor) -> Tensor:
+    """Return the output of stages, one after the other, for h (B, C, h, w)."""
     for stage in stages:
         assert isinstance(stage, Stage)
         for residual in stage.residual:

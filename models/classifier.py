@@ -1,4 +1,4 @@
-"""A small residual network that names what an image shows: the judge of samples, the features of Frechet distances."""
+"""A small residual classifier of images, for judging samples and for the features of Frechet distances."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """x + f(x), with f two 3x3 convolutions; a 1x1 convolution carries x where the channels change.
+    """x + f(x), with f two 3x3 convolutions, and a 1x1 convolution of x where the channels change.
 
     Args:
         in_channels, out_channels: channels of the input and of the output.
@@ -33,7 +33,7 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images to logits.
+    """A residual network from images to logits.
 
     Every level halves the image by pooling, the last one to at most 4 pixels, and has one residual block; the channels
     double from level to level, up to four times. The mean over the image, projected, gives the features.
@@ -78,12 +78,12 @@ class Classifier(nn.Module):
 
     @property
     def map_channels(self) -> tuple[int, ...]:
-        """Channels of each of `maps`."""
+        """The channels of each of `maps`."""
         blocks: list[Any] = [layer for layer in self.body if isinstance(layer, Residual)]
         return tuple(block.body[0].out_channels for block in blocks)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Features of images (B, C, H, W) in [-1, 1] after each level's block: (B, C', H', W'); not negative."""
+        """Return features of images (B, C, H, W) in [-1, 1] after each level's block: (B, C', H', W'); not negative."""
         self._must_read(x)
         found = []
         for layer in self.body:
@@ -97,10 +97,10 @@ class Classifier(nn.Module):
             raise ValueError(f"this classifier reads images of shape {self.image_shape}, not {tuple(x.shape[1:])}")
 
     def features(self, x: Tensor) -> Tensor:
-        """The penultimate layer (B, features) of images (B, C, H, W) in [-1, 1]; not negative."""
+        """Return the penultimate layer (B, features) of images (B, C, H, W) in [-1, 1]; not negative."""
         self._must_read(x)
         return self.project(reduce(self.body(x), "b c h w -> b c", "mean"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W) in [-1, 1]."""
+        """Return logits (B, num_classes) of images (B, C, H, W) in [-1, 1]."""
         return self.classify(self.features(x))

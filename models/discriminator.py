@@ -1,4 +1,4 @@
-"""A discriminator of patches: whether each part of an image is data or made."""
+"""A discriminator of patches, which classifies each part of an image as real or generated."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ SLOPE = 0.2  # of every leaky ReLU below 0
 
 
 class PatchDiscriminator(nn.Module):
-    r"""Strided convolutions, whose every output sees one patch of the image: PatchGAN.
+    r"""PatchGAN: strided convolutions whose every output depends on one patch of the image.
 
     4x4 convolutions of stride 2, `layers` of them, then two of stride 1. An output's patch has a side of
 
@@ -28,7 +28,7 @@ class PatchDiscriminator(nn.Module):
     Args:
         in_channels: channels of the image.
         channels: width of the first layer; each further one has twice as many, up to eight times.
-        layers: L. None for as many, of 1 to 3, as leave a patch no larger than the image's shorter side, and 1 for the
+        layers: L. None for the most, of 1 to 3, with a patch no larger than the image's shorter side, and 1 for the
             smallest; image_size must be given then.
         groups: of the group norms; None for no norms.
         image_size: pixels, one number or (H, W), of the images that it judges; None leaves the size open.
@@ -77,10 +77,10 @@ class PatchDiscriminator(nn.Module):
         initialised(self)
 
     def forward(self, x: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """Logits (B, 1, h, w), larger for data: one a patch, with h = H // 2 ** layers - 2, w alike.
+        """Return logits (B, 1, h, w), larger for data: one a patch, with h = H // 2 ** layers - 2, and w likewise.
 
         Args:
-            x: (B, in_channels, H, W); y: None, for no class is taken.
+            x: (B, in_channels, H, W); y: None, as no class is taken.
         Raises:
             ValueError: x of another shape, or too small; classes.
         """
@@ -96,12 +96,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def fitted_layers(shorter: int) -> int:
-    """As many of 1 to 3 layers as leave a patch no larger than so many pixels; 1 if none do."""
+    """Return the most of 1 to 3 layers whose patch is no larger than `shorter` pixels; 1 if none is."""
     return max([layers for layers in range(1, PUBLISHED + 1) if 9 * 2**layers - 2 <= shorter], default=1)
 
 
 def initialised(network: nn.Module) -> None:
-    """Give weights the scale at which a leaky ReLU's outputs keep that of its inputs (He et al., arXiv 1502.01852).
+    """Initialise weights so that a leaky ReLU preserves the scale of its inputs (He et al., arXiv 1502.01852).
 
     Without norms nothing else does; the last layer, too, so that logits are of order 1 at first. Biases are 0.
     """
@@ -113,7 +113,7 @@ def initialised(network: nn.Module) -> None:
 
 
 def _check_size(size: Sequence[int], layers: int) -> None:
-    """Raise ValueError for an image of which no patch is left."""
+    """Raise ValueError for an image that is smaller than a patch allows."""
     if (shorter := min(size)) // 2**layers < 3:
         most = (shorter // 3).bit_length() - 1
         least = f"images of at least {3 * 2 ** (layers if most > 0 else 1)} pixels a side"

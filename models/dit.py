@@ -1,4 +1,4 @@
-"""The diffusion transformer of Peebles and Xie (arXiv 2212.09748): patches as tokens, told by adaptive layer norm."""
+"""The diffusion transformer of Peebles and Xie (arXiv 2212.09748): patches as tokens, adaptive layer norm."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ NORM_EPS = 1e-6
 
 
 def position_embedding(height: int, width: int, dim: int) -> Tensor:
-    r"""A fixed vector for each place of a grid: sinusoids of its column, then of its row.
+    r"""Return a fixed vector for each place of a grid: sinusoids of its column, then of its row.
 
     .. math:: p_{ij} = (s(j), s(i)), \quad s(n) = (\sin \omega_0 n, \ldots, \cos \omega_0 n, \ldots), \quad
         \omega_k = 10000^{-k / (d/4)}, \quad k = 0 .. d/4 - 1 \qquad \text{[DiT (position embedding)]}
@@ -44,19 +44,19 @@ def position_embedding(height: int, width: int, dim: int) -> Tensor:
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights of its own, scaled and shifted; h (B, n, W), shift and scale (B, W) -> (B, n, W)."""
+    """Return the unweighted layer norm, scaled and shifted; h (B, n, W), shift and scale (B, W) -> (B, n, W)."""
     return F.layer_norm(h, h.shape[-1:], eps=NORM_EPS) * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):
-    r"""Attention over all tokens, then an MLP on each; what the network is told shifts, scales and gates both.
+    r"""Attention over all tokens, then an MLP on each; the conditioning shifts, scales and gates both.
 
     .. math:: h \leftarrow h + \alpha_1\, \mathrm{Attention}\big((1 + \gamma_1)\, \mathrm{LN}(h) + \beta_1\big), \quad
         h \leftarrow h + \alpha_2\, \mathrm{MLP}\big((1 + \gamma_2)\, \mathrm{LN}(h) + \beta_2\big), \quad
         (\beta_1, \gamma_1, \alpha_1, \beta_2, \gamma_2, \alpha_2) = A\, \mathrm{SiLU}(c) + a
         \qquad \text{[DiT (adaLN-Zero)]}
 
-    With A = 0 and a = 0, as training begins, a block is the identity. (This beta and alpha are none of a schedule's.)
+    With A = 0 and a = 0, as training begins, a block is the identity. (beta and alpha are not those of a schedule.)
 
     Args:
         width: W, of tokens and of the embedding c.
@@ -73,7 +73,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h (B, n, W), emb (B, W), which SiLU was applied to -> (B, n, W)."""
+        """h (B, n, W), emb (B, W), after SiLU -> (B, n, W)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(emb).chunk(6, dim=1)
         h = h + gate_1[:, None] * self.attention(modulated(h, shift_1, scale_1))
         return h + gate_2[:, None] * self.mlp(modulated(h, shift_2, scale_2))
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer over the patches of an image: as many tokens in every block, and no skips between blocks.
+    """A transformer over the patches of an image, with the same number of tokens in every block and no skips.
 
     The cost of attention is quadratic in the tokens, H W / patch^2; all else is linear in them.
 
@@ -144,8 +144,8 @@ class DiT(nn.Module):
         self.image_size, self.in_channels, self.out_channels = size, in_channels, out_channels
         self.num_classes, self.patch = num_classes, patch
         self.drop, self.condition_channels = drop, condition_channels
-        given = {"classes": num_classes is not None, "image": condition_channels > 0}
-        self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
+        conditional = {"classes": num_classes is not None, "image": condition_channels > 0}
+        self.takes: tuple[str, ...] = tuple(name for name, taken in conditional.items() if taken)
 
         self.time_embedding = TimeEmbedding(FREQUENCIES, width, flip_sin_to_cos=True, freq_shift=0)
         self.class_embedding: ClassEmbedding | LabelEmbeddings | None = None
@@ -163,7 +163,7 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """First values as published: every block the identity, the output zero."""
+        """Initialise as published: every block is the identity, the output zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -179,11 +179,11 @@ class DiT(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(in_channels, H, W): of one x_t."""
+        """The shape (in_channels, H, W) of one x_t."""
         return self.in_channels, *self.image_size
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """The network's output at time t; zero before training.
+        """Return the network's output at time t; zero before training.
 
         Args:
             x_t: (B, in_channels, H, W).

@@ -1,4 +1,4 @@
-"""Two encoders, of pictures and of texts, into one space: what belongs together is to lie close there."""
+"""A dual encoder (CLIP): pictures and texts are mapped into one space, where matching ones lie close."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0
 
 
 class DualEncoder(nn.Module):
-    r"""Pictures and texts as vectors of length 1, and how much their products count.
+    r"""Encoders of pictures and of texts to vectors of length 1, with a learned scale of their products.
 
     .. math:: u = \frac{W_u f(x)}{\|W_u f(x)\|}, \quad v = \frac{W_v g(c)}{\|W_v g(c)\|}, \quad
         s = e^\tau \qquad \text{[CLIP (similarity)]}
 
-    with the way down of a U-Net as f, at the end averaged over the picture, and as g the encoder's vector of a text's
-    end token. That is the token with the highest id, as a tokenizer of byte pairs has it.
+    with the encoder of a U-Net as f, at the end averaged over the picture, and as g the encoder's vector of a text's
+    end token. That is the token with the highest id, as in a tokenizer of byte pairs.
 
     Args:
         image_size: side in pixels, or (H, W).
@@ -71,25 +71,25 @@ class DualEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def of_pictures(self, x: Tensor) -> Tensor:
-        """u (B, d), float32, of pictures (B, C, H, W) in [-1, 1]."""
+        """Return u (B, d), float32, of pictures (B, C, H, W) in [-1, 1]."""
         f = self.image(x, torch.zeros(len(x), dtype=torch.long, device=x.device))  # t = 0: there is no noise
         return F.normalize(f.float(), dim=1)
 
     def of_texts(self, ids: Tensor) -> Tensor:
-        """v (B, d), float32, of texts (B, L) as ids."""
+        """Return v (B, d), float32, of texts (B, L) as ids."""
         g = self.text.pooled(ids, ids.amax(1, keepdim=True))
         return F.normalize(self.project(g).float(), dim=1)
 
     def forward(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(u, v), each (B, d), of pictures (B, C, H, W) and texts (B', L)."""
+        """Return (u, v), each (B, d), of pictures (B, C, H, W) and texts (B', L)."""
         return self.of_pictures(x), self.of_texts(ids)
 
     @property
     def scale(self) -> Tensor:
-        """s."""
+        """The scale s."""
         return self.log_scale.exp()
 
     @torch.no_grad()
     def renormalise_(self) -> None:
-        """Bring s back to at most 100, after a step: larger ones make training unstable."""
+        """Clamp s to at most 100, after a step: larger ones make training unstable."""
         self.log_scale.clamp_(max=math.log(LARGEST_SCALE))

@@ -1,4 +1,4 @@
-"""Embeddings of a network's inputs besides x_t: the time and the class, as vectors, and the parts of a condition."""
+"""Embeddings of a network's inputs besides x_t: time, class and the other parts of a condition."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class SinusoidalEmbedding(nn.Module):
-    r"""Sines and cosines of t at geometrically spaced frequencies.
+    r"""The sinusoidal embedding: sines and cosines of t at geometrically spaced frequencies.
 
     .. math:: \omega_k = 10000^{-k / (d/2 - \text{freq\_shift})}, \quad k = 0 .. d/2 - 1, \quad
         (\sin \omega_0 t, \ldots, \cos \omega_0 t, \ldots)
@@ -44,7 +44,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    r"""Sines and cosines of t at random frequencies, which are drawn once and not trained.
+    r"""The random Fourier embedding: sines and cosines of t at random frequencies, which are not trained.
 
     .. math:: (\sin 2\pi b_k t, \ldots, \cos 2\pi b_k t, \ldots), \quad b_k \sim \mathcal N(0, \text{scale}^2),
         \quad k = 1 .. d/2
@@ -53,7 +53,7 @@ class FourierEmbedding(nn.Module):
         dim: length d >= 2 of the vector; an odd one is padded with a zero.
         scale: standard deviation of the frequencies, > 0, in turns for each unit of t.
     Attributes:
-        b: the frequencies, (d/2,), drawn as weights are, by torch's global generator; a buffer, kept in a checkpoint.
+        b: the frequencies, (d/2,), initialised by torch's global generator; a buffer, saved in a checkpoint.
     Raises:
         ValueError: an argument out of range.
     Source: Tancik et al. (arXiv 2006.10739), section 4; of t, Song et al. (arXiv 2011.13456), with scale 16 for t in
@@ -76,7 +76,7 @@ class FourierEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Sequential):
-    """t (B,) -> (B, out): the embedding of size `channels`, sinusoidal unless another is given, through an MLP."""
+    """The time embedding, t (B,) -> (B, out): an embedding of size `channels`, sinusoidal by default, and an MLP."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class TimeEmbedding(nn.Sequential):
 
 
 class ClassEmbedding(nn.Embedding):
-    """A learned vector for each class and, in a network that is trained without its condition too, one for none.
+    """A learned vector for each class and, in a network that is trained without its condition too, a null vector.
 
     Args:
         num_classes: number of classes.
@@ -111,11 +111,11 @@ class ClassEmbedding(nn.Embedding):
         self.register_parameter("null", nn.Parameter(torch.zeros(out)) if null else None)
 
     def forward(self, classes: Tensor, null: Tensor | None = None) -> Tensor:
-        """The vectors of classes.
+        """Return the vectors of classes.
 
         Args:
             classes: integers (B,) in 0..num_classes-1; where null, any.
-            null: true for the rows that have no class, (B,); None for nowhere.
+            null: true for the rows without a class, (B,); None for none.
         Returns:
             (B, E).
         Raises:
@@ -129,14 +129,14 @@ class ClassEmbedding(nn.Embedding):
 
 
 class LabelEmbeddings(nn.ModuleList):
-    """The sum of a `ClassEmbedding` for each of K labels that a sample has at once.
+    """The sum of a `ClassEmbedding` for each of K labels of a sample.
 
     Args:
         num_classes: the number of classes of each label.
         out: length E of the vectors.
         null: whether each label has a vector for rows without it.
     Attributes:
-        embedding: the class of what is summed.
+        embedding: the class of the summed embeddings.
     """
 
     embedding: Callable[[int, int, bool], nn.Module] = ClassEmbedding
@@ -145,11 +145,11 @@ class LabelEmbeddings(nn.ModuleList):
         super().__init__(self.embedding(count, out, null) for count in num_classes)
 
     def forward(self, labels: Tensor, null: Tensor | None = None) -> Tensor:
-        """The sums (B, E) of the vectors of labels.
+        """Return the sums (B, E) of the vectors of labels.
 
         Args:
             labels: integers (B, K).
-            null: true where a row has no such label, (B, K); None for nowhere.
+            null: true where a row lacks a label, (B, K); None for none.
         Raises:
             ValueError: null labels given to embeddings without a vector for them.
         """
@@ -158,11 +158,11 @@ class LabelEmbeddings(nn.ModuleList):
 
 
 class Condition(Protocol):
-    """The condition that a network is told beside x_t and t; each part may be None. Networks ask for no more than this.
+    """The interface of a network's condition besides x_t and t; each part may be None.
 
     classes (B,), or (B, K) for K labels at once; tokens, ids (B, L) or embeddings (B, L, D); image (B, C', H, W); mask
-    of tokens, (B, L); null: a part's name -> true for the rows in whose place the network has its learned null, (B,),
-    of K labels (B, K) too; augment (B, K), what was done to the images, None for nothing.
+    of tokens, (B, L); null: a part's name -> true for the rows that the network replaces by its learned null, (B,),
+    of K labels (B, K) too; augment (B, K), parameters of the images' augmentation, None for none.
     """
 
     @property
@@ -197,7 +197,7 @@ def parts_of(
     drop: float = 0.0,
     token_channels: int = 0,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """The parts of a condition, each with its null rows; exactly those that a network takes.
+    """Return the parts of a condition that a network takes, each with its null rows.
 
     Args:
         y: classes (B,) or (B, K), or a condition, or None.
@@ -207,7 +207,7 @@ def parts_of(
         token_channels: D of the tokens that the network takes; 0 for none.
     Returns:
         "classes" -> ((B,), null rows), "tokens" -> ((B, L, D), null rows), "image" -> ((B, C', H, W), null rows), as
-        the network takes them. Null rows are (B,), or None for nowhere. Of K labels both classes and null rows are
+        the network takes them. Null rows are (B,), or None for none. Of K labels both classes and null rows are
         (B, K).
     Raises:
         ValueError: a part that is given and not taken, or the reverse; another number of classes a row; tokens that are
@@ -235,15 +235,15 @@ def parts_of(
             "an image must be given exactly when the network takes one: "
             f"condition_channels = {condition_channels}, image is {'missing' if image is None else 'given'}"
         )
-    given = {}
+    parts = {}
     for name, part in {"classes": classes, "tokens": tokens, "image": image}.items():
         if part is not None:
-            given[name] = part, _null_rows(name, part, null.get(name), drop)
-    return given
+            parts[name] = part, _null_rows(name, part, null.get(name), drop)
+    return parts
 
 
 def encoded(y: Tensor | Condition | None, text: Callable[[Tensor], Tensor]) -> Tensor | Condition | None:
-    """A condition with its tokens as vectors: of ids (B, L), what `text` makes of them; all else as it is."""
+    """Return a condition with its token ids (B, L) encoded by `text`; all else is unchanged."""
     if y is None or isinstance(y, Tensor) or y.tokens is None or y.tokens.is_floating_point():
         return y
     return replace(y, tokens=text(y.tokens))  # type: ignore[type-var]  # a dataclass, of which nothing else is known
@@ -258,20 +258,20 @@ def _check_tokens(tokens: Tensor | None, token_channels: int) -> None:
                 f"token_channels = {token_channels}, tokens are missing"
             )
         return
-    given, takes = f"tokens of shape {tuple(tokens.shape)}", f"embeddings (B, L, {token_channels})"
+    tokens_are, takes = f"tokens of shape {tuple(tokens.shape)}", f"embeddings (B, L, {token_channels})"
     if not token_channels:
-        raise ValueError(f"{given} are given, but this network takes none")
+        raise ValueError(f"{tokens_are} are given, but this network takes none")
     if not tokens.is_floating_point():
         raise ValueError(
-            f"{given} and type {tokens.dtype} are ids, but this network has no text encoder; it takes {takes}: "
+            f"{tokens_are} and type {tokens.dtype} are ids, but this network has no text encoder; it takes {takes}: "
             "give what an encoder makes of them"
         )
     if tokens.ndim != 3 or tokens.shape[2] != token_channels or not tokens.shape[1]:
-        raise ValueError(f"{given} are given; this network takes {takes} with L >= 1")
+        raise ValueError(f"{tokens_are} are given; this network takes {takes} with L >= 1")
 
 
 def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Tensor | None:
-    """A part's null rows; ValueError if there is nothing to put in their place, or they are not bool (B,)."""
+    """Return a part's null rows; ValueError if the network has no learned null, or they are not bool (B,)."""
     if null is None:
         return None
     if not drop:
@@ -288,7 +288,7 @@ def _null_rows(name: str, part: Tensor, null: Tensor | None, drop: float) -> Ten
 
 
 def augment_of(y: Tensor | Condition | None, augment_dim: int) -> Tensor | None:
-    """The numbers (B, augment_dim) by which a condition tells of changes of the image; None for nothing.
+    """Return the augmentation parameters (B, augment_dim) of a condition; None for none.
 
     Raises:
         ValueError: another number of parameters than the network takes.
@@ -303,14 +303,14 @@ def augment_of(y: Tensor | Condition | None, augment_dim: int) -> Tensor | None:
 
 
 def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, null_image: Tensor | None) -> Tensor:
-    """The image of a condition as it is concatenated to x_t: of its type, null rows replaced.
+    """Return the image of a condition as concatenated to x_t: of its type, null rows replaced.
 
     Args:
         x_t: (B, C, H, W).
         channels: C', of the image that the network takes.
         image: (B, C', H, W).
-        null: true for the rows that have no image, (B,); None for nowhere.
-        null_image: the constant of each channel that stands in their place, (C',).
+        null: true for the rows without an image, (B,); None for none.
+        null_image: the constant of each channel that replaces them, (C',).
     Returns:
         (B, C', H, W).
     Raises:
@@ -322,21 +322,21 @@ def image_like(x_t: Tensor, channels: int, image: Tensor, null: Tensor | None, n
     image = image.to(x_t.dtype)
     if null is None:
         return image
-    assert null_image is not None  # for there are null rows
+    assert null_image is not None  # as there are null rows
     return torch.where(null[:, None, None, None], null_image[:, None, None].to(x_t.dtype), image)
 
 
 def tokens_like(
     x_t: Tensor, tokens: Tensor, null: Tensor | None, null_tokens: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The tokens of a condition as a network attends to them, and which of them count.
+    """Return the tokens of a condition as a network attends to them, and their mask.
 
     Args:
         x_t: (B, C, H, W).
         tokens: embeddings (B, L, D).
-        null: true for the rows that have no tokens, (B,); None for nowhere.
-        null_tokens: what stands at each of their positions, (D,).
-        mask: true where a token counts, bool (B, L); None where all do. In rows where none does, all do.
+        null: true for the rows without tokens, (B,); None for none.
+        null_tokens: the vector at each of their positions, (D,).
+        mask: true for tokens to attend to, bool (B, L); None for all. Rows without any attend to all.
     Returns:
         (B, L, D) of x_t's type, and the mask (B, L), or None.
     Raises:
@@ -354,5 +354,5 @@ def tokens_like(
     tokens = tokens.to(x_t.dtype)
     if null is None:
         return tokens, mask
-    assert null_tokens is not None  # for there are null rows
-    return torch.where(null[:, None, None], null_tokens.to(x_t.dtype), tokens), mask  # which chooses among alike ones
+    assert null_tokens is not None  # as there are null rows
+    return torch.where(null[:, None, None], null_tokens.to(x_t.dtype), tokens), mask  # of equal tokens any will do

@@ -1,4 +1,4 @@
-"""Generator and discriminator of images, convolutional, with or without classes."""
+"""A convolutional generator and discriminator of images, with or without classes."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ WIDEST = 4  # of any level, in units of channels
 
 
 class Generator(nn.Module):
-    """Codings to images: a linear map to the smallest level, then nearest upsampling and convolutions.
+    """The generator, from codings to images: a linear map to the smallest level, then upsampling and convolutions.
 
-    Levels are as many as halve the size without a rest, down to 3 pixels; the first has `channels`, each smaller one
+    The size is halved as often as it is even, down to 3 pixels; the first has `channels`, each smaller one
     twice as many, up to four times.
 
     Args:
@@ -25,7 +25,7 @@ class Generator(nn.Module):
         in_channels: channels of the image.
         codings: length d of z.
         channels: width of the first level.
-        num_classes: classes that it is told of; None for none.
+        num_classes: classes of its condition; None for none.
         groups: of every group norm.
     Attributes:
         shape: (in_channels, H, W), of one x.
@@ -50,7 +50,7 @@ class Generator(nn.Module):
         height, width = size_of(image_size)
         check_counts(MOST, in_channels=in_channels, codings=codings, channels=channels)
         self.shape, self.codings, self.num_classes = (in_channels, height, width), codings, num_classes
-        of_class = 0 if num_classes is None else min(num_classes, codings)  # no more numbers than tell them apart
+        of_class = 0 if num_classes is None else min(num_classes, codings)  # no more numbers than classes
         self.class_embedding, self.takes = _class_embedding(num_classes, of_class)
         levels = len(fitted_mults(min(height, width), max(height, width)))
         widths = [channels * min(2**level, WIDEST) for level in range(levels)]
@@ -61,7 +61,7 @@ class Generator(nn.Module):
         self.conv_out = nn.Conv2d(channels, in_channels, 3, padding=1)
 
     def decode(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """Images (B, *shape) in (-1, 1).
+        """Return images (B, *shape) in (-1, 1).
 
         Args:
             z: (B, codings), standard normal; y: classes (B,), given exactly when the network has any.
@@ -84,9 +84,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    r"""Images to one logit each, larger for data; strided convolutions, without norms.
+    r"""The discriminator, from images to one logit each, larger for data; strided convolutions, without norms.
 
-    With phi(x) the features before the last layer, of classes y it is told by projection:
+    With phi(x) the features before the last layer, it is conditioned on classes y by projection:
 
     .. math:: f(x, y) = y^\top V \varphi(x) + \psi(\varphi(x)) \qquad \text{[cGAN (projection)]}
 
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
         in_channels: channels of the image.
         channels: width of the first level, which is as large as the image; each next one has half the side, rounded
             down, while that is at least 3 pixels, and from the third level on twice the width, up to four times.
-        num_classes: classes that it is told of; None for none.
+        num_classes: classes of its condition; None for none.
     Attributes:
         shape: (in_channels, H, W), of one x.
         takes: the parts of a condition that it takes.
@@ -127,7 +127,7 @@ class Discriminator(nn.Module):
             nn.init.normal_(self.class_embedding.weight, std=(WIDEST * channels) ** -0.5)
 
     def features(self, x: Tensor) -> Tensor:
-        """phi(x), (B, 4 * channels).
+        """Return phi(x), (B, 4 * channels).
 
         Args:
             x: (B, *shape).
@@ -142,7 +142,7 @@ class Discriminator(nn.Module):
         return F.leaky_relu(self.to_features(h.flatten(1)), SLOPE)
 
     def forward(self, x: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """Logits (B,).
+        """Return logits (B,).
 
         Args:
             x: (B, *shape); y: classes (B,), given exactly when the network has any.
@@ -158,13 +158,13 @@ class Discriminator(nn.Module):
 
 
 def _as_norm(layer: nn.Module) -> nn.GroupNorm:
-    """A layer of a list of group norms, for torch's containers do not know what they hold."""
+    """Return a layer of a list of group norms, typed as one, as torch's containers are untyped."""
     assert isinstance(layer, nn.GroupNorm)
     return layer
 
 
 def _class_embedding(num_classes: int | None, out: int) -> tuple[ClassEmbedding | None, tuple[str, ...]]:
-    """The vectors of so many classes, and the parts of a condition that a network with them takes."""
+    """Return the embedding of classes, and the parts of a condition that a network with it takes."""
     if num_classes is None:
         return None, ()
     check_counts(MOST, num_classes=num_classes)

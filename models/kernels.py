@@ -1,11 +1,11 @@
-r"""Faster loops for a CPU: group norm with SiLU, 3x3 convolutions by Winograd's algorithm, attention with narrow heads.
+r"""Faster CPU kernels: group norm with SiLU, 3x3 convolutions by Winograd's algorithm, attention with narrow heads.
 
-They are C++ (kernels.cpp), compiled once in a few seconds by the compiler at hand and kept in the user's cache. Where
-there is none, or DDPM_KERNELS=0 is set, PyTorch's own operations are used, and so they are for all tensors that are not
+They are C++ (kernels.cpp), compiled once in a few seconds by the system's compiler into the user's cache. Without a
+compiler, or if DDPM_KERNELS=0 is set, PyTorch's own operations are used, and so they are for all tensors that are not
 float32 or bfloat16 on a CPU, channels-last. Results differ by rounding. Gradients of gradients need DDPM_KERNELS=0.
 
 Under `torch.vmap` S networks of one form are one program: their group norms are one with S times the groups, over their
-channels side by side, as PyTorch has their convolutions; their attention is one over the rows of all.
+channels side by side, like their convolutions in PyTorch; their attention is one over the rows of all.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w"]
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bf16"}
 NARROW = (4, 8)  # widths of heads for which attention is compiled
-FEW = 256  # pixels whose scores are all kept for a backward pass in bfloat16
+FEW = 256  # pixels whose scores are all stored for a backward pass in bfloat16
 # Channels in and out: with fewer, the transforms cost more than Winograd's algorithm saves.
 WIDE_ENOUGH = {torch.float32: 256, torch.bfloat16: 128}
 AROUND = ([1, 1],) * 3  # padding, stride and dilation
@@ -43,23 +43,23 @@ CHUNK = 2**24  # bytes of transformed tiles at a time, which should stay in the 
 
 
 class Unavailable(Exception):
-    """Why there are no compiled kernels."""
+    """Raised with the reason why there are no compiled kernels."""
 
 
 def available() -> bool:
-    """Whether there are compiled kernels; they are compiled now if they were not before."""
+    """Whether there are compiled kernels; compiles them if necessary."""
     return isinstance(_found(), ctypes.CDLL)
 
 
 def why_not() -> str:
-    """The reason why there are none; empty if there are."""
+    """Return the reason why there are no compiled kernels; empty if there are."""
     found = _found()
     return "" if isinstance(found, ctypes.CDLL) else found
 
 
 @functools.cache
 def _found() -> ctypes.CDLL | str:
-    """The compiled kernels, or why there are none."""
+    """Return the compiled kernels, or why there are none."""
     try:
         return _library()
     except Unavailable as error:
@@ -69,7 +69,7 @@ def _found() -> ctypes.CDLL | str:
 
 
 def _library() -> ctypes.CDLL:
-    """The kernels from the cache or from the compiler."""
+    """Load the kernels from the cache, or compile them."""
     if os.environ.get("DDPM_KERNELS") == "0":
         raise Unavailable("DDPM_KERNELS=0")
     if os.name != "posix":
@@ -94,7 +94,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """The instruction sets that this machine's compiler may use."""
+    """Return the instruction sets that this machine's compiler may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def _cache() -> Path:
-    """A folder of the user's own, made if it is missing."""
+    """Return the cache folder of the user, made if it is missing."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for folder in (Path(home) / "ddpm-ablations", Path(tempfile.gettempdir()) / f"ddpm-ablations-{os.getuid()}"):
         try:
@@ -116,7 +116,7 @@ def _cache() -> Path:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Compile to a name of this process's own, then take the place: several may do so at once."""
+    """Compile under a name of this process's own, then rename: several processes may do so at once."""
     print("compiling models/kernels.cpp, once for this machine ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial, shared = Path(folder) / "kernels.o", Path(folder) / path.name
@@ -130,7 +130,7 @@ def _compile(compiler: str, path: Path) -> None:
 
 
 def _call(name: str, x: Tensor, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel in the version for x's numbers; integers are int64 there, floats float32."""
+    """Call a kernel in the version for x's dtype; integers are passed as int64, floats as float32."""
 
     def as_c(a: Tensor | int | float | None) -> Any:
         if a is None or isinstance(a, Tensor):
@@ -142,7 +142,7 @@ def _call(name: str, x: Tensor, *arguments: Tensor | int | float | None) -> None
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether PyTorch's own operations are to be used for what x takes part in."""
+    """Whether to use PyTorch's own operations for operations on x."""
     return (
         x.device.type != "cpu"
         or x.dtype not in SUFFIXES
@@ -157,7 +157,7 @@ Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 
 def _once(backward: Backward) -> Backward:
-    """A backward pass through which autograd cannot look again; torch's own `once_differentiable` may let it do so."""
+    """Wrap a backward pass that cannot be differentiated; torch's own `once_differentiable` may permit it silently."""
 
     @functools.wraps(backward)
     def guarded(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,12 +171,12 @@ def _once(backward: Backward) -> Backward:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """As the kernels read images. One of 1x1 pixels is in every order."""
+    """Whether x is in the order in which the kernels read images; one of 1x1 pixels is in every order."""
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_row(x: Tensor, *shape: int) -> bool:
-    """Whether the kernels may read so many float32 numbers: they look at addresses alone."""
+    """Whether x is a float32 tensor of this shape that the kernels may read by its address."""
     return x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
@@ -186,53 +186,53 @@ def _of_several(x: Tensor) -> bool:
 
 
 class _Stacked(torch.autograd.Function):
-    """An operation of which only the rule under `torch.vmap` is given; autograd goes through what that calls."""
+    """An operation that only defines its rule under `torch.vmap`; autograd goes through what that calls."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # which torch asks of all that have a rule
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # which torch requires of all that have a rule
         pass
 
 
-# --- Weights that stay as they are
+# --- Frozen weights
 
-_kept = threading.local()
+_cached = threading.local()
 
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """A context for many calls with the same weights, such as a sampler's: what convolutions make of them is kept.
+    """A context for many calls with the same weights, such as a sampler's: transformed weights are cached.
 
-    It holds for the thread that enters it, while gradients are off; at its end all is forgotten. A weight that does
-    change inside is noticed, unless it is written to through `.data` or by what is not PyTorch.
+    It holds for the thread that enters it, while gradients are off; at its end the cache is cleared. A weight that does
+    change inside is noticed, unless it is written to through `.data` or outside of PyTorch.
     """
-    before, _kept.made = getattr(_kept, "made", None), {}
+    before, _cached.made = getattr(_cached, "made", None), {}
     try:
         yield
     finally:
-        _kept.made = before
+        _cached.made = before
 
 
 def _frozen() -> bool:
-    return getattr(_kept, "made", None) is not None and not torch.is_grad_enabled()
+    return getattr(_cached, "made", None) is not None and not torch.is_grad_enabled()
 
 
 def _made(make: Callable[..., Tensor], weight: Tensor, *how: Any) -> Tensor:
-    """make(weight, *how), within `frozen` once for each version of the weight."""
-    if not _frozen() or weight.is_inference():  # which counts no versions
+    """Return make(weight, *how), within `frozen` computed once for each version of the weight."""
+    if not _frozen() or weight.is_inference():  # without version counter
         return make(weight, *how)
     key, state = (make, how, weight.data_ptr()), (weight._version, weight.shape, weight.stride())
-    kept = _kept.made.get(key)
-    if kept is None or kept[0] != state:
+    entry = _cached.made.get(key)
+    if entry is None or entry[0] != state:
         # with the weight, whose address is thus no other's
-        kept = _kept.made[key] = state, make(weight, *how), weight.detach()
-    return kept[1]
+        entry = _cached.made[key] = state, make(weight, *how), weight.detach()
+    return entry[1]
 
 
 # --- Group norm and SiLU
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
-    r"""Group norm, then SiLU if it is asked for, with float32 statistics whatever the numbers are.
+    r"""Return group norm, followed by SiLU if `silu`, with float32 statistics for every dtype.
 
     .. math:: h = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \text{eps}}}\, \gamma_c + \beta_c, \quad
         y = h \cdot \operatorname{sigmoid}(h)
@@ -292,7 +292,7 @@ class _StackedGroupNorm(_Stacked):
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Tensor:
-    r"""A 3x3 convolution with padding 1, to which numbers for each image and channel may be added.
+    r"""Return a 3x3 convolution with padding 1, plus an optional shift for each image and channel.
 
     By Winograd's algorithm F(2x2, 3x3): tiles of 4x4 pixels d give 2x2 pixels with 16 products instead of 36,
 
@@ -333,33 +333,33 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = 
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None) -> Tensor:
-    """Term by term, by PyTorch's own operation, from kernels that are in the order of its loops."""
+    """Return the convolution term by term, by PyTorch's own operation, from kernels in the order of its loops."""
     packed = _made(_pack, weight, x.dtype, tuple(x.shape))
     y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias.to(x.dtype), *AROUND, 1, "none", [], "")
     return y if shift is None else y.add_(shift[:, :, None, None])
 
 
 def _pack(weight: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Kernels (C', C, 3, 3) in the order in which PyTorch's convolution of images of a shape reads them."""
+    """Return kernels (C', C, 3, 3) in the order in which PyTorch's convolution of images of a shape reads them."""
     blocked = weight.detach().to(kind).to_mkldnn()
     return torch._C._nn.mkldnn_reorder_conv2d_weight(blocked, *AROUND, 1, shape)  # type: ignore[call-arg]  # shape
 
 
 @functools.cache
 def _packs() -> bool:
-    """Whether PyTorch has the two, which it tells under no public name."""
+    """Whether PyTorch has the two operations, which have no public names."""
     names = ((torch.ops.mkldnn, "_convolution_pointwise"), (torch._C._nn, "mkldnn_reorder_conv2d_weight"))
     return all(hasattr(*name) for name in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @functools.cache
 def _multiplies_tiles() -> bool:
-    """Whether the CPU multiplies tiles (AMX), beside which Winograd's transforms take longer than they save."""
+    """Whether the CPU multiplies tiles (AMX), so that Winograd's transforms take longer than they save."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 class _Middle(torch.autograd.Function):
-    """On a map of one pixel, all but the middle of a kernel meets padding."""
+    """The convolution of a map of one pixel, where all but the middle of a kernel meets padding."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor, shared: bool) -> Tensor:
@@ -402,7 +402,7 @@ class _Winograd(torch.autograd.Function):
 
 
 def _transformed(weight: Tensor, kind: torch.dtype) -> Tensor:
-    """G g G^T of kernels (C', C, 3, 3): (16, C', C)."""
+    """Return G g G^T of kernels (C', C, 3, 3): (16, C', C)."""
     weight = weight.contiguous(memory_format=torch.channels_last)
     C_out, C_in = weight.shape[:2]
     U = torch.empty(16, C_out, C_in, dtype=kind)
@@ -411,23 +411,23 @@ def _transformed(weight: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _chunks(x: Tensor, channels: int) -> Iterator[slice]:
-    """Images at a time, so that their tiles with so many channels take `CHUNK` bytes."""
+    """Return slices of images whose tiles, with this many channels, take `CHUNK` bytes."""
     images = max(1, CHUNK // (4 * x.shape[2] * x.shape[3] * channels * x.element_size()))
     return (slice(start, start + images) for start in range(0, len(x), images))
 
 
 def _scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-    """A tensor whose memory the next of the same name takes over: new memory costs more than what is done in it."""
-    kept: Tensor | None = getattr(_kept, name, None)
+    """Return a scratch tensor, which reuses the memory of the last one of its name, as new memory is expensive."""
+    memory: Tensor | None = getattr(_cached, name, None)
     size = math.prod(shape) * dtype.itemsize
-    if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=torch.uint8)
-        setattr(_kept, name, kept)
-    return kept[:size].view(dtype).view(shape)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+        setattr(_cached, name, memory)
+    return memory[:size].view(dtype).view(shape)
 
 
 def _tiles(x: Tensor, turned: bool) -> Tensor:
-    """B^T d B of every tile: (B, C, H, W) -> (16, tiles, C), in scratch memory."""
+    """Return B^T d B of every tile: (B, C, H, W) -> (16, tiles, C), in scratch memory."""
     B, C, H, W = x.shape
     V = _scratch("V", x.dtype, 16, B * ((H + 1) // 2) * ((W + 1) // 2), C)
     _call("tiles_in", x, x, V, B, H, W, C, turned)
@@ -435,7 +435,7 @@ def _tiles(x: Tensor, turned: bool) -> Tensor:
 
 
 def _correlate(x: Tensor, U: Tensor, shift: Tensor | None, turned: bool) -> Tensor:
-    """x with transformed kernels U (16, C, C'), which are taken turned by 180 degrees if asked for."""
+    """Correlate x with transformed kernels U (16, C, C'), turned by 180 degrees if `turned`."""
     (B, C, H, W), C_out = x.shape, U.shape[2]
     y = torch.empty(B, C_out, H, W, dtype=x.dtype, memory_format=torch.channels_last)
     stride = 0 if shift is None or len(shift) == 1 else C_out
@@ -448,7 +448,7 @@ def _correlate(x: Tensor, U: Tensor, shift: Tensor | None, turned: bool) -> Tens
 
 
 def _weight_gradient(x: Tensor, dy: Tensor, U: Tensor) -> Tensor:
-    """G^T [sum over tiles of (A dy A^T) (B^T d B)] G, (C', C, 3, 3)."""
+    """Return G^T [sum over tiles of (A dy A^T) (B^T d B)] G, (C', C, 3, 3)."""
     (_, C_out, C_in), (_, _, H, W) = U.shape, x.shape
     dU: Tensor | None = None
     for rows in _chunks(x, C_in + C_out):
@@ -467,10 +467,10 @@ def _weight_gradient(x: Tensor, dy: Tensor, U: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    r"""softmax(q k^T / sqrt(d)) v of each head, whose scores are never all in memory at once.
+    r"""Return softmax(q k^T / sqrt(d)) v of each head, without ever storing all scores.
 
-    PyTorch's own does the products of wide heads best, but with d <= 8 its time goes elsewhere. Of few pixels in
-    bfloat16 its backward pass on a CPU takes 2 to 10 times as long as that of the products written out.
+    PyTorch's own is best for wide heads, but slow with d <= 8. For few pixels in bfloat16 its backward pass on a CPU
+    takes 2 to 10 times as long as that of the products written out.
 
     Args:
         q, k, v: (B, n, heads * d).
@@ -489,7 +489,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q, k and v, each (B, heads, n, d), with all scores in memory."""
+    """Return the attention of q, k and v, each (B, heads, n, d), with all scores in memory."""
     scores = q / math.sqrt(q.shape[-1]) @ k.mT
     return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 

@@ -1,4 +1,4 @@
-"""The layers that the U-Net is made of. Shapes are (B, C, H, W), or (B, E) for the embedding of the time."""
+"""Layers of the U-Net. Shapes are (B, C, H, W), or (B, E) for the embedding of the time."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -29,14 +29,14 @@ MOST_PIXELS = 2**20  # of a side
 
 
 def size_of(image_size: int | Sequence[int], factor: int = 1, because: str = "") -> tuple[int, int]:
-    """(H, W) of a size in pixels.
+    """Return (H, W) of a size in pixels.
 
     Args:
         image_size: one number, or (H, W).
-        factor: what must divide both.
-        because: what asks for the factor, in words.
+        factor: a number that must divide both.
+        because: what requires the factor, in words.
     Raises:
-        ValueError: no such numbers; sides that the factor does not divide, with the nearest that it does.
+        ValueError: invalid numbers; sides that the factor does not divide, with the nearest that it does.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2:
@@ -56,14 +56,14 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer with its parameters set to zero, so that a residual branch starts as the identity."""
+    """Return the layer with its parameters set to zero, so that a residual branch starts as the identity."""
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer
 
 
 def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
-    """Group normalisation; ValueError if the groups do not divide the channels, with the nearest numbers that do."""
+    """Return a group norm; ValueError if the groups do not divide the channels, with the nearest numbers that do."""
     if groups < 1 or channels % groups:
         legal = [g for g in range(1, channels + 1) if channels % g == 0]
         near = sorted(sorted(legal, key=lambda g: abs(g - groups))[:3])
@@ -75,13 +75,13 @@ def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
 
 
 def normed(norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
-    """Group norm, and SiLU of it if asked for; (B, C, H, W) -> (B, C, H, W)."""
+    """Apply a group norm, followed by SiLU if `silu`; (B, C, H, W) -> (B, C, H, W)."""
     return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu)
 
 
 def convolved(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor:
-    """A 3x3 convolution with padding 1, plus shift (B, C') if given; (B, C, H, W) -> (B, C', H, W)."""
-    if conv.bias is None:  # those of `models.magnitude`, which are told of nothing by a shift
+    """Apply a 3x3 convolution with padding 1, plus shift (B, C') if given; (B, C, H, W) -> (B, C', H, W)."""
+    if conv.bias is None:  # those of `models.magnitude`, which take no shift
         return conv(x)
     h = kernels.convolution(x, conv.weight, conv.bias, shift)
     low_rank = getattr(conv, "low_rank", None)  # of `models.adapters`
@@ -89,7 +89,7 @@ def convolved(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor
 
 
 def heads_of(channels: int, heads: int | None, head_channels: int | None) -> int:
-    """The number of heads of attention.
+    """Return the number of heads of attention.
 
     Args:
         heads: their number; None together with head_channels, the width of one.
@@ -108,7 +108,7 @@ def heads_of(channels: int, heads: int | None, head_channels: int | None) -> int
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, kind: str) -> Tensor:
-    """Attention of a kind, see `Attention`: q, k and v, each (B, n, heads * d) -> (B, n, heads * d)."""
+    """Return attention of a kind, see `Attention`: q, k and v, each (B, n, heads * d) -> (B, n, heads * d)."""
     if kind == "full":
         return kernels.attention(q, k, v, heads)
     q, k, v = (rearrange(z, "b n (e d) -> b e n d", e=heads) for z in (q, k, v))
@@ -118,15 +118,15 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, kind: str) -> Tensor:
 class ResidualBlock(nn.Module):
     r"""Group norm - SiLU - 3x3 convolution, twice, the embedded time added between them; the input added at the end.
 
-    With `scale_shift` the second norm is told of the time instead, by a scale and a shift of each channel:
+    With `scale_shift` the second norm is conditioned on the time instead, by a scale and a shift of each channel:
 
     .. math:: \operatorname{AdaGN}(h, y) = (1 + y_s) \operatorname{GroupNorm}(h) + y_b \qquad \text{[ADM (AdaGN)]}
 
     Args:
-        in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
-        embedding: size E of the time embedding; None for a block that is told of none.
-        scale_shift: see above; of a block that is told of none it changes nothing.
-        resample: what both ways through the block are resampled by, after the first SiLU; None for nothing.
+        in_channels, out_channels: a 1x1 convolution maps the input where they differ.
+        embedding: size E of the time embedding; None for a block without one.
+        scale_shift: see above; without effect on a block without embedding.
+        resample: a layer that resamples both branches, after the first SiLU; None for none.
     Source of both: Diffusion Models Beat GANs on Image Synthesis (arXiv 2105.05233), section 3.
     """
 
@@ -152,7 +152,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W), or as resampled."""
+        """x (B, C, H, W), emb (B, E), after SiLU -> (B, C', H, W), or as resampled."""
         shift = None if self.embedding is None else self.embedding(emb)
         h = normed(self.norm_1, x, silu=True)
         if self.resample is not None:
@@ -164,7 +164,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + convolved(self.conv_2, self.dropout(h))
 
     def _scaled(self, h: Tensor, modulation: Tensor) -> Tensor:
-        """SiLU of the second norm, told of the time by scales and shifts (B, 2 C'); (B, C', H, W) -> the same."""
+        """Return SiLU of the second norm, scaled and shifted by (B, 2 C'); (B, C', H, W) -> the same."""
         scale, shift = rearrange(modulation, "b (two c) -> two b c 1 1", two=2)
         h = normed(self.norm_2, h)
         return F.silu((1 + scale.to(h.dtype)) * h + shift.to(h.dtype))
@@ -202,7 +202,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a 3x3 convolution of stride 2.
+    """Downsampling: half the resolution by a 3x3 convolution of stride 2.
 
     Args:
         padding: 1 pads all sides; 0 pads the right and the bottom only.
@@ -221,10 +221,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a 3x3 convolution of a kind.
+    """Upsampling: twice the resolution by nearest neighbour, then a 3x3 convolution.
 
     Args:
-        out_channels: C'; None for as many as there were.
+        out_channels: C'; None for as many as the input.
     """
 
     def __init__(self, channels: int, conv: type[nn.Conv2d] = nn.Conv2d, out_channels: int | None = None):
@@ -232,7 +232,7 @@ class Upsample(nn.Module):
         self.conv = conv(channels, channels if out_channels is None else out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C', 2H, 2W), or of a size (H', W')."""
+        """(B, C, H, W) -> (B, C', 2H, 2W), or to a size (H', W')."""
         if size is not None:
             return convolved(self.conv, F.interpolate(x, size=size, mode="nearest"))
         return convolved(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,4 +1,4 @@
-"""The networks whose features LPIPS compares, AlexNet and VGG16, and their published weights.
+"""The networks whose features LPIPS compares, AlexNet and VGG16, with their published weights.
 
 Weights are given by the user, in the layout in which they are published: those of the features have torchvision's names
 (`features.0.weight`, `features.0.bias`, ...; those of the classifier above them are not read), the weights of the
@@ -27,7 +27,7 @@ VGG16: tuple[Layer | None, ...] = tuple(
     None if channels is None else (channels, 3, 1, 1)
     for channels in (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512)
 )
-NETWORKS = {  # layers, side of the pooling, which ReLUs are compared, the side of the smallest image
+NETWORKS = {  # layers, side of the pooling, the compared ReLUs, the side of the smallest image
     "alex": (ALEXNET, 3, (1, 4, 7, 9, 11), 31),
     "vgg": (VGG16, 2, (3, 8, 15, 22, 29), 16),
 }
@@ -35,7 +35,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of red, green 
 
 
 class LPIPSNetwork(nn.Module):
-    """Images to the features that LPIPS compares: convolutions, each with a ReLU, and max pooling between.
+    """A network from images to the features that LPIPS compares: convolutions with ReLU, and max pooling.
 
     Args:
         kind: "alex" or "vgg".
@@ -63,16 +63,16 @@ class LPIPSNetwork(nn.Module):
 
     @property
     def map_channels(self) -> tuple[int, ...]:
-        """Channels of each of `maps`."""
+        """The channels of each of `maps`."""
         layers: list[Any] = list(self.features)
         return tuple(layers[i - 1].out_channels for i in self.seen)  # the convolution before the ReLU
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The activations that are compared, each (B, C', H', W').
+        """Return the activations that are compared, each (B, C', H', W').
 
         Args:
-            x: images in [-1, 1], (B, 3, H, W), or (B, 1, H, W): grey is as much red as green and blue.
-        Raises: ValueError for other channels, and for images that nothing is left of by pooling.
+            x: images in [-1, 1], (B, 3, H, W), or (B, 1, H, W): grey is repeated as red, green and blue.
+        Raises: ValueError for other channels, and for images too small for the pooling.
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < self.least:
             raise ValueError(
@@ -88,12 +88,12 @@ class LPIPSNetwork(nn.Module):
 
 
 def load_lpips(kind: str, files: Sequence[str | Path]) -> tuple[LPIPSNetwork, list[Tensor]]:
-    """The network with published weights, in evaluation mode on the CPU, and the weights of the channels of its maps.
+    """Load the network with published weights, in evaluation mode on the CPU, and its maps' channel weights.
 
     Args:
         kind: "alex" or "vgg".
-        files: which together hold the weights of the features and of the channels, .safetensors or what torch saved:
-            of that only tensors are read, and no code is run.
+        files: which together hold the weights of the features and of the channels, .safetensors or saved by torch:
+            of these only tensors are read, and no code is run.
     Returns:
         the network, and for each of its maps the weights of the channels, (C,): those of the squared differences.
     Raises: ValueError for a file that cannot be read, and for weights that are missing, of another shape or not finite,
@@ -113,15 +113,15 @@ def load_lpips(kind: str, files: Sequence[str | Path]) -> tuple[LPIPSNetwork, li
     broken = [name for name, x in known.items() if not x.isfinite().all()]
     problems = {"missing": missing, "of another shape": wrong, "not finite": broken}
     if any(problems.values()):
-        told = "; ".join(f"{key}: {', '.join(names[:5])}" for key, names in problems.items() if names)
-        raise ValueError(f"{', '.join(map(str, files))}: no weights of LPIPS with kind = {kind!r}: {told}")
+        details = "; ".join(f"{key}: {', '.join(names[:5])}" for key, names in problems.items() if names)
+        raise ValueError(f"{', '.join(map(str, files))}: no weights of LPIPS with kind = {kind!r}: {details}")
     network.load_state_dict({name: x for name, x in known.items() if name.startswith("features.")})
     of_channels = [known[f"lin{i}.model.1.weight"].flatten() for i in range(len(network.map_channels))]
     return network.eval(), of_channels
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; ValueError if there are none to read."""
+    """Return the tensors of a file by name, on the CPU; ValueError if there are none to read."""
     if not path.is_file():
         raise ValueError(f"{path} is no file; weights of LPIPS are .safetensors, .pth or .pt")
     try:

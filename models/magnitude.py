@@ -1,6 +1,6 @@
-r"""Layers that keep the magnitude of what goes through them: unit variance in, unit variance out.
+r"""Magnitude-preserving layers (EDM2): inputs of unit variance give outputs of unit variance.
 
-Of a tensor of N independent numbers the magnitude is that of one of them on average,
+The magnitude of a tensor of N independent numbers is the root mean square,
 
 .. math:: M[a] = \sqrt{\frac{1}{N} \sum_i E[a_i^2]}.
 
@@ -21,17 +21,17 @@ from torch.nn import functional as F
 from models.embeddings import LabelEmbeddings, SinusoidalEmbedding
 from models.layers import ATTENTION_KINDS, attended, heads_of, one_of
 
-LEAST = 1e-4  # of a magnitude that is divided by
+LEAST = 1e-4  # of a magnitude used as divisor
 SILU = 0.596  # the magnitude of SiLU of a standard normal number
-BALANCE = 0.3  # of a residual or attention branch beside what it is added to
+BALANCE = 0.3  # share of a residual or attention branch in a sum
 
 
 def normalised(x: Tensor, *dims: int) -> Tensor:
-    r"""x with unit magnitude over some axes.
+    r"""Return x scaled to unit magnitude over some axes.
 
     .. math:: \operatorname{normalize}(x) = x \sqrt{N} / \lVert x \rVert_2 \qquad \text{[EDM2 (pixel normalization)]}
 
-    Over axis 1 it normalises each pixel, in place of a group norm. The magnitude that is divided by is at least
+    Over axis 1 it normalises each pixel, in place of a group norm. The divisor is at least
     `LEAST`, where the paper's code adds as much to it, so that it is 1 exactly. It is computed in float32 at least.
 
     Args: x of any shape; dims: the axes, which together have N numbers.
@@ -43,7 +43,7 @@ def normalised(x: Tensor, *dims: int) -> Tensor:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    r"""SiLU, which keeps the magnitude of standard normal numbers.
+    r"""Return SiLU, scaled to preserve the magnitude of standard normal numbers.
 
     .. math:: \operatorname{MP\text{-}SiLU}(x) = \operatorname{silu}(x) / 0.596 \qquad \text{[EDM2 (81)]}
     """
@@ -51,7 +51,7 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    r"""A mixture of two independent tensors of unit magnitude.
+    r"""Return a mixture of two independent tensors of unit magnitude.
 
     .. math:: \operatorname{MP\text{-}Sum}(a, b, t) = \frac{(1 - t)\, a + t\, b}{\sqrt{(1 - t)^2 + t^2}}
         \qquad \text{[EDM2 (88)]}
@@ -62,7 +62,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    r"""Channels of two tensors of unit magnitude, that contribute to what follows by t, whatever their numbers.
+    r"""Return the concatenated channels of two tensors of unit magnitude, weighted by t, whatever their numbers.
 
     .. math:: \operatorname{MP\text{-}Cat}(a, b, t) = \sqrt{\frac{N_a + N_b}{(1 - t)^2 + t^2}}
         \left[ \frac{1 - t}{\sqrt{N_a}}\, a \,\oplus\, \frac{t}{\sqrt{N_b}}\, b \right] \qquad \text{[EDM2 (103)]}
@@ -79,7 +79,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 
 class Normalised(nn.Module):
-    r"""A layer whose weights have unit magnitude for each output, both where they are stored and where they are used.
+    r"""A layer whose weights have unit magnitude for each output, both as stored and as used.
 
     .. math:: \hat w_i = \frac{w_i}{\lVert w_i \rVert_2}, \quad y_i = \hat w_i \cdot x \qquad \text{[EDM2 (47)]}
 
@@ -99,7 +99,7 @@ class Normalised(nn.Module):
     inputs: tuple[int, ...] = (1,)
 
     def reset_parameters(self) -> None:
-        """Weights as they are at first."""
+        """Initialise the weights."""
         nn.init.normal_(self.weight)
         self.renormalise_()
 
@@ -110,7 +110,7 @@ class Normalised(nn.Module):
             self.weight.copy_(normalised(self.weight, *self.inputs))
 
     def unit(self) -> Tensor:
-        """The weights of unit norm for each output, as they are used: of the stored shape."""
+        """Return the weights of unit norm for each output, as they are used: of the stored shape."""
         count = math.prod(self.weight.shape[dim] for dim in self.inputs)
         return normalised(self.weight, *self.inputs) / math.sqrt(count)
 
@@ -122,7 +122,7 @@ class MPLinear(Normalised, nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """The product with the weights times a gain."""
+        """Return the product with the weights times a gain."""
         return F.linear(x, self.unit() * gain)
 
 
@@ -135,12 +135,12 @@ class MPConv2d(Normalised, nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """The convolution with the weights times a gain."""
+        """Return the convolution with the weights times a gain."""
         return self._conv_forward(x, self.unit() * gain, None)
 
 
 class MPClassEmbedding(Normalised):
-    """A vector for each class, and one more for none: those of all classes together have unit magnitude.
+    """A vector for each class, and optionally a null vector; all of them together have unit magnitude.
 
     Args:
         num_classes: number of classes.
@@ -158,7 +158,7 @@ class MPClassEmbedding(Normalised):
         self.reset_parameters()
 
     def forward(self, classes: Tensor, null: Tensor | None = None) -> Tensor:
-        """The vectors (B, E) of classes (B,), or where `null` (B,) is true of none, if there is one for that."""
+        """Return the vectors (B, E) of classes (B,), or the null vector, if there is one, where `null` (B,) is true."""
         rows = classes if null is None else classes.masked_fill(null, self.num_classes)
         return F.embedding(rows, normalised(self.weight, *self.inputs))
 
@@ -169,12 +169,12 @@ class MPLabelEmbeddings(LabelEmbeddings):
     embedding = MPClassEmbedding
 
     def forward(self, labels: Tensor, null: Tensor | None = None) -> Tensor:
-        """As that of `LabelEmbeddings`; (B, K) -> (B, E)."""
+        """Return the sum as in `LabelEmbeddings`; (B, K) -> (B, E)."""
         return super().forward(labels, null) / math.sqrt(len(self))
 
 
 class MPTimeEmbedding(nn.Sequential):
-    r"""t (B,) -> (B, out): sines and cosines of unit magnitude, through a linear layer.
+    r"""The time embedding, t (B,) -> (B, out): sines and cosines of unit magnitude, through a linear layer.
 
     .. math:: \sqrt 2\, (\sin \omega_0 t, \ldots, \cos \omega_0 t, \ldots) \qquad \text{[EDM2 (75)]}
 
@@ -191,7 +191,7 @@ class MPTimeEmbedding(nn.Sequential):
 
 
 class MPResidualBlock(nn.Module):
-    r"""SiLU - 3x3 convolution, twice, the embedded time multiplied between them; mixed with the input at the end.
+    r"""SiLU - 3x3 convolution, twice, multiplied by the embedded time between; mixed with the input at the end.
 
     .. math:: y = W_2 \operatorname{MP\text{-}SiLU}\left( (1 + g\, W_e\, \text{emb}) \odot
         W_1 \operatorname{MP\text{-}SiLU}(x) \right), \quad \operatorname{MP\text{-}Sum}(x, y, 0.3)
@@ -200,10 +200,10 @@ class MPResidualBlock(nn.Module):
     The learned gain g is 0 at first.
 
     Args:
-        in_channels, out_channels: a 1x1 convolution carries the input over where they differ.
+        in_channels, out_channels: a 1x1 convolution maps the input where they differ.
         embedding: size E of the time embedding.
-        encoder: whether it is on the way down or in the middle: there x is carried over first and normalised in each
-            pixel. On the way up neither, and the carried x goes around the branch alone.
+        encoder: whether it is in the encoder or in the middle: there x is mapped first and normalised in each pixel. In
+            the decoder neither, and only the residual path is mapped.
     """
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, encoder: bool):
@@ -217,7 +217,7 @@ class MPResidualBlock(nn.Module):
         self.shortcut = MPConv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, H, W), emb (B, E), which SiLU was applied to -> (B, C', H, W)."""
+        """x (B, C, H, W), emb (B, E), after SiLU -> (B, C', H, W)."""
         if self.encoder:
             x = normalised(self.shortcut(x), 1)
         y = self.conv_1(mp_silu(x))
@@ -227,17 +227,17 @@ class MPResidualBlock(nn.Module):
 
 
 class MPAttention(nn.Module):
-    r"""Self-attention over the pixels of a feature map by cosines, mixed with the input.
+    r"""Self-attention over the pixels of a feature map by cosine similarity, mixed with the input.
 
     .. math:: q, k, v \leftarrow \operatorname{normalize}(q, k, v), \quad
         \operatorname{MP\text{-}Sum}\left(x, W \operatorname{softmax}(q k^T / \sqrt d)\, v, 0.3\right)
         \qquad \text{[EDM2 (cosine attention)]}
 
     Each head of width d is normalised by itself: q k^T / sqrt(d) is sqrt(d) times the cosine of the angle between q and
-    k. A mean of values over several pixels is less than of unit magnitude.
+    k. A mean of values over several pixels has less than unit magnitude.
 
     Args:
-        heads, head_channels, kind: as in `models.layers.Attention`, which says what it raises.
+        heads, head_channels, kind: as in `models.layers.Attention`, including errors.
     """
 
     def __init__(self, channels: int, heads: int | None, head_channels: int | None, kind: str):

@@ -1,4 +1,4 @@
-"""A residual network of linear layers, for points and other vectors: what the U-Net is for images."""
+"""A residual network of linear layers, for points and other vectors."""
 
 import math
 
@@ -16,7 +16,7 @@ TIMES = ("sinusoidal", "fourier", "none")
 
 
 class ResidualLinear(nn.Module):
-    """Linear - SiLU - linear, what is told added after the first; the input added at the end.
+    """Linear - SiLU - linear, with an embedding added after the first; the input is added at the end.
 
     Args:
         width: of input and output, and of the embedding.
@@ -32,7 +32,7 @@ class ResidualLinear(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        """h (B, W), emb (B, W), which SiLU was applied to, or None where nothing is told -> (B, W)."""
+        """h (B, W), emb (B, W), after SiLU, or None without conditioning -> (B, W)."""
         inner = self.linear_1(h)
         if self.embedding is not None:
             inner = inner + self.embedding(emb)
@@ -40,7 +40,7 @@ class ResidualLinear(nn.Module):
 
 
 def with_octaves(x: Tensor, L: int) -> Tensor:
-    r"""Coordinates, and beside them their sines and cosines at L wavelengths, each half of the one before.
+    r"""Return coordinates with their sines and cosines at L wavelengths, each half of the one before.
 
     .. math:: \gamma(x) = \left(x, \sin(2^0 \omega x), \cos(2^0 \omega x), \ldots, \sin(2^{L-1} \omega x),
         \cos(2^{L-1} \omega x)\right), \quad \omega = \frac{\pi}{4} \qquad \text{[NeRF (4)]}
@@ -60,7 +60,7 @@ def with_octaves(x: Tensor, L: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    r"""Residual blocks of linear layers, each of which is told the time, and the class if there are classes.
+    r"""A residual MLP, each of whose blocks is conditioned on the time, and on the class if there are classes.
 
     The output is f(x_t, t), of any form, or with `energy` the gradient of a scalar, with the same parameters:
 
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         -\nabla_{x_t} E = f + \left(\frac{\partial f}{\partial x_t}\right)^T x_t
 
     A score is a gradient, -E then being log q(x_t) but for a constant; so are the eps, x_0 and v that a perfect network
-    answers, which are a x_t + b score with a and b of t alone: E is theirs, scaled as they are. No scale is put on it
+    predicts, which are a x_t + b score with a and b of t alone: E is theirs, scaled as they are. No scale is put on it
     besides. A field of any form can rotate, this one cannot.
 
     Args:
@@ -81,12 +81,12 @@ class MLP(nn.Module):
             gives.
         drop: share of conditions that training nulls, in [0, 1). More than 0 gives a network with classes a learned
             null: a vector in place of the class.
-        time: how t is told: "sinusoidal", see `SinusoidalEmbedding`; "fourier", with random frequencies, see
+        time: the embedding of t: "sinusoidal", see `SinusoidalEmbedding`; "fourier", with random frequencies, see
             `FourierEmbedding`; "none", for a field at one level of noise: t is taken, and has no effect.
         fourier_scale: standard deviation of those frequencies, in turns for each unit of t, > 0. The 0.016 of Song et
             al. is for t in 0..1000.
         energy: whether the output is the gradient.
-        octaves: number L of frequencies at which sines and cosines of each coordinate stand beside it, see
+        octaves: number L of frequencies of sines and cosines that are added as features of each coordinate, see
             `with_octaves`; 0 for none. Linear layers alone learn fine structure late.
     Attributes:
         shape: (features,), of one x_t.
@@ -139,7 +139,7 @@ class MLP(nn.Module):
         self.linear_out = zeroed(nn.Linear(width, out_features))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """The network's output at time t; zero before training.
+        """Return the network's output at time t; zero before training.
 
         Args:
             x_t: (B, features).
@@ -161,18 +161,18 @@ class MLP(nn.Module):
         return gradient
 
     def energy(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """E(x_t, t), (B,), of which the output is the negative gradient.
+        """Return E(x_t, t), (B,), of which the output is the negative gradient.
 
         Args: as of `forward`.
 
-        Raises: ValueError for a network whose output is none, and as `forward`.
+        Raises: ValueError for a network without energy, and as `forward`.
         """
         if not self.is_gradient:
             raise ValueError("this network has no energy: it was made with energy = False")
         return -(x_t * self._f(x_t, t, y)).sum(1)
 
     def _f(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> Tensor:
-        """The network itself, (B, out_features)."""
+        """Return the output of the network itself, (B, out_features)."""
         if tuple(x_t.shape[1:]) != self.shape:
             raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes (B, {self.shape[0]})")
         emb = self._embedding(t, y)
@@ -183,7 +183,7 @@ class MLP(nn.Module):
         return out
 
     def _embedding(self, t: Tensor, y: Tensor | Condition | None) -> Tensor | None:
-        """The embedding (B, W) that every block is told; None for none."""
+        """Return the embedding (B, W) that conditions every block; None for none."""
         parts = parts_of(y, self.num_classes, drop=self.drop)
         embeddings = [] if self.time_embedding is None else [self.time_embedding(t)]
         if self.class_embedding is not None:

@@ -10,14 +10,14 @@ from models.unet import UNet
 
 
 class NoisyClassifier(nn.Module):
-    """x_t and t to logits: a U-Net's way down and its middle, averaged over the image, and a linear layer.
+    """A classifier of x_t and t: a U-Net's encoder and middle, averaged over the image, and a linear layer.
 
     Args:
         image_size, in_channels, channels, channel_mults, blocks, attention_resolutions, heads, head_channels, dropout,
             groups, patch: as in `models.unet.UNet`.
         num_classes: K.
     Attributes:
-        takes: nothing: it tells the class, and is not told.
+        takes: nothing, as it predicts the class.
     Raises:
         ValueError: as the U-Net, and for num_classes below 2.
     Source: Diffusion Models Beat GANs on Image Synthesis (arXiv 2105.05233), section 4.
@@ -63,7 +63,7 @@ class NoisyClassifier(nn.Module):
         self.head = nn.Linear(deepest, num_classes)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, K).
+        """Return logits (B, K).
 
         Args:
             x_t: (B, in_channels, H, W).

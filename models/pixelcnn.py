@@ -1,4 +1,4 @@
-"""The gated PixelCNN of van den Oord et al. (arXiv 1606.05328): a distribution over grids of codes, code by code."""
+"""The gated PixelCNN of van den Oord et al. (arXiv 1606.05328): an autoregressive distribution over grids of codes."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MOST, MOST_LAYERS = 2**20, 100  # of any count: beyond it are slips, which would
 
 
 def gated(a: Tensor) -> Tensor:
-    r"""The activation: half of the channels through tanh, gated by the other half.
+    r"""Return the gated activation: half of the channels through tanh, times the sigmoid of the other half.
 
     .. math:: y = \tanh(W_f * x) \odot \sigma(W_g * x) \qquad \text{[PixelCNN (2)]}
 
@@ -30,7 +30,7 @@ def gated(a: Tensor) -> Tensor:
 
 
 def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
-    r"""Draws from a distribution over 0..K-1 by uniform numbers.
+    r"""Return draws from a distribution over 0..K-1 by uniform numbers.
 
     .. math:: k = \min \{ j : F_j > u\, F_{K-1} \}, \quad F_j = p_0 + \ldots + p_j
 
@@ -45,12 +45,12 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    r"""Two stacks: the vertical one sees all rows above, the horizontal one what is left in the row, and the vertical.
+    r"""A gated layer of two stacks: the vertical one sees all rows above, the horizontal one the row's left part too.
 
     .. math:: y = \tanh(W_f * x + V_f^T h) \odot \sigma(W_g * x + V_g^T h) \qquad \text{[PixelCNN (4)]}
 
-    with h the class, one-hot, in each stack. What the vertical stack's convolution finds at a place goes by a 1x1
-    convolution into the gates of the horizontal one. Neither sees a code that comes later, and together they see all
+    with h the class, one-hot, in each stack. The vertical stack's convolution output enters the gates of the
+    horizontal one by a 1x1 convolution. Neither sees a code that comes later, and together they see all
     that come before: a single masked stack misses some above on the right, its blind spot.
 
     A mask takes a part of the kernel away, and that part does not exist here: of `kernel` rows (or columns) those that
@@ -60,8 +60,8 @@ class GatedLayer(nn.Module):
     Args:
         channels: C, of both stacks.
         kernel: side of the kernels, odd.
-        mask: "A" does not see its own place, for the first layer, where it is the code that is asked for; "B" does.
-        num_classes: that may be told; None for none.
+        mask: "A" does not see its own place, for the first layer, where it is the code to predict; "B" does.
+        num_classes: of the condition; None for none.
     Attributes:
         n: rows, or columns, that are left of a kernel.
         edge: rows or columns of zeros around.
@@ -80,19 +80,19 @@ class GatedLayer(nn.Module):
         self.residual = mask == "B"  # not around the first layer, which would show the code itself
 
     def class_bias(self, y: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """V^T h of both stacks, each (B, 2C, 1, 1), for classes (B,); 0 where there are none."""
+        """Return V^T h of both stacks, each (B, 2C, 1, 1), for classes (B,); 0 where there are none."""
         if self.of_class is None:
             return 0.0, 0.0
         v, h = self.of_class(y)[:, :, None, None].chunk(2, dim=1)
         return v, h
 
     def above(self, v: Tensor, bias: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The vertical stack, of (B, C, rows + n - 1, W + 2 edge): (B, C, rows, W), and what the other gets of it."""
+        """Run the vertical stack on (B, C, rows + n - 1, W + 2 edge): (B, C, rows, W), and its input to the other."""
         a = self.vertical(v) + bias
         return gated(a), self.to_horizontal(a)
 
     def left(self, h: Tensor, from_above: Tensor, bias: Tensor | float) -> Tensor:
-        """The horizontal stack, of (B, C, rows, columns + n - 1), from_above (B, 2C, rows, columns).
+        """Run the horizontal stack on (B, C, rows, columns + n - 1), from_above (B, 2C, rows, columns).
 
         Returns: (B, C, rows, columns).
         """
@@ -100,7 +100,7 @@ class GatedLayer(nn.Module):
         return y + h[..., self.n - 1 :] if self.residual else y
 
     def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks over the whole map: v, h (B, C, H, W), y classes (B,) -> the same shapes."""
+        """Run both stacks over the whole map: v, h (B, C, H, W), y classes (B,) -> the same shapes."""
         (bias_v, bias_h), last = (
             self.class_bias(y),
             self.n - 1 - self.edge,
@@ -110,7 +110,7 @@ class GatedLayer(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    r"""The distribution of each code of a grid, given those before it, row by row from the left.
+    r"""An autoregressive distribution of codes: of each code of a grid, given those before it, row by row.
 
     .. math:: p(z \mid y) = \prod_{i=1}^{HW} p(z_i \mid z_1, \ldots, z_{i-1}, y) \qquad \text{[PixelCNN (3)]}
 
@@ -126,7 +126,7 @@ class PixelCNN(nn.Module):
         shape: (H, W), of one z.
         takes: the parts of a condition that the network takes: "classes" or none.
     Raises:
-        ValueError: a count out of range, a size that is none.
+        ValueError: a count out of range, an invalid size.
     Source: Conditional Image Generation with PixelCNN Decoders (arXiv 1606.05328); as the prior of a VQ-VAE (arXiv
         1711.00937), section 3.3.
     """
@@ -155,10 +155,10 @@ class PixelCNN(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codes, 1))
 
     def forward(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """Logits of the code at each place, which depend on the codes before it alone.
+        """Return logits of the code at each place, which depend on the codes before it alone.
 
         Args:
-            z: codes (B, H, W), integers in 0..K-1; `check` tells whether they are.
+            z: codes (B, H, W), integers in 0..K-1; `check` validates them.
             y: classes, integers (B,), or a condition with classes alone, if the network has classes.
         Returns:
             (B, K, H, W).
@@ -174,7 +174,7 @@ class PixelCNN(nn.Module):
         return self.logits(rearrange(self.embedding(z.long()), "b h w c -> b c h w"), y)
 
     def logits(self, x: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """`forward` of the vectors that codes have become: x (B, C, H, W) -> (B, K, H, W)."""
+        """Return `forward` of embedded codes: x (B, C, H, W) -> (B, K, H, W)."""
         classes = self._classes(y, len(x))
         v = h = x
         for layer in self.layers:
@@ -182,7 +182,7 @@ class PixelCNN(nn.Module):
         return self.head(h)
 
     def log_prob(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        r"""The logarithm of p(z | y), in nats.
+        r"""Return the logarithm of p(z | y), in nats.
 
         .. math:: \log p(z) = \sum_{i=1}^{HW} \log p(z_i \mid z_1, \ldots, z_{i-1}) \qquad \text{[PixelCNN (1)]}
 
@@ -193,7 +193,7 @@ class PixelCNN(nn.Module):
         return -F.cross_entropy(self(z, y), z.long(), reduction="none").sum((1, 2))
 
     def check(self, z: Tensor, y: Tensor | None = None) -> None:
-        """Raise ValueError for codes z (any shape) or classes y (B,) that there are none of.
+        """Raise ValueError for codes z (any shape) or classes y (B,) that are out of range.
 
         It reads their values, and so waits for a GPU: for data as they come, not for each step.
         """
@@ -205,12 +205,12 @@ class PixelCNN(nn.Module):
 
     @torch.no_grad()
     def sample(self, u: Tensor, y: Tensor | Condition | None = None, temperature: float = 1.0) -> Tensor:
-        r"""Grids drawn code by code: the one at a place is where the inverse distribution function takes its u.
+        r"""Sample grids code by code, each by the inverse distribution function at its u.
 
         .. math:: p_k \propto \exp(\text{logit}_k / \text{temperature})
 
-        It computes what no earlier code has: the vertical stack once a row, the horizontal one once a place. All in
-        all that is one pass over the map, in place of one for each code.
+        It computes what no earlier code has: the vertical stack once a row, the horizontal one once a place. In total
+        that is one pass over the map, instead of one for each code.
 
         Args:
             u: uniform numbers in [0, 1), (B, H, W); all chance is in them.
@@ -235,7 +235,7 @@ class PixelCNN(nn.Module):
         def seen(rows: int, columns: int) -> Tensor:
             return self.embedding.weight.new_zeros(len(u), self.embedding.embedding_dim, rows, columns)
 
-        # What each layer sees: of the whole map, for its vertical stack, and of the row, for its horizontal one.
+        # The input of each layer: of the whole map, for its vertical stack, and of the row, for its horizontal one.
         maps = [seen(layer.edge + height, width + 2 * layer.edge) for layer in layers]
         rows = [seen(1, layer.edge + width) for layer in layers]
         z = torch.zeros(u.shape, dtype=torch.long, device=u.device)
@@ -260,14 +260,14 @@ class PixelCNN(nn.Module):
 
     @staticmethod
     def drawn(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
-        """The codes (B,) that uniform numbers (B,) draw by logits (B, K), see `sample`."""
+        """Return the codes (B,) that uniform numbers (B,) select by logits (B, K), see `sample`."""
         if temperature == 0:
             return logits.argmax(1)
         below = logits.double() - logits.double().amax(1, keepdim=True)  # so that the least temperature divides 0
         return inverse_cdf((below / temperature).exp(), u)
 
     def _classes(self, y: Tensor | Condition | None, n: int) -> Tensor | None:
-        """The classes (n,) of a condition; None for a network that takes none."""
+        """Return the classes (n,) of a condition; None for a network that takes none."""
         parts = parts_of(y, self.num_classes)
         if not parts:
             return None

@@ -1,4 +1,4 @@
-"""A small network that reads which things of a known list a picture shows, what each is like, and where it is."""
+"""A small network that detects which objects of a known list a picture shows, with their attributes and places."""
 
 import math
 
@@ -10,22 +10,22 @@ from models.classifier import Residual
 
 
 class Reader(nn.Module):
-    r"""Pictures to what is said of each of K things that may be in them.
+    r"""A detector of K objects in pictures: for each a logit that it is there, and J attributes.
 
     The picture is folded, 2x2 pixels into one place, so that nothing of it is lost (one of odd sides is not); residual
-    blocks follow at half its size and at a quarter. Each place p of the last map is told where it lies, and says of
-    each thing how much it speaks of it, a_kp, and what the thing is like there, m_kjp. The picture's answer is
+    blocks follow at half its size and at a quarter. Each place p of the last map gets its coordinates, and outputs for
+    each object an attention logit a_kp, and attributes m_kjp. The output for the picture is
 
     .. math:: o_{k0} = \log \sum_p e^{a_{kp}}, \qquad o_{kj} = \sum_p \frac{e^{a_{kp}}}{\sum_q e^{a_{kq}}}\, m_{kjp}
         \qquad \text{[Reader (places)]}
 
-    so that where nothing is seen of a thing all places have a say, and where it is seen the place that sees it does.
+    so that without any sign of an object all places contribute, and otherwise the places that see it.
 
     Args:
         image_size: side in pixels, or (H, W).
         in_channels: channels of the pictures.
         things: K.
-        facts: J, how many numbers are said of a thing beside that it is there.
+        facts: J, the number of attributes of an object besides its presence.
         channels: of the blocks at half the size; the others have twice as many.
         blocks: at each of the two sizes.
     Raises: ValueError for a size below 1, and for pictures of another shape.
@@ -60,20 +60,20 @@ class Reader(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; torch leaves it untyped
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reading (B, K, 1 + J) of pictures (B, C, H, W) in [-1, 1]: first the logit that a thing is there."""
+        """Return the reading (B, K, 1 + J) of pictures (B, C, H, W) in [-1, 1]: first the logit of presence."""
         if x.shape[1:] != self.image_shape:
             raise ValueError(f"this reader takes pictures of shape {self.image_shape}, not {tuple(x.shape[1:])}")
         seen = self.body(self.stem(self.fold(x)))
-        said = self.says(torch.cat([seen, _places(seen)], 1))
-        said = rearrange(said, "b (k j) h w -> b k j (h w)", k=self.things)
-        a, m = said[:, :, 0], said[:, :, 1:]
+        output = self.says(torch.cat([seen, _places(seen)], 1))
+        output = rearrange(output, "b (k j) h w -> b k j (h w)", k=self.things)
+        a, m = output[:, :, 0], output[:, :, 1:]
         o_0 = a.logsumexp(-1, keepdim=True)  # (B, K, 1)
         o_j = (a.softmax(-1)[:, :, None] * m).sum(-1)  # (B, K, J)
         return torch.cat([o_0, o_j], 2)
 
 
 def _places(x: Tensor) -> Tensor:
-    """Two channels (B, 2, H, W) beside x: how far to the right and downwards each place is, in -1..1."""
+    """Return two channels (B, 2, H, W) for x: how far to the right and downwards each place is, in -1..1."""
     across, down = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in (x.shape[3], x.shape[2]))
     return torch.stack(
         [repeat(across, "w -> b h w", b=len(x), h=len(down)), repeat(down, "h -> b h w", b=len(x), w=len(across))], 1

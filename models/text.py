@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (arXiv 2103.00020): a transformer over tokens, each sees itself and those before."""
+"""The text encoder of CLIP (arXiv 2103.00020): a causal transformer over tokens."""
 
 import torch
 from einops import rearrange
@@ -12,7 +12,7 @@ MOST, MOST_LAYERS = 2**20, 100  # of any count: beyond it are slips, which would
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    r"""GELU with a logistic function for the normal distribution's; any shape.
+    r"""Return GELU with a logistic function for the normal distribution's; any shape.
 
     .. math:: x\, \sigma(1.702\, x) \qquad \text{[GELU (sigmoid)]}
 
@@ -22,7 +22,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class CausalAttention(nn.Module):
-    r"""Attention in which a token sees itself and those before it.
+    r"""Causal attention: a token attends to itself and those before it.
 
     .. math:: y_i = \sum_{j \le i} a_{ij} v_j, \quad
         a_{ij} = \frac{\exp(q_i^T k_j / \sqrt d)}{\sum_{l \le i} \exp(q_i^T k_l / \sqrt d)}
@@ -49,7 +49,7 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    r"""Attention over the tokens before, then an MLP on each; the norm comes before both.
+    r"""Causal attention, then an MLP on each token; the norm comes before both.
 
     .. math:: h \leftarrow h + \mathrm{Attention}(\mathrm{LN}_1(h)), \quad
         h \leftarrow h + W_2\, \phi(W_1 \mathrm{LN}_2(h) + b_1) + b_2 \qquad \text{[CLIP (block)]}
@@ -78,12 +78,12 @@ class Block(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    r"""Tokens as vectors, each told of those before it.
+    r"""The text encoder: tokens as vectors, each depending on those before it.
 
     .. math:: h^0_i = e_{c_i} + p_i, \quad h^n = \mathrm{Block}_n(h^{n-1}), \quad y = \mathrm{LN}(h^N)
         \qquad \text{[CLIP (text)]}
 
-    for tokens c_1..c_L. What comes after a token, such as padding, changes nothing of it.
+    for tokens c_1..c_L. Tokens after it, such as padding, do not change its vector.
 
     Args:
         vocabulary: number of tokens.
@@ -127,7 +127,7 @@ class TextEncoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """First values as those of CLIP: what each block adds is the smaller, the more blocks there are."""
+        """Initialise as CLIP: the more blocks there are, the smaller the contribution of each."""
         D, N = self.channels, len(self.blocks)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
@@ -141,15 +141,15 @@ class TextEncoder(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The vector of each token, after the last norm.
+        """Return the vector of each token, after the last norm.
 
         Args:
             ids: integers (B, L) in 0..vocabulary-1, with 1 <= L <= length.
         Returns:
             (B, L, D).
         Raises:
-            ValueError: ids of another shape or type; an id beyond the vocabulary (seen on the CPU, where looking costs
-                no waiting for a device).
+            ValueError: ids of another shape or type; an id beyond the vocabulary (checked on the CPU only, as it would
+                synchronise a GPU).
         """
         self._check(ids)
         h = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
@@ -158,7 +158,7 @@ class TextEncoder(nn.Module):
         return self.norm_out(h)
 
     def pooled(self, ids: Tensor, end: int | Tensor) -> Tensor:
-        """One vector a text: that of its first end token, which has seen all of the text.
+        """Return one vector a text: that of its first end token, which has attended to all of the text.
 
         Args:
             ids: (B, L), as in `forward`.
@@ -166,7 +166,7 @@ class TextEncoder(nn.Module):
         Returns:
             (B, D).
         Raises:
-            ValueError: as `forward`; a text without that token (seen on the CPU, as there).
+            ValueError: as `forward`; a text without that token (checked on the CPU only).
         """
         is_end = ids == end
         if is_end.device.type == "cpu" and not is_end.any(1).all():

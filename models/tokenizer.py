@@ -1,6 +1,6 @@
-r"""Texts as tokens: the byte-pair encoding of CLIP (arXiv 2103.00020), and how its merges are learned.
+r"""Tokenization of texts: the byte-pair encoding of CLIP (arXiv 2103.00020), and learning its merges.
 
-A text is put in order (`tidied`), split into words (`words`), and a word is the characters of its UTF-8 bytes, the last
+A text is normalised (`tidied`), split into words (`words`), and a word is the characters of its UTF-8 bytes, the last
 of which carries the mark of an end. From these, pairs of neighbours are merged into one token, in the order in which
 the merges were learned (Sennrich et al., arXiv 1508.07909).
 
@@ -29,11 +29,11 @@ MARK = "</w>"  # at the end of the last token of a word
 WORD = regex.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
 SPACE = regex.compile(r"\s+")
 MOST, MOST_LENGTH = 2**20, 2**16  # tokens of a vocabulary, of a text
-SHOWN = 80  # characters of a text in a message
+LONGEST_QUOTE = 80  # characters of a text in a message
 
 
 def byte_characters() -> list[str]:
-    """A printable character for each byte, as GPT-2 has them: its own if that can be seen, else one from U+0100 on."""
+    """Return a printable character for each byte, as in GPT-2: its own if printable, else one from U+0100 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     unseen = [byte for byte in range(256) if byte not in seen]
     return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
@@ -41,31 +41,31 @@ def byte_characters() -> list[str]:
 
 CHARACTERS = byte_characters()
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
-# The tokens that every vocabulary has, in the published order: bytes that can be seen before those that cannot.
+# The tokens that every vocabulary has, in the published order: printable bytes before the others.
 FIRST = sorted(CHARACTERS)
 FIRST = FIRST + [character + MARK for character in FIRST]
 
 
 def tidied(text: str) -> str:
-    """A text in Unicode's composed form (NFC), white space collapsed to single spaces, each character in lower case."""
+    """Return a text in Unicode's composed form (NFC), white space collapsed to single spaces, and in lower case."""
     text = SPACE.sub(" ", unicodedata.normalize("NFC", text))
     return "".join(character.lower() for character in text)  # one by one: a sigma at the end of a word is like others
 
 
 def words(text: str) -> list[tuple[str, ...]]:
-    """The words of a tidied text, each as the characters of its bytes, the last with the mark of an end.
+    """Return the words of a tidied text, each as the characters of its bytes, the last with the end mark.
 
     A word is a run of letters, one digit, a run of what is neither (punctuation, emoji), or what follows an apostrophe
     in English ('s, 't, 're, 've, 'm, 'll, 'd).
     """
     found = []
     for word in WORD.findall(text):
-        found += ["<|", word[2:-2], "|>"] if word in (START, END) else [word]  # written out: no run goes on into them
+        found += ["<|", word[2:-2], "|>"] if word in (START, END) else [word]  # written out: no run extends into them
     return [(*(CHARACTERS[byte] for byte in word[:-1]), CHARACTERS[word[-1]] + MARK) for word in map(str.encode, found)]
 
 
 def merged(word: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
-    r"""The tokens of a word: the pair that was learned first is merged first.
+    r"""Return the tokens of a word, merging the pair that was learned first first.
 
     .. math:: i = \arg\min_i r(w_i, w_{i+1}), \quad w \leftarrow w_1 .. w_{i-1},\; w_i w_{i+1},\; w_{i+2} .. w_n
         \qquad \text{[BPE (encode)]}
@@ -74,7 +74,7 @@ def merged(word: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
 
     Args:
         word: its characters, as from `words`.
-        ranks: pair -> place in the list of merges.
+        ranks: pair -> index in the list of merges.
     Source: Sennrich et al. (arXiv 1508.07909), section 3.2.
     """
     w, never = list(word), len(ranks)
@@ -90,12 +90,12 @@ def merged(word: Sequence[str], ranks: Mapping[Pair, int]) -> list[str]:
 
 
 def learned(counts: Mapping[tuple[str, ...], int], most: int) -> list[Pair]:
-    r"""Merges learned from words: each joins the pair of neighbours that is most frequent by then.
+    r"""Learn merges from words: each joins the pair of neighbours that is most frequent by then.
 
     .. math:: (a, b) = \arg\max_{a, b} \sum_w n_w\, \#\{i : w_i = a, w_{i+1} = b\} \qquad \text{[BPE (learn)]}
 
     and every a b becomes one token, from the left. Of equally frequent pairs it is the first in the order of Unicode; a
-    pair that is found once only is not merged. Counts are kept up, word by word that changes, and not made anew.
+    pair that is found once only is not merged. Counts are updated incrementally, for words that change.
 
     Args:
         counts: n_w of each word, as from `words`.
@@ -126,7 +126,7 @@ def learned(counts: Mapping[tuple[str, ...], int], most: int) -> list[Pair]:
 
 
 def joined(word: Sequence[str], pair: Pair) -> list[str]:
-    """A word in which each such pair of neighbours has become one token, from the left."""
+    """Return a word with each occurrence of a pair of neighbours merged into one token, from the left."""
     out: list[str] = []
     for token in word:
         if out and (out[-1], token) == pair:
@@ -137,7 +137,7 @@ def joined(word: Sequence[str], pair: Pair) -> list[str]:
 
 
 class BytePairs:
-    """A vocabulary of byte pairs, which turns texts into ids and back.
+    """A byte-pair tokenizer, which turns texts into ids and back.
 
     Args:
         merges: pairs of tokens, the first learned first.
@@ -148,14 +148,14 @@ class BytePairs:
         padding: the token after the end; None for `end`. It stands for itself in a text too: with "!", as published
             with Stable Diffusion 2, an exclamation mark is a padding token.
         unknown: the token for a byte that the vocabulary lacks; None where it lacks none.
-        folded: those of the tokens named above that are found in a text in upper case too.
+        folded: those of the above tokens that are matched in upper case too.
         added: words that were added later, each one token; their ids follow the others in this order, see `with_words`.
     Attributes:
         start, end, padding: their ids.
-        vocabulary: number of ids, one more than the largest: what `models.text.TextEncoder` is made with.
+        vocabulary: number of ids, one more than the largest: an argument of `models.text.TextEncoder`.
     Raises:
-        ValueError: what is no merge, twice a merge, no id or twice an id; merges whose parts or result have no id;
-            bytes without one, where no token stands for them; a token named above without one; a length out of range.
+        ValueError: invalid or repeated merges or ids; merges whose parts or result have no id;
+            bytes without one, unless there is an unknown token; a token named above without one; a length out of range.
     Source: Sennrich et al. (arXiv 1508.07909); of bytes, GPT-2 (Radford et al. 2019), section 2.2; CLIP (arXiv
         2103.00020), section 2.4.
     """
@@ -177,7 +177,7 @@ class BytePairs:
             raise ValueError(f"length = {length} has no room for start and end; allowed: 2 to {MOST_LENGTH:,}")
         self.merges = _pairs(merges)
         published = [*FIRST, *("".join(pair) for pair in self.merges), start, end]
-        self._given = None if ids is None else dict(ids)
+        self._own_ids = None if ids is None else dict(ids)
         self.ids = _unique(published) if ids is None else dict(ids)
         self.length, self.folded = length, tuple(folded)
         self._names = {"start": start, "end": end, "padding": end if padding is None else padding}
@@ -187,7 +187,7 @@ class BytePairs:
         self.vocabulary = 1 + max(self.ids.values())
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self._tokens = {number: token for token, number in self.ids.items()}
-        self._known: dict[tuple[str, ...], list[int]] = {}  # words that were seen
+        self._known: dict[tuple[str, ...], list[int]] = {}  # ids of words that were encoded
         named = set(self._names.values())
         self._special = _alternatives({token: token for token in named - set(folded)})
         self._special_folded = _alternatives({tidied(token): token for token in named & set(folded)})
@@ -196,24 +196,24 @@ class BytePairs:
             self._add(word)
 
     def with_words(self, added: Sequence[str]) -> "BytePairs":
-        """A tokenizer with further words, each of which is one token from now on; all other texts have the same ids.
+        """Return a tokenizer with further words as single tokens; all other texts have the same ids.
 
         The first of them has the id `vocabulary`, the next the one after it.
 
         Raises:
-            ValueError: what is not one word, such as "two words" or "x1"; a word that is one token already.
+            ValueError: anything but one word, such as "two words" or "x1"; a word that is one token already.
         """
         return BytePairs.from_dict(self.to_dict() | {"added": [*self.added, *added]})
 
     def _add(self, word: str) -> None:
-        """Know a word as the token with the next id."""
+        """Add a word as the token with the next id."""
         pieces = words(tidied(_text(word)))
         if len(pieces) != 1:
             raise ValueError(
-                f"{_shown(word)} is {len(pieces)} words, of which one token is made; allowed: letters alone"
+                f"{_short(word)} is {len(pieces)} words, of which one token is made; allowed: letters alone"
             )
         if len(self._of_word(pieces[0])) == 1:
-            raise ValueError(f"{_shown(word)} is one token already, and cannot be added; take another word")
+            raise ValueError(f"{_short(word)} is one token already, and cannot be added; take another word")
         self._known[pieces[0]], self._tokens[self.vocabulary] = [self.vocabulary], "".join(pieces[0])
         self.added, self.vocabulary = (*self.added, word), self.vocabulary + 1
 
@@ -223,8 +223,8 @@ class BytePairs:
 
         Args:
             captions: the texts.
-            vocabulary: most ids, at least 514: 512 for the bytes, two for start and end, and the rest are merges. Fewer
-                texts than have so many pairs give a smaller one.
+            vocabulary: most ids, at least 514: 512 for the bytes, two for start and end, and the rest are merges. Texts
+                with fewer pairs give a smaller one.
             length: tokens of a row of ids.
             options: further arguments of `BytePairs`.
         Raises:
@@ -240,10 +240,10 @@ class BytePairs:
         return cls(learned(counts, vocabulary - least), length=length, **options)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end, however many.
+        """Return the ids of a text, without start and end, however many.
 
         Raises:
-            ValueError: no string; half of a surrogate pair.
+            ValueError: not a string; half of a surrogate pair.
         """
         found: list[int] = []
         for plain, special in _split(self._special, _text(text)):
@@ -255,20 +255,20 @@ class BytePairs:
         return found
 
     def whole_words(self) -> list[str]:
-        """The words of letters that are one token, by their ids."""
+        """Return the words of letters that are one token, by their ids."""
         ends = [number for number, token in sorted(self._tokens.items()) if token.endswith(MARK)]
         texts = [(number, self.decode([number])) for number in ends]
         return [text for number, text in texts if text.isalpha() and self.encode(text) == [number]]
 
     def _of_word(self, word: tuple[str, ...]) -> list[int]:
-        """The ids of a word, found once."""
+        """Return the ids of a word, cached."""
         if word not in self._known:
             unknown = self.ids.get(self._names.get("unknown", ""), -1)
             self._known[word] = [self.ids.get(token, unknown) for token in merged(word, self._ranks)]
         return self._known[word]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, as far as it is known: in lower case, each word and each run of punctuation apart.
+        """Return the text of ids, as far as it is known: in lower case, each word and each run of punctuation apart.
 
         Args:
             ids: a sequence or a tensor (L,); start, end, padding and unknown are left out.
@@ -285,7 +285,7 @@ class BytePairs:
         return out.decode(errors="replace").strip()
 
     def __call__(self, texts: Iterable[str]) -> Tensor:
-        """A row of ids a text: start, the text, end, padding. A text that is too long is cut, with a warning.
+        """Return a row of ids a text: start, the text, end, padding. A text that is too long is cut, with a warning.
 
         Args:
             texts: B strings.
@@ -300,7 +300,7 @@ class BytePairs:
             if len(found) > room:
                 warnings.warn(
                     f"a text has {len(found)} tokens, and {room} fit between start and end; cut: "
-                    f"{_shown(self.decode(found[room:]))}",
+                    f"{_short(self.decode(found[room:]))}",
                     stacklevel=2,
                 )
             row = [self.start, *found[:room], self.end]
@@ -308,14 +308,14 @@ class BytePairs:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON; `from_dict` reads it back."""
-        said = {"merges": [list(pair) for pair in self.merges], "length": self.length, "folded": list(self.folded)}
-        said |= {"added": list(self.added)} if self.added else {}
-        return said | self._names | ({} if self._given is None else {"ids": self._given})
+        """Return all settings as a dict for JSON; `from_dict` reads it back."""
+        settings = {"merges": [list(pair) for pair in self.merges], "length": self.length, "folded": list(self.folded)}
+        settings |= {"added": list(self.added)} if self.added else {}
+        return settings | self._names | ({} if self._own_ids is None else {"ids": self._own_ids})
 
     @classmethod
     def from_dict(cls, said: Mapping[str, Any]) -> "BytePairs":
-        """The tokenizer that `to_dict` described.
+        """Return the tokenizer that `to_dict` described.
 
         Raises:
             ValueError: unknown or missing keys; else as the class.
@@ -330,86 +330,86 @@ class BytePairs:
 
 
 def _bytes(token: str) -> bytes:
-    """The bytes that a token is made of; of one that is not made of bytes, its own."""
+    """Return the bytes of a token; of one that is not made of bytes, its UTF-8 encoding."""
     return bytes(BYTES[c] for c in token) if all(c in BYTES for c in token) else token.encode()
 
 
 def _text(text: object) -> str:
-    """The text; ValueError if it is no string, or has no bytes."""
+    """Return the text; ValueError if it is no string, or has half a surrogate pair."""
     if not isinstance(text, str):
-        raise ValueError(f"a text is a string, not {type(text).__name__}: {_shown(text)}")
+        raise ValueError(f"a text is a string, not {type(text).__name__}: {_short(text)}")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"a text holds half of a surrogate pair, which is no character: {_shown(text)}")
+        raise ValueError(f"a text holds half of a surrogate pair, which is no character: {_short(text)}")
     return text
 
 
 def _several(texts: Iterable[str]) -> Iterable[str]:
-    """The texts; ValueError if they are one string, whose characters would be taken for texts."""
+    """Return the texts; ValueError if they are one string, whose characters would be taken for texts."""
     if isinstance(texts, str):
-        raise ValueError(f"texts are a list of strings, such as [{_shown(texts)}], not one string")
+        raise ValueError(f"texts are a list of strings, such as [{_short(texts)}], not one string")
     return texts
 
 
-def _shown(value: object) -> str:
-    """A value as a message shows it: cut where it is long, in ASCII where it cannot be printed."""
+def _short(value: object) -> str:
+    """Return a value for a message: cut where it is long, in ASCII where it cannot be printed."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _pairs(merges: Iterable[Sequence[str]]) -> list[Pair]:
-    """The merges, each a pair; ValueError where it is none, or the same as one before."""
+    """Return the merges as pairs; ValueError for an invalid or repeated one."""
     pairs: dict[Pair, None] = {}
     for k, pair in enumerate(merges):
         two = isinstance(pair, list | tuple) and len(pair) == 2
         if not two or not all(isinstance(part, str) and part for part in pair):
-            raise ValueError(f"merge {k} is {_shown(pair)}, not two tokens")
+            raise ValueError(f"merge {k} is {_short(pair)}, not two tokens")
         if (pair[0], pair[1]) in pairs:
-            raise ValueError(f"merge {k}, {_shown(tuple(pair))}, is there twice")
+            raise ValueError(f"merge {k}, {_short(tuple(pair))}, is there twice")
         pairs[pair[0], pair[1]] = None
     return list(pairs)
 
 
 def _unique(tokens: Sequence[str]) -> dict[str, int]:
-    """token -> place; a token that two merges make has the first one's, as there is one vector for it."""
+    """Return token -> index; a token that two merges make has the first one's, as there is one vector for it."""
     return {token: k for k, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _check(ids: Mapping[str, int], merges: Sequence[Pair], names: Mapping[str, str]) -> None:
-    """Raise ValueError for ids that are none, or twice there, and for tokens that have none."""
+    """Raise ValueError for invalid or repeated ids, and for tokens without one."""
     wrong = [token for token, k in ids.items() if type(k) is not int or not 0 <= k < MOST]
     if wrong:
-        raise ValueError(f"the id of {_shown(wrong[0])} is {_shown(ids[wrong[0]])}; allowed: integers in 0..{MOST - 1}")
+        raise ValueError(f"the id of {_short(wrong[0])} is {_short(ids[wrong[0]])}; allowed: integers in 0..{MOST - 1}")
     if len(set(ids.values())) < len(ids):
         (number, times), *_ = Counter(ids.values()).most_common(1)
         twice = [token for token, k in ids.items() if k == number]
-        raise ValueError(f"{times} tokens have the id {number}, among them {_shown(twice[0])} and {_shown(twice[1])}")
+        raise ValueError(f"{times} tokens have the id {number}, among them {_short(twice[0])} and {_short(twice[1])}")
     for name, token in names.items():
         if token not in ids:
-            raise ValueError(f"the vocabulary has no {_shown(token)}, which is the token {name}")
+            raise ValueError(f"the vocabulary has no {_short(token)}, which is the token {name}")
     for k, pair in enumerate(merges):
         lacks = [token for token in (*pair, "".join(pair)) if token not in ids]
         if lacks:
-            raise ValueError(f"the vocabulary has no {_shown(lacks[0])}, which merge {k} {_shown(pair)} needs")
+            raise ValueError(f"the vocabulary has no {_short(lacks[0])}, which merge {k} {_short(pair)} needs")
     lacks = [token for token in FIRST if token not in ids]
     if lacks and "unknown" not in names:
         raise ValueError(
             f"the vocabulary lacks {len(lacks)} of the {len(FIRST)} tokens of single bytes, such as "
-            f"{_shown(lacks[0])}, and no unknown token stands for them"
+            f"{_short(lacks[0])}, and no unknown token stands for them"
         )
 
 
-Alternatives = tuple[Any, Mapping[str, str]] | None  # a pattern that finds keys, key -> token
+Alternatives = tuple[Any, Mapping[str, str]] | None  # a pattern that matches keys, key -> token
 
 
 def _alternatives(tokens: Mapping[str, str]) -> Alternatives:
-    """A pattern that finds these keys in a text, the longest first; None for none."""
+    """Return a pattern that matches these keys in a text, the longest first; None for none."""
     if not tokens:
         return None
     return regex.compile("|".join(map(regex.escape, sorted(tokens, key=len, reverse=True)))), tokens
 
 
 def _split(special: Alternatives, text: str) -> list[tuple[str, str | None]]:
-    """The pieces of a text, each with the special token that follows it, None after the last."""
+    """Return the pieces of a text, each with the special token that follows it, None after the last."""
     if special is None:
         return [(text, None)]
     pattern, tokens = special
@@ -421,7 +421,7 @@ def _split(special: Alternatives, text: str) -> list[tuple[str, str | None]]:
 
 
 def learn(captions: Iterable[str], vocabulary: int = 1024, length: int = 32) -> BytePairs:
-    """A vocabulary that is learned from texts, for short ones: `BytePairs.train`.
+    """Learn a vocabulary from short texts, see `BytePairs.train`.
 
     Args:
         captions, vocabulary, length: as there.

@@ -1,4 +1,4 @@
-"""The transformer that latent diffusion places on feature maps: every pixel attends to the others and to tokens."""
+"""The transformer of latent diffusion on feature maps: every pixel attends to the others and to tokens."""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ NORM_EPS = 1e-6  # of the group norm before it, whatever that of the residual bl
 
 
 class TokenAttention(nn.Module):
-    r"""Attention from each of n vectors to those of a source.
+    r"""Attention from each of n vectors to the vectors of a source.
 
     .. math:: \operatorname{Attention}(Q, K, V) = \operatorname{softmax}\left(\frac{Q K^T}{\sqrt d}\right) V, \quad
         Q = W_Q\, h, \; K = W_K\, \tau, \; V = W_V\, \tau \qquad \text{[LDM (cross-attention)]}
@@ -32,12 +32,12 @@ class TokenAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor, source: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Attention of the vectors to the source.
+        """Return the attention of the vectors to the source.
 
         Args:
             h: (B, n, C).
             source: tau, (B, L, D); None for h itself.
-            mask: true where a vector of the source counts, (B, L); None where all do.
+            mask: true for vectors of the source to attend to, (B, L); None for all.
         Returns:
             (B, n, C).
         """
@@ -51,7 +51,7 @@ class TokenAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    r"""Two linear layers, C to 4C to C, the first with a gate.
+    r"""A gated feed-forward network: two linear layers, C to 4C to C, the first with a gate.
 
     .. math:: \operatorname{GEGLU}(x) = \operatorname{GELU}(x W + b) \otimes (x V + c) \qquad \text{[GLU (5)]}
 
@@ -90,7 +90,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GatedFeedForward(channels)
 
     def forward(self, h: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """h (B, n, C), tokens (B, L, D), mask of tokens (B, L), true where one counts -> (B, n, C)."""
+        """h (B, n, C), tokens (B, L, D), mask of tokens (B, L), true for those to attend to -> (B, n, C)."""
         first = (tokens, mask) if self.only_cross_attention else (None, None)
         h = h + self.self_attention(self.norm_1(h), *first)
         h = h + self.cross_attention(self.norm_2(h), tokens, mask)
@@ -109,7 +109,7 @@ class SpatialTransformer(nn.Module):
         only_cross_attention: see `TransformerBlock`.
         groups: of the group norm.
     Raises:
-        ValueError: heads that do not divide the channels; a count that is none.
+        ValueError: heads that do not divide the channels; an invalid count.
     Source: Latent Diffusion (arXiv 2112.10752), appendix E.2.1.
     """
 
@@ -135,7 +135,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), tokens (B, L, D), mask of tokens (B, L), true where one counts -> (B, C, H, W)."""
+        """x (B, C, H, W), tokens (B, L, D), mask of tokens (B, L), true for those to attend to -> (B, C, H, W)."""
         height, h = x.shape[2], normed(self.norm_in, x)
         h = rearrange(h if self.linear_projection else self.proj_in(h), "b c h w -> b (h w) c")
         h = self.proj_in(h) if self.linear_projection else h

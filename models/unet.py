@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. (arXiv 2006.11239, appendix B), and what later networks changed in it."""
+"""The U-Net of Ho et al. (arXiv 2006.11239, appendix B), with the options of later networks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,7 +60,7 @@ from models.unet_checks import (
 
 
 class Conditioning(NamedTuple):
-    """The inputs of blocks: the embedding of t and what is added to it (B, E), after SiLU; tokens and their mask."""
+    """The inputs of blocks: the embedding of t and of the condition (B, E), after SiLU; tokens and their mask."""
 
     emb: Tensor
     tokens: Tensor | None = None
@@ -68,7 +68,7 @@ class Conditioning(NamedTuple):
 
 
 class Stage(nn.Module):
-    """One resolution: residual blocks, each followed by attention or nothing, and the way to the next if any."""
+    """One resolution: residual blocks, each followed by attention or nothing, and resampling to the next, if any."""
 
     resample: nn.Module | None
 
@@ -78,7 +78,7 @@ class Stage(nn.Module):
 
 
 class Ladder(NamedTuple):
-    """The settings of a U-Net's layers; makes them in the order in which their first weights are drawn.
+    """The settings of a U-Net's layers, which builds them in the order of their first random weights.
 
     Args:
         embedding: E, the size of the embedding that conditions the blocks.
@@ -114,7 +114,7 @@ class Ladder(NamedTuple):
     def residual(
         self, c_in: int, c_out: int, encoder: bool = True, by: nn.Module | None = None
     ) -> ResidualBlock | MPResidualBlock:
-        """A residual block from c_in channels to c_out, of the way down or up, that resamples by a layer or not."""
+        """Return a residual block from c_in channels to c_out, of encoder or decoder, that may resample by a layer."""
         if self.magnitude_preserving:
             return MPResidualBlock(c_in, c_out, self.embedding, self.dropout, encoder)
         return ResidualBlock(
@@ -122,7 +122,7 @@ class Ladder(NamedTuple):
         )
 
     def attention_at(self, c: int, level: int | None = None) -> nn.Module:
-        """Attention, a transformer or nothing, after a residual block of c channels; level None is the middle."""
+        """Return attention, a transformer or nothing, after a residual block of c channels; level None: the middle."""
         if level is not None and not self.attended[level]:
             return nn.Identity()
         only_cross = level is not None and self.only_cross[level]
@@ -138,10 +138,10 @@ class Ladder(NamedTuple):
         return Attention(c, heads, width, self.attention, self.groups, self.norm_eps)
 
     def down(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> tuple[nn.ModuleList, list[int]]:
-        """The stages of the way down, and the channels of the skips that they leave, the first convolution's first.
+        """Return the encoder's stages, and the channels of the skips that they leave, the first convolution's first.
 
         Args:
-            channels: that come in.
+            channels: of the input.
             widths, blocks: channels and residual blocks, one a level.
         """
         c, skips, stages = channels, [channels], nn.ModuleList()
@@ -160,7 +160,7 @@ class Ladder(NamedTuple):
         return stages, skips
 
     def up(self, skips: Sequence[int], widths: Sequence[int], blocks: Sequence[int]) -> nn.ModuleList:
-        """The stages of the way up, of one residual block more a level, which take the skips from the last one on."""
+        """Return the decoder's stages, with one residual block more a level, which take the skips from the last on."""
         c, skips, stages = widths[-1], list(skips), nn.ModuleList()
         for level in reversed(range(len(widths))):
             stage = Stage()
@@ -176,7 +176,7 @@ class Ladder(NamedTuple):
 
 
 class UNet(nn.Module):
-    """Residual blocks on a ladder of resolutions, with skips from every encoder block and every downsampling.
+    """The U-Net: residual blocks at several resolutions, with skips from every encoder block and downsampling.
 
     Args:
         image_size: pixels, one number or (H, W); each divisible by 2 ** (levels - 1), unless any_size.
@@ -199,35 +199,34 @@ class UNet(nn.Module):
         patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
             the last; 1 is the network of Ho et al., with 2 nothing is computed at full resolution and the resolutions
             start at half the image's size.
-        norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details in which published weights differ.
+        norm_eps, downsample_padding, flip_sin_to_cos, freq_shift: details that differ between published weights.
         time_offset: added to t; -1 for weights that were trained with t counted from 0.
-        checkpointing: in training, forget what is inside of residual blocks, attention and upsampling, and compute it
-            once more in the backward pass: less memory, more time, the same output and gradients.
+        checkpointing: in training, discard the activations inside of residual blocks, attention and upsampling, and
+            recompute them in the backward pass: less memory, more time, the same output and gradients.
         drop: share of conditions that training nulls, in [0, 1). More than 0 gives the network a learned null for each
             part that it takes: a vector in place of the class, a constant a channel in place of the image.
         condition_channels: channels C' of an image that is given as part of the condition and concatenated to x_t; 0
             for none.
         class_channels: length of a learned vector for each class that is spread over the image and concatenated to
             x_t, as so many further channels, in place of being added to the time embedding; 0 adds it there.
-        augment_dim: how many numbers may be told of what was done to an image in training, see
+        augment_dim: the number of parameters of an image's augmentation in training, see
             `ddpm.data.non_leaking`; they are added to the time embedding by a linear layer without bias, 0 at first.
             Without them, as in sampling, nothing is added. 0 for none.
         magnitude_preserving: layers that keep the magnitude of what goes through them, of `models.magnitude`, with
             weights that the trainer renormalises after each step (EDM2, configuration G, with this ladder of levels).
             A learned gain, 0 at first, scales the output; groups and norm_eps are without effect. x_t of about unit
             variance is best: diffusion.preconditioning=edm makes it so. Learning rates are larger, 1e-2 or more.
-        token_channels: D of tokens (B, L, D), such as an encoder makes of a text, that are given as part of the
-            condition. More than 0 has transformers that attend to them in place of attention (`models.transformer`).
-            With `drop` > 0 a learned null token stands at each position of rows that are null. 0 for none, or for as
-            long ones as `text` makes.
+        token_channels: D of tokens (B, L, D), such as an encoder's output, that are given as part of the condition.
+            More than 0 replaces attention by transformers that attend to them (`models.transformer`). With `drop` > 0
+            a learned null token stands at each position of null rows. 0 for none, or for the width of `text`.
         text: encoder of texts, ids (B, L) -> (B, L, D), that is trained with the network: it then takes ids as tokens
             too. None for none.
         transformer_layers: blocks of each transformer, one number or one a level; the middle has the last.
         linear_projection: their projections are linear layers, and not 1x1 convolutions.
         only_cross_attention: their first attention is to the tokens too, one or one a level; not that in the middle.
         any_size: x_t may have any size: a map of odd size is halved to the next larger whole number, and is upsampled
-            to the size of the skip that comes next. image_size then only says where attention is.
-        scale_shift: residual blocks are told of the time by a scale and a shift (ADM), see `models.layers`.
+            to the size of the skip that comes next. image_size then only determines where attention is.
+        scale_shift: residual blocks are conditioned on the time by a scale and a shift (ADM), see `models.layers`.
         resample: "conv": levels are joined by convolutions; "resnet": by residual blocks that resample, by average
             pooling and nearest neighbour (ADM).
     Attributes:
@@ -239,7 +238,7 @@ class UNet(nn.Module):
     null_image: nn.Parameter | None
     null_tokens: nn.Parameter | None
     gain_out: nn.Parameter | None
-    frozen = staticmethod(kernels.frozen)  # a context in which the weights stay as they are
+    frozen = staticmethod(kernels.frozen)  # a context in which the weights do not change
 
     def __init__(
         self,
@@ -330,8 +329,8 @@ class UNet(nn.Module):
         self._sum: Callable[[Tensor, Tensor], Tensor] = mp_sum if magnitude_preserving else torch.add
         self._join: Callable[[Tensor, Tensor], Tensor] = mp_cat if magnitude_preserving else _cat
         self._silu: Callable[[Tensor], Tensor] = mp_silu if magnitude_preserving else F.silu
-        given = {"classes": num_classes is not None, "tokens": token_channels > 0, "image": condition_channels > 0}
-        self.takes: tuple[str, ...] = tuple(name for name, taken in given.items() if taken)
+        options = {"classes": num_classes is not None, "tokens": token_channels > 0, "image": condition_channels > 0}
+        self.takes: tuple[str, ...] = tuple(name for name, taken in options.items() if taken)
 
         times: Callable[..., nn.Sequential] = MPTimeEmbedding if magnitude_preserving else TimeEmbedding
         self.time_embedding = times(channels, embedding, flip_sin_to_cos, freq_shift)
@@ -343,9 +342,9 @@ class UNet(nn.Module):
             kind = kinds[0] if isinstance(num_classes, int) else kinds[1]
             self.class_embedding = kind(num_classes, class_channels or embedding, drop > 0)
 
-        beside = class_channels + condition_channels
+        further = class_channels + condition_channels
         ones = int(magnitude_preserving)  # a channel of them, in place of biases
-        self.conv_in = ladder.conv((in_channels + beside) * patch**2 + ones, channels, 3, padding=1)
+        self.conv_in = ladder.conv((in_channels + further) * patch**2 + ones, channels, 3, padding=1)
         widths = [channels * m for m in channel_mults]
         self.down, skips = ladder.down(channels, widths, blocks)
         c = widths[-1]
@@ -370,20 +369,20 @@ class UNet(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(in_channels, H, W): of one x_t; with any_size that which image_size says."""
+        """The shape (in_channels, H, W) of one x_t; with any_size that of image_size."""
         return self.in_channels, *self.image_size
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """The network's output at time t.
+        """Return the network's output at time t.
 
         Args:
             x_t: (B, in_channels, H, W), of the network's size, unless any_size.
             t: (B,), integer or real, in 0..T.
             y: classes, integers (B,) or, of K labels, (B, K), if that is all that the network takes; or a condition
                 with exactly the parts that it takes, of classes, tokens (B, L, token_channels), or ids (B, L) where it
-                has a text encoder, with a mask (B, L) that is true where one counts, and an image
-                (B, condition_channels, H, W), which is concatenated after x_t; and with augment (B, augment_dim) where
-                something was done to the images. Tokens and image take the type of x_t. Rows that are null have the
+                has a text encoder, with a mask (B, L) of those to attend to, and an image
+                (B, condition_channels, H, W), which is concatenated after x_t; and with augment (B, augment_dim) for
+                augmented images. Tokens and image take the type of x_t. Rows that are null have the
                 learned null instead; with `drop` = 0 there is none.
         Returns:
             (B, out_channels, H, W).
@@ -408,11 +407,11 @@ class UNet(nn.Module):
     def encode(
         self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None = None
     ) -> tuple[Tensor, Conditioning, list[Tensor]]:
-        """The way down and the middle; arguments and errors as in `forward`.
+        """Run the encoder and the middle; arguments and errors as in `forward`.
 
         Returns:
-            The features of the last level, (B, C', H', W'); what conditions the blocks; the features that the way up
-            takes besides, the last ones last.
+            The features of the last level, (B, C', H', W'); the conditioning of the blocks; the skips for the decoder,
+            the last ones last.
         """
         x_t, conditioning = self._conditioning(x_t, t, y)
         h = rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch)
@@ -433,7 +432,7 @@ class UNet(nn.Module):
         return self._run(self.middle_2, h, conditioning.emb), conditioning, skips
 
     def _conditioning(self, x_t: Tensor, t: Tensor, y: Tensor | Condition | None) -> tuple[Tensor, Conditioning]:
-        """x_t with the channels of the condition, and what conditions the blocks; arguments as in `forward`."""
+        """Return x_t with the channels of the condition, and the conditioning of blocks; arguments as in `forward`."""
         if x_t.ndim != 4 or (tuple(x_t.shape[1:]) != self.shape and not (self.any_size and self._fits(x_t))):
             height, width = ("H", "W") if self.any_size else self.image_size
             raise ValueError(
@@ -442,11 +441,11 @@ class UNet(nn.Module):
         y = y if self.text is None else encoded(y, self.text)
         parts = parts_of(y, self.num_classes, self.condition_channels, self.drop, self.token_channels)
         emb = self.time_embedding(t + self.time_offset)
-        beside = [x_t]
+        channels = [x_t]
         if self.class_embedding is not None:
             of_class = self.class_embedding(*parts["classes"])
             if self.class_channels:
-                beside.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *x_t.shape[2:]))
+                channels.append(of_class.to(x_t.dtype)[:, :, None, None].expand(-1, -1, *x_t.shape[2:]))
             else:
                 emb = self._sum(emb, of_class)
         augment = augment_of(y, self.augment_dim)
@@ -454,37 +453,37 @@ class UNet(nn.Module):
             emb = emb + self.augment_embedding(augment)
         emb = self._silu(emb)
         if "image" in parts:
-            beside.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
+            channels.append(image_like(x_t, self.condition_channels, *parts["image"], self.null_image))
         conditioning = Conditioning(emb)
         if "tokens" in parts:
             mask = None if y is None or isinstance(y, Tensor) else y.mask
             conditioning = Conditioning(emb, *tokens_like(x_t, *parts["tokens"], self.null_tokens, mask))
-        return torch.cat(beside, dim=1) if len(beside) > 1 else x_t, conditioning
+        return torch.cat(channels, dim=1) if len(channels) > 1 else x_t, conditioning
 
     def _fits(self, x_t: Tensor) -> bool:
         """Whether x_t has the network's channels, and pixels."""
         return x_t.shape[1] == self.in_channels and min(x_t.shape[2:]) > 0
 
     def _block(self, residual: nn.Module, attention: nn.Module, conditioning: Conditioning, *h: Tensor) -> Tensor:
-        """A residual block over the channels of h, or of two, and what follows it; (B, C, H, W) -> the same."""
+        """Run a residual block over the channels of h, or of two, and what follows it; (B, C, H, W) -> the same."""
         inner = residual(h[0] if len(h) == 1 else self._join(*h), conditioning.emb)
         if isinstance(attention, SpatialTransformer):
             return attention(inner, conditioning.tokens, conditioning.mask)
         return attention(inner)
 
     def _resampled(self, layer: nn.Module, conditioning: Conditioning, size: Sequence[int] | None, h: Tensor) -> Tensor:
-        """h at the next level's size, which on the way up is given, (H, W)."""
+        """Return h resampled to the next level's size, which the decoder gives, (H, W)."""
         if isinstance(layer, ResidualBlock | MPResidualBlock):
             return layer(h, conditioning.emb)
         return layer(h, tuple(size)) if self.any_size and size is not None else layer(h)
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """The layer's output, for whose backward pass, with checkpointing, only the inputs are kept."""
+        """Return the layer's output, of which, with checkpointing, only the inputs are stored for the backward pass."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
 
 def _cat(a: Tensor, b: Tensor) -> Tensor:
-    """The channels of both."""
+    """Return the concatenated channels of both."""
     return torch.cat([a, b], dim=1)

@@ -1,4 +1,4 @@
-"""Checks of a U-Net's arguments, and levels that are fitted to a size."""
+"""Checks of a U-Net's arguments, and levels fitted to an image size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,18 @@ MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would
 FITTED, DEEPEST, LARGEST_DEEPEST, ATTENDED = (16, 128), 8, 32 * 32, 16 * 16
 WIDTHS = {2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4)}
 RESAMPLES = ("conv", "resnet")
-LEAST_EPS = 1e-12  # float32 has nothing left of less beside a variance, and divides a constant group by 0
+LEAST_EPS = 1e-12  # less vanishes in float32 next to a variance, and a constant group is divided by 0
 
 
 def fitted_channel_mults(image_size: Sequence[int], patch: int = 1) -> tuple[int, ...]:
-    """Levels and their widths for a size: the shorter side is halved until it has 8 to 15 pixels, if both sides can be.
+    """Return the level widths fitted to a size: the shorter side is halved to 8..15 pixels, if both sides can be.
 
-    So end the networks of Dhariwal and Nichol (arXiv 2105.05233) for 64 and 128 pixels, whose widths these are; fewer
-    levels have the first of them. Runs store None in place of what this gives, which must therefore stay so.
+    As in the networks of Dhariwal and Nichol (arXiv 2105.05233) for 64 and 128 pixels, whose widths these are; fewer
+    levels have the first of them. Runs store None in place of the result, which must therefore never change.
 
     Args:
         image_size: (H, W) in pixels: of squares, even ones up to 64 and multiples of 4 beyond; times patch.
-        patch: as in `UNet`; what is halved is H / patch and W / patch.
+        patch: as in `UNet`; H / patch and W / patch are halved.
 
     Returns: channel_mults: 2 levels from 16 pixels on, 3 from 32, 4 from 64, 5 at 128, and fewer where a half would not
         be whole.
@@ -45,7 +45,7 @@ def fitted_channel_mults(image_size: Sequence[int], patch: int = 1) -> tuple[int
 
 
 def _fitted_levels(height: int, width: int, patch: int) -> int:
-    """The levels that are fitted to a size; 0 where none are."""
+    """Return the number of levels that are fitted to a size; 0 for an unsuitable size."""
     least, most = (side * patch for side in FITTED)
     if min(height, width) < least or max(height, width) > most:
         return 0
@@ -57,7 +57,7 @@ def _fitted_levels(height: int, width: int, patch: int) -> int:
 
 
 def fitted_attention_resolutions(image_size: Sequence[int], levels: int, patch: int = 1) -> tuple[int, ...]:
-    """The resolutions whose feature maps have at most 16 x 16 pixels, where full attention is cheap.
+    """Return the resolutions whose feature maps have at most 16 x 16 pixels, where full attention is cheap.
 
     Args:
         image_size: (H, W) in pixels.
@@ -71,7 +71,7 @@ def fitted_attention_resolutions(image_size: Sequence[int], levels: int, patch: 
 
 
 def check_size(size: Sequence[int], patch: int) -> None:
-    """Raise ValueError for a size or a patch that no network has."""
+    """Raise ValueError for an invalid size or patch."""
     if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch <= MOST:
         raise ValueError(f"patch = {patch!r} must be an integer >= 1, and at most {MOST:,}")
     if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST for n in size):
@@ -101,7 +101,7 @@ def check(
     """Raise ValueError for arguments of the U-Net that do not fit together.
 
     Args:
-        unit: what must divide both sides of the image; the others are those of the U-Net, blocks one number a level.
+        unit: must divide both sides of the image; the others are those of the U-Net, blocks one number a level.
     """
     levels = len(channel_mults)
     if levels == 0:
@@ -127,9 +127,9 @@ def check(
         raise ValueError(f"dropout = {dropout:g} must lie in [0, 1)")
     if not 0 <= drop < 1:
         raise ValueError(f"drop = {drop:g} must lie in [0, 1)")
-    beside = {"condition_channels": condition_channels, "class_channels": class_channels, "augment_dim": augment_dim}
-    beside["token_channels"] = token_channels
-    for name, value in beside.items():
+    optional = {"condition_channels": condition_channels, "class_channels": class_channels, "augment_dim": augment_dim}
+    optional["token_channels"] = token_channels
+    for name, value in optional.items():
         if type(value) is not int or not 0 <= value <= MOST:
             raise ValueError(f"{name} = {value!r} must be an integer >= 0, and at most {MOST:,}")
     if class_channels and num_classes is None:
@@ -155,12 +155,12 @@ def check(
 
 
 def resolutions_of(size: Sequence[int], levels: int, patch: int = 1) -> list[int]:
-    """The longer side of each level's maps, in pixels; what is odd is halved to the next larger whole number."""
+    """Return the longer side of each level's maps, in pixels; odd sizes are halved to the next larger whole number."""
     return [-(-(max(size) // patch) // 2**level) for level in range(levels)]
 
 
 def per_level(name: str, value: Any, levels: int) -> list[Any]:
-    """One entry a level, of one value for all or of as many; ValueError for another number of entries."""
+    """Return one entry a level, from one value or as many; ValueError for another number of entries."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * levels
     if len(value) != levels:
@@ -181,11 +181,11 @@ def check_together(
     """Raise ValueError for kinds of layers that exclude each other.
 
     Args:
-        plain: what networks that do not preserve magnitudes alone have, by name; true where it is asked for.
+        plain: options that exclude magnitude_preserving, by name; true where they are set.
         by_conv: whether levels are joined by convolutions; the others are arguments of the U-Net.
     """
-    for name, asked in plain.items():
-        if asked and magnitude_preserving:
+    for name, active in plain.items():
+        if active and magnitude_preserving:
             raise ValueError(f"{name} and magnitude_preserving = true exclude each other: leave out one of them")
     if plain["token_channels"] and attention != "full":
         raise ValueError(f"attention = {attention!r} with token_channels: transformers have attention = full alone")

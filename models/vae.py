@@ -1,4 +1,4 @@
-"""Variational autoencoders: an encoder to the parameters of q(z given x), a decoder to what is said of x."""
+"""Variational autoencoders: an encoder to the parameters of q(z given x), and a decoder."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from models.layers import Downsample, ResidualBlock, Upsample, check_counts, gro
 
 MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would take all memory or no end of time
 SMALLEST = 3  # pixels of the last level's shorter side, where the levels are fitted to a size
-LOG_VARIANCE = (-30.0, 20.0)  # of the posterior: beyond it nothing but overflow is to be gained
+LOG_VARIANCE = (-30.0, 20.0)  # of the posterior: beyond it is only overflow
 
 
 class VAE(nn.Module):
@@ -29,9 +29,9 @@ class VAE(nn.Module):
         groups: of every group norm.
         patch: side of the squares of pixels that are folded into channels before the first level and unfolded after
             the last.
-        num_classes: classes that encoder and decoder are told of, in every residual block; None for none.
-        beside_z: whether the decoder's first layer has the class too, beside z. Without it z comes first, and says what
-            class it is of before the class is heard.
+        num_classes: classes on which encoder and decoder are conditioned, in every residual block; None for none.
+        beside_z: whether the decoder's first layer takes the class in addition to z. Without it z enters first, and the
+            class only later.
         scale: the decoder's standard deviation at first, for parts of the loss that have one (`gaussian`, `logistic`);
             it is learned. None for none.
     Attributes:
@@ -100,8 +100,8 @@ class VAE(nn.Module):
         self.to_z = nn.Linear(c * self.last[1] * self.last[2], 2 * codings)
 
         self.from_z = nn.Linear(codings, c * self.last[1] * self.last[2])
-        told = embedding if beside_z else None
-        self.from_y = None if told is None else nn.Linear(told, self.from_z.out_features, bias=False)
+        class_width = embedding if beside_z else None
+        self.from_y = None if class_width is None else nn.Linear(class_width, self.from_z.out_features, bias=False)
         self.up = nn.ModuleList()
         for level, w in reversed(list(enumerate(widths))):
             self.up.extend([*residuals(c, w), *([Upsample(w)] if level else [])])
@@ -111,7 +111,7 @@ class VAE(nn.Module):
         self.register_parameter("log_scale", log_parameter(scale))
 
     def encode(self, x: Tensor, y: Tensor | Condition | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z given x), each (B, codings).
+        """Return mean and log variance of q(z given x), each (B, codings).
 
         Args:
             x: (B, *shape); y: classes (B,), given exactly when the network has any.
@@ -127,7 +127,7 @@ class VAE(nn.Module):
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def decode(self, z: Tensor, y: Tensor | Condition | None = None) -> Tensor:
-        """The decoder's output (B, *shape) for codings: logits or a picture, whichever the loss takes it for.
+        """Return the decoder's output (B, *shape) for codings: logits or a picture, as the loss interprets it.
 
         Args:
             z: (B, codings); y: as in `encode`.
@@ -139,7 +139,7 @@ class VAE(nn.Module):
         return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch).float()
 
     def _embedded(self, y: Tensor | Condition | None, half: int) -> Tensor | None:
-        """The embedding of classes for the encoder (0) or the decoder (1), (B, E); None for a network without."""
+        """Return the embedding of classes for the encoder (0) or the decoder (1), (B, E); None without classes."""
         parts = parts_of(y, self.num_classes)
         if self.class_embedding is None:
             return None
@@ -148,7 +148,7 @@ class VAE(nn.Module):
 
 
 class LinearVAE(nn.Module):
-    r"""The linear Gaussian VAE, whose likelihood is known: at its best that of probabilistic PCA.
+    r"""The linear Gaussian VAE, whose likelihood is known: at its optimum that of probabilistic PCA.
 
     .. math:: q(z \mid x) = \mathcal N(V (x - \mu), D), \quad p(x \mid z) = \mathcal N(W z + \mu, \sigma^2 I)
         \qquad \text{[PPCA (model)]}
@@ -172,12 +172,12 @@ class LinearVAE(nn.Module):
         self.log_scale = log_parameter(scale)
 
     def encode(self, x: Tensor, y: None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z given x (B, features)), each (B, codings)."""
+        """Return mean and log variance of q(z given x (B, features)), each (B, codings)."""
         mean = (x - self.mu) @ self.V.T
         return mean, self.log_D.clamp(*LOG_VARIANCE).expand_as(mean)
 
     def decode(self, z: Tensor, y: None = None) -> Tensor:
-        """The mean of p(x given z (B, codings)), (B, features)."""
+        """Return the mean of p(x given z (B, codings)), (B, features)."""
         return z @ self.W.T + self.mu
 
 
@@ -188,7 +188,7 @@ def _through(layers: nn.ModuleList, h: Tensor, emb: Tensor | None) -> Tensor:
 
 
 def log_parameter(scale: float | None) -> nn.Parameter | None:
-    """The logarithm of a scale, a parameter; None for none, ValueError for a scale that is not > 0."""
+    """Return the logarithm of a scale as a parameter; None for none, ValueError for a scale that is not > 0."""
     if scale is None:
         return None
     if not 0 < scale < float("inf"):
@@ -197,7 +197,7 @@ def log_parameter(scale: float | None) -> nn.Parameter | None:
 
 
 def _levels(height: int, width: int) -> int:
-    """How many levels there can be at most."""
+    """Return the largest number of levels."""
     levels = 1
     while height % 2 == width % 2 == 0:
         height, width, levels = height // 2, width // 2, levels + 1
@@ -205,7 +205,7 @@ def _levels(height: int, width: int) -> int:
 
 
 def fitted_mults(shorter: int, longer: int) -> list[int]:
-    """As many levels as halve a size without a rest, while the last one has `SMALLEST` pixels."""
+    """Return channel_mults for as many levels as halve a size evenly, while the last one has `SMALLEST` pixels."""
     levels = 1
     while shorter % 2 == longer % 2 == 0 and shorter // 2 >= SMALLEST:
         shorter, longer, levels = shorter // 2, longer // 2, levels + 1

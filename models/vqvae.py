@@ -1,4 +1,4 @@
-"""The VQ-VAE of van den Oord et al. (arXiv 1711.00937): images as grids of codes, and back."""
+"""The VQ-VAE of van den Oord et al. (arXiv 1711.00937): images as grids of codes."""
 
 import itertools
 import math
@@ -17,28 +17,28 @@ MOST, MOST_BLOCKS = 2**20, 100  # of any count: beyond it are slips, which would
 
 
 def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
-    r"""z_q, of which z_e has the gradient.
+    r"""Return z_q, with its gradient passed on to z_e.
 
     .. math:: \nabla_{z_e} L = \nabla_{z_q} L \qquad \text{[VQ-VAE (straight-through)]}
 
     Args: z_e, z_q of one shape.
     """
-    return z_q.detach() + (z_e - z_e.detach())  # in this order exactly z_q: what is added is 0
+    return z_q.detach() + (z_e - z_e.detach())  # in this order exactly z_q, as 0 is added
 
 
 class Codebook(nn.Module):
-    r"""K vectors, which stand for all others that are nearer to them than to another one.
+    r"""A codebook of K vectors, each of which represents the vectors that are nearest to it.
 
     Args:
         codes: K.
         channels: D, length of a vector.
-        update: what trains the vectors: "gradient", of the codebook's part of the loss; "average", moving averages of
-            what they stand for, see `update`.
+        update: how the vectors are trained: "gradient", by the codebook's part of the loss; "average", by moving
+            averages of their assigned vectors, see `update`.
         decay: gamma of the moving averages, in [0, 1).
         eps: of their Laplace smoothing, >= 0.
     Attributes:
         e: the vectors (K, D); a parameter with "gradient".
-        N: how many vectors of a batch each code stands for, a moving average (K,).
+        N: the number of vectors assigned to each code in a batch, a moving average (K,).
         m: the sums of those vectors, moving averages (K, D); with "average" alone.
     Raises:
         ValueError: a count, decay or eps out of range, another update.
@@ -66,7 +66,7 @@ class Codebook(nn.Module):
         self.register_buffer("m", e.clone() if update == "average" else None)
 
     def nearest(self, z_e: Tensor) -> Tensor:
-        r"""The code of each vector.
+        r"""Return the nearest code of each vector.
 
         .. math:: q(z = k \mid x) = 1 \text{ for } k = \operatorname{argmin}_j \lVert z_e(x) - e_j \rVert_2
             \text{, and } 0 \text{ else} \qquad \text{[VQ-VAE (1)]}
@@ -80,7 +80,7 @@ class Codebook(nn.Module):
         return distance.argmin(-1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        r"""The vectors of codes.
+        r"""Return the vectors of codes.
 
         .. math:: z_q(x) = e_k \qquad \text{[VQ-VAE (2)]}
 
@@ -90,16 +90,16 @@ class Codebook(nn.Module):
         return rearrange(F.embedding(codes, self.e), "b h w d -> b d h w")
 
     def losses(self, z_e: Tensor, z_q: Tensor) -> dict[str, Tensor]:
-        r"""The last two parts of the loss.
+        r"""Return the last two parts of the loss.
 
         .. math:: L = \log p(x \mid z_q(x)) + \lVert \operatorname{sg}[z_e(x)] - e \rVert_2^2
             + \beta \lVert z_e(x) - \operatorname{sg}[e] \rVert_2^2 \qquad \text{[VQ-VAE (3)]}
 
-        where sg stops gradients: the first draws codes to the vectors that they stand for, and moving averages take its
-        place; the second, in the paper with beta = 0.25, keeps the encoder near to its codes. (The sign of the first
+        where sg stops gradients: the first moves codes to their assigned vectors, and may be replaced by averages;
+        the second, in the paper with beta = 0.25, keeps the encoder's outputs near codes. (The sign of the first
         part is the paper's; what is minimised has -log p.) Both are means over the numbers of a sample, not sums.
 
-        Args: z_e (B, D, h, w), z_q what `embed` made of its codes.
+        Args: z_e (B, D, h, w), z_q from `embed` of its codes.
         Returns: "codebook", for a codebook that is trained by its gradient, and "commitment": each (B,), without beta.
         """
         commitment = (z_e - z_q.detach()).square().mean((1, 2, 3))
@@ -109,7 +109,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z_e: Tensor, codes: Tensor) -> None:
-        r"""Take note of what codes stood for in a step, and with "average" move them there.
+        r"""Update the averages of the vectors assigned to each code, and with "average" move the codes there.
 
         .. math:: N_i \leftarrow \gamma N_i + (1 - \gamma)\, n_i, \quad
             m_i \leftarrow \gamma m_i + (1 - \gamma) \sum_{j=1}^{n_i} z_{i,j}, \quad
@@ -118,7 +118,7 @@ class Codebook(nn.Module):
         .. math:: \hat N_i = \frac{N_i + \epsilon}{n + K \epsilon}\, n, \quad n = \sum_i N_i
 
         where z_{i,j} are the n_i vectors of code i. With N, m and a decay of 0 this is k-means. The smoothing is that
-        of the authors' code; a code that has stood for nothing stays where it is.
+        of the authors' code; a code without assigned vectors does not move.
 
         Args: z_e (B, D, h, w), codes (B, h, w) of the whole batch.
         """
@@ -134,14 +134,14 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def revive(self, z_e: Tensor, chosen: Tensor, least: float = 0.1) -> Tensor:
-        """Put codes that stand for next to nothing where the encoder's outputs are.
+        """Move dead codes, with next to no assigned vectors, to outputs of the encoder.
 
         Args:
             z_e: (B, D, h, w).
             chosen: which of its B h w vectors each code takes if it is dead, integers (K,); all chance is in them.
             least: codes with N below this share of the mean of all are dead. A revived one has that mean.
         Returns:
-            Which were dead, (K,).
+            Which codes were dead, (K,).
         """
         mean = self.N.mean()
         dead = self.N.lt(least * mean)
@@ -153,7 +153,7 @@ class Codebook(nn.Module):
         return dead
 
     def perplexity(self, codes: Tensor) -> Tensor:
-        r"""How many codes are in use: K for all alike, 1 for one alone.
+        r"""Return the perplexity of codes: K if all are equally frequent, 1 for a single one.
 
         .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \quad p_k \text{ the share of code } k
 
@@ -182,7 +182,7 @@ class Coded(NamedTuple):
 
     x: Tensor  # reconstructed, (B, in_channels, H, W)
     codes: Tensor  # (B, h, w)
-    z_e: Tensor  # what the encoder said, (B, D, h, w)
+    z_e: Tensor  # the encoder's output, (B, D, h, w)
     z_q: Tensor  # the vectors of its codes, (B, D, h, w)
 
 
@@ -227,7 +227,7 @@ class VQVAE(nn.Module):
         check_counts(MOST_BLOCKS, blocks=blocks)
         self.shape, self.grid = (in_channels, *size), (size[0] // factor, size[1] // factor)
 
-        self.codebook = Codebook(codes, code_channels, update, decay, eps)  # first, for what it refuses
+        self.codebook = Codebook(codes, code_channels, update, decay, eps)  # first, to check its arguments
         widths = [in_channels] + [channels] * int(math.log2(factor))
         down: list[nn.Module] = []
         up: list[nn.Module] = []
@@ -252,7 +252,7 @@ class VQVAE(nn.Module):
         return layer.weight
 
     def forward(self, x: Tensor) -> Coded:
-        """All that a loss needs; the encoder has the gradient of the reconstruction as if it were z_q.
+        """Return all that a loss needs; the gradient of the reconstruction passes straight from z_q to the encoder.
 
         Args: x (B, in_channels, H, W), in [-1, 1].
 
@@ -264,11 +264,11 @@ class VQVAE(nn.Module):
         return Coded(self.decode(straight_through(z_e, z_q)), codes, z_e, z_q)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The codes (B, h, w) of images (B, in_channels, H, W); ValueError for another shape."""
+        """Return the codes (B, h, w) of images (B, in_channels, H, W); ValueError for another shape."""
         return self.codebook.nearest(self.z_e(x))
 
     def embed(self, codes: Tensor) -> Tensor:
-        """The vectors (B, D, h, w) of codes (B, h, w); ValueError for another shape."""
+        """Return the vectors (B, D, h, w) of codes (B, h, w); ValueError for another shape."""
         if tuple(codes.shape[1:]) != self.grid:
             raise ValueError(
                 f"codes have shape {tuple(codes.shape)}; this network takes (B, {self.grid[0]}, {self.grid[1]})"
@@ -276,12 +276,12 @@ class VQVAE(nn.Module):
         return self.codebook.embed(codes)
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """The images (B, in_channels, H, W) of the vectors of codes (B, D, h, w)."""
+        """Return the images (B, in_channels, H, W) of the vectors of codes (B, D, h, w)."""
         x: Tensor = self.decoder(z_q)
         return x
 
     def z_e(self, x: Tensor) -> Tensor:
-        """The encoder's vectors (B, D, h, w)."""
+        """Return the encoder's vectors (B, D, h, w)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this network takes (B, {', '.join(map(str, self.shape))})")
         z_e: Tensor = self.encoder(x)

@@ -198,10 +198,10 @@ def test_nothing_is_kept_beyond_its_context_nor_changes_a_gradient(dtype, on_any
     with pytest.raises(KeyError), torch.no_grad(), in_precision(dtype), kernels.frozen():
         model(*inputs)
         with kernels.frozen():
-            assert not kernels._kept.made
-        assert kernels._kept.made
+            assert not kernels._cached.made
+        assert kernels._cached.made
         raise KeyError
-    assert kernels._kept.made is None
+    assert kernels._cached.made is None
     on_any_cpu.clear()
     with kernels.frozen(), in_precision(dtype):
         found = model(*inputs)

@@ -286,7 +286,7 @@ def test_what_cannot_be_drawn_at_once_is_drawn_alone(monkeypatch):
 
 
 def test_only_so_much_is_kept(monkeypatch):
-    monkeypatch.setattr(module, "MOST_KEPT", 2 * 64 * 4)
+    monkeypatch.setattr(module, "MOST_PENDING", 2 * 64 * 4)
     alone = sources(seeds=(0, 1, 2))
     rows = counted(monkeypatch)
     first, second, third = sharing(alone)

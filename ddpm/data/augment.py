@@ -1,4 +1,4 @@
-"""Random changes of training images that leave what they show: on a whole batch, where it lies."""
+"""Augmentation of training images that leaves their content recognisable, applied to a whole batch on its device."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ PADDINGS = ("border", "reflection")
 
 
 class Augment:
-    """Bends, moves, turns and scales every image by draws of its own, in one interpolation, then changes its light.
+    """Bend, move, turn and scale every image by its own random draws, in one interpolation, then change its light.
 
     A strength of 0 changes nothing. Mirroring left to right is not among them: it is `flip` of the data, and is done
     before.
@@ -28,7 +28,7 @@ class Augment:
         translation: share of each side, 0..0.5; images move by -translation..translation, before they turn and grow.
         elastic: pixels, 0..100; the largest displacement along each side by a smooth random field. Below a quarter of
             the shorter side over `elastic_nodes` the field folds nothing.
-        elastic_nodes: 1..32; the field is cubic in each of so many equal parts of a side.
+        elastic_nodes: 1..32; the field is cubic in each of this many equal parts of a side.
         brightness: 0..1; -brightness..brightness is added to [-1, 1].
         contrast: 0..1; the distance from the image's mean is multiplied by 1 / (1 + contrast)..1 + contrast.
         vertical_flip: mirror half of the images top to bottom.
@@ -49,8 +49,8 @@ class Augment:
         vertical_flip: bool = False,
         padding: str = "border",
     ):
-        given = (rotation, scale, translation, elastic, brightness, contrast)
-        for (name, largest), value in zip(LARGEST.items(), given, strict=True):
+        strengths = (rotation, scale, translation, elastic, brightness, contrast)
+        for (name, largest), value in zip(LARGEST.items(), strengths, strict=True):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value <= largest:
                 raise ValueError(f"{name} = {value!r} must be a number from 0 to {largest}")
@@ -74,11 +74,11 @@ class Augment:
         return self._warps or any((self.brightness, self.contrast, self.vertical_flip))
 
     def of(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """A batch with images changed by draws of a generator on their device."""
+        """Return the batch with its images augmented by draws of a generator on their device."""
         return replace(batch, x=self(batch.x, generator))
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The images (B, C, H, W), float32 in [-1, 1], changed by draws of a generator on their device.
+        """Return the images (B, C, H, W), float32 in [-1, 1], augmented by draws of a generator on their device.
 
         Called outside of autocast, as the trainer does: half precision would round the pixels' places.
         """
@@ -103,7 +103,7 @@ class Augment:
 
 
 def warp(x: Tensor, matrix: Tensor, shift: Tensor, padding: str) -> Tensor:
-    """Images that have at p what x has at matrix @ p + shift(p), bilinearly between its pixels.
+    """Return images that show at p what x shows at matrix @ p + shift(p), bilinearly interpolated.
 
     Args:
         x: (B, C, H, W).
@@ -122,7 +122,7 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor, padding: str) -> Tensor:
 
 
 def inverse_of(angle: Tensor, factor: Tensor) -> Tensor:
-    """The matrix (B, 2, 2) of `warp` for images that turn counter-clockwise by an angle (B,) and grow by a factor (B,).
+    """Return the matrix (B, 2, 2) of `warp` that turns counter-clockwise by angle (B,) and enlarges by factor (B,).
 
     Args: angle in degrees; factor > 0.
     """
@@ -131,5 +131,5 @@ def inverse_of(angle: Tensor, factor: Tensor) -> Tensor:
 
 
 def _draw(x: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
-    """Uniform numbers (B, *shape) in [-1, 1), as many rows as x has."""
+    """Return uniform numbers (B, *shape) in [-1, 1), one row for each row of x."""
     return 2 * torch.rand(len(x), *shape, generator=generator, device=x.device, dtype=x.dtype) - 1

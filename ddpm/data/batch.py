@@ -1,4 +1,4 @@
-"""What a step is computed from: data, and what a network may be told beside x_t and t."""
+"""Batches and conditions: the data of a training step, and what a network is conditioned on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,18 +12,18 @@ PARTS = ("classes", "tokens", "image")  # of a condition, in the order in which 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors that have their first axis in common: one row a sample."""
+    """A dataclass of tensors that share their first axis, one row per sample."""
 
     def rows(self, select: Callable[[Tensor], Tensor]) -> Self:
-        """The same with other rows: `select` takes some of each tensor."""
+        """Return a copy with `select` applied to every tensor, to take other rows."""
         return replace(self, **{f.name: _rows(getattr(self, f.name), select) for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
+        """Return a copy with every tensor moved to a device."""
         return self.rows(lambda x: on(device, x))
 
     def tensors(self) -> list[Tensor]:
-        """Its tensors, those of what it holds among them."""
+        """Return all tensors, including those of nested fields."""
         found: list[Tensor] = []
 
         def note(x: Tensor) -> Tensor:
@@ -34,13 +34,13 @@ class Rows:
         return found
 
     def holding(self, tensors: Iterable[Tensor]) -> Self:
-        """The same with other tensors, in the order of `tensors()`."""
+        """Return a copy with other tensors in place of its own, in the order of `tensors()`."""
         left = iter(tensors)
         return self.rows(lambda _: next(left))
 
 
 def on(device: torch.device | str, x: Tensor) -> Tensor:
-    """x on a device; from the CPU to a GPU through pinned memory, so that nothing waits for the step before to end."""
+    """Return x on a device; from the CPU to a GPU through pinned memory, so as not to wait for the last step."""
     if x.device.type == "cpu" and torch.device(device).type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
@@ -56,16 +56,16 @@ def _rows(value: Any, select: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Condition(Rows):
-    """What a network may be told beside x_t and t. Each part is there or not, and can be null row by row.
+    """What a network is conditioned on besides x_t and t. Each part is optional, and can be null row by row.
 
     Args:
         classes: integers (B,), or (B, K) for K labels at once.
-        tokens: ids (B, L), or embeddings (B, L, D).
+        tokens: token ids (B, L), or embeddings (B, L, D).
         image: channels that are concatenated to x_t, (B, C', H, W).
-        mask: of tokens, true where one counts, (B, L); None where all do.
+        mask: of tokens, true for those to attend to, (B, L); None for all.
         null: part -> true where it is null, (B,), or (B, K) for K labels; a part that is not named is null nowhere.
-        augment: what was done to x, (B, K), see `ddpm.data.non_leaking`; None for nothing, which is as zeros. It is no
-            part: data need not have it, nothing nulls it, and whoever draws samples leaves it out.
+        augment: parameters of the augmentation of x, (B, K), see `ddpm.data.non_leaking`; None is as zeros. It is
+            no part: data need not have it, nothing nulls it, and sampling leaves it out.
     """
 
     classes: Tensor | None = None
@@ -77,11 +77,11 @@ class Condition(Rows):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the parts that are there."""
+        """The names of the parts that are not None."""
         return tuple(name for name in PARTS if getattr(self, name) is not None)
 
     def nulled(self, where: Tensor | Mapping[str, Tensor] | None = None) -> "Condition":
-        """The same, null where it was and in further rows.
+        """Return a copy that is null in further rows, in addition to those that were null before.
 
         Args:
             where: true for the rows whose every part is nulled, (B,); or a part's name -> such rows, (B,), of K labels
@@ -106,7 +106,7 @@ class Condition(Rows):
         return len(getattr(self, self.parts[0])) if self.parts else 0
 
     def concat(self, other: "Condition") -> "Condition":
-        """The rows of two conditions with the same parts, these first; of samples, whose images nothing was done to."""
+        """Return the rows of both conditions, which have the same parts; `augment` is dropped, as in sampling."""
         both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.parts}
         if self.mask is not None and other.mask is not None:
             both["mask"] = torch.cat([self.mask, other.mask])
@@ -116,17 +116,17 @@ class Condition(Rows):
         return Condition(**both, null=null)
 
     def _null_rows(self, name: str) -> Tensor:
-        """Where a part is null, (B,), or (B, K) of K labels."""
+        """Return where a part is null, (B,), or (B, K) of K labels."""
         part = getattr(self, name)
         null = self.null.get(name, torch.zeros(len(part), dtype=torch.bool, device=part.device))
         return null[:, None].expand_as(part) if name == "classes" and part.ndim > null.ndim else null
 
     def dropped(self, drop: float, generator: torch.Generator) -> "Condition":
-        """Each part of each row nulled with probability `drop`; all parts have their draws, whether they are there.
+        """Return a copy with each part of each row nulled with probability `drop`; draws are made for absent parts too.
 
         Of several labels further coins null single ones, each with probability `drop`, in the rows where not all are.
-        With `drop` = 0 the condition stays as it is, without rows that are null nowhere: a network that has no learned
-        null refuses them, since it looks at no value.
+        With `drop` = 0 the condition is returned as it is, without an all-false `null`, which a network that has no
+        learned null would refuse.
         """
         if not self.parts or not drop:
             return self
@@ -138,10 +138,10 @@ class Condition(Rows):
         return dropped.nulled({"classes": single < drop})
 
     def for_network(self, network: nn.Module) -> "Condition | Tensor | None":
-        """What of it a network takes, as the network is called with it: `network(x_t, t, condition)`.
+        """Return the parts that a network takes, in the form in which it is called: `network(x_t, t, condition)`.
 
-        None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null. What
-        was done to x is told to those with `augment_dim` > 0.
+        None if it takes nothing; the classes alone, as a tensor, if they are all that it takes and none is null.
+        `augment` is passed to networks with `augment_dim` > 0.
         """
         taken = {name: getattr(self, name) for name in takes(network) if getattr(self, name) is not None}
         null = {name: rows for name, rows in self.null.items() if name in taken}
@@ -154,32 +154,32 @@ class Condition(Rows):
 
 
 def takes(network: object) -> tuple[str, ...]:
-    """The parts of a condition that a network takes: what it says in `takes`, or classes if it has `num_classes`."""
-    by_itself: tuple[str, ...] | None = getattr(network, "takes", None)
-    if by_itself is not None:
-        return by_itself
+    """Return the parts of a condition that a network takes: its `takes`, or classes if it has `num_classes`."""
+    declared: tuple[str, ...] | None = getattr(network, "takes", None)
+    if declared is not None:
+        return declared
     return () if classes_of(network) is None else ("classes",)
 
 
 def classes_of(network: object) -> int | None:
-    """The number of classes that a network is told of, of several labels those of the first; None if of none."""
+    """Return the number of classes a network is conditioned on (of the first label); None for none."""
     return next(iter(labels_of(network)), None)
 
 
 def labels_of(network: object) -> tuple[int, ...]:
-    """The number of classes of each label that a network is told of; empty if it is told of none."""
+    """Return the number of classes of each label a network is conditioned on; empty if it is unconditional."""
     classes: int | Sequence[int] | None = getattr(network, "num_classes", None)
     return () if classes is None else (classes,) if isinstance(classes, int) else tuple(classes)
 
 
 @dataclass(frozen=True)
 class Batch(Rows):
-    """Samples of a data set, and what belongs to them.
+    """Samples of a data set with their conditions.
 
     Args:
         x: floats, as the network sees them, or integers for codes, (B, *).
-        condition: empty where the data know nothing else of a sample.
-        of_prior: true for those that stand beside what is to be learned, so that no other is forgotten, (B,), see
+        condition: empty where the data have nothing but x.
+        of_prior: true for the prior-preservation images of a subject's class, (B,), see
             `ddpm.data.prior_preservation`; None for none.
     """
 
@@ -189,7 +189,7 @@ class Batch(Rows):
 
     @property
     def y(self) -> Tensor | None:
-        """The classes (B,), where the data have labels; of several the first."""
+        """The classes (B,) of labelled data; with several labels the first."""
         classes = self.condition.classes
         return classes if classes is None or classes.ndim == 1 else classes[:, 0]
 

@@ -1,4 +1,4 @@
-"""A folder of a person's own pictures with captions: a text file beside each, or one table of them all."""
+"""Folders of image files with captions: a text file per image, or one table for all."""
 
 import csv
 import io
@@ -32,10 +32,10 @@ class Captioned(ImageData):
         image_size, channels, validation, condition: as in `ImageData`.
         flip: as in `ImageData`; what captions say of left and right is not changed by it.
         split: as in `Folder`: "auto", or, of a folder with the subfolders train and test, one of them.
-        name: what the data are called; None for the folder's own name.
+        name: the data set's name; None for the folder's own name.
 
     Attributes:
-        captions: what each image shows, in words, by its number.
+        captions: the caption of each image, by its number.
 
     Raises: FileNotFoundError, NotADirectoryError, PermissionError; ValueError if there are no captions, or of more than
         one form, for images without caption, captions without image, empty ones, and several of one image; and as
@@ -60,12 +60,12 @@ class Captioned(ImageData):
         try:
             half, folder = choose_half(root, split)
             self.origin = Origin(partial(looked_at, root, split))
-            images, said = captions_in(folder)
+            images, captions = captions_in(folder)
         except PermissionError as error:
             raise PermissionError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
         names = list(images)
         pictures, whole = decode_all(names, lambda n: images[names[n]], folder, image_size, channels)
-        self.captions = tuple(said[names[n]] for n in whole.tolist())
+        self.captions = tuple(captions[names[n]] for n in whole.tolist())
         super().__init__(
             name or root.resolve().name,
             half,
@@ -77,7 +77,7 @@ class Captioned(ImageData):
 
 
 def captions_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The images of a folder, by their paths in it, in sorted order; and their captions, by the same.
+    """Return the images of a folder by relative path, sorted, and their captions by the same paths.
 
     Raises: ValueError, see `Captioned`.
     """
@@ -94,22 +94,25 @@ def captions_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         raise ValueError(f"{folder} {found}; give a file .txt beside each image, or one of {' and '.join(TABLES)}")
     if not images:
         raise ValueError(f"{folder} has captions ({forms[0]}), but no images, nor have its subfolders (one level deep)")
-    said = of_table(tables[0]) if tables else of_texts(folder, images, texts)
-    lacking, without = [name for name in images if name not in said], [name for name in said if name not in images]
+    captions = of_table(tables[0]) if tables else of_texts(folder, images, texts)
+    lacking, without = (
+        [name for name in images if name not in captions],
+        [name for name in captions if name not in images],
+    )
     _refuse(folder, "images have no caption", lacking)
     _refuse(folder, "captions have no image", without)
-    _refuse(folder, "captions are empty", [name for name, text in said.items() if not text])
-    return dict(sorted(images.items())), said
+    _refuse(folder, "captions are empty", [name for name, text in captions.items() if not text])
+    return dict(sorted(images.items())), captions
 
 
 def _refuse(folder: Path, what: str, names: Sequence[str]) -> None:
-    """Raise ValueError if there are such files, counted and the first of them named."""
+    """Raise ValueError if `names` is not empty; the message counts them and names the first."""
     if names:
         raise ValueError(f"{folder}: {len(names):,} {what}: {first_of(names)}")
 
 
 def of_texts(folder: Path, images: dict[str, Path], texts: dict[str, Path]) -> dict[str, str]:
-    """The captions in text files, by the image that each lies beside; of others, by the text's own name."""
+    """Return the captions in text files, by the path of their image; those without image by their own file name."""
     named: dict[str, list[str]] = {}
     for name in images:
         named.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
@@ -118,17 +121,17 @@ def of_texts(folder: Path, images: dict[str, Path], texts: dict[str, Path]) -> d
         "names are those of several images, beside one text",
         [" = ".join(names) for names in named.values() if len(names) > 1],
     )
-    said = {}
+    captions = {}
     for name, path in texts.items():
         (image,) = named.get(str(PurePosixPath(name).with_suffix("")), [name])
-        said[image] = " ".join(_read(path, LONGEST).split())
-    return said
+        captions[image] = " ".join(_read(path, LONGEST).split())
+    return captions
 
 
 def of_table(path: Path) -> dict[str, str]:
-    """The captions of a table, by the path of the image in the table's folder.
+    """Return the captions in a table, by the path of the image relative to the table's folder.
 
-    Raises: ValueError that names the line for what is no table, or says two captions of one image.
+    Raises: ValueError that names the line if it is no table, or has two captions of one image.
     """
     rows = _lines(path) if path.suffix == ".jsonl" else _csv(path)
     found: list[tuple[str, str]] = []
@@ -145,7 +148,7 @@ def of_table(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, object]]]:
-    """The objects of a JSON Lines file, with the number of the line of each."""
+    """Return the objects of a JSON Lines file, each with its line number."""
     rows = []
     for number, line in enumerate(_read(path, LARGEST).split("\n"), 1):
         if line.strip():
@@ -162,7 +165,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, object]]]:
 
 
 def _csv(path: Path) -> list[tuple[int, dict[str, object]]]:
-    """The rows of a CSV file with a head, with the number of the line that each ends in."""
+    """Return the rows of a CSV file with a header, each with the number of its last line."""
     table = csv.DictReader(io.StringIO(_read(path, LARGEST), newline=""), strict=True)
     try:
         if not set(COLUMNS) <= set(table.fieldnames or ()):
@@ -173,7 +176,7 @@ def _csv(path: Path) -> list[tuple[int, dict[str, object]]]:
 
 
 def _read(path: Path, largest: int) -> str:
-    """What a text file holds; ValueError if it is larger, or no UTF-8."""
+    """Return the content of a text file; ValueError if it is larger than `largest` bytes, or not UTF-8."""
     size = regular_size(path, largest)
     with path.open("rb") as file:
         content = file.read(size)

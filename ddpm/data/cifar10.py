@@ -75,17 +75,17 @@ class CIFAR10(ImageData):
 
 
 def _sources(root: Path) -> list[Path]:
-    """Where the extracted folder or the archive may lie, in the order in which they are looked for."""
+    """Return where the extracted folder or the archive may lie, in order of search."""
     return [folder / name for folder in (root / "cifar10", root) for name in (FOLDER, ARCHIVE)]
 
 
 def _candidates(root: Path, half: str) -> list[Path]:
-    """All the files that a half may be read from."""
+    """Return all files that a half may be read from."""
     return [path for source in _sources(root) for path in (source, *(source / name for name in FILES[half]))]
 
 
 def _locate(root: Path, download: bool) -> Path:
-    """The extracted folder or the archive, downloaded if need be."""
+    """Return the path of the extracted folder or the archive, downloading it if necessary."""
     for source in _sources(root):
         if source.is_dir() or source.is_file():  # no pipe, say, whose writer never comes
             return source
@@ -98,7 +98,7 @@ def _locate(root: Path, download: bool) -> Path:
 
 
 def read_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The named files of the extracted folder; FileNotFoundError if one is missing, ValueError for one too large."""
+    """Return the named files of the extracted folder; FileNotFoundError if one is missing, ValueError if too large."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; remove the folder to use the archive instead")
@@ -108,7 +108,7 @@ def read_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The named files of the archive, in one pass and without writing any.
+    """Return the named files of the archive, read in one pass without extracting any to disk.
 
     Only regular files of exactly the published names are read, and only up to the published size, and of the whole only
     `LARGEST` bytes, so an archive can neither place files nor fill the memory.
@@ -133,7 +133,7 @@ def read_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 class _Bounded:
-    """A file that ends in an error: tarfile itself reads headers of whatever size they announce."""
+    """A file wrapper that raises after `LARGEST` bytes: tarfile itself reads headers of whatever size they announce."""
 
     def __init__(self, file: gzip.GzipFile):
         self.file, self.left = file, LARGEST
@@ -153,7 +153,7 @@ def _check_size(size: int, where: Path) -> None:
 
 
 def parse_records(content: bytes, where: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels uint8 (N,) of one file; ValueError naming `where` if they are wrong."""
+    """Return images uint8 (N, 3, 32, 32) and labels uint8 (N,) of one file; ValueError naming `where` if invalid."""
     _check_size(len(content), where)
     records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, RECORD).copy())
     check_labels(records[:, 0], 10, where)

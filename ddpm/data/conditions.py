@@ -1,4 +1,4 @@
-"""Images that are told to a network beside x_t, computed from the training image itself: one function a kind."""
+"""Conditioning images computed from the training image itself: one function per kind."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ HOLE = (0.25, 0.75)  # sides of the hole of a mask, as shares of the image's
 FACTOR = 4  # of a side, by which low resolution is lower
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by ITU-R 601
 SOLIDS = 4  # at most in a scene of `ddpm.data.scenes`
-KEPT = 1024  # holes of which an image's number chooses where nothing is drawn
+FIXED = 1024  # fixed holes, of which an image's number chooses one where no generator is given
 
 
 def mask(x_0: Tensor, uniform: Tensor) -> Tensor:
-    """The image without a rectangle, and where that is: to be filled in.
+    """Return the image with a rectangular hole, and the hole's mask: for inpainting.
 
     Its height and width are uniform in 1/4..3/4 of the image's, rounded, at least one pixel; its place is uniform.
 
@@ -40,7 +40,7 @@ def mask(x_0: Tensor, uniform: Tensor) -> Tensor:
 
 
 def low_resolution(x_0: Tensor) -> Tensor:
-    """The image with a quarter of the pixels a side, rounded down but at least one, each spread over its place.
+    """Return the image at a quarter of its resolution, rounded down but at least one pixel a side, spread to full size.
 
     Args:
         x_0: (B, C, H, W).
@@ -53,7 +53,7 @@ def low_resolution(x_0: Tensor) -> Tensor:
 
 
 def gray(x_0: Tensor) -> Tensor:
-    """The luma of a colour image, to be coloured; of one channel, that.
+    """Return the luma of a colour image, for colourisation; a one-channel image is returned as it is.
 
     Args:
         x_0: (B, 1 or 3, H, W).
@@ -67,7 +67,7 @@ def gray(x_0: Tensor) -> Tensor:
 
 
 def edges(x_0: Tensor) -> Tensor:
-    """How steep the luma is, by Sobel's operator; the image goes on at its border as it ends there.
+    """Return the gradient magnitude of the luma, by Sobel's operator with replicated borders.
 
     Args:
         x_0: (B, 1 or 3, H, W), in [-1, 1].
@@ -82,36 +82,36 @@ def edges(x_0: Tensor) -> Tensor:
 
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"low_resolution": low_resolution, "gray": gray, "edges": edges}
 KINDS = ("mask", *PLAIN)
-MEASURED = {"depth": 1, "masks": SOLIDS}  # channels of what only the data know that draw their own scenes
+MEASURED = {"depth": 1, "masks": SOLIDS}  # channels of conditions that only rendered scenes have
 
 
 def channels_of(kind: str | None, channels: int) -> int:
-    """How many channels C' an image of a kind has beside one of so many channels; 0 for None."""
+    """Return the number of channels C' of a condition of a kind for images of `channels` channels; 0 for None."""
     if kind is None:
         return 0
     return ({"mask": channels + 1, "low_resolution": channels, "gray": 1, "edges": 1} | MEASURED)[kind]
 
 
 def image_of(kind: str, x_0: Tensor, numbers: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """What a network is told of images that it is to draw.
+    """Return the conditioning images of a kind for images x_0.
 
     Args:
         kind: one of `KINDS`.
         x_0: (B, C, H, W), in [-1, 1].
         numbers: of the images in their data set, (B,).
-        generator: draws what is drawn, the holes of masks; None for those that an image's number always has.
+        generator: draws the holes of masks; None for the fixed hole that belongs to an image's number.
     Returns:
         (B, C', H, W), on the device of x_0; see `channels_of`.
     """
     if kind != "mask":
         return PLAIN[kind](x_0)
     if generator is None:
-        uniform = torch.rand(KEPT, 4, generator=keyed(0, "mask"))[numbers.cpu() % KEPT]
+        uniform = torch.rand(FIXED, 4, generator=keyed(0, "mask"))[numbers.cpu() % FIXED]
     else:
         uniform = torch.rand(len(x_0), 4, generator=generator, device=generator.device)
     return mask(x_0, uniform.to(x_0.device))
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
-    """What is shown, (B, channels, H, W), of an image of any kind, (B, C', H, W), beside x_0 of so many channels."""
+    """Return a picture (B, channels, H, W) for display of a conditioning image of any kind, (B, C', H, W)."""
     return image[:, :channels] if image.shape[1] >= channels else image[:, :1].expand(-1, channels, -1, -1)

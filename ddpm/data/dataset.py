@@ -1,4 +1,4 @@
-"""Data in memory: a fixed held-out part, and an order that is a pure function of the step; images as bytes."""
+"""Data sets in memory: a fixed held-out part, an order that is a pure function of the step; images stored as bytes."""
 
 import copy
 import hashlib
@@ -21,11 +21,11 @@ from ddpm.randomness import generator as keyed
 from ddpm.runs.files import Origin
 from ddpm.runs.preflight import available, in_words
 
-EPOCHS_KEPT = 3  # permutations that `order` remembers: a batch rarely touches more than two epochs
+EPOCHS_CACHED = 3  # permutations that `order` caches: a batch rarely touches more than two epochs
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) from one side of a square or from [H, W]; ValueError unless whole numbers >= 1."""
+    """Return (H, W) from one side of a square or from [H, W]; ValueError unless whole numbers >= 1."""
     size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
         raise ValueError(f"image_size={image_size!r}: give a whole number of pixels >= 1, or [height, width]")
@@ -33,7 +33,7 @@ def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def spread(count: int, n: int) -> Tensor:
-    """At most n places of 0..count-1, evenly spaced: samples may lie in the order of their classes."""
+    """Return at most n indices of 0..count-1, evenly spaced: samples may lie in the order of their classes."""
     return torch.linspace(0, count - 1, min(n, count), dtype=torch.float64).round().long()
 
 
@@ -64,7 +64,7 @@ def check_options(
 
 
 def check_room(count: int, image_size: int | Sequence[int], channels: int) -> None:
-    """Raise ValueError if so many images would not fit into memory, where they lie twice while they are stacked."""
+    """Raise ValueError if this many images would not fit into memory, which holds them twice while they are stacked."""
     height, width = height_width(image_size)
     needed, there = count * channels * height * width, available(torch.device("cpu"))
     if there is not None and 2 * needed > there:
@@ -75,7 +75,7 @@ def check_room(count: int, image_size: int | Sequence[int], channels: int) -> No
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for a name that could not be part of a file's name: such files are named after their data."""
+    """Raise ValueError for a name that could not be part of a file name, as files are named after their data."""
     if not isinstance(name, str) or not name.isprintable() or set("/\\") & set(name):
         raise ValueError(f"name={name!r}: the data's name becomes part of files' names; set a name without / and \\")
 
@@ -115,41 +115,41 @@ def fit(images: Tensor, image_size: int | Sequence[int], channels: int) -> Tenso
 
 
 class Dataset(ABC):
-    """Samples in memory, of which a fixed part is held out: what training, sampling and measures ask of any data.
+    """Samples in memory, of which a fixed part is held out: the interface that training, sampling and measures use.
 
     The held-out part is a random fraction that depends on the number of samples alone, never on the run's seed, so that
     all runs on the same data are judged on the same samples.
 
     Args:
-        name: what the data are called, printable and without slashes; part of their identity.
+        name: printable and without slashes; part of their identity.
         split: which published part was read: "train", "test", or "all" where there is only one.
         count: the number N of samples.
         validation: the held-out fraction, 0 <= validation < 1. Unless it is 0 at least one sample is held out.
     Raises: ValueError for arguments outside these ranges.
     """
 
-    origin: Origin | None = None  # of a source that knows all that it reads: its data are reused while that stays so
+    origin: Origin | None = None  # the files a source reads: its data are reused while these stay the same
     holds: frozenset[str] = frozenset()
-    """What its samples are, for those who need it: "pictures" (x is (C, H, W)), "bytes" (each value one of the 256 that
+    """Properties that measures can require: "pictures" (x is (C, H, W)), "bytes" (each value one of the 256 that
     lie evenly in [-1, 1]), "classes"."""
     units = "samples"
-    """What they are called in messages."""
+    """The word for samples in messages."""
     labels: Tensor | None = None
     num_classes = 0
     further_labels: Tensor | None = None
-    """Labels that a network is told of besides the class, int64 (N, K - 1)."""
+    """Labels in addition to the class, int64 (N, K - 1)."""
     further_counts: tuple[int, ...] = ()
-    """How many values each of them has."""
+    """The number of values of each further label."""
     styles: tuple[str, ...] = ()
-    """What the values of the second label are called, the first of those; without names, numbers name them."""
+    """The names of the values of the second label; without names, numbers are used."""
     captions: Sequence[str] = ()
-    """What each sample shows, in words, by its number; empty for data without captions."""
+    """The caption of each sample, by its number; empty for data without captions."""
     tokens: Tensor | None = None
-    """The ids of the captions, int64 (N, L), of data whose samples are told in words."""
+    """The token ids of the captions, int64 (N, L), of data whose samples are conditioned on text."""
     tokenizer: Any = None
-    """What made them."""
+    """The tokenizer that produced `tokens`."""
     prior_count = 0
-    """How many samples stand beside those that are to be learned, see `ddpm.data.prior_preservation`."""
+    """The number of prior-preservation samples, see `ddpm.data.prior_preservation`."""
 
     def __init__(self, name: str, split: str, count: int, validation: float):
         check_name(name)
@@ -158,7 +158,7 @@ class Dataset(ABC):
         self._epochs: dict[tuple[int, int], Tensor] = {}
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted numbers of the training part and of the held-out part."""
+        """Return the sorted indices of the training part and of the held-out part."""
         if validation > 0 and count == 1:
             raise ValueError(f"{self.name}: one sample leaves none to hold out; set validation=0")
         held_out = min(max(round(validation * count), 1), count - 1) if validation > 0 else 0
@@ -169,46 +169,46 @@ class Dataset(ABC):
         return self.count
 
     def of_prior(self, indices: Tensor) -> Tensor:
-        """Whether samples of these numbers (B,) stand beside those that are to be learned, being of their class."""
+        """Return whether samples of these indices (B,) belong to the prior (images of the subject's class)."""
         return indices >= len(self) - self.prior_count
 
     @property
     def label_counts(self) -> tuple[int, ...]:
-        """How many values each label of a sample has, the class first; empty for data without labels."""
+        """The number of values of each label of a sample, the class first; empty for data without labels."""
         return () if self.labels is None else (self.num_classes, *self.further_counts)
 
     def of_classes(self, classes: Sequence[int]) -> Self:
-        """The same samples, of whose training part and held-out part only these classes are left.
+        """Return a copy whose training and held-out parts are restricted to these classes.
 
         Raises: ValueError for data without labels.
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels: no class can be told from the others")
-        return self._left(self.labels, classes)
+        return self._restricted(self.labels, classes)
 
     def of_styles(self, styles: Sequence[int]) -> Self:
-        """The same as `of_classes` by the second label, the style.
+        """Return a copy restricted to these values of the second label, the style; see `of_classes`.
 
         Raises: ValueError for data whose samples have no second label.
         """
         if self.further_labels is None:
             raise ValueError(f"{self.name} has no styles: the samples of none can be told from the others")
-        return self._left(self.further_labels[:, 0], styles)
+        return self._restricted(self.further_labels[:, 0], styles)
 
     def of_labels(self, classes: Sequence[int] | None = None, styles: Sequence[int] | None = None) -> Self:
-        """The samples of these classes and styles; of all of them for None, and for those that are to have no label."""
-        left = self.of_classes(classes) if classes else self
-        return left.of_styles(styles) if styles else left
+        """Return a copy restricted to these classes and styles; None, or an empty list, restricts nothing."""
+        chosen = self.of_classes(classes) if classes else self
+        return chosen.of_styles(styles) if styles else chosen
 
-    def _left(self, labels: Tensor, chosen: Sequence[int]) -> Self:
-        """The same samples, of whose parts those are left whose label (N,) is one of those that are chosen."""
+    def _restricted(self, labels: Tensor, chosen: Sequence[int]) -> Self:
+        """Return a copy whose parts contain only the samples whose label (N,) is among the chosen ones."""
         other, labels, values = copy.copy(self), labels.cpu(), torch.tensor(chosen)
         other.train, other.held_out = (part[torch.isin(labels[part], values)] for part in (self.train, self.held_out))
         other._epochs = {}
         return other
 
     def in_words(self, tokenizer: Callable[[Sequence[str]], Tensor]) -> Self:
-        """The same samples, of each of which a network is also told its caption, as ids.
+        """Return a copy whose samples are also conditioned on their captions, as token ids.
 
         Args:
             tokenizer: N texts -> ids, int64 (N, L).
@@ -222,28 +222,28 @@ class Dataset(ABC):
 
     @property
     def original(self) -> "Dataset":
-        """What samples are shown and compared as: these data, or those that they were made of by a `codec`."""
+        """The data that samples are displayed as and compared with: these, or those that a `codec` encoded."""
         return self
 
     @property
     def codec(self) -> Any:
-        """What they were encoded by, see `ddpm.latent.codec.Codec`; None where they are as they came."""
+        """The codec that encoded the samples, see `ddpm.latent.codec.Codec`; None for data that are not encoded."""
         return None
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one sample x."""
+        """The shape of one sample x."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Of memory that the data take, on their device."""
+        """The memory that the data take on their device, in bytes."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the data lie."""
+        """The device of the data."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
@@ -253,26 +253,26 @@ class Dataset(ABC):
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """Samples as the network sees them.
+        """Return samples as the network sees them.
 
         Args:
-            indices: their numbers (B,), whole numbers in 0..N-1.
+            indices: their indices (B,), whole numbers in 0..N-1.
             device: where the result goes.
-            generator: draws what is drawn anew each time, such as mirrored images; None, as in evaluation, draws none.
+            generator: for random augmentation, such as mirrored images; None, as in evaluation, draws none.
         """
 
     def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """A batch whose x has been changed, with what is told of x computed anew; the same where nothing is.
+        """Return a batch whose x was changed, with conditions that depend on x computed anew.
 
         Args:
-            batch, indices, generator: what `batch` returned, with another x, and was given.
+            batch, indices, generator: what `batch` returned, with another x, and its arguments.
         """
         return batch
 
     def condition_rows(self, numbers: Sequence[int]) -> Tensor:
-        """The samples (n,), by number, whose conditions are told to the samples of these numbers that are drawn.
+        """Return the indices (n,) of the samples whose conditions generated samples of these numbers get.
 
-        Of the held-out ones, or, if none are held out, of those that are trained on, number i modulo how many they are.
+        Generated sample i takes the held-out sample i modulo their number; without a held-out part, a training sample.
 
         Raises: ValueError if there are none of either.
         """
@@ -283,10 +283,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the data are, wherever they lie: plain data with name, split, count and sha256 at least."""
+        """Return what identifies the data, wherever they lie: a dict with name, split, count and sha256 at least."""
 
     def order(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """Numbers (batch_size,) of one step's global batch: a pure function of (seed, step, batch_size).
+        """Return the indices (batch_size,) of one step's global batch: a pure function of (seed, step, batch_size).
 
         The training part is shuffled anew each epoch; the epochs, end to end, are cut into batches.
 
@@ -305,9 +305,9 @@ class Dataset(ABC):
         return torch.cat([self._epoch(seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
 
     def _epoch(self, seed: int, epoch: int) -> Tensor:
-        """The training part in the order of one epoch; epochs count from 0."""
+        """Return the indices of the training part in the order of one epoch; epochs count from 0."""
         if (seed, epoch) not in self._epochs:
-            while len(self._epochs) >= EPOCHS_KEPT:
+            while len(self._epochs) >= EPOCHS_CACHED:
                 del self._epochs[next(iter(self._epochs))]
             shuffled = torch.randperm(len(self.train), generator=keyed(seed, "order", epoch))
             self._epochs[seed, epoch] = self.train[shuffled]
@@ -315,19 +315,19 @@ class Dataset(ABC):
 
 
 class InMemory(Dataset):
-    """Samples in one tensor, with labels or without; what is made of a sample is its subclass's `batch`.
+    """Samples in one tensor, with labels or without; subclasses define `batch`.
 
     Args:
         name, split, validation: as in `Dataset`.
         samples: (N, *), N >= 1.
         labels: whole numbers (N,) in 0..num_classes-1, or None.
         classes: the classes' names; without them, labels name themselves.
-        holds: what the samples are, "classes" left out: that the labels say.
+        holds: as in `Dataset`, without "classes", which is added for labelled data.
     Raises: ValueError for arguments outside these ranges.
     """
 
     glyphs: tuple[str, ...] = ()
-    """What a person would write for each class, of data whose classes are called otherwise."""
+    """The written character of each class, of data whose class names differ from it."""
 
     def __init__(
         self,
@@ -352,17 +352,17 @@ class InMemory(Dataset):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         return tuple(self.samples.shape[1:])
 
     @property
     def nbytes(self) -> int:
-        """Of the samples."""
+        """The memory of the samples, in bytes."""
         return self.samples.nbytes
 
     @property
     def device(self) -> torch.device:
-        """Where the samples lie."""
+        """The device of the samples."""
         return self.samples.device
 
     def to(self, device: torch.device | str) -> Self:
@@ -374,9 +374,9 @@ class InMemory(Dataset):
         return self
 
     def _taken(self, indices: Tensor, device: torch.device | str) -> Batch:
-        """Samples of these numbers as they are kept, and as condition the classes int64 (B,) of labelled data.
+        """Return the stored samples of these indices, with the classes int64 (B,) of labelled data as condition.
 
-        Of K labels (B, K). The ids (B, L) of what they show, where they are told in words.
+        With K labels the classes are (B, K). With text conditioning the token ids (B, L) are included.
         """
         indices = on(self.device, indices)
         classes = None if self.labels is None else self.labels[indices]
@@ -386,15 +386,15 @@ class InMemory(Dataset):
         return Batch(self.samples[indices], Condition(classes=classes, tokens=tokens)).to(device)
 
     def identity(self) -> dict[str, Any]:
-        """What the data are, wherever they lie: {name, split, count, sha256}.
+        """Return what identifies the data, wherever they lie: {name, split, count, sha256}.
 
-        The checksum is over the samples as they are kept, and over the labels, and is computed once.
+        The checksum is over the samples as they are stored, and over the labels, and is computed once.
         """
         return {"name": self.name, "split": self.split, "count": len(self), "sha256": self._sha256}
 
     @cached_property
     def _sha256(self) -> str:
-        """Checksum of the samples' shape and bytes and of the labels."""
+        """The checksum of the samples' shape and bytes and of the labels."""
         digest = hashlib.sha256(repr((tuple(self.samples.shape), self.labels is not None)).encode())
         for x in (self.samples, self.labels):
             if x is not None:
@@ -404,9 +404,7 @@ class InMemory(Dataset):
 
 
 class ImageData(InMemory):
-    """Images in memory, with labels or without, of which a fixed part is held out.
-
-    Every source of images is one of these.
+    """Images in memory, with labels or without, of which a fixed part is held out; the base class of all image sources.
 
     Args:
         name, split, validation: as in `Dataset`.
@@ -416,7 +414,7 @@ class ImageData(InMemory):
         image_size: side or (H, W) to bring the images to (see `fit`); None leaves them.
         channels: 1 or 3; None leaves them.
         flip: mirror half of the training images left to right, drawn anew each time.
-        condition: an image that is told beside x_t, computed from the image itself: "mask", "low_resolution", "gray" or
+        condition: a conditioning image, computed from the image itself: "mask", "low_resolution", "gray" or
             "edges", see `ddpm.data.conditions`; None for none.
 
     Raises: ValueError for arguments outside these ranges.
@@ -424,9 +422,9 @@ class ImageData(InMemory):
 
     units = "images"
     conditions: tuple[str, ...] = KINDS
-    """The kinds of images that can be told."""
+    """The kinds of conditioning images that are available."""
     measured: tuple[str, ...] = ()
-    """Those of them that are known of what an image shows, and not computed from it: no change of it may follow."""
+    """Kinds that come from the scene rather than from its pixels, so that no augmentation may follow."""
 
     def __init__(
         self,
@@ -453,7 +451,7 @@ class ImageData(InMemory):
 
     @property
     def condition_unit(self) -> float:
-        """What a difference of 1 in the image told is, in the units that it was measured in; 1 where it was not."""
+        """The measured difference that a difference of 1 in the conditioning image stands for; 1 without unit."""
         return 1.0
 
     @property
@@ -470,13 +468,13 @@ class ImageData(InMemory):
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """Images as the network sees them.
+        """Return images as the network sees them.
 
         Args:
-            indices: image numbers (B,), whole numbers in 0..N-1.
+            indices: image indices (B,), whole numbers in 0..N-1.
             device: where the result goes.
-            generator: draws which rows are mirrored, if the data flip, and then the holes of masks, if they tell of
-                any; None, as in evaluation, mirrors none, and gives each image the hole that it always has.
+            generator: draws which rows are mirrored, if `flip`, and then the holes of masks, for condition "mask";
+                None, as in evaluation, mirrors none, and gives each image its fixed hole.
 
         Returns: x float32 (B, C, H, W) in [-1, 1], and as condition the classes int64 (B,) of labelled data, and the
             image float32 (B, C', H, W) if there is one.
@@ -489,14 +487,14 @@ class ImageData(InMemory):
         return self.conditioned(Batch(x_0, taken.condition), indices, generator)
 
     def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """A batch with the image of its condition, computed from its x."""
+        """Return the batch with the image of its condition computed from its x."""
         if self.condition is None:
             return batch
         image = image_of(self.condition, batch.x, indices, generator)
         return replace(batch, condition=replace(batch.condition, image=image))
 
     def identity(self) -> dict[str, Any]:
-        """What the data are, as training sees them (after `fit`): image_size and channels beside what all data say.
+        """Return what identifies the data, as training sees them (after `fit`): image_size and channels in addition.
 
         Of data with captions their checksum too.
         """

@@ -1,4 +1,4 @@
-"""Devanagari characters: the 46 classes, and as many images of them as wanted, drawn from the installed fonts."""
+"""Devanagari characters: the 46 classes, and any number of images of them, rendered from the installed fonts."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 
 class Character(NamedTuple):
-    """A class: its label, its folder in the Devanagari Handwritten Character Dataset, and what it shows."""
+    """A class: its label, its folder in the Devanagari Handwritten Character Dataset, and its character."""
 
     label: int
     folder: str
@@ -49,9 +49,9 @@ CHARACTERS = tuple(
 )
 CLASSES = tuple(character.folder for character in CHARACTERS)
 
-DRAWING = 1  # raised by every change that draws other images: part of the name of what is kept
+DRAWING = 1  # raised by every change that draws other images: part of the cache file's name
 MOST = 1_000_000  # images
-BLOCK = 1000  # images whose variations are drawn together: so the first n are the same whatever `count` is
+BLOCK = 1000  # images whose variations are drawn together, so that the first n are the same whatever `count` is
 MARGIN = 1 / 16  # of the side that stays black all round, 2 pixels of 32 as in the data set
 STROKE = (-0.015, 0.03)  # what is added to half a stroke's width; a letter is 1.1 units long
 SLANT, ROTATION = 0.25, 10.0  # largest tangent; largest angle in degrees
@@ -67,13 +67,13 @@ class Devanagari(ImageData):
     Which fonts there are decides what is drawn: another machine with other fonts has other data, and other runs.
 
     Args:
-        root: the folder of data sets; the images are kept in root/devanagari.
+        root: the folder of data sets; the images are cached in root/devanagari.
         count: how many images, at most a million.
         seed: of the variations.
         fonts: a folder of .ttf and .otf files; None for the fonts that are installed.
         split: "train", "test" with other variations, or "auto", which is "train".
         image_size, channels, validation, flip, condition: as in `ImageData`; drawn at that size, cropped if not square.
-        labels: what a network may be told of an image: [class], or [class, style], whose style is its font's number;
+        labels: the labels of an image: [class], or [class, style], whose style is its font's number;
             `styles` are the fonts' names, those of their files.
 
     Raises: FileNotFoundError where no font draws all 46 characters; ValueError for options outside their ranges.
@@ -116,7 +116,7 @@ class Devanagari(ImageData):
         place = Path(root).expanduser() / "devanagari" / f"{half}-{key}.safetensors"
         images = load_tensor(place, torch.uint8, (count, 1, side, side))
         if images is None:
-            print(f"drawing {count:,} characters from {len(found)} fonts, once: they are kept as {place}", flush=True)
+            print(f"drawing {count:,} characters from {len(found)} fonts, once: they are saved as {place}", flush=True)
             images = draw(found, count, side, seed, half)
             save_tensor(images, place)
         super().__init__(
@@ -138,7 +138,7 @@ class Devanagari(ImageData):
 
 
 def _fonts(folder: Path | None) -> list[Path]:
-    """The fonts that draw all characters, of a folder or of the system; FileNotFoundError if there is none."""
+    """Return the fonts of a folder or of the system that draw all characters; FileNotFoundError if there is none."""
     from ddpm.data import glyphs  # with matplotlib and SciPy, which no other source needs
 
     found = glyphs.fonts_with(GLYPHS, glyphs.installed() if folder is None else glyphs.font_files(folder))
@@ -152,7 +152,7 @@ def _fonts(folder: Path | None) -> list[Path]:
 
 
 def names_of(fonts: Sequence[Path]) -> tuple[str, ...]:
-    """What fonts are called: the stems of their files, which a command line takes, and a number where two are alike."""
+    """Return the names of fonts: the stems of their filesas a command line takes them, numbered if alike."""
     names: list[str] = []
     for path in fonts:
         stem = re.sub(r"[^\w.]+", "-", path.stem).strip("-") or "font"
@@ -162,12 +162,12 @@ def names_of(fonts: Sequence[Path]) -> tuple[str, ...]:
 
 
 def draw(fonts: Sequence[Path], count: int, side: int, seed: int = 0, stream: str = "train") -> Tensor:
-    """So many images, uint8 (count, 1, side, side); image i shows character i modulo 46.
+    """Return rendered images, uint8 (count, 1, side, side); image i shows character i modulo 46.
 
     Image i depends on (seed, stream, i) and the fonts, not on `count`.
 
     Args:
-        fonts: such as `glyphs.fonts_with` names.
+        fonts: as returned by `glyphs.fonts_with`.
     """
     from ddpm.data import glyphs
 
@@ -184,7 +184,7 @@ def draw(fonts: Sequence[Path], count: int, side: int, seed: int = 0, stream: st
 
 
 def styles(fonts: int, count: int, seed: int = 0, stream: str = "train") -> Tensor:
-    """The number (count,), in 0..fonts-1, of the font that `draw` draws each image with, of so many fonts."""
+    """Return the index (count,), in 0..fonts-1, of the font that `draw` renders each image with."""
     blocks = range(math.ceil(count / BLOCK))
     return torch.cat([_style(fonts, _random(seed, stream, block)) for block in blocks])[:count]
 
@@ -194,12 +194,12 @@ def _random(seed: int, stream: str, block: int) -> torch.Generator:
 
 
 def _style(fonts: int, random: torch.Generator) -> Tensor:
-    """The fonts (BLOCK,) of a block of images: the first that is drawn of it."""
+    """Return the fonts (BLOCK,) of a block of images; they are the block's first random draw."""
     return torch.randint(fonts, (BLOCK,), generator=random)
 
 
 class Variation(NamedTuple):
-    """How each of n letters is varied."""
+    """The random variation of each of n letters."""
 
     stroke: Tensor  # (n,), added to half the stroke's width
     map: Tensor  # (n, 2, 2), from the place (x, y) of a pixel to that in the letter
@@ -209,7 +209,7 @@ class Variation(NamedTuple):
 
     @classmethod
     def drawn(cls, n: int, random: torch.Generator) -> "Variation":
-        """Variations for n letters, all uniform within their bounds."""
+        """Draw variations for n letters, all uniform within their bounds."""
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(n, *shape, generator=random)
@@ -227,12 +227,12 @@ class Variation(NamedTuple):
         return cls(stroke, steps[0] @ steps[1] @ steps[2], bend, uniform(SMALLEST, 1), uniform(0, 1, 2))
 
     def of(self, rows: Tensor) -> "Variation":
-        """Those of some letters."""
+        """Return the variations of some letters."""
         return Variation(*(values[rows] for values in self))
 
 
 def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """[[a, b], [c, d]], each (n,), as (n, 2, 2)."""
+    """Return [[a, b], [c, d]], each (n,), as (n, 2, 2)."""
     return rearrange(torch.stack([a, b, c, d], 1), "n (i j) -> n i j", i=2)
 
 
@@ -270,12 +270,12 @@ def vary(distance: Tensor, how: Variation, side: int) -> Tensor:
 
 
 def _places(side: int) -> Tensor:
-    """The centres (side, side, 2) of pixels, as (x, y) in pixels."""
+    """Return the centres (side, side, 2) of pixels, as (x, y) in pixels."""
     at = torch.arange(side) + 0.5
     return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
 
 
 def _extent(inked: Tensor) -> tuple[Tensor, Tensor]:
-    """The first row or column (n,) with ink, and the one after the last, of (n, S)."""
+    """Return the first row or column (n,) with ink, and the one after the last, of (n, S)."""
     S, first = inked.shape[1], inked.int().argmax(1)
     return first, S - inked.flip(1).int().argmax(1)

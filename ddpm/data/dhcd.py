@@ -37,7 +37,7 @@ PUBLISHED = {"train": 1700, "test": 300}  # images of each class
 SIDE = 32
 LARGEST = 1 << 28  # bytes of the archive, and of all the images that are read from it
 LARGEST_IMAGE = 1 << 16  # bytes of a PNG file; 32x32 pixels as they are have 1,024
-MOST_MEMBERS = 250_000  # of the archive: all the images, each with what macOS puts beside it, and some more
+MOST_MEMBERS = 250_000  # of the archive: all the images, each with its macOS resource file, and some more
 NAMED = 5  # missing classes that are named; the rest are counted
 
 IMAGE = re.compile(
@@ -54,9 +54,9 @@ class DHCD(ImageData):
 
     It has 1,700 images of each class in the train half and 300 in the test half. A folder with Train and Test in it, or
     the archive DevanagariHandwrittenCharacterDataset.zip, is looked for in root/dhcd, then in root. The archive is read
-    without extracting it, also as UCI packs it, inside another one. Its images, once decoded, are kept in root/dhcd.
+    without extracting it, also as UCI packs it, inside another one. Its images, once decoded, are cached in root/dhcd.
 
-    There is no published checksum: that of the archive is recorded beside it when it is downloaded, and matched later.
+    There is no published checksum: that of the archive is recorded next to it when it is downloaded, and matched later.
 
     Args:
         root: the folder of data sets.
@@ -105,7 +105,7 @@ class DHCD(ImageData):
 
 
 def _sources(root: Path) -> list[Path]:
-    """Where the extracted folder or the archive may lie, in the order in which they are looked for."""
+    """Return where the extracted folder or the archive may lie, in order of search."""
     return [path for at in (root / "dhcd", root) for path in (at, at / FOLDER, *(at / name for name in ARCHIVES))]
 
 
@@ -114,7 +114,7 @@ def _is_extracted(folder: Path) -> bool:
 
 
 def _looked_at(root: Path, half: str) -> Iterator[Path]:
-    """All the files that a half may be read from, and what tells which of them it is."""
+    """Yield all files and folders that determine what a half is read from."""
     for source in _sources(root):
         if source.name in ARCHIVES:
             yield from (source, _record(source))
@@ -125,7 +125,7 @@ def _looked_at(root: Path, half: str) -> Iterator[Path]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The subfolders of a folder and what lies in each, in sorted order."""
+    """Yield the subfolders of a folder and the content of each, in sorted order."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield path
@@ -133,12 +133,12 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _record(archive: Path) -> Path:
-    """Where an archive's checksum is recorded."""
+    """Return the path of the file that records an archive's checksum."""
     return archive.with_name(f"{archive.name}.sha256")
 
 
 def _locate(root: Path, download: bool) -> Path:
-    """The extracted folder or the archive, downloaded if need be."""
+    """Return the path of the extracted folder or the archive, downloading it if necessary."""
     for source in _sources(root):
         if _is_extracted(source) or (source.name in ARCHIVES and source.is_file()):
             return source
@@ -153,28 +153,28 @@ def _locate(root: Path, download: bool) -> Path:
 
 
 def _inspect(path: Path, cache: Path) -> None:
-    """Raise ValueError unless every image of both halves of an archive can be read; then keep them."""
+    """Raise ValueError unless every image of both halves of an archive can be read; then cache them."""
     content = _content(path)
-    print(f"dhcd: decoding both halves, once: their images will be kept in {cache}", flush=True)
+    print(f"dhcd: decoding both halves, once: their images will be saved in {cache}", flush=True)
     images = {half: decode_archive(content, half, path) for half in HALVES}
     for half in HALVES:
-        save_tensor(_by_class(images[half]), _kept(cache, half, hashlib.sha256(content).hexdigest()))
+        save_tensor(_by_class(images[half]), _cache_path(cache, half, hashlib.sha256(content).hexdigest()))
 
 
-def _kept(cache: Path, half: str, checksum: str) -> Path:
-    """Where the decoded images of a half of the archive with this sha256 are kept."""
+def _cache_path(cache: Path, half: str, checksum: str) -> Path:
+    """Return the cache file of the decoded images of a half of the archive with this sha256."""
     return cache / f"{half}-{checksum[:12]}.safetensors"
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of an archive, all at once: so what is read is what was checked."""
+    """Return the bytes of an archive, read at once, so that what is decoded is what was checked."""
     size = regular_size(path, LARGEST)
     with path.open("rb") as file:
         return file.read(size)
 
 
 def read_folder(folder: Path, half: str) -> Tensor:
-    """The images of a half from an extracted folder, as `decode_characters` gives them.
+    """Return the images of a half from an extracted folder, as `decode_characters` does.
 
     Raises: ValueError naming the file that is wrong, or what is missing.
     """
@@ -189,29 +189,29 @@ def read_folder(folder: Path, half: str) -> Tensor:
 
 
 def read_archive(path: Path, half: str, cache: Path) -> Tensor:
-    """The images of a half from the archive, as `decode_characters` gives them; decoded once and kept in `cache`.
+    """Return the images of a half from the archive, as `decode_characters` does; decoded once and cached.
 
     Raises: ValueError naming the archive if it is damaged, lacks something, or has another checksum than the recorded.
     """
     content = _content(path)
     checksum = hashlib.sha256(content).hexdigest()
     matches_record(checksum, _record(path), path)
-    place = _kept(cache, half, checksum)
+    place = _cache_path(cache, half, checksum)
     by_class = load_tensor(place, torch.uint8, (len(CLASSES), None, SIDE, SIDE))
     if by_class is None:
-        print(f"dhcd: decoding the {half} half of {path}, once: its images will be kept as {place}", flush=True)
+        print(f"dhcd: decoding the {half} half of {path}, once: its images will be saved as {place}", flush=True)
         by_class = _by_class(decode_archive(content, half, path))
         save_tensor(by_class, place)
     return rearrange(by_class, "k n h w -> (k n) h w")
 
 
 def _by_class(images: Tensor) -> Tensor:
-    """Images in the order of `arrange`, as (46, N / 46, 32, 32)."""
+    """Return images in the order of `arrange` as (46, N / 46, 32, 32)."""
     return rearrange(images, "(k n) h w -> k n h w", k=len(CLASSES))
 
 
 def decode_archive(content: bytes, half: str, path: Path) -> Tensor:
-    """The images of a half from the bytes of the archive, or of an archive that holds nothing but it.
+    """Return the images of a half from the bytes of the archive, or of an archive that contains only it.
 
     Nothing is written, only images in the known folders are read, and only within bounds, so an archive can neither
     place files nor fill the memory.
@@ -236,7 +236,7 @@ def decode_archive(content: bytes, half: str, path: Path) -> Tensor:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn what zipfile raises for damaged archives into a ValueError that names the archive."""
+    """Turn the errors of zipfile for damaged archives into a ValueError that names the archive."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, RuntimeError) as error:
@@ -244,14 +244,14 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _open(content: bytes) -> zipfile.ZipFile:
-    """The archive with these bytes; ValueError for one with so many members that their list would fill the memory."""
+    """Open the archive in these bytes; ValueError if it has so many members that their list would fill the memory."""
     if content.count(b"PK\1\2") > MOST_MEMBERS:  # with which the entry of each of them begins
         raise ValueError(f"it has more than {MOST_MEMBERS:,} members")
     return zipfile.ZipFile(io.BytesIO(content))
 
 
 def _read(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
-    """A member of an archive; ValueError if it is encrypted, too large, or compressed such as no bound holds for."""
+    """Return a member of an archive; ValueError if it is encrypted, too large, or compressed by an unbounded method."""
     member = archive.getinfo(name)
     if member.flag_bits & 1:
         raise ValueError(f"{name} is encrypted")
@@ -264,7 +264,7 @@ def _read(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
 
 
 def arrange(names: Iterable[str], half: str, where: Path) -> list[str]:
-    """The names of a half's images, by label and then in the natural order, where 10 comes after 2.
+    """Return the names of a half's images, by label and then in natural order, where 10 comes after 2.
 
     Args:
         names: of all files, with / between folders; what is no image in a class's folder is left out.
@@ -308,17 +308,17 @@ def _check_classes(counts: dict[str, int], labels: dict[str, int], where: str) -
 
 
 def _key(name: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Sorts names by the numbers in them; numbers of any length, which int would not take."""
+    """Return a sort key that orders names by the numbers in them; of any length, which int would not take."""
     parts = re.split("([0-9]+)", name)
     return [(len(part.lstrip("0")), part.lstrip("0")) if n % 2 else part for n, part in enumerate(parts)], name
 
 
 def decode_characters(names: Sequence[str], read: Callable[[str], bytes], where: Path) -> Tensor:
-    """Images uint8 (N, 32, 32).
+    """Return decoded images, uint8 (N, 32, 32).
 
     Args:
-        names: of `arrange`.
-        read: gives a file's bytes.
+        names: as returned by `arrange`.
+        read: returns a file's bytes.
         where: is named in errors.
 
     Raises: ValueError for a file that cannot be decoded, or has another size; what `read` raises.
@@ -330,7 +330,7 @@ def decode_characters(names: Sequence[str], read: Callable[[str], bytes], where:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The gray pixels (32, 32) of a PNG file; ValueError for another size or depth, and what PIL raises."""
+    """Return the gray pixels (32, 32) of a PNG file; ValueError for another size or depth; what PIL raises."""
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         if image.size != (SIDE, SIDE) or image.mode.startswith("I"):  # that is 16 bits
             found = f"{image.width}x{image.height} of mode {image.mode}"
@@ -339,5 +339,5 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def labels_of(images: Tensor) -> Tensor:
-    """The labels (N,) of images (N, ...) in the order of `arrange`."""
+    """Return the labels (N,) of images (N, ...) in the order of `arrange`."""
     return repeat(torch.arange(len(CLASSES)), "k -> (k n)", n=len(images) // len(CLASSES))

@@ -50,7 +50,7 @@ class Digits(ImageData):
 
 
 def _table() -> NDArray[np.int64]:
-    """A digit a row (1797, 65): its 64 gray levels in 0..16, and its label.
+    """Return a row per digit (1797, 65): its 64 gray levels in 0..16, and its label.
 
     It is read from scikit-learn's own file, where that still lies in its place: to import it takes most of a second.
     """

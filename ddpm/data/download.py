@@ -1,4 +1,4 @@
-"""One file from the network: resumed where it broke off, checked, and put in place at once or not at all."""
+"""Downloads of single files: resumed, checked, and put in place atomically."""
 
 import hashlib
 import re
@@ -33,11 +33,11 @@ def download(
     limit: int = 1 << 30,
     timeout: float = 30.0,
 ) -> Path:
-    """Fetch a file from the first mirror that gives the right one.
+    """Fetch a file from the first mirror that serves the right one.
 
     Bytes go to `path` + ".part", which the next call continues (HTTP Range), and which is renamed when its checksum is
     right. A file with a wrong checksum is removed and the next mirror tried. Of processes that want the same file at
-    once, one fetches it and the others wait. A file that is there already is kept, unchecked.
+    once, one fetches it and the others wait. A file that exists already is left as it is, unchecked.
 
     Args:
         urls: one address or several of the same file.
@@ -82,7 +82,7 @@ def download(
 def _from_mirrors(
     urls: Sequence[str], part: Path, check: Callable[[Path, str], None], limit: int, timeout: float, same: bool
 ) -> None:
-    """Fill `part` with the right file; raise if no mirror gives it. If they are not the `same`, none ends another's."""
+    """Fill `part` with the right file, or raise; unless mirrors serve the `same` file, none resumes another."""
     failures, wrong_file = [], None
     for url in urls:
         try:
@@ -102,7 +102,7 @@ def _from_mirrors(
 
 
 def _fetch(url: str, part: Path, limit: int, timeout: float, resume: bool) -> None:
-    """Write the rest of `url` to `part`, or all of it if not to `resume` or where the server knows no Range."""
+    """Write the rest of `url` to `part`; all of it without `resume`, or if the server does not support Range."""
     have = part.stat().st_size if resume and part.exists() else 0
     print(f"downloading {url}" + (f", from byte {have:,} on" if have else ""), flush=True)
     headers = {"User-Agent": "ddpm"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -159,7 +159,7 @@ def _check_recorded(part: Path, url: str, name: str, record: Path, inspect: Call
 
 
 def matches_record(sha256: str, record: Path, what: object) -> bool:
-    """Whether a checksum is the recorded one, which a line says; False if none is recorded.
+    """Return whether a checksum is the recorded one, and print so; False if none is recorded.
 
     Args:
         sha256: of a file, in hexadecimal.

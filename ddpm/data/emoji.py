@@ -1,4 +1,4 @@
-"""Colour emoji: drawn from the bitmaps of a font, with their names as captions."""
+"""Colour emoji, rendered from the bitmaps of a font, with their names as captions."""
 
 import difflib
 import hashlib
@@ -75,18 +75,18 @@ RANGES = {
 CLASSES = tuple(RANGES)
 ELSEWHERE = {"👁️‍🗨️": "smileys"}  # the only sequence in another group than its first character, an eye
 FONT = "NotoColorEmoji.ttf"
-PLACES = (  # of installed fonts; matplotlib would know them too, but takes longer to import than kept pictures to read
+PLACES = (  # of installed fonts; matplotlib knows them too, but its import takes longer than reading the cache
     *("~/.local/share/fonts", "~/.fonts", "~/Library/Fonts"),
     *("/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts"),
 )
 TONES = "🏻🏼🏽🏾🏿"  # of skin, lightest first
-EMOJI_STYLE = "\ufe0f"  # asks for a picture where a character has two forms; a tone stands in its place
-DRAWING = 1  # raised by every change that draws other pictures: part of the name of what is kept
+EMOJI_STYLE = "\ufe0f"  # requests a picture where a character has two forms; a tone stands in its place
+DRAWING = 1  # raised by every change that draws other pictures: part of the cache file's name
 SMALLEST = 8  # pixels
 
 
 class Named(NamedTuple):
-    """An emoji, of one character or of several that are drawn as one, and what it is called."""
+    """An emoji, of one character or of several that are drawn as one, with its caption."""
 
     text: str
     caption: str
@@ -105,23 +105,23 @@ class Emoji(ImageData):
     picture, such as the flags of France and of Clipperton Island, all but the one that Unicode had first (of the same
     age: the one with the shorter name); and those that begin with a character newer than Emoji 15.1, of unknown group.
 
-    The skin tones of an emoji are all held out or all trained on: its picture in another tone would give it away. But
-    for those of `without`, by which it is asked whether a tone and an emoji that were seen apart go together.
+    The skin tones of an emoji are all held out or all trained on: its picture in another tone would give it away.
+    Exceptions are those of `without`, which test the composition of a tone and an emoji that were only seen apart.
 
     Args:
-        root: the folder of data sets; the pictures are kept in root/emoji.
+        root: the folder of data sets; the pictures are cached in root/emoji.
         font: a file with colour bitmaps (tables CBDT or sbix); None for the NotoColorEmoji.ttf that is installed.
         image_size, channels, validation, flip, condition: as in `ImageData`; drawn at that size, cropped if not square.
         background: a colour that CSS knows by name, or as "#rrggbb".
-        skin_tones: with the variants of people and hands in five skin tones, half of all pictures.
+        skin_tones: include the variants of people and hands in five skin tones, half of all pictures.
         split: "auto", which is all of them.
         without: emoji with one tone of skin that are held out besides, by their captions, such as "nurse dark skin
             tone"; or how many, of as many different ones, each in one of its tones. Their other tones are trained on.
 
     Attributes:
-        captions: what each sample shows, in words, by its number; no two are alike.
+        captions: the caption of each sample, by its number; no two are alike.
         composed: the numbers of the held-out samples of `without`, sorted.
-        texts: its characters.
+        texts: the characters of each sample.
         left_out: how many emoji are not among the samples, by the reason.
 
     Raises: FileNotFoundError without the font; ValueError for a font without bitmaps, or options outside their ranges.
@@ -158,15 +158,15 @@ class Emoji(ImageData):
         check_room(len(emoji), side, 3)
         drawn, twice = distinct(emoji, bitmaps(path, [one.text for one in emoji]))
         lacking = len(emoji) - twice - len(drawn)
-        images = _kept(list(drawn.values()), side, ground, Path(root).expanduser() / "emoji", path)
+        images = _cached(list(drawn.values()), side, ground, Path(root).expanduser() / "emoji", path)
         inked = (images != torch.tensor(ground, dtype=torch.uint8)[:, None, None]).flatten(1).any(1)
-        shown = [one for one, there in zip(drawn, inked.tolist(), strict=True) if there]
-        if not shown:
+        visible = [one for one, there in zip(drawn, inked.tolist(), strict=True) if there]
+        if not visible:
             raise ValueError(f"{path} draws no emoji; data.font must be a font such as {FONT}")
         self.left_out = {"not in the font": lacking, "same picture": twice}
-        self.left_out |= {"nothing to see": len(drawn) - len(shown), "of unknown group": newer}
-        self.captions = tuple(one.caption for one in shown)
-        self.texts = tuple(one.text for one in shown)
+        self.left_out |= {"nothing to see": len(drawn) - len(visible), "of unknown group": newer}
+        self.captions = tuple(one.caption for one in visible)
+        self.texts = tuple(one.text for one in visible)
         families = [family(text) for text in self.texts]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(families))}
         self._family, self._without = torch.tensor([numbers[name] for name in families]), without
@@ -174,7 +174,7 @@ class Emoji(ImageData):
             "emoji",
             "all",
             images[inked],
-            torch.tensor([one.label for one in shown]),
+            torch.tensor([one.label for one in visible]),
             CLASSES,
             image_size=image_size,
             channels=channels,
@@ -184,11 +184,11 @@ class Emoji(ImageData):
         )
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted numbers of the training part and of the held-out part, which has whole families of skin tones.
+        """Return the sorted training and held-out indices; the held-out part has whole skin-tone families.
 
-        And those of `without`, whose families are trained on.
+        The samples of `without` are held out too, while their families are trained on.
         """
-        named = [] if isinstance(self._without, int) else self._named(self._without)
+        named = [] if isinstance(self._without, int) else self._numbers_of(self._without)
         train, held_out = self._families(count, validation, self._family[named])
         self.composed = (
             self._some(train, self._without) if isinstance(self._without, int) else torch.tensor(named).long()
@@ -196,27 +196,27 @@ class Emoji(ImageData):
         held_out = torch.cat([held_out, self.composed]).unique()
         return train[~torch.isin(train, self.composed)], held_out
 
-    def _families(self, count: int, validation: float, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of whole families alone, of which `kept` are trained on."""
+    def _families(self, count: int, validation: float, trained: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide by whole families; the families `trained` are never held out."""
         if validation == 0:
             return super()._divide(count, validation)
         sizes = torch.bincount(self._family)
         if len(sizes) == 1:
             raise ValueError(f"{self.name}: one {self.texts[0]} leaves none to hold out; set validation=0")
         shuffled = torch.randperm(len(sizes), generator=generator(0, "held_out"))
-        shuffled = shuffled[~torch.isin(shuffled, kept)]
+        shuffled = shuffled[~torch.isin(shuffled, trained)]
         held_out = int((sizes[shuffled].cumsum(0) <= round(validation * count)).sum())
         chosen = torch.isin(self._family, shuffled[: min(max(held_out, 1), len(sizes) - 1)])
         return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
     def _in_one_tone(self) -> list[int]:
-        """The samples with one tone of skin, whose family has others."""
+        """Return the samples with one skin tone whose family has several such samples."""
         toned = [n for n, text in enumerate(self.texts) if sum(letter in TONES for letter in text) == 1]
         several = torch.bincount(self._family[toned], minlength=int(self._family.max()) + 1) > 1
         return [n for n in toned if several[self._family[n]]]
 
-    def _named(self, captions: Sequence[str]) -> list[int]:
-        """The numbers of `without`, sorted; ValueError with the nearest that there is."""
+    def _numbers_of(self, captions: Sequence[str]) -> list[int]:
+        """Return the indices of these captions, sorted; ValueError with the nearest match."""
         known = {self.captions[n]: n for n in self._in_one_tone()}
         for name in [captions] if isinstance(captions, str) else captions:
             if name not in known:
@@ -226,7 +226,7 @@ class Emoji(ImageData):
         return sorted({known[name] for name in ([captions] if isinstance(captions, str) else captions)})
 
     def _some(self, train: Tensor, most: int) -> Tensor:
-        """So many samples of different families of the training part, sorted, tone by tone in turn."""
+        """Return `most` samples of different families of the training part, sorted, cycling through the tones."""
         there, families = set(train.tolist()), dict[int, list[int]]()
         for n in self._in_one_tone():
             if n in there:
@@ -241,13 +241,13 @@ class Emoji(ImageData):
         return torch.tensor(sorted(chosen)).long()
 
     def identity(self) -> dict[str, Any]:
-        """What the data are: with `without` beside what all images say, where it is not empty."""
+        """Return what identifies the data: the captions of `without` too, if there are any."""
         names = [self.captions[n] for n in self.composed.tolist()]
         return super().identity() | ({"without": names} if names else {})
 
 
 def colour(name: str) -> tuple[int, int, int]:
-    """Red, green and blue, in 0..255, of a colour's name or number; ValueError with what is allowed for another."""
+    """Return red, green and blue, in 0..255, of a colour's name or number; ValueError with what is allowed."""
     try:
         red, green, blue, *alpha = ImageColor.getrgb(name)
         if alpha:
@@ -261,14 +261,14 @@ def colour(name: str) -> tuple[int, int, int]:
 
 
 def _files(font: str | Path | None) -> list[Path]:
-    """Where the font lies, or would be looked for."""
+    """Return where the font lies, or would be looked for."""
     if font is not None:
         return [Path(font).expanduser()]
     return [found for place in PLACES for found in sorted(Path(place).expanduser().rglob(FONT))]
 
 
 def located(font: str | Path | None) -> Path:
-    """The font file, a given one or the first that is installed; FileNotFoundError with what to install."""
+    """Return the font file, a given one or the first that is installed; FileNotFoundError with what to install."""
     found = [path for path in _files(font) if path.is_file()]
     if not found:
         raise FileNotFoundError(
@@ -279,10 +279,10 @@ def located(font: str | Path | None) -> Path:
 
 
 def recommended(skin_tones: bool = True) -> tuple[list[Named], int]:
-    """The emoji that Unicode recommends, in the order of their characters, and how many have no known group.
+    """Return the emoji that Unicode recommends, ordered by their characters, and how many have no known group.
 
     Args:
-        skin_tones: with those in which a tone of skin is asked for.
+        skin_tones: include those with a skin tone.
     """
     from emoji import EMOJI_DATA, STATUS  # its table takes as long to read as all of `ddpm.data`
 
@@ -299,18 +299,18 @@ def recommended(skin_tones: bool = True) -> tuple[list[Named], int]:
 
 
 def caption(name: str) -> str:
-    """A name of the package `emoji` as words: ":grinning_face:" is "grinning face"."""
+    """Return a name of the package `emoji` as words: ":grinning_face:" is "grinning face"."""
     return name.strip(":").replace("_", " ")
 
 
 def group(text: str) -> int | None:
-    """The number in `CLASSES` of the group of an emoji; None for one that is later than the table."""
+    """Return the index in `CLASSES` of an emoji's group; None for an emoji newer than the table."""
     return CLASSES.index(ELSEWHERE[text]) if text in ELSEWHERE else _labels().get(ord(text[0]))
 
 
 @cache
 def _labels() -> dict[int, int]:
-    """The number in `CLASSES` of each character that stands in `RANGES`, by its own number."""
+    """Return the index in `CLASSES` of each character in `RANGES`, by code point."""
     labels = {}
     for label, ranges in enumerate(RANGES.values()):
         for span in ranges.split():
@@ -320,12 +320,12 @@ def _labels() -> dict[int, int]:
 
 
 def family(text: str) -> str:
-    """An emoji without its skin tones: the same for all that differ in these alone."""
+    """Return an emoji without its skin tones: the same for all that differ in these alone."""
     return "".join(letter for letter in text if letter not in TONES and letter != EMOJI_STYLE)
 
 
 def bitmaps(path: Path, texts: Sequence[str]) -> list[bytes | None]:
-    """The PNG file in a font of each text; None where it has none, or does not draw the text as one glyph.
+    """Return the PNG bytes of each text in a font; None where it has none, or does not draw the text as one glyph.
 
     Raises: ValueError for a file that is no font, or whose glyphs have no bitmaps.
     """
@@ -342,7 +342,7 @@ def bitmaps(path: Path, texts: Sequence[str]) -> list[bytes | None]:
 
 
 def distinct(emoji: Sequence[Named], pngs: Sequence[bytes | None]) -> tuple[dict[Named, bytes], int]:
-    """The emoji that have a picture, each picture once, and how many were left out for having that of another.
+    """Return the emoji that have a picture, each picture once, and how many were dropped as duplicates.
 
     Of those with the same picture the one stays that Unicode had first, then the one whose name is shorter: so it is
     France that keeps its flag.
@@ -355,22 +355,22 @@ def distinct(emoji: Sequence[Named], pngs: Sequence[bytes | None]) -> tuple[dict
     return drawn, len(there) - len(drawn)
 
 
-def _kept(pngs: Sequence[bytes], side: int, ground: tuple[int, int, int], folder: Path, font: Path) -> Tensor:
-    """What `draw` draws, from a file in a folder if it is there, and else into it."""
+def _cached(pngs: Sequence[bytes], side: int, ground: tuple[int, int, int], folder: Path, font: Path) -> Tensor:
+    """Return the pictures of `draw`, read from a cache file in a folder, or drawn and saved there."""
     digest = hashlib.sha256(json.dumps([DRAWING, side, ground, [len(png) for png in pngs]]).encode())
     for png in pngs:
         digest.update(png)
     place = folder / f"{digest.hexdigest()[:12]}.safetensors"
     images = load_tensor(place, torch.uint8, (len(pngs), 3, side, side)) if pngs else torch.empty(0, 3, side, side)
     if images is None:
-        print(f"drawing {len(pngs):,} emoji of {font}, once: they are kept as {place}", flush=True)
+        print(f"drawing {len(pngs):,} emoji of {font}, once: they are saved as {place}", flush=True)
         images = draw(pngs, side, ground)
         save_tensor(images, place)
     return images
 
 
 def draw(pngs: Sequence[bytes], side: int, ground: tuple[int, int, int]) -> Tensor:
-    """Bitmaps on a ground of one colour, brought to one size: uint8 (n, 3, side, side).
+    """Return bitmaps on a ground of one colour, scaled to one size: uint8 (n, 3, side, side).
 
     Raises: ValueError for one that cannot be decoded.
     """
@@ -383,12 +383,12 @@ def draw(pngs: Sequence[bytes], side: int, ground: tuple[int, int, int]) -> Tens
 
 
 def _decode(png: bytes) -> Image.Image:
-    """The pixels of a bitmap, with alpha; raises what PIL raises."""
+    """Return the pixels of a bitmap, with alpha; raises what PIL raises."""
     return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
 
 
 def squared(bitmap: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """A bitmap with alpha on an opaque square, in the middle: the smaller one if no ink is lost, else the larger.
+    """Return a bitmap centred on an opaque square: as small as its shorter side if no ink is lost, else its longer.
 
     Noto's are 136 pixels wide and 128 high, of which the outer four to the left and right are never used: half of the
     square's 128 pixels are 64, and each pixel of the result comes of the same number of them.

@@ -1,4 +1,4 @@
-"""Codes and latents: what a frozen autoencoder makes of other data, in their place."""
+"""Codes and latents: data sets encoded by a frozen autoencoder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ AT_A_TIME = 256  # samples that are encoded at once
 
 
 class Codec(Protocol):
-    """What encodes, see `ddpm.latent.codec.Codec`."""
+    """The interface of an encoder, see `ddpm.latent.codec.Codec`."""
 
     kind: str
     of: tuple[int, ...]
@@ -27,16 +27,16 @@ class Codec(Protocol):
 
 
 class Encoded(InMemory):
-    """Other data, sample by sample as a codec says them; which are held out, and their labels, stay the same.
+    """A data set encoded sample by sample with a codec; the held-out part and the labels stay the same.
 
     Args:
-        data: what is encoded.
-        codec: what encoded them.
+        data: the data that were encoded.
+        codec: the codec that encoded them.
         posterior: parameters of q(z | x) of each sample, as the codec gives them, (N, *).
-        fit: whether the codec is fitted to the part that is trained on, or taken as it is.
+        fit: whether to fit the codec to the training part, or to take it as it is.
     Attributes:
         original: `data`.
-        codec: what encoded them, fitted.
+        codec: the codec, fitted.
     """
 
     def __init__(self, data: Dataset, codec: Codec, posterior: Tensor, fit: bool = True):
@@ -55,16 +55,16 @@ class Encoded(InMemory):
 
     @property
     def codec(self) -> Any:
-        """What encoded them."""
+        """The codec that encoded them."""
         return self._codec
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample's latents."""
+        """The shape of one sample's latents."""
         return self._codec.shape
 
     def order(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """As of the data that were encoded, if others stand beside them; else as in `Dataset`."""
+        """Return the order of the original data if they have prior-preservation samples; else as in `Dataset`."""
         return (
             self._original.order(seed, step, batch_size) if self.prior_count else super().order(seed, step, batch_size)
         )
@@ -72,26 +72,26 @@ class Encoded(InMemory):
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """Latents as the network sees them.
+        """Return latents as the network sees them.
 
         Args:
             indices, device: as in `Dataset`.
             generator: draws latents that have a distribution; None, as in evaluation, takes their means.
 
-        Returns: x (B, *shape), floats or, for codes, int64; and as condition the classes of labelled data. What stands
-            beside the data is marked as there.
+        Returns: x (B, *shape), floats or, for codes, int64; and as condition the classes of labelled data. Samples of
+            the prior are marked as such.
         """
         taken = self._taken(indices, device)
         marks = self.of_prior(indices).to(device) if self.prior_count else None
         return Batch(self._codec.sample(taken.x, generator), taken.condition, of_prior=marks)
 
     def identity(self) -> dict[str, Any]:
-        """What the data are that were encoded; a run knows the codec by its weights."""
+        """Return the identity of the data that were encoded; a run identifies the codec by its weights."""
         return self._original.identity()
 
 
 def must_suit(data: Dataset, codec: Codec) -> None:
-    """Raise ValueError for data that a codec does not encode, or of which more is told than it keeps."""
+    """Raise ValueError for data that a codec does not encode, or options that latents cannot reflect."""
     if "pictures" not in data.holds or data.shape != codec.of:
         raise ValueError(
             f"the codec was trained on images (C, H, W) = {codec.of}, but {data.name} has samples of shape "
@@ -111,24 +111,24 @@ def encoded(
     codec: Codec,
     device: torch.device,
     cache: Path | None = None,
-    said: Callable[[str], None] = lambda words: None,
+    log: Callable[[str], None] = lambda words: None,
     fit: bool = True,
 ) -> Encoded:
-    """Data as a codec says them, made once and read from a file after that.
+    """Return data encoded with a codec, computed once and read from a cache file after that.
 
     Args:
         codec: on the device.
         cache: the file; None for none.
-        said: is told where it takes a while.
+        log: called with a message where it takes a while.
         fit: as in `Encoded`.
-    Raises: ValueError for data that the codec does not take, see `must_suit`, or if what it says is not finite.
+    Raises: ValueError for data that the codec does not take, see `must_suit`, or if latents are not finite.
     """
     must_suit(data, codec)
     one = codec.posterior(data.batch(torch.arange(1), device).x)
     shape = (len(data), *one.shape[1:])
     posterior = None if cache is None else tensor_cache.load_tensor(cache, one.dtype, shape)
     if posterior is None:
-        said(f"{len(data):,} {data.units} are encoded")
+        log(f"{len(data):,} {data.units} are encoded")
         parts = torch.arange(len(data)).split(AT_A_TIME)
         posterior = torch.cat([codec.posterior(data.batch(part, device).x).cpu() for part in parts])
         if not posterior.isfinite().all():

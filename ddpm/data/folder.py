@@ -42,7 +42,7 @@ class Folder(ImageData):
         image_size, channels, validation, flip, condition: as in `ImageData`.
         split: "auto", which is everything. In a folder with the subfolders train and test (in any case) it is the train
             one, and "train" and "test" are allowed.
-        name: what the data are called; None for the folder's name.
+        name: the data set's name; None for the folder's name.
 
     Raises: FileNotFoundError or NotADirectoryError if there is no such folder; PermissionError if it cannot be read;
         ValueError if it has no images, for another split, or options outside their ranges.
@@ -84,19 +84,19 @@ class Folder(ImageData):
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds, in sorted order, without hidden files such as macOS's ._ ones."""
+    """Return the content of a folder, in sorted order, without hidden files such as macOS's ._ ones."""
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def files_in(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[Path], list[Path]]:
-    """The images directly in a folder, or files of other suffixes, and what else it has, in sorted order."""
+    """Return the images (or files with `suffixes`) directly in a folder, and its other files, in sorted order."""
     files = [path for path in visible(folder) if path.is_file()]
     images = [path for path in files if path.suffix.lower() in suffixes]
     return images, [path for path in files if path.suffix.lower() not in suffixes]
 
 
 def _counted(files: Sequence[Path]) -> str:
-    """Files by their suffixes, such as "9 .gif, 3 .txt", the most frequent first."""
+    """Return counts of files by suffix, such as "9 .gif, 3 .txt", the most frequent first."""
     counts = Counter(path.suffix.lower() for path in files).most_common()
     words = [f"{n:,} {shortened(suffix, 20) or 'without a suffix'}" for suffix, n in counts[:NAMED]]
     rest = sum(n for _, n in counts[NAMED:])
@@ -104,7 +104,7 @@ def _counted(files: Sequence[Path]) -> str:
 
 
 def choose_half(root: Path, split: str, units: str = "images") -> tuple[str, Path]:
-    """The split's resolved name and its folder; `units` are what should lie in it."""
+    """Return the split's resolved name and its folder; `units` is the word for its content in messages."""
     if not root.exists():
         raise FileNotFoundError(f"no folder {root} (that is {root.absolute()}); point root at a folder of {units}")
     if not root.is_dir():
@@ -119,7 +119,7 @@ def choose_half(root: Path, split: str, units: str = "images") -> tuple[str, Pat
 
 
 def looked_at(root: Path, split: str) -> Iterator[Path]:
-    """What a split is read from: the images, and whatever else lies in its folder and its subfolders."""
+    """Yield every path that a split is read from: the images, and all else in its folder and subfolders."""
     yield root.resolve()  # whose name the data have
     for path in visible(choose_half(root, split)[1]):
         yield path
@@ -128,7 +128,7 @@ def looked_at(root: Path, split: str) -> Iterator[Path]:
 
 
 def list_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
-    """The images' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
+    """Return the images' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
     direct, others = files_in(folder)
     subfolders = {path: files_in(path) for path in visible(folder) if path.is_dir()}
     classes = {path: images for path, (images, _) in subfolders.items() if images}
@@ -158,11 +158,11 @@ def decode_all(
 
     Args:
         names: of the images, for messages.
-        load: gives the file at a place in `names`, or what it holds; several threads call it.
-        where: what messages call all of them.
+        load: returns the path or the bytes of the image at an index of `names`; several threads call it.
+        where: the name of the whole in messages.
         image_size, channels: as in `ImageData`.
 
-    Returns: uint8 (N, channels, H, W), and the places (N,) in `names` that they come from.
+    Returns: uint8 (N, channels, H, W), and the indices (N,) in `names` that they come from.
 
     Raises: ValueError if every image is broken, or memory has no room for them.
     """
@@ -187,14 +187,14 @@ def decode_all(
 
 
 def first_of(texts: Sequence[str]) -> str:
-    """The first few of some texts, for a terminal."""
+    """Return the first few of some texts, joined for a terminal."""
     return ", ".join(map(shortened, texts[:NAMED])) + ", ..." * (len(texts) > NAMED)
 
 
 def _attempt(
     place: int, load: Callable[[int], Path | bytes], image_size: int | Sequence[int], channels: int
 ) -> tuple[Tensor, bool] | str:
-    """What `decode` gives, or the reason why there is nothing."""
+    """Return the result of `decode`, or the reason why it failed."""
     try:
         return read_image(str(place), lambda: decode(load(place), image_size, channels))
     except UnreadableImage as error:
@@ -202,18 +202,18 @@ def _attempt(
 
 
 def decode(source: Path | bytes, image_size: int | Sequence[int], channels: int) -> tuple[Tensor, bool]:
-    """One image file, or what it holds, of a format in `FORMATS`.
+    """Decode one image file, or its bytes, of a format in `FORMATS`.
 
     Returns: uint8 (1, channels, H, W), and whether it is the first of several frames or pages.
 
-    Raises: what PIL raises; ValueError for what of TIFF is refused.
+    Raises: what PIL raises; ValueError for refused kinds of TIFF.
     """
     pixels, several = read_pixels(source, channels)
     return fit(pixels, image_size, channels), several
 
 
 def read_pixels(source: Path | bytes, channels: int) -> tuple[Tensor, bool]:
-    """The pixels of one image file, or of what it holds, in the size that it has; returns and raises as `decode`."""
+    """Return the pixels of one image file, or of its bytes, in their own size; returns and raises as `decode`."""
     if isinstance(source, Path):
         regular_size(source, LARGEST)
     elif len(source) > LARGEST:
@@ -232,11 +232,11 @@ def read_pixels(source: Path | bytes, channels: int) -> tuple[Tensor, bool]:
 
 
 def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:
-    """Refuse what PIL would decode to other pixels than are meant, or in tiles beyond all memory.
+    """Raise ValueError for TIFF files that PIL would decode to other pixels than are meant, or in tiles too large.
 
     Args:
         tags: of the file, by number.
-        mode: PIL's, in which its pixels come.
+        mode: PIL's mode of its pixels.
     Raises: ValueError.
     """
     bits, (width, height) = tags.get(BITS, (1,)), (tags.get(tag, 1) for tag in TILE)
@@ -250,7 +250,7 @@ def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:
 
 
 def _with_bytes(image: Image.Image, tags: Mapping[int, Any] | None) -> Image.Image:
-    """The upper 8 bits of gray images with more, which PIL's convert would clip at 255; others as they are.
+    """Return the upper 8 bits of gray images with more, which PIL's convert would clip at 255; others unchanged.
 
     Args:
         tags: of a TIFF file, by number; None for others.

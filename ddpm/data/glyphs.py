@@ -1,4 +1,4 @@
-"""Letters of the installed fonts as images of distances, from which strokes of any width are drawn.
+"""Letters of the installed fonts as distance fields, from which strokes of any width are drawn.
 
 A text is shaped before it is drawn (HarfBuzz), so that a conjunct is the ligature that a reader expects.
 """
@@ -17,13 +17,13 @@ from matplotlib.transforms import Affine2D
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-SIDE = 96  # pixels of an image of distances
-FINER = 4  # times finer is the picture that it is measured in
+SIDE = 96  # pixels of a distance field
+FINER = 4  # times finer is the picture from which the distances are measured
 LETTER = 0.56  # share of the side that the longer side of a letter fills; the rest is room to turn and bend it
 
 
 class Pen:
-    """Collects a glyph's outline for matplotlib, in the font's units; HarfBuzz calls it."""
+    """Collect a glyph's outline for matplotlib, in the font's units; its methods are called by HarfBuzz."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
@@ -50,24 +50,24 @@ class Pen:
 
 
 def fonts_with(texts: Sequence[str], fonts: Iterable[Path]) -> list[Path]:
-    """Those of some fonts that draw each of these texts as one glyph, with ink; sorted by file name."""
+    """Return the fonts that draw each of these texts as one glyph, with ink; sorted by file name."""
     return sorted((path for path in fonts if _glyphs(path, texts) is not None), key=lambda path: (path.name, path))
 
 
 def installed() -> list[Path]:
-    """The font files that the system knows."""
+    """Return the font files that the system knows."""
     return [Path(path) for path in findSystemFonts()]
 
 
 def font_files(folder: Path) -> list[Path]:
-    """The .ttf and .otf files of a folder, however deep; FileNotFoundError if there is no such folder."""
+    """Return the .ttf and .otf files of a folder, however deep; FileNotFoundError if there is no such folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; fonts must be a folder of .ttf or .otf files")
     return [path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf") and path.is_file()]
 
 
 def glyph_of(font: hb.Font, text: str) -> int | None:
-    """The number of the one glyph that a font draws a text by; None where it falls apart, or is missing."""
+    """Return the index of the single glyph that a font draws a text by; None if it takes several, or is missing."""
     buffer = hb.Buffer()
     buffer.add_str(text)
     buffer.guess_segment_properties()
@@ -77,7 +77,7 @@ def glyph_of(font: hb.Font, text: str) -> int | None:
 
 
 def _glyphs(path: Path, texts: Sequence[str]) -> list[Outline] | None:
-    """The outline of each text in a font's first face; None unless each is one glyph."""
+    """Return the outline of each text in a font's first face; None unless each is one glyph."""
     face = hb.Face(hb.Blob.from_file_path(str(path)))
     if not {ord(letter) for text in texts for letter in text} <= set(face.unicodes):
         return None
@@ -95,7 +95,7 @@ def _glyphs(path: Path, texts: Sequence[str]) -> list[Outline] | None:
 
 
 def distances(path: Path, texts: Sequence[str]) -> Tensor:
-    """Each text, drawn by a font, as distances to its edge: (n, SIDE, SIDE), positive in the ink.
+    """Return each text, drawn by a font, as signed distances to its edge: (n, SIDE, SIDE), positive in the ink.
 
     The unit is half the side, as in `grid_sample`; every letter is centred and `LETTER` of the side long.
 
@@ -108,7 +108,7 @@ def distances(path: Path, texts: Sequence[str]) -> Tensor:
 
 
 def _distance(outline: Outline) -> Tensor:
-    """The signed distance (SIDE, SIDE) of one outline."""
+    """Return the signed distance (SIDE, SIDE) of one outline."""
     size = SIDE * FINER
     box = outline.get_extents()
     fit = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)

@@ -18,16 +18,16 @@ from ddpm.runs.files import Origin, shortened
 READERS = {".parquet": "parquet", ".arrow": "arrow"}  # of a single file
 EXAMPLE = "huggan/smithsonian_butterflies_subset"
 ON_THE_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # "parquet" alone would read the working directory
-DISCRETE = re.compile(r"u?int\d+|bool|(large_)?string")  # what values of a column may be to be classes
+DISCRETE = re.compile(r"u?int\d+|bool|(large_)?string")  # types of a column's values that can be classes
 LONGEST = 500  # characters of a message of the library
 
 
 class Hub(ImageData):
-    """A data set that Hugging Face's library `datasets` reads, decoded into memory.
+    """A data set read by Hugging Face's library `datasets`, decoded into memory.
 
     Images are of the formats of `Folder`, and treated as those: turned as their EXIF data say, transparent ones laid on
-    white, scaled and cropped; broken ones, and such as PIL takes for decompression bombs, are named, counted and left
-    out.
+    white, scaled and cropped; broken ones, and those that PIL takes for decompression bombs, are named, counted and
+    left out.
     No code of a data set is run: since its version 4 the library has no way to.
 
     Args:
@@ -39,7 +39,7 @@ class Hub(ImageData):
             order, is a class. "auto" for the only one of classes, if there is one; None for no labels.
         split: "auto" for "train" if there is one, else the only one; or a split's name.
         revision: branch, tag or commit on the hub; None for its main branch.
-        root: the folder of data sets. What the library makes of files goes to root/hub, what it downloads to where
+        root: the folder of data sets. The library's converted files go to root/hub, its downloads to where
             its variable HF_HOME says.
         image_size, channels, validation, flip, condition: as in `ImageData`.
 
@@ -85,7 +85,7 @@ class Hub(ImageData):
 
 
 def find_local(name: str) -> Path | None:
-    """The folder or file that a name is, or None for a name on the hub; FileNotFoundError if it can be neither."""
+    """Return the path of a local folder or file, or None for a name on the hub; FileNotFoundError if it is neither."""
     path = Path(name).expanduser()
     if name and (path.is_dir() or (path.is_file() and path.suffix in READERS)):
         return path
@@ -98,7 +98,7 @@ def find_local(name: str) -> Path | None:
 
 
 def title(name: str, local: Path | None) -> str:
-    """What the data are called: the last part of their name, of a file without its ending."""
+    """Return the data set's name: the last part of its path, of a file without its ending."""
     if local is None:
         return name.rpartition("/")[2]
     return local.resolve().stem if local.is_file() else local.resolve().name
@@ -111,7 +111,7 @@ def check_apart(local: Path, cache: Path) -> None:
 
 
 def _looked_at(local: Path) -> Iterator[Path]:
-    """What a local data set is read from."""
+    """Yield every path that a local data set is read from."""
     yield local.resolve()  # whose name the data have
     yield from sorted(local.rglob("*"))
 
@@ -119,7 +119,7 @@ def _looked_at(local: Path) -> Iterator[Path]:
 def load(
     name: str, local: Path | None, config: str | None, split: str, revision: str | None, cache: Path
 ) -> tuple[str, Any]:
-    """The split's resolved name and its rows, a `datasets.Dataset`, after the download."""
+    """Return the split's resolved name and its rows, a `datasets.Dataset`, after the download."""
     try:
         from datasets import load_dataset_builder
     except ImportError as error:
@@ -138,7 +138,7 @@ def load(
 
 @contextmanager
 def _translated_errors(name: str, on_hub: bool = False) -> Iterator[None]:
-    """Say in one line, and as one of three errors, what the library raises."""
+    """Translate the library's exceptions into one of three errors with a one-line message."""
     try:
         yield
     except FileNotFoundError as error:
@@ -156,7 +156,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def choose_split(name: str, split: str, there: Sequence[str]) -> str:
-    """The resolved name of a split; ValueError that lists those there are."""
+    """Return the resolved name of a split; ValueError that lists the available ones."""
     if split == "auto" and ("train" in there or len(there) == 1):
         return "train" if "train" in there else there[0]
     check_choice(f"{name}: split", split, there)
@@ -164,7 +164,7 @@ def choose_split(name: str, split: str, there: Sequence[str]) -> str:
 
 
 def choose_column(name: str, column: str, features: Mapping[str, Any]) -> str:
-    """The resolved name of the images' column; ValueError that lists the columns."""
+    """Return the resolved name of the images' column; ValueError that lists the columns."""
     found = [one for one in features if _kind(features[one]) == "Image"]
     if column == "auto" and len(found) == 1:
         return found[0]
@@ -175,7 +175,7 @@ def choose_column(name: str, column: str, features: Mapping[str, Any]) -> str:
 
 
 def _kind(feature: Any) -> str:
-    """The type of a column's values: Image, ClassLabel, or a plain one such as int64."""
+    """Return the type of a column's values: Image, ClassLabel, or a plain one such as int64."""
     kind = type(feature).__name__
     return str(feature.dtype) if kind == "Value" else kind
 
@@ -185,7 +185,7 @@ def _listed(features: Mapping[str, Any]) -> str:
 
 
 def read_labels(name: str, label: str | None, rows: Any) -> tuple[Tensor | None, list[str]]:
-    """Labels int64 (N,) and the classes' names, or None and no names; ValueError if a column has no labels."""
+    """Return labels int64 (N,) and the classes' names, or None and no names; ValueError if a column has no labels."""
     features = rows.features
     if label == "auto":
         found = [one for one in features if _kind(features[one]) == "ClassLabel"]
@@ -213,7 +213,7 @@ def read_labels(name: str, label: str | None, rows: Any) -> tuple[Tensor | None,
 def decode_column(
     name: str, column: str, rows: Any, image_size: int | Sequence[int], channels: int
 ) -> tuple[Tensor, Tensor]:
-    """The images of a column and the rows they come from, as `decode_all` gives them."""
+    """Return the images of a column and the rows they come from, as `decode_all` does."""
     from datasets import Image
 
     with _translated_errors(name):
@@ -223,7 +223,7 @@ def decode_column(
 
 
 def _content(cell: Mapping[str, Any] | None) -> Path | bytes:
-    """A cell's encoded image, or the file that it lies in; ValueError if it has neither."""
+    """Return a cell's encoded image, or the path of its file; ValueError if it has neither."""
     for kind, key in ((bytes, "bytes"), (Path, "path")):
         if cell and cell[key]:
             return kind(cell[key])

@@ -124,18 +124,18 @@ class IDX(ImageData):
 
 
 def file_stems(half: str) -> tuple[str, str]:
-    """Names, without .gz, of the images' and the labels' file of "train" or "test"."""
+    """Return the file names, without .gz, of the images and of the labels of "train" or "test"."""
     return f"{PREFIX[half]}-images-idx3-ubyte", f"{PREFIX[half]}-labels-idx1-ubyte"
 
 
 def _candidates(folders: Sequence[Path], halves: Sequence[str]) -> list[Path]:
-    """All the places of files that `find_half` may choose."""
+    """Return all paths of files that `find_half` may choose."""
     stems = [stem for half in halves for stem in file_stems(half)]
     return [folder / f"{stem}{ending}" for folder in folders for stem in stems for ending in ("", ".gz")]
 
 
 def find_half(folders: Sequence[Path], half: str) -> tuple[Path, Path] | None:
-    """The images' and the labels' file in the first folder that has both, rather unpacked than .gz; or None."""
+    """Return the image and label files of the first folder that has both, unpacked preferred to .gz; or None."""
     for folder in folders:
         candidates = ([folder / stem, folder / f"{stem}.gz"] for stem in file_stems(half))
         images, labels = (next((path for path in paths if path.is_file()), None) for paths in candidates)
@@ -145,7 +145,7 @@ def find_half(folders: Sequence[Path], half: str) -> tuple[Path, Path] | None:
 
 
 def _obtain(name: str, folders: Sequence[Path], half: str, download: bool) -> tuple[Path, Path]:
-    """Download what root/name lacks of a half, or say what is missing."""
+    """Download what root/name lacks of a half, or raise FileNotFoundError that names what is missing."""
     if not download:
         wanted = " and ".join(f"{stem}[.gz]" for stem in file_stems(half))
         raise FileNotFoundError(
@@ -162,7 +162,7 @@ def _obtain(name: str, folders: Sequence[Path], half: str, download: bool) -> tu
 
 
 def read_half(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 1, H, W) and labels uint8 (N,) in 0..9; ValueError naming the file that is wrong."""
+    """Return images uint8 (N, 1, H, W) and labels uint8 (N,) in 0..9; ValueError naming the file that is wrong."""
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if len(images) != len(labels):
         raise ValueError(f"{image_file} holds {len(images):,} images, but {label_file} {len(labels):,} labels")
@@ -171,7 +171,7 @@ def read_half(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """The array of an IDX file of unsigned bytes, gzipped if it ends in .gz.
+    """Return the array of an IDX file of unsigned bytes, gzipped if it ends in .gz.
 
     Args:
         path: the file.
@@ -179,7 +179,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
 
     Returns: uint8 tensor with `dims` dimensions, none of them 0.
 
-    Raises: ValueError naming the file, what it holds and what was expected.
+    Raises: ValueError naming the file, its content and what was expected.
     """
     magic = bytes([0, 0, 8, dims])
     regular_size(path, LARGEST)  # of zeros after its end, which take no room in a sparse file, gzip reads one by one

@@ -1,4 +1,4 @@
-"""Image files that come from anywhere: all that can be wrong with one is told in one way."""
+"""Image files of any origin: every failure to read one is raised as `UnreadableImage`."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,13 +25,13 @@ class UnreadableImage(ValueError):
 
 
 def read_image(name: str, decode: Callable[[], T], kinds: str = KINDS) -> T:
-    """An image file, decoded.
+    """Decode an image file, raising `UnreadableImage` for any failure.
 
     Args:
         name: of the file, as messages call it.
-        decode: opens the file, or what it holds, and decodes it.
-        kinds: of files that it knows, for messages.
-    Returns: what `decode` gives.
+        decode: opens the file, or its bytes, and decodes it.
+        kinds: the formats that it knows, for messages.
+    Returns: the result of `decode`.
     Raises: UnreadableImage, from whatever `decode` raised.
     """
     try:

@@ -1,4 +1,4 @@
-"""Points of a mixture of Gaussians whose density is known exactly, in any number of dimensions."""
+"""Points from a mixture of Gaussians whose density is known exactly, in any number of dimensions."""
 
 import hashlib
 import math
@@ -18,15 +18,15 @@ from ddpm.runs.files import Origin
 
 Vector = Sequence[float]
 Matrix = Sequence[Vector]
-GRID, SPACING, STD = (5, 5), 1.0, 0.2  # of what is not given
+GRID, SPACING, STD = (5, 5), 1.0, 0.2  # defaults
 MOST_COMPONENTS, MOST_NUMBERS = 10_000, 100_000_000  # K, and K d^2: beyond them are slips
 CONDITION = 1e-12  # of a covariance: its smallest eigenvalue as a share of the largest, beneath which it is flat
-FARTHEST = 1e12  # of any number that is given
-LEFT_OVER = 1e-6  # by which weights may miss 1: what decimals leave
+FARTHEST = 1e12  # largest absolute value of any argument
+LEFT_OVER = 1e-6  # by which weights may miss 1: the rounding of decimals
 
 
 class Mixture(Points):
-    r"""K Gaussians with weights, each a class: its density is known exactly.
+    r"""A mixture of K weighted Gaussians, each a class, whose density is known exactly.
 
     .. math:: p \sim \sum_k w_k\, \mathcal N(m_k, C_k), \quad m = \sum_k w_k m_k, \quad
         s^2 = \operatorname{diag} \sum_k w_k \left(C_k + (m_k - m)(m_k - m)^T\right), \quad x = \frac{p - m}{s}
@@ -89,10 +89,10 @@ class Mixture(Points):
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """Points as the network sees them, with their components as classes.
+        """Return points as the network sees them, with their components as classes.
 
         Args:
-            indices: their numbers (B,), whole numbers in 0..N-1; of fresh points only how many there are matters.
+            indices: their indices (B,), whole numbers in 0..N-1; of fresh points only how many there are matters.
             device: where the result goes.
             generator: draws fresh points, if the data are fresh; None, as in evaluation, draws none.
 
@@ -104,19 +104,19 @@ class Mixture(Points):
         return Batch(x.float(), Condition(classes=y)).to(device)
 
     def identity(self) -> dict[str, Any]:
-        """What the data are: the density, of which the points say something only, and whether they are fresh."""
+        """Return what identifies the data: also the density itself, and whether points are fresh."""
         parts = (self.weights, self.means, self.covariances)
         density = hashlib.sha256(b"".join(part.numpy().astype("<f4").tobytes() for part in parts)).hexdigest()
         return super().identity() | {"density": density, "fresh": self.fresh}
 
     def of_classes(self, classes: Sequence[int]) -> Self:
-        """The points of these classes as they were drawn once, none of them fresh."""
+        """Return the points of these classes as they were drawn once, none of them fresh."""
         other = super().of_classes(classes)
         other.fresh = False
         return other
 
     def _draw(self, n: int, component: torch.Generator, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n points of the density, float64 (n, d), and their components (n,), where the generators are."""
+        """Draw n points from the density, float64 (n, d), and their components (n,), on the generators' device."""
         weights, means, factors = (on(noise.device, part) for part in (self.weights, self.means, self._factors))
         y = torch.multinomial(weights, n, replacement=True, generator=component)
         z = torch.randn(n, means.shape[1], generator=noise, dtype=torch.float64, device=noise.device)
@@ -124,7 +124,7 @@ class Mixture(Points):
 
 
 def _check(count: int, split: str, validation: float) -> None:
-    """Raise ValueError for options that no source of points admits; before anything is drawn."""
+    """Raise ValueError for options that no source of points admits, before anything is drawn."""
     if not is_whole(count, LEAST, MOST):
         raise ValueError(f"count={count!r}: a whole number of points, {LEAST} <= count <= {MOST:,}")
     if split != "auto":
@@ -133,7 +133,7 @@ def _check(count: int, split: str, validation: float) -> None:
 
 
 def _means(grid: Sequence[int] | None, spacing: float, means: Matrix | None) -> Tensor:
-    """The means (K, d) that are given, or those of a grid around 0; ValueError for both, or what makes none."""
+    """Return the given means (K, d), or those of a grid around 0; ValueError for both, or invalid ones."""
     if means is not None:
         if grid is not None:
             raise ValueError("grid and means both say where the components are; give one of them")
@@ -150,7 +150,7 @@ def _means(grid: Sequence[int] | None, spacing: float, means: Matrix | None) -> 
 
 
 def _covariances(std: float | Vector | None, covariances: Sequence[Matrix] | None, K: int, d: int) -> Tensor:
-    """The covariances (K, d, d) that are given, or those of round components; ValueError for any that is none."""
+    """Return the given covariances (K, d, d), or those of round components; ValueError for any that is invalid."""
     if K > MOST_COMPONENTS or K * d * d > MOST_NUMBERS:
         raise ValueError(
             f"{K:,} components in {d:,} dimensions: at most {MOST_COMPONENTS:,}, and K d^2 <= {MOST_NUMBERS:,}"
@@ -177,7 +177,7 @@ def _covariances(std: float | Vector | None, covariances: Sequence[Matrix] | Non
 
 
 def _weights(weights: Vector | None, K: int) -> Tensor:
-    """The weights (K,), which add up to 1 in float64; ValueError for any others."""
+    """Return the weights (K,), which add up to 1 in float64; ValueError for any others."""
     if weights is None:
         return torch.full((K,), 1 / K, dtype=torch.float64)
     w = _tensor("weights", weights, "one number a component, (K,)", 1)
@@ -190,10 +190,10 @@ def _weights(weights: Vector | None, K: int) -> Tensor:
     return w / w.sum()
 
 
-def _tensor(key: str, given: Any, wanted: str, *ndim: int) -> Tensor:
-    """Nested lists as float64; ValueError unless they are numbers, as many in each list, `ndim` deep, and finite."""
+def _tensor(key: str, values: Any, wanted: str, *ndim: int) -> Tensor:
+    """Return nested lists as float64; ValueError unless they are finite numbers, of equal lengths, and `ndim` deep."""
     try:
-        x = torch.as_tensor(given, dtype=torch.float64)
+        x = torch.as_tensor(values, dtype=torch.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{key}: {wanted}, and each list as long as the others") from error
     if x.ndim not in ndim or x.numel() == 0 or not (x.abs() <= FARTHEST).all():  # nor for NaN

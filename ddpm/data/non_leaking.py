@@ -1,4 +1,4 @@
-"""Random changes of training images that are told to the network, so that its samples show nothing of them."""
+"""Non-leaking augmentation: the network is conditioned on the random changes of images, so that samples lack them."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from ddpm.data.augment import PADDINGS, inverse_of, warp
 from ddpm.data.batch import Batch
 
 KINDS = ("horizontal_flip", "vertical_flip", "scale", "rotation", "stretch", "translation")
-PARAMETERS = 9  # numbers that are told of an image
+PARAMETERS = 9  # numbers that describe the augmentation of an image
 LARGEST = {"scale": 1, "rotation": 180, "stretch": 1, "translation": 0.5}
 
 
 class NonLeaking:
-    r"""Changes some images by draws of its own, and tells the network which: nine numbers, all 0 for an image as it is.
+    r"""Augment images at random and condition the network on how: nine numbers, all 0 for an unchanged image.
 
     .. math:: a = (i_x,\ i_y,\ z_s,\ \cos\theta - 1,\ \sin\theta,\ z_r \cos 2\varphi,\ z_r \sin 2\varphi,\ z_x,\ z_y)
         \qquad \text{[EDM (augmentation parameters)]}
@@ -26,8 +26,8 @@ class NonLeaking:
     with z normal, theta and phi uniform, and i 0 or 1. The image is mirrored by i, stretched by 2^(stretch z_r) in the
     direction of phi and shrunk as much across, turned counter-clockwise by theta, grown by 2^(scale z_s), and moved by
     translation z_x and z_y times its sides. Each kind is done with probability p; else its numbers are 0. A network
-    that is told of the zeros draws images that nothing was done to. The paper tells of phi where this tells of twice
-    phi: a half turn of the direction is the same stretch.
+    conditioned on zeros generates images without augmentation. The paper conditions on phi where this uses twice phi:
+    a half turn of the direction is the same stretch.
 
     Args:
         p: the probability of each kind, 0..1; the paper has 0.12 for CIFAR-10 and 0.15 for faces.
@@ -42,7 +42,7 @@ class NonLeaking:
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (arXiv 2206.00364),
         appendix F.2, whose strengths are the defaults; the idea is that of Jun et al. (ICML 2020).
     Attributes:
-        tells: how many numbers are told of an image.
+        tells: how many numbers the network is conditioned on.
     """
 
     tells = PARAMETERS
@@ -77,12 +77,12 @@ class NonLeaking:
         return bool(self.p and self.kinds)
 
     def of(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """A batch with images changed by draws of a generator on their device, whose condition tells of the changes."""
+        """Return the batch with its images augmented by draws of a generator on their device, and conditioned on it."""
         a = self.draw(batch.x, generator)
         return replace(batch, x=self.applied(batch.x, a), condition=replace(batch.condition, augment=a))
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The parameters a (B, 9) of images (B, C, H, W), whose values have no part in them."""
+        """Draw the parameters a (B, 9) for images (B, C, H, W), independent of their values."""
         # every kind draws, used or not: switching one on leaves what the others draw
         device, dtype = x.device, x.dtype
         coins = torch.rand(len(x), len(KINDS), generator=generator, device=device, dtype=dtype) < self.p
@@ -102,7 +102,7 @@ class NonLeaking:
         return torch.stack([torch.where(done[kind], number, 0) for kind in KINDS for number in a[kind]], 1)
 
     def applied(self, x: Tensor, a: Tensor) -> Tensor:
-        """Images (B, C, H, W) changed by parameters (B, 9); those of whose parameters all are 0 as they are."""
+        """Return images (B, C, H, W) augmented by parameters (B, 9); those with all parameters 0 are unchanged."""
         i_x, i_y, z_s, cos, sin, *direction, z_x, z_y = a.unbind(1)
         x = torch.where(_per_image(i_x > 0), x.flip(-1), x)
         x = torch.where(_per_image(i_y > 0), x.flip(-2), x)
@@ -117,7 +117,7 @@ class NonLeaking:
 
 
 def _stretched(d: Tensor) -> Tensor:
-    r"""The symmetric matrices (B, 2, 2) that stretch by 2^|d| in a direction and shrink as much across.
+    r"""Return the symmetric matrices (B, 2, 2) that stretch by 2^|d| in a direction and shrink as much across.
 
     .. math:: \exp\left(\ln 2 \begin{pmatrix} d_1 & d_2 \\ d_2 & -d_1 \end{pmatrix}\right), \quad
         d = |d| (\cos 2\varphi, \sin 2\varphi) \qquad \text{[EDM (anisotropic scaling)]}
@@ -132,7 +132,7 @@ def _stretched(d: Tensor) -> Tensor:
 
 
 def _product(A: Tensor, B: Tensor) -> Tensor:
-    """Of matrices (B, 2, 2) and (B, 2, n), in full precision, which a GPU's own product may not have."""
+    """Return the product of (B, 2, 2) and (B, 2, n) in full precision, which a GPU's own product may not have."""
     return (A[:, :, :, None] * B[:, None]).sum(2)
 
 

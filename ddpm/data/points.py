@@ -27,7 +27,7 @@ class Points(InMemory):
         classes: the classes' names; without them, labels name themselves.
         standardise: false leaves the points as they are: m = 0, s = 1.
     Attributes:
-        mean, std: m and s, float64 (d,), by which `x * std + mean` is what was given.
+        mean, std: m and s, float64 (d,), by which `x * std + mean` are the original points.
     Raises: ValueError for arguments outside these ranges, numbers that are not finite (as float32), and a
         coordinate that does not vary where it is to be standardised.
     """
@@ -73,10 +73,10 @@ class Points(InMemory):
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """Points as the network sees them.
+        """Return points as the network sees them.
 
         Args:
-            indices: their numbers (B,), whole numbers in 0..N-1.
+            indices: their indices (B,), whole numbers in 0..N-1.
             device: where the result goes.
             generator: without effect, for nothing is drawn anew.
 

@@ -1,4 +1,4 @@
-"""Points of a file of your own, .npy or .csv."""
+"""Points read from a .npy or .csv file."""
 
 import csv
 import warnings
@@ -17,7 +17,7 @@ LARGEST = 2**32  # bytes
 
 
 class PointsFile(Points):
-    """The rows of a table of numbers, each a point; its last column may be their classes.
+    """The rows of a table of numbers as points; its last column may hold their classes.
 
     A .npy file holds an array (N, d) of real numbers. A .csv file holds N lines of d numbers with commas between them;
     a first line without any number is taken for the columns' names, and what follows a # is left out.
@@ -26,7 +26,7 @@ class PointsFile(Points):
         root: the file.
         labelled: whether the last column is a class, a whole number in 0..K-1, and no coordinate.
         standardise: as in `Points`.
-        name: what the data are called; None for the file's name without its suffix.
+        name: the data set's name; None for the file's name without its suffix.
         split: "auto", which is the whole file.
         validation: the held-out fraction, 0 <= validation < 1.
     Raises: FileNotFoundError if there is no such file; ValueError for one that is no table of finite numbers, fewer
@@ -57,7 +57,7 @@ class PointsFile(Points):
 
 
 def _read(path: Path) -> Tensor:
-    """The numbers of a file, float64 (N, d); FileNotFoundError or ValueError that names it."""
+    """Return the numbers of a file, float64 (N, d); FileNotFoundError or ValueError that names it."""
     if path.suffix not in (".npy", ".csv"):
         raise ValueError(f"{path}: points are read from a .npy or a .csv file; point root at one")
     try:
@@ -105,7 +105,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _classes(column: Tensor, path: Path) -> Tensor:
-    """The classes (N,) of a column; ValueError for the first that is no whole number >= 0."""
+    """Return the classes (N,) of a column; ValueError for the first that is no whole number >= 0."""
     wrong = (column != column.round()) | (column < 0) | (column >= len(column))
     if wrong.any():
         row = int(wrong.int().argmax())

@@ -15,7 +15,7 @@ from ddpm.randomness import generator as keyed
 class WithPrior(ImageData):
     """A few captioned images of a subject, and as many of its class (the prior) in each batch.
 
-    What is held out, what an epoch is, and what samples are told of are those of the first alone.
+    The held-out part, the length of an epoch, and the conditions of samples are those of the subject's images alone.
 
     Args:
         subject: the few images with captions.
@@ -29,9 +29,9 @@ class WithPrior(ImageData):
     """
 
     def __init__(self, subject: ImageData, images: Tensor, captions: Sequence[str]):
-        for given, captioned in ((subject.images, subject.captions), (images, captions)):
-            if len(given) != len(captioned) or not len(given):
-                raise ValueError(f"{subject.name}: {len(given)} images and {len(captioned)} captions; one of each")
+        for pictures, captioned in ((subject.images, subject.captions), (images, captions)):
+            if len(pictures) != len(captioned) or not len(pictures):
+                raise ValueError(f"{subject.name}: {len(pictures)} images and {len(captioned)} captions; one of each")
         if images.shape[1:] != subject.images.shape[1:]:
             raise ValueError(
                 f"{subject.name}: images of the class are {tuple(images.shape[1:])}, those of the subject "
@@ -49,13 +49,13 @@ class WithPrior(ImageData):
         self.origin = subject.origin
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Those of the subject."""
+        """Return the training and held-out indices of the subject's pictures."""
         return self._parts
 
     def order(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """Numbers (batch_size,) of one step's batch: one of the subject, one of the class, and so on.
+        """Return the indices (batch_size,) of one step's batch, alternating the subject and its class.
 
-        Both kinds are shuffled anew whenever all of one have been there.
+        Both kinds are shuffled anew whenever all of one have been used.
 
         Args, raises: as in `Dataset`; a batch of fewer than 2 has no room for both.
         """
@@ -71,18 +71,18 @@ class WithPrior(ImageData):
         return numbers
 
     def _shuffled(self, seed: int, turn: int) -> Tensor:
-        """The numbers of all images of the class, in the order of one turn."""
+        """Return the indices of all images of the class, shuffled for one pass over them."""
         order = torch.randperm(self.prior_count, generator=keyed(seed, "order beside", turn))
         return len(self) - self.prior_count + order
 
     def batch(
         self, indices: Tensor, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Batch:
-        """As of all images, with those of the class marked as `of_prior`."""
+        """Return a batch as in `ImageData`, with images of the class marked as `of_prior`."""
         batch = super().batch(indices, device, generator)
         return replace(batch, of_prior=self.of_prior(indices).to(batch.x.device))
 
     def identity(self) -> dict[str, Any]:
-        """What the data of the subject are, and what stands beside them."""
+        """Return the identity of the subject's data, and the count and checksums of all images together."""
         both = super().identity()
         return self._subject | {"beside": {key: both[key] for key in ("count", "sha256", "captions")}}

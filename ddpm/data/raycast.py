@@ -1,4 +1,4 @@
-r"""Solids on a ground, seen by a camera: a ray a sample, met with each solid in closed form.
+r"""Ray casting of solids on a ground: every ray is intersected with every solid in closed form.
 
 Lengths are in units of the world, whose axes are x to the right, y upwards and z away from the viewer; the ground is
 y = 0. Nothing is random here.
@@ -37,23 +37,23 @@ Vector = tuple[Tensor, Tensor, Tensor]  # x, y and z, of shapes that fit each ot
 class Solids(NamedTuple):
     """N scenes of S solids each, tensors on one device."""
 
-    shape: Tensor  # (N, S), numbers in `SHAPES`; -1 where there is none
+    shape: Tensor  # (N, S), numbers in `SHAPES`; -1 for none
     radius: Tensor  # (N, S), float
     colour: Tensor  # (N, S, 3), of red, green and blue in [0, 1]
     shiny: Tensor  # (N, S), bool
     place: Tensor  # (N, S, 3), float: x and z of what stands there, and the angle that it is turned by
-    second: Tensor | None = None  # (N, S, 3), a colour that takes turns with the first; None where all are plain
-    texture: Tensor | None = None  # (N, S), numbers in `TEXTURES`: how they do
+    second: Tensor | None = None  # (N, S, 3), a colour that alternates with the first; None where all are plain
+    texture: Tensor | None = None  # (N, S), numbers in `TEXTURES`: the pattern of the two colours
 
     def rows(self, select: slice | Tensor) -> "Solids":
-        """Those of some scenes."""
+        """Return some of the scenes."""
         second, texture = (None if values is None else values[select] for values in (self.second, self.texture))
         shape, radius, colour, shiny, place = (values[select] for values in self[:5])
         return Solids(shape, radius, colour, shiny, place, second, texture)
 
 
 class View(NamedTuple):
-    """What a camera sees of N scenes of S solids."""
+    """A camera's view of N scenes of S solids."""
 
     picture: Tensor  # uint8 (N, 3, H, W)
     depth: Tensor  # float32 (N, 1, H, W): along the camera's axis, of what the centre of a pixel shows
@@ -61,14 +61,14 @@ class View(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What N x P rays meet first."""
+    """The first hit of each of N x P rays."""
 
     depth: Tensor  # (N, P)
     which: Tensor  # (N, P), int64: 0 for the ground, s + 1 for solid s
 
 
 def rays(size: int | Sequence[int], samples: int = 1, device: torch.device | str = "cpu") -> Tensor:
-    r"""Directions from the camera's eye, as many a pixel as asked for, on a grid.
+    r"""Return the directions of rays from the camera's eye, on a grid of samples^2 rays per pixel.
 
     .. math:: w = f + a\,e_x + b\,u, \quad a = k \frac{2 i - W}{\max(H, W)}, \quad
         b = k \frac{H - 2 j}{\max(H, W)}
@@ -94,7 +94,7 @@ def rays(size: int | Sequence[int], samples: int = 1, device: torch.device | str
 
 
 def projected(points: Tensor) -> Tensor:
-    r"""Where points are seen, and how far away.
+    r"""Return the place in the picture, and the depth, of points in space.
 
     .. math:: t = f \cdot (p - \text{EYE}), \quad \frac a k = \frac{p_x - \text{EYE}_x}{k t}, \quad
         \frac b k = \frac{u \cdot (p - \text{EYE})}{k t} \qquad \text{[Pinhole (projection)]}
@@ -114,7 +114,7 @@ def projected(points: Tensor) -> Tensor:
 
 
 def sphere(o: Vector, w: Vector, r: Tensor) -> Tensor:
-    r"""How far along rays a sphere is entered, that touches the ground at the origin.
+    r"""Return how far along rays they enter a sphere that touches the ground at the origin.
 
     .. math:: |o + t w - c|^2 = r^2, \quad c = (0, r, 0), \quad t = \frac{-B - \sqrt{B^2 - A C}}{A}, \quad
         A = w \cdot w, \quad B = (o - c) \cdot w, \quad C = |o - c|^2 - r^2 \qquad \text{[Quadric (sphere)]}
@@ -132,7 +132,7 @@ def sphere(o: Vector, w: Vector, r: Tensor) -> Tensor:
 
 
 def cube(o: Vector, w: Vector, r: Tensor) -> Tensor:
-    r"""The same of a cube of half the edge a = `HALF_EDGE` r, whose faces look along the axes.
+    r"""Return how far along rays they enter a cube of half the edge a = `HALF_EDGE` r, whose faces look along the axes.
 
     .. math:: t = \max_i \min(t_i^-, t_i^+) \le \min_i \max(t_i^-, t_i^+), \quad
         t_i^\pm = \frac{c_i \pm a - o_i}{w_i}, \quad c = (0, a, 0) \qquad \text{[Slabs (cube)]}
@@ -146,7 +146,7 @@ def cube(o: Vector, w: Vector, r: Tensor) -> Tensor:
 
 
 def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
-    r"""The same of an upright cylinder of radius R = `RADIUS` r and height h = `HEIGHT` r.
+    r"""Return how far along rays they enter an upright cylinder of radius R = `RADIUS` r and height h = `HEIGHT` r.
 
     .. math:: x^2 + z^2 \le R^2, \quad 0 \le y \le h \qquad \text{[Quadric (cylinder)]}
 
@@ -163,7 +163,7 @@ def cylinder(o: Vector, w: Vector, r: Tensor) -> Tensor:
 
 
 def cone(o: Vector, w: Vector, r: Tensor) -> Tensor:
-    r"""The same of a cone that stands on a disc of radius R = `BASE` r, h = `TIP` r high; its base is never entered.
+    r"""Return how far along rays they enter a cone of base radius R = `BASE` r and height h = `TIP` r by its side.
 
     .. math:: x^2 + z^2 = \kappa^2 (h - y)^2, \quad 0 \le y \le h, \quad \kappa = R / h \qquad \text{[Quadric (cone)]}
 
@@ -191,19 +191,19 @@ def _dot(a: Vector, b: Vector) -> Tensor:
 
 
 def _ahead(t: Tensor, met: Tensor) -> Tensor:
-    """t where something is met ahead, else infinite."""
+    """Return t where a solid is hit in front of the eye, else infinity."""
     return torch.where(met & (t > 0), t, INFINITE)
 
 
 def _slab(o: Tensor, w: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave what lies between two planes across an axis."""
+    """Return where rays enter and leave the space between two planes normal to an axis."""
     w = torch.where(w.abs() < TINY, TINY, w)
     one, other = (low - o) / w, (high - o) / w
     return torch.minimum(one, other), torch.maximum(one, other)
 
 
 def normal(shape: int, p: Tensor, r: Tensor) -> Tensor:
-    """The outer normals (n, 3), of length 1, at points (n, 3) of the surface of solids of radius r (n,) at the origin.
+    """Return the outer normals (n, 3), of length 1, at points (n, 3) of solids of radius r (n,) at the origin.
 
     Args:
         shape: a number in `SHAPES`.
@@ -225,7 +225,7 @@ def normal(shape: int, p: Tensor, r: Tensor) -> Tensor:
 
 
 def _turned(vector: Vector, angle: Tensor) -> Vector:
-    """A vector about the vertical, by an angle; by minus that it comes back."""
+    """Return a vector turned about the vertical by an angle; minus the angle turns it back."""
     cos, sin = angle.cos(), angle.sin()
     return cos * vector[0] + sin * vector[2], vector[1], cos * vector[2] - sin * vector[0]
 
@@ -234,7 +234,7 @@ def _turned(vector: Vector, angle: Tensor) -> Vector:
 
 
 def _groups(solids: Solids) -> list[tuple[int, int, Tensor]]:
-    """Solids that are met in the same way: their number in a scene, their shape, and the scenes (n,)."""
+    """Return solids that share an intersection routine: their index in a scene, their shape, and the scenes (n,)."""
     found = []
     for s in range(solids.shape.shape[1]):
         for kind in range(len(SHAPES)):
@@ -245,7 +245,7 @@ def _groups(solids: Solids) -> list[tuple[int, int, Tensor]]:
 
 
 def _entered(solids: Solids, s: int, kind: int, rows: Tensor, o: Vector, w: Vector) -> Tensor:
-    """How far along rays the solid s of some scenes is entered, (n, P); o and w are (n or 1, P or 1) each."""
+    """Return how far along rays the solid s of some scenes is entered, (n, P); o and w are (n or 1, P or 1) each."""
     x, z, angle = (values[:, None] for values in solids.place[rows, s].unbind(-1))
     o = (o[0] - x, o[1], o[2] - z)
     if SHAPES[kind] == "cube":
@@ -254,7 +254,7 @@ def _entered(solids: Solids, s: int, kind: int, rows: Tensor, o: Vector, w: Vect
 
 
 def first_hits(solids: Solids, w: Tensor) -> Hits:
-    """What rays (P, 3) from the eye meet first, all of which point to the ground."""
+    """Return the first hits of rays (P, 3) from the eye, all of which point to the ground."""
     eye = tuple(torch.tensor([[value]], dtype=w.dtype, device=w.device) for value in EYE)
     ahead = tuple(w.T[:, None])
     depth = (-EYE[1] / ahead[1]).expand(len(solids.shape), -1).clone()
@@ -268,7 +268,7 @@ def first_hits(solids: Solids, w: Tensor) -> Hits:
 
 
 def shadowed(solids: Solids, points: Tensor, which: Tensor) -> Tensor:
-    """Which points (N, P, 3) another solid than their own (N, P) hides from the light: bool (N, P)."""
+    """Return which points (N, P, 3) are shadowed by another solid than their own (N, P): bool (N, P)."""
     light = tuple(torch.tensor([[value]], dtype=points.dtype, device=points.device) for value in _unit(KEY))
     dark = torch.zeros(which.shape, dtype=torch.bool, device=points.device)
     for s, kind, rows in _groups(solids):
@@ -279,7 +279,7 @@ def shadowed(solids: Solids, points: Tensor, which: Tensor) -> Tensor:
 
 
 def normals(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
-    """The outer normals (n, 3) at points (n, 3) of the surfaces of the solids s (n,) of scenes (n,)."""
+    """Return the outer normals (n, 3) at points (n, 3) of the surfaces of the solids s (n,) of scenes (n,)."""
     n = torch.empty_like(points)
     for kind, name in enumerate(SHAPES):
         at = (solids.shape[row, s] == kind).nonzero()[:, 0]
@@ -292,7 +292,7 @@ def normals(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
 
 
 def shaded(colour: Tensor, shiny: Tensor, n: Tensor, v: Tensor, lit: Tensor) -> Tensor:
-    r"""Colours that points of a surface show.
+    r"""Return the colours of points of a surface in the scene's light.
 
     .. math:: c \left(\text{AMBIENT}\, \frac{3 + n_y}{4} + \text{DIFFUSE} \cdot \text{lit} \max(n \cdot l, 0)\right)
         + \text{shiny} \sum_l g_l \max(n \cdot h_l, 0)^{\text{POLISH}}, \quad h_l = \frac{l + v}{|l + v|}
@@ -309,15 +309,15 @@ def shaded(colour: Tensor, shiny: Tensor, n: Tensor, v: Tensor, lit: Tensor) -> 
     """
     l = torch.tensor([_unit(KEY), _unit(BACK)], dtype=n.dtype, device=n.device)  # noqa: E741
     light = AMBIENT * (3 + n[..., 1]) / 4 + DIFFUSE * lit * (n @ l[0]).clamp(min=0)
-    shown = colour * light[..., None]
+    reflected = colour * light[..., None]
     for g, lamp, there in zip(GLOSS, l, (lit & shiny, shiny), strict=True):
         h = torch.nn.functional.normalize(lamp + v, dim=-1)
-        shown = shown + (g * there * (n * h).sum(-1).clamp(min=0) ** POLISH)[..., None]
-    return shown
+        reflected = reflected + (g * there * (n * h).sum(-1).clamp(min=0) ** POLISH)[..., None]
+    return reflected
 
 
 def textured(points: Tensor, r: Tensor, texture: Tensor) -> Tensor:
-    r"""Where a solid has its second colour.
+    r"""Return where a solid has its second colour.
 
     .. math:: i = \left\lfloor \frac{y}{\text{BAND}\, r} \right\rfloor, \quad
         j = \left\lfloor \frac{\text{SECTORS}}{2 \pi} \operatorname{atan2}(z, x) \right\rfloor, \quad
@@ -334,8 +334,8 @@ def textured(points: Tensor, r: Tensor, texture: Tensor) -> Tensor:
     return (((i % 2 == 1) & (texture == 1)) | (((i + j) % 2 == 1) & (texture == 2))).bool()
 
 
-def _shown(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
-    """The colours (n, 3) of the solids s (n,) of scenes (n,) at points (n, 3) of their surfaces."""
+def _surface_colours(solids: Solids, points: Tensor, row: Tensor, s: Tensor) -> Tensor:
+    """Return the colours (n, 3) of the solids s (n,) of scenes (n,) at points (n, 3) of their surfaces."""
     colour = solids.colour[row, s]
     if solids.second is None or solids.texture is None:
         return colour
@@ -351,7 +351,7 @@ def _unit(vector: tuple[float, float, float]) -> tuple[float, ...]:
 
 
 def _colours(solids: Solids, w: Tensor, hits: Hits) -> Tensor:
-    """Red, green and blue (N, P, 3) of what rays w (P, 3) from the eye have hit."""
+    """Return red, green and blue (N, P, 3) at the hits of rays w (P, 3) from the eye."""
     points = torch.tensor(EYE, dtype=w.dtype, device=w.device) + hits.depth[..., None] * w
     lit, v = ~shadowed(solids, points, hits.which), -torch.nn.functional.normalize(w, dim=-1)
     up, ground = w.new_tensor([0.0, 1.0, 0.0]), w.new_tensor(GROUND)
@@ -360,13 +360,13 @@ def _colours(solids: Solids, w: Tensor, hits: Hits) -> Tensor:
     row, ray = hits.which.nonzero(as_tuple=True)
     s = hits.which[row, ray] - 1
     n = normals(solids, points[row, ray], row, s)
-    colour = _shown(solids, points[row, ray], row, s)
+    colour = _surface_colours(solids, points[row, ray], row, s)
     colours[row, ray] = shaded(colour, solids.shiny[row, s], n, v[ray], lit[row, ray])
     return colours
 
 
 def seen(solids: Solids, size: int | Sequence[int], samples: int = 3) -> View:
-    """What the camera sees of scenes.
+    """Render the view that the camera has of scenes.
 
     Args:
         size: of the pictures, a side or (H, W).
@@ -379,7 +379,7 @@ def seen(solids: Solids, size: int | Sequence[int], samples: int = 3) -> View:
 
 
 def surfaces(solids: Solids, size: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The depth and the masks of `seen`, in a fraction of its time."""
+    """Return the depth and the masks of `seen`, in a fraction of its time."""
     height, width = height_width(size)
     w, parts = rays(size, 1, solids.place.device), []
     for rows in _chunks(solids, len(w)):
@@ -389,7 +389,7 @@ def surfaces(solids: Solids, size: int | Sequence[int]) -> tuple[Tensor, Tensor]
 
 
 def _chunks(solids: Solids, P: int) -> list[Solids]:
-    """The scenes, so many at a time that P rays for each are few enough."""
+    """Split the scenes into chunks so small that P rays for each scene fit the cache."""
     step = max(1, AT_ONCE // P)
     return [solids.rows(slice(start, start + step)) for start in range(0, len(solids.shape), step)]
 
@@ -404,7 +404,7 @@ def _seen(solids: Solids, w: Tensor, height: int, width: int) -> View:
 
 
 def _maps(hits: Hits, solids: int, height: int, width: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Depth (N, 1, H, W) and masks (N, 1 + S, H, W) by the ray through the centre of each pixel."""
+    """Return depth (N, 1, H, W) and masks (N, 1 + S, H, W) by the ray through the centre of each pixel."""
     middle = samples**2 // 2
     depth, which = (
         rearrange(values, "n (h w s) -> n s h w", h=height, w=width)[:, middle : middle + 1] for values in hits[:2]

@@ -1,4 +1,4 @@
-"""Scenes of a few solids on a ground, drawn here, with captions that say exactly what there is to see, and where."""
+"""Rendered scenes of a few solids on a ground, with captions that state exactly what is visible, and where."""
 
 import difflib
 import hashlib
@@ -40,13 +40,13 @@ NAMES = (tuple(COLOURS), SHAPES, tuple(SIZES), MATERIALS)  # of the values of th
 WORDINGS = ("all", "size", "colour")  # material, size, colour and shape; without the material; without the size too
 PAIRS = len(COLOURS) * len(SHAPES)  # of a colour and a shape, of which a scene has each once at most
 
-DRAWING = 1  # raised by every change that draws other pictures: part of the name of what is kept
+DRAWING = 1  # raised by every change that draws other pictures: part of the cache file's name
 MOST = 1_000_000  # scenes
 SMALLEST = 8  # pixels
-BLOCK = 1000  # scenes that are drawn together: so the first n are the same whatever `count` is
-TRIES = 64  # places that are drawn at once for each scene of a block
-ATTEMPTS = 10  # of such tries, before other relations are drawn
-ROUNDS = 200  # of such attempts, before given relations are said to have no room
+BLOCK = 1000  # scenes that are drawn together, so that the first n are the same whatever `count` is
+TRIES = 64  # candidate places drawn at once for each scene of a block
+ATTEMPTS = 10  # batches of tries, before other relations are drawn
+ROUNDS = 200  # rounds of attempts, before given relations are reported to have no room
 ASIDE = math.radians(28.0)  # largest angle between the line from one solid to another and the axis of their relation
 APART = (0.8, 3.4)  # distances of solids that are related, in units of the world
 SIDEWAYS, DEEP = 2.4, 2.9  # largest |x| of the first solid, and |z| of all
@@ -54,11 +54,11 @@ GAP = 0.08  # between the circles that two solids stand in
 REACH = 1.12  # radius of the circle that a solid stands in, and of the ball that it lies in, as a share of its radius
 FOOT = 1.32  # how far below its middle a solid ends in the picture, as a share of its radius there
 UNHIDDEN = 0.72  # least distance of two solids in the picture, as a share of the sum of their radii there
-NEAR, FAR = 8.0, 19.0  # depths that are told as 1 and -1
+NEAR, FAR = 8.0, 19.0  # depths that map to 1 and -1 in the conditioning image
 
 
 class Solid(NamedTuple):
-    """What is said of a solid; numbers in `NAMES`."""
+    """The attributes of a solid, as indices in `NAMES`; None where a caption leaves them open."""
 
     colour: int
     shape: int
@@ -70,7 +70,7 @@ class Scene(NamedTuple):
     """Two to four solids, and where each of the others is seen from the first."""
 
     solids: tuple[Solid, ...]
-    relations: tuple[int, ...]  # one less: the first solid is so, numbers in `RELATIONS`, to each of the others
+    relations: tuple[int, ...]  # of the first solid to each of the others, one fewer; indices in `RELATIONS`
     places: tuple[tuple[float, float, float], ...] | None = None  # x, z and the angle that each is turned by
 
 
@@ -82,11 +82,11 @@ class Layout(NamedTuple):
     places: Tensor  # float64 (N, 4, 3): x and z, and the angle that a solid is turned by; 0 likewise
 
     def rows(self, select: slice | Tensor) -> "Layout":
-        """Those of some scenes."""
+        """Return some of the scenes."""
         return Layout(*(values[select] for values in self))
 
     def scene(self, number: int) -> Scene:
-        """One of them."""
+        """Return one scene."""
         there = int((self.attributes[number, :, 0] >= 0).sum())
         solids = tuple(Solid(*values) for values in self.attributes[number, :there].tolist())
         places = tuple((x, z, angle) for x, z, angle in self.places[number, :there].tolist())
@@ -94,15 +94,15 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, scenes: Sequence[Scene]) -> "Layout":
-        """Scenes whose attributes and places are all known; ValueError for others."""
+        """Return the layout of scenes whose attributes and places are all known; ValueError for others."""
         n = len(scenes)
         layout = cls(
             torch.full((n, SOLIDS, 4), -1), torch.full((n, SOLIDS - 1), -1), torch.zeros(n, SOLIDS, 3).double()
         )
         for row, scene in enumerate(scenes):
-            said = caption(scene)
+            words = caption(scene)
             if scene.places is None or any(value is None for solid in scene.solids for value in solid):
-                raise ValueError(f"{said}: to be drawn a scene needs all sizes, materials and places; see `arranged`")
+                raise ValueError(f"{words}: to be drawn a scene needs all sizes, materials and places; see `arranged`")
             there = len(scene.solids)
             layout.attributes[row, :there] = torch.tensor(scene.solids)
             layout.relations[row, : there - 1] = torch.tensor(scene.relations)
@@ -111,25 +111,25 @@ class Layout(NamedTuple):
 
 
 class Scenes(ImageData):
-    """Rendered scenes of solids, of known places, with captions that say what there is and where.
+    """Rendered scenes of solids at known places, with captions that state what there is and where.
 
     Each shows spheres, cubes, cylinders and cones of eight colours, two sizes and two materials on a gray ground,
     before one camera and in one light (see `ddpm.data.raycast`). No two solids of a scene agree in colour and shape,
     and none hides another for the most part. The caption is of one solid and how it lies to the others, within 28
     degrees of the axis that the words name: "a small matt red sphere left of a large shiny blue cube" (see `caption`).
-    All is drawn evenly, but for relations among three or four solids that leave no room for them.
+    All attributes are drawn uniformly, except for relations among three or four solids that leave no room for them.
 
     Scene i depends on (seed, i, solids) alone: a larger count begins with the same scenes. `condition=depth` and
-    `condition=masks` tell a network what is known of a scene beside those kinds that are made of its picture: depths,
-    from 1 at NEAR to -1 at FAR; and for each of four solids, in the order of the caption, 1 where it is seen and -1
-    elsewhere.
+    `condition=masks` condition a network on ground truth of the scene, in addition to the kinds computed from its
+    picture: depths, from 1 at NEAR to -1 at FAR; and for each of four solids, in the order of the caption, 1 where
+    it is visible and -1 elsewhere.
 
     Args:
-        root: the folder of data sets; the pictures are kept in root/scenes.
+        root: the folder of data sets; the pictures are cached in root/scenes.
         count: how many scenes, at most a million.
         image_size, channels, validation, condition: as in `ImageData`, and "depth" and "masks" besides.
-        solids: in each scene, 2, 3 or 4; or a list of such numbers, that are drawn evenly.
-        wording: what captions say: "all"; "size", which is all but the material; "colour", of colour and shape alone.
+        solids: in each scene, 2, 3 or 4; or a list of such numbers, drawn uniformly.
+        wording: the detail of captions: "all"; "size", all but the material; "colour", colour and shape alone.
         without: pairs of a colour and a shape, such as "red cube", that none of the scenes shows that are trained on:
             those that do are all held out, beside the fraction `validation` of the others.
         flip: false, for mirrored scenes are not what their captions say.
@@ -137,7 +137,7 @@ class Scenes(ImageData):
         split: "auto", which is all of them.
 
     Attributes:
-        captions: what each sample shows, in words, by its number.
+        captions: the caption of each sample, by its number.
         numbers: of solids that a scene may have, sorted.
         layout: what and where its solids are, as integers and places, see `Layout`.
         composed: the numbers of the held-out samples that show a pair of `without`, sorted.
@@ -185,7 +185,7 @@ class Scenes(ImageData):
         super().__init__(
             "scenes",
             "all",
-            _kept(self.layout, size, Path(root).expanduser() / "scenes"),
+            _cached(self.layout, size, Path(root).expanduser() / "scenes"),
             image_size=image_size,
             channels=channels,
             validation=validation,
@@ -193,7 +193,7 @@ class Scenes(ImageData):
         )
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted numbers of the training part and of the held-out part, in which all of `without` is."""
+        """Return the sorted indices of the training part and of the held-out part, which contains all of `without`."""
         colour, shape = self.layout.attributes[..., 0], self.layout.attributes[..., 1]
         barred = torch.isin(colour * len(SHAPES) + shape, torch.tensor(self.without).long()) & (colour >= 0)
         self.composed = barred.any(1).nonzero()[:, 0]
@@ -205,7 +205,7 @@ class Scenes(ImageData):
 
     @property
     def pairs(self) -> list[str]:
-        """Those of `without`, in words."""
+        """The pairs of `without`, in words."""
         return [f"{NAMES[0][pair // len(SHAPES)]} {SHAPES[pair % len(SHAPES)]}" for pair in self.without]
 
     def to(self, device: torch.device | str) -> Self:
@@ -214,17 +214,17 @@ class Scenes(ImageData):
         return super().to(device)
 
     def surfaces(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The exact depths (B, 1, H, W) and masks (B, 5, H, W) of samples (B,), see `View`; computed anew."""
+        """Return the exact depths (B, 1, H, W) and masks (B, 5, H, W) of samples (B,), see `View`; computed anew."""
         chosen = self.layout.rows(numbers.to(self.layout.places.device))
         return surfaces(solids_of(chosen), self.image_size)
 
     @property
     def condition_unit(self) -> float:
-        """What a difference of 1 in the image told is: of depths in units of the world, of others 1."""
+        """The difference that 1 in the conditioning image stands for: for depths in units of the world, else 1."""
         return (FAR - NEAR) / 2 if self.condition == "depth" else 1.0
 
     def conditioned(self, batch: Batch, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """A batch with the image of its condition: of the scene, or computed from its x."""
+        """Return the batch with the image of its condition, from the scene or computed from its x."""
         if self.condition not in self.measured:
             return super().conditioned(batch, indices, generator)
         depth, masks = self.surfaces(indices)
@@ -232,12 +232,12 @@ class Scenes(ImageData):
         return replace(batch, condition=replace(batch.condition, image=image.to(batch.x.device)))
 
     def identity(self) -> dict[str, Any]:
-        """What the data are: with `without` beside what all images say, where it is not empty."""
+        """Return what identifies the data: the pairs of `without` too, if there are any."""
         return super().identity() | ({"without": self.pairs} if self.without else {})
 
 
 def _numbers_of(solids: int | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of solids that a scene may have, sorted; ValueError with what is allowed."""
+    """Return the numbers of solids that a scene may have, sorted; ValueError with what is allowed."""
     numbers = tuple(solids) if isinstance(solids, Sequence) and not isinstance(solids, str) else (solids,)
     allowed = range(2, SOLIDS + 1)
     whole = all(is_whole(n) and n in allowed for n in numbers)
@@ -247,10 +247,10 @@ def _numbers_of(solids: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _pairs(without: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of pairs of colour and shape, sorted; ValueError with the nearest that there is."""
+    """Return the numbers of pairs of colour and shape, sorted; ValueError with the nearest match."""
     known = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    given = [without] if isinstance(without, str) else list(without)
-    for pair in given:
+    names = [without] if isinstance(without, str) else list(without)
+    for pair in names:
         if pair not in known:
             near = difflib.get_close_matches(str(pair), known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -258,11 +258,11 @@ def _pairs(without: Sequence[str]) -> tuple[int, ...]:
                 f"without has {pair!r}: give pairs such as 'red cube', of {', '.join(COLOURS)} and "
                 f"{', '.join(SHAPES)}{hint}"
             )
-    return tuple(sorted({known.index(pair) for pair in given}))
+    return tuple(sorted({known.index(pair) for pair in names}))
 
 
-def _kept(layout: Layout, size: tuple[int, int], folder: Path) -> Tensor:
-    """The pictures of `render`, from a file in a folder if it is there, and else into it."""
+def _cached(layout: Layout, size: tuple[int, int], folder: Path) -> Tensor:
+    """Return the pictures of `render`, read from a cache file in a folder, or rendered and saved there."""
     count = len(layout.places)
     digest = hashlib.sha256(json.dumps([DRAWING, count, *size]).encode())
     for values in (layout.attributes, (layout.places * 1e6).round().long()):
@@ -270,7 +270,7 @@ def _kept(layout: Layout, size: tuple[int, int], folder: Path) -> Tensor:
     place = folder / f"{digest.hexdigest()[:12]}.safetensors"
     images = load_tensor(place, torch.uint8, (count, 3, *size))
     if images is None:
-        print(f"drawing {count:,} scenes, once: they are kept as {place}", flush=True)
+        print(f"drawing {count:,} scenes, once: they are saved as {place}", flush=True)
         images = raycast.seen(solids_of(layout), size).picture
         save_tensor(images, place)
     return images
@@ -280,13 +280,13 @@ def _kept(layout: Layout, size: tuple[int, int], folder: Path) -> Tensor:
 
 
 def caption(scene: Scene, wording: str = "all") -> str:
-    """What a scene shows: "a small matt red sphere left of a large shiny blue cube".
+    """Return a scene's caption: "a small matt red sphere left of a large shiny blue cube".
 
     Of more solids the first is related to each of the others: "a red sphere left of a blue cube, behind a green cone
-    and right of a white cube". What is not known of a solid is not said.
+    and right of a white cube". Unknown attributes are left out.
 
     Args:
-        wording: how much is said, see `Scenes`.
+        wording: the detail, see `Scenes`.
     Raises: ValueError for another wording, or numbers of solids and relations that do not fit.
     """
     check_choice("wording", wording, WORDINGS)
@@ -298,13 +298,13 @@ def caption(scene: Scene, wording: str = "all") -> str:
 
 
 def _phrase(solid: Solid, wording: str) -> str:
-    said = (
+    attributes = (
         SIZE_NAMES[solid.size] if solid.size is not None and wording != "colour" else None,
         MATERIALS[solid.material] if solid.material is not None and wording == "all" else None,
         NAMES[0][solid.colour],
         SHAPES[solid.shape],
     )
-    words = " ".join(word for word in said if word is not None)
+    words = " ".join(word for word in attributes if word is not None)
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -313,9 +313,9 @@ JOINTS = re.compile(rf"(?:,| and)? ({'|'.join(RELATIONS)}) ")
 
 
 def parse(text: str) -> Scene:
-    """What a caption of any wording says, without places: the inverse of `caption`.
+    """Parse a caption of any wording into a scene without places: the inverse of `caption`.
 
-    Raises: ValueError for text that `caption` would not write, with the word that it would not, if there is one.
+    Raises: ValueError for text that `caption` would not write, with the first unknown word, if there is one.
     """
     first, *rest = JOINTS.split(text)
     solids = tuple(_solid(phrase) for phrase in (first, *rest[1::2]))
@@ -326,23 +326,23 @@ def parse(text: str) -> Scene:
 
 
 def _solid(phrase: str) -> Solid:
-    """What "a small red cube" says; ValueError with the first word that is none."""
-    said: dict[int, int] = {}
+    """Parse "a small red cube" into a solid; ValueError with the first word that is not an attribute."""
+    found: dict[int, int] = {}
     for word in phrase.split()[1:]:
         kind = next((kind for kind, names in enumerate(NAMES) if word in names), None)
-        if kind is None or kind in said:
+        if kind is None or kind in found:
             every = [name for names in NAMES for name in names]
             near = difflib.get_close_matches(word, every, 1)
             hint = f"; did you mean {near[0]}?" if near and near[0] != word else ""
             raise ValueError(f"{phrase!r}: {word!r} is not known, or too much; known are {', '.join(every)}{hint}")
-        said[kind] = NAMES[kind].index(word)
-    if not {0, 1} <= said.keys():
+        found[kind] = NAMES[kind].index(word)
+    if not {0, 1} <= found.keys():
         raise ValueError(f"{phrase!r}: a colour and a shape are needed, as in 'a red cube'")
-    return Solid(said[0], said[1], said.get(2), said.get(3))
+    return Solid(found[0], found[1], found.get(2), found.get(3))
 
 
 def combinations(solids: int, wording: str = "all") -> int:
-    """How many captions there are of so many solids: of different pairs of colour and shape, in any order."""
+    """Return the number of captions of so many solids: of different pairs of colour and shape, in any order."""
     check_choice("wording", wording, WORDINGS)
     free = {"all": len(SIZES) * len(MATERIALS), "size": len(SIZES), "colour": 1}[wording]
     return math.perm(PAIRS, solids) * free**solids * len(RELATIONS) ** (solids - 1)
@@ -352,7 +352,7 @@ def combinations(solids: int, wording: str = "all") -> int:
 
 
 def drawn(count: int, solids: Sequence[int] = (2,), seed: int = 0) -> Layout:
-    """So many scenes, each with one of the numbers of solids; scene i depends on (seed, i, solids).
+    """Draw scenes, each with one of the numbers of solids; scene i depends on (seed, i, solids).
 
     Relations that leave no room, of several large solids, are drawn again.
     """
@@ -376,9 +376,9 @@ def drawn(count: int, solids: Sequence[int] = (2,), seed: int = 0) -> Layout:
 
 
 def arranged(scene: Scene, seed: int = 0) -> Scene:
-    """The same with places that its relations allow, and sizes and materials where it says none, all drawn.
+    """Return the scene with places that its relations allow, and its open sizes and materials filled in, all at random.
 
-    Raises: ValueError where so many such solids have no room in the picture.
+    Raises: ValueError where these solids have no room in the picture.
     """
     random = generator(seed, "scenes arranged")
     coins = torch.randint(2, (len(scene.solids), 2), generator=random).tolist()
@@ -395,7 +395,7 @@ def arranged(scene: Scene, seed: int = 0) -> Scene:
 
 
 def placed(attributes: Tensor, relations: Tensor, random: torch.Generator, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of solids, so that their relations hold, all lie in the picture, and none hides another.
+    """Draw places of solids so that their relations hold, all lie in the picture, and none hides another.
 
     The first solid is put anywhere, the others `APART` from it in about the direction that its relation says, until all
     is so. Numbers are drawn for all scenes, so that none depends on how long another took.
@@ -420,7 +420,7 @@ def placed(attributes: Tensor, relations: Tensor, random: torch.Generator, which
 
 
 def _tried(relations: Tensor, uniform: Tensor) -> Tensor:
-    """Places (n, TRIES, 4, 3), right or wrong, of uniform numbers in [0, 1) of that shape."""
+    """Map uniform numbers in [0, 1) to candidate places (n, TRIES, 4, 3), which may not fit."""
     first = (2 * uniform[:, :, :1, :2] - 1) * torch.tensor([SIDEWAYS, DEEP], dtype=torch.float64)
     ahead = torch.tensor([0.0, 1.0, 0.5, -0.5], dtype=torch.float64) * math.pi  # of the other, counter-clockwise from x
     angle = ahead[relations][:, None] + ASIDE * (2 * uniform[:, :, 1:, 0] - 1)
@@ -430,7 +430,7 @@ def _tried(relations: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _fitting(places: Tensor, radius: Tensor, there: Tensor) -> Tensor:
-    """Whether solids at places (..., 4, 3) lie in the picture, apart from each other and each to be seen: (...)."""
+    """Return whether solids at places (..., 4, 3) lie in the picture, apart from each other and each visible: (...)."""
     x, z = places[..., 0], places[..., 1]
     a, b, t = projected(torch.stack([x, radius.expand_as(x), z], -1)).unbind(-1)
     size = REACH * radius / (raycast.SPREAD * t)
@@ -441,19 +441,19 @@ def _fitting(places: Tensor, radius: Tensor, there: Tensor) -> Tensor:
             both = there[..., one] & there[..., other]
             ground = torch.hypot(x[..., one] - x[..., other], z[..., one] - z[..., other])
             apart = ground >= REACH * (radius[..., one] + radius[..., other]) + GAP
-            shown = torch.hypot(a[..., one] - a[..., other], b[..., one] - b[..., other])
-            seen = shown >= UNHIDDEN * (size[..., one] + size[..., other])
+            separation = torch.hypot(a[..., one] - a[..., other], b[..., one] - b[..., other])
+            seen = separation >= UNHIDDEN * (size[..., one] + size[..., other])
             fits &= (apart & seen) | ~both
     return fits
 
 
 def _radii(attributes: Tensor) -> Tensor:
-    """Radii (..., 4), of solids that are there and any of others."""
+    """Return radii (..., 4) of solids; of absent ones any value."""
     return torch.tensor(list(SIZES.values()), dtype=torch.float64, device=attributes.device)[attributes[..., 2]]
 
 
 def solids_of(layout: Layout) -> raycast.Solids:
-    """What is drawn of scenes."""
+    """Return the solids of scenes in the form that the ray caster renders."""
     colours = torch.tensor(list(COLOURS.values()), device=layout.places.device)
     colour, shape, _, material = layout.attributes.unbind(-1)
     return raycast.Solids(
@@ -462,7 +462,7 @@ def solids_of(layout: Layout) -> raycast.Solids:
 
 
 def render(scenes: Sequence[Scene] | Layout, size: int | Sequence[int] = 32) -> View:
-    """What scenes look like.
+    """Render scenes.
 
     Args:
         scenes: whose attributes and places are known, see `arranged`.

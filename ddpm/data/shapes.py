@@ -1,4 +1,4 @@
-"""Points in the plane, drawn from formulas: data on which training takes seconds and every sample can be seen."""
+"""Points in the plane, drawn from formulas: data on which training takes seconds and every sample can be plotted."""
 
 import math
 
@@ -17,7 +17,7 @@ MOST_SQUARES = 64  # a side of the checkerboard, beyond which 10,000,000 points 
 
 
 class Shape(Points):
-    """Points of a formula, with labels or without: the same whatever the run's seed.
+    """Points from a formula, with labels or without: the same whatever the run's seed.
 
     Args: as in `Points`.
     """
@@ -36,8 +36,8 @@ class SwissRoll(Shape):
 
     Args:
         count: number N of points, 2 <= count <= 10,000,000.
-        noise: standard deviation of what is added to each coordinate, before the points are standardised; 0 <= noise <=
-            100.
+        noise: standard deviation of the noise added to each coordinate, before the points are standardised; 0 <= noise
+            <= 100.
         split: "auto", which is all of them: there is no published split.
         validation: the held-out fraction, 0 <= validation < 1.
     Raises: ValueError for arguments outside these ranges.
@@ -245,7 +245,7 @@ class Pinwheel(Shape):
 
 
 def _check(name: str, count: int, noise: float, split: str, validation: float) -> None:
-    """Raise ValueError, with what is allowed, for options that no source of points admits; before any is drawn."""
+    """Raise ValueError, with what is allowed, for options that no source of points admits, before any is drawn."""
     if not is_whole(count, LEAST, MOST):
         raise ValueError(f"count={count!r}: a whole number of points, {LEAST} <= count <= {MOST:,}")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= NOISIEST:
@@ -256,28 +256,28 @@ def _check(name: str, count: int, noise: float, split: str, validation: float) -
 
 
 def _check_whole(key: str, value: int, least: int, most: int, name: str | None = None) -> None:
-    """Raise ValueError unless least <= value <= most; `name` is what the upper bound is called, if anything."""
+    """Raise ValueError unless least <= value <= most; `name` is the name of the upper bound in the message, if any."""
     if not is_whole(value, least, most):
         bound = f"{most:,}" if name is None else f"{name} = {most:,}"
         raise ValueError(f"{key}={value!r}: a whole number, {least} <= {key} <= {bound}")
 
 
 def _uniform(name: str, count: int, what: str = "place") -> Tensor:
-    """Numbers (count,) in [0, 1), float64: the same in every run, so that all are judged on the same points."""
+    """Draw numbers (count,) in [0, 1), float64: the same in every run, so that all are judged on the same points."""
     return torch.rand(count, generator=keyed(0, f"points/{name}/{what}"), dtype=torch.float64)
 
 
 def _normal(name: str, count: int) -> Tensor:
-    """Standard normal numbers (count, 2), float64, likewise."""
+    """Draw standard normal numbers (count, 2), float64, the same in every run."""
     return torch.randn(count, 2, generator=keyed(0, f"points/{name}/noise"), dtype=torch.float64)
 
 
 def _circle(share: Tensor) -> Tensor:
-    """The places (N, 2) on the unit circle at a share (N,) of a turn, counter-clockwise from the right."""
+    """Return the places (N, 2) on the unit circle at a share (N,) of a turn, counter-clockwise from the right."""
     angle = 2 * math.pi * share
     return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
 def _numbers(count: int) -> list[str]:
-    """The names of classes that have none: 0, 1, ..."""
+    """Return the names of unnamed classes: 0, 1, ..."""
     return [str(y) for y in range(count)]

@@ -1,4 +1,4 @@
-"""Sounds as pictures of mel bands: a folder of sound files, with a subfolder a class or without."""
+"""Sounds as mel spectrograms: a folder of sound files, with a subfolder a class or without."""
 
 import hashlib
 import importlib.util
@@ -31,19 +31,19 @@ LIBRARIES = ("soundfile", "soxr")  # of the extra "audio"
 
 
 class Clips(ImageData):
-    """Clips of sound of one length: every source of sounds is one of these.
+    """Sound clips of one length; the base class of all sources of sounds.
 
-    What a network sees of a clip is its picture, with a row a mel band, the lowest first, and a column a frame. The
+    A network sees a clip as a picture, with a row a mel band, the lowest first, and a column a frame. The
     checksum in its identity is over the decoded sounds, not over the pictures, with the settings that make these.
 
     Args:
         name, split, labels, classes, validation, condition: as in `ImageData`.
         clips: int16 (N, mel.slice_size), none of them silent.
-        mel: how they become pictures.
-        origins: the recording (N,) that each clip is of: those of one are all held out, or none. None for one each.
+        mel: the settings that turn them into pictures.
+        origins: the recording (N,) of each clip; those of one are all held out, or none. None: one recording each.
 
     Attributes:
-        mel: those settings.
+        mel: as given.
         references: the power (N,) that each picture's decibels are counted from: its loudness.
 
     Raises: ValueError for arguments outside these ranges.
@@ -75,22 +75,22 @@ class Clips(ImageData):
         super().__init__(name, split, pictures, labels, classes, validation=validation, condition=condition)
 
     def picture(self, x: Tensor) -> Tensor:
-        """What is shown of samples (n, 1, bands, frames): low sounds below, high ones above."""
+        """Return samples (n, 1, bands, frames) for display: low frequencies at the bottom, high ones at the top."""
         return x.flip(-2)
 
     def sound(self, x: Tensor, numbers: Tensor | None = None) -> Tensor:
-        """What is heard of samples.
+        """Return the sounds of samples.
 
         Args:
             x: (n, 1, bands, frames) in [-1, 1].
-            numbers: of these data (n,), whose loudness they are given; None for a peak of 0.9.
+            numbers: indices of samples of these data (n,), whose loudness is used; None for a peak of 0.9.
 
         Returns: float32 (n, mel.slice_size).
         """
         return self.mel.decode(to_uint8(x.cpu()), None if numbers is None else self.references[numbers.cpu()])
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """Sorted numbers of the training part and of the held-out part, which has whole recordings, if there are two.
+        """Return the sorted indices of the training and of the held-out part, in whole recordings if there are several.
 
         A single one is divided clip by clip.
         """
@@ -106,10 +106,10 @@ class Clips(ImageData):
 
     @cached_property
     def _sha256(self) -> str:
-        """Checksum of the decoded sounds, of what makes pictures of them, and of the labels."""
+        """The checksum of the decoded sounds, of the settings that make pictures of them, and of the labels."""
         settings = {
             key: value for key, value in self.mel.settings().items() if key != "n_iter"
-        }  # that is of the way back
+        }  # n_iter is only used in decoding
         digest = hashlib.sha256(json.dumps([self._of_sounds, settings, self.labels is not None]).encode())
         if self.labels is not None:
             digest.update(self.labels.cpu().numpy().astype("<i8").data)
@@ -185,9 +185,9 @@ class Sound(Clips):
 
 
 class Read(NamedTuple):
-    """What was read of a file."""
+    """A decoded sound file."""
 
-    sound: Tensor  # int16 (n,), at the rate that was asked for
+    sound: Tensor  # int16 (n,), at the rate that was requested
     sample_rate: int  # its own
     seconds: float
 
@@ -208,7 +208,7 @@ def mel_of_options(
     top_db: float,
     n_iter: int,
 ) -> Mel:
-    """The settings of pictures of sounds, of a source's options; ValueError as `Mel` has it, and for colour."""
+    """Return the spectrogram settings for a source's options; ValueError as in `Mel`, and for colour."""
     if channels != 1:
         raise ValueError(f"channels={channels!r}: pictures of sounds have 1")
     bands, frames = height_width(image_size)
@@ -216,7 +216,7 @@ def mel_of_options(
 
 
 def list_sounds(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
-    """The sound files' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
+    """Return the sound files' paths in sorted order, their labels int64 (N,) or None, and the classes' names."""
     direct, others = files_in(folder, SUFFIXES)
     inside = {path: files_in(path, SUFFIXES)[0] for path in visible(folder) if path.is_dir()}
     classes = {path: sounds for path, sounds in inside.items() if sounds}
@@ -234,10 +234,10 @@ def list_sounds(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:
 
 
 def read_all(paths: Sequence[Path], folder: Path, mel: Mel, short: str, broken: str) -> tuple[Tensor, Tensor]:
-    """Clips of all files, int16 (N, mel.slice_size), and the places (N,) in `paths` that they come from.
+    """Return clips of all files, int16 (N, mel.slice_size), and the indices (N,) in `paths` that they come from.
 
     Args:
-        short, broken: as in `Sound`; what is left out is told.
+        short, broken: as in `Sound`; prints what is left out.
     Raises: ValueError if nothing is left, for what `short` and `broken` refuse, or if memory has no room.
     """
     with ThreadPoolExecutor() as pool:
@@ -249,7 +249,7 @@ def read_all(paths: Sequence[Path], folder: Path, mel: Mel, short: str, broken: 
     if failed:
         print(f"{folder}: skipped {len(failed):,} of {len(paths):,} sounds, which cannot be read: {first_of(failed)}")
     whole = {place: read for place, read in enumerate(results) if isinstance(read, Read)}
-    _tell_of_slow_ones([read.sample_rate for read in whole.values()], mel.sample_rate, folder)
+    _report_low_rates([read.sample_rate for read in whole.values()], mel.sample_rate, folder)
     _check_shortness({str(paths[n].relative_to(folder)): read for n, read in whole.items()}, folder, mel, short)
     parts = [(place, cut(read.sound, mel.slice_size, pad=short == "pad")) for place, read in whole.items()]
     if not sum(len(part) for _, part in parts):
@@ -269,8 +269,8 @@ def read_all(paths: Sequence[Path], folder: Path, mel: Mel, short: str, broken: 
     return clips[heard], torch.tensor(origins)[heard]
 
 
-def _tell_of_slow_ones(rates: Sequence[int], sample_rate: int, folder: Path) -> None:
-    """Say if some have a lower sample rate: nothing is known of them in the upper mel bands."""
+def _report_low_rates(rates: Sequence[int], sample_rate: int, folder: Path) -> None:
+    """Print if some sounds have a lower sample rate: they have no content in the upper mel bands."""
     slow = [rate for rate in rates if rate < sample_rate]
     if slow:
         print(
@@ -281,7 +281,7 @@ def _tell_of_slow_ones(rates: Sequence[int], sample_rate: int, folder: Path) -> 
 
 
 def _check_shortness(reads: dict[str, Read], folder: Path, mel: Mel, short: str) -> None:
-    """Refuse files that are shorter than a clip, or say what becomes of them."""
+    """Raise ValueError for files shorter than a clip, or print what becomes of them."""
     few = [f"{name} ({read.seconds:.2f} s)" for name, read in reads.items() if len(read.sound) < mel.slice_size]
     if not few:
         return
@@ -292,14 +292,14 @@ def _check_shortness(reads: dict[str, Read], folder: Path, mel: Mel, short: str)
 
 
 def cut(sound: Tensor, size: int, pad: bool) -> Tensor:
-    """Clips (k, size) of a sound (n,): its whole slices, or, of a shorter one, itself with silence after it."""
+    """Return clips (k, size) of a sound (n,): its whole slices, or a shorter sound padded with silence."""
     if len(sound) < size and pad:
         sound = torch.nn.functional.pad(sound, (0, size - len(sound)))
     return slices(sound, size)
 
 
 def _attempt(path: Path, sample_rate: int) -> Read | str:
-    """What `read_sound` gives, or the reason why there is nothing."""
+    """Return the result of `read_sound`, or the reason why it failed."""
     try:
         return read_sound(path, sample_rate)
     except Exception as error:  # damaged files
@@ -307,7 +307,7 @@ def _attempt(path: Path, sample_rate: int) -> Read | str:
 
 
 def read_sound(path: Path, sample_rate: int) -> Read:
-    """A sound file, its channels averaged, at another sample rate.
+    """Return a sound file with its channels averaged, resampled to `sample_rate`.
 
     Raises: ValueError for one that cannot be read, is empty, too large, or holds NaN.
     """
@@ -331,7 +331,7 @@ def read_sound(path: Path, sample_rate: int) -> Read:
 
 
 def resampled(y: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """A sound float32 (n,) at another rate, by soxr's very high quality; itself at the same."""
+    """Return a sound float32 (n,) at another rate, by soxr's very high quality; itself at the same."""
     if rate == sample_rate:
         return y
     import soxr
@@ -340,26 +340,26 @@ def resampled(y: Tensor, rate: int, sample_rate: int) -> Tensor:
 
 
 def to_int16(y: Tensor) -> Tensor:
-    """Samples in [-1, 1], clipped, as files of 16 bits have them."""
+    """Return samples in [-1, 1] as 16-bit integers, clipped."""
     return (y * FULL).round().clamp(-FULL, FULL - 1).to(torch.int16)
 
 
 def wav_of(y: Tensor, sample_rate: int) -> bytes:
-    """A sound float32 (n,) as a WAV file of 16 bits, by the standard library alone."""
+    """Return a sound float32 (n,) as a WAV file of 16 bits, by the standard library alone."""
     import io
     import wave
 
-    held = io.BytesIO()
-    with wave.open(held, "wb") as file:
+    file_bytes = io.BytesIO()
+    with wave.open(file_bytes, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)
         file.writeframes(to_int16(y).numpy().astype("<i2").tobytes())
-    return held.getvalue()
+    return file_bytes.getvalue()
 
 
 def mel_of_config(data: Any) -> Mel | None:
-    """What makes pictures of the sounds of a run, of its configuration of data; None of other data."""
+    """Return the spectrogram settings of a run, from its data configuration; None if its data are not sounds."""
     if not isinstance(data, dict) or data.get("_target_") not in ("ddpm.data.Sound", "ddpm.data.SpokenDigits"):
         return None
     keys = ("sample_rate", "n_fft", "hop", "image_size", "channels", "top_db", "n_iter")

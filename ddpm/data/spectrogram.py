@@ -1,4 +1,4 @@
-"""Clips of sound as pictures, mel bands over time, and back: the layout of published audio diffusion.
+"""Mel spectrograms of sound clips, and their inversion: the layout of published audio diffusion.
 
 A picture has a row a band, the lowest first, and a column a frame; its bytes are decibels below the loudest. The phase,
 and within a band the frequency, are lost: `Mel.decode` finds a sound of the same magnitudes.
@@ -22,7 +22,7 @@ from ddpm.checks import is_whole
 from ddpm.randomness import generator
 from ddpm.runs.files import read_json
 
-LINEAR = 200 / 3  # hertz a mel up to BREAK, from where mels are a logarithm
+LINEAR = 200 / 3  # hertz a mel up to BREAK, above which mels are logarithmic
 BREAK = 1000.0
 LOG_STEP = math.log(6.4) / 27
 FLOOR = 1e-10  # of power: silence has a logarithm too
@@ -42,7 +42,7 @@ MEL_CONFIG = "mel_config.json"
 
 
 def mel_of_hz(f: Tensor) -> Tensor:
-    r"""Pitch by ear, as Slaney's Auditory Toolbox has it (Interval Research technical report 1998-010).
+    r"""Return the pitch in mels, as in Slaney's Auditory Toolbox (Interval Research technical report 1998-010).
 
     .. math::
         m(f) = \begin{cases} 3 f / 200 & f < 1000 \\ 15 + 27 \log(f / 1000) / \log 6.4 & \text{else} \end{cases}
@@ -55,13 +55,13 @@ def mel_of_hz(f: Tensor) -> Tensor:
 
 
 def hz_of_mel(m: Tensor) -> Tensor:
-    """Its inverse: hertz."""
+    """Return the frequency in hertz of a pitch in mels: the inverse of `mel_of_hz`."""
     above = m - BREAK / LINEAR
     return torch.where(above < 0, m * LINEAR, BREAK * (LOG_STEP * above).exp())
 
 
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
-    r"""Triangles over the frequencies of a Fourier transform, evenly spaced in mels, each of area 1 in hertz.
+    r"""Return triangular filters over Fourier frequencies, evenly spaced in mels, each of area 1 in hertz.
 
     .. math::
         A_{kj} = \frac{2}{f_{k+1} - f_{k-1}} \max\left(0, \min\left(
@@ -92,7 +92,7 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
 
 class Mel:
-    """Clips of one length as pictures of mel bands, and back.
+    """Conversion of clips of one length to mel spectrograms, and back.
 
     Args:
         sample_rate: samples a second.
@@ -101,7 +101,7 @@ class Mel:
         n_mels: bands, the rows of a picture.
         frames: windows, its columns.
         top_db: decibels from the loudest to what counts as silence.
-        n_iter: rounds of Griffin-Lim on the way back.
+        n_iter: rounds of Griffin-Lim in decoding.
 
     Raises: ValueError for values that are no positive whole numbers, or do not fit together.
     """
@@ -141,44 +141,44 @@ class Mel:
         return hash(tuple(self.settings().items()))
 
     def settings(self) -> dict[str, Any]:
-        """What it was made of, by name."""
+        """Return the constructor's arguments by name."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     @property
     def slice_size(self) -> int:
-        """Samples of a clip: one less than `frames` hops, for windows are centred and the first stands at its start."""
+        """The samples of a clip: one less than `frames` hops, as windows are centred and the first is at its start."""
         return self.frames * self.hop - 1
 
     @property
     def seconds(self) -> float:
-        """Of a clip."""
+        """The length of a clip in seconds."""
         return self.slice_size / self.sample_rate
 
     def columns(self, start: float, end: float) -> tuple[int, int]:
-        """The frames, from and up to, whose centres lie between two times in seconds, one at least."""
+        """Return the range of frames, at least one, whose centres lie between two times in seconds."""
         first = math.ceil(start * self.sample_rate / self.hop - 1e-9)
         return first, max(first + 1, math.ceil(end * self.sample_rate / self.hop - 1e-9))
 
-    # ------------------------------------------------------------------------------------------------------ there
+    # ------------------------------------------------------------------------------------------------------ encoding
 
     @cached_property
     def _window(self) -> Tensor:
         return torch.hann_window(self.n_fft)
 
     def transform(self, y: Tensor) -> Tensor:
-        """The short-time Fourier transform of sounds float (B, n), complex (B, n_fft // 2 + 1, n // hop + 1)."""
+        """Return the short-time Fourier transform of sounds float (B, n), complex (B, n_fft // 2 + 1, n // hop + 1)."""
         return torch.stft(y, self.n_fft, self.hop, window=self._window, pad_mode="constant", return_complex=True)
 
     def power(self, y: Tensor) -> Tensor:
-        """The power in each band: float32 (B, n_mels, frames) of sounds float32 (B, slice_size)."""
+        """Return the power in each band: float32 (B, n_mels, frames) of sounds float32 (B, slice_size)."""
         return self.filters @ self.transform(y).abs() ** 2
 
     def loudest(self, power: Tensor) -> Tensor:
-        """The largest power of each of (B, n_mels, frames): (B,), what decibels are counted from."""
+        """Return the largest power of each of (B, n_mels, frames): (B,), the reference of decibels."""
         return power.flatten(1).amax(1).clamp(min=FLOOR)
 
     def bytes_of(self, power: Tensor, reference: Tensor) -> Tensor:
-        r"""Loudness in 256 steps, 255 that of the reference and 0 what is D decibels below it or more.
+        r"""Return loudness in 256 steps: 255 is that of the reference, and 0 is D decibels below it or more.
 
         .. math::
             b = \left\lfloor 255 \left(1 + \frac{10}{D} \log_{10} \frac{P}{P_\text{ref}}\right) + \frac12 \right\rfloor
@@ -195,15 +195,15 @@ class Mel:
         return rearrange(b.floor().clamp(0, 255).to(torch.uint8), "b k n -> b 1 k n")
 
     def encode(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures uint8 (B, 1, n_mels, frames) of sounds float32 (B, slice_size), and each one's reference (B,)."""
+        """Return pictures uint8 (B, 1, n_mels, frames) of sounds float32 (B, slice_size), and their references (B,)."""
         power = self.power(y)
         reference = self.loudest(power)
         return self.bytes_of(power, reference), reference
 
-    # -------------------------------------------------------------------------------------------------- and back
+    # -------------------------------------------------------------------------------------------------- decoding
 
     def power_of(self, pictures: Tensor, reference: Tensor | None = None) -> Tensor:
-        r"""What `bytes_of` was told, up to half a step; the quietest byte stands for silence.
+        r"""Return the power that `bytes_of` was given, up to half a step; the quietest byte stands for silence.
 
         .. math:: P = P_\text{ref} 10^{\frac{D}{10} \left(\frac{b}{255} - 1\right)} \qquad \text{[Decibels (power)]}
 
@@ -219,7 +219,7 @@ class Mel:
         return P if reference is None else P * rearrange(reference.to(P.dtype), "b -> b 1 1")
 
     def unmixed(self, power: Tensor) -> Tensor:
-        r"""Powers of all frequencies, none negative, whose bands have these powers, as nearly as can be.
+        r"""Return nonnegative powers of all frequencies whose bands have these powers, as nearly as possible.
 
         By steps that never increase the squared error (Lee & Seung 2000, Algorithms for Non-negative Matrix
         Factorization), of which a band that is silent stays so:
@@ -239,15 +239,15 @@ class Mel:
         return S
 
     def magnitudes(self, pictures: Tensor, reference: Tensor | None = None) -> Tensor:
-        """Magnitudes (B, n_fft // 2 + 1, frames) that have these pictures, nearly; arguments as in `power_of`."""
+        """Return magnitudes (B, n_fft // 2 + 1, frames) for these pictures, approximate; arguments as in `power_of`."""
         return self.unmixed(self.power_of(pictures, reference)).sqrt()
 
     def decode(self, pictures: Tensor, reference: Tensor | None = None, n_iter: int | None = None) -> Tensor:
-        """Sounds that have these pictures, nearly.
+        """Return sounds for these pictures, approximately.
 
         Args:
             pictures: uint8 (B, 1, n_mels, frames).
-            reference: (B,), as `encode` gave it; None, as for samples, whose loudness nothing says: a peak of 0.9.
+            reference: (B,), as returned by `encode`; None, as for samples, which have none: a peak of 0.9.
             n_iter: rounds of Griffin-Lim; None for the settings'.
 
         Returns: float32 (B, slice_size).
@@ -256,7 +256,7 @@ class Mel:
         return y if reference is not None else at_peak(y)
 
     def griffin_lim(self, S: Tensor, n_iter: int, momentum: float = MOMENTUM, phi: Tensor | None = None) -> Tensor:
-        r"""Sounds whose short-time Fourier transforms have these magnitudes, nearly.
+        r"""Return sounds whose short-time Fourier transforms have these magnitudes, approximately.
 
         Griffin and Lim's projections (1984) with the momentum of Perraudin et al. (2013), as librosa has it: G makes a
         sound of a transform and transforms it again.
@@ -283,23 +283,23 @@ class Mel:
         return self.sound_of(spectrum)
 
     def sound_of(self, spectrum: Tensor) -> Tensor:
-        """The sound (B, slice_size) whose transform is nearest to a spectrum (B, n_fft // 2 + 1, frames)."""
+        """Return the sound (B, slice_size) whose transform is nearest to a spectrum (B, n_fft // 2 + 1, frames)."""
         return torch.istft(spectrum, self.n_fft, self.hop, window=self._window, length=self.slice_size)
 
 
 def at_peak(y: Tensor, peak: float = 0.9) -> Tensor:
-    """Sounds (B, n), each with this peak; silence stays silent."""
+    """Return sounds (B, n) scaled to this peak; silence stays silent."""
     return peak * y / y.abs().amax(1, keepdim=True).clamp(min=FLOOR)
 
 
 def spectral_convergence(S: Tensor, of_sound: Tensor) -> Tensor:
-    r"""How far magnitudes of a sound are from those it was made for: 0 for the same, 1 for silence.
+    r"""Return the relative distance of a sound's magnitudes from the target magnitudes: 0 for equal, 1 for silence.
 
     .. math::
         C = \frac{\| S - |T| \|_F}{\| S \|_F} \qquad \text{[GLA (convergence)]}
 
     Args:
-        S: those asked for, (B, *).
+        S: the target, (B, *).
         of_sound: |T|, those of the sound.
 
     Returns: (B,).
@@ -309,7 +309,7 @@ def spectral_convergence(S: Tensor, of_sound: Tensor) -> Tensor:
 
 
 def slices(y: Tensor, size: int) -> Tensor:
-    """A sound (n,) cut into whole slices (n // size, size), which one after the other are its beginning."""
+    """Cut a sound (n,) into whole consecutive slices (n // size, size), leaving out the rest."""
     whole = len(y) // size
     return rearrange(y[: whole * size], "(k n) -> k n", n=size)
 
@@ -318,7 +318,7 @@ def slices(y: Tensor, size: int) -> Tensor:
 
 
 def load_mel(folder: str | Path) -> Mel:
-    """The settings of a published model of sounds: its folder's mel_config.json, or that in its subfolder mel.
+    """Load the settings of a published audio model: mel_config.json of its folder, or of its subfolder mel.
 
     Raises: FileNotFoundError without the file; ValueError for one that is damaged or lacks a setting.
     """

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def basis(size: int, nodes: int) -> Tensor:
-    """Weights (size, nodes + 3) of the coefficients at the centres of so many pixels; in a row their sum is 1.
+    """Return weights (size, nodes + 3) of the coefficients at the centres of `size` pixels; each row sums to 1.
 
     Args:
         size: pixels of a side.
@@ -20,7 +20,7 @@ def basis(size: int, nodes: int) -> Tensor:
 
 
 def field(coefficients: Tensor, height: int, width: int) -> Tensor:
-    """A smooth field (n, c, height, width) within the bounds of its coefficients (n, c, nodes + 3, nodes + 3)."""
+    """Return a smooth field (n, c, height, width) bounded by its coefficients (n, c, nodes + 3, nodes + 3)."""
     nodes = coefficients.shape[-1] - 3
     rows, columns = (basis(side, nodes).to(coefficients) for side in (height, width))
     return einsum(rows, coefficients, columns, "h k, n c k l, w l -> n c h w")

@@ -1,4 +1,4 @@
-"""Spoken digits: said by espeak-ng in many voices, by a seed, once."""
+"""Spoken digits, synthesised by espeak-ng in many voices, from a seed, and cached."""
 
 import hashlib
 import io
@@ -27,14 +27,14 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 SPEAKERS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 SPEEDS, PITCHES = (130, 200), (20, 80)  # words a minute; espeak's own scale of 0..99
-QUIET = 0.02  # of the peak: what is less before and after a word is cut off
-SPEAKING = 1  # raised by every change that makes other sounds: part of the name of what is kept
+QUIET = 0.02  # of the peak: quieter parts before and after a word are cut off
+SPEAKING = 1  # raised by every change that makes other sounds: part of the cache file's name
 WORKERS = 2
 MOST = 100_000
 
 
 class Utterance(NamedTuple):
-    """What is said, and how."""
+    """A digit and the voice, speed, pitch and position in which it is spoken."""
 
     label: int
     voice: str
@@ -46,9 +46,9 @@ class Utterance(NamedTuple):
 class SpokenDigits(Clips):
     """The digits zero to nine in 84 English voices of espeak-ng, at speeds and pitches that a seed draws.
 
-    Every digit is said as often as the others, to within one. The sounds are made once, which takes minutes, and kept
-    in root/spoken_digits: they are a function of the settings and of espeak-ng's version, and their checksum is in the
-    run's hash.
+    Every digit is spoken as often as the others, to within one. The sounds are synthesised once, which takes minutes,
+    and cached in root/spoken_digits: they are a function of the settings and of espeak-ng's version, and their
+    checksum is in the run's hash.
 
     Args:
         root: the folder of data sets.
@@ -58,7 +58,7 @@ class SpokenDigits(Clips):
         split: "auto", which is all of them.
         validation, condition: as in `ImageData`.
 
-    Raises: FileNotFoundError without espeak-ng, where nothing is kept; ValueError for options outside their ranges.
+    Raises: FileNotFoundError without espeak-ng, unless the sounds are cached; ValueError for options out of range.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SpokenDigits(Clips):
         if not is_whole(seed, 0):
             raise ValueError(f"seed={seed!r} must be a whole number >= 0")
         mel = mel_of_options(sample_rate, n_fft, hop, image_size, channels, top_db, n_iter)
-        clips = _kept(count, seed, mel, Path(root).expanduser() / "spoken_digits")
+        clips = _cached(count, seed, mel, Path(root).expanduser() / "spoken_digits")
         labels = torch.arange(count) % len(CLASSES)
         super().__init__(
             "spoken_digits", "all", clips, mel, labels, CLASSES, validation=validation, condition=condition
@@ -92,7 +92,7 @@ class SpokenDigits(Clips):
 
 
 def utterances(count: int, seed: int) -> list[Utterance]:
-    """What is said by a seed: number i is the digit i mod 10, whatever the count."""
+    """Return the utterances of a seed: number i is the digit i mod 10, whatever the count."""
     found = []
     for i in range(count):
         u = torch.rand(5, generator=generator(seed, "spoken digit", i), dtype=torch.float64).tolist()
@@ -104,24 +104,24 @@ def utterances(count: int, seed: int) -> list[Utterance]:
     return found
 
 
-def _kept(count: int, seed: int, mel: Mel, folder: Path) -> Tensor:
-    """The clips int16 (count, slice_size), from a file in a folder if it is there, and else into it."""
+def _cached(count: int, seed: int, mel: Mel, folder: Path) -> Tensor:
+    """Return the clips int16 (count, slice_size), from a cache file in a folder, or synthesised and saved there."""
     settings = [SPEAKING, count, seed, mel.sample_rate, mel.slice_size]
     place = folder / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}.safetensors"
     clips = load_tensor(place, torch.int16, (count, mel.slice_size))
     if clips is None:
         program = located()
         must_have_libraries("data=spoken_digits")
-        print(f"{PROGRAM} says {count:,} digits, once: they are kept as {place}", flush=True)
+        print(f"{PROGRAM} says {count:,} digits, once: they are saved as {place}", flush=True)
         with ThreadPoolExecutor(WORKERS) as pool:
-            said = pool.map(lambda utterance: placed(utterance, say(program, utterance), mel), utterances(count, seed))
-            clips = torch.stack(list(said))
+            words = pool.map(lambda utterance: placed(utterance, say(program, utterance), mel), utterances(count, seed))
+            clips = torch.stack(list(words))
         save_tensor(clips, place)
     return clips
 
 
 def located() -> str:
-    """The program; FileNotFoundError with how to get it."""
+    """Return the path of espeak-ng; FileNotFoundError with how to get it."""
     program = shutil.which(PROGRAM)
     if program is None:
         raise FileNotFoundError(
@@ -132,7 +132,7 @@ def located() -> str:
 
 
 def say(program: str, utterance: Utterance) -> tuple[Tensor, int]:
-    """A word, float32 (n,) without the silence around it, and its sample rate.
+    """Synthesise a word: float32 (n,) without the silence around it, and its sample rate.
 
     Raises: ValueError if the program says nothing.
     """
@@ -150,14 +150,14 @@ def say(program: str, utterance: Utterance) -> tuple[Tensor, int]:
 
 
 def trimmed(y: Tensor) -> Tensor:
-    """A sound (n,) without what is quiet before and after it."""
+    """Return a sound (n,) without the quiet parts before and after it."""
     loud = (y.abs() > QUIET * y.abs().max()).nonzero()[:, 0]
     return y[int(loud[0]) : int(loud[-1]) + 1] if len(loud) else y
 
 
-def placed(utterance: Utterance, said: tuple[Tensor, int], mel: Mel) -> Tensor:
-    """A word in a clip, int16 (slice_size,); what of a long one goes beyond it is cut off."""
-    y = resampled(said[0], said[1], mel.sample_rate)[: mel.slice_size]
+def placed(utterance: Utterance, word: tuple[Tensor, int], mel: Mel) -> Tensor:
+    """Return a clip, int16 (slice_size,), with a word placed in it; a word longer than the clip is cut off."""
+    y = resampled(word[0], word[1], mel.sample_rate)[: mel.slice_size]
     clip, start = torch.zeros(mel.slice_size), int(utterance.start * (mel.slice_size - len(y)) / 2)
     clip[start : start + len(y)] = y
     return to_int16(clip)

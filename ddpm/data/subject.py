@@ -1,4 +1,4 @@
-"""One solid that no other data show, of two colours that take turns, in a few pictures; named by a word of its own."""
+"""Pictures of one subject: a two-coloured solid that no other data show, named in captions by a word of its own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +19,29 @@ FEW, MOST_VIEWS = (3, 10), 1000
 
 
 class Subject(ImageData):
-    """A few pictures of one textured solid beside plain ones, in scenes as `Scenes` has them, and views held out.
+    """A few pictures of one textured solid next to plain ones, in scenes as in `Scenes`, and held-out views.
 
     The subject is the first solid of each scene: always of the same shape and texture, small or large, somewhere, and
     turned anyhow. The caption is that of the scene with the subject's word in the place of material and colour: "a
     small sks sphere left of a large shiny blue cube". Another solid of the scene is never of its shape.
 
     Args:
-        root: without a meaning here, as nothing is read.
+        root: without effect here, as nothing is read.
         count: pictures to learn from, 3 to 10.
         views: pictures that are held out, 1 to 1000.
         image_size, channels, condition: as in `ImageData`.
         shape: of the subject, one of `SHAPES`.
         texture: "stripes" or "checks".
         colours: the two of them, names of `COLOURS`.
-        word: what captions call it: one word.
+        word: the word that names it in captions.
         wording: of captions, as in `Scenes`.
         seed: of the scenes.
         split: "auto", which is all of them.
-        validation: without a meaning here, as `views` are held out.
+        validation: without effect here, as `views` are held out.
         flip: false, as in `Scenes`.
 
     Attributes:
-        captions: what each sample shows, in words, by its number.
+        captions: the caption of each sample, by its number.
         layout: what and where the solids are, see `ddpm.data.scenes.Layout`; the subject's colour is its first one.
 
     Raises: ValueError for options outside their ranges.
@@ -93,11 +93,11 @@ class Subject(ImageData):
         super().__init__("subject", "all", pictures, channels=channels, validation=0.0, condition=condition)
 
     def _divide(self, count: int, validation: float) -> tuple[Tensor, Tensor]:
-        """The few, and the views."""
+        """Return the indices of the few training pictures, and of the views."""
         return torch.arange(self.count_of_few), torch.arange(self.count_of_few, count)
 
     def _solids(self) -> raycast.Solids:
-        """What is drawn."""
+        """Return the solids of the scenes for the ray caster, with the subject's texture."""
         solids = solids_of(self.layout)
         texture = torch.zeros_like(solids.shape)
         texture[:, 0] = self.kind[1]
@@ -119,20 +119,20 @@ class Subject(ImageData):
         return ImageData("others", "all", pictures, channels=1, validation=0.0).images
 
     def identity(self) -> dict[str, Any]:
-        """What the data are: how many of them are trained on, too."""
+        """Return what identifies the data: also how many of them are trained on."""
         return super().identity() | {"few": self.count_of_few}
 
 
 def _two(colours: Sequence[str]) -> tuple[int, int]:
-    """The numbers of two different colours; ValueError with what is allowed."""
-    given = [] if isinstance(colours, str) else list(colours)
-    if len(given) != 2 or not set(given) <= set(NAMES) or given[0] == given[1]:
+    """Return the numbers of two different colours; ValueError with what is allowed."""
+    names = [] if isinstance(colours, str) else list(colours)
+    if len(names) != 2 or not set(names) <= set(NAMES) or names[0] == names[1]:
         raise ValueError(f"colours={colours!r} must be two different ones of {', '.join(NAMES)}")
-    return NAMES.index(given[0]), NAMES.index(given[1])
+    return NAMES.index(names[0]), NAMES.index(names[1])
 
 
 def _of_subject(n: int, shape: int, colour: int, seed: int) -> Layout:
-    """Scenes of two solids, the first of this shape and matt, the other of another shape; turned anyhow."""
+    """Return scenes of two solids, the first of this shape and matt, the other of another shape; turned at random."""
     layout = drawn(n, (2,), seed)
     attributes, places = layout.attributes.clone(), layout.places.clone()
     random = generator(seed, "subject")
@@ -144,8 +144,8 @@ def _of_subject(n: int, shape: int, colour: int, seed: int) -> Layout:
 
 
 def _named(scene: Scene, wording: str, word: str) -> str:
-    """A caption in which the first solid is called by a word, in the place of its material and its colour."""
-    said, (first, *_) = caption(scene, wording), scene.solids
+    """Return a caption that names the first solid by a word, in place of its material and its colour."""
+    text, (first, *_) = caption(scene, wording), scene.solids
     size = "" if first.size is None or wording == "colour" else f"{SIZE_NAMES[first.size]} "
     article = "an" if (size or word)[0] in "aeiou" else "a"
-    return f"{article} {size}{word} {said[said.index(SHAPES[first.shape]) :]}"
+    return f"{article} {size}{word} {text[text.index(SHAPES[first.shape]) :]}"

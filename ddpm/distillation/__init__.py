@@ -1,4 +1,4 @@
-"""Students that draw in few steps: progressive distillation and consistency models."""
+"""Distillation to few sampling steps: progressive distillation and consistency models."""
 
 from ddpm.distillation.consistency import consistency, curriculum, lognormal, pseudo_huber
 from ddpm.distillation.progressive import one_step_for_two

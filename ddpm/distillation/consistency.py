@@ -13,12 +13,12 @@ TARGETS = ("v", "flow")  # whose x_0 is x_t itself at t = 0
 
 
 def consistency(denoise: Denoise, x_t: Tensor, t: Time) -> Tensor:
-    r"""The consistency function: where the probability flow takes x_t, (B, *).
+    r"""Return the consistency function f(x_t, t): the end of the probability flow through x_t, (B, *).
 
     .. math:: f(x_t, t) = f(x_s, s) \text{ along the flow}, \quad f(x_0, 0) = x_0 \qquad \text{[CM (boundary)]}
 
     It is the predicted x_0 of a network of target v or flow, or with EDM's preconditioning, which at t = 0 is x_t
-    whatever the network says: c_skip is 1 there, and c_out 0. (With v they are those of EDM for data of variance 1.)
+    whatever the network outputs: c_skip is 1 there, and c_out 0. (With v they are those of EDM for data of variance 1.)
 
     Args:
         denoise: the network's prediction, not clipped.
@@ -28,7 +28,7 @@ def consistency(denoise: Denoise, x_t: Tensor, t: Time) -> Tensor:
 
 
 def pseudo_huber(x: Tensor, y: Tensor, c: float = 0.00054) -> Tensor:
-    r"""A distance that is quadratic where x and y are close, and grows like their difference where they are not.
+    r"""Return a distance that is quadratic for close x and y, and grows linearly for distant ones.
 
     .. math:: d(x, y) = \sqrt{\|x - y\|_2^2 + c^2} - c, \quad c = 0.00054 \sqrt d \qquad \text{[iCT (pseudo-Huber)]}
 
@@ -43,7 +43,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float = 0.00054) -> Tensor:
 
 
 def curriculum(progress: float, s_0: int, s_1: int) -> int:
-    r"""How many steps the way from noise to data is cut into, doubled at even intervals of training.
+    r"""Return the number of steps between noise and data, doubled at even intervals of training.
 
     .. math:: N(k) = \min\left(s_0 2^{\lfloor k / K' \rfloor}, s_1\right), \quad
         K' = \left\lfloor \frac{K}{\log_2 \lfloor s_1 / s_0 \rfloor + 1} \right\rfloor \qquad \text{[iCT (curriculum)]}
@@ -57,7 +57,7 @@ def curriculum(progress: float, s_0: int, s_1: int) -> int:
 
 
 def lognormal(sigma: Tensor, P_mean: float = -1.1, P_std: float = 2.0) -> Tensor:
-    r"""How often each pair of neighbouring levels of noise is trained: a lognormal density, cut at the levels.
+    r"""Return the probability of training each pair of neighbouring noise levels: a lognormal density, binned.
 
     .. math:: p(\sigma_i) \propto \operatorname{erf}\frac{\log \sigma_{i+1} - P_\text{mean}}{\sqrt 2 P_\text{std}}
         - \operatorname{erf}\frac{\log \sigma_i - P_\text{mean}}{\sqrt 2 P_\text{std}} \qquad \text{[iCT (lognormal)]}

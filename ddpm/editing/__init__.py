@@ -1,4 +1,4 @@
-"""Editing: images drawn from an image, in part or as a whole, by a network that was trained to draw from noise."""
+"""Image editing by diffusion: image to image, inpainting, inverse problems, redrawing."""
 
 from ddpm.editing.img2img import img2img
 from ddpm.editing.inpaint import inpaint, mask_of_latents

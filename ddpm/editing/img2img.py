@@ -20,20 +20,20 @@ def img2img(
     strength: float,
     generator: torch.Generator | SampleNoise | None = None,
 ) -> Tensor:
-    r"""A new image that resembles a given one, which is noised part of the way; from there the walk goes down.
+    r"""Return a new image that resembles x_0: x_0 is noised part of the way, and sampled from there.
 
     .. math:: x_{t_0} = \sqrt{\bar\alpha_{t_0}}\, x_0 + \sqrt{1 - \bar\alpha_{t_0}}\, \epsilon
         \qquad \text{[SDEdit (start)]}
 
-    t_0 is one of the sampler's own times, so many steps above 0 as `last_steps` says. Little strength keeps the image,
-    much strength keeps less of it: colours and coarse shapes go last, for they are what noise hides last.
+    t_0 is one of the sampler's own times, `last_steps` many steps above 0. Little strength preserves the image,
+    much strength less of it: colours and coarse shapes change last, as noise hides them last.
 
     Args:
-        sampler: whose times are walked, the last ones.
-        denoise: with whatever it depends on already bound, such as another class than that of the image.
+        sampler: of whose times the last ones are used.
+        denoise: with its condition already bound, such as another class than that of the image.
         x_0: images, (B, *), in [-1, 1].
-        strength: the share of the steps that are walked, in [0, 1]. 0 returns x_0, bit for bit; 1, or so much that all
-            steps are walked, is sampling: it starts from x_T without any of the image, and equals it bit for bit.
+        strength: the share of the steps that are taken, in [0, 1]. 0 returns x_0, bit for bit; 1, or so much that all
+            steps are taken, is sampling: it starts from x_T without any of the image, and equals it bit for bit.
         generator: of the noise, as in `Sampler.__call__`; keyed noise is that of sampling, x_T its first.
     Returns:
         (B, *).
@@ -52,11 +52,11 @@ def img2img(
 
 
 def last_steps(strength: float, steps: int) -> int:
-    """How many of a walk's steps a strength stands for: the nearest number, and at least one where it is not 0.
+    """Return the number of last steps for a strength: the nearest number, and at least one where it is not 0.
 
     Args:
         strength: in [0, 1].
-        steps: of the whole walk.
+        steps: of the sampler.
     Raises:
         ValueError: a strength outside [0, 1].
     """

@@ -32,22 +32,22 @@ def inpaint(
     .. math:: x_t = m \odot x_t^{\text{unknown}} + (1 - m) \odot \left(\sqrt{\bar\alpha_t}\, x_0
         + \sqrt{1 - \bar\alpha_t}\, \epsilon\right) \qquad \text{[RePaint (8)]}
 
-    (The paper's m is 1 where pixels are known, ours where they are drawn.) With resamples = 1 that is replacement, and
-    it is biased: at high noise the unknown pixels hear little of the known ones, and later steps trust what they became
-    then. Of two pixels with correlation 0.9, one known to lie 2 standard deviations above its mean, the other's mean is
+    (The paper's m is 1 where pixels are known, ours where they are not.) With resamples = 1 that is replacement, and
+    it is biased: at high noise the unknown pixels depend little on the known ones, and later steps build on
+    them. Of two pixels with correlation 0.9, one known to lie 2 standard deviations above its mean, the other's mean is
     drawn 0.55 standard deviations too near to that of all data, with 1.62 times the exact variance (ancestral sampling,
-    T = 1000, cosine). RePaint walks each stretch of `jump` steps `resamples` times, going up again by adding noise, so
+    T = 1000, cosine). RePaint passes each stretch of `jump` steps `resamples` times, going up again by adding noise, so
     that both parts can come to agree: with 10 resamples the same mean is off by 0.04, and the variance is right.
 
     Args:
-        sampler: whose times are walked. RePaint takes one with noise, such as ancestral sampling.
-        x_0: images, (B, *), in [-1, 1]; what they hold where the mask is 1 is not looked at.
-        mask: 1 (or true) where pixels are drawn anew, 0 where they are kept; broadcasts against x_0.
-        resamples: how often each stretch is walked, r in the paper's code; 1 is replacement.
+        sampler: whose times are used. RePaint needs one with noise, such as ancestral sampling.
+        x_0: images, (B, *), in [-1, 1]; their content where the mask is 1 is ignored.
+        mask: 1 (or true) where pixels are drawn anew, 0 where they are preserved; broadcasts against x_0.
+        resamples: how often each stretch is passed, r in the paper's code; 1 is replacement.
         jump: how many steps a stretch has, the paper's jump length j.
         generator: of the noise, as in `Sampler.__call__`. Keyed noise for the known pixels is of the stream "known".
     Returns:
-        (B, *), whose kept pixels are x_0's bit for bit.
+        (B, *), whose preserved pixels are x_0's bit for bit.
     Raises:
         ValueError: a mask with other values, or of a shape that does not broadcast; resamples or jump below 1.
     Source: RePaint, algorithm 1 and appendix B (jumps); replacement: Song et al. (arXiv 2011.13456), appendix I.2.
@@ -66,23 +66,23 @@ def inpaint(
 
 
 def mask_of_latents(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Which latents are drawn anew: those in whose place any pixel is.
+    """Return which latents are drawn anew: those of which any pixel is.
 
     Args:
         mask: true where pixels are drawn anew, (B, 1, H, W).
         size: (h, w) of a map of latents.
     Returns:
-        Booleans (B, 1, h, w). A latent that is kept has seen more than the pixels in its place, for convolutions
-        overlap; so what is given to the autoencoder should hold nothing in the hole.
+        Booleans (B, 1, h, w). A latent that is preserved depends on more than the pixels in its place, as convolutions
+        overlap; so the hole should be blanked in the autoencoder's input.
     """
     return F.adaptive_max_pool2d(mask.float(), tuple(size)).bool()
 
 
 def walk(steps: int, resamples: int, jump: int) -> list[int]:
-    """The places in a sampler's times that RePaint visits, one after another: from 0 (t = T) to `steps` (t = 0).
+    """Return the indices of a sampler's times that RePaint visits in turn: from 0 (t = T) to `steps` (t = 0).
 
-    Up it goes, by `jump` steps and resamples - 1 times, from the last time above 0 and from every `jump`-th before it
-    that has so many steps above it. A jump longer than the walk leaves it as it is, and t = 0 is visited once.
+    Time rises, by `jump` steps and resamples - 1 times, from the last time above 0 and from every `jump`-th before it
+    that has as many steps above it. A jump longer than the walk has no effect, and t = 0 is visited once.
 
     Raises:
         ValueError: resamples or jump below 1, or no integers.
@@ -102,7 +102,7 @@ def walk(steps: int, resamples: int, jump: int) -> list[int]:
 
 
 def _checked(mask: Tensor, x_0: Tensor) -> Tensor:
-    """The mask as booleans, broadcast to the images' shape."""
+    """Return the mask as booleans, broadcast to the images' shape."""
     if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise ValueError("a mask holds 1 where pixels are drawn anew and 0 where they are kept, and nothing between")
     try:

@@ -1,4 +1,4 @@
-"""Linear inverse problems y = A x_0 + sigma_y z: what was measured guides the prediction, by DPS or by PiGDM."""
+"""Linear inverse problems y = A x_0 + sigma_y z, solved by guidance: DPS and PiGDM."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from ddpm.targets import Denoise, Prediction
 
 
 class Operator(ABC):
-    """A linear map of images: how they were measured."""
+    """A linear measurement operator A on images."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """A x, of images (B, C, H, W)."""
+        """Return A x, for images (B, C, H, W)."""
 
     @abstractmethod
     def transpose(self, y: Tensor) -> Tensor:
-        """A^T y, (B, C, H, W): <A x, y> = <x, A^T y> for all x and y."""
+        """Return A^T y, (B, C, H, W): <A x, y> = <x, A^T y> for all x and y."""
 
     @abstractmethod
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:
-        """(r2 A A^T + sigma2 I)^{-1} y, of the shape of y, for a y within the range of A; r2 is (B, 1, 1, 1)."""
+        """Return (r2 A A^T + sigma2 I)^{-1} y, of y's shape, for y within the range of A; r2 is (B, 1, 1, 1)."""
 
 
 class Inpainting(Operator):
-    """The known pixels; where nothing is known there is 0.
+    """The operator that sets unknown pixels to 0.
 
     Args:
         mask: 1 (or true) where pixels are drawn anew, 0 where they are known; broadcasts against images.
@@ -39,20 +39,20 @@ class Inpainting(Operator):
         self.known = mask == 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The images with 0 for what is not known, (B, C, H, W)."""
+        """Return the images with unknown pixels set to 0, (B, C, H, W)."""
         return self.known.to(x.device) * x
 
     def transpose(self, y: Tensor) -> Tensor:
-        """A^T y = A y: A is a projection."""
+        """Return A^T y = A y: A is a projection."""
         return self(y)
 
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:
-        """As `Operator.solve`, of the known pixels; 0 elsewhere."""
+        """Solve on the known pixels, see `Operator.solve`; 0 elsewhere."""
         return self(y / (r2 + sigma2))
 
 
 class SuperResolution(Operator):
-    """The mean of each square of pixels: an image `factor` times smaller.
+    """The operator of the mean over squares of pixels: an image `factor` times smaller.
 
     Args:
         factor: side of a square, >= 1.
@@ -65,26 +65,26 @@ class SuperResolution(Operator):
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The small images, (B, C, H / factor, W / factor)."""
+        """Return the small images, (B, C, H / factor, W / factor)."""
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             height, width = x.shape[-2:]
             raise ValueError(f"factor = {self.factor} does not divide {width}x{height}, the width and height of images")
         return reduce(x, "b c (h i) (w j) -> b c h w", "mean", i=self.factor, j=self.factor)
 
     def transpose(self, y: Tensor) -> Tensor:
-        """Each pixel spread over its square, (B, C, factor H, factor W)."""
+        """Return each pixel spread over its square, (B, C, factor H, factor W)."""
         return repeat(y, "b c h w -> b c (h i) (w j)", i=self.factor, j=self.factor) / self.factor**2
 
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:
-        """As `Operator.solve`: A A^T = I / factor^2."""
+        """Solve, see `Operator.solve`: A A^T = I / factor^2."""
         return y / (r2 / self.factor**2 + sigma2)
 
 
 class Blur(Operator):
-    """A convolution that goes on at the opposite side, so that A A^T is diagonal in the Fourier transform.
+    """The operator of a circular convolution, for which A A^T is diagonal in the Fourier transform.
 
     Args:
-        kernel: (h, w), with odd sides; its centre is where a pixel goes.
+        kernel: (h, w), with odd sides; its centre is the position of the pixel.
     Raises:
         ValueError: a side that is even.
     """
@@ -96,7 +96,7 @@ class Blur(Operator):
 
     @classmethod
     def gaussian(cls, std: float) -> "Blur":
-        """The blur by a Gaussian of this standard deviation in pixels, > 0, cut off at three of them."""
+        """Return the blur by a Gaussian of this standard deviation in pixels, > 0, cut off at three of them."""
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < float("inf"):
             raise ValueError(f"the standard deviation of a blur, {std!r}, must be a number of pixels > 0")
         reach = max(1, round(3 * std))
@@ -104,7 +104,7 @@ class Blur(Operator):
         return cls(torch.outer(line, line) / line.sum() ** 2)
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """The kernel's Fourier transform on the grid of images, (H, W // 2 + 1)."""
+        """Return the kernel's Fourier transform on the grid of images, (H, W // 2 + 1)."""
         (h, w), (height, width) = self.kernel.shape, x.shape[-2:]
         rows, columns = (torch.arange(h) - h // 2) % height, (torch.arange(w) - w // 2) % width
         wrapped = torch.zeros(height, width, dtype=torch.float64)
@@ -112,15 +112,15 @@ class Blur(Operator):
         return torch.fft.rfft2(wrapped).to(x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The blurred images, (B, C, H, W)."""
+        """Return the blurred images, (B, C, H, W)."""
         return self._filtered(x, self.spectrum(x))
 
     def transpose(self, y: Tensor) -> Tensor:
-        """The convolution with the mirrored kernel, (B, C, H, W)."""
+        """Return the convolution with the mirrored kernel, (B, C, H, W)."""
         return self._filtered(y, self.spectrum(y).conj())
 
     def solve(self, y: Tensor, r2: Tensor, sigma2: float) -> Tensor:
-        """As `Operator.solve`; where the kernel passes less than 1e-6 of a frequency and sigma2 is 0, it is 0 there."""
+        """Solve, see `Operator.solve`; 0 at frequencies of which the kernel passes less than 1e-6 if sigma2 is 0."""
         power = self.spectrum(y).abs() ** 2
         gram = r2.double() * power + sigma2
         lost = (power < 1e-12) & (sigma2 == 0)
@@ -132,19 +132,19 @@ class Blur(Operator):
 
 
 def dps(schedule: NoiseSchedule, denoise: Denoise, A: Callable[[Tensor], Tensor], y: Tensor, scale: float) -> Denoise:
-    r"""Diffusion posterior sampling: the prediction is pulled to where it would have been measured as y.
+    r"""Return the prediction guided by diffusion posterior sampling towards the measurement y.
 
     .. math:: \nabla_{x_t} \log p(x_t \mid y) \approx s_\theta(x_t, t)
         - \rho\, \nabla_{x_t} \| y - A(\hat x_0(x_t)) \|_2^2 \qquad \text{[DPS (16)]}
 
-    That takes x_0 for known once x_t is, which is right where there is little noise; at high noise it pulls too hard
+    This treats x_0 as known given x_t, which is right where there is little noise; at high noise it pulls too hard
     for a likelihood's rho = 1 / (2 sigma_y^2), and a smaller one is used. (The paper's algorithm 1 adds the gradient to
     x_{t-1}, with rho / ||y - A x_0||: by a step's beta more than here.)
 
     Args:
         denoise: the raw prediction, to be clipped, if at all, afterwards.
         A: any function of images (B, *) that can be differentiated, an `Operator` among them.
-        y: what was measured, of the shape of A(x) or broadcasting against it.
+        y: the measurement, of the shape of A(x) or broadcasting against it.
         scale: rho >= 0; 0 leaves the prediction as it is.
     Returns:
         A `Denoise`.
@@ -160,7 +160,7 @@ def dps(schedule: NoiseSchedule, denoise: Denoise, A: Callable[[Tensor], Tensor]
 def pigdm(
     schedule: NoiseSchedule, denoise: Denoise, A: Operator, y: Tensor, sigma_y: float, variance: float = 1.0
 ) -> Denoise:
-    r"""Pseudoinverse guidance: as DPS, but x_0 is known from x_t up to a Gaussian error of variance r_t^2.
+    r"""Return the prediction by pseudoinverse guidance: as DPS, with x_0 given x_t Gaussian, of variance r_t^2.
 
     .. math:: p(x_0 \mid x_t) \approx \mathcal N(\hat x_0, r_t^2 I) \;\Rightarrow\; \nabla_{x_t} \log p(y \mid x_t)
         \approx \left(\frac{\partial \hat x_0}{\partial x_t}\right)^{\!T} A^T
@@ -172,7 +172,7 @@ def pigdm(
 
     Args:
         denoise: the raw prediction, to be clipped, if at all, afterwards.
-        y: what was measured, of the shape of A(x) or broadcasting against it.
+        y: the measurement, of the shape of A(x) or broadcasting against it.
         sigma_y: standard deviation of the noise in y, >= 0, in the units of images.
         variance: c^2, of the data.
     Returns:
@@ -190,10 +190,10 @@ def pigdm(
 
 
 def _guided(schedule: NoiseSchedule, denoise: Denoise, of: Callable[[Tensor, Time], Tensor]) -> Denoise:
-    """The prediction whose score is that of `denoise` plus the gradient of a function of (x_0_theta, t) by x_t.
+    """Return the prediction whose score is that of `denoise` plus the gradient of a function of (x_0_theta, t) by x_t.
 
     The score is -eps / sqrt(1 - alpha_bar_t), and x_0 follows, so that the pair composes x_t as before. Where
-    alpha_bar_t = 0 the prediction stays as it is: x_t holds nothing of x_0 there that could be guided.
+    alpha_bar_t = 0 the prediction is unchanged, as x_t contains nothing of x_0.
     """
 
     def guided(x_t: Tensor, t: Time) -> Prediction:

@@ -1,4 +1,4 @@
-"""Redrawing: an image is walked up to its latent by DDIM, and down again by another denoiser."""
+"""Redrawing: an image is inverted to its latent by DDIM, and decoded by another denoiser."""
 
 from torch import Tensor
 
@@ -11,17 +11,17 @@ from ddpm.targets import Denoise
 def redraw(
     sampler: Sampler, schedule: NoiseSchedule, denoise: Denoise, x_0: Tensor, another: Denoise, strength: float = 1.0
 ) -> Tensor:
-    """An image drawn anew from its own noise by another denoiser: another class in the same hand.
+    """Return an image decoded from its own inverted noise by another denoiser: another class in the same style.
 
     The image is encoded by `DDIM.encode`, and decoded from there. With the same denoiser both times it comes back up to
-    an error of first order in the step; with less strength the walk turns earlier, and more of the image is kept.
+    an error of first order in the step; with less strength the inversion stops earlier and preserves more of it.
 
     Args:
         sampler: DDIM with eta = 0.
-        denoise: what the image is encoded by, such as one of its own class; without clipping.
+        denoise: encodes the image, such as one of its own class; without clipping.
         x_0: images, (B, *), in [-1, 1].
-        another: what it is decoded by; without clipping, if the image itself is to come back from `denoise`.
-        strength: the share of the steps that are walked, as in `img2img`; 0 returns x_0.
+        another: decodes the image; without clipping, if the image itself is to come back from `denoise`.
+        strength: the share of the steps that are taken, as in `img2img`; 0 returns x_0.
     Returns:
         (B, *).
     Raises:

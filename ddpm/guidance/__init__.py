@@ -1,4 +1,4 @@
-"""Guidance: predictions combined or tilted towards a condition, Denoise in, Denoise out, before the clip."""
+"""Guidance: predictions combined or shifted towards a condition, Denoise in, Denoise out, before the clip."""
 
 from ddpm.guidance.bound import Auto, ByClassifier, ClassifierFree, ClassifierOf, Guidance, Trained
 from ddpm.guidance.classifier import classifier

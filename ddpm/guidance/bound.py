@@ -1,4 +1,4 @@
-"""Guidance as a sampler's settings say it, bound to a network and a condition."""
+"""Guidance as a sampler's settings, bound to a network and a condition."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from ddpm.targets import Denoise
 
 
 class Trained(NamedTuple):
-    """A network and its mathematics."""
+    """A trained network with its diffusion."""
 
     diffusion: GaussianDiffusion
     model: nn.Module
@@ -29,34 +29,34 @@ class ClassifierOf(NamedTuple):
 
 
 class Guidance:
-    """None: a network's own prediction. Every other guidance is one of these."""
+    """No guidance: a network's own prediction. The base class of every other guidance."""
 
     num_classes: int | None = None
-    """Classes that may be asked for besides those that the network itself knows."""
+    """The number of classes that can be requested because of the guidance, besides the network's own."""
 
     def __str__(self) -> str:
-        """The guidance in words, for what is said of samples; empty for none."""
+        """Return the guidance in words, to describe samples; empty for none."""
         return ""
 
     def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
         """Raise ValueError for a network that cannot be guided so."""
 
     def check_null(self, label: int) -> None:
-        """Raise ValueError where samples without a label, whose number it is, cannot be guided so."""
+        """Raise ValueError if samples whose label of this index is null cannot be guided so."""
 
     def __call__(
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
-        """A raw prediction for a condition, on the model's device.
+        """Return the raw prediction for a condition, on the model's device.
 
         Args:
-            against: what `ClassifierFree` leads away from; None for the condition without any part.
+            against: the condition that `ClassifierFree` leads away from; None for the condition without any part.
         """
         return diffusion.predictor(model, condition.for_network(model))
 
 
 class ClassifierFree(Guidance):
-    """Between what a network says with a condition and without, see `ddpm.guidance.classifier_free`.
+    """Classifier-free guidance by predictions with and without the condition, see `ddpm.guidance.classifier_free`.
 
     Args:
         w: the weight; 0 is without the condition, 1 with it.
@@ -72,7 +72,7 @@ class ClassifierFree(Guidance):
         self.interval = None if interval is None else (interval[0], interval[1])
 
     def __str__(self) -> str:
-        """Weight, and what else is set."""
+        """Return the weight, and the other settings in use."""
         more = f", rescale {self.rescale:g}" if self.rescale else ""
         more += f", within log-SNR {self.interval[0]:g} to {self.interval[1]:g}" if self.interval else ""
         return f"classifier-free guidance w = {self.w:g}{more}"
@@ -93,7 +93,7 @@ class ClassifierFree(Guidance):
     def __call__(
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
-        """A raw prediction, guided."""
+        """Return the guided raw prediction."""
         if against is None:
             condition, against = condition.nulled(torch.zeros(len(condition), dtype=torch.bool)), condition.nulled()
         pair = diffusion.pair(model, condition.for_network(model), against.for_network(model))
@@ -103,7 +103,7 @@ class ClassifierFree(Guidance):
 
 
 class Auto(Guidance):
-    """Away from what a worse network says, see `ddpm.guidance.autoguidance`.
+    """Autoguidance away from the prediction of a worse network, see `ddpm.guidance.autoguidance`.
 
     Args:
         bad: the worse network: smaller, or an earlier checkpoint of the same run, on the same device.
@@ -117,11 +117,11 @@ class Auto(Guidance):
         self.bad, self.w = bad, w
 
     def __str__(self) -> str:
-        """The weight."""
+        """Return the weight in words."""
         return f"autoguidance w = {self.w:g}"
 
     def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
-        """Raise ValueError for a bad network of another process, of other samples, or told of other conditions."""
+        """Raise ValueError for a bad network of another schedule, sample shape or conditions."""
         ours, theirs = diffusion.schedule.alpha_bar.cpu(), self.bad.diffusion.schedule.alpha_bar.cpu()
         if ours.shape != theirs.shape or not (ours == theirs).all():
             raise ValueError(
@@ -133,21 +133,21 @@ class Auto(Guidance):
                 raise ValueError(f"guidance.bad has {name} = {others}, but this network {mine}")
 
     def check_null(self, label: int) -> None:
-        """Raise ValueError where the bad network was never trained without its labels."""
+        """Raise ValueError if the bad network was never trained without its labels."""
         if not getattr(self.bad.model, "drop", 0):
             raise ValueError("guidance.bad was trained with task.drop=0, and has nothing to say without a label")
 
     def __call__(
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
-        """A raw prediction, guided."""
+        """Return the guided raw prediction."""
         good = diffusion.predictor(model, condition.for_network(model))
         bad = self.bad.diffusion.predictor(self.bad.model, condition.for_network(self.bad.model))
         return autoguidance(good, bad, self.w)
 
 
 class ByClassifier(Guidance):
-    """By the gradient of a classifier's log p(y given x_t), see `ddpm.guidance.classifier`.
+    """Classifier guidance by the gradient of log p(y given x_t), see `ddpm.guidance.classifier`.
 
     Args:
         run: the classifier, on the same device; on the command line the run that trained it.
@@ -162,30 +162,30 @@ class ByClassifier(Guidance):
         self.num_classes = classes_of(run.model)
 
     def __str__(self) -> str:
-        """The weight."""
+        """Return the weight in words."""
         return f"classifier guidance w = {self.w:g}"
 
     def check(self, diffusion: GaussianDiffusion, model: nn.Module) -> None:
-        """Raise ValueError for a classifier of another process, of other samples, or of other classes."""
+        """Raise ValueError for a classifier of another schedule, sample shape or classes."""
         _must_be_of_one_process("guidance.run", diffusion.schedule, self.classifier.schedule)
         mine, others = (getattr(network, "shape", None) for network in (model, self.classifier.model))
         if mine != others:
             raise ValueError(f"guidance.run names samples of shape {others}, but this network draws {mine}")
-        told = classes_of(model)
-        if told is not None and told != self.num_classes:
-            raise ValueError(f"guidance.run knows {self.num_classes} classes, but this network {told}")
+        count = classes_of(model)
+        if count is not None and count != self.num_classes:
+            raise ValueError(f"guidance.run knows {self.num_classes} classes, but this network {count}")
 
     def check_null(self, label: int) -> None:
-        """Raise ValueError for no class; of further labels a classifier knows nothing."""
+        """Raise ValueError for a null class; further labels do not concern a classifier."""
         if label == 0:
             raise ValueError("guidance=classifier leads to a class")
 
     def __call__(
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None
     ) -> Denoise:
-        """A raw prediction, guided."""
+        """Return the guided raw prediction."""
         labels = condition.classes
-        assert labels is not None  # for the classifier has classes
+        assert labels is not None  # as the classifier has classes
         y = labels if labels.ndim == 1 else labels[:, 0]
 
         def log_prob(x_t: Tensor, t: Time) -> Tensor:

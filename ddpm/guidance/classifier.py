@@ -1,4 +1,4 @@
-"""Guidance by a classifier of noisy data."""
+"""Classifier guidance."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,17 +14,17 @@ from ddpm.targets import Denoise, Prediction, x_0_from_eps
 def classifier(
     schedule: NoiseSchedule, denoise: Denoise, log_prob: Callable[[Tensor, Time], Tensor], w: float
 ) -> Denoise:
-    r"""The prediction, tilted by the gradient of a classifier's log probability at x_t.
+    r"""Return the prediction shifted by the gradient of a classifier's log probability at x_t.
 
     .. math:: \hat\epsilon(x_t) = \epsilon_\theta(x_t)
         - w \sqrt{1 - \bar\alpha_t}\, \nabla_{x_t} \log p_\phi(y \mid x_t) \qquad \text{[ADM (14)]}
 
     For the exact p(y | x_t), w = 1 is the exact conditional prediction, and any w the same as `classifier_free`. Where
-    alpha_bar_t = 0, x_t says nothing of y and eps nothing of x_0: there the prediction stays as it is.
+    alpha_bar_t = 0, x_t does not depend on y, nor eps on x_0: there the prediction is unchanged.
 
     Args:
         denoise: a raw prediction, before the clip.
-        log_prob: (x_t (B, *), t) -> log p(y | x_t), (B,), of the class that is asked for in each row; differentiable.
+        log_prob: (x_t (B, *), t) -> log p(y | x_t), (B,), of the requested class of each row; differentiable.
         w: the weight, any finite number; 0 is `denoise` itself.
     Returns:
         A raw prediction.

@@ -1,4 +1,4 @@
-"""Guidance by two predictions: with and without a condition, or by a good and a bad network."""
+"""Classifier-free guidance and autoguidance: combinations of two predictions."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def classifier_free(
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> Denoise:
-    r"""The conditional prediction, moved on in the direction that leads to it from the unconditional one.
+    r"""Return the conditional prediction, extrapolated from the unconditional one by the weight w.
 
     .. math:: \epsilon_w = \epsilon_\theta(x_t) + w \left(\epsilon_\theta(x_t, y) - \epsilon_\theta(x_t)\right)
         \qquad \text{[CFG (6)]}
@@ -33,12 +33,12 @@ def classifier_free(
         unconditional: the other one; None with a pair.
         w: the weight, any finite number.
         schedule: for `rescale`, and for an interval in log-SNR.
-        rescale: phi in [0, 1], how far the deviation of the guided prediction over an image, in the network's own
-            target, is brought back to that of the conditional one, which a large w exceeds:
+        rescale: phi in [0, 1], how far the standard deviation of the guided prediction over an image, in the network's
+            own target, is brought back to that of the conditional one, which a large w exceeds:
 
             .. math:: y_\phi = \phi\, \frac{\operatorname{std}(y_c)}{\operatorname{std}(y_w)}\, y_w + (1 - \phi)\, y_w
                 \qquad \text{[Lin (16)]}
-        interval: (low, high) within which it is guided; elsewhere the conditional prediction stands alone, and costs
+        interval: (low, high) within which it is guided; elsewhere the conditional prediction is used alone, and costs
             half. Of the log-SNR where a schedule is given, else of t.
     Returns:
         A raw prediction. Its frac is that of the conditional one.
@@ -73,7 +73,7 @@ def classifier_free(
 
 
 def autoguidance(good: Denoise, bad: Denoise, w: float) -> Denoise:
-    r"""A network's prediction, moved away from that of a worse version of it: smaller, or trained for less time.
+    r"""Return a network's prediction, moved away from that of a worse version of it: smaller, or less trained.
 
     .. math:: D_w(x; \sigma, c) = w\, D_1(x; \sigma, c) + (1 - w)\, D_0(x; \sigma, c) \qquad \text{[AutoGuidance (4)]}
 
@@ -104,19 +104,19 @@ def _rescaled(
 ) -> Prediction:
     y_c, y_w = (from_prediction(schedule, c.target, pred, t) for pred in (c, guided))
     std_c, std_w = (y.flatten(1).std(1, correction=0) for y in (y_c, y_w))
-    ratio = torch.where(std_w > 0, std_c / std_w, 1)  # an even picture has none
+    ratio = torch.where(std_w > 0, std_c / std_w, 1)  # 0 for a constant picture
     factor = rescale * ratio + (1 - rescale)
     return to_prediction(schedule, c.target, at(factor, ..., y_w) * y_w, x_t, t, c.frac)
 
 
 def _inside(interval: tuple[float, float], schedule: NoiseSchedule | None, t: Time) -> Tensor:
-    """Whether times lie within, () or (B,)."""
+    """Return whether times lie within the interval, () or (B,)."""
     at_t = torch.as_tensor(t) if schedule is None else 2 * schedule.lambda_at(t)
     return (interval[0] <= at_t) & (at_t <= interval[1])
 
 
 def _where(inside: Tensor, one: Prediction, other: Prediction) -> Prediction:
-    """Of each row the one prediction or the other."""
+    """Return, row by row, one prediction or the other."""
     rows = at(inside, ..., one.eps).bool()
     return replace(one, eps=one.eps.where(rows, other.eps), x_0=one.x_0.where(rows, other.x_0))
 

@@ -1,1 +1,1 @@
-"""Latent variables: bounds on the likelihood of data by what is hidden behind them, and what a decoder says of data."""
+"""Latent-variable models: codecs, the evidence lower bound, reconstruction and adversarial losses."""

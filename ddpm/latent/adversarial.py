@@ -1,6 +1,6 @@
 r"""Adversarial losses of a generator, such as a decoder, and of a discriminator of its pictures.
 
-A discriminator says of a picture how real it looks: a logit, or one for each patch, (B, *). Every loss is a mean over
+A discriminator scores how real a picture looks: a logit, or one for each patch, (B, *). Every loss is a mean over
 the patches, one number a sample, (B,).
 """
 
@@ -12,7 +12,7 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-DELTA = 1e-6  # what the gradient's norm is kept from zero by, as published
+DELTA = 1e-6  # added to the gradient's norm, as published
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _must_pair(real: Tensor, made: Tensor) -> None:
-    """Raise ValueError for logits of two forms, which would be broadcast."""
+    """Raise ValueError for logits of two shapes, which would be broadcast."""
     if real.shape != made.shape or not real.ndim:
         raise ValueError(
             f"logits of real and of made pictures have one shape (B, *), not {tuple(real.shape)} and "
@@ -32,7 +32,7 @@ def _must_pair(real: Tensor, made: Tensor) -> None:
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:
-    r"""The hinge loss of a discriminator: no more is asked of a logit than to lie beyond 1, or below -1.
+    r"""Return the hinge loss of a discriminator: logits need not exceed 1 for data, nor fall below -1 for samples.
 
     .. math:: L_D = E_{x \sim p_\text{data}}[\max(0, 1 - D(x))] + E_{x \sim p_g}[\max(0, 1 + D(x))]
         \qquad \text{[GeometricGAN (hinge)]}
@@ -51,7 +51,7 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
 
 
 def hinge_generator(made: Tensor) -> Tensor:
-    r"""The loss of a generator against `hinge`.
+    r"""Return the loss of a generator against `hinge`.
 
     .. math:: L_G = -E_{x \sim p_g}[D(x)] \qquad \text{[GeometricGAN (generator)]}
 
@@ -65,7 +65,7 @@ def hinge_generator(made: Tensor) -> Tensor:
 
 
 def non_saturating(real: Tensor, made: Tensor) -> Tensor:
-    r"""The cross-entropy of a discriminator between data and what is made.
+    r"""Return the cross-entropy of a discriminator between data and generated samples.
 
     .. math:: L_D = -E_{x \sim p_\text{data}}[\log D(x)] - E_{x \sim p_g}[\log(1 - D(x))] \qquad \text{[GAN (1)]}
 
@@ -85,7 +85,7 @@ def non_saturating(real: Tensor, made: Tensor) -> Tensor:
 
 
 def non_saturating_generator(made: Tensor) -> Tensor:
-    r"""The loss of a generator against `non_saturating`: to be taken for real, not only not to be found out.
+    r"""Return the loss of a generator against `non_saturating`: its samples are to be classified as real.
 
     .. math:: L_G = -E_{x \sim p_g}[\log D(x)] \qquad \text{[GAN (non-saturating)]}
 
@@ -101,29 +101,29 @@ def non_saturating_generator(made: Tensor) -> Tensor:
 
 
 class Game(NamedTuple):
-    """The losses of two that are trained against each other."""
+    """The losses of a generator and a discriminator that are trained against each other."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]  # of logits of data, and of made pictures
-    generator: Callable[[Tensor], Tensor]  # of logits of made pictures
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # (logits of data, logits of samples) -> loss
+    generator: Callable[[Tensor], Tensor]  # logits of samples -> loss
 
 
 GAMES = {"hinge": Game(hinge, hinge_generator), "non_saturating": Game(non_saturating, non_saturating_generator)}
-"""By name, for a setting."""
+"""The games by name, for a setting."""
 
 
 # ----------------------------------------------------------------------------------------------- how they are balanced
 
 
 def differentiable(x: Tensor) -> Tensor:
-    """Data (B, *) by which logits can be differentiated, see `r1`.
+    """Return data (B, *) with respect to which logits can be differentiated, see `r1`.
 
-    They are a view, for what counts operations cannot follow a gradient that ends in a leaf.
+    They are a view, as the FLOP counter cannot follow a gradient that ends in a leaf.
     """
     return x.detach().requires_grad_().view_as(x)
 
 
 def r1(logits: Tensor, x: Tensor, gamma: float = 1.0) -> Tensor:
-    r"""The gradient penalty of a discriminator near data, so that the two settle: it is flat there.
+    r"""Return the R1 penalty: the squared gradient of a discriminator at data, which stabilises training.
 
     .. math:: R_1 = \frac{\gamma}{2} E_{x \sim p_\text{data}} \left[ \| \nabla_x D(x) \|^2 \right]
         \qquad \text{[R1 (9)]}
@@ -146,7 +146,7 @@ def r1(logits: Tensor, x: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4) -> Tensor:
-    r"""The adversarial part's weight, by which it moves the decoder's last layer as the other part does.
+    r"""Return the adversarial part's weight that balances both gradients at the decoder's last layer.
 
     .. math:: \lambda = \frac{\| \nabla_{G_L} L_\text{rec} \|}{\| \nabla_{G_L} L_\text{GAN} \| + \delta}
         \qquad \text{[VQGAN (7)]}
@@ -155,7 +155,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
     Args:
         reconstruction, adversarial: the two parts, each a scalar, or (B,), of which the mean is taken; their graphs
-            are kept.
+            are retained.
         last_layer: the weights that both depend on.
         most: the largest value.
     Returns:

@@ -1,4 +1,4 @@
-"""Data as latents, and back: what a frozen autoencoder makes of them."""
+"""Codecs: encode data to latents with a frozen autoencoder, and decode them."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -15,15 +15,15 @@ def _itself(x: Tensor) -> Tensor:
 
 
 class Codec(ABC):
-    """An autoencoder that is used and not trained.
+    """A frozen autoencoder as an encoder of data and decoder of latents.
 
     Args:
-        model: the autoencoder, with `shape` of a sample and `grid` or `latent_shape` of what it makes of one.
-        picture: what is to be seen of its output.
+        model: the autoencoder, with `shape` of a sample and `grid` or `latent_shape` of its latents.
+        picture: maps its output to a picture.
     Attributes:
         of: the shape of a sample, (C, H, W).
         shape: of its latents, as a network is trained on them.
-        kind: what they are: "codes" or "latents".
+        kind: their kind: "codes" or "latents".
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Codec(ABC):
 
     @abstractmethod
     def posterior(self, x: Tensor) -> Tensor:
-        """Parameters of q(z | x) of samples (B, *of), as they are stored, (B, *): mean and log variance, or codes."""
+        """Return parameters of q(z | x) of samples (B, *of), as stored, (B, *): mean and log variance, or codes."""
 
     @abstractmethod
     def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -48,33 +48,33 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, *shape) decoded: samples (B, *of), within the range of data."""
+        """Decode latents (B, *shape) to samples (B, *of), within the range of data."""
 
     def reconstructed(self, x: Tensor) -> Tensor:
-        """Samples (B, *of), encoded and decoded."""
+        """Encode and decode samples (B, *of)."""
         return self.decode(self.sample(self.posterior(x)))
 
     def fit(self, posterior: Tensor) -> Self:
-        """A codec whose scale is measured on stored posteriors (N, *); here itself, for codes have no scale."""
+        """Return a codec whose scale is measured on stored posteriors (N, *); itself for codes, which have no scale."""
         return self
 
     def state(self) -> dict[str, float]:
-        """The numbers that were measured, by name."""
+        """Return the measured numbers, by name."""
         return {}
 
     def with_state(self, state: dict[str, float]) -> Self:
-        """A codec with the numbers that `state` gave."""
+        """Return a codec with the numbers of `state`."""
         return self
 
 
 class Discrete(Codec):
-    """Codes, whole numbers of a codebook: of a VQ-VAE.
+    """The codec of a VQ-VAE: latents are codes, whole numbers of a codebook.
 
     Args:
         model: with `encode(x)` -> (B, h, w), `embed(codes)`, `decode(z_q)`, `grid` and `codebook.codes`.
         picture: as in `Codec`.
     Attributes:
-        codes: K, how many there are.
+        codes: K, the size of the codebook.
     """
 
     kind = "codes"
@@ -85,27 +85,27 @@ class Discrete(Codec):
 
     @torch.no_grad()
     def posterior(self, x: Tensor) -> Tensor:
-        """Their codes, int32 (B, h, w)."""
+        """Return the codes of samples, int32 (B, h, w)."""
         codes: Tensor = self.model.encode(x)
         return codes.int()
 
     def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The codes, int64 (B, h, w)."""
+        """Return the codes, int64 (B, h, w)."""
         return posterior.long()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The pictures (B, *of) of codes (B, h, w)."""
+        """Decode codes (B, h, w) to pictures (B, *of)."""
         return self.picture(self.model.decode(self.model.embed(z))).clamp(-1, 1)
 
 
 class Continuous(Codec):
-    r"""Latents of unit variance: of an autoencoder with a KL.
+    r"""The codec of an autoencoder with a KL: latents scaled to unit variance.
 
     .. math:: z = s\,(\mu(x) + \sigma(x)\, \epsilon - m), \quad \epsilon \sim \mathcal N(0, I)
         \qquad \text{[LDM (scaled latents)]}
 
-    with m and s of the data that are trained on, such that all numbers of z have mean 0 and variance 1.
+    with m and s measured on the training data, so that all numbers of z have mean 0 and variance 1.
 
     Args:
         model: with `encode(x)` -> (mean, log variance), each (B, c, h, w), `decode(z)` and `latent_shape`.
@@ -127,7 +127,7 @@ class Continuous(Codec):
         self.shape, self.scale, self.shift = tuple(self.model.latent_shape), scale, shift
 
     def of_size(self, height: int, width: int) -> Self:
-        """A codec of images of another size, which a convolutional autoencoder takes as well.
+        """Return a codec of images of another size, which a convolutional autoencoder takes as well.
 
         Raises: ValueError for sides that its factor does not divide, with the nearest that it does.
         """
@@ -145,11 +145,11 @@ class Continuous(Codec):
 
     @torch.no_grad()
     def posterior(self, x: Tensor) -> Tensor:
-        """The mean and the log variance of each number, (B, 2 c, h, w)."""
+        """Return the mean and the log variance of each number, (B, 2 c, h, w)."""
         return torch.cat(self.model.encode(x), dim=1)
 
     def sample(self, posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (B, c, h, w)."""
+        """Draw latents (B, c, h, w)."""
         mu, log_variance = posterior.chunk(2, dim=1)
         if generator is not None:
             eps = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu)
@@ -158,11 +158,11 @@ class Continuous(Codec):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """The pictures (B, *of) of latents (B, c, h, w)."""
+        """Decode latents (B, c, h, w) to pictures (B, *of)."""
         return self.picture(self.model.decode(z / self.scale + self.shift)).clamp(-1, 1)
 
     def fit(self, posterior: Tensor) -> Self:
-        """A copy with m and s measured on stored posteriors, (N, 2 c, h, w).
+        """Return a copy with m and s measured on stored posteriors, (N, 2 c, h, w).
 
         Raises: ValueError for latents that are all the same.
         """
@@ -173,11 +173,11 @@ class Continuous(Codec):
         return self.with_state({"scale": variance.rsqrt().item(), "shift": mu.mean().item()})
 
     def state(self) -> dict[str, float]:
-        """The scale and the shift."""
+        """Return the scale and the shift."""
         return {"scale": self.scale, "shift": self.shift}
 
     def with_state(self, state: dict[str, float]) -> Self:
-        """A copy with this scale and shift."""
+        """Return a copy with this scale and shift."""
         other = copy.copy(self)
         other.scale, other.shift = float(state["scale"]), float(state["shift"])
         return other

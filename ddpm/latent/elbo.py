@@ -1,4 +1,4 @@
-r"""The variational autoencoder's bound: a posterior q(z given x), its distance from the prior, and tighter bounds.
+r"""The evidence lower bound of variational autoencoders: posterior q(z given x), its KL, and tighter bounds.
 
 The prior is p(z) = N(0, I), the posterior q(z given x) = N(mu, sigma^2) with a variance for each coding. All is in
 nats.
@@ -15,7 +15,7 @@ from ddpm.latent.reconstruction import Reconstruction
 
 
 def reparametrised(mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
-    r"""A draw of the posterior, through which gradients reach its parameters.
+    r"""Return a draw of the posterior, through which gradients reach its parameters.
 
     .. math:: z = \mu + \sigma \odot \epsilon, \quad \epsilon \sim \mathcal N(0, I)
         \qquad \text{[VAE (reparametrisation)]}
@@ -28,7 +28,7 @@ def reparametrised(mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
 
 
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""How far the posterior of each coding is from the prior.
+    r"""Return the KL divergence of the posterior of each coding from the prior.
 
     .. math:: D_\text{KL}(q(z_j \mid x) \| p(z_j)) = -\tfrac12 \left(1 + \log \sigma_j^2 - \mu_j^2 - \sigma_j^2\right)
         \qquad \text{[VAE (KL)]}
@@ -43,7 +43,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def with_free_bits(kl: Tensor, least: float) -> Tensor:
-    r"""The KL of codings, each counted as `least` nats where it is less on average: what is cheaper is free.
+    r"""Return the KL of codings, each counted as `least` nats where it is less on average.
 
     .. math:: \sum_j \max\{\lambda, E_{x \in \mathcal M}[D_\text{KL}(q(z_j \mid x) \| p(z_j))]\}
         \qquad \text{[IAF (free bits)]}
@@ -61,7 +61,7 @@ def with_free_bits(kl: Tensor, least: float) -> Tensor:
 
 
 def iwae(log_w: Tensor) -> Tensor:
-    r"""The importance-weighted bound on log p(x), by k draws of the posterior; with k = 1 it is the ELBO.
+    r"""Return the importance-weighted bound on log p(x), by k draws of the posterior; with k = 1 it is the ELBO.
 
     .. math:: \mathcal L_k = E_{z_1 \ldots z_k \sim q(z \mid x)} \left[ \log \frac1k \sum_{i=1}^k
         \frac{p(x, z_i)}{q(z_i \mid x)} \right] \le \log p(x) \qquad \text{[IWAE (bound)]}
@@ -76,7 +76,7 @@ def iwae(log_w: Tensor) -> Tensor:
 
 
 def log_weight(log_p_x: Tensor, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
-    r"""Log of the importance weight of draws z = mu + sigma eps of the posterior.
+    r"""Return the log of the importance weight of draws z = mu + sigma eps of the posterior.
 
     .. math:: \log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x), \quad
         \log p(z) - \log q(z \mid x) = \tfrac12 \sum_j \left(\epsilon_j^2 - z_j^2 + \log \sigma_j^2\right)
@@ -91,7 +91,7 @@ def log_weight(log_p_x: Tensor, z: Tensor, mean: Tensor, log_variance: Tensor, e
 
 
 def active_units(mean: Tensor, least: float = 0.01) -> Tensor:
-    r"""Which codings say anything of x: those whose posterior mean varies with it.
+    r"""Return which codings are active: those whose posterior mean varies with x.
 
     .. math:: A_j = \operatorname{Var}_x\left(E_{q(z \mid x)}[z_j]\right) > 0.01 \qquad \text{[IWAE (active units)]}
 
@@ -114,13 +114,13 @@ def importance_weighted(
     noise: Callable[[int], Tensor],
     callback: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The importance-weighted bound on log p(x) with k draws, and the ELBO of the same draws, in nats, each (B,).
+    """Return the importance-weighted bound on log p(x) with k draws, and their ELBO, in nats, each (B,).
 
     Args:
         model: with `encode(x, y)` -> (mean, log variance), each (B, d), `decode(z, y)` -> (B, *), and `log_scale`.
-        x: (B, *), as it is modelled; y: what the network is told, classes (B,) or None.
-        noise: i -> standard normal draws (k', B, d) of which the i-th part of all is made; k' may be any number.
-        callback: is told how many draws have been decoded.
+        x: (B, *), as it is modelled; y: the network's condition, classes (B,) or None.
+        noise: i -> standard normal draws (k', B, d) for the i-th part of all draws; k' may be any number.
+        callback: called with the number of draws decoded since the last call.
     Raises: ValueError where the reconstruction is no likelihood.
     """
     name, (mean, log_variance), log_w, done = reconstruction.likelihood, model.encode(x, y), list[Tensor](), 0

@@ -1,6 +1,6 @@
-r"""How far what a decoder says lies from data: the parts of a loss, by name.
+r"""Reconstruction losses: the distance of a decoder's output from data, by named parts.
 
-Data are in [-1, 1]. What the decoder says, its output, is either the logit of each pixel being white (`bernoulli`,
+Data are in [-1, 1]. The decoder's output is either the logit of each pixel being white (`bernoulli`,
 `focal`) or the picture itself, in the units of the data. A part is a sum over the dimensions of x, one number a sample,
 so that likelihoods are in nats and may be added to a KL as they are.
 """
@@ -26,7 +26,7 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    r"""-log p(x given z) of black and white pixels.
+    r"""Return -log p(x given z) of black and white pixels.
 
     .. math:: -\log p(x \mid z) = -\sum_i u_i \log p_i + (1 - u_i) \log(1 - p_i), \quad u = \frac{x + 1}{2}, \quad
         p = \operatorname{sigmoid}(\text{logits}) \qquad \text{[VAE (Bernoulli)]}
@@ -43,7 +43,7 @@ def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
-    r"""-log p(x given z) of N(mean, scale^2), with one scale for all dimensions.
+    r"""Return -log p(x given z) of N(mean, scale^2), with one scale for all dimensions.
 
     .. math:: -\log p(x \mid z) = \sum_i \frac{(x_i - \mu_i)^2}{2 \sigma^2} + \log \sigma + \tfrac12 \log 2\pi
         \qquad \text{[VAE (Gaussian)]}
@@ -58,7 +58,7 @@ def gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
-    r"""-log P(x given z) of bytes, by a logistic distribution that is summed over the bin of each.
+    r"""Return -log P(x given z) of bytes, by a logistic distribution integrated over the bin of each.
 
     .. math:: P(x_i \mid z) = \operatorname{sigmoid}\left(\frac{x_i + \frac{1}{255} - \mu_i}{s}\right) -
         \operatorname{sigmoid}\left(\frac{x_i - \frac{1}{255} - \mu_i}{s}\right) \qquad \text{[IAF (logistic)]}
@@ -72,7 +72,7 @@ def logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     Source: Improving Variational Inference with Inverse Autoregressive Flow (arXiv 1606.04934), appendix C.3.
     """
     above, below = ((x + side - mean) / log_scale.exp() for side in (HALF_BIN, -HALF_BIN))
-    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), of which nothing cancels
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), without cancellation
     inside = F.logsigmoid(above) + F.logsigmoid(-below) + (-torch.expm1(-2 * HALF_BIN / log_scale.exp())).log()
     log_p = torch.where(x < -EDGE, F.logsigmoid(above), torch.where(x > EDGE, F.logsigmoid(-below), inside))
     return -_sum(log_p)
@@ -82,17 +82,17 @@ def logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def squared(picture: Tensor, x: Tensor) -> Tensor:
-    """The squared error, (B,)."""
+    """Return the squared error, (B,)."""
     return _sum((picture - x).square())
 
 
 def absolute(picture: Tensor, x: Tensor) -> Tensor:
-    """The absolute error, (B,)."""
+    """Return the absolute error, (B,)."""
     return _sum((picture - x).abs())
 
 
 def huber(picture: Tensor, x: Tensor, delta: float = 0.1) -> Tensor:
-    r"""Squared where it is small, absolute where it is large, (B,).
+    r"""Return the Huber loss, squared for small errors and absolute for large ones, (B,).
 
     .. math:: h(e) = \begin{cases} \frac12 e^2 & |e| \le \delta \\ \delta (|e| - \frac12 \delta) & \text{else}
         \end{cases} \qquad \text{[Huber (loss)]}
@@ -101,11 +101,11 @@ def huber(picture: Tensor, x: Tensor, delta: float = 0.1) -> Tensor:
 
 
 def focal(logits: Tensor, x: Tensor, gamma: float = 2.0) -> Tensor:
-    r"""Cross-entropy with less weight on pixels that are right already, (B,).
+    r"""Return the focal loss: cross-entropy with less weight on pixels that are right already, (B,).
 
     .. math:: -\sum_i (1 - p_{t,i})^\gamma \log p_{t,i} \qquad \text{[Focal (loss)]}
 
-    with p_t the probability of what a pixel is; of a grey one the expectation over black and white.
+    with p_t the probability of a pixel's value; for a grey one the expectation over black and white.
 
     Source: Focal Loss for Dense Object Detection (arXiv 1708.02002), section 3.2.
     """
@@ -114,13 +114,13 @@ def focal(logits: Tensor, x: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def ssim(picture: Tensor, x: Tensor) -> Tensor:
-    r"""One minus the structural similarity, times the dimensions of x, (B,).
+    r"""Return one minus the structural similarity, times the dimensions of x, (B,).
 
     .. math:: \text{SSIM}(x, y) = \frac{(2 \mu_x \mu_y + C_1)(2 \sigma_{xy} + C_2)}
         {(\mu_x^2 + \mu_y^2 + C_1)(\sigma_x^2 + \sigma_y^2 + C_2)} \qquad \text{[SSIM (13)]}
 
     Means, variances and covariance are those of a Gaussian window of standard deviation 1.5 and 11 x 11 pixels (the
-    largest odd size that fits into smaller images), of which every place inside of the image counts alike. C_1 =
+    largest odd size that fits into smaller images), averaged over every place inside of the image. C_1 =
     (0.01 L)^2 and C_2 = (0.03 L)^2 with L = 2, the range of the data.
 
     Args:
@@ -128,13 +128,13 @@ def ssim(picture: Tensor, x: Tensor) -> Tensor:
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity (2004).
     """
     exact = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-    with exact:  # variances are small differences, of which half precision leaves nothing
+    with exact:  # variances are small differences, which half precision would lose
         similar = _similarity(picture.to(x.dtype), x)
     return (1 - reduce(similar, "b ... -> b", "mean")) * x[0].numel()
 
 
 def _similarity(picture: Tensor, x: Tensor) -> Tensor:
-    """Of each window, as `ssim` says, (B, C, H', W')."""
+    """Return the similarity of each window, see `ssim`, (B, C, H', W')."""
     size = min(11, *(side - 1 + side % 2 for side in x.shape[2:]))
     at = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
     row = (-at.square() / (2 * 1.5**2)).exp()
@@ -151,11 +151,11 @@ def _similarity(picture: Tensor, x: Tensor) -> Tensor:
 
 
 def perceptual(distance: Callable[[Tensor, Tensor], Tensor], picture: Tensor, x: Tensor) -> Tensor:
-    r"""A distance of features, which is about 0 to 1, times the dimensions of x, (B,).
+    r"""Return a distance of features, which is about 0 to 1, times the dimensions of x, (B,).
 
     .. math:: L_\text{perceptual} = d(\hat x, x) \dim x \qquad \text{[perceptual (part)]}
 
-    So it adds to the other parts, each of which is a sum over the dimensions, as `ssim` does.
+    So it can be added to the other parts, each of which is a sum over the dimensions, as `ssim` does.
 
     Args:
         distance: (picture, x) -> (B,), such as `ddpm.latent.perceptual.Perceptual`.
@@ -172,24 +172,24 @@ OF_PICTURES: dict[str, Callable[..., Tensor]] = {
     "huber": huber,
     "ssim": ssim,
 }
-PERCEPTUAL = "perceptual"  # the part that a network compares by, which is given besides
+PERCEPTUAL = "perceptual"  # the part that needs a network, given in addition
 BY_THEMSELVES = (*OF_LOGITS, *OF_SCALE, *OF_PICTURES)
 PARTS = (*BY_THEMSELVES, PERCEPTUAL)
 LIKELIHOODS = ("bernoulli", *OF_SCALE)
 
 
 class Reconstruction:
-    """The meaning of a decoder's output, and how it is compared with data.
+    """The interpretation of a decoder's output, and its comparison with data.
 
     Args:
         parts: name -> weight, of `PARTS`; those of weight 0 are not computed.
         binarise: of the Bernoulli likelihood, whether pixels are drawn black or white with their brightness as
             probability. Grey ones as they are have no likelihood.
-        others: parts of the same loss that compare with no data: names for messages.
+        others: parts of the same loss that do not compare with data: names for messages.
     Attributes:
         logits: whether the output is the logits of pixels, else it is the picture itself.
         scaled: the part that needs a scale of the decoder, or None.
-    Raises: ValueError for parts that are not known, or that take the output for different things, or none.
+    Raises: ValueError for parts that are not known, or that interpret the output differently, or none.
     """
 
     def __init__(self, parts: Mapping[str, float], binarise: bool = True, others: Sequence[str] = ("kl",)):
@@ -232,11 +232,11 @@ class Reconstruction:
         log_scale: Tensor | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The parts by name, each (B,).
+        """Return the parts by name, each (B,).
 
         Args:
             output, x: (B, *); log_scale: of the decoder, a scalar.
-            distance: that of the perceptual part, see `perceptual`.
+            distance: the distance of the perceptual part, see `perceptual`.
         Raises: ValueError for a perceptual part without a distance.
         """
         picture, parts = self.picture(output), dict[str, Tensor]()
@@ -254,9 +254,9 @@ class Reconstruction:
         return parts
 
     def picture(self, output: Tensor) -> Tensor:
-        """The picture of a decoder's output, in [-1, 1]: itself, or the mean of the pixels by their logits."""
+        """Return the picture of a decoder's output, in [-1, 1]: itself, or the mean of the pixels by their logits."""
         return 2 * output.sigmoid() - 1 if self.logits else output
 
     def drawn(self, x: Tensor, uniform: Callable[[], Tensor]) -> Tensor:
-        """x as it is modelled: as it is, or black and white, -1 or 1, by uniform numbers of its shape."""
+        """Return x unchanged, or binarised to -1 or 1 by uniform numbers of its shape."""
         return torch.where(uniform() < (x + 1) / 2, 1.0, -1.0).to(x.dtype) if self.binarise else x

@@ -1,4 +1,4 @@
-"""Samplers: one loop, then one paper a file, one step each."""
+"""Samplers: one sampling loop, and one file per method with its step."""
 
 from ddpm.samplers.ancestral import Ancestral
 from ddpm.samplers.base import Before, Callback, Sampler, Step, integrate

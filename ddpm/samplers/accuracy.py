@@ -1,4 +1,4 @@
-"""How far a sampler's walk ends from where the exact flow ends, and what the walk costs."""
+"""Accuracy of samplers against the exact probability flow, and its cost."""
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ from ddpm.targets import Prediction
 
 
 def flow_error(sampler: Sampler, oracle: MixtureOracle, x_T: Tensor, last_step: bool = True) -> tuple[int, float]:
-    """Evaluations of the denoiser, and root mean square error against the exact probability flow.
+    """Return the evaluations of the denoiser, and the root mean square error against the exact probability flow.
 
     Args:
-        sampler: deterministic; it walks along its own times.
-        x_T: where to start, (B, *), in float64 for errors below 1e-6.
+        sampler: deterministic; its own times are used.
+        x_T: the starting noise, (B, *), in float64 for errors below 1e-6.
         last_step: False stops at the time before 0. With spacing "log_snr" or "karras" that is t = 1 for any number of
             steps, so that the errors of one method form a line whose slope is its order.
     """

@@ -9,7 +9,7 @@ from ddpm.samplers.base import Sampler, Step
 
 
 class Ancestral(Sampler):
-    r"""Draws from p_theta(x_s | x_t) step by step.
+    r"""Ancestral sampling: draw from p_theta(x_s | x_t) step by step.
 
     .. math:: x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z, \quad z \sim \mathcal N(0, I)
         \qquad \text{[DDPM (Algorithm 2)]}
@@ -23,7 +23,7 @@ class Ancestral(Sampler):
     stochastic = True
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`; a step to s = 0 would add no noise."""
+        """Take a step, see `Sampler.step`; a step to s = 0 would add no noise."""
         schedule, _, x_t, t, s, pred, _, noise = step
         if s == 0:
             return mu_theta(schedule, pred, x_t, t, s)

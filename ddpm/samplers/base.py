@@ -1,4 +1,4 @@
-"""The only sampling loop, and the times that it visits."""
+"""The only sampling loop, and the spacings of its times."""
 
 import copy
 import itertools
@@ -17,9 +17,9 @@ from ddpm.schedules import MOST, NoiseSchedule, is_integer
 from ddpm.targets import Denoise, Prediction
 
 Callback = Callable[[int, int | float, int | float, Tensor, Prediction], None]
-"""(i, t, s, x_t, pred): what is shown of step i of a walk, from t to s."""
+"""(i, t, s, x_t, pred): called before step i, from t to s."""
 Before = Callable[[int, int | float, Tensor], Tensor]
-"""(i, t, x_t) -> x_t, (B, *): what step i starts from instead."""
+"""(i, t, x_t) -> x_t, (B, *): the point from which step i is taken instead."""
 
 SPACINGS = ("uniform", "trailing", "quadratic", "log_snr", "karras")
 GRIDS = ("integer", "continuous")
@@ -32,7 +32,7 @@ class Step(NamedTuple):
     schedule: NoiseSchedule
     """On x_t's device."""
     denoise: Denoise
-    """For methods that look at more than one point of a step."""
+    """For methods that evaluate more than one point of a step."""
     x_t: Tensor
     """(B, *)."""
     t: int | float
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Sampler(ABC):
-    r"""Walks from x_T to x_0 over pairs (t, s), s < t, that end at 0; a method defines `step`.
+    r"""Base of samplers: integrate from x_T to x_0 over pairs (t, s), s < t, that end at 0; a method defines `step`.
 
     With N steps the times t_0 = T > t_1 > ... > t_N = 0 are, for i < N,
 
@@ -58,26 +58,26 @@ class Sampler(ABC):
     - "karras": in the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar), from sigma_max at T to sigma_min at t = 1,
       by `karras_sigmas`.
 
-    If beta_T = 1, the log-SNR at T is infinite, and for the last two T is followed by such times from T - 1 on.
+    If beta_T = 1, the log-SNR at T is infinite, and for the last two T is followed by these times from T - 1 on.
 
     No network is trained on 0 < t < 1, so a time there becomes 1. On the integer grid times are rounded, halves to
-    even. Times that fall together are taken once: `times` lists those that remain, `evaluations` counts what they cost.
+    even. Equal times are taken once: `times` lists those that remain, `evaluations` counts their cost.
 
     Args:
         steps: number N of steps, 1 <= steps, and <= T on the integer grid; None for T.
         spacing: one of the above.
-        grid: "integer" visits only the times of training; "continuous" visits real ones, through
+        grid: "integer" uses only the times of training; "continuous" uses real ones, through
             `NoiseSchedule.t_at` and `lambda_at`.
-        times: the times themselves, falling, from at most T down to 0 (0 is added if it is left out). They are used as
-            they are, and `steps` and `spacing` are then without effect.
+        times: the times themselves, falling, from at most T down to 0 (0 is added if it is left out). They are used
+            unchanged, and `steps` and `spacing` are then ignored.
     Raises:
         ValueError: an argument out of range; on use, more steps than T on the integer grid.
     """
 
     stochastic = False  # whether `step` or `perturb` consumes noise
-    order = 1  # of the method: so many steps are needed
+    order = 1  # of the method: also the fewest steps it needs
     history = 0  # how many earlier predictions `step` consumes
-    end = 0  # where its walks end: at data, unless `ending_at` says otherwise
+    end = 0  # the last time: data, unless changed by `ending_at`
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class Sampler(ABC):
         check_one_of("spacing", spacing, SPACINGS)
         check_one_of("grid", grid, GRIDS)
         self.spacing, self.grid = spacing, grid
-        self.given = None if times is None else _given(times, grid)
-        self.steps = steps if self.given is None else len(self.given) - 1
+        self.fixed_times = None if times is None else _checked_times(times, grid)
+        self.steps = steps if self.fixed_times is None else len(self.fixed_times) - 1
 
     def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
-        """The times of the walk, strictly falling from T (or the first that was given) to 0, or to its `end`.
+        """Return the sampling times, strictly falling from T (or the first of `times`) to 0, or to `end`.
 
         Returns:
             Integers on the integer grid, floats on the continuous one.
@@ -103,10 +103,12 @@ class Sampler(ABC):
             ValueError: times that do not exist on this schedule.
         """
         T, steps = schedule.T, self.steps
-        if self.given is not None:
-            if self.given[0] > T:
-                raise ValueError(f"times = {self.given} start at {self.given[0]}, above the schedule's T = {T}")
-            return self._ended(self.given)
+        if self.fixed_times is not None:
+            if self.fixed_times[0] > T:
+                raise ValueError(
+                    f"times = {self.fixed_times} start at {self.fixed_times[0]}, above the schedule's T = {T}"
+                )
+            return self._ended(self.fixed_times)
         steps = T if steps is None else steps
         if self.grid == "integer" and steps > T:
             raise ValueError(
@@ -121,9 +123,9 @@ class Sampler(ABC):
         return self._ended(times)
 
     def ending_at(self, end: int) -> Self:
-        """A copy whose walks end at a time t = end >= 0 in place of data: its last step is one of its own there.
+        """Return a copy that ends at a time t = end >= 0 in place of data, by an ordinary step of its own.
 
-        So walk published pipelines with set_alpha_to_one = false, to t = 1: what is left of noise there is theirs too.
+        Published pipelines with set_alpha_to_one = false end so, at t = 1, where some noise is left.
 
         Raises: ValueError for an end that is no integer >= 0.
         """
@@ -134,7 +136,7 @@ class Sampler(ABC):
         return other
 
     def _ended(self, times: list[int] | list[float]) -> list[int] | list[float]:
-        """Times that fall to 0, or as far as the end; ValueError where none is above it."""
+        """Return times that fall to 0, or only as far as `end`; ValueError where none is above it."""
         if self.end == 0:
             return times
         above = [t for t in times if t > self.end]
@@ -143,23 +145,23 @@ class Sampler(ABC):
         return [*above, self.end]
 
     def evaluations(self, schedule: NoiseSchedule) -> int:
-        """How often the network is evaluated for one batch."""
+        """Return how often the network is evaluated for one batch."""
         pairs = itertools.pairwise(self.times(schedule))
         return sum(self.calls(schedule, t, s) if s > 0 else 1 for t, s in pairs)
 
     def calls(self, schedule: NoiseSchedule, t: int | float, s: int | float) -> int:
-        """Evaluations of the network for the step from t to s > 0, that at (x_t, t) included."""
+        """Return the evaluations of the network for the step from t to s > 0, that at (x_t, t) included."""
         return 1
 
     def perturb(
         self, schedule: NoiseSchedule, x_t: Tensor, t: int | float, noise: Tensor, steps: int
     ) -> tuple[Tensor, int | float]:
-        """(x_t, t) to take a step from instead, for methods that add noise first; `steps`: how many the walk has."""
+        """Return (x_t, t) to take a step from instead, for methods that add noise first; `steps` is the total."""
         return x_t, t
 
     @abstractmethod
     def step(self, step: Step) -> Tensor:
-        """x_s from x_t, for 0 < s < t, (B, *)."""
+        """Return x_s from x_t, for 0 < s < t, (B, *)."""
 
     def __call__(
         self,
@@ -175,14 +177,14 @@ class Sampler(ABC):
 
         Args:
             schedule: the constants.
-            denoise: the network, with whatever it depends on already bound.
+            denoise: the network, with its condition and guidance already bound.
             x_T: starting noise, (B, *).
             generator: the source of step noise: a torch generator on x_T's device, or noise keyed by sample number;
                 None for torch's global one.
             callback: called as callback(i, t, s, x_t, pred) before each step, i = 0, 1, ...
-            before: called as before(i, t, x_t) at the start of each step: the x_t that it returns is evaluated, shown
-                to the callback and stepped from. So known pixels, noised to t, can be put back in. t is where `perturb`
-                has brought x_t; a second evaluation within a step is the method's own, and is not preceded by it.
+            before: called as before(i, t, x_t) at the start of each step: the x_t that it returns is evaluated, passed
+                to the callback and stepped from. So known pixels, noised to t, can be put back in. t is the time that
+                `perturb` returned; a second evaluation within a step, if the method has one, is not preceded by it.
         Returns:
             x_0, (B, *).
         """
@@ -191,13 +193,13 @@ class Sampler(ABC):
 
 
 class AdamsBashforth(Sampler):
-    """A walk that mixes the last predictions of eps, up to four of them; a method defines `step`, and so the mixture.
+    """Base of linear multistep methods that combine the last predictions of eps, up to four; a method defines `step`.
 
     Args:
         steps, spacing, grid, times: as in `Sampler`.
         order: how many predictions, 1 to 4, at most the number of steps.
     Raises:
-        ValueError: another order, or one that so few steps never reach.
+        ValueError: another order, or one that the number of steps never reaches.
     """
 
     def __init__(
@@ -226,18 +228,18 @@ def integrate(
     before: Before | None = None,
     renoise: bool = False,
 ) -> Tensor:
-    """Walk along any times: the loop of every sampler.
+    """Integrate along any times: the loop of every sampler.
 
-    A walk that ends at 0 ends with D(x_t, t), the mean of the last step, for every method: no noise is added to a
+    Times that end at 0 end with D(x_t, t), the mean of the last step, for every method: no noise is added to a
     result, and no solver's order survives that step. To measure an order, end at s > 0.
 
-    With `renoise` a walk may go up again, as RePaint's does: from t to s > t noise is added by the forward process,
+    With `renoise` times may rise again, as RePaint's does: from t to s > t noise is added by the forward process,
     q(x_s | x_t). That evaluates no network and calls neither `before` nor `callback`, and multistep methods start anew
-    after it. Noise is keyed by i, the place of the pair in the walk, so each visit of a time has its own. At 0 in the
-    middle of a walk x_0 is D(x_t, t), and the walk goes up from there.
+    after it. Noise is keyed by i, the index of the pair, so each visit of a time has its own. At 0 in the
+    middle x_0 is D(x_t, t), and times rise from there.
 
     Args:
-        x_t: where to start, at times[0], (B, *).
+        x_t: the starting point, at times[0], (B, *).
         times: t_0, t_1, ..., strictly falling; rising ones take `DDIM` from data to noise, or add noise.
         renoise: whether rising times add noise; False takes the sampler's own step upwards.
         schedule, denoise, generator, callback, before: as in `Sampler.__call__`.
@@ -245,7 +247,7 @@ def integrate(
         x at the last time, (B, *).
     Raises:
         ValueError: with `renoise`, a time that follows itself.
-    Source of walks with ups: RePaint (Lugmayr et al., arXiv 2201.09865), algorithm 1.
+    Source of rising times: RePaint (Lugmayr et al., arXiv 2201.09865), algorithm 1.
     """
     schedule, past = schedule.to(x_t.device), []
     rising = _rising(times) if renoise else set()
@@ -269,25 +271,25 @@ def integrate(
 
 
 def evaluate(denoise: Denoise, x_t: Tensor, t: int | float) -> Prediction:
-    """denoise(x_t, t) with t for each sample, (B,): int64, or float64 for real t."""
+    """Return denoise(x_t, t) with t for each sample, (B,): int64, or float64 for real t."""
     dtype = torch.int64 if is_integer(t) else torch.float64
     return denoise(x_t, torch.full((len(x_t),), t, dtype=dtype, device=x_t.device))
 
 
 def alpha_bars(schedule: NoiseSchedule, *times: int | float) -> list[float]:
-    """alpha_bar at each time as a number, read on the CPU so that no device has to wait."""
+    """Return alpha_bar at each time as a number, read on the CPU so that no device has to wait."""
     return [schedule.alpha_bar_of(t) for t in times]
 
 
 def with_signal(
     schedule: NoiseSchedule, past: Sequence[tuple[int | float, Prediction]]
 ) -> list[tuple[int | float, Prediction]]:
-    """The past without predictions at alpha_bar_t = 0: their lambda is -infinity, and nothing can be extrapolated."""
+    """Return `past` without predictions at alpha_bar_t = 0, whose lambda, -infinity, cannot be extrapolated from."""
     return [(t, pred) for t, pred in past if alpha_bars(schedule, t)[0] > 0]
 
 
 def check_order(order: int, allowed: Sequence[int], steps: int | None) -> None:
-    """Refuse an order that a method does not have, or that so few steps never reach."""
+    """Raise ValueError for an order that a method does not have, or that the number of steps never reaches."""
     if isinstance(order, bool) or order not in allowed:
         raise ValueError(f"order = {order!r} is not known here; allowed: {', '.join(map(str, allowed))}")
     if steps is not None and steps < order:
@@ -297,7 +299,7 @@ def check_order(order: int, allowed: Sequence[int], steps: int | None) -> None:
 
 
 def karras_sigmas(sigma_max: float, sigma_min: float, N: int) -> Tensor:
-    r"""N levels of noise from sigma_max to sigma_min, (N,), float64.
+    r"""Return N noise levels from sigma_max to sigma_min, (N,), float64.
 
     .. math:: \sigma_i = \left(\sigma_{\max}^{1/\rho} + \frac{i}{N - 1}
         \left(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\right)\right)^\rho, \quad \rho = 7 \qquad \text{[EDM (5)]}
@@ -308,7 +310,7 @@ def karras_sigmas(sigma_max: float, sigma_min: float, N: int) -> Tensor:
 
 
 def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
-    """The N real times before 0."""
+    """Return the N real times before 0."""
     T = schedule.T
     if spacing in ("uniform", "trailing"):
         return [T * (N - i) / N for i in range(N)]
@@ -327,8 +329,8 @@ def _spaced(schedule: NoiseSchedule, spacing: str, N: int) -> list[float]:
     return [T, *inner, 1][:N]
 
 
-def _given(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
-    """Times that a user gave, checked; 0 is added if it is missing."""
+def _checked_times(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
+    """Return the times of a user, checked; 0 is added if it is missing."""
     if isinstance(times, Sequence) and not isinstance(times, str):
         listed = [t.item() if hasattr(t, "item") else t for t in times]
     else:  # an array, say, or one time
@@ -349,7 +351,7 @@ def _given(times: Sequence[int | float], grid: str) -> list[int] | list[float]:
 
 
 def _rising(times: Sequence[int | float]) -> set[int]:
-    """The places i of the pairs of a walk that go up; ValueError where a time repeats."""
+    """Return the indices i of pairs of times that rise; ValueError where a time repeats."""
     for t, s in itertools.pairwise(times):
         if t == s:
             raise ValueError(f"times = {list(times)} must fall or rise with renoise = True, but {s} follows {t}")

@@ -14,18 +14,18 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # of EDM, and of consistency models
 
 
 class Consistency(Sampler):
-    r"""Each step draws x_0 at once, and all but the last put fresh noise back in.
+    r"""Multistep consistency sampling: each step predicts x_0, and all but the last add fresh noise.
 
     .. math:: x \leftarrow f_\theta(x_{\tau_n}, \tau_n), \quad
         x_{\tau_{n+1}} = \sqrt{\bar\alpha_{\tau_{n+1}}}\, x + \sqrt{1 - \bar\alpha_{\tau_{n+1}}}\, z
         \qquad \text{[CM (Algorithm 1)]}
 
-    in our coordinates, from the time whose noise is sigma_max on. The times are those that training cuts the way into
-    with so many steps, see `levels`.
+    in our coordinates, from the time whose noise is sigma_max on. The times are those of training with this number of
+    steps, see `levels`.
 
     Args:
         steps: evaluations of the network.
-        sigma_max: the noise that the walk begins at, as in training.
+        sigma_max: the noise level of the first time, as in training.
         times: as in `Sampler`.
     Raises:
         ValueError: an argument out of range.
@@ -40,24 +40,24 @@ class Consistency(Sampler):
         self.sigma_max = sigma_max
 
     def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
-        """As `Sampler.times`."""
-        if self.given is not None or self.steps is None:
+        """Return the sampling times, see `Sampler.times`."""
+        if self.fixed_times is not None or self.steps is None:
             return super().times(schedule)
         times, _ = levels(schedule, self.steps, sigma_max=self.sigma_max)
         return times.flip(0).tolist()
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`."""
+        """Take a step, see `Sampler.step`."""
         return q_sample(step.schedule, step.pred.x_0, step.s, step.noise)
 
 
 def levels(
     schedule: NoiseSchedule, N: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
 ) -> tuple[Tensor, Tensor]:
-    """The way from data to noise in N steps, by EDM (5): times (N + 1,) and their sigma (N + 1,), rising, float64.
+    """Return times (N + 1,) from data to noise in N steps, by EDM (5), and their sigma (N + 1,), rising, float64.
 
     The lowest level is data: time 0, whose sigma is given as the sigma_min that its step is counted from. Levels that
-    the schedule does not reach are drawn to those that it does, and none lies below t = 1.
+    the schedule does not reach are clamped to those that it does, and none lies below t = 1.
 
     Raises:
         ValueError: sigma_min is not below sigma_max, on this schedule.

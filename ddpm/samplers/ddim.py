@@ -13,7 +13,7 @@ from ddpm.targets import Denoise
 
 
 class DDIM(Sampler):
-    r"""The non-Markovian reverse process; its alpha_t is our alpha_bar_t.
+    r"""The DDIM sampler, of a non-Markovian reverse process; its alpha_t is our alpha_bar_t.
 
     .. math::
         x_s = \sqrt{\bar\alpha_s}\, x_{0,\theta} + \sqrt{1 - \bar\alpha_s - \sigma_t^2}\, \epsilon_\theta + \sigma_t z
@@ -42,7 +42,7 @@ class DDIM(Sampler):
         self.eta, self.stochastic = eta, eta > 0
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`; with eta = 0 also from t up to s > t."""
+        """Take a step, see `Sampler.step`; with eta = 0 also from t up to s > t."""
         schedule, _, x_t, t, s, pred, _, noise = step
         alpha_bar_t, alpha_bar_s, _, beta = transition(schedule, t, s)
         sigma_t = self.eta * ((1 - alpha_bar_s) / (1 - alpha_bar_t)).sqrt() * beta.clamp(min=0).sqrt()
@@ -54,7 +54,7 @@ class DDIM(Sampler):
 
     @torch.no_grad()
     def encode(self, schedule: NoiseSchedule, denoise: Denoise, x_0: Tensor) -> Tensor:
-        r"""The x_T that an image comes from: the sampler's own times walked upwards.
+        r"""Encode an image to its x_T: integrate the sampler's own times upwards.
 
         .. math:: \mathrm d\bar x = \epsilon_\theta\, \mathrm d\sigma, \quad \bar x = \frac{x_t}{\sqrt{\bar\alpha_t}},
             \quad \sigma = \sqrt{\frac{1 - \bar\alpha_t}{\bar\alpha_t}} \qquad \text{[DDIM (14)]}
@@ -81,7 +81,7 @@ class DDIM(Sampler):
 
 
 def interpolate(x_a: Tensor, x_b: Tensor, k: int) -> Tensor:
-    r"""k latents on the arc from x_a to x_b, for images between two images.
+    r"""Return k latents on the arc from x_a to x_b, for interpolation between two images.
 
     .. math:: x_T^{(a)} = \frac{\sin((1 - a)\theta)}{\sin\theta} x_T^{(0)} + \frac{\sin(a\theta)}{\sin\theta} x_T^{(1)},
         \quad \theta = \arccos\frac{x_T^{(0)} \cdot x_T^{(1)}}{\|x_T^{(0)}\| \|x_T^{(1)}\|}
@@ -92,7 +92,7 @@ def interpolate(x_a: Tensor, x_b: Tensor, k: int) -> Tensor:
 
     Args:
         x_a, x_b: one latent each, (*).
-        k: how many, both ends included, >= 2.
+        k: the number of latents, both ends included, >= 2.
     Returns:
         (k, *), a batch for a sampler.
     Raises:

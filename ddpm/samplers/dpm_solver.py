@@ -14,7 +14,7 @@ ORDERS = {"multistep": (1, 2, 3), "singlestep": (1, 2), "sde": (1, 2)}
 
 
 class DPMSolverPP(Sampler):
-    r"""Solves for x in lambda, where the linear part of the flow is exact and only x_0 is extrapolated.
+    r"""The DPM-Solver++ sampler: solve for x in lambda, where the linear part is exact and only x_0 is extrapolated.
 
     The paper's alpha_t and sigma_t are our sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t). With h = lambda_s - lambda_t
     every deterministic kind is
@@ -25,7 +25,7 @@ class DPMSolverPP(Sampler):
     with D = x_{0,theta} in order 1, which is DDIM; the kinds differ in D:
 
     - "multistep" extrapolates from the steps before (2M, 3M), one evaluation a step. Where history is missing the order
-      is that which it allows.
+      is lowered accordingly.
     - "singlestep" evaluates the network once more, in the middle of the step (2S).
     - "sde" is 1 or 2M for the reverse stochastic equation; in order 1 it is ancestral sampling with beta_tilde:
 
@@ -33,7 +33,7 @@ class DPMSolverPP(Sampler):
         + \sqrt{\bar\alpha_s}\, (1 - e^{-2h})\, D + \sqrt{1 - \bar\alpha_s} \sqrt{1 - e^{-2h}}\, z
         \qquad \text{[DPM-Solver++ (SDE)]}
 
-    The last step, to 0, is of first order in each (what is called lower_order_final elsewhere). If beta_T = 1 then
+    The last step, to 0, is of first order in each (lower_order_final in other libraries). If beta_T = 1 then
     e^{-h} = 0 in the first step, which is of order 1 and exact for its D.
 
     Args:
@@ -41,7 +41,7 @@ class DPMSolverPP(Sampler):
         order: 1, 2, or, for "multistep" only, 3; at most the number of steps.
         kind: "multistep", "singlestep" or "sde".
     Raises:
-        ValueError: an unknown kind, or an order that it does not have or that so few steps never reach.
+        ValueError: an unknown kind, or an order that it does not have or that the steps never reach.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DPMSolverPP(Sampler):
         self.history = 0 if kind == "singlestep" else order - 1
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`."""
+        """Take a step, see `Sampler.step`."""
         schedule, denoise, x_t, t, s, pred, past, noise = step
         alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)
         D = pred.x_0
@@ -76,11 +76,11 @@ class DPMSolverPP(Sampler):
         return noise_ratio * x_t - sqrt(alpha_bar_s) * (e - 1) * D
 
     def calls(self, schedule: NoiseSchedule, t: int | float, s: int | float) -> int:
-        """As `Sampler.calls`."""
+        """Return the evaluations of a step, see `Sampler.calls`."""
         return 1 if self._middle(schedule, t, s) is None else 2
 
     def _middle(self, schedule: NoiseSchedule, t: int | float, s: int | float) -> int | float | None:
-        """The time of 2S between t and s, on the walk's own grid; None where the step is of order 1."""
+        """Return the time of 2S between t and s, on the sampler's own grid; None where the step is of order 1."""
         if self.kind != "singlestep" or self.order == 1 or alpha_bars(schedule, t)[0] == 0:
             return None
         m = (t + s) / 2 if isinstance(t, float) or isinstance(s, float) else (t + s) // 2
@@ -89,7 +89,7 @@ class DPMSolverPP(Sampler):
     def _singlestep(
         self, schedule: NoiseSchedule, denoise: Denoise, x_t: Tensor, t: int | float, s: int | float, pred: Prediction
     ) -> Tensor:
-        r"""D from a second evaluation at a time m between t and s.
+        r"""Return D from a second evaluation at a time m between t and s.
 
         .. math:: r = \frac{\lambda_m - \lambda_t}{h}, \quad
             u = \sqrt{\frac{1 - \bar\alpha_m}{1 - \bar\alpha_t}}\, x_t
@@ -116,7 +116,7 @@ class DPMSolverPP(Sampler):
         pred: Prediction,
         past: list[tuple[int | float, Prediction]],
     ) -> Tensor:
-        r"""D from this prediction and the one before, at t_1 > t.
+        r"""Return D from this prediction and the one before, at t_1 > t.
 
         .. math:: r = \frac{\lambda_t - \lambda_{t_1}}{h}, \quad
             D = \left(1 + \frac{1}{2r}\right) x_{0,\theta}(t) - \frac{1}{2r} x_{0,\theta}(t_1)
@@ -134,7 +134,7 @@ class DPMSolverPP(Sampler):
         pred: Prediction,
         past: list[tuple[int | float, Prediction]],
     ) -> Tensor:
-        r"""D from the parabola in lambda through this prediction and the two before, at t_2 > t_1 > t.
+        r"""Return D from the parabola in lambda through this prediction and the two before, at t_2 > t_1 > t.
 
         With D_1 and D_2 the parabola's first and second derivative at lambda_t, times h and h squared,
 
@@ -157,11 +157,11 @@ class DPMSolverPP(Sampler):
 
 
 def exp_minus_h(schedule: NoiseSchedule, t: int | float, s: int | float) -> float:
-    """e^{-h} for h = lambda_s - lambda_t, from the ratio of alpha_bars: 0, where lambda_t is -infinity."""
+    """Return e^{-h} for h = lambda_s - lambda_t, from the ratio of alpha_bars: 0 where lambda_t is -infinity."""
     alpha_bar_t, alpha_bar_s = alpha_bars(schedule, t, s)
     return sqrt(alpha_bar_t * (1 - alpha_bar_s) / ((1 - alpha_bar_t) * alpha_bar_s))
 
 
 def h_of(schedule: NoiseSchedule, t: int | float, s: int | float) -> float:
-    """h = lambda_s - lambda_t, for alpha_bar_t > 0."""
+    """Return h = lambda_s - lambda_t, for alpha_bar_t > 0."""
     return -log(exp_minus_h(schedule, t, s))

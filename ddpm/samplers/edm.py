@@ -11,7 +11,7 @@ from ddpm.schedules import NoiseSchedule, at
 
 
 class Euler(Sampler):
-    r"""EDM's samplers without the second-order correction; its noise level is sigma = sqrt((1 - alpha_bar)/alpha_bar).
+    r"""EDM's samplers without second-order correction; their noise level is sigma = sqrt((1 - alpha_bar)/alpha_bar).
 
     The paper's x is our x_t / sqrt(alpha_bar_t) = x_0 + sigma eps, and its dx / dt = (x - D) / t is eps. Without churn
     this is DDIM: both are Euler's method in sigma.
@@ -20,7 +20,7 @@ class Euler(Sampler):
         steps, spacing, grid, times: as in `Sampler`. The paper's own spacing, "karras", is made for its noise levels,
             sigma <= 80: see `Heun`.
         churn: S_churn >= 0, how much noise is added before a step; 0 is the deterministic algorithm 1, more is
-            algorithm 2. It needs the continuous grid, for it raises t to a time between those of the walk.
+            algorithm 2. It needs the continuous grid, as it raises t to a time between the sampling times.
         S_min, S_max: churn only at noise levels sigma in [S_min, S_max]; None is no upper bound.
         S_noise: standard deviation of the noise that churn adds, > 0; slightly above 1 makes up for lost detail.
     Raises:
@@ -51,7 +51,7 @@ class Euler(Sampler):
         self.stochastic = churn > 0
 
     def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
-        """As `Sampler.times`."""
+        """Return the sampling times, see `Sampler.times`."""
         if self.churn > 0 and alpha_bars(schedule, schedule.T)[0] == 0:
             raise ValueError(f"churn = {self.churn:g} needs a finite noise level at T, but beta_T = 1 here")
         return super().times(schedule)
@@ -78,7 +78,7 @@ class Euler(Sampler):
         return at(alpha.sqrt(), ..., x_t) * x_t + at(beta.sqrt(), ..., x_t) * self.S_noise * noise, t_hat
 
     def step(self, step: Step) -> Tensor:
-        r"""x_s = sqrt(alpha_bar_s) (x_t / sqrt(alpha_bar_t) + (sigma_s - sigma_t) eps_theta), from t (churned) to s.
+        r"""Return x_s = sqrt(alpha_bar_s) (x_t / sqrt(alpha_bar_t) + (sigma_s - sigma_t) eps_theta), t (churned) to s.
 
         Computed as sqrt(alpha_bar_s) (x_{0,theta} + sigma_s eps_theta), which also holds at alpha_bar_t = 0.
         """
@@ -87,7 +87,7 @@ class Euler(Sampler):
 
 
 class Heun(Euler):
-    r"""Euler's step, corrected by the mean of the slopes at both of its ends: second order, two evaluations a step.
+    r"""EDM's Heun sampler: Euler's step corrected by the mean of the slopes at both ends; two evaluations a step.
 
     .. math::
         x_s' = \sqrt{\bar\alpha_s} \left(\frac{x_t}{\sqrt{\bar\alpha_t}}
@@ -95,8 +95,8 @@ class Heun(Euler):
         x_s = \sqrt{\bar\alpha_s} \left(\frac{x_t}{\sqrt{\bar\alpha_t}} + (\sigma_s - \sigma_t) \left(\tfrac12
             \epsilon_\theta(x_t, t) + \tfrac12 \epsilon_\theta(x_s', s)\right)\right) \qquad \text{[EDM (Algorithm 1)]}
 
-    Arguments and errors as in `Euler`. The last step, to 0, is Euler's, as in the paper; so is the first if beta_T = 1,
-    where sigma is infinite.
+    Of second order. Arguments and errors as in `Euler`. The last step, to 0, is Euler's, as in the paper; so is the
+    first if beta_T = 1, where sigma is infinite.
 
     The correction weighs the slopes by sigma, so the spacing has to follow the schedule's own sigma at T (linear 160,
     sigmoid 1,800, cosine 20,000). Even steps in its logarithm do, whatever the schedule. Of a mixture of Gaussians, 18
@@ -119,7 +119,7 @@ class Heun(Euler):
         super().__init__(steps, churn, S_min, S_max, S_noise, spacing, grid, times)
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`, from t (churned) to s."""
+        """Take a step from t (churned) to s, see `Sampler.step`."""
         schedule, denoise, _, t, s, pred, _, _ = step
         x_s = q_sample(schedule, pred.x_0, s, pred.eps)
         if self.calls(schedule, t, s) == 1:
@@ -128,11 +128,11 @@ class Heun(Euler):
         return x_s + sqrt(alpha_bar_s) * (sigma_of(schedule, s) - sigma_of(schedule, t)) * (eps_s - pred.eps) / 2
 
     def calls(self, schedule: NoiseSchedule, t: int | float, s: int | float) -> int:
-        """As `Sampler.calls`."""
+        """Return the evaluations of a step, see `Sampler.calls`."""
         return 1 if alpha_bars(schedule, t)[0] == 0 else 2
 
 
 def sigma_of(schedule: NoiseSchedule, t: int | float) -> float:
-    """EDM's noise level sqrt((1 - alpha_bar_t) / alpha_bar_t), for alpha_bar_t > 0."""
+    """Return EDM's noise level sqrt((1 - alpha_bar_t) / alpha_bar_t), for alpha_bar_t > 0."""
     [alpha_bar_t] = alpha_bars(schedule, t)
     return sqrt((1 - alpha_bar_t) / alpha_bar_t)

@@ -10,11 +10,11 @@ from ddpm.samplers.base import Sampler, Step, alpha_bars
 from ddpm.schedules import NoiseSchedule
 from ddpm.score import score_from_eps, unadjusted
 
-MOST_MOVES = 100_000  # more are slips, and no end of time
+MOST_MOVES = 100_000  # more are slips, and take too long
 
 
 class AnnealedLangevin(Sampler):
-    r"""Langevin dynamics at one noise level after another: x moves along its score, and noise is added.
+    r"""Annealed Langevin dynamics: at one noise level after another, x moves along its score, and noise is added.
 
     In x = x_t / sqrt(alpha_bar_t) = x_0 + sigma eps, whose score at the level sigma = sqrt((1 - alpha_bar) / alpha_bar)
     is -eps_theta / sigma, a move is
@@ -63,7 +63,7 @@ class AnnealedLangevin(Sampler):
         self.moves, self.r, self.predictor = moves, r, predictor
 
     def times(self, schedule: NoiseSchedule) -> list[int] | list[float]:
-        """As `Sampler.times`, but each level as often as it is evaluated: a time that follows itself is a move."""
+        """Return the times of `Sampler.times`, repeated per evaluation: a repeated time is a Langevin move."""
         if alpha_bars(schedule, schedule.T)[0] == 0:
             raise ValueError("Langevin dynamics needs a finite noise level at T, but beta_T = 1 here")
         levels = super().times(schedule)
@@ -71,7 +71,7 @@ class AnnealedLangevin(Sampler):
         return [t for t, often in zip(levels, visits, strict=False) for _ in range(often)] + [levels[-1]]
 
     def step(self, step: Step) -> Tensor:
-        """A move at t where s = t; else on to s, by the predictor or, after a move, as it is."""
+        """Take a move at t where s = t; else go on to s, by the predictor or, after a move, unchanged."""
         schedule, _, x_t, t, s, pred, _, noise = step
         if s < t and self.predictor:
             return q_sample(schedule, pred.x_0, s, pred.eps)

@@ -11,7 +11,7 @@ from ddpm.samplers.edm import sigma_of
 
 
 class LMS(AdamsBashforth):
-    r"""Integrates the polynomial in sigma through the last predictions of eps, one evaluation a step.
+    r"""The LMS sampler: integrate the polynomial in sigma through the last predictions of eps, one evaluation a step.
 
     With x_t = sqrt(alpha_bar_t) (x_0 + sigma eps), predictions j = 0 (at t), 1, 2, ... (the steps before) and k their
     number,
@@ -20,18 +20,18 @@ class LMS(AdamsBashforth):
         c_j = \int_{\sigma_t}^{\sigma_s} \prod_{m \ne j} \frac{\sigma - \sigma_m}{\sigma_j - \sigma_m} \mathrm d\sigma
         \qquad \text{[k-diffusion (LMS)]}
 
-    Where history is missing the order is that which it allows; order 1 is DDIM.
+    Where history is missing the order is lowered accordingly; order 1 is DDIM.
 
     Args:
         steps, spacing, grid, times: as in `Sampler`.
         order: 1 to 4, at most the number of steps.
     Raises:
-        ValueError: another order, or one that so few steps never reach.
+        ValueError: another order, or one that the number of steps never reaches.
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter III.
     """
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`; the c_j add up to sigma_s - sigma_t, so that Euler's step can be taken out of the sum."""
+        """Take a step, see `Sampler.step`; the c_j add up to sigma_s - sigma_t, so Euler's step is split off."""
         schedule, _, _, t, s, pred, past, _ = step
         x_s = q_sample(schedule, pred.x_0, s, pred.eps)
         past = with_signal(schedule, past)[::-1]  # newest first
@@ -43,7 +43,7 @@ class LMS(AdamsBashforth):
 
 
 def adams_bashforth(nodes: list[float], end: float) -> list[float]:
-    """The integrals from nodes[0] to `end` of the Lagrange polynomials of 1 to 4 nodes, exact by Gauss' quadrature."""
+    """Return the integrals from nodes[0] to `end` of the Lagrange polynomials of 1 to 4 nodes, by exact quadrature."""
     points, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3
     sigma, half = (nodes[0] + end) / 2 + (end - nodes[0]) / 2 * points, (end - nodes[0]) / 2
     lagrange = [

@@ -12,7 +12,7 @@ COEFFICIENTS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -5
 
 
 class PLMS(AdamsBashforth):
-    r"""A step of DDIM by a mixture of the last predictions of eps, newest first.
+    r"""The PLMS sampler: DDIM steps by a combination of the last predictions of eps, newest first.
 
     .. math:: \epsilon' = \epsilon_0, \quad \tfrac12 (3 \epsilon_0 - \epsilon_1), \quad
         \tfrac1{12} (23 \epsilon_0 - 16 \epsilon_1 + 5 \epsilon_2), \quad
@@ -23,7 +23,7 @@ class PLMS(AdamsBashforth):
     takes eps to be the same all along a step, so that of orders 2 to 4 the walk is accurate to second order, as the
     paper finds too. Order 1 is DDIM.
 
-    Where history is missing the order is that which it allows, but that the first step, which has none, is an improved
+    Where history is missing the order is lowered accordingly, but the first step, which has none, is an improved
     Euler's: the network is evaluated at both of its ends and the mean of the two is eps'. That costs one evaluation,
     once. Published PLMS (PNDM with skip_prk_steps, which Stable Diffusion 1 names) does the same by listing its second
     time twice: over the same times, ours gives the same numbers. The paper's own start, three steps of Runge-Kutta
@@ -33,12 +33,12 @@ class PLMS(AdamsBashforth):
         steps, spacing, grid, times: as in `Sampler`.
         order: 1 to 4, at most the number of steps.
     Raises:
-        ValueError: another order, or one that so few steps never reach.
+        ValueError: another order, or one that the number of steps never reaches.
     Source: Pseudo Numerical Methods for Diffusion Models on Manifolds (arXiv 2202.09778), section 3.3.
     """
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`; without history, of order 2 and more, with a second evaluation at s."""
+        """Take a step, see `Sampler.step`; of order 2 and more, the first step evaluates a second time, at s."""
         schedule, denoise, x_t, t, s, pred, past, _ = step
         if alpha_bars(schedule, t)[0] == 0:
             return q_sample(schedule, pred.x_0, s, pred.eps)
@@ -51,14 +51,14 @@ class PLMS(AdamsBashforth):
         return transfer(schedule, x_t, mixed, t, s)
 
     def evaluations(self, schedule: NoiseSchedule) -> int:
-        """As `Sampler.evaluations`: one more than steps, if any step but the last finds a signal."""
+        """Return the evaluations, see `Sampler.evaluations`: one more than steps, if any but the last has signal."""
         starts = [t for t in self.times(schedule)[:-1] if alpha_bars(schedule, t)[0] > 0]
         last_is_data = self.times(schedule)[-1] == 0
         return super().evaluations(schedule) + (self.order > 1 and len(starts) > last_is_data)
 
 
 def transfer(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int | float, s: int | float) -> Tensor:
-    r"""phi, from t to s with the same eps all along.
+    r"""Return phi, the step from t to s with constant eps.
 
     .. math:: \phi(x_t, \epsilon, t, s) = \sqrt{\frac{\bar\alpha_s}{\bar\alpha_t}}\, x_t
         - \frac{\bar\alpha_s - \bar\alpha_t}{\sqrt{\bar\alpha_t} \left(\sqrt{(1 - \bar\alpha_s)\, \bar\alpha_t}

@@ -1,13 +1,13 @@
-"""The steps that a network was distilled to: Progressive Distillation (Salimans & Ho, arXiv 2202.00512)."""
+"""The sampler of a distilled student: Progressive Distillation (Salimans & Ho, arXiv 2202.00512)."""
 
 from ddpm.samplers.ddim import DDIM
 
 
 class Student(DDIM):
-    """DDIM over the times that a student was trained at: T, T - T / N, ..., T / N in real numbers, and 0.
+    """DDIM over the times that a student was trained at: T, T - T / N, ..., T / N as real numbers, and 0.
 
     Args:
-        steps: N. A network knows the times of its own N alone.
+        steps: N. A network is only trained at the times of its own N.
     Raises:
         ValueError: an argument out of range.
     """

@@ -1,4 +1,4 @@
-"""A predictor and a corrector of one form: UniPC (Zhao et al., arXiv 2302.04867)."""
+"""Unified predictor-corrector sampling: UniPC (Zhao et al., arXiv 2302.04867)."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -14,7 +14,7 @@ from ddpm.targets import Prediction
 
 
 class UniPC(Sampler):
-    r"""UniP-p predicts x_s; UniC-p corrects it with the prediction at s, which the next step needs anyway.
+    r"""The UniPC sampler: UniP-p predicts x_s; UniC-p corrects it with the prediction at s, which the next step needs.
 
     With h = lambda_s - lambda_t, other points u_m, r_m = (lambda_{u_m} - lambda_t) / h and
     D_m = x_{0,theta}(u_m) - x_{0,theta}(t),
@@ -28,11 +28,11 @@ class UniPC(Sampler):
 
     Args:
         steps, spacing, grid, times: as in `Sampler`.
-        order: p, 1 to 3, at most the number of steps. Where history is missing it is that which history allows.
+        order: p, 1 to 3, at most the number of steps. Where history is missing it is lowered accordingly.
         variant: B(h) is h for "bh1", 1 - e^{-h} for "bh2".
         corrector: False leaves UniP alone; with "bh2" that is DPM-Solver++.
     Raises:
-        ValueError: another order, one that so few steps never reach, or an unknown variant.
+        ValueError: another order, one that the number of steps never reaches, or an unknown variant.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class UniPC(Sampler):
         self.order, self.variant, self.corrector, self.history = order, variant, corrector, order
 
     def step(self, step: Step) -> Tensor:
-        """As `Sampler.step`: x_t, where the step before arrived, is corrected first, then x_s predicted from it.
+        """Take a step, see `Sampler.step`: x_t is corrected first, then x_s predicted from it.
 
-        Predictor and corrector of a step differ in their sum alone, so x before that step need not be kept.
+        Predictor and corrector of a step differ in their sum alone, so x before that step need not be stored.
         """
         schedule, _, x_t, t, s, pred, past, _ = step
         past = with_signal(schedule, past)
@@ -76,7 +76,7 @@ class UniPC(Sampler):
         pred: Prediction,
         points: list[tuple[int | float, Prediction]],
     ) -> Tensor | float:
-        r"""B(h) times the sum over points of a_m D_m / r_m, with n = len(points) coefficients that solve
+        r"""Return B(h) times the sum over points of a_m D_m / r_m, with n = len(points) coefficients that solve
 
         .. math:: \sum_m r_m^{k-1} a_m = \frac{1}{B(h)} \int_0^1 h\, e^{-(1 - u) h} u^k\, \mathrm du, \quad k = 1..n
             \qquad \text{[UniPC (coefficients)]}

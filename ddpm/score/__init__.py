@@ -1,4 +1,4 @@
-"""Score matching and Langevin dynamics: learning the gradient of log p, and walking along it."""
+"""Score matching and Langevin dynamics: learning the gradient of log p, and sampling with it."""
 
 from ddpm.score.ladder import eps_from_score, noise_level, score_at_sigma, score_from_eps
 from ddpm.score.langevin import adjusted, log_acceptance, unadjusted

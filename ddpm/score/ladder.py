@@ -1,4 +1,4 @@
-"""Noise levels sigma and times t: the score in both, and what a prediction of eps says of it."""
+"""Conversions between noise levels sigma and times t, and between score and predicted eps."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ddpm.score.objectives import of_rows
 
 
 def noise_level(schedule: NoiseSchedule, t: Time) -> Tensor:
-    r"""The noise in x_t in units of the data that is left in it.
+    r"""Return the noise in x_t relative to the data that is left in it.
 
     .. math:: \sigma_t = \sqrt{\frac{1 - \bar\alpha_t}{\bar\alpha_t}} = e^{-\lambda_t}
         \qquad \text{[NCSN (noise level)]}
@@ -22,7 +22,7 @@ def noise_level(schedule: NoiseSchedule, t: Time) -> Tensor:
 
 
 def score_from_eps(schedule: NoiseSchedule, eps: Tensor, t: Time) -> Tensor:
-    r"""The score of q(x_t), which a prediction of the noise in x_t holds.
+    r"""Return the score of q(x_t), given a prediction of the noise in x_t.
 
     .. math:: \nabla_{x_t} \log q(x_t) = -\frac{E[\epsilon \mid x_t]}{\sqrt{1 - \bar\alpha_t}}
         \qquad \text{[Tweedie (score from eps)]}
@@ -37,19 +37,19 @@ def score_from_eps(schedule: NoiseSchedule, eps: Tensor, t: Time) -> Tensor:
 
 
 def eps_from_score(schedule: NoiseSchedule, score: Tensor, t: Time) -> Tensor:
-    """The noise in x_t, given the score of q(x_t): `score_from_eps`, solved for eps."""
+    """Return the noise in x_t, given the score of q(x_t): `score_from_eps`, solved for eps."""
     return -at((1 - schedule.alpha_bar_at(t)).sqrt(), ..., score) * score
 
 
 def score_at_sigma(eps: Tensor, sigma: float | Tensor) -> Tensor:
-    r"""The score of data with noise of level sigma, at x_t / sqrt(alpha_bar_t) = x_0 + sigma eps.
+    r"""Return the score of data with noise of level sigma, at x_t / sqrt(alpha_bar_t) = x_0 + sigma eps.
 
     .. math:: \nabla_x \log p_\sigma(x) = -\frac{E[\epsilon \mid x]}{\sigma}, \quad
         x = \frac{x_t}{\sqrt{\bar\alpha_t}} \qquad \text{[Tweedie (score at sigma)]}
 
     Args:
         eps: predicted at x_t, (B, *).
-        sigma: > 0, a number or (B,), as `noise_level` gives it.
+        sigma: > 0, a number or (B,), as returned by `noise_level`.
     Returns:
         (B, *).
     Raises:

@@ -1,4 +1,4 @@
-"""Langevin dynamics: walking along the score, with noise, until the place is a draw from p."""
+"""Langevin dynamics: sampling from p by noisy steps along its score."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from ddpm.score.objectives import Score, half_square, of_rows
 
 
 def unadjusted(score: Score, x: Tensor, h: float | Tensor, noise: Tensor) -> Tensor:
-    r"""One step of Langevin dynamics, without a correction.
+    r"""Take one step of Langevin dynamics, without a Metropolis correction.
 
     .. math:: x' = x + \frac h2 \nabla_x \log p(x) + \sqrt h\, z \qquad \text{[Langevin (step)]}
 
@@ -34,7 +34,7 @@ def unadjusted(score: Score, x: Tensor, h: float | Tensor, noise: Tensor) -> Ten
 def log_acceptance(
     score: Score, log_prob: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: float | Tensor
 ) -> Tensor:
-    r"""log of what a proposed step from x to y must outdo a uniform number by.
+    r"""Return the log acceptance ratio of a proposed step from x to y.
 
     .. math:: \log r(x, y) = \log \frac{p(y)\, q(x \mid y)}{p(x)\, q(y \mid x)}, \quad
         q(y \mid x) = \mathcal N\left(y; x + \tfrac h2 \nabla_x \log p(x), h I\right)
@@ -65,7 +65,7 @@ def adjusted(
     noise: Tensor,
     uniform: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the Metropolis-adjusted Langevin algorithm, which leaves p unchanged for any h.
+    """Take one step of the Metropolis-adjusted Langevin algorithm, which leaves p unchanged for any h.
 
     The proposal of `unadjusted`, accepted where the uniform number is below r (`log_acceptance`); elsewhere x stays.
 

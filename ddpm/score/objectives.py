@@ -1,4 +1,4 @@
-"""Score matching: what trains a function s to be the gradient of log p, though p itself is unknown.
+"""Score matching objectives, which train a function s to be the gradient of log p for unknown p.
 
 Every objective is half a squared norm, one number a row of x. Averaged over x ~ p, each is the explicit one plus a
 number that does not depend on s; its minimiser is the score. Noise and projections are arguments.
@@ -17,11 +17,11 @@ Score = Callable[[Tensor], Tensor]
 """x (B, *) -> s(x), (B, *); row i of it depends on row i of x alone. A network without batch statistics is one."""
 
 PROJECTIONS: dict[str, Callable[[Tensor], Tensor]] = {"rademacher": rademacher, "gaussian": lambda eps: eps}
-"""Directions v of mean 0 and covariance I, made of standard normal noise, (B, *)."""
+"""Directions v of mean 0 and covariance I, computed from standard normal noise, (B, *)."""
 
 
 def explicit(score: Score, x: Tensor, target: Tensor) -> Tensor:
-    r"""How far s is from a score that is known.
+    r"""Return half the squared distance of s from a known score.
 
     .. math:: \tfrac12 \left\| s(x) - \nabla_x \log p(x) \right\|^2 \qquad \text{[Hyvarinen (explicit)]}
 
@@ -41,7 +41,7 @@ def explicit(score: Score, x: Tensor, target: Tensor) -> Tensor:
 
 
 def implicit(score: Score, x: Tensor) -> Tensor:
-    r"""Implicit score matching: the explicit objective by partial integration, without the score of p.
+    r"""Return the implicit score matching objective: the explicit one by partial integration, without the score of p.
 
     .. math:: \operatorname{tr} \frac{\partial s}{\partial x} + \tfrac12 \| s(x) \|^2
         \qquad \text{[Hyvarinen (implicit)]}
@@ -67,7 +67,7 @@ def implicit(score: Score, x: Tensor) -> Tensor:
 
 
 def sliced(score: Score, x: Tensor, v: Tensor) -> Tensor:
-    r"""The implicit objective, seen along one direction: a single derivative in any dimension.
+    r"""Return the sliced objective: the implicit one along one direction, by a single derivative in any dimension.
 
     .. math:: v^T \frac{\partial s}{\partial x} v + \tfrac12 \left( v^T s(x) \right)^2
         \qquad \text{[SSM (objective)]}
@@ -77,7 +77,7 @@ def sliced(score: Score, x: Tensor, v: Tensor) -> Tensor:
     Args:
         score: s, differentiable.
         x: (B, *).
-        v: (B, *), such as `PROJECTIONS` make.
+        v: (B, *), from one of `PROJECTIONS`.
     Returns:
         (B,).
     Raises:
@@ -90,7 +90,7 @@ def sliced(score: Score, x: Tensor, v: Tensor) -> Tensor:
 
 
 def sliced_vr(score: Score, x: Tensor, v: Tensor) -> Tensor:
-    r"""`sliced`, with the mean over v of its second term in place of the term.
+    r"""Return `sliced`, with its second term replaced by the mean of that term over v.
 
     .. math:: v^T \frac{\partial s}{\partial x} v + \tfrac12 \| s(x) \|^2 \qquad \text{[SSM (VR)]}
 
@@ -106,7 +106,7 @@ def sliced_vr(score: Score, x: Tensor, v: Tensor) -> Tensor:
 
 
 def finite_difference_sliced(score: Score, x: Tensor, v: Tensor, step: float | Tensor = 0.1) -> Tensor:
-    r"""`sliced` by differences: two evaluations of s, which may run side by side, and no derivative.
+    r"""Return `sliced` by finite differences: two evaluations of s, which may run in parallel, and no derivative.
 
     .. math:: \frac{v^T (s_+ - s_-)}{2 h} + \tfrac18 \left( v^T (s_+ + s_-) \right)^2, \quad s_\pm = s(x \pm h v)
         \qquad \text{[FD-SSM (score networks)]}
@@ -117,7 +117,7 @@ def finite_difference_sliced(score: Score, x: Tensor, v: Tensor, step: float | T
     Args:
         score: s; it needs no derivative in x.
         x: (B, *).
-        v: (B, *), such as `PROJECTIONS` make.
+        v: (B, *), from one of `PROJECTIONS`.
         step: h > 0, in units of x, a number or (B,).
     Returns:
         (B,).
@@ -131,7 +131,7 @@ def finite_difference_sliced(score: Score, x: Tensor, v: Tensor, step: float | T
 
 
 def finite_difference_sliced_vr(score: Score, x: Tensor, v: Tensor, step: float | Tensor = 0.1) -> Tensor:
-    r"""`sliced_vr` by differences.
+    r"""Return `sliced_vr` by finite differences.
 
     .. math:: \frac{v^T (s_+ - s_-)}{2 h} + \tfrac18 \| s_+ + s_- \|^2 \qquad \text{[FD-SSM (VR)]}
 
@@ -142,7 +142,7 @@ def finite_difference_sliced_vr(score: Score, x: Tensor, v: Tensor, step: float 
 
 
 def denoising(score: Score, x: Tensor, sigma: float | Tensor, eps: Tensor) -> Tensor:
-    r"""The score of data with noise, from the noise that was added: no derivative at all.
+    r"""Return the denoising score matching objective, from the noise that was added, without derivatives.
 
     .. math:: \tfrac12 \left\| s(\tilde x) + \frac{\tilde x - x}{\sigma^2} \right\|^2
         = \tfrac12 \left\| s(x + \sigma \epsilon) + \frac{\epsilon}{\sigma} \right\|^2 \qquad \text{[NCSN (5)]}
@@ -169,12 +169,12 @@ def denoising(score: Score, x: Tensor, sigma: float | Tensor, eps: Tensor) -> Te
 def denoising_ladder(
     score: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: float | Tensor, eps: Tensor
 ) -> Tensor:
-    r"""`denoising` at many noise levels, weighted so that all of them count alike.
+    r"""Return `denoising` at many noise levels, weighted so that all of them count alike.
 
     .. math:: \mathcal L = \frac1L \sum_{i=1}^L \lambda(\sigma_i)\, \ell(\theta; \sigma_i), \quad
         \lambda(\sigma) = \sigma^2 \qquad \text{[NCSN (6)]}
 
-    The mean over rows, with sigma drawn evenly from the levels, estimates it. With s = -eps_theta / sigma it is half
+    The mean over rows, with sigma drawn uniformly from the levels, estimates it. With s = -eps_theta / sigma it is half
     the squared error of eps: DDPM's loss.
 
     Args:
@@ -191,21 +191,21 @@ def denoising_ladder(
 
 
 def dot(y: Tensor, z: Tensor) -> Tensor:
-    """The inner product of each row, (B,)."""
+    """Return the inner product of each row, (B,)."""
     return (y * z).flatten(1).sum(1)
 
 
 def half_square(y: Tensor) -> Tensor:
-    """Half the squared norm of each row, (B,)."""
+    """Return half the squared norm of each row, (B,)."""
     return 0.5 * dot(y, y)
 
 
 def of_rows(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """A number, or one for each row, shaped to broadcast against x.
+    """Return a number, or one for each row, shaped to broadcast against x.
 
     Raises:
-        ValueError: anything else, or a value that is not above 0, where it is a number or on the CPU; a GPU is not
-            waited for.
+        ValueError: anything else, or a value that is not above 0, where it is a number or on the CPU; on a GPU that
+            would synchronise.
     """
     values = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     if values.shape not in ((), (len(x),)):
@@ -216,13 +216,13 @@ def of_rows(name: str, value: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _along(score: Score, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """s(x) and its derivative along v, (ds/dx) v, both (B, *), by forward-mode differentiation."""
+    """Return s(x) and its derivative along v, (ds/dx) v, both (B, *), by forward-mode differentiation."""
     s, ds = torch.func.jvp(score, (x.contiguous(),), (v.contiguous(),))[:2]
     return _answer(s, x), ds
 
 
 def _on_both_sides(score: Score, x: Tensor, v: Tensor, step: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """s at x + step v and at x - step v, each (B, *), and the step of each row, (B,) or (1,)."""
+    """Return s at x + step v and at x - step v, each (B, *), and the step of each row, (B,) or (1,)."""
     _must_fit("v", v, x)
     h = of_rows("step", step, x)
     return _answer(score(x + h * v), x), _answer(score(x - h * v), x), h.flatten()
@@ -240,7 +240,7 @@ def _must_fit(name: str, y: Tensor, x: Tensor) -> None:
 
 
 def _answer(s: Tensor, x: Tensor) -> Tensor:
-    """s, or ValueError where it would be broadcast against x."""
+    """Return s, or raise ValueError if it would be broadcast against x."""
     if s.shape != x.shape:
         raise ValueError(f"the score has shape {tuple(s.shape)}, but it must have that of x, {tuple(x.shape)}")
     return s

@@ -1,1 +1,1 @@
-"""What samples are drawn from: a network with a sampler, a decoder, a distribution of codes, a pipeline."""
+"""Sources of samples: a network with a sampler, a decoder, a distribution of codes, a pipeline."""

@@ -1,4 +1,4 @@
-"""Samples that are drawn code by code."""
+"""The source of samples that are drawn code by code."""
 
 import copy
 import math
@@ -15,13 +15,13 @@ from ddpm.sources.base import Source
 
 
 class Autoregressive(Source):
-    """Grids of codes, each drawn given those before it, and what a codec makes of them.
+    """Samples of an autoregressive model: grids of codes, each drawn given those before it, decoded by a codec.
 
     Args:
-        model: with `sample(u, y, temperature)`, as `models.pixelcnn.PixelCNN` has it.
+        model: with `sample(u, y, temperature)`, as in `models.pixelcnn.PixelCNN`.
         seed, device, precision, requested: as in `Source`.
-        temperature: of the distribution of a code, >= 0: 1 for that which was learned, less for more likely codes.
-    Raises: ValueError as there, for no class of a network with classes, and for a temperature that is none.
+        temperature: of the distribution of a code, >= 0: 1 for the learned one, less for more likely codes.
+    Raises: ValueError as there, for no class of a network with classes, and for an invalid temperature.
     """
 
     walk = "codes drawn one by one"
@@ -44,13 +44,13 @@ class Autoregressive(Source):
 
     @property
     def evaluations(self) -> int:
-        """One: what no code changes is computed once, so that all codes together take one pass over the grid."""
+        """One: features that no code changes are computed once, so that all codes take one pass over the grid."""
         return 1
 
     def at(self, temperature: float) -> Self:
-        """This source at another temperature.
+        """Return a copy of this source at another temperature.
 
-        Raises: ValueError for one that is none.
+        Raises: ValueError for an invalid one.
         """
         number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
         if not (number and 0 <= temperature < math.inf):
@@ -61,13 +61,13 @@ class Autoregressive(Source):
 
     @torch.no_grad()
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers as they are shown, (n, *), on the CPU."""
+        """Return the samples of these numbers, decoded, (n, *), on the CPU."""
         x = self.decode(self.codes(numbers)).float()
         self.range.note(x)
         return x
 
     def codes(self, numbers: range | list[int]) -> Tensor:
-        """The codes of the samples of these numbers, int64 (n, h, w), on the device."""
+        """Return the codes of the samples of these numbers, int64 (n, h, w), on the device."""
         u = torch.stack([torch.rand(self.shape, generator=generator(self.seed, "codes", i)) for i in numbers])
         labels = self.classes(numbers)
         with computing(self.device, self.precision):

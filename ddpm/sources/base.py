@@ -1,4 +1,4 @@
-"""Sources of samples: something trained, with all that decides a sample but its number."""
+"""Sources of samples: a trained network with everything that determines a sample but its number."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ddpm.data.batch import classes_of, labels_of
 from ddpm.samplers import Callback
 
-LABELS = (("class", "classes"), ("style", "styles"))  # that are asked for: what one is called, and several
+LABELS = (("class", "classes"), ("style", "styles"))  # that can be requested: singular and plural
 
 
 class Range:
-    """How far images leave [-1, 1], which a picture does not show: there they are clipped."""
+    """Counter of values outside [-1, 1], which pictures clip."""
 
     def __init__(self) -> None:
         self.samples = self.values = self.outside = self.not_finite = 0
@@ -32,7 +32,7 @@ class Range:
         self.largest = max(self.largest, size.max().item() if size.numel() else 1.0)
 
     def __str__(self) -> str:
-        """A remark on how far samples leave the range; empty if all is within."""
+        """Return a remark on how far samples leave the range; empty if all is within."""
         concerns = []
         if self.not_finite:
             concerns.append(f"{self.not_finite} of {self.samples} samples hold numbers that are not finite")
@@ -43,40 +43,40 @@ class Range:
 
 
 class Source(ABC):
-    """Where samples are drawn from: sample number i is a function of the seed, of i and of its class, and of no other.
+    """A source of samples: sample number i is a function of the seed, of i and of its class, and of nothing else.
 
     Args:
-        model: what was trained; it is put into evaluation mode. Its labels are those that may be asked for.
+        model: the trained network; it is put into evaluation mode. Its labels are those that can be requested.
         shape: of a sample, such as (C, H, W).
         seed: of all samples.
-        device: where the model is.
+        device: the model's device.
         precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
         requested: the classes that are drawn in turn: sample number i is of class requested[i modulo their number].
             None for all K classes of a network that has any; empty for none of them, the network's learned null.
         styles: the same of the second label of a network that has several: one style is the same for a whole turn of
             the classes. Further labels follow likewise, each with all its values.
     Attributes:
-        range: how far what was drawn leaves [-1, 1].
+        range: counts how far the samples leave [-1, 1].
     Raises:
         ValueError: labels that the network does not have.
     """
 
     diffusion: Any = None
-    """The mathematics by which a sampler draws; None for what draws otherwise."""
+    """The `GaussianDiffusion` by which a sampler draws; None without a sampler."""
     sampler: Any = None
-    """What walks from noise to a sample; None for what does not walk."""
+    """The sampler from noise to data; None for a source without one."""
     guidance: Any = ""
-    """How predictions are guided: false, in words, for not."""
+    """The guidance of predictions: false, and an empty string in words, for none."""
     measures: tuple[str, ...] = ()
-    """What is measured of it besides its samples, if there is no sampler; of what is not `like_data`, all that is."""
+    """Measures of the network itself, if there is no sampler; the only ones of a source that is not `like_data`."""
     draws = True
     """Whether there are samples."""
     like_data: bool = True
-    """Whether there are samples of the kind of the data, with which they can be compared."""
+    """Whether samples are of the kind of the data, with which they can be compared."""
     condition_data: Any = None
-    """The data of whose images the network is told; None for a network that is told of none."""
+    """The data whose conditions the network takes; None for a network that needs none."""
     codec: Any = None
-    """What turns what is drawn into what is shown, see `ddpm.latent.codec.Codec`; None where that is the same."""
+    """The codec that decodes samples, see `ddpm.latent.codec.Codec`; None if they need no decoding."""
 
     def __init__(
         self,
@@ -90,39 +90,39 @@ class Source(ABC):
     ):
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         counts = (self.num_classes, *labels_of(model)[1:2])
-        for (one, several), given, count in zip(LABELS, (requested, styles), (*counts, None), strict=False):
-            if given is not None and count is None:
-                raise ValueError(f"{one} = {_listed(given)}: the network was trained without {several}")
-            if given is not None and not all(0 <= y < (count or 0) for y in given):
-                raise ValueError(f"{one} = {_listed(given)}: the network has the {several} 0..{(count or 0) - 1}")
+        for (one, several), chosen, count in zip(LABELS, (requested, styles), (*counts, None), strict=False):
+            if chosen is not None and count is None:
+                raise ValueError(f"{one} = {_listed(chosen)}: the network was trained without {several}")
+            if chosen is not None and not all(0 <= y < (count or 0) for y in chosen):
+                raise ValueError(f"{one} = {_listed(chosen)}: the network has the {several} 0..{(count or 0) - 1}")
         self.shape, self.seed, self.device, self.precision = shape, seed, device, precision
         self.requested, self.styles = requested, styles
         self.range = Range()
 
     @abstractmethod
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, *shape), on the CPU.
+        """Return the samples of these numbers, (n, *shape), on the CPU.
 
         Args:
-            callback: of a source that walks, as samplers call it.
+            callback: of a source with a sampler, as samplers call it.
         """
 
     def decode(self, x: Tensor) -> Tensor:
-        """Samples x (n, *shape) as they are shown, on the CPU: x itself, or decoded by the codec."""
+        """Return samples x (n, *shape) for display, on the CPU: x itself, or decoded by the codec."""
         return x.cpu() if self.codec is None else self.codec.decode(x.to(self.device)).cpu()
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
-        """Of one sample, as it is shown."""
+        """The shape of one decoded sample."""
         return self.shape if self.codec is None else tuple(self.codec.of)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures x (n, *decoded_shape) as they are drawn: x itself, or its latents; on the device."""
+        """Return pictures x (n, *decoded_shape) as the network sees them: x itself, or its latents; on the device."""
         x = x.to(self.device)
         return x if self.codec is None else self.codec.sample(self.codec.posterior(x))
 
     def decoded_by(self, codec: Any) -> Self:
-        """A copy whose samples a codec decodes; None for none."""
+        """Return a copy whose samples a codec decodes; None for none."""
         other = copy.copy(self)
         other.codec = codec
         if codec is not None:
@@ -130,32 +130,32 @@ class Source(ABC):
         return other
 
     def condition_images(self, numbers: range | list[int]) -> Tensor | None:
-        """Pictures (n, *shape) of the images that these samples are told of; None for no such."""
+        """Return pictures (n, *shape) of the conditioning images of these samples; None if there are none."""
         return None
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes that may be asked for; None for none."""
+        """The number of classes that can be requested; None for none."""
         return classes_of(self.model)
 
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """How often the network is evaluated for a sample."""
+        """The number of network evaluations per sample."""
 
     @property
     @abstractmethod
     def walk(self) -> str:
-        """How samples are drawn, in words."""
+        """The method of drawing samples, in words."""
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
-        """The classes (n,) of the samples of these numbers, on the CPU; None where there are none to tell."""
+        """Return the classes (n,) of the samples of these numbers, on the CPU; None where there are none."""
         return next(iter(self.labels(numbers)), None)
 
     def labels(self, numbers: range | list[int]) -> list[Tensor | None]:
-        """Each label (n,) of the samples of these numbers, on the CPU, the class first; None for one that is null.
+        """Return each label (n,) of the samples of these numbers, on the CPU, the class first; None if null.
 
-        Empty where neither the network nor its guidance knows of any.
+        Empty where neither the network nor its guidance has labels.
         """
         turns = self.turns
         if turns and self.condition_data is not None and self.condition_data.labels is not None:
@@ -171,34 +171,34 @@ class Source(ABC):
 
     @property
     def turns(self) -> list[Sequence[int]]:
-        """The values that each label has in turn, the class first, and fastest; empty for one that is null."""
+        """The values that each label cycles through, the class first, and fastest; empty for one that is null."""
         counts = labels_of(self.model) or ((self.num_classes,) if self.num_classes else ())
-        given = [self.requested, self.styles, *[None] * len(counts)]
-        return [range(count) if values is None else values for count, values in zip(counts, given, strict=False)]
+        chosen = [self.requested, self.styles, *[None] * len(counts)]
+        return [range(count) if values is None else values for count, values in zip(counts, chosen, strict=False)]
 
     def with_seed(self, seed: int) -> Self:
-        """A copy with another seed, which counts anew what leaves [-1, 1]."""
+        """Return a copy with another seed, and a new count of values outside [-1, 1]."""
         other = copy.copy(self)
         other.seed, other.range = seed, Range()
         return other
 
     def batches(self, numbers: list[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers and samples, `batch` at a time."""
+        """Yield numbers and samples, `batch` at a time."""
         for start in range(0, len(numbers), batch):
             part = numbers[start : start + batch]
             yield part, self.draw(part)
 
     def samples(self, n: int, batch: int = 256) -> Tensor:
-        """The first n samples, (n, *shape)."""
+        """Return the first n samples, (n, *shape)."""
         return torch.cat([x for _, x in self.batches(list(range(n)), batch)])
 
 
 class Silent(Source):
-    """Something trained that draws nothing, and is only measured.
+    """The source of a network that draws no samples, and is only measured.
 
     Args:
         model, shape, seed, device, precision, requested: as in `Source`.
-        measures: by what.
+        measures: the names of its measures.
     """
 
     draws = like_data = False
@@ -220,7 +220,7 @@ class Silent(Source):
         self.measures = measures
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """Raise ValueError: there is nothing to draw."""
+        """Raise ValueError, as there are no samples."""
         raise ValueError(f"{type(self.model).__name__} draws no samples; measured is {', '.join(self.measures)}")
 
 

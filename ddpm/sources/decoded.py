@@ -1,4 +1,4 @@
-"""Samples that are decoded from codings at once, without a walk."""
+"""Sources of samples that are decoded from codings at once, without a sampler."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,12 +41,12 @@ class Generated(Source):
             raise ValueError("class = none: the network was never trained without its classes")
 
     def picture(self, output: Tensor) -> Tensor:
-        """The picture that the network's output stands for."""
+        """Return the picture of the network's output."""
         return output
 
     @torch.no_grad()
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, *shape), on the CPU."""
+        """Return the samples of these numbers, (n, *shape), on the CPU."""
         z = SampleNoise(self.seed, numbers)(0, (self.model.codings,), self.device)
         labels = self.classes(numbers)
         with computing(self.device, self.precision):
@@ -61,7 +61,7 @@ class Decoded(Generated):
 
     Args:
         model: with `codings`, `encode(x, y)` and `decode(z, y)`.
-        reconstruction: what its output is.
+        reconstruction: the meaning of the decoder's output.
         shape, seed, device, precision, requested: as in `Generated`.
     Raises: ValueError as there.
     """
@@ -83,12 +83,12 @@ class Decoded(Generated):
         self.reconstruction = reconstruction
 
     def picture(self, output: Tensor) -> Tensor:
-        """The picture that the decoder's output stands for."""
+        """Return the picture of the decoder's output."""
         return self.reconstruction.picture(output)
 
     @torch.no_grad()
     def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
-        """k images on the straight way between the codings of two, each told of the class of the end nearer to it.
+        """Return k images decoded between the codings of two, each conditioned on the class of the nearer end.
 
         Args:
             x: the two images, (2, *shape), in [-1, 1]; y: their classes, (2,), or their condition.
@@ -99,6 +99,6 @@ class Decoded(Generated):
         with computing(self.device, self.precision):
             mean, _ = self.model.encode(x.to(self.device), condition.for_network(self.model))
             share = torch.linspace(0, 1, k, device=self.device)
-            told = condition.rows(lambda part: part[share.round().long()]).for_network(self.model)
-            output = self.model.decode(mean[0] + share[:, None] * (mean[1] - mean[0]), told)
+            nearer = condition.rows(lambda part: part[share.round().long()]).for_network(self.model)
+            output = self.model.decode(mean[0] + share[:, None] * (mean[1] - mean[0]), nearer)
         return self.picture(output).cpu()

@@ -1,4 +1,4 @@
-"""Predictions of a network for held-out pictures: images, of which each is a function of one picture."""
+"""Predictions of a network for held-out pictures, each a function of one picture."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from ddpm.sources.base import Source
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    """The prediction (B, C', H, W) of a network of noisy data for x (B, C, H, W) without noise, at t = 0."""
+    """Return the prediction (B, C', H, W) of a network of noisy data for x (B, C, H, W) without noise, at t = 0."""
     y: Tensor = model(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
     return y
 
@@ -22,11 +22,11 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 def predicted_in_batches(
     model: nn.Module, x: Tensor, device: torch.device, precision: str = "fp32", batch: int = 256
 ) -> Tensor:
-    """Predictions for pictures (N, C, H, W), `batch` at a time in evaluation mode: float32 (N, C', H, W), on the CPU.
+    """Predict for pictures (N, C, H, W), `batch` at a time, in evaluation mode: float32 (N, C', H, W), on the CPU.
 
     Args:
-        device: where the network is.
-        precision: in which it computes, one of `ddpm.runs.precision.PRECISIONS`.
+        device: the network's device.
+        precision: of its computation, one of `ddpm.runs.precision.PRECISIONS`.
     """
     model.eval()
     with computing(device, precision):
@@ -34,12 +34,12 @@ def predicted_in_batches(
 
 
 class Predicted(Source):
-    """Images that a network predicts: number i is of held-out picture i, modulo their number.
+    """The source of images that a network predicts: number i is of held-out picture i, modulo their number.
 
     Args:
         model: (x, t) -> (B, C', H, W).
-        data: of which held-out pictures are taken, or, if none are held out, those that are trained on.
-        seed, device, precision, requested: as in `Source`; nothing is drawn, whatever the seed.
+        data: with held-out pictures, or, if none are held out, training pictures.
+        seed, device, precision, requested: as in `Source`; nothing is random.
     Raises: ValueError for labels, which such a network does not have.
     """
 
@@ -61,17 +61,17 @@ class Predicted(Source):
         self.condition_data = data
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The predictions of these numbers as they are shown, (n, 3, H, W), on the CPU."""
+        """Return the predictions of these numbers for display, (n, 3, H, W), on the CPU."""
         x = self.condition_data.batch(self.condition_data.condition_rows(numbers)).x
         y = with_channels(predicted_in_batches(self.model, x, self.device, self.precision), 3)
         self.range.note(y)
         return y
 
     def classes(self, numbers: range | list[int]) -> None:
-        """None: what is predicted has no classes."""
+        """Return None: predictions have no classes."""
         return None
 
     def condition_images(self, numbers: range | list[int]) -> Tensor:
-        """The pictures of which it is predicted, (n, C, H, W), on the CPU."""
+        """Return the pictures that the predictions are made from, (n, C, H, W), on the CPU."""
         x: Tensor = self.condition_data.batch(self.condition_data.condition_rows(numbers)).x
         return x.cpu()

@@ -1,4 +1,4 @@
-"""Images of texts: a network of latents that is told the tokens of a prompt, with all that stands around it."""
+"""Text-to-image sampling: a network of latents conditioned on the tokens of a prompt, with its encoders and codec."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -21,25 +21,25 @@ from ddpm.sources.published import STEPS, Scheduler
 from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import Denoise
 
-W = 7.5  # the weight of the prompt, as published pipelines have it
-KINDS = {0: "text", 1: "depth", 5: "inpainting"}  # channels beside x_t -> what a network is told
+W = 7.5  # the weight of the prompt, as in published pipelines
+KINDS = {0: "text", 1: "depth", 5: "inpainting"}  # channels concatenated to x_t -> the kind of conditioning
 
 
 class Prompted(TrainedSampler):
     """The source of samples of prompts: sample number i is of prompt i, modulo their number.
 
-    A `Source` as every other, so whatever draws, edits or shows one takes it. Made by `Pipeline.of`.
+    A `Source` like every other, so it can be drawn from and edited by the same functions. Made by `Pipeline.of`.
 
     Args:
         diffusion, sampler, seed, device, precision: as in `TrainedSampler`.
-        model: told tokens, and an image beside x_t if it `takes` one.
-        codec: of the size that is drawn; decodes one sample at a time, so that memory is that of one.
+        model: conditioned on tokens, and on an image if it `takes` one.
+        codec: of the size of the samples; decodes one sample at a time, to save memory.
         tokens: of the prompts, (P, L, D).
-        negative: of what stands in the place of no prompt, (1, L, D): guidance leads away from it.
+        negative: of the negative prompt, (1, L, D), in place of the null condition: guidance leads away from it.
         guidance: None or `ClassifierFree`.
-        image: what the network is told beside x_t, (1, C', h, w); None for nothing.
+        image: the conditioning image, (1, C', h, w); None for none.
     Attributes:
-        own: makes the pipeline's own sampler of a number of steps, where samples are drawn by that; else None.
+        own: number of steps -> the pipeline's own sampler, where samples are drawn by that; else None.
     """
 
     own: Callable[[int], Sampler] | None = None
@@ -64,9 +64,9 @@ class Prompted(TrainedSampler):
         self.tokens, self.negative, self.image = tokens, negative, image
 
     def condition(self, numbers: range | list[int]) -> Condition:
-        """The tokens of these numbers' prompts, and the image that is told beside them.
+        """Return the tokens of these numbers' prompts, and the conditioning image.
 
-        Raises: ValueError for a network that is told of an image, and none is given.
+        Raises: ValueError for a network that needs a conditioning image without one.
         """
         if self.image is None and "image" in takes(self.model):
             raise ValueError(f"the network is told of more than a text ({kind_of(self.model)}), and is given none")
@@ -75,25 +75,25 @@ class Prompted(TrainedSampler):
         return Condition(tokens=tokens, image=image)
 
     def predictor(self, condition: Condition) -> Denoise:
-        """The raw prediction for a condition, guided away from the negative prompt; both are one batch.
+        """Return the raw prediction for a condition, guided away from the negative prompt; both are one batch.
 
         w = 1 evaluates the prompt alone, w = 0 the negative one alone.
         """
-        assert self.negative is not None  # as its constructor has it
+        assert self.negative is not None  # set by the constructor
         away = replace(condition, tokens=self.negative.expand(len(condition), -1, -1))
         return self.guidance(self.diffusion, self.model, condition, away)
 
     def telling(self, image: Tensor) -> "Prompted":
-        """A copy whose network is told of an image beside x_t, (1, C', h, w): `masked` or `deep`."""
+        """Return a copy with a conditioning image, (1, C', h, w): `masked` or `deep`."""
         other = copy.copy(self)
         other.image = image.to(self.device)
         return other
 
     def decode(self, x: Tensor) -> Tensor:
-        """The pictures of latents (n, c, h, w), on the CPU, decoded one after another: the decoder's maps are large.
+        """Decode latents (n, c, h, w) to pictures on the CPU, one after another, as the decoder's maps are large.
 
-        Tiles would not be the same: its group norms take their mean over the whole map, and attention looks at all of
-        it. Memory for attention is no matter: `F.scaled_dot_product_attention` keeps no matrix of all pairs.
+        Tiles would change the result: its group norms take their mean over the whole map, and attention sees all of it.
+        Attention needs little memory: `F.scaled_dot_product_attention` stores no matrix of all pairs.
         """
         return torch.cat([super(Prompted, self).decode(row) for row in x.split(1)])
 
@@ -104,12 +104,12 @@ class Pipeline:
 
     Args:
         model: the U-Net of latents: (x_t, t, condition with tokens) -> (B, c, h, w).
-        codec: the autoencoder, whose size is that which is drawn if none is asked for.
+        codec: the autoencoder, whose size is that of samples if none is requested.
         encoder: ids (B, L) -> (B, L, D).
         tokenizer: texts -> ids (B, L).
-        scheduler: the process, and the sampler that is taken if none is asked for.
-        device, precision: where, and in which numbers the networks compute; the codec decodes in float32.
-        about: what is known of it: its licence, where it is from, what was left out.
+        scheduler: the process, and the default sampler.
+        device, precision: of the networks' computation; the codec decodes in float32.
+        about: its licence, its origin, what was left out.
     Raises: ValueError for an unknown precision, or parts that do not fit each other.
     """
 
@@ -135,7 +135,7 @@ class Pipeline:
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """The text encoder's tokens (B, L, D) of texts, on the device."""
+        """Return the text encoder's tokens (B, L, D) of texts, on the device."""
         with computing(self.device, self.precision):
             tokens: Tensor = self.encoder(self.tokenizer(list(texts)).to(self.device))
         return tokens.float()
@@ -152,22 +152,22 @@ class Pipeline:
         guidance: Guidance | None = None,
         image: Tensor | None = None,
     ) -> Prompted:
-        """The `Source` of samples of prompts; nothing is drawn yet.
+        """Return the `Source` of samples of prompts; nothing is drawn yet.
 
         Args:
             prompt: a text, which may be empty, or several.
-            negative: what is drawn away from; its tokens stand where there is no condition.
+            negative: the text that guidance leads away from; its tokens replace the null condition.
             w: the weight of the prompt, as in `classifier_free`: 1 is the prompt alone, 0 the negative one.
-            sampler: any of `ddpm.samplers`; None for the scheduler's own with its own times, a number for so many steps
-                of that.
+            sampler: any of `ddpm.samplers`; None for the scheduler's own with its own times, a number for that many
+                steps of it.
             size: (H, W) in pixels, divisible by the codec's factor.
             seed: of all noise.
             guidance: in place of w: `ClassifierFree`, with its rescale and interval, or `Guidance()` for the prompt
                 alone.
-            image: what a network for inpainting or of depth is told, see `masked` and `deep`.
+            image: the conditioning image of a network for inpainting or depth, see `masked` and `deep`.
         Raises:
             ValueError: a size that the factor does not divide, with the nearest that it does; no prompt, or one that
-                is no text; a weight that is not finite; more steps than the scheduler has.
+                is not a text; a weight that is not finite; more steps than the scheduler has.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts or not all(isinstance(text, str) for text in (*texts, negative)):
@@ -193,12 +193,12 @@ class Pipeline:
         batch: int = 4,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Images of prompts.
+        """Draw images of prompts.
 
         Args:
-            n: how many, each from its own noise; None for one a prompt. Sample i is of prompt i, modulo their number,
+            n: images, each from its own noise; None for one a prompt. Sample i is of prompt i, modulo their number,
                 and depends on the seed and on i alone.
-            batch: how many at once; changes no sample but by rounding.
+            batch: samples drawn at once; changes them only by rounding.
             callback: as samplers call it, with latents: `codec.decode(pred.x_0)` is a preview.
             All else: as in `of`.
         Returns:
@@ -214,7 +214,7 @@ class Pipeline:
 
 
 def kind_of(model: nn.Module) -> str:
-    """The kind of a U-Net by its channels beside x_t, one of `KINDS`; ValueError for another number."""
+    """Return the kind of a U-Net by its channels concatenated to x_t, one of `KINDS`; ValueError for another number."""
     channels = getattr(model, "condition_channels", 0)
     if channels not in KINDS:
         known = ", ".join(f"{count} ({kind})" for count, kind in KINDS.items())
@@ -223,10 +223,10 @@ def kind_of(model: nn.Module) -> str:
 
 
 def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
-    """The image beside x_t of a network for inpainting: the mask of latents to draw, and the image's without the hole.
+    """Return the conditioning image for inpainting: the mask of latents to draw, and the latents of the known image.
 
     Args:
-        x: the image, (1, 3, H, W) in [-1, 1]; what it holds in the hole is not looked at.
+        x: the image, (1, 3, H, W) in [-1, 1]; its content in the hole is ignored.
         mask: true where pixels are drawn anew, (1, 1, H, W).
     Returns:
         (1, 1 + c, h, w): the mask, of which a latent has the pixel at its corner, as published; then the latents.
@@ -237,12 +237,12 @@ def masked(codec: Continuous, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def deep(codec: Continuous, depth: Tensor) -> Tensor:
-    """The image beside x_t of a network that is told of depth.
+    """Return the conditioning image of a network conditioned on depth.
 
     Args:
         depth: of each pixel in any unit, near things high, (1, 1, H, W).
     Returns:
-        (1, 1, h, w), brought to the latents' size and to [-1, 1].
+        (1, 1, h, w), resized to the latents and scaled to [-1, 1].
     Raises: ValueError for a depth that is the same everywhere.
     """
     small = F.interpolate(depth.float(), size=tuple(codec.shape[1:]), mode="bicubic", align_corners=False)
@@ -253,7 +253,7 @@ def deep(codec: Continuous, depth: Tensor) -> Tensor:
 
 
 def _must_fit(model: Any, codec: Continuous, encoder: Any, tokenizer: Any) -> None:
-    """Raise ValueError for parts that do not fit each other, as far as they say of themselves."""
+    """Raise ValueError for parts that do not fit each other, as far as their attributes tell."""
     kind_of(model)
     wrong = []
     if getattr(model, "num_classes", None) is not None:

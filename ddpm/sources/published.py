@@ -1,17 +1,17 @@
-"""The scheduler_config.json of a published pipeline as our schedule, diffusion and sampler.
+"""Published schedulers: a scheduler_config.json as our schedule, diffusion and sampler.
 
-The form is that of the schedulers of the diffusers library: a class for each sampler, whose settings hold the process
-too. What differs:
+The format is that of the schedulers of the diffusers library: a class for each sampler, whose settings define the
+process too. Differences:
 
 * Their t is counted from 0, ours from 1: ours = theirs + 1.
 * Their last step goes to data, or with set_alpha_to_one = false to their first alpha_bar, which is our t = 1: there our
-  walk ends (`Sampler.ending_at`).
+sampler ends (`Sampler.ending_at`).
 * DDIM, PNDM, DPM-Solver++ and UniPC give the same numbers over the same noise; so do Euler and Heun with leading times.
   With the others these two and LMS start from x_T times sigma / sqrt(1 + sigma^2), nearly 1, and at real times
   (linspace) theirs interpolate sigma, ours lambda: some percent of a standard deviation at 10 steps. The last steps to
   data of LMS and of PNDM with set_alpha_to_one = true are of higher order there, and D(x_t, t) here: a thousandth.
-* DDPM draws noise in each step, with us from the sample's own.
-* Their DDIM keeps the network's eps where clip_sample clips x_0; ours derives it anew from what was clipped.
+* DDPM draws noise in each step, here keyed by the sample.
+* Their DDIM keeps the network's eps where clip_sample clips x_0; ours derives it anew from the clipped x_0.
 """
 
 import itertools
@@ -36,15 +36,15 @@ from ddpm.samplers.unipc import UniPC
 from ddpm.schedules import MOST, NoiseSchedule, cosine, linear, scaled_linear, zero_terminal_snr
 
 FILE = "scheduler_config.json"
-STEPS = 50  # where nothing is said
+STEPS = 50  # by default
 TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 VARIANCES = {"fixed_small": "beta_tilde", "fixed_large": "beta"}  # of DDPM's steps
 
-Key = tuple[Any, Callable[[Any], bool], str]  # what it means when missing, a value's test, the test in words
+Key = tuple[Any, Callable[[Any], bool], str]  # the default, a value's test, the test in words
 
 
 def _one_of(*values: object) -> Key:
-    """One of these values; the first is the default. JSON's true is not 1 here."""
+    """Return the `Key` of a setting with these values; the first is the default. JSON's true is not 1 here."""
     words = " or ".join("null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values)
     return values[0], lambda v: (type(v), v) in [(type(a), a) for a in values], words
 
@@ -81,7 +81,7 @@ SOLVER: dict[str, Key] = {
     "final_sigmas_type": _one_of("zero"),
 }
 ENDS: dict[str, Key] = {"sigma_min": _one_of(None), "sigma_max": _one_of(None)}
-WITHOUT_EFFECT = {  # while what they belong to is off
+WITHOUT_EFFECT = {  # while the feature that they belong to is off
     *("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "variance_type", "lambda_min_clipped"),
     *("time_shift_type", "clip_sample_range"),
 }
@@ -89,13 +89,13 @@ WITHOUT_EFFECT = {  # while what they belong to is off
 
 @dataclass(frozen=True)
 class _Method:
-    """A published class: its defaults and rules where they are its own, and the sampler of ours that is the same."""
+    """A published class: its own defaults and rules, and the equivalent sampler of ours."""
 
-    made: Callable[[dict[str, Any], Sequence[int | float]], Sampler]
+    make: Callable[[dict[str, Any], Sequence[int | float]], Sampler]
     keys: dict[str, Key]
     real: bool = False  # whether linspace has real times
-    after_all: int = 0  # how many more times are spaced than are walked
-    all_steps: bool = False  # whether as many steps as the process has are walked where nothing is said
+    after_all: int = 0  # how many more times are spaced than are used
+    all_steps: bool = False  # whether the default is as many steps as the process has
 
 
 def _ends(config: dict[str, Any], sampler: Sampler) -> Sampler:
@@ -187,9 +187,9 @@ class Scheduler:
     """A published scheduler.
 
     Attributes:
-        name: of its class.
+        name: the name of its class.
         diffusion: schedule, target and clip.
-        config: all that it says, defaults included.
+        config: all settings, defaults included.
     """
 
     name: str
@@ -198,12 +198,12 @@ class Scheduler:
 
     @property
     def usual(self) -> int:
-        """How many steps are walked where nothing is said: all T of DDPM, else 50, or T if it is less."""
+        """The default number of steps: all T of DDPM, else 50, or T if it is less."""
         T = self.diffusion.schedule.T
         return T if METHODS[self.name].all_steps else min(T, STEPS)
 
     def times(self, steps: int = STEPS) -> list[int] | list[float]:
-        r"""The times that so many steps evaluate, falling, in ours: theirs and 1.
+        r"""Return the times at which so many steps evaluate, falling, in our count: theirs and 1.
 
         With T = num_train_timesteps and N steps theirs are: "leading" floor(T / N) i + steps_offset for i < N;
         "trailing" T - i T / N - 1; "linspace" N even ones from T - 1 to 0. DPM-Solver++ and UniPC space N + 1 of the
@@ -223,7 +223,7 @@ class Scheduler:
         raise ValueError(f"steps = {steps} of {self.name} ({how}) have times beyond 1..{T}, or one twice; {allowed}")
 
     def _spaced(self, N: int) -> list[int] | list[float]:
-        """As `times`, whether they are legal or not."""
+        """Return `times` without checking that they are legal."""
         T, spacing, method = self.diffusion.schedule.T, self.config["timestep_spacing"], METHODS[self.name]
         points = N + method.after_all
         if spacing == "leading":
@@ -235,8 +235,8 @@ class Scheduler:
         return [t + 1 for t in even] if method.real else [round(t) + 1 for t in even]
 
     def sampler(self, steps: int = STEPS) -> Sampler:
-        """The sampler of ours that is its method, over its own times; ValueError as `times`."""
-        return METHODS[self.name].made(self.config, self.times(steps))
+        """Return our sampler that is equivalent to the scheduler, over its own times; ValueError as `times`."""
+        return METHODS[self.name].make(self.config, self.times(steps))
 
 
 def _legal(times: Sequence[int | float], T: int) -> bool:
@@ -244,33 +244,33 @@ def _legal(times: Sequence[int | float], T: int) -> bool:
 
 
 def read_scheduler(path: str | Path) -> Scheduler:
-    """The scheduler that a file of settings describes.
+    """Return the scheduler that a file of settings describes.
 
     Args:
         path: of a scheduler_config.json, or the folder that has one.
     Raises:
-        ValueError: no such file or damage; a class or a value that has no equal here, each by name with what is
+        ValueError: no such file or damage; a class or a value that has no equivalent here, each by name with what is
             allowed.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} is no file; a published scheduler is a {FILE}")
-    given = read_json(path)
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} holds a JSON {type(given).__name__}, not an object with a scheduler's settings")
-    return of_config(given, str(path))
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a JSON {type(settings).__name__}, not an object with a scheduler's settings")
+    return of_config(settings, str(path))
 
 
-def of_config(given: dict[str, Any], where: str = "the scheduler") -> Scheduler:
-    """The scheduler of settings; arguments and errors as in `read_scheduler`."""
-    name = given.get("_class_name")
+def of_config(settings: dict[str, Any], where: str = "the scheduler") -> Scheduler:
+    """Return the scheduler of settings; arguments and errors as in `read_scheduler`."""
+    name = settings.get("_class_name")
     if name not in METHODS:
         raise ValueError(f"{where}: _class_name = {name!r} has no equal here; allowed: {', '.join(METHODS)}")
     keys = PROCESS | METHODS[name].keys  # those of other classes are without effect on this one, there as here
-    config: dict[str, Any] = {k: given.get(k, default) for k, (default, *_) in keys.items()}
+    config: dict[str, Any] = {k: settings.get(k, default) for k, (default, *_) in keys.items()}
     wrong = [f"{k} = {config[k]!r} (allowed: {words})" for k, (_, legal, words) in keys.items() if not legal(config[k])]
-    wrong += [f"{k} = {given[k]!r} is not a known key" for k in given if k not in KNOWN and not k.startswith("_")]
+    wrong += [f"{k} = {settings[k]!r} is not a known key" for k in settings if k not in KNOWN and not k.startswith("_")]
     if wrong:
         raise ValueError(f"{where} says what {name} cannot be here: {'; '.join(w[:200] for w in wrong[:10])}")
     try:

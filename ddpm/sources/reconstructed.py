@@ -1,4 +1,4 @@
-"""Held-out data, encoded and decoded by an autoencoder: the limit of whatever is drawn through it."""
+"""Held-out data, encoded and decoded by an autoencoder: the quality limit of latent models."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from ddpm.sources.base import Source
 
 
 class Reconstructed(Source):
-    """Held-out data, encoded and decoded: sample number i is made of held-out sample i, modulo their number.
+    """The source of reconstructions: sample number i is that of held-out sample i, modulo their number.
 
     Args:
         codec: the autoencoder.
-        data: of which held-out samples are taken, or, if none are held out, those that are trained on.
-        seed, device, precision, requested: as in `Source`; nothing is drawn, whatever the seed.
+        data: with held-out samples, or, if none are held out, training samples.
+        seed, device, precision, requested: as in `Source`; nothing is random.
     Raises: ValueError for labels, which such a network does not have.
     """
 
@@ -39,7 +39,7 @@ class Reconstructed(Source):
         self.autoencoder, self.condition_data = codec, data
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The reconstructions of these numbers, (n, *shape), on the CPU."""
+        """Return the reconstructions of these numbers, (n, *shape), on the CPU."""
         x = self._originals(numbers)
         with computing(self.device, self.precision):
             x = self.autoencoder.reconstructed(x).float().cpu()
@@ -47,11 +47,11 @@ class Reconstructed(Source):
         return x
 
     def classes(self, numbers: range | list[int]) -> Tensor | None:
-        """The classes (n,) of what is reconstructed; None for data without labels."""
+        """Return the classes (n,) of the originals; None for data without labels."""
         return self.condition_data.batch(self.condition_data.condition_rows(numbers)).y
 
     def condition_images(self, numbers: range | list[int]) -> Tensor:
-        """The originals of the reconstructions, (n, *shape), on the CPU."""
+        """Return the originals of the reconstructions, (n, *shape), on the CPU."""
         return self._originals(numbers).cpu()
 
     def _originals(self, numbers: range | list[int]) -> Tensor:

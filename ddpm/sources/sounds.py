@@ -1,4 +1,4 @@
-"""Sounds of a published network: pictures of mel bands, drawn of noise alone, and what is heard of them."""
+"""Sounds of a published network: mel spectrograms sampled unconditionally, and their inversion to sound."""
 
 from dataclasses import dataclass
 
@@ -15,25 +15,25 @@ from ddpm.sources.published import Scheduler
 from ddpm.sources.trained import TrainedSampler
 
 KIND = "sound"
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by which the published pipeline makes gray of colour
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, by which the published pipeline converts colour to gray
 
 
 def gray(x: Tensor) -> Tensor:
-    """Pictures (n, 1, H, W) of those in colour (n, 3, H, W), or of gray ones, which stay as they are."""
+    """Return gray pictures (n, 1, H, W) of pictures in colour (n, 3, H, W); gray ones are returned unchanged."""
     return x if x.shape[1] == 1 else (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 @dataclass
 class SoundPipeline:
-    """A published model of sounds: U-Net, settings of mel bands, scheduler, and an autoencoder if it draws latents.
+    """A published audio model: U-Net, mel settings, scheduler, and an autoencoder if it draws latents.
 
     Args:
-        model: the U-Net, told of nothing: (x_t, t) -> (B, C, h, w).
+        model: the U-Net, unconditional: (x_t, t) -> (B, C, h, w).
         mel: how pictures become sounds; its bands and frames are the size of a picture.
-        scheduler: the process, and the sampler that is taken if none is asked for.
+        scheduler: the process, and the default sampler.
         codec: the autoencoder of pictures, gray or in colour, whose latents the U-Net draws; None for pictures.
-        device, precision: where, and in which numbers the U-Net computes; the codec decodes in float32.
-        about: what is known of it: its licence and where it is from.
+        device, precision: of the U-Net's computation; the codec decodes in float32.
+        about: its licence and its origin.
     Raises: ValueError for an unknown precision, or parts that do not fit each other.
     """
 
@@ -57,11 +57,11 @@ class SoundPipeline:
             network.to(self.device).eval().requires_grad_(False)
 
     def of(self, sampler: Sampler | int | None = None, seed: int = 0) -> TrainedSampler:
-        """What draws pictures (n, 1, mel.n_mels, mel.frames), as a `Source`; nothing is drawn yet.
+        """Return the source of pictures (n, 1, mel.n_mels, mel.frames); nothing is drawn yet.
 
         Args:
-            sampler: any of `ddpm.samplers`; None for the scheduler's own with its own times, a number for so many steps
-                of that.
+            sampler: any of `ddpm.samplers`; None for the scheduler's own with its own times, a number for that many
+                steps of it.
             seed: of all noise.
         Raises: ValueError for more steps than the scheduler has.
         """
@@ -80,7 +80,7 @@ class SoundPipeline:
         batch: int = 4,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Pictures (n, 1, mel.n_mels, mel.frames) in [-1, 1], on the CPU; sample i depends on the seed and i alone.
+        """Draw pictures (n, 1, mel.n_mels, mel.frames) in [-1, 1], on the CPU; sample i depends on seed and i alone.
 
         Args: as in `of`; batch and callback as in `ddpm.sources.prompted.Pipeline.draw`.
         Raises: ValueError as `of`, and for n or a batch below 1.
@@ -93,12 +93,12 @@ class SoundPipeline:
         return torch.cat([source.draw(numbers, callback) for numbers in parts])
 
     def sound(self, x: Tensor) -> Tensor:
-        """What is heard of such pictures: float32 (n, mel.slice_size), with a peak of 0.9."""
+        """Return the sounds of pictures: float32 (n, mel.slice_size), with a peak of 0.9."""
         return self.mel.decode(to_uint8(x.cpu()))
 
 
 def _must_fit(model: nn.Module, mel: Mel, codec: Continuous | None) -> None:
-    """Raise ValueError for parts that do not fit each other, as far as they say of themselves."""
+    """Raise ValueError for parts that do not fit each other, as far as their attributes tell."""
     drawn = (1, mel.n_mels, mel.frames) if codec is None else codec.shape
     channels, size = getattr(model, "in_channels", drawn[0]), tuple(getattr(model, "image_size", drawn[1:]))
     wrong = []

@@ -1,4 +1,4 @@
-"""Trained networks of one form as one program: what is drawn from one is drawn from all."""
+"""Stacked sampling: trained networks of one form are sampled as one program."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,21 +17,21 @@ from ddpm.sources.trained import TrainedSampler
 from ddpm.targets import Denoise, Prediction
 
 Way = list[tuple[int | float, Tensor]]
-"""(t, x_t) at some moments; of samples alone (0, x_0)."""
+"""(t, x_t) at some moments; for samples alone (0, x_0)."""
 
 PLAIN = (bool, int, float, str, tuple, list, type(None))
-MOST_KEPT = 2**30  # bytes of samples that wait for the one that they are of
+MOST_PENDING = 2**30  # bytes of samples that wait to be collected by their source
 
 
 class StackedSampler(TrainedSampler):
     """S trained networks as one: of n numbers it draws n samples of the first, then n of the second, (S n, *shape).
 
-    The samplers' loop walks along all these rows. Each network predicts its own of them, with its own condition and
-    guidance, by `torch.vmap` over the weights of all; noise is keyed by the seed of each. So its samples are, but for
-    rounding, those that the network draws alone.
+    The sampling loop runs over all these rows. Each network predicts its own rows, with its own condition and
+    guidance, by `torch.vmap` over the weights of all; noise is keyed by the seed of each. Samples therefore equal, up
+    to rounding, those of the network alone.
 
     Args:
-        sources: of one form, which differ in their weights, their seeds and what they are told. `with_seed` moves the
+        sources: of one form, which differ in their weights, their seeds and their conditions. `with_seed` moves the
             seeds of all by as many as that of the first.
     Raises: ValueError with the reason why they cannot be drawn from as one.
     """
@@ -44,69 +44,69 @@ class StackedSampler(TrainedSampler):
         self.weights = stack_module_state([_Bound(source.model, source.denoiser) for source in sources])
 
     def noise(self, numbers: range | list[int]) -> SampleNoise:
-        """All noise of the samples of these numbers, of each network."""
+        """Return all noise of the samples of these numbers, for each network."""
         further = self.seed - self.sources[0].seed
         seeds = [source.seed + further for source in self.sources for _ in numbers]
         return SampleNoise(seeds, len(self.sources) * list(numbers))
 
     def condition(self, numbers: range | list[int]) -> Condition:
-        """The conditions of the samples of these numbers, each network with its own."""
+        """Return the conditions of the samples of these numbers, for each network its own."""
         each = [source.condition(numbers) for source in self.sources]
         return each[0].holding(map(torch.cat, zip(*(one.tensors() for one in each), strict=True)))
 
     def denoiser(self, condition: Condition) -> Denoise:
-        """The predictions of all networks, guided and clipped, for t that is the same in each."""
+        """Return the predictions of all networks, guided and clipped, for t that is the same in each."""
         bound = _Bound(self.model, super().denoiser)
 
         def denoise(x_t: Tensor, t: Time) -> Prediction:
             t = self.of_each(t)[0] if isinstance(t, Tensor) and t.ndim else t
             of_any: list[Prediction] = []
 
-            def of_one(weights: Any, x_t: Tensor, told: list[Tensor]) -> list[Tensor]:
-                pred = functional_call(bound, weights, (x_t, t, condition.holding(told)))
+            def of_one(weights: Any, x_t: Tensor, parts: list[Tensor]) -> list[Tensor]:
+                pred = functional_call(bound, weights, (x_t, t, condition.holding(parts)))
                 of_any.append(pred)
                 return [x for x in (pred.eps, pred.x_0, pred.frac) if isinstance(x, Tensor)]
 
-            told = [self.of_each(x) for x in condition.tensors()]
-            eps, x_0, *frac = (x.flatten(0, 1) for x in torch.vmap(of_one)(self.weights, self.of_each(x_t), told))
+            parts = [self.of_each(x) for x in condition.tensors()]
+            eps, x_0, *frac = (x.flatten(0, 1) for x in torch.vmap(of_one)(self.weights, self.of_each(x_t), parts))
             return replace(of_any[0], eps=eps, x_0=x_0, frac=frac[0] if frac else of_any[0].frac)
 
         return denoise
 
     def of_each(self, x: Tensor) -> Tensor:
-        """Rows of all, (S n, *), by the network that they are of, (S, n, *)."""
+        """Return the rows of all networks, (S n, *), as (S, n, *)."""
         return x.unflatten(0, (len(self.sources), -1))
 
 
 class Shared:
-    """Samples of several trained networks, drawn as one and kept for each until it asks.
+    """Samples of several trained networks, drawn together and stored until each source collects its own.
 
     Args:
         sources: as of `StackedSampler`.
-        tell: is told, once, why they are drawn from one by one after all, such as too little memory.
+        tell: called once with the reason if they are sampled separately after all, such as too little memory.
     Raises: ValueError with the reason why they cannot be drawn from as one.
     """
 
     def __init__(self, sources: Sequence[TrainedSampler], tell: Callable[[str], None]):
         self.stacked: StackedSampler | None = StackedSampler(sources)
         self.seeds, self.tell = [source.seed for source in sources], tell
-        self.kept: dict[str, dict[int, Way]] = {}  # by what was asked for, and whose it is
+        self.pending: dict[str, dict[int, Way]] = {}  # by request, and by the source's place
 
     def drawn(self, source: "SharingSampler", what: str, draw: Callable[[TrainedSampler], Way]) -> Way | None:
-        """The samples that `draw` takes of a source; None where it is to be drawn from that alone.
+        """Return the samples that `draw` takes of a source; None where the source is to be sampled alone.
 
         Args:
-            what: is drawn; with the source's sampler, guidance, and how far its seed was moved, it is one request.
+            what: names the samples; with the source's sampler, guidance and seed offset, it identifies a request.
         """
         further = source.seed - self.seeds[source.place]
         requested = repr((what, further, _settings(source.sampler), _settings(source.guidance)))
-        if requested not in self.kept:
-            self.kept[requested] = self._of_all(source, further, draw)
-        return self.kept[requested].pop(source.place, None)
+        if requested not in self.pending:
+            self.pending[requested] = self._of_all(source, further, draw)
+        return self.pending[requested].pop(source.place, None)
 
     def _of_all(self, source: "SharingSampler", further: int, draw: Callable[[TrainedSampler], Way]) -> dict[int, Way]:
-        ways = (way for of_each in self.kept.values() for way in of_each.values())
-        full = sum(x.nbytes for way in ways for _, x in way) > MOST_KEPT
+        ways = (way for of_each in self.pending.values() for way in of_each.values())
+        full = sum(x.nbytes for way in ways for _, x in way) > MOST_PENDING
         if self.stacked is None or full or _holds_more(source.guidance):
             return {}
         stacked = self.stacked.with_seed(self.seeds[0] + further).using(source.sampler).guided_by(source.guidance)
@@ -121,7 +121,7 @@ class Shared:
 
 
 class SharingSampler(TrainedSampler):
-    """A trained network whose samples are drawn at once with those of others, see `Shared`.
+    """A trained network whose samples are drawn together with those of others, see `Shared`.
 
     Args:
         source: the network, alone.
@@ -133,7 +133,7 @@ class SharingSampler(TrainedSampler):
         self.shared, self.place = shared, place
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers, (n, *shape), on the CPU; who watches them is shown those of this one alone."""
+        """Return the samples of these numbers, (n, *shape), on the CPU; with a callback it is sampled alone."""
         if callback is not None:
             return super().draw(numbers, callback)
         way = self.shared.drawn(self, f"samples {list(numbers)}", lambda source: [(0, source.draw(numbers))])
@@ -143,7 +143,7 @@ class SharingSampler(TrainedSampler):
         return way[-1][1]
 
     def way(self, n: int, pictures: int) -> Way:
-        """(t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
+        """Return (t, x_t) of the first n samples at evenly spaced moments from noise (t = T) to image (t = 0)."""
         way = self.shared.drawn(self, f"way {n} {pictures}", lambda source: source.way(n, pictures))
         if way is None:
             return super().way(n, pictures)
@@ -163,7 +163,7 @@ class _Bound(nn.Module):
 
 
 def _difference(one: TrainedSampler, other: TrainedSampler) -> str | None:
-    """Why two sources are not drawn from as one; None if they can be."""
+    """Return why two sources cannot be sampled as one; None if they can."""
     a, b = ([_settings(module) for module in source.model.modules()] for source in (one, other))
     shapes = [
         [(name, x.shape, x.dtype) for name, x in (*s.model.named_parameters(), *s.model.named_buffers())]
@@ -184,13 +184,13 @@ def _difference(one: TrainedSampler, other: TrainedSampler) -> str | None:
 
 
 def _settings(thing: object) -> tuple[str, dict[str, object]]:
-    """The kind of a thing, and the numbers and names that it holds."""
+    """Return an object's type, and its attributes that are numbers and names."""
     plain = {name: value for name, value in vars(thing).items() if type(value) in PLAIN}
-    if "drop" in plain:  # how often a network was trained without its condition: drawing asks whether it ever was
+    if "drop" in plain:  # how often a network was trained without its condition: drawing only needs whether it ever was
         plain["drop"] = bool(plain["drop"])
     return type(thing).__qualname__, plain
 
 
 def _holds_more(thing: object) -> bool:
-    """Whether a thing holds more than numbers and names, such as a network."""
+    """Whether an object has attributes other than numbers and names, such as a network."""
     return any(type(value) not in PLAIN for value in vars(thing).values())

@@ -1,4 +1,4 @@
-"""Samples of a trained network: batch by batch, and the way from noise to image."""
+"""Samples of a trained network, by a sampler, and the trajectory from noise to image."""
 
 import contextlib
 import copy
@@ -21,21 +21,21 @@ from ddpm.targets import Denoise, Prediction
 
 
 class TrainedSampler(Source):
-    """A trained network that a sampler draws from.
+    """The source of samples of a trained network by a sampler.
 
     Args:
-        diffusion, sampler: the mathematics that the model was trained with, and how to draw from it.
+        diffusion, sampler: the mathematics that the model was trained with, and the sampler.
         model, shape, seed, device, precision, requested, styles: as in `Source`.
-        guidance: how predictions are guided; None for not.
-        data: of which a network that is told of an image takes it: sample number i is told of what held-out sample i
-            (modulo their number) has as condition, its labels too; of those of the labels that are asked for. So it is
-            of a network that is told in words, unless there are prompts.
-        prompts: ids (P, L) of what is to be drawn, each in turn, by a network that is told in words; None for captions
-            of the data.
-        negative: ids (1, L) of what is not, which guidance without a classifier leads away from; None for nothing.
+        guidance: the guidance of predictions; None for none.
+        data: provides the conditions of a network with conditioning images: sample number i takes condition and
+            labels of held-out sample i (modulo their number) among those with the requested labels; likewise for a
+            network conditioned on text, unless there are prompts.
+        prompts: ids (P, L) of the prompts, used in turn, of a network conditioned on text; None for captions of the
+            data.
+        negative: ids (1, L) of the negative prompt, which classifier-free guidance leads away from; None for none.
     Raises:
         ValueError: labels that the network does not have, or no label where it was never trained without; guidance
-            that it was not trained for; no data, or none of these labels, for a network that is told of an image.
+            that it was not trained for; no data, or none of these labels, for a network with conditioning images.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class TrainedSampler(Source):
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes that may be asked for, of the network or of its guidance; None for none."""
+        """The number of classes that can be requested, of the network or of its guidance; None for none."""
         return classes_of(self.model) or self.guidance.num_classes
 
     @property
     def evaluations(self) -> int:
-        """How often the network is evaluated for a sample."""
+        """The number of network evaluations per sample."""
         return self.sampler.evaluations(self.diffusion.schedule)
 
     @property
@@ -78,7 +78,7 @@ class TrainedSampler(Source):
         return f"{type(self.sampler).__name__} with {len(self.sampler.times(self.diffusion.schedule)) - 1} steps"
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
-        """The samples of these numbers as they are shown, (n, *), on the CPU."""
+        """Return the samples of these numbers, decoded, (n, *), on the CPU."""
         noise = self.noise(numbers)
         x_T = noise.x_T(self.shape, self.device)
         denoise = self.denoiser(self.condition(numbers))
@@ -90,21 +90,21 @@ class TrainedSampler(Source):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """The context for all steps of a sampler: its precision, and weights that stay as they are."""
-        frozen = getattr(self.model, "frozen", contextlib.nullcontext)  # a network that makes use of it has a context
+        """The context for all steps of a sampler: its precision, and frozen weights."""
+        frozen = getattr(self.model, "frozen", contextlib.nullcontext)  # a network that can use this has a context
         with computing(self.device, self.precision), frozen():
             yield
 
     def noise(self, numbers: range | list[int]) -> SampleNoise:
-        """All noise of the samples of these numbers."""
+        """Return all noise of the samples of these numbers."""
         return SampleNoise(self.seed, numbers)
 
     def predictor(self, condition: Condition) -> Denoise:
-        """The network, told of a condition on its device: its raw prediction, guided."""
+        """Return the network's raw prediction for a condition on its device, guided."""
         return self.guidance(self.diffusion, self.model, condition, self._against(condition))
 
     def _against(self, condition: Condition) -> Condition | None:
-        """The condition that guidance leads away from: the negative prompt for its words; None for the null one."""
+        """Return the condition that guidance leads away from: one with the negative prompt; None for the null one."""
         if self.negative is None:
             return None
         tokens = self.negative.to(self.device).expand(len(condition), -1)
@@ -113,11 +113,11 @@ class TrainedSampler(Source):
         return replace(rest, tokens=tokens, null=null)
 
     def denoiser(self, condition: Condition) -> Denoise:
-        """The guided prediction, clipped, as a sampler takes it."""
+        """Return the guided prediction, clipped, as a sampler takes it."""
         return self.diffusion.clipped(self.predictor(condition))
 
     def condition(self, numbers: range | list[int]) -> Condition:
-        """The condition of the samples of these numbers, on the network's device."""
+        """Return the condition of the samples of these numbers, on the network's device."""
         labels = self.labels(numbers)
         if self.condition_data is not None:
             condition = self.condition_data.batch(self.condition_data.condition_rows(numbers), self.device).condition
@@ -136,25 +136,25 @@ class TrainedSampler(Source):
         return condition.nulled({"classes": without if len(labels) > 1 else without[:, 0]})
 
     def condition_images(self, numbers: range | list[int]) -> Tensor | None:
-        """Pictures (n, *shape) of the images that these samples are told of, on the CPU; None for no such."""
+        """Return pictures (n, *shape) of these samples' conditioning images, on the CPU; None if there are none."""
         image = self.condition(numbers).image if "image" in takes(self.model) else None
         return None if image is None else with_channels(image, self.shape[0]).cpu()
 
     def using(self, sampler: Sampler) -> "TrainedSampler":
-        """A copy with another sampler."""
+        """Return a copy with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
         return other
 
     def guided_by(self, guidance: Guidance) -> "TrainedSampler":
-        """A copy with another guidance; ValueError for one that the network was not trained for."""
+        """Return a copy with another guidance; ValueError for one that the network was not trained for."""
         self._check(self.diffusion, self.model, guidance)
         other = copy.copy(self)
         other.guidance = guidance
         return other
 
     def told_of(self, numbers: Tensor) -> "TrainedSampler":
-        """A copy that is told of these samples (M,) of its data: sample number i of what numbers[i modulo M] has."""
+        """Return a copy that takes its conditions from samples (M,) of its data: number i from numbers[i modulo M]."""
         if self.condition_data is None or not len(numbers):
             raise ValueError("the network is told of none of the data, or there are no samples of which it could be")
         other = copy.copy(self)
@@ -163,16 +163,16 @@ class TrainedSampler(Source):
         return other
 
     def of_data(self, data: Dataset) -> "TrainedSampler":
-        """A copy that is told of the held-out part of other data, with the same parts."""
+        """Return a copy that takes its conditions from the held-out part of other data, with the same parts."""
         other = copy.copy(self)
         other.condition_data = _of_labels(data, self.requested, self.styles)
         return other
 
     def _check(self, diffusion: GaussianDiffusion, model: nn.Module, guidance: Guidance) -> None:
-        """Raise ValueError for guidance that does not fit, or where what is asked for without a label cannot be."""
+        """Raise ValueError for guidance that does not fit, or a null label that the network was not trained with."""
         guidance.check(diffusion, model)
-        for label, ((one, _), given) in enumerate(zip(LABELS, (self.requested, self.styles), strict=True)):
-            if given is None or given:
+        for label, ((one, _), chosen) in enumerate(zip(LABELS, (self.requested, self.styles), strict=True)):
+            if chosen is None or chosen:
                 continue
             try:
                 guidance.check_null(label)
@@ -184,10 +184,10 @@ class TrainedSampler(Source):
                 )
 
     def between(self, x: Tensor, y: Tensor | Condition | None, k: int) -> Tensor:
-        """k images on the way from one image to another: both encoded to their x_T, then interpolated and decoded.
+        """Return k images between two: both encoded to their x_T, which are interpolated and decoded.
 
-        Nothing is clipped, so that the ends come out close to what went in. Where the network is told of anything, an
-        image has the condition of the end that it is nearer to.
+        Nothing is clipped, so that the ends come out close to what went in. If the network is conditional, an image
+        has the condition of the nearer end.
 
         Args:
             x: the two images, (2, C, H, W), in [-1, 1].
@@ -212,7 +212,7 @@ class TrainedSampler(Source):
             return self.decode(self.sampler(schedule, denoise, interpolate(x_T[0], x_T[1], k)))
 
     def way(self, n: int, pictures: int) -> list[tuple[int | float, Tensor]]:
-        """(t, x_t) of the first n samples, as they are shown, at evenly spaced moments from noise (t = T) to t = 0."""
+        """Return (t, x_t) of the first n samples, decoded, at evenly spaced moments from noise (t = T) to t = 0."""
         moments = len(self.sampler.times(self.diffusion.schedule))
         chosen = set(torch.linspace(0, moments - 1, min(pictures, moments)).round().long().tolist())
         seen: list[tuple[int | float, Tensor]] = []
@@ -226,9 +226,9 @@ class TrainedSampler(Source):
 
 
 def _of_labels(data: Dataset | None, requested: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
-    """The data of which a network is told, of the labels that are asked for."""
+    """Return the data that provide conditions, restricted to the requested labels."""
     if data is None:
         raise ValueError("the network is told of more beside x_t, and there are no data to take it from")
-    told = data.of_labels(requested, styles)
-    told.condition_rows([0])  # of which there must be some
-    return told
+    restricted = data.of_labels(requested, styles)
+    restricted.condition_rows([0])  # raises if there are none
+    return restricted

@@ -37,7 +37,7 @@ from ddpm.training.trainer import Trainer
 
 
 def flops(model: nn.Module, *inputs: Any, backward: bool = True) -> int:
-    """Of a forward pass and, unless told otherwise, a backward pass; a multiply-add is two.
+    """Return the FLOPs of a forward pass and, unless `backward` is false, a backward pass; a multiply-add is two.
 
     Give it the meta device: nothing is computed there, the plain path runs, and attention is two products of matrices,
     which are counted; the CPU's own attention is not.
@@ -50,13 +50,13 @@ def flops(model: nn.Module, *inputs: Any, backward: bool = True) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
+    """Wait until a device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(run: Callable[[], object], device: torch.device, repeat: int = 1) -> float:
-    """Of one run, out of so many in a row."""
+    """Return the mean seconds of a run, out of `repeat` in a row."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repeat):
@@ -66,7 +66,7 @@ def seconds(run: Callable[[], object], device: torch.device, repeat: int = 1) ->
 
 
 def peak(device: torch.device, anew: bool = False) -> int:
-    """The most bytes that this process, or torch on a GPU, has had; anew: from here on.
+    """Return the peak memory of this process, or of torch on a GPU, in bytes; `anew` resets the peak first.
 
     Not ru_maxrss, which a process inherits from the one that started it.
     """
@@ -85,7 +85,7 @@ def peak(device: torch.device, anew: bool = False) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The machine that the numbers belong to."""
+    """Describe the machine that the numbers were measured on."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
@@ -113,23 +113,23 @@ def measure_cost(
     *,
     augment: Augment | NonLeaking | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
-    """Protocol name, result in words and record of what training and sampling cost on the source's device.
+    """Measure what training and sampling cost on the source's device; returns protocol name, words and record.
 
     Times are medians after a run that is not timed. Training is timed by whole steps, in the trainer's precision.
     Sampling is one evaluation of the network for a batch, clipped as the source clips, times the evaluations of each
-    sampler: what a sampler computes between them is not in it, and is little unless the network is tiny. Latents are
-    decoded once besides. Of a source without a sampler it is one draw of a batch.
+    sampler: the sampler's own computation between them is left out, and is little unless the network is tiny. Decoding
+        latents, once, is added. For a source without a sampler it is one draw of a batch.
 
-    Memory is what training holds at its fullest, the data included: measured as torch counts it on a GPU, and as the
+    Memory is the peak of training, the data included: measured as torch counts it on a GPU, and as the
     process's growth on a CPU with Linux; elsewhere estimated as `preflight.memory` does, without what kernels use.
 
     Args:
         source: the network, its device and the precision of sampling.
-        task: what trained it; copies of its modules are trained, and weights stay as they are.
-        data: to train on; stay where they are.
+        task: the task that trained it; copies of its modules are trained, and weights stay as they are.
+        data: training data; they stay on their device.
         trainer: batch, micro-batches, precision, clipping and averaging of the steps.
         optimizer: makes one of parameters.
-        samplers: name -> sampler, at least one; the record's value, seconds an image, is the first one's. Of no use to
+        samplers: name -> sampler, at least one; the record's value, seconds an image, is the first one's. Ignored for
             a source without a sampler.
         batch: images that are sampled at a time.
         repeat: how many steps, and evaluations, are timed.
@@ -182,7 +182,7 @@ def measure_cost(
 
 
 def gflop_forward(source: Source) -> float:
-    """GFLOP of the network for one image, counted on the meta device; without a sampler, of one draw."""
+    """Return the GFLOP of the network for one image, counted on the meta device; without a sampler, of one draw."""
     if source.sampler is None:
         with FlopCounterMode(display=False) as counter:
             source.draw([0])
@@ -194,7 +194,7 @@ TOKENS = 77  # of a text, as encoders of CLIP give them
 
 
 def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> float:
-    """GFLOP of a network on the meta device for one image (C, H, W), of the forward and the backward pass."""
+    """Return the GFLOP of a network on the meta device for one image (C, H, W), forward and backward."""
     x_t, t = torch.empty(1, *shape, device="meta"), torch.ones(1, dtype=torch.long, device="meta")
     image = torch.empty(1, getattr(model, "condition_channels", 0), *shape[1:], device="meta")
     tokens = torch.empty(1, TOKENS, getattr(model, "token_channels", 0), device="meta")
@@ -205,14 +205,14 @@ def gflop(model: nn.Module, shape: tuple[int, ...], backward: bool = True) -> fl
 
 
 def gflop_of_loss(loss: Callable[[int], Tensor]) -> float:
-    """GFLOP of training on one sample, forward and backward, by what gives the loss of so many on the meta device."""
+    """Return the GFLOP of training on one sample, forward and backward, given n -> loss on the meta device."""
     with FlopCounterMode(display=False) as counter:
         loss(1).backward()
     return counter.get_total_flops() / 1e9
 
 
 def copy_of(task: Task) -> Task:
-    """A task whose modules can be trained without a change to those of the other; averaged ones get gradients."""
+    """Return a copy of a task whose modules can be trained independently; averaged ones get gradients."""
     task = copy.deepcopy(task)
     for module in task.modules.values():
         if not any(p.requires_grad for p in module.parameters()):
@@ -221,7 +221,7 @@ def copy_of(task: Task) -> Task:
 
 
 def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str, str]:
-    """Seconds of a training step, bytes that it holds, its precision, and whether bytes are "measured" or "estimated".
+    """Measure training: seconds and bytes of a step, its precision, and "measured" or "estimated" for the bytes.
 
     The estimate comes first: a step beyond the memory of a CPU's machine would end the process. What is loaded at first
     use is then there, and not measured.
@@ -235,26 +235,26 @@ def _train(make: Callable[[], Training], repeat: int) -> tuple[float, int, str, 
     _give_back()
     try:
         before = peak(device, anew=True)
-    except (RuntimeError, OSError):  # no Linux, or one that does not tell
+    except (RuntimeError, OSError):  # no Linux, or one that does not report memory
         return _median(_steps_of(make()), device, repeat), sum(needed), precision, "estimated"
     step = _median(_steps_of(make()), device, repeat)
     return step, max(0, peak(device) - before) + needed.data, precision, "measured"
 
 
 def _steps_of(training: Training) -> Callable[[], object]:
-    """A function that takes the next step each time."""
+    """Return a function that takes the next training step each time."""
     numbers = itertools.count(1)
     return lambda: training.step(next(numbers))
 
 
 def _decode(source: Source, batch: int) -> Callable[[], object]:
-    """A function that decodes a batch of latents."""
+    """Return a function that decodes a batch of latents."""
     z = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
     return lambda: source.decode(z)
 
 
 def _evaluate(source: Source, batch: int) -> Callable[[], object]:
-    """A function that evaluates the network once for a batch of samples; without a sampler, one that draws them."""
+    """Return a function that evaluates the network once for a batch; without a sampler, one that draws samples."""
     if not isinstance(source, TrainedSampler):
         return lambda: source.draw(range(batch))
     x_T = SampleNoise(source.seed, range(batch)).x_T(source.shape, source.device)
@@ -269,23 +269,23 @@ def _evaluate(source: Source, batch: int) -> Callable[[], object]:
 
 
 def evaluation_seconds(source: Source, batch: int) -> float:
-    """Seconds that one evaluation of the network takes for a batch, after one that is not timed."""
+    """Return the seconds of one network evaluation for a batch, after an untimed one."""
     return _median(_evaluate(source, batch), source.device, 1)
 
 
 def decoding_seconds(source: Source) -> float:
-    """Seconds that the codec of a source takes to decode one sample, after one that is not timed."""
+    """Return the seconds that the source's codec takes to decode one sample, after an untimed one."""
     return _median(_decode(source, 1), source.device, 1)
 
 
 def _median(run: Callable[[], object], device: torch.device, repeat: int) -> float:
-    """Seconds of a run, after one that is not timed."""
+    """Return the median seconds of a run, after an untimed one."""
     run()
     return statistics.median(seconds(run, device) for _ in range(repeat))
 
 
 def _give_back() -> None:
-    """Let the system have what was freed: the C library keeps it, and what grows into it would look like nothing."""
+    """Return freed memory to the system: the C library holds on to it, which would hide later growth."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than GNU's
@@ -294,7 +294,7 @@ def _give_back() -> None:
 
 @contextlib.contextmanager
 def _enough_memory(advice: str) -> Iterator[None]:
-    """Within it, a lack of memory raises a ValueError with advice."""
+    """Turn a lack of memory within the context into a ValueError with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -305,7 +305,7 @@ def _enough_memory(advice: str) -> Iterator[None]:
 
 
 def _in_words(values: dict[str, Any], units: str) -> str:
-    """The record as a small table; `units`: what samples are called."""
+    """Format the record as a small table; `units` is the word for samples."""
     about, batch = values["machine"], f"batch {values['training_batch']:,}"
     batch += f" in {values['accumulate']:,} parts" if values["accumulate"] > 1 else ""
     rows = [
@@ -324,5 +324,5 @@ def _in_words(values: dict[str, Any], units: str) -> str:
 
 
 def _short(x: float) -> str:
-    """Three digits."""
+    """Format a number to three significant digits."""
     return f"{float(f'{x:.3g}'):,g}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    r"""An average of a network's weights that is right from the first step.
+    r"""An exponential moving average of a network's weights that is unbiased from the first step.
 
     .. math:: \theta'_n = d_n\, \theta'_{n-1} + (1 - d_n)\, \theta_n, \quad
         d_n = \min\left(\text{decay}, \frac{n - 1}{n - 1 + \text{warmup}}\right)
@@ -34,12 +34,12 @@ class EMA:
         self._parameters: list[Tensor] = list(self.model.parameters())
 
     def decay_at(self, n: int) -> float:
-        """d_n of the n-th update, n = 1, 2, ..."""
+        """Return d_n of the n-th update, n = 1, 2, ..."""
         return min(self.decay, (n - 1) / (n - 1 + self.warmup)) if self.warmup > 0 else self.decay
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average with the weights after an optimizer step."""
         self.updates += 1
         torch._foreach_lerp_(self._parameters, list(model.parameters()), 1 - self.decay_at(self.updates))
         for a, b in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""Signals: training ends with a checkpoint, whatever else with an exception."""
+"""Signal handling: training ends with a checkpoint, everything else with an exception."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal ended training after a checkpoint was written, or what follows training."""
+    """Raised when a signal ended training, after a checkpoint was written, or ended what follows training."""
 
     def __init__(self, signum: int):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises Interrupted; outside the main thread, where Python cannot catch it, it does not."""
+    """Raise Interrupted on SIGTERM within the context; without effect outside the main thread."""
 
     def end(signum: int, frame: object) -> None:
         raise Interrupted(signum)
@@ -35,7 +35,7 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM, and a SIGUSR2 that somebody waits for, instead of dying of the first.
+    """Collect SIGINT, SIGTERM, and a SIGUSR2 that has a handler, instead of ending at the first.
 
     The second has its usual effect. A cluster's launcher gives notice by SIGUSR2 (submitit does, and starts the job
     anew); where it set no handler, that signal is left alone. Outside the main thread, where Python cannot catch any,

@@ -1,4 +1,4 @@
-"""Muon: an optimizer whose steps change every direction of a weight matrix by as much."""
+"""Muon: an optimizer whose steps change every direction of a weight matrix by the same amount."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ RMS = 0.2  # of a step of AdamW in units of the rate, about: so that rates for A
 
 
 def orthogonalised(G: Tensor) -> Tensor:
-    r"""About U V^T of G = U S V^T: the nearest matrix with orthogonal rows or columns.
+    r"""Return approximately U V^T of G = U S V^T: the nearest matrix with orthogonal rows or columns.
 
     .. math:: X_0 = G / \lVert G \rVert_F, \quad
         X_{k + 1} = a X_k + b\, (X_k X_k^T) X_k + c\, (X_k X_k^T)^2 X_k \qquad \text{[Muon (Newton-Schulz)]}
@@ -38,12 +38,12 @@ def orthogonalised(G: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    r"""Momentum that is made orthogonal, for matrices and convolutions; AdamW for all other parameters.
+    r"""The Muon optimizer: orthogonalised momentum for matrices and convolutions; AdamW for all other parameters.
 
     .. math:: M_n = \mu M_{n - 1} + (1 - \mu)\, G_n, \quad O_n = \text{orthogonalised}(\mu M_n + (1 - \mu)\, G_n), \quad
         W_n = (1 - \eta \lambda) W_{n - 1} - 0.2\, \eta \sqrt{\max(m, n)}\; O_n \qquad \text{[Muon (step)]}
 
-    The kernel of a convolution is the matrix of its outputs by all that one output sees. The factor makes a step as
+    The kernel of a convolution is the matrix of its outputs by its receptive field. The factor makes a step as
     large as AdamW's, so that one rate serves both.
 
     Args:
@@ -52,7 +52,7 @@ class Muon(Optimizer):
         momentum: mu, in [0, 1).
         betas, eps: of AdamW, for biases, gains and narrow matrices.
         weight_decay: lambda, >= 0.
-        least: rows and columns that a matrix must have, at least; with fewer (the last layer of a U-Net, vectors of a
+        least: the least number of rows and columns of a matrix; with fewer (the last layer of a U-Net, vectors of a
             few classes) AdamW serves.
     Raises:
         ValueError: an argument out of range.
@@ -86,7 +86,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change the parameters by their gradients."""
+        """Update the parameters by their gradients."""
         for group in self.param_groups:
             alike, others = dict[tuple[int, int], list[Tensor]](), list[Tensor]()
             for p in group["params"]:
@@ -99,7 +99,7 @@ class Muon(Optimizer):
                 self._step_others(group, others)
 
     def _step_matrices(self, group: dict[str, Any], shape: tuple[int, int], parameters: list[Tensor]) -> None:
-        """Of one shape, all at once."""
+        """Update parameters of one shape by Muon, all at once."""
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
@@ -112,7 +112,7 @@ class Muon(Optimizer):
         torch._foreach_sub_(parameters, [o.view(p.shape) for o, p in zip(O_n, parameters, strict=True)])
 
     def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """By AdamW."""
+        """Update the other parameters by AdamW."""
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(
@@ -130,5 +130,5 @@ class Muon(Optimizer):
 
 
 def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
-    """Of parameters that have one."""
+    """Return the gradients of the parameters that have one."""
     return [p.grad for p in parameters if p.grad is not None]

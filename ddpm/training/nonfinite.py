@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the step is skipped and counted, and too many in a row end the run with an autopsy."""
+"""Guard against non-finite numbers: steps are skipped and counted; too many in a row end the run with an autopsy."""
 
 import json
 import math
@@ -17,7 +17,7 @@ SMALLEST_SCALE = 1.0  # of fp16's loss: below it gradients overflow even unscale
 
 
 class Seen(NamedTuple):
-    """The inputs of a step, kept for an autopsy: tensors on their device, which nothing waits for."""
+    """The inputs of a step, recorded for an autopsy as tensors on their device, without synchronisation."""
 
     step: int
     facts: dict[str, Tensor]  # of each row of the batch, such as its t: (B,)
@@ -25,21 +25,21 @@ class Seen(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Takes the optimizer's steps, but for those whose loss or gradient is not finite, and counts what it skips.
+    """Take the optimizer's steps, skipping and counting those whose loss or gradient is not finite.
 
-    Where the optimizer can skip a step by itself (the fused ones) nothing waits for the device until somebody asks. The
-    EMA goes over all steps: a skipped one leaves the weights as they were.
+    If the optimizer can skip a step by itself (the fused ones) there is no synchronisation with the device until a
+    count is read. The EMA goes over all steps: a skipped one leaves the weights as they were.
 
     Args:
-        limit: so many steps in a row are skipped; one more ends the run. With fp16 an overflowing gradient is part of
+        limit: the most steps skipped in a row; one more ends the run. With fp16 an overflowing gradient is part of
             the search for a loss scale and is not one of the row, until the scale has collapsed below 1.
         device: where the losses are.
     """
 
     def __init__(self, limit: int, device: torch.device):
         self.limit = limit
-        self.counts = torch.zeros(3, dtype=torch.long, device=device)  # skipped, in a row now, longest row not told of
-        self.recent: deque[tuple[Seen, Tensor, Tensor]] = deque(maxlen=2 * limit + 1)  # who asks each limit + 1 steps
+        self.counts = torch.zeros(3, dtype=torch.long, device=device)  # skipped, in a row now, longest row
+        self.recent: deque[tuple[Seen, Tensor, Tensor]] = deque(maxlen=2 * limit + 1)  # checked every limit + 1 steps
 
     def step(
         self,
@@ -49,7 +49,7 @@ class NonFiniteGuard:
         optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        """Let the optimizer take a step, whose gradients are unscaled, unless its numbers are broken."""
+        """Take the optimizer's step, with gradients already unscaled, unless loss or gradient is not finite."""
         finite = loss.isfinite() & grad_norm.isfinite()
         if scaler.is_enabled():
             scaler.step(optimizer)
@@ -67,7 +67,7 @@ class NonFiniteGuard:
 
     @property
     def skipped(self) -> int:
-        """Steps skipped so far."""
+        """The number of steps skipped so far."""
         return int(self.counts[0])
 
     def must_be_sound(self, scaler: torch.amp.GradScaler, last: bool = False) -> None:
@@ -96,7 +96,7 @@ class NonFiniteGuard:
             )
 
     def report(self) -> list[dict[str, Any]]:
-        """The last steps as plain data: step, loss, gradient norm, and of each row its facts, such as t, and loss."""
+        """Return the last steps as plain data: step, loss, gradient norm, and per row loss and facts, such as t."""
         return [
             {
                 "step": seen.step,
@@ -109,17 +109,17 @@ class NonFiniteGuard:
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state that a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`; an empty one, of a version without a guard, leaves all at 0."""
+        """Restore `state_dict`; an empty one, of a version without a guard, leaves all at 0."""
         if "counts" in state:
             self.counts.copy_(state["counts"])
 
 
 def write_autopsy(folder: Path, reason: str, seed: int, steps: list[dict[str, Any]], last: Path | None) -> None:
-    """Write folder/report.json, a line a step, and keep the last whole checkpoint beside it, where nothing deletes it.
+    """Write folder/report.json, a line a step, and keep the last whole checkpoint next to it, safe from deletion.
 
     Args:
         steps: plain data; numbers that are not finite become the words "nan", "inf" and "-inf".
@@ -134,7 +134,7 @@ def write_autopsy(folder: Path, reason: str, seed: int, steps: list[dict[str, An
 
 
 def _in_words(node: Any) -> Any:
-    """Plain data with words for what JSON has no numbers for."""
+    """Return plain data with words for numbers that JSON cannot represent."""
     if isinstance(node, dict):
         return {key: _in_words(value) for key, value in node.items()}
     if isinstance(node, list):

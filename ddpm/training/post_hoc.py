@@ -1,7 +1,7 @@
-"""Post-hoc averages of the weights: any length of the average, chosen when training is over.
+"""Post-hoc EMA: averages of the weights whose length is chosen after training.
 
-Two averages of known profiles are tracked, snapshots of them are kept from time to time, and any other profile is put
-together from those. Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696,
+Two averages of known profiles are tracked, snapshots of them are saved from time to time, and any other profile is put
+together from these. Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696,
 section 3 and appendix C.
 """
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the averages that are tracked
-NARROWEST = 0.001  # of a width: far below what two tracked averages can say
+NARROWEST = 0.001  # of a width: far below what two tracked averages can represent
 WIDEST = 1 / math.sqrt(12)  # sigma_rel of gamma = 0, the plain mean of all steps
-WELL_MATCHED = 0.05  # of a profile's norm: what is missed beyond is seen in the weights (a few thousandths of theirs)
+WELL_MATCHED = 0.05  # of a profile's norm: larger errors are visible in the weights (a few thousandths of theirs)
 Averages = Mapping[str, Tensor]  # "WIDTH/MODULE/PARAMETER" -> the average
 Profile = tuple[float, float]  # t and gamma of a power function
 
 
 def width(gamma: float) -> float:
-    r"""The relative width of a power function: its standard deviation as a share of the steps so far.
+    r"""Return the relative width of a power function: its standard deviation as a share of the steps so far.
 
     .. math:: \sigma_{rel} = (\gamma + 1)^{1/2}\, (\gamma + 2)^{-1}\, (\gamma + 3)^{-1/2}
         \qquad \text{[EDM2 (sigma_rel)]}
@@ -30,7 +30,7 @@ def width(gamma: float) -> float:
 
 
 def exponent(sigma_rel: float) -> float:
-    r"""The gamma of a relative width: the largest real root of its cubic.
+    r"""Return the gamma of a relative width: the largest real root of its cubic.
 
     .. math:: (\gamma + 2)^2 (\gamma + 3) = \sigma_{rel}^{-2} (\gamma + 1) \qquad \text{[EDM2 (gamma)]}
 
@@ -49,7 +49,7 @@ def exponent(sigma_rel: float) -> float:
 
 
 def decay(gamma: float, t: int) -> float:
-    r"""The factor of the earlier average in step t.
+    r"""Return the factor of the earlier average in step t.
 
     .. math:: \beta_\gamma(t) = (1 - 1 / t)^{\gamma + 1} \qquad \text{[EDM2 (beta_gamma)]}
     """
@@ -57,7 +57,7 @@ def decay(gamma: float, t: int) -> float:
 
 
 def inner_product(a: Profile, b: Profile) -> float:
-    r"""The inner product of two power functions p_{gamma, t}, each the weights of an average that was taken at its t.
+    r"""Return the inner product of two power functions p_{gamma, t}, the weight profiles of averages taken at t.
 
     .. math:: p_{\gamma, t}(\tau) = \frac{\gamma + 1}{t^{\gamma + 1}}\, \tau^\gamma \text{ on } [0, t], \quad
         \langle p_{\gamma_a, t_a}, p_{\gamma_b, t_b} \rangle
@@ -69,16 +69,16 @@ def inner_product(a: Profile, b: Profile) -> float:
 
 
 def coefficients(stored: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
-    r"""Coefficients of stored averages whose sum has the wanted profile as nearly as can be.
+    r"""Return the coefficients with which stored averages best combine to the wanted profile, by least squares.
 
     .. math:: A x = b, \quad A_{ij} = \langle p_i, p_j \rangle, \quad b_i = \langle p_i, p \rangle
         \qquad \text{[EDM2 (least squares)]}
 
-    Of all x only those are looked at that add up to 1, by a Lagrange multiplier: weights that stand still then stay
+    The coefficients are constrained to add up to 1, by a Lagrange multiplier: constant weights then stay
     what they are, and the error is smaller for it, from few snapshots by an order of magnitude.
 
-    Returns: x, one number for each of `stored`; and the norm of what the sum misses of the profile, as a share of the
-        profile's own.
+    Returns: x, one number for each of `stored`; and the norm of the profile's error, as a share of the profile's own
+        norm.
     """
     scaled = [(t / wanted[0], gamma) for t, gamma in stored]
     p, n = (1.0, wanted[1]), len(stored)
@@ -95,15 +95,15 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray
 def reconstruct(
     snapshots: Mapping[int, Callable[[], Averages]], t: int, sigma_rel: float, module: str = "model"
 ) -> tuple[dict[str, Tensor], float]:
-    """The average of a module's weights at step t, of any width.
+    """Return the average of a module's weights at step t, of any width.
 
     Args:
-        snapshots: step -> what reads the averages that were kept there.
+        snapshots: step -> a function that reads the averages saved there.
         t: the step at which the average is wanted, at or after the last snapshot.
         sigma_rel: its relative width, see `exponent`.
         module: the name of the module in its task.
-    Returns: the parameters by name, float64; and what is missed of the profile, see `coefficients`.
-    Raises: ValueError for a width out of range, and snapshots that do not hold the module or do not fit together.
+    Returns: the parameters by name, float64; and the relative error of the profile, see `coefficients`.
+    Raises: ValueError for a width out of range, and snapshots that lack the module or do not fit together.
     """
     profiles = [(step, exponent(one)) for step in snapshots for one in WIDTHS]
     x, missed = coefficients(profiles, (t, exponent(sigma_rel)))
@@ -125,12 +125,12 @@ def reconstruct(
 
 
 def tracked(snapshots: int) -> int:
-    """How many averages are tracked for so many snapshots: none, where none is kept."""
+    """Return how many averages are tracked, given the number of snapshots: none without snapshots."""
     return len(WIDTHS) if snapshots else 0
 
 
 class PowerAverages:
-    r"""The tracked averages of some modules' parameters, one of each of `WIDTHS`.
+    r"""The tracked averages of some modules' parameters, one for each of `WIDTHS`.
 
     .. math:: \hat\theta_\gamma(t) = \frac{\gamma + 1}{t^{\gamma + 1}} \int_0^t \tau^\gamma\, \theta(\tau)\, d\tau,
         \quad \hat\theta_\gamma(t) = \beta_\gamma(t)\, \hat\theta_\gamma(t - 1) + (1 - \beta_\gamma(t))\, \theta(t)
@@ -140,7 +140,7 @@ class PowerAverages:
     such an average looks back over a fixed share of the training so far, and the random start is not in it.
 
     Args:
-        modules: what is averaged, by name; buffers are not.
+        modules: the modules to average, by name; buffers are not averaged.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]):
@@ -151,16 +151,16 @@ class PowerAverages:
 
     @torch.no_grad()
     def update(self, t: int) -> None:
-        """Take in the weights after step t = 1, 2, ..."""
+        """Update the averages with the weights after step t = 1, 2, ..."""
         for one, averages in self._averages.items():
             torch._foreach_lerp_(list(averages.values()), self._parameters, 1 - decay(self._gammas[one], t))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, by "WIDTH/MODULE/PARAMETER"."""
+        """Return the averages, by "WIDTH/MODULE/PARAMETER"."""
         return {f"{one:g}/{name}": x for one, averages in self._averages.items() for name, x in averages.items()}
 
     def load_state_dict(self, state: Averages) -> None:
-        """Go on from `state_dict`; ValueError for that of other networks."""
+        """Restore `state_dict`; ValueError for that of other networks."""
         own = self.state_dict()
         if {name: x.shape for name, x in own.items()} != {name: x.shape for name, x in state.items()}:
             raise ValueError("the tracked averages of the checkpoint are those of another network")

@@ -1,4 +1,4 @@
-"""Several processes that train one network, each on its share of every batch, as torchrun starts them."""
+"""Data-parallel training: several processes, started by torchrun, each on its share of every batch."""
 
 import atexit
 import importlib
@@ -14,10 +14,10 @@ from ddpm.randomness import generator
 
 
 class Ranks:
-    """This process among those that train together; alone unless torchrun started it.
+    """The rank of this process among those that train together; a single one unless torchrun started it.
 
     All ranks draw the same global batch and take their share of it, so that the run is that of one process but for
-    rounding. Rank 0 leads: it alone holds the run and writes.
+    rounding. Rank 0 leads: it alone owns the run directory and writes.
 
     Args:
         rank, size: this process, 0..size-1.
@@ -31,16 +31,16 @@ class Ranks:
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """The rows of this rank, of rows that `size` divides."""
+        """Return this rank's share of rows whose number `size` divides."""
         return rows if self.size == 1 else rows.chunk(self.size)[self.rank]
 
     def seed_dropout(self, seed: int, step: int) -> None:
-        """Key what dropout draws, which takes no generator, by the step; another rank drops others."""
+        """Seed dropout, which takes no generator, by the step; each rank drops other units."""
         stream = "dropout" if self.leads else f"dropout of rank {self.rank}"
         torch.manual_seed(generator(seed, stream, step).initial_seed())
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in the order of which they took their shares."""
+        """Gather the rows of all ranks, in the order of their shares."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
@@ -48,7 +48,7 @@ class Ranks:
         return torch.cat(parts)
 
     def average_(self, tensors: list[Tensor]) -> None:
-        """Put the mean over ranks in the place of each tensor, all in one message."""
+        """Replace each tensor by its mean over ranks, all in one message."""
         if self.size == 1:
             return
         flat = torch.cat([x.reshape(-1) for x in tensors])
@@ -58,7 +58,7 @@ class Ranks:
             x.copy_(mean.view_as(x))
 
     def largest(self, *values: float) -> list[float]:
-        """The largest of each value over ranks: what all of them go by."""
+        """Return the largest of each value over ranks, so that all ranks agree."""
         if self.size == 1:
             return list(values)
         agreed = torch.tensor(values, dtype=torch.float64)
@@ -66,21 +66,21 @@ class Ranks:
         return agreed.tolist()
 
     def broadcast(self, value: Any = None) -> Any:
-        """The leader's value, on every rank."""
+        """Return the leader's value, on every rank."""
         if self.size == 1:
             return value
-        said = [value]
-        dist.broadcast_object_list(said, src=0)
-        return said[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
 
 def started() -> bool:
-    """Whether torchrun started this process beside others."""
+    """Whether torchrun started this process together with others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join(device: torch.device) -> tuple[Ranks, torch.device]:
-    """This process's place among those that torchrun started, and its device: of several GPUs, the one of its number.
+    """Return this process's rank under torchrun, and its device: of several GPUs, that of the local rank.
 
     Raises: ValueError if there are fewer GPUs than processes on this machine.
     """
@@ -104,6 +104,6 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
 
 
 def _leave() -> None:
-    """Free the group's threads, after they have dropped what they held last: they need Python for that."""
+    """Destroy the process group, after its threads have released what they last used: they need Python for that."""
     time.sleep(0.5)
     dist.destroy_process_group()

@@ -17,21 +17,21 @@ from ddpm.training.step import Taken, Training
 from ddpm.training.task import Task
 
 PREVIEWED, MANY_POINTS = 8, 1000  # samples of a preview; points are one picture together
-PREVIEW_ROWS = 12  # of the strip at most, evenly chosen: more are not read, and a long run's picture would grow
+PREVIEW_ROWS = 12  # of the strip at most, evenly chosen, so that a long run's picture does not grow
 
 
 class Record:
-    """The record of a run's training, written and shown by the process that has the run.
+    """The record of a run's training, written and displayed by the process that owns the run directory.
 
     Args:
         run: the run directory.
-        training: the steps; `step`, `clock` and `fraction` say where they stand.
+        training: the steps; `step`, `clock` and `fraction` are its progress.
         frozen: checksums of the modules that are not trained.
         batch_size, previews, keep, keep_every, ema_snapshots: see `ddpm.training.trainer.Trainer`.
         resumed: the checkpoint that training goes on from, of this run or of the one that it extends; None for none.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
-        shown: whether the line of progress is shown.
+        shown: whether the progress bar is displayed.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Record:
         self.batch_size, self.held_out, self.watch = batch_size, held_out, watch
         self.keep, self.keep_every = keep, keep_every
         self.skipped = training.skipped
-        self.eager: str | None = None  # that was told
+        self.eager: str | None = None  # the last reported reason
         checkpoint.drop_after(run.checkpoints, step)
         self.averages, self.ema_snapshots = run.path / snapshots.FOLDER, ema_snapshots
-        self.snapshots = int(fraction * ema_snapshots)  # that were taken
+        self.snapshots = int(fraction * ema_snapshots)  # taken so far
         snapshots.drop_after(self.averages, step)
         if resumed is not None and ema_snapshots:
             snapshots.inherit(self.averages, resumed.parent.parent / snapshots.FOLDER, step)
@@ -78,7 +78,7 @@ class Record:
         self.metrics.close()
 
     def trained(self, step: int, seconds: float, fraction: float, taken: Taken) -> None:
-        """A line of metrics, and of progress, for a step that was taken."""
+        """Write a line of metrics, and of progress, for a step that was taken."""
         training = self.training
         values = {"loss": taken.loss.item(), "grad_norm": taken.grad_norm.item(), "lr": training.lr}
         values |= {f"loss_{name}": part.item() for name, part in taken.parts.items()}
@@ -93,24 +93,24 @@ class Record:
         self.eager = training.eager
 
     def preview(self, step: int, fraction: float) -> None:
-        """Draw samples, if it is time for that."""
+        """Draw a preview, if one is due."""
         if self.previews.due(fraction):
             self.previews.take(step, self.training.task, self.training.averaged)
 
     def snapshot(self, step: int, fraction: float) -> None:
-        """Keep the tracked averages, if another 1 / `ema_snapshots` of the budget has been used since the last time."""
+        """Save the tracked averages, if another 1 / `ema_snapshots` of the budget has been used since the last time."""
         before, self.snapshots = self.snapshots, int(fraction * self.ema_snapshots)
         if self.training.tracked and self.snapshots > before:
             snapshots.save(self.averages, step, self.training.tracked.state_dict())
 
     def save(self, step: int, measuring: bool) -> None:
-        """Write a checkpoint, before that the loss on held-out data if it is to be measured."""
+        """Write a checkpoint; `measuring` computes the loss on held-out data first."""
         loss = n = None
         if measuring:
             losses = self.held_out() or {"loss": None}
             loss, n = losses["loss"], losses.get("n")
             self.metrics.write(step, "held_out", images=step * self.batch_size, seconds=self.clock.seconds, **losses)
-        self.metrics.flush()  # all lines are on disk before a checkpoint says that they are
+        self.metrics.flush()  # all lines are on disk before the checkpoint that implies them
         state = {"step": step, "seconds": self.clock.seconds} | self.training.state_dict()
         task, averaged = self.training.task, self.training.averaged
         checkpoint.save(self.run.checkpoints, step, task.modules, averaged.modules, state, loss, self.frozen, n)
@@ -121,9 +121,9 @@ class Record:
 
 
 class Previews:
-    """Samples of one noise at intervals over training, by the raw weights and by the averaged ones.
+    """Samples from fixed noise at intervals over training, by the raw weights and by the averaged ones.
 
-    The rows are kept in previews.pt, so that a resumed run goes on with its strip.
+    The rows are stored in previews.pt, so that a resumed run goes on with its strip.
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class Previews:
         self.folder, self.data = folder, data
         self.seed, self.precision = seed, precision
         self.previews, self.number = previews, int(fraction * previews) if step > 0 or not previews else -1
-        self.rows = [row for row in self._kept() if row[0] <= step] if step > 0 else []
+        self.rows = [row for row in self._stored() if row[0] <= step] if step > 0 else []
 
-    def _kept(self) -> list[tuple[int, Tensor, Tensor]]:
-        """The rows of the processes before; none, with a message, if they cannot be read: that is worth no stop."""
+    def _stored(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Return the rows stored by earlier processes; none, with a message, if they cannot be read."""
         path = self.folder / "previews.pt"
         if not path.exists():
             return []
@@ -149,29 +149,29 @@ class Previews:
         return list(rows)
 
     def due(self, fraction: float) -> bool:
-        """Whether another 1 / previews of the budget has been used since the last call; at a new run's first, true."""
+        """Return whether another 1 / previews of the budget has been used since the last call; true first."""
         before, self.number = self.number, int(fraction * self.previews)
         return self.number > before
 
     def take(self, step: int, raw: Task, averaged: Task) -> None:
-        """Sample from both, and draw preview.png; a task that draws nothing has none."""
+        """Sample with both weights, and draw preview.png; nothing for a task without samples."""
         n = PREVIEWED if len(self.data.original.shape) == 3 else MANY_POINTS
         of_raw, of_averaged = (task.preview(n, self.data, self.seed, self.precision) for task in (raw, averaged))
         if of_raw is None or of_averaged is None:
             return
-        from ddpm.figures import plots  # and matplotlib with it, which the first step does not wait for
+        from ddpm.figures import plots  # imported late, as matplotlib would delay the first step
 
         self.rows.append((step, of_raw, of_averaged))
         with replacing(self.folder / "previews.pt") as temporary:
             torch.save(self.rows, temporary)
-        shown = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
-        chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in shown)]
+        selected = torch.linspace(0, len(self.rows) - 1, min(PREVIEW_ROWS, len(self.rows))).round().long().tolist()
+        chosen = [(step, as_pictures(one), as_pictures(other)) for step, one, other in (self.rows[i] for i in selected)]
         shape = self.data.original.shape
         plots.preview(self.folder / "preview.png", chosen, plane_of(shape[0]) if len(shape) == 1 else None)
 
 
 class ProgressBar:
-    """One line: step, loss, samples per second, time left. Without a terminal, such a line every ten seconds."""
+    """A progress line: step, loss, samples per second, time left. Without a terminal, printed every ten seconds."""
 
     def __init__(self, step: int, seconds: float, batch_size: int, units: str, shown: bool = True):
         self.step, self.seconds, self.batch_size, self.units, self.shown = step, seconds, batch_size, units, shown
@@ -184,7 +184,7 @@ class ProgressBar:
         return self
 
     def show(self, step: int, loss: float, seconds: float, fraction: float) -> None:
-        """After a step: its loss, and what the time since the start says about speed and end."""
+        """Display the loss after a step, with speed and time left as estimated from the time since the start."""
         if not self.shown:
             return
         speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
@@ -197,7 +197,7 @@ class ProgressBar:
             print(f"{fraction:4.0%}  {line}", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
-        """A line of its own above the bar."""
+        """Print a message above the bar."""
         self.bar.write(message, file=sys.stderr)
 
     def __exit__(self, *error: object) -> None:

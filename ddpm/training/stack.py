@@ -1,4 +1,4 @@
-"""Several runs of one form as one program: seeds that are trained at once."""
+"""Stacked training: several runs that differ in their seeds, trained at once as one program."""
 
 import contextlib
 import functools
@@ -18,15 +18,15 @@ from ddpm.training.trainer import Begun, Trainer
 
 
 class Stack:
-    """Arms whose losses and gradients are computed as one, and all else of a step each by itself.
+    """Arms whose losses and gradients are computed together, and everything else of a step separately.
 
-    The weights of S arms become rows of one tensor (S, *) a parameter, and so their gradients; the arms keep their
-    parameters, which are views of these rows. What each draws is put together, S B rows; the loss and its mathematics
+    The weights of S arms become rows of one tensor (S, *) a parameter, and so their gradients; the arms' own parameters
+    become views of these rows. The draws of all arms are concatenated, S B rows; the loss and its mathematics
     see these rows, and the networks S times B of them through `torch.vmap`. Each arm then clips, steps its optimizer
     and averages as a single run does: it is that run but for rounding.
 
     Args:
-        arms: of one task and one form, see `why_not`; they differ in their seeds, or in numbers that no loss knows.
+        arms: of one task and one form, see `why_not`; they differ in their seeds, or in numbers no loss depends on.
             Their weights are loaded before.
     Raises: ValueError with the reason why they cannot be stacked.
     """
@@ -64,15 +64,15 @@ class Stack:
 
 
 def fit_together(trainers: Sequence[Trainer], begun: Sequence[Begun]) -> list[tuple[str, Task] | Exception]:
-    """Train several runs in lockstep, each by its own loop, whose steps are taken as one.
+    """Train several runs in lockstep, each by its own loop, with their steps taken together.
 
-    A run whose numbers break, or that meets another error of its own, ends alone and the others go on; at a signal all
-    end, each after its checkpoint.
+    A run whose numbers break, or that meets another error of its own, ends alone and the others go on; a signal ends
+    all of them, each after its checkpoint.
 
     Args:
         trainers, begun: of each run, from `Trainer.begin`; at one step, with one budget in steps or epochs.
     Returns:
-        of each what `Trainer.fit` returns, or raises.
+        for each run the result of `Trainer.fit`, or its exception.
     Raises: ValueError, before the first step, for runs that cannot be stacked.
     """
     runs = list(zip(trainers, begun, strict=True))
@@ -83,7 +83,7 @@ def fit_together(trainers: Sequence[Trainer], begun: Sequence[Begun]) -> list[tu
     arms = [one.training for one in begun]
     stack, stacked = Stack(arms), list(range(len(arms)))
     ended: dict[int, tuple[str, Task] | Exception] = {}
-    asked: dict[int, tuple[int, float]] = {}
+    pending: dict[int, tuple[int, float]] = {}
 
     with signals() as received, contextlib.ExitStack() as closing:
         loops = [trainer.loop(one, received) for trainer, one in runs]
@@ -92,26 +92,26 @@ def fit_together(trainers: Sequence[Trainer], begun: Sequence[Begun]) -> list[tu
 
         def go_on(n: int, go: Callable[[], tuple[int, float]]) -> None:
             try:
-                asked[n] = go()
+                pending[n] = go()
             except StopIteration as end:
                 ended[n] = end.value
-            except Exception as error:  # whatever ends a run: who began it tells what became of it
+            except Exception as error:  # any error ends this run alone: the caller reports it
                 ended[n] = error
 
         for n, loop in enumerate(loops):
             go_on(n, loop.__next__)
-        while asked:
-            (step, fraction), there = next(iter(asked.values())), list(asked)
+        while pending:
+            (step, fraction), there = next(iter(pending.values())), list(pending)
             if there != stacked:
                 stack, stacked = Stack([arms[n] for n in there]), there
-            asked.clear()
+            pending.clear()
             for n, taken in zip(there, stack.step(step, fraction), strict=True):
                 go_on(n, functools.partial(loops[n].send, taken))
     return [ended[n] for n in range(len(arms))]
 
 
 def why_not(task: Task, trainer: Trainer) -> str | None:
-    """Why a run cannot be one of several in a stack; None if it can."""
+    """Return why a run cannot be stacked with others; None if it can."""
     if trainer.seconds is not None:
         return "a budget in seconds ends each run where it is then (set trainer.seconds=null)"
     return _why_no_step(task, trainer)
@@ -140,7 +140,7 @@ def _why_no_step(task: Task, settings: Settings) -> str | None:
 
 
 def _why_not_together(arms: Sequence[Training]) -> str | None:
-    """Why runs that could be stacked are no stack of one another."""
+    """Return why these runs, each of which could be stacked, cannot be stacked with one another; None if they can."""
 
     def form(arm: Training) -> object:
         return (
@@ -163,30 +163,30 @@ class _Together(nn.Module):
 
     def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
-        self.alike = list(networks)  # of a list nn.Module takes no note: the parameters here are the rows
+        self.alike = list(networks)  # a plain list, which nn.Module does not register: the parameters here are the rows
         named = [dict(network.named_parameters()) for network in networks]
         self.stacked = {name: _stacked([of[name] for of in named]) for name in named[0]}
         buffers = [dict(network.named_buffers()) for network in networks]
-        self.held = {name: torch.stack([of[name] for of in buffers]) for name in buffers[0]}
+        self.buffered = {name: torch.stack([of[name] for of in buffers]) for name in buffers[0]}
         self.own = {name: [of[name] for of in named] for name in named[0]}
         for name, x in self.stacked.items():
             for own, row in zip(self.own[name], x.detach(), strict=True):
                 own.data = row
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attribute, such as what a network takes, of the first network."""
+        """Return any other attribute, such as `takes`, of the first network."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["alike"][0], name)
 
     def forward(self, *inputs: Any) -> Tensor:
-        S, first, given = len(self.alike), self.alike[0], _Inputs(dict(enumerate(inputs)))
+        S, first, args = len(self.alike), self.alike[0], _Inputs(dict(enumerate(inputs)))
 
         def of_one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tensors: list[Tensor]) -> Any:
-            return functional_call(first, (weights, buffers), tuple(given.holding(tensors).inputs.values()))
+            return functional_call(first, (weights, buffers), tuple(args.holding(tensors).inputs.values()))
 
-        out: Tensor = torch.vmap(of_one)(self.stacked, self.held, [x.unflatten(0, (S, -1)) for x in given.tensors()])
+        out: Tensor = torch.vmap(of_one)(self.stacked, self.buffered, [x.unflatten(0, (S, -1)) for x in args.tensors()])
         return out.flatten(0, 1)
 
     def forget_gradients(self) -> None:
@@ -202,13 +202,13 @@ class _Together(nn.Module):
 
 @dataclass(frozen=True)
 class _Inputs(Rows):
-    """The arguments of a network's call, by their place."""
+    """The arguments of a network's call, by their position."""
 
     inputs: Mapping[int, Any]
 
 
 def _stacked(rows: Sequence[nn.Parameter]) -> Tensor:
-    """Parameters of one shape as one (S, *), whose rows lie in memory as each of them does."""
+    """Return parameters of one shape as one (S, *), whose rows have the memory layout of the originals."""
     first = rows[0].detach()
     x = torch.empty_strided(
         (len(rows), *first.shape), (first.numel(), *first.stride()), dtype=first.dtype, device=first.device

@@ -24,7 +24,7 @@ from ddpm.training.task import Drawn, Losses, Optimizer, Phase, Task, trial_loss
 
 
 class Settings(Protocol):
-    """The settings of training that a step asks for, see `ddpm.training.trainer.Trainer`."""
+    """The settings of training that a step needs, see `ddpm.training.trainer.Trainer`."""
 
     batch_size: int
     accumulate: int
@@ -37,26 +37,26 @@ class Settings(Protocol):
 
 
 class Taken(NamedTuple):
-    """The record of a step, before its weights changed: of its first phase, or of all."""
+    """The record of a step: loss and gradient norm of the first phase, and the parts of the loss of all phases."""
 
-    loss: Tensor  # the mean that was trained
-    grad_norm: Tensor  # before it was clipped
+    loss: Tensor  # the mean training loss
+    grad_norm: Tensor  # before clipping
     parts: dict[str, Tensor]  # the mean of each part of the loss, of all phases; empty where there is one
 
 
 class Training:
-    """A task with all that its steps change: weights, their averages, optimizers, loss scales and counters.
+    """A task with all the state that its steps change: weights, their averages, optimizers, loss scales and counters.
 
     Args:
         settings: batch, micro-batches, precision, clipping and averaging of the steps.
         task: is moved to the device.
-        data: to train on; lie on the device already, or are copied batch by batch.
-        optimizer: makes one of parameters, for every phase that does not bring its own.
+        data: training data; on the device already, or are copied batch by batch.
+        optimizer: makes an optimizer of parameters, for every phase without its own.
         seed: all randomness is keyed by it, and by the step.
         precision: one of `ddpm.runs.precision.PRECISIONS`; None for that of the settings.
-        augment: changes what is trained on; None for as it is.
+        augment: augmentation of training batches; None for none.
         ranks: the processes that share every batch; None for this one alone.
-        graph: replays the gradients of a step, where that can be, see `eager`; None for no such thing.
+        graph: replays the gradients of a step, where possible, see `eager`; None for no graph.
     Raises: ValueError for a loss that couples the batch, and micro-batches.
     """
 
@@ -110,11 +110,11 @@ class Training:
 
     @property
     def eager(self) -> str | None:
-        """Why steps are taken without the graph that was to replay them; None where it does, or none was given."""
+        """Why steps are taken without the graph that was to replay them; None if it replays them, or none was given."""
         return self.hindrance or self.phases[0].gradients.eager
 
     def _hindrance(self) -> str | None:
-        """The known reason why a graph cannot replay the steps; None for none."""
+        """Return the known reason why a graph cannot replay the steps; None if there is none."""
         if self.ranks.size > 1:
             return f"{self.ranks.size} processes share every batch"
         if len(self.task.phases) > 1:
@@ -123,7 +123,7 @@ class Training:
 
     @property
     def skipped(self) -> int:
-        """Optimizer steps that were skipped so far, for their loss or gradient was not finite."""
+        """The number of optimizer steps skipped so far because loss or gradient was not finite."""
         return sum(phase.guard.skipped for phase in self.phases)
 
     def scale_lr(self, factor: float) -> None:
@@ -144,7 +144,7 @@ class Training:
         return float(self.phases[0].optimizer.param_groups[0]["lr"])
 
     def draw(self, step: int, progress: float = 0.0) -> Drawn:
-        """A step's whole batch, a function of (seed, step) and of what the task has learned from earlier ones."""
+        """Draw a step's whole batch, a function of (seed, step) and of what the task has learned from earlier steps."""
         random = Keyed(self.seed, step, device=self.device)
         order = self.data.order(self.seed, step, self.settings.batch_size)
         batch = self.data.batch(order, self.device, random("flip"))
@@ -154,25 +154,25 @@ class Training:
         return self.task.draw(batch, random, progress)
 
     def micro_batches(self, drawn: Drawn) -> Iterator[Drawn]:
-        """The draws of a step in micro-batches; of each the rows of this process."""
+        """Yield the draws of a step in micro-batches, of each the rows of this process."""
         for part in torch.arange(self.settings.batch_size, device=self.device).chunk(self.settings.accumulate):
             rows = drawn.rows(itemgetter(part))
             yield rows if self.task.couples_batch else rows.rows(self.ranks.share)
 
     def step(self, step: int, progress: float = 0.0) -> Taken:
-        """Take a step; steps count from 1. Its learning rates are those that were set last."""
+        """Take a training step; steps count from 1. Learning rates are those set last."""
         drawn = self.begin(step, progress)
         return self.end(step, drawn, [phase.step(step, drawn, progress) for phase in self.phases])
 
     def begin(self, step: int, progress: float = 0.0) -> Drawn:
-        """Make the networks ready for a step, and return its draws."""
+        """Prepare the networks for a step, and return its draws."""
         for module in self.task.modules.values():
             module.train()
         self.ranks.seed_dropout(self.seed, step)
         return self.draw(step, progress)
 
     def end(self, step: int, drawn: Drawn, taken: Sequence[tuple[Taken, Losses]]) -> Taken:
-        """Average the weights of a step whose phases were taken, and let the task know of it."""
+        """Average the weights after the phases of a step, and notify the task."""
         for module in self.task.modules.values():
             renormalise(module)
         for name, average in self.averages.items():
@@ -182,7 +182,7 @@ class Training:
         first, losses = taken[0][0], taken[0][1]
         self.task.after_step(drawn, losses)
         names = [name for _, losses in taken for name in losses]
-        parts = {  # of two phases with a part of one name, each says whose it is
+        parts = {  # parts of one name in several phases are prefixed by their phase
             name if names.count(name) == 1 else f"{phase.phase.name}_{name}": part.mean()
             for phase, (_, losses) in zip(self.phases, taken, strict=True)
             for name, part in losses.items()
@@ -199,7 +199,7 @@ class Training:
             phase.guard.must_be_sound(phase.scaler, last)
 
     def report(self) -> list[dict[str, Any]]:
-        """The last steps as plain data, for an autopsy: a line a step and phase."""
+        """Return the last steps as plain data, for an autopsy: a line per step and phase."""
         several = len(self.phases) > 1
         lines = [
             ({"phase": phase.phase.name} if several else {}) | line
@@ -209,7 +209,7 @@ class Training:
         return sorted(lines, key=itemgetter("step"))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run needs besides the weights and their averages."""
+        """Return the state that a resumed run needs besides the weights and their averages."""
         return {
             "precision": self.precision,
             "ema_updates": {name: average.updates for name, average in self.averages.items()},
@@ -219,7 +219,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         for name, average in self.averages.items():
             average.updates = state["ema_updates"][name]
         if self.tracked:
@@ -231,7 +231,7 @@ class Training:
         self.task.load_state_dict(state["task"])
 
     def needs(self) -> preflight.Memory:
-        """The memory of a step, estimated; computes losses of one and two samples."""
+        """Estimate the memory of a step, by computing losses of one and two samples."""
         micro = self.settings.batch_size // self.settings.accumulate
         activations = 0
         for number, phase in enumerate(self.phases):
@@ -252,14 +252,14 @@ class Training:
 
 
 def renormalise(module: nn.Module) -> None:
-    """Give layers of normalised weights their norm back: those with `renormalise_`, as `models.magnitude` has them."""
+    """Renormalise the weights of layers that have `renormalise_`, see `models.magnitude`."""
     for layer in module.modules():
         if callable(its := getattr(layer, "renormalise_", None)):
             its()
 
 
 class _Optimized:
-    """A phase with its optimizer, its loss scale and its count of broken steps."""
+    """A phase with its optimizer, its loss scale and its guard against non-finite steps."""
 
     def __init__(self, phase: Phase, training: Training, optimizer: Optimizer, graph: Graph | None):
         self.phase, self.training = phase, training
@@ -278,11 +278,11 @@ class _Optimized:
         self.guard = NonFiniteGuard(training.settings.max_skipped, training.device)
 
     def step(self, step: int, drawn: Drawn, progress: float) -> tuple[Taken, Losses]:
-        """Step the optimizer; the losses of the whole batch, from all processes, come back."""
+        """Step the optimizer; returns the losses of the whole batch, over all processes."""
         return self.update(step, drawn, *self.backward(drawn, progress))
 
     def backward(self, drawn: Drawn, progress: float) -> tuple[Tensor, Losses]:
-        """Give every parameter its gradient: the loss that is trained, and those of the whole batch."""
+        """Compute every parameter's gradient; returns the trained loss, and the parts of the whole batch."""
         loss, parts = self.gradients(drawn, progress)
         ranks = self.training.ranks
         whole = (lambda x: x) if self.training.task.couples_batch else ranks.gathered
@@ -291,7 +291,7 @@ class _Optimized:
         return loss, together
 
     def update(self, step: int, drawn: Drawn, loss: Tensor, together: Losses) -> tuple[Taken, Losses]:
-        """Step the optimizer by gradients that are there, unless their numbers are broken."""
+        """Step the optimizer by the present gradients, unless they are not finite."""
         training, task = self.training, self.training.task
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, training.settings.clip or math.inf)
@@ -300,9 +300,9 @@ class _Optimized:
         return Taken(loss, grad_norm, {}), together
 
     def _gradients(self, drawn: Drawn, progress: float) -> tuple[Tensor, list[Losses]]:
-        """Leave the gradients of a step in the parameters; its loss, and its parts in each micro-batch, come back.
+        """Compute this process's gradients of a step; returns its loss, and its parts in each micro-batch.
 
-        All of this process's rows. Nothing here may wait for the device: it is what a graph replays.
+        Nothing here may synchronise with the device: it is what a graph replays.
         """
         training, task = self.training, self.training.task
         self.optimizer.zero_grad()
@@ -321,7 +321,7 @@ class _Optimized:
         return loss, parts
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run needs."""
+        """Return the state that a resumed run needs."""
         names = {} if self.names == self.all_names else {"parameters": self.names}
         return {
             "optimizer": self.optimizer.state_dict()["state"],
@@ -330,9 +330,9 @@ class _Optimized:
         } | names
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         before = {name: number for number, name in enumerate(state.get("parameters", self.all_names))}
-        known = {  # of those that were trained before; what is newly trained begins without
+        known = {  # of parameters trained before; newly trained ones begin without state
             number: state["optimizer"][before[name]]
             for number, name in enumerate(self.names)
             if before.get(name) in state["optimizer"]

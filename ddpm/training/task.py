@@ -1,4 +1,4 @@
-"""The protocol of a task: modules that are trained, what a step draws, and the losses of what was drawn."""
+"""The protocol of a task: modules that are trained, the random draws of a step, and its losses."""
 
 import copy
 import hashlib
@@ -39,10 +39,10 @@ Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn(Rows):
-    """All that the losses of a step are computed from; a task adds its own tensors, each with one row a sample.
+    """All inputs of a step's losses; a task adds its own tensors, each with one row a sample.
 
     Args:
-        weight: what the loss of each row is multiplied by, (B,), where rows are not drawn evenly; None for 1.
+        weight: factor of each row's loss, (B,), where rows are not drawn uniformly; None for 1.
     """
 
     weight: Tensor | None = None
@@ -58,35 +58,35 @@ class Phase(NamedTuple):
 
 
 class Task(ABC):
-    """An objective, with the networks that it trains.
+    """A training objective, with the networks that it trains.
 
     A trainer moves the modules to its device, draws, computes the losses of each phase, steps its optimizer and
     averages the weights of all modules; all else about training is the trainer's, and the same for every task.
 
     Args:
-        modules: what is trained, by name; lower-case letters, digits and underscores. A checkpoint has files of each.
-        frozen: what is used and not trained, by name; a checkpoint refers to it by checksum.
+        modules: trained networks, by name; lower-case letters, digits and underscores. Each has files in a checkpoint.
+        frozen: networks that are used but not trained, by name; a checkpoint refers to them by checksum.
         weights: part of the loss -> its weight in the sum that is trained; 1 for those that are not named.
         only: patterns such as "model.middle_*", of MODULE.PARAMETER as in `fnmatch`: only parameters that match one of
             them are trained; None for all.
-    Raises: ValueError for a pattern that no parameter matches, or a name that is none.
+    Raises: ValueError for a pattern that no parameter matches, or an invalid name.
     """
 
     couples_batch = False
     """Whether the loss of a row depends on the others: then every process computes the whole batch, in one piece."""
 
     perceives = False
-    """Whether its loss compares by `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which is put there
-    before it is trained."""
+    """Whether its loss needs `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which is set before
+    training."""
 
     draws_of_data = False
-    """Whether samples are drawn of data, such as reconstructions."""
+    """Whether samples derive from data, such as reconstructions."""
 
     instead = ""
-    """What can be done with a run that draws no samples, in words."""
+    """What to do instead with a run that draws no samples, in words."""
 
     replayable = False
-    """Whether `losses` computes the same in each step, of what was drawn and of tensors that are changed in place: it
+    """Whether `losses` computes the same in each step, from the draws and from tensors that are changed in place: it
     reads no progress, no value of a tensor, and no number that changes. A GPU can then replay it, see
     `ddpm.training.graph`."""
 
@@ -125,23 +125,23 @@ class Task(ABC):
             parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
 
     def concerns(self) -> list[str]:
-        """Known problems of the settings, which are done as asked for all the same: a line each."""
+        """Return known problems of the settings that are nevertheless allowed, a line each."""
         return []
 
-    # ------------------------------------------------------------------------------------------------ what a step needs
+    # ------------------------------------------------------------------------------------------------ training steps
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The parts of a step, in order."""
+        """The phases of a step, in order."""
         return (Phase("all", tuple(self.modules), self.losses),)
 
     def averages(self, name: str) -> bool:
-        """Whether the weights of a module are averaged; where not, their average is what they are."""
+        """Return whether the weights of a module are averaged; if not, its average equals the present weights."""
         return True
 
     @abstractmethod
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Drawn:
-        """All draws of a step's whole batch: its randomness but that of dropout.
+        """Make all random draws of a step's whole batch, except dropout.
 
         Args:
             batch: of the data, on the task's device.
@@ -151,34 +151,34 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, drawn: Drawn, progress: float) -> Losses:
-        """The parts of the loss, for rows of what was drawn: each (B,)."""
+        """Return the parts of the loss for rows of draws, each (B,)."""
 
     def total(self, losses: Losses) -> Tensor:
-        """The weighted sum of the parts, (B,)."""
+        """Return the weighted sum of the parts, (B,)."""
         weighted = [
             part if self.weights.get(name, 1) == 1 else self.weights[name] * part for name, part in losses.items()
         ]
         return weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum(0)
 
-    def after_step(self, drawn: Drawn, losses: Losses) -> None:  # noqa: B027  # most tasks have nothing to note
-        """Take note of a step: of the whole batch, and its losses of the first phase, from all processes.
+    def after_step(self, drawn: Drawn, losses: Losses) -> None:  # noqa: B027  # most tasks need none
+        """Update the state after a step, given draws and first-phase losses of the whole batch, over all processes.
 
-        What changes here belongs into `state_dict`. It is called after steps that were skipped too, for their losses
-        were not finite.
+        State that changes here must be in `state_dict`. It is also called after steps that were skipped because their
+        losses were not finite.
         """
 
     def facts(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Facts of each row for an autopsy of broken numbers besides its loss, such as t: each (B,)."""
+        """Return facts of each row, such as t, for an autopsy of non-finite steps: each (B,)."""
         return {}
 
-    # --------------------------------------------------------------------------------------------- what is looked at
+    # --------------------------------------------------------------------------------------------- evaluation
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Drawn:
-        """Draws for held-out data: the same each time, whatever the run's seed."""
+        """Make the draws for held-out data: the same each time, whatever the run's seed."""
         return self.draw(batch, random, 1.0)
 
     def held_out(self, drawn: Drawn) -> Losses:
-        """The parts of the loss on held-out data: those of the first phase."""
+        """Return the parts of the loss on held-out data: those of the first phase."""
         return self.phases[0].losses(drawn, 1.0)
 
     def source(
@@ -189,20 +189,20 @@ class Task(ABC):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Source | None:
-        """The source of samples of the modules; None, or a `Silent` one, for a task that draws none.
+        """Return the source of samples of the modules; None, or a `Silent` one, for a task that draws none.
 
         Args:
-            data: of which samples are told, where the task tells them of anything; None where they are not at hand.
+            data: data whose conditions samples take, where the task is conditional; None if not available.
             seed, device, precision, requested: as in `ddpm.sources.base.Source`.
         """
         return None
 
     def codec(self) -> Any:
-        """The codec that other runs draw through, see `ddpm.latent.codec.Codec`; None for a task that trains none."""
+        """Return the codec for other runs' latents, see `ddpm.latent.codec.Codec`; None for a task that trains none."""
         return None
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
-        """n samples as they are shown, (n, *), on the CPU, always from the same noise; None for a task that draws none.
+        """Return n samples for display, (n, *), on the CPU, always from the same noise; None if the task draws none.
 
         Args:
             data: as in `source`.
@@ -212,37 +212,37 @@ class Task(ABC):
         return None if source is None or not source.draws else source.decoded_by(data.codec).draw(range(n))
 
     def draw_results(self, folder: Path, data: Dataset) -> None:  # noqa: B027
-        """Draw into the run's folder, at its end, what the task itself has to show; here nothing."""
+        """Draw the task's own figures into the run's folder, at its end; none by default."""
 
-    # -------------------------------------------------------------------------------------------------- what is kept
+    # -------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a resumed run needs besides weights: tensors, numbers, and containers of them."""
+        """Return the state that a resumed run needs besides weights: tensors, numbers, and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from `state_dict`; an empty one leaves all as it is in the beginning."""
+        """Restore `state_dict`; an empty one leaves the initial state."""
 
     def to(self, device: torch.device) -> Self:
-        """Move the modules, and what else the task holds, to a device; returns self."""
+        """Move the modules, and the task's other tensors, to a device; returns self."""
         for module in (*self.modules.values(), *self.frozen.values()):
             module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it untyped
         return self
 
     def using(self, modules: Mapping[str, nn.Module]) -> Self:
-        """A copy of the task with other modules, such as averaged ones; all else is shared."""
+        """Return a copy of the task with other modules, such as averaged ones; all else is shared."""
         other = copy.copy(self)
         other.modules = dict(modules)
         return other
 
-    # ---------------------------------------------------------------------------------------------- what it asks for
+    # ---------------------------------------------------------------------------------------------- requirements
 
     def check(self, data: Dataset) -> None:  # noqa: B027
-        """Raise ValueError where the task cannot be trained, or not on these data."""
+        """Raise ValueError if the task cannot be trained, or not on these data."""
 
 
 def checksum(module: nn.Module) -> str:
-    """Of a module's parameters and buffers, wherever they lie: sha256, 64 hexadecimal digits."""
+    """Return the checksum of a module's parameters and buffers, on any device: sha256, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, x in sorted(module.state_dict().items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
@@ -251,7 +251,7 @@ def checksum(module: nn.Module) -> str:
 
 
 def shape_of(network: object) -> tuple[int, ...] | None:
-    """The shape of a sample that a network takes: its `shape`, or (in_channels, *image_size); None if it has none."""
+    """Return the sample shape of a network: its `shape`, or (in_channels, *image_size); None if it has none."""
     shape = getattr(network, "shape", None)
     if shape is None:
         shape = (getattr(network, "in_channels", None), *getattr(network, "image_size", (None,)))
@@ -259,7 +259,7 @@ def shape_of(network: object) -> tuple[int, ...] | None:
 
 
 def must_take_shape(network: nn.Module, data: Dataset) -> None:
-    """Raise ValueError for a network that does not take samples of the data, whatever it is told of them."""
+    """Raise ValueError if a network's sample shape is not that of the data, whatever its conditions."""
     shape = shape_of(network)
     if shape is not None and shape != data.shape:
         if len(shape) == len(data.shape) == 3:
@@ -275,22 +275,22 @@ def must_take_shape(network: nn.Module, data: Dataset) -> None:
 
 
 def must_take(network: nn.Module, data: Dataset) -> None:
-    """Raise ValueError for a network that does not take samples of the data, or what it must be told of them."""
+    """Raise ValueError if a network does not take the data's samples, or needs conditions that the data lack."""
     must_take_shape(network, data)
     counts = labels_of(network)
     if counts:
-        given = f"model.num_classes = {counts[0] if len(counts) == 1 else list(counts)}"
+        setting = f"model.num_classes = {counts[0] if len(counts) == 1 else list(counts)}"
         if data.labels is None:
-            raise ValueError(f"{given}, but the data have no labels")
+            raise ValueError(f"{setting}, but the data have no labels")
         if len(counts) != len(data.label_counts):
             needs = data.label_counts[0] if len(data.label_counts) == 1 else list(data.label_counts)
             raise ValueError(
-                f"{given}, but a sample of {data.name} has {len(data.label_counts)} of such labels; set "
+                f"{setting}, but a sample of {data.name} has {len(data.label_counts)} of such labels; set "
                 f"model.num_classes={str(needs).replace(' ', '')}"
             )
         for count, needed in zip(counts, data.label_counts, strict=True):
             if count < needed:
-                raise ValueError(f"{given}, but the data have {needed} classes")
+                raise ValueError(f"{setting}, but the data have {needed} classes")
     there = data.batch(data.train[:1]).condition
     if missing := [part for part in takes(network) if part not in there.parts]:
         raise ValueError(
@@ -306,11 +306,11 @@ def must_take(network: nn.Module, data: Dataset) -> None:
 
 
 def trial_loss(task: Task, data: Dataset, n: int, device: torch.device, phase: int = 0) -> Tensor:
-    """The mean loss of n samples, all the same, as a step computes it: to count its memory, or to try a compiler.
+    """Return the mean loss of n equal samples, as a step computes it: to measure memory, or to try a compiler.
 
     Args:
         task: on the device; on "meta", where nothing is computed, it draws on the CPU.
-        phase: which of the task's.
+        phase: the index of the phase.
     """
     for module in task.modules.values():
         module.train()

@@ -28,27 +28,27 @@ from ddpm.training.task import Losses, Optimizer, Task, checksum
 
 LR_SCHEDULES = ("constant", "cosine", "linear", "triangular")
 LARGEST_BATCH, MOST = 10**6, 10**12  # of images; of steps, epochs and seconds: beyond are slips of the keyboard
-MOST_SNAPSHOTS = 256  # more take longer to put together than they are worth
-HELD_OUT = 512  # samples: at most so many are measured at each checkpoint
+MOST_SNAPSHOTS = 256  # more take longer to combine than they are worth
+HELD_OUT = 512  # the most samples measured at each checkpoint
 COUPLED = 64  # of them at a time, where the loss couples the batch
 
 
 class Begun(NamedTuple):
-    """A run whose next step can be taken."""
+    """A run that is ready to take its next step."""
 
     run: Run
     training: Training
     record: Record | None  # of the process that writes
-    step: int  # the last that was taken
+    step: int  # the last step taken
     clock: Stopwatch
-    seconds: float  # used so far, as all processes go by
+    seconds: float  # used so far, agreed on by all processes
 
 
 Loop = Generator[tuple[int, float], Taken, tuple[str, Task]]
 
 
 class Trainer:
-    """How a task is trained: budget, batch, learning rate, precision, averaging, cadence.
+    """The training loop and its settings: budget, batch, learning rate, precision, averaging, cadence.
 
     Args:
         steps, epochs, seconds: the budget; at least one. The first that is reached ends the run, after one step at
@@ -61,22 +61,22 @@ class Trainer:
             for networks of a million parameters or more, of half a million where it has AMX; else fp32.
         lr_schedule: "constant"; "cosine" or "linear", from the optimizer's rate to zero; "triangular", from zero to the
             rate and back (Smith, arXiv 1506.01186).
-        lr_cycles: how often in the budget that is done; more than 1 are warm restarts (SGDR, arXiv 1608.03983).
+        lr_cycles: how often that is repeated in the budget; more than 1 are warm restarts (SGDR, arXiv 1608.03983).
         warmup, warmup_epochs: steps, or epochs, over which the rate rises from zero; at most one of the two.
         clip: bound of the gradient's norm; null for none.
-        time_sampling, offset_noise: for `ddpm.training.tasks.diffusion.Diffusion`, which a configuration gives them
-            from here; the loop has no use for them.
+        time_sampling, offset_noise: for `ddpm.training.tasks.diffusion.Diffusion`, to which a config passes them
+            from here; the loop does not use them.
         ema_decay, ema_warmup: of the averaged weights, see `ddpm.training.ema.EMA`.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
-        keep: how many of the last checkpoints are kept, besides the best.
-        keep_every: steps between two checkpoints that are kept besides, whatever comes after them: a multiple of
+        keep: how many of the last checkpoints to keep, besides the best.
+        keep_every: steps between two checkpoints that are kept permanently: a multiple of
             checkpoint_every; null for none.
-        max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than so many in a row end
+        max_skipped: a step whose loss or gradient is not finite is skipped and counted; more than that in a row end
             the run.
-        previews: how often in the run the same noise is turned into images, besides once before the first step.
-        ema_snapshots: how often in the run the tracked averages are kept, evenly spread, from which an average of any
-            length is made afterwards (`weights=ema:WIDTH`), see `ddpm.training.post_hoc`; 0 tracks none. 32 suffice
+        previews: how often in the run a preview is sampled from the same noise, besides once before the first step.
+        ema_snapshots: how often in the run the tracked averages are saved, evenly spread, from which an average of any
+            length is computed afterwards (`weights=ema:WIDTH`), see `ddpm.training.post_hoc`; 0 tracks none. 32 suffice
             for widths from 0.02 to 0.25.
     Raises:
         ValueError: an argument out of range.
@@ -177,22 +177,22 @@ class Trainer:
 
         Args:
             run: the run directory, locked by the caller.
-            task: what is trained, and by which losses.
+            task: the networks and their losses.
             optimizer: makes an optimizer of parameters.
             seed: all randomness is keyed by it, and by the step.
-            augment: changes the samples that are trained on, and none that are held out; None for as they are.
+            augment: augmentation of training samples, never of held-out ones; None for none.
             resume: a checkpoint, of this run or of the one that it extends.
             ranks: the processes that share every batch; None for this one alone. The first of them writes.
-            graph: replays the gradients of a step; where that cannot be the reason is told, and all else is the same.
-            watch: is told the step and the loss on held-out data whenever it has been measured and saved; what it
-                raises ends training.
+            graph: replays the gradients of a step; where impossible, the reason is reported and steps are eager.
+            watch: called with the step and the loss on held-out data whenever these have been measured and saved; an
+                exception that it raises ends training.
         Returns:
-            what ended the run ("steps", "epochs" or "seconds"), and the task with averaged weights.
+            the budget that ended the run ("steps", "epochs" or "seconds"), and the task with averaged weights.
         Raises:
             Interrupted: by a signal, after a checkpoint was written.
             FloatingPointError: too many steps in a row whose loss or gradient is not finite, or fp16's loss scale has
                 collapsed; the evidence is in the run's folder `autopsy`.
-            ValueError: a checkpoint that was trained beside other frozen modules.
+            ValueError: a checkpoint that was trained with other frozen modules.
         """
         begun = self.begin(
             run, task, data, optimizer, seed=seed, device=device, augment=augment, resume=resume, ranks=ranks,
@@ -223,10 +223,10 @@ class Trainer:
         watch: Callable[[int, float | None], None] | None = None,
         shown: bool = True,
     ) -> "Begun":
-        """Do what `fit` does before its first step; arguments and errors as there.
+        """Prepare a run for its first step, as `fit` does; arguments and errors as there.
 
         Args:
-            shown: whether its line of progress is shown.
+            shown: whether the progress bar is displayed.
         """
         ranks = ranks or Ranks()
         frozen = {name: checksum(module) for name, module in task.frozen.items()}
@@ -243,7 +243,7 @@ class Trainer:
 
         step: int = state["step"]
         clock = Stopwatch(state["seconds"])
-        (seconds,) = ranks.largest(clock.seconds)  # a rank that reads another time would learn at another rate
+        (seconds,) = ranks.largest(clock.seconds)  # with its own time, each rank would learn at its own rate
         record = None
         if ranks.leads:
             fraction = self._fraction(self._budget(len(data.train)), step, seconds)
@@ -255,12 +255,12 @@ class Trainer:
         return Begun(run, training, record, step, clock, seconds)
 
     def loop(self, begun: "Begun", received: Sequence[int]) -> "Loop":
-        """The training loop: all that is done around the steps, which somebody else takes, of one run or of several.
+        """Run the training loop around steps that the caller takes, for one run or for several in lockstep.
 
         Args:
-            begun: what is trained, where it stands.
-            received: the signals that came so far, see `ddpm.training.interrupt.signals`.
-        Yields: the step to take, from 1, and the share of the budget that is used before it; what it was is sent back.
+            begun: the run, as returned by `begin`.
+            received: the signals received so far, see `ddpm.training.interrupt.signals`.
+        Yields: the step to take, from 1, and the share of the budget that is used before it; its `Taken` is sent back.
         Returns, raises: as `fit`.
         """
         run, training, record, step, clock, seconds = begun
@@ -271,7 +271,7 @@ class Trainer:
 
         with record or contextlib.nullcontext():
             if record:
-                record.preview(step, fraction)  # of what is not trained yet: where all begins
+                record.preview(step, fraction)  # of the untrained network, at the start
             while ended is None:
                 step += 1
                 training.scale_lr(self.lr_factor(step, fraction, warmup))
@@ -281,7 +281,7 @@ class Trainer:
                 fraction, ended = self._fraction(budget, step, seconds), self._ended(budget, step, seconds)
                 logging = step % self.log_every == 0 or ended is not None
                 due = step % self.checkpoint_every == 0 or ended is not None
-                saving = due or signum > 0  # at a signal unmeasured: soon, and without a line that no other run has
+                saving = due or signum > 0  # at a signal without measuring: sooner, without an extra line of metrics
                 if record and logging:
                     record.trained(step, seconds, fraction, taken)
                 if logging or saving or step % (self.max_skipped + 1) == 0:
@@ -309,27 +309,27 @@ class Trainer:
                 steps = training.report()
                 for row in steps:
                     row["images"] = training.data.order(training.seed, row["step"], self.batch_size).tolist()
-                kept = checkpoint.last_whole(run.checkpoints)
-                write_autopsy(run.path / "autopsy", str(error), training.seed, steps, kept)
+                last_checkpoint = checkpoint.last_whole(run.checkpoints)
+                write_autopsy(run.path / "autopsy", str(error), training.seed, steps, last_checkpoint)
             raise
 
     def _held_out_losses(self, training: Training) -> dict[str, float | None] | None:
-        """The losses of the averaged weights, in the precision of training."""
+        """Return the held-out losses of the averaged weights, in the precision of training."""
         with training.autocast:
             return self.held_out_losses(training.averaged, training.data, training.device)
 
     @torch.no_grad()
     def held_out_losses(self, task: Task, data: Dataset, device: torch.device) -> dict[str, float | None] | None:
-        """The mean loss on held-out data with frozen draws, as "loss", and its parts if there are several.
+        """Return the mean loss on held-out data with frozen draws, as "loss", and its parts if there are several.
 
-        Where more than `HELD_OUT` samples are held out so many of them are measured, evenly spread, and "n" counts
-        them: losses of other samples are no comparison. None if nothing is held out.
+        Of more than `HELD_OUT` held-out samples, that many are measured, evenly spread, and "n" is their number, as
+        losses of different samples are not comparable. None if nothing is held out.
         """
         there = len(data.held_out)
         if there == 0:
             return None
         n, size = min(HELD_OUT, there), self.batch_size // self.accumulate
-        if task.couples_batch:  # whose loss depends on the rows beside: always as many, whatever the run's batch
+        if task.couples_batch:  # whose loss depends on the other rows: a fixed size, whatever the run's batch
             size = min(COUPLED, n)
             n -= n % size
         chosen = data.held_out[spread(there, n)]
@@ -347,7 +347,7 @@ class Trainer:
         return means
 
     def lr_factor(self, step: int, fraction: float, warmup: int) -> float:
-        """The factor of the learning rate at a step.
+        """Return the factor of the learning rate at a step.
 
         Args:
             step: counts from 1.
@@ -365,27 +365,27 @@ class Trainer:
         return rise * factor[self.lr_schedule]
 
     def _budget(self, images: int) -> dict[str, int]:
-        """The budgets that are counted in steps, for so many training images."""
+        """Return the budgets in steps, for a number of training images."""
         epochs = None if self.epochs is None else max(1, self._steps(self.epochs, images))
         return {name: n for name, n in {"steps": self.steps, "epochs": epochs}.items() if n is not None}
 
     def _steps(self, epochs: float, images: int) -> int:
-        """Steps in so many passes over so many images."""
+        """Return the number of steps in `epochs` passes over `images` images."""
         return math.ceil(epochs * images / self.batch_size)
 
     def _fraction(self, budget: dict[str, int], step: int, seconds: float) -> float:
-        """The share of the budget that is used, 0..1."""
+        """Return the share of the budget that is used, 0..1."""
         if budget:
             return min(1.0, max(step / n for n in budget.values()))
-        assert self.seconds is not None  # for there is a budget
+        assert self.seconds is not None  # as there is a budget
         return min(1.0, seconds / self.seconds)
 
     def last_step(self, images: int) -> int | None:
-        """The step that ends training on so many images, unless time does before; None where only time can."""
+        """Return the step that ends training on so many images, unless time does before; None where only time can."""
         return min(self._budget(images).values(), default=None)
 
     def keeps(self, step: int, images: int) -> bool | None:
-        """Whether a step's checkpoint is there in the end, best or not; None where time may end training."""
+        """Return whether a step's checkpoint will exist at the end, best or not; None where time may end training."""
         last = self.last_step(images)
         if last is None or self.seconds is not None:
             return None
@@ -395,11 +395,11 @@ class Trainer:
         return step == last or (regular and (staged or number > newest - self.keep + 1))
 
     def is_used_up(self, images: int, step: int, seconds: float) -> bool:
-        """Whether nothing is left of the budget after so many steps and seconds, with so many training images."""
+        """Return whether the budget is used up after these steps and seconds, given the number of training images."""
         return self._ended(self._budget(images), step, seconds) is not None
 
     def _ended(self, budget: dict[str, int], step: int, seconds: float) -> str | None:
-        """The budget that is used up, if one is."""
+        """Return the name of the budget that is used up, or None."""
         for name, n in budget.items():
             if step >= n:
                 return name
@@ -407,7 +407,7 @@ class Trainer:
 
 
 def _load(training: Training, resume: Path, state: dict[str, Any]) -> None:
-    """Go on from a checkpoint: its modules, their averages, and the state that came with them."""
+    """Load a checkpoint: its modules, their averages, and the training state."""
     there = checkpoint.modules_of(resume)
     if sorted(there) != sorted(training.task.modules):
         own = ", ".join(training.task.modules)

@@ -1,4 +1,4 @@
-"""The form of AutoencoderKL, in which autoencoders of latent diffusion were published, read and written as ours."""
+"""The published form of AutoencoderKL, the autoencoders of latent diffusion, read and written as ours."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ KEYS: dict[str, Rule] = {
 
 
 def load_autoencoder(folder: str | Path, variant: str | None = None) -> AutoencoderKL:
-    """The autoencoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
+    """Load the autoencoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
         folder, variant: as in `load_unet`.
@@ -74,7 +74,7 @@ def load_autoencoder(folder: str | Path, variant: str | None = None) -> Autoenco
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `AutoencoderKL` that a config describes."""
+    """Return the arguments of `AutoencoderKL` that a config describes."""
     widths = config["block_out_channels"]
     return {
         "image_size": config["sample_size"],
@@ -90,7 +90,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """Messages about values of an autoencoder that are legal one by one and contradict each other."""
+    """Return messages about values of an autoencoder's config that contradict each other."""
     wrong = other_lengths(config) + odd_widths(config["block_out_channels"])
     for key, like in (("out_channels", "in_channels"), ("use_post_quant_conv", "use_quant_conv")):
         if config[key] != config[like]:
@@ -115,7 +115,7 @@ def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
 
 
 def describe(model: AutoencoderKL) -> dict[str, Any]:
-    """The config.json of an autoencoder; ValueError if there is none."""
+    """Return the config.json of an autoencoder; ValueError if there is none."""
     stages: list[Any] = [*model.encoder.down]
     widths = [stage.residual[0].conv_1.out_channels for stage in stages]
     scaling, shift = float(model.scaling_factor), float(model.shift_factor)

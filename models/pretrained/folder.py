@@ -1,4 +1,4 @@
-"""A folder of published weights: what its config may say, the names of its weights, how both are read and written."""
+"""A folder of published weights: rules of its config, names of its weights, reading and writing."""
 
 import json
 import os
@@ -38,7 +38,7 @@ NAMES = [  # ours -> published, each applied in turn
     (r"(\.transformer_blocks\.\d+\.)feed_forward\.back\.", r"\1ff.net.2."),
     (r"(\.attentions\.\d+\.(?:transformer_blocks\.\d+\.attn\d\.)?)to_out\.", r"\1to_out.0."),
 ]
-SAME = {  # what arguments of ours are called in a config
+SAME = {  # our arguments' names in a config
     "image_size": "sample_size",
     "groups": "norm_num_groups",
     "head_channels": "attention_head_dim",
@@ -47,34 +47,34 @@ SAME = {  # what arguments of ours are called in a config
 FORMERLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # old published -> published
 
 
-# --- What a config may say
+# --- Rules of a config
 
-Rule = tuple[Any, Callable[[Any], bool], str]  # of a key: what it means when missing, a value's test, the test in words
+Rule = tuple[Any, Callable[[Any], bool], str]  # of a key: its default, a value's test, the test in words
 
 
 def only(*values: object) -> Rule:
-    """One of these values; the first is the default. JSON's true is not 1 here."""
+    """Return the rule for one of these values; the first is the default. JSON's true is not 1 here."""
     return values[0], lambda v: (type(v), v) in [(type(a), a) for a in values], " or ".join(map(json.dumps, values))
 
 
 def a_count(default: object, top: int = LARGEST, null: bool = False) -> Rule:
-    """An integer in 1..top, or null where that has a meaning."""
+    """Return the rule for an integer in 1..top, or null where that has a meaning."""
     words = f"an integer in 1..{top}" + (" or null" if null else "")
     return default, lambda v: (null and v is None) or (type(v) is int and 1 <= v <= top), words
 
 
 def a_number(default: float, low: float, high: float) -> Rule:
-    """A number, the upper bound excluded."""
+    """Return the rule for a number, the upper bound excluded."""
     return default, lambda v: type(v) in (int, float) and low <= v < high, f"a number in [{low}, {high})"
 
 
 def a_list(default: list[str] | list[int], test: Callable[[Any], bool], words: str) -> Rule:
-    """One entry a level."""
+    """Return the rule for a list with one entry a level."""
     return default, lambda v: isinstance(v, list) and 1 <= len(v) <= LEVELS and all(map(test, v)), words
 
 
 def each_level(rule: Rule) -> Rule:
-    """One value for all levels, or a list with one a level."""
+    """Return the rule for one value for all levels, or a list with one a level."""
     default, legal, words = rule
     many = a_list([], legal, "")[1]
     return default, lambda v: many(v) if isinstance(v, list) else legal(v), f"{words}, or a list of them, one a level"
@@ -84,26 +84,26 @@ _, is_count, COUNT = a_count(None)
 
 
 def a_size(default: int | None) -> Rule:
-    """A size in pixels, or two."""
+    """Return the rule for a size in pixels, or two."""
     words = f"{COUNT}, or two of them [height, width]"
     return default, lambda v: is_count(v) or (isinstance(v, list) and len(v) == 2 and all(map(is_count, v))), words
 
 
 def some_widths(default: list[int]) -> Rule:
-    """The channels of each level."""
+    """Return the rule for the channels of each level."""
     return a_list(default, is_count, f"a list of up to {LEVELS}, each {COUNT}")
 
 
 def checked(
     path: Path, keys: dict[str, Rule], network: str, contradictions: Callable[[dict[str, Any]], list[str]]
 ) -> dict[str, Any]:
-    """The settings of a config.json, defaults included; ValueError with all that the network cannot do.
+    """Return the settings of a config.json, defaults included; ValueError with all that the network cannot do.
 
     Args:
         keys: the rule of each key; network: its name in words; contradictions: see `contradictions`.
     """
-    given = read_object(path, "the network's configuration")
-    config = {key: default for key, (default, *_) in keys.items()} | given
+    stated = read_object(path, "the network's configuration")
+    config = {key: default for key, (default, *_) in keys.items()} | stated
     wrong = [
         f"{key} = {short(config[key])} (allowed: {words})"
         for key, (_, legal, words) in keys.items()
@@ -111,7 +111,7 @@ def checked(
     ]
     wrong += [
         f"{short(key)} = {short(value)} is not a known key (allowed: to leave it out, if that changes nothing)"
-        for key, value in given.items()
+        for key, value in stated.items()
         if key not in keys and not key.startswith("_")
     ]
     wrong = wrong or contradictions(config)
@@ -121,7 +121,7 @@ def checked(
 
 
 def other_lengths(config: dict[str, Any], *optional: str) -> list[str]:
-    """Messages about lists that have no entry for each level.
+    """Return messages about lists that have no entry for each level.
 
     Args:
         optional: keys that may have one value for all levels instead.
@@ -141,13 +141,13 @@ def other_lengths(config: dict[str, Any], *optional: str) -> list[str]:
 
 
 def odd_widths(widths: list[int]) -> list[str]:
-    """Messages about widths that the first does not divide."""
+    """Return messages about widths that the first does not divide."""
     odd = [width for width in widths if width % widths[0]]
     return [f"block_out_channels has {odd[0]} (allowed: multiples of the first, {widths[0]})"] if odd else []
 
 
 def short(value: object) -> str:
-    """A value of a file as JSON, cut where it becomes long."""
+    """Return a value of a file as JSON, cut where it becomes long."""
     try:
         text = json.dumps(value)
     except RecursionError:
@@ -156,7 +156,7 @@ def short(value: object) -> str:
 
 
 def listed(items: list[str], between: str = "; ", most: int = 10) -> str:
-    """The items, or the first of many."""
+    """Return the items, joined, or the first of many."""
     return between.join(items[:most]) + (f"{between}... ({len(items) - most} more)" if len(items) > most else "")
 
 
@@ -167,7 +167,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def loaded(weights: Path, network: Callable[..., Network], arguments: dict[str, Any]) -> Network:
-    """The network made of the arguments that a config describes, with weights of a file, which are checked first."""
+    """Build the network that a config describes, with weights of a file, which are checked first."""
     try:
         with device("meta"):
             on_paper = network(**arguments)
@@ -176,14 +176,14 @@ def loaded(weights: Path, network: Callable[..., Network], arguments: dict[str, 
         for ours, published in SAME.items():
             message = message.replace(f"{ours} = ", f"{published} = ")
         raise ValueError(f"{weights.parent / CONFIG} describes a network that cannot be: {message}") from error
-    held = fitting(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
+    tensors = fitting(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = network(**arguments)
-    model.load_state_dict(held)
+    model.load_state_dict(tensors)
     return model.eval()
 
 
 def both_present(folder: Path, part: str, variant: str | None = None) -> Path:
-    """The file of weights of a folder that has a config too; else ValueError, with what there is instead.
+    """Return the file of weights of a folder that has a config too; else ValueError, with what there is instead.
 
     Args:
         part: name of the folder in which a published pipeline has such a network.
@@ -198,7 +198,7 @@ def both_present(folder: Path, part: str, variant: str | None = None) -> Path:
 
 
 def _without(folder: Path, name: str, part: str, below: bool) -> str:
-    """A message about a folder that lacks a file, which may be in its part below."""
+    """Return a message about a folder that lacks a file, which may be in a subfolder."""
     if not folder.is_dir():
         return f"{folder} is no folder; published weights are a folder with {CONFIG} and {WEIGHTS}"
     there = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
@@ -211,14 +211,14 @@ def _without(folder: Path, name: str, part: str, below: bool) -> str:
 
 
 def published_name(name: str) -> str:
-    """Our name of a parameter -> the published one."""
+    """Return the published name of a parameter, given ours."""
     for ours, published in NAMES:
         name = re.sub(ours, published, name)
     return name
 
 
 def current_name(name: str) -> str:
-    """A published name, of an older file too -> the published one."""
+    """Return the current published name, given one of any version."""
     return re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda m: FORMERLY[m[0]], name)
 
 
@@ -228,11 +228,11 @@ def fitting(
     published: Callable[[str], str] = published_name,
     current: Callable[[str], str | None] = current_name,
 ) -> dict[str, Tensor]:
-    """The weights under our names, from a published file; our names and shapes are given.
+    """Return the weights of a published file under our names, given our names and shapes.
 
     Args:
         published: our name -> the published one.
-        current: a name in a file of any version -> the published one; None for what says nothing.
+        current: a name in a file of any version -> the published one; None for a name without meaning.
     Raises: ValueError that lists what is missing, unexpected, and of another shape or type.
     """
     ours = {published(name): name for name in shapes}
@@ -265,12 +265,12 @@ def fitting(
 
 
 def published_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network under their published names."""
+    """Return the weights of a network under their published names."""
     return {published_name(name): p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
 
 
 def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
-    """Both files of a folder, which is made if it is missing; `name` is that of the weights."""
+    """Write both files of a folder, which is made if it is missing; `name` is that of the weights."""
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder, {name: save(weights, metadata={"format": "pt"}), CONFIG: text.encode()})

@@ -35,7 +35,7 @@ OLDEST = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight$")
 
 
 class Low(NamedTuple):
-    """The change of one layer."""
+    """The low-rank change of one layer."""
 
     network: nn.Module
     name: str  # of the layer in it, ours
@@ -45,10 +45,10 @@ class Low(NamedTuple):
 
 
 def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: nn.Module | None = None) -> list[str]:
-    """Put a published adapter into a network that `load_unet` made, and into a text encoder, in place.
+    """Add a published adapter to a network loaded by `load_unet`, and to its text encoder, in place.
 
-    All else of the networks stays as it is, and frozen; `models.adapters.merge` makes of them plain ones, of which
-    several adapters can be put in one after the other.
+    All else of the networks stays as it is, and frozen; `models.adapters.merge` makes them plain again, so that
+    several adapters can be added one after the other.
 
     Args:
         model: the U-Net.
@@ -56,7 +56,7 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: n
         scale: multiplies the strength.
         encoder: the text encoder, for adapters that are of one too.
     Returns: the names of the layers, ours.
-    Raises: ValueError for a file that is none, or no adapter; a layer that the networks do not have, or one of another
+    Raises: ValueError for an unreadable file, or no adapter; a layer that the networks do not have, or one of another
         width, one that is adapted already, or changed twice: with the first that does not fit; a scale that is no
         number. Then nothing is changed.
     """
@@ -79,7 +79,7 @@ def load_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: n
 
 
 def with_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: nn.Module | None = None) -> nn.Module:
-    """`load_lora`, then merged: the network costs what it did, and can be given another adapter; returns it."""
+    """Add an adapter as `load_lora` does, and merge it, so that cost is unchanged; returns the network."""
     load_lora(model, path, scale, encoder)
     for network in (model, encoder):
         if network is not None:
@@ -88,20 +88,20 @@ def with_lora(model: nn.Module, path: str | Path, scale: float = 1.0, encoder: n
 
 
 def save_lora(model: nn.Module, path: str | Path, encoder: nn.Module | None = None) -> None:
-    """Write what `models.adapters` put into a network as a published adapter; `load_lora` reads it back.
+    """Write the adapters that `models.adapters` added to a network in the published form; `load_lora` reads them.
 
-    As strength and rank are the same in a file that says no alpha, B has alpha / r in it.
+    As a file without alpha has the rank as strength, B includes the factor alpha / r.
 
     Args:
         model: an adapted U-Net; of one with an encoder as its `text`, that is written as a text encoder.
         path: the file; its folder must be there.
-        encoder: an adapted text encoder beside it.
+        encoder: an adapted text encoder to save with it.
     Raises: ValueError for networks without adapters.
     """
     parts = [("unet", published_name, model)] + (
         [] if encoder is None else [("text_encoder", published_text_name, encoder)]
     )
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for prefix, published, network in parts:
         for name, layer in adapted(network):
             kind, naming, own = prefix, published, name
@@ -109,15 +109,15 @@ def save_lora(model: nn.Module, path: str | Path, encoder: nn.Module | None = No
                 kind, naming, own = "text_encoder", published_text_name, name.removeprefix("text.")
             key = f"{kind}.{naming(f'{own}.weight').removesuffix('.weight')}"
             B = layer.lora_B.detach() * (layer.alpha / layer.r)
-            held[f"{key}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-            held[f"{key}.lora_B.weight"] = B.cpu().contiguous()
-    if not held:
+            tensors[f"{key}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
+            tensors[f"{key}.lora_B.weight"] = B.cpu().contiguous()
+    if not tensors:
         raise ValueError("the network has no low-rank adapters to write; models.adapters.adapt puts some in")
-    save_file(held, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _names(networks: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, str]]:
-    """Names that a file may call each layer by -> the network, and its own name of the layer."""
+    """Return the names that a file may have for each layer -> the network, and its own name of the layer."""
     kohya, found = {"unet": "lora_unet", "text_encoder": "lora_te"}, dict[str, tuple[nn.Module, str]]()
     for part, network in networks.items():
         naming: Callable[[str], str] = published_name if part == "unet" else published_text_name
@@ -130,7 +130,7 @@ def _names(networks: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, str]
 
 
 def _read(path: Path, networks: Mapping[str, nn.Module]) -> list[Low]:
-    """The changes in a file, layer by layer in its order."""
+    """Return the changes in a file, layer by layer in its order."""
     names, found = _names(networks), dict[str, dict[str, Tensor]]()
     with opened(path) as pieces:
         for key, piece in pieces.items():
@@ -139,34 +139,34 @@ def _read(path: Path, networks: Mapping[str, nn.Module]) -> list[Low]:
                 raise ValueError(f"{path} is no low-rank adapter that is read here: {short(key)} is none of its keys")
             found.setdefault(layer, {})[what] = piece.read()
     changes = []
-    for layer, held in found.items():
+    for layer, tensors in found.items():
         if layer not in names:
             parts = " and ".join(networks)
             raise ValueError(
                 f"{path} changes {short(layer)}, which is no layer of this {parts}; it is of another network"
             )
-        if missing := {"A", "B"} - held.keys():
+        if missing := {"A", "B"} - tensors.keys():
             raise ValueError(f"{path} has no matrix {min(missing)} of {short(layer)}")
         network, name = names[layer]
-        changes.append(Low(network, name, held["A"].float(), held["B"].float(), _strength(path, layer, held)))
+        changes.append(Low(network, name, tensors["A"].float(), tensors["B"].float(), _strength(path, layer, tensors)))
     if not changes:
         raise ValueError(f"{path} holds nothing")
     return changes
 
 
-def _strength(path: Path, layer: str, held: Mapping[str, Tensor]) -> float:
-    """alpha of a layer's change: what a file says, or else the rank."""
-    if not held["A"].ndim:
+def _strength(path: Path, layer: str, tensors: Mapping[str, Tensor]) -> float:
+    """Return alpha of a layer's change: as stated in the file, or else the rank."""
+    if not tensors["A"].ndim:
         raise ValueError(f"{path} does not fit: A of {short(layer)} is one number, and no matrix")
-    alpha = held.get("alpha", torch.tensor(float(len(held["A"]))))
+    alpha = tensors.get("alpha", torch.tensor(float(len(tensors["A"]))))
     if alpha.numel() != 1 or not alpha.isfinite().all():
-        given = alpha.item() if alpha.numel() == 1 else f"a tensor {tuple(alpha.shape)}"
-        raise ValueError(f"{path}: alpha of {short(layer)} is {given}; allowed: one finite number")
+        value = alpha.item() if alpha.numel() == 1 else f"a tensor {tuple(alpha.shape)}"
+        raise ValueError(f"{path}: alpha of {short(layer)} is {value}; allowed: one finite number")
     return float(alpha)
 
 
 def _parted(key: str) -> tuple[str, str | None]:
-    """The name of a layer, and which of its matrices a key holds; None for neither."""
+    """Return the name of a layer, and which of its matrices a key holds; None for neither."""
     if old := OLDEST.search(key):
         layer = f"{key[: old.start()]}.{old[1]}{'.0' if old[1] == 'to_out' else ''}"
         return layer, {"down": "A", "up": "B"}[old[2]]

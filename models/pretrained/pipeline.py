@@ -1,8 +1,8 @@
-"""Published pipelines: a folder of a text encoder, a tokenizer, a U-Net, an autoencoder and a scheduler; or of sounds.
+"""Published pipelines: a text encoder, tokenizer, U-Net, autoencoder and scheduler in one folder; or audio pipelines.
 
 The form is that of StableDiffusionPipeline and its siblings of the diffusers library: model_index.json names the class
-of each part, and each part has a folder. Left out, and said so: safety_checker and feature_extractor, which look at
-finished images, and depth_estimator, for a depth is given.
+of each part, and each part has a folder. Left out, and reported: safety_checker and feature_extractor, which process
+finished images, and depth_estimator, as a depth is given.
 
 AudioDiffusionPipeline has settings of mel bands (mel/mel_config.json), a U-Net, a scheduler, and an autoencoder of
 pictures (vqvae) if it draws latents.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ddpm.sources.sounds import SoundPipeline
 
 INDEX, CARD, CARD_BYTES = "model_index.json", "README.md", 2**20
-CLASSES = {  # -> what the U-Net may be told besides a text, see `ddpm.sources.prompted.KINDS`
+CLASSES = {  # -> the conditions of the U-Net besides a text, see `ddpm.sources.prompted.KINDS`
     "StableDiffusionPipeline": ("text",),
     "StableDiffusionImg2ImgPipeline": ("text",),
     "StableDiffusionInpaintPipeline": ("inpainting", "text"),
@@ -39,7 +39,7 @@ PARTS = {  # -> classes that are read
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "scheduler": (),  # which says itself, see `ddpm.sources.published`
+    "scheduler": (),  # which states its class itself, see `ddpm.sources.published`
 }
 OF_SOUNDS = ("AudioDiffusionPipeline", "LatentAudioDiffusionPipeline")
 SOUND_PARTS = {"mel": ("Mel",), "unet": ("UNet2DModel",), "scheduler": ()}
@@ -52,19 +52,19 @@ STATED = ("license", "license_name", "license_link", "base_model", "datasets")  
 def load_pipeline(
     folder: str | Path, device: str | torch.device = "cpu", precision: str = "fp32", variant: str | None = None
 ) -> "Pipeline | SoundPipeline":
-    """The text-to-image model in a folder: `load_pipeline(folder).draw("a lighthouse, oil on canvas")`.
+    """Load the text-to-image model in a folder: `load_pipeline(folder).draw("a lighthouse, oil on canvas")`.
 
-    Or the model of sounds: `pipeline = load_pipeline(folder)`, `pipeline.sound(pipeline.draw(n=1))`.
+    Or the audio model: `pipeline = load_pipeline(folder)`, `pipeline.sound(pipeline.draw(n=1))`.
 
     Args:
         folder: with model_index.json and the folders that it names.
-        device: where the networks are put.
-        precision: "fp32", "bf16" or "fp16": in which the U-Net and the text encoder compute.
+        device: the networks' device.
+        precision: "fp32", "bf16" or "fp16": of the U-Net and the text encoder.
         variant: of the U-Net's weights, as in `load_unet`.
     Returns: see `ddpm.sources.prompted.Pipeline`, or `ddpm.sources.sounds.SoundPipeline`; `about` has what the
         folder states of its licence and source.
     Raises:
-        ValueError: a folder of another kind, with what it is; a part that is missing, or of a class that is not read;
+        ValueError: a folder of another kind, with its kind; a part that is missing, or of a class that is not read;
             parts that do not fit each other; what the parts raise.
     Source: High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752).
     """
@@ -96,7 +96,7 @@ def load_pipeline(
 def _of_sounds(
     folder: Path, device: torch.device, precision: str, variant: str | None, *, latent: bool
 ) -> "SoundPipeline":
-    """The model of sounds in a folder, whose index is right; of latents, with an autoencoder."""
+    """Load the audio model in a folder, whose index is valid; with `latent` it has an autoencoder."""
     from ddpm.data.spectrogram import load_mel
     from ddpm.latent.codec import Continuous
     from ddpm.sources.published import read_scheduler
@@ -116,7 +116,7 @@ def _of_sounds(
 
 
 def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The class of a pipeline, and its parts that are there; ValueError unless all are read here, or left out."""
+    """Return the class of a pipeline, and its present parts; ValueError unless all are read here, or left out."""
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} is no pipeline: {_what_it_is(folder)}")
     index = read_object(folder / INDEX, "the parts of a pipeline")
@@ -130,18 +130,18 @@ def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
     unknown = [key for key in present if key not in (*known, *aside)]
     wrong = [f"{key} = {short(present[key])}, of which nothing is known" for key in unknown]
     for part in (part for part in known if part in needed or part in present):
-        given, classes = present.get(part), known[part]
-        if given is None or not (folder / part).is_dir():
-            wrong.append(f"{part} is missing" if given is None else f"the folder {part} is missing")
-        elif classes and (not isinstance(given, list) or given[-1] not in classes):
-            wrong.append(f"{part} = {short(given)} (allowed: {' or '.join(classes)})")
+        value, classes = present.get(part), known[part]
+        if value is None or not (folder / part).is_dir():
+            wrong.append(f"{part} is missing" if value is None else f"the folder {part} is missing")
+        elif classes and (not isinstance(value, list) or value[-1] not in classes):
+            wrong.append(f"{part} = {short(value)} (allowed: {' or '.join(classes)})")
     if wrong:
         raise ValueError(f"{folder / INDEX} names a pipeline that cannot be drawn from: {listed(wrong)}")
     return name, present
 
 
 def _what_it_is(folder: Path) -> str:
-    """A message about a folder without an index."""
+    """Return a message about a folder without an index."""
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "config.json").is_file():
@@ -156,12 +156,12 @@ def _what_it_is(folder: Path) -> str:
 
 
 def stated(folder: Path) -> list[str]:
-    """The licence and source of a model card's front matter, a line each; where there is none, a line that says so."""
+    """Return the licence and source of a model card's front matter, a line each; without any, a line that says so."""
     lines = []
     if (folder / CARD).is_file():
         with open(folder / CARD, encoding="utf-8", errors="replace") as file:
             text = file.read(CARD_BYTES)
         front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        said = dict(re.findall(r"^([a-z_]+):[ \t]*(\S.*)$", front[1], re.MULTILINE)) if front else {}
-        lines = [f"{key}: {said[key].strip()[:200]}" for key in STATED if key in said]
+        entries = dict(re.findall(r"^([a-z_]+):[ \t]*(\S.*)$", front[1], re.MULTILINE)) if front else {}
+        lines = [f"{key}: {entries[key].strip()[:200]}" for key in STATED if key in entries]
     return lines or [f"{CARD} states no licence and no source"]

@@ -1,4 +1,4 @@
-"""The form of CLIPTextModel, the text half of CLIP and of the pipelines that draw by it, read and written as ours.
+"""The published form of CLIPTextModel, the text encoder of text-to-image pipelines, read and written as ours.
 
 A folder has config.json and model.safetensors. What comes out is the last hidden state, after the last norm, which is
 what Stable Diffusion 1 and 2 attend to. The projection of CLIPTextModelWithProjection belongs to a comparison with
@@ -27,7 +27,7 @@ NAMES = [  # ours -> published, each applied in turn
     (r"^norm_out\.", "final_layer_norm."),
 ]
 PREFIX = "text_model."  # of every name; some files leave it out
-COUNTED = f"{PREFIX}embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, which says nothing
+COUNTED = f"{PREFIX}embeddings.position_ids"  # 0, 1, 2, ..: a buffer of older files, without information
 
 anything: Rule = None, lambda v: True, "anything"
 an_id: Rule = (
@@ -47,7 +47,7 @@ KEYS: dict[str, Rule] = {
     "hidden_act": only("quick_gelu", "gelu"),
     "layer_norm_eps": a_number(1e-5, 1e-30, 1),
     "attention_dropout": only(0.0, 0),
-    # Of the tokenizer, which says it itself:
+    # Of the tokenizer, which has its own settings:
     "bos_token_id": an_id,
     "eos_token_id": an_id,
     "pad_token_id": an_id,
@@ -69,7 +69,7 @@ KEYS: dict[str, Rule] = {
 
 
 def load_text_encoder(folder: str | Path, variant: str | None = None) -> TextEncoder:
-    """The text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
+    """Load the text encoder in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
         folder: with config.json and model.safetensors (or pytorch_model.bin), whole or in shards; see `load_unet`.
@@ -94,7 +94,7 @@ def load_text_encoder(folder: str | Path, variant: str | None = None) -> TextEnc
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `TextEncoder` that a config describes."""
+    """Return the arguments of `TextEncoder` that a config describes."""
     return {
         "vocabulary": config["vocab_size"],
         "length": config["max_position_embeddings"],
@@ -108,7 +108,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """Messages about values that are legal one by one and contradict each other."""
+    """Return messages about values that contradict each other."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if width % heads == 0:
         return []
@@ -117,20 +117,20 @@ def contradictions(config: dict[str, Any]) -> list[str]:
 
 
 def published_name(name: str) -> str:
-    """Our name of a parameter -> the published one."""
+    """Return the published name of a parameter, given ours."""
     for ours, published in NAMES:
         name = re.sub(ours, published, name)
     return PREFIX + name
 
 
 def current_name(name: str) -> str | None:
-    """A published name, with the prefix or without it -> the published one; None for a buffer of older files."""
+    """Return a published name with its prefix, given one with it or without; None for a buffer of older files."""
     name = PREFIX + name.removeprefix(PREFIX)
     return None if name == COUNTED else name
 
 
 def _file_of_weights(folder: Path, variant: str | None) -> Path:
-    """The file of weights of a folder that has a config too; else ValueError, with what there is instead."""
+    """Return the file of weights of a folder that has a config too; else ValueError, with what there is instead."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; a published text encoder is a folder with {CONFIG} and {WEIGHTS}")
     weights, inner = weights_in(folder, variant, STEMS), folder / "text_encoder"
@@ -153,7 +153,7 @@ def save_text_encoder(model: TextEncoder, folder: str | Path) -> None:
 
 
 def describe(model: TextEncoder) -> dict[str, Any]:
-    """The config.json of a text encoder; start and end are its last two ids, as in every vocabulary of ours."""
+    """Return the config.json of a text encoder; start and end are its last two ids, as in every vocabulary of ours."""
     first: Any = model.blocks[0]
     return {
         "architectures": ["CLIPTextModel"],

@@ -1,7 +1,7 @@
-"""The form of CLIPTokenizer, read and written as our `BytePairs`: a folder of vocabulary, merges and settings.
+"""The published form of CLIPTokenizer, read and written as our `BytePairs`: a folder of vocabulary, merges, settings.
 
 vocab.json and merges.txt hold what was learned; where they are missing, tokenizer.json does, in which newer versions of
-the library that publishes them write all in one. tokenizer_config.json and special_tokens_map.json say which tokens
+the library that publishes them write all in one. tokenizer_config.json and special_tokens_map.json define which tokens
 start, end and pad a text, and how long it may be. Where the two differ (Stable Diffusion 2: one pads with the end, the
 other with "!"), the second counts, unless the first lists its added tokens: so does the library.
 """
@@ -19,22 +19,22 @@ VOCABULARY, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 HEADER = "#version: 0.2"
 FILE_BYTES = 2**26  # no vocabulary is larger
-TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # and what they are, if not said
+TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # and their defaults
 OURS = {"bos_token": "start", "eos_token": "end", "pad_token": "padding", "unk_token": "unknown"}
 FLAGS = ("lstrip", "rstrip", "single_word")  # of a token, in a text: each must be false
 
 
-def is_token(said: object) -> bool:
-    """Whether this is a special token that is found in a text as it stands."""
-    if isinstance(said, dict):
-        said = None if any(said.get(flag) for flag in FLAGS) else said.get("content")
-    return isinstance(said, str) and said != ""
+def is_token(value: object) -> bool:
+    """Whether a value is a special token that is matched in a text literally."""
+    if isinstance(value, dict):
+        value = None if any(value.get(flag) for flag in FLAGS) else value.get("content")
+    return isinstance(value, str) and value != ""
 
 
-def is_list_of_tokens(said: object) -> bool:
-    """Whether these are ids and special tokens, each in its long form."""
-    return isinstance(said, dict) and all(
-        k.isdecimal() and isinstance(t, dict) and is_token(t) for k, t in said.items()
+def is_list_of_tokens(value: object) -> bool:
+    """Whether a value maps ids to special tokens, each in its long form."""
+    return isinstance(value, dict) and all(
+        k.isdecimal() and isinstance(t, dict) and is_token(t) for k, t in value.items()
     )
 
 
@@ -73,7 +73,7 @@ KEYS: dict[str, Rule] = {
 SPECIAL_KEYS: dict[str, Rule] = {**dict.fromkeys(TOKENS, a_token), "additional_special_tokens": nothing}
 
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-WAYS: dict[tuple[str | int, ...], list[Any]] = {  # where tokenizer.json says how it works, and what it may say there
+WAYS: dict[tuple[str | int, ...], list[Any]] = {  # places in tokenizer.json that define its algorithm; allowed values
     ("model", "type"): ["BPE", None],
     ("model", "end_of_word_suffix"): ["</w>"],
     ("model", "dropout"): [None],
@@ -93,10 +93,10 @@ WAYS: dict[tuple[str | int, ...], list[Any]] = {  # where tokenizer.json says ho
 
 
 def load_tokenizer(folder: str | Path) -> BytePairs:
-    """The tokenizer in a published folder: texts -> ids (B, length), 77 as a rule.
+    """Load the tokenizer in a published folder: texts -> ids (B, length), 77 as a rule.
 
     Args:
-        folder: with vocab.json and merges.txt, or tokenizer.json; and, if there are such, tokenizer_config.json,
+        folder: with vocab.json and merges.txt, or tokenizer.json; and, if present, tokenizer_config.json,
             special_tokens_map.json.
     Raises:
         ValueError: a missing or damaged file; merges that have no id; settings that our tokenizer cannot do, with the
@@ -105,18 +105,18 @@ def load_tokenizer(folder: str | Path) -> BytePairs:
     """
     folder = Path(folder)
     ids, merges, added = _learned(folder)
-    settings = _said(folder / SETTINGS, KEYS)
+    settings = _settings(folder / SETTINGS, KEYS)
     listed = settings["added_tokens_decoder"]
-    said = {key: settings[key] for key in TOKENS}
+    named = {key: settings[key] for key in TOKENS}
     if listed is None:
-        special = _said(folder / SPECIAL, SPECIAL_KEYS)
-        said |= {key: special[key] for key in TOKENS if special[key] is not None}
+        special = _settings(folder / SPECIAL, SPECIAL_KEYS)
+        named |= {key: special[key] for key in TOKENS if special[key] is not None}
     added |= listed or {}
     _no_others(folder, ids, added)
-    names = {key: default if said[key] is None else _content(said[key]) for key, default in TOKENS.items()}
+    names = {key: default if named[key] is None else _content(named[key]) for key, default in TOKENS.items()}
     flags: dict[str, bool] = {}  # of a token with several names the last one's, in the order of TOKENS
     for key, token in names.items():
-        flags[token] = isinstance(said[key], dict) and bool(said[key].get("normalized"))
+        flags[token] = isinstance(named[key], dict) and bool(named[key].get("normalized"))
     flags |= {_content(token): bool(token.get("normalized")) for token in added.values()}
     folded = [token for token in names.values() if flags[token]]
     tokens = {OURS[key]: token for key, token in names.items()}
@@ -126,20 +126,20 @@ def load_tokenizer(folder: str | Path) -> BytePairs:
         raise ValueError(f"{folder} holds no tokenizer of this kind: {error}") from error
 
 
-def _said(path: Path, keys: dict[str, Rule]) -> dict[str, Any]:
-    """The settings of a file, defaults included; the defaults alone where there is no file."""
+def _settings(path: Path, keys: dict[str, Rule]) -> dict[str, Any]:
+    """Return the settings of a file, defaults included; the defaults alone where there is no file."""
     if not path.is_file():
         return {key: default for key, (default, *_) in keys.items()}
     return checked(path, keys, "this tokenizer", lambda config: [])
 
 
 def _content(token: Any) -> str:
-    """The token itself, of whichever form."""
+    """Return the token itself, from either form."""
     return token["content"] if isinstance(token, dict) else token
 
 
 def _no_others(folder: Path, ids: dict[str, int], listed: dict[str, Any]) -> None:
-    """Raise ValueError for tokens that were added to those that were learned."""
+    """Raise ValueError for tokens that were added to the learned ones."""
     added = {_content(token): int(k) for k, token in listed.items()}
     if (folder / "added_tokens.json").is_file():
         added |= _object(folder / "added_tokens.json")
@@ -154,7 +154,7 @@ Learned = tuple[dict[str, int], list[list[str]], dict[str, Any]]  # ids, merges,
 
 
 def _learned(folder: Path) -> Learned:
-    """The vocabulary, merges and added tokens of a folder; ValueError that names what is missing."""
+    """Return the vocabulary, merges and added tokens of a folder; ValueError that names what is missing."""
     missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
     if not missing:
         return _object(folder / VOCABULARY), _lines(folder / MERGES), {}
@@ -168,7 +168,7 @@ def _learned(folder: Path) -> Learned:
 
 
 def _text(path: Path) -> str:
-    """The text of a file of bounded size; ValueError if it is none."""
+    """Return the text of a file of bounded size; ValueError if it is none."""
     with open(path, "rb") as file:
         data = file.read(FILE_BYTES + 1)
     if len(data) > FILE_BYTES:
@@ -180,12 +180,12 @@ def _text(path: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError if it holds none."""
+    """Return the JSON object in a file; ValueError if it holds none."""
     return read_object(path, "tokens", FILE_BYTES)
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """The merges of a file, one a line, after a line with its version; ValueError that names a line that is none."""
+    """Return the merges of a file, one a line, after a version line; ValueError that names an invalid line."""
     merges = []
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
@@ -197,26 +197,26 @@ def _lines(path: Path) -> list[list[str]]:
     return merges
 
 
-def _at(said: Any, *path: str | int) -> Any:
-    """The value at a place of JSON; None where there is no such place."""
+def _at(value: Any, *path: str | int) -> Any:
+    """Return the value at a place of JSON; None where there is no such place."""
     for key in path:
         try:
-            said = said[key]
+            value = value[key]
         except (TypeError, KeyError, IndexError):
             return None
-    return said
+    return value
 
 
 def _whole(path: Path) -> Learned:
-    """The vocabulary, merges and added tokens of a tokenizer.json; ValueError if it works another way than ours."""
-    said = _object(path)
+    """Return the vocabulary, merges and added tokens of a tokenizer.json; ValueError if it works differently."""
+    whole = _object(path)
     for place, allowed in WAYS.items():
-        if _at(said, *place) not in allowed:
+        if _at(whole, *place) not in allowed:
             key, words = ".".join(map(str, place)), " or ".join(short(way) for way in allowed)
             raise ValueError(
-                f"{path} is no tokenizer of this kind: {key} = {short(_at(said, *place))} (allowed: {words})"
+                f"{path} is no tokenizer of this kind: {key} = {short(_at(whole, *place))} (allowed: {words})"
             )
-    ids, merges, tokens = _at(said, "model", "vocab"), _at(said, "model", "merges"), said.get("added_tokens") or []
+    ids, merges, tokens = _at(whole, "model", "vocab"), _at(whole, "model", "merges"), whole.get("added_tokens") or []
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError(f"{path} has no model.vocab, an object, and model.merges, a list")
     added = {str(_at(token, "id")): token for token in tokens} if isinstance(tokens, list) else {"": tokens}
@@ -235,7 +235,7 @@ def save_tokenizer(tokenizer: BytePairs, folder: str | Path) -> None:
         raise ValueError(f"the words {', '.join(tokenizer.added)} were added, which the published form does not have")
     folder = Path(folder)
     names = tokenizer.to_dict()
-    names.setdefault("unknown", names["end"])  # as the library has it where it is not told
+    names.setdefault("unknown", names["end"])  # the library's default
     tokens = {
         key: {"content": names[ours], "normalized": names[ours] in tokenizer.folded} | dict.fromkeys(FLAGS, False)
         for key, ours in OURS.items()

@@ -1,4 +1,4 @@
-"""U-Nets in their published forms, that of images alone and that of a text, read and written as our `UNet`."""
+"""U-Nets in their published forms, unconditional and text-conditional, read and written as our `UNet`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from models.unet import UNet
 
 
 def load_unet(folder: str | Path, variant: str | None = None) -> UNet:
-    """The network in a folder of published weights, on the CPU, in float32 and in evaluation mode.
+    """Load the network in a folder of published weights, on the CPU, in float32 and in evaluation mode.
 
     Args:
         folder: with config.json (at most 1 MB) and diffusion_pytorch_model.safetensors, or the shards of its index, or
             a pickle .bin, of which nothing but plain tensors is read; of full precision where it has several.
         variant: the word in diffusion_pytorch_model.VARIANT.safetensors, such as "fp16", to read that file.
-    Returns: the U-Net, with time_offset = -1: given t in 1..T it answers what the published one does for t - 1. One
-        that is told a text is called as unet(x_t, t, Condition(tokens=(B, L, D))), with x_t of any size; what it was
-        published to be given in further channels after those of x_t is here the image of the condition.
+    Returns: the U-Net, with time_offset = -1: called with t in 1..T it equals the published one at t - 1. One
+        conditioned on text is called as unet(x_t, t, Condition(tokens=(B, L, D))), with x_t of any size; the further
+        channels that the published one takes after those of x_t are here the image of the condition.
     Raises:
         ValueError: a missing or damaged file; a config that says what this U-Net cannot do, with the key, its value and
             what is allowed; weights that do not fit the config, with the names that are missing, unexpected or of
@@ -34,9 +34,9 @@ def load_unet(folder: str | Path, variant: str | None = None) -> UNet:
 
 
 def arguments(path: Path) -> dict[str, Any]:
-    """The arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
-    told = read_object(path, "the network's configuration").get("_class_name") == unet_2d_condition.CLASS
-    return unet_2d_condition.arguments(path) if told else unet_2d.arguments(path)
+    """Return the arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
+    conditional = read_object(path, "the network's configuration").get("_class_name") == unet_2d_condition.CLASS
+    return unet_2d_condition.arguments(path) if conditional else unet_2d.arguments(path)
 
 
 def save_unet(model: UNet, folder: str | Path) -> None:
@@ -60,12 +60,12 @@ def save_unet(model: UNet, folder: str | Path) -> None:
 
 
 def describe(model: UNet) -> dict[str, Any]:
-    """The config.json of a network; ValueError if there is none."""
+    """Return the config.json of a network; ValueError if there is none."""
     return unet_2d_condition.describe(model) if model.token_channels else unet_2d.describe(model)
 
 
 def _counted_from_0(weight: Tensor, omega: Tensor, time_offset: int, flip: bool) -> Tensor:
-    r"""The first layer after the sines and cosines, for a network that is told u = t - 1.
+    r"""Return the first layer after the sines and cosines, converted to a network that takes u = t - 1.
 
     Ours embeds t + time_offset = u + d with d = time_offset + 1. That turns each pair of sine and cosine by an angle,
 

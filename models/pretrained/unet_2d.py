@@ -1,4 +1,4 @@
-"""The form of UNet2DModel, in which the networks of Ho et al. and of Dhariwal and Nichol were published."""
+"""The published form of UNet2DModel, the networks of Ho et al. and of Dhariwal and Nichol."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ KEYS: dict[str, Rule] = {
 
 
 def arguments(path: Path) -> dict[str, Any]:
-    """The arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
+    """Return the arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
     config = checked(path, KEYS, "this U-Net", contradictions)
     size, widths = config["sample_size"], config["block_out_channels"]
     longer = size if isinstance(size, int) else max(size)
@@ -89,7 +89,7 @@ def arguments(path: Path) -> dict[str, Any]:
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """Messages about values that are legal one by one and contradict each other."""
+    """Return messages about values that contradict each other."""
     widths, down, up = config["block_out_channels"], config["down_block_types"], config["up_block_types"]
     groups, embedding = config["norm_num_groups"], 4 * widths[0]
     wrong = other_lengths(config)
@@ -119,7 +119,7 @@ def contradictions(config: dict[str, Any]) -> list[str]:
 
 
 def _resampling(config: dict[str, Any]) -> set[str]:
-    """How levels are joined, "conv" or "resnet". The last block of each way joins nothing."""
+    """Return how levels are joined, "conv" or "resnet", without the last block of each way, which joins nothing."""
     kinds = set()
     for way, types in (("down", DOWN), ("up", UP)):
         by_type = dict(zip(types, ("conv", config[f"{way}sample_type"], "resnet"), strict=True))
@@ -128,8 +128,8 @@ def _resampling(config: dict[str, Any]) -> set[str]:
 
 
 def describe(model: UNet) -> dict[str, Any]:
-    """The config.json of a network; ValueError if there is none."""
-    stages: list[Any] = [*model.down]  # each a `models.unet.Stage`: torch's containers do not know what they hold
+    """Return the config.json of a network; ValueError if there is none."""
+    stages: list[Any] = [*model.down]  # each a `models.unet.Stage`: torch's containers are untyped
     attended = [isinstance(stage.attention[0], Attention) for stage in stages]
     attentions = [m for m in model.modules() if isinstance(m, Attention)]
     head_widths = {m.norm.num_channels // m.heads for m in attentions}
@@ -165,7 +165,7 @@ def describe(model: UNet) -> dict[str, Any]:
 
 
 def widths_of(model: UNet) -> list[int]:
-    """The channels of each level."""
+    """Return the channels of each level."""
     stages: list[Any] = [*model.down]
     return [stage.residual[0].conv_1.out_channels for stage in stages]
 
@@ -174,7 +174,7 @@ def refuse(model: UNet, obstacles: dict[str, bool]) -> None:
     """Raise ValueError for a network that no published form can describe, or that a form cannot.
 
     Args:
-        obstacles: what the form cannot describe, in words; true where the network has it.
+        obstacles: the properties that the form cannot describe, in words; true where the network has it.
     """
     classes = model.num_classes
     obstacles = {
@@ -193,7 +193,7 @@ def refuse(model: UNet, obstacles: dict[str, bool]) -> None:
 
 
 def common(model: UNet) -> dict[str, Any]:
-    """The settings of a network that both published forms share."""
+    """Return the settings of a network that both published forms share."""
     height, width = model.image_size
     norm, middle = model.norm_out, model.middle_1
     assert norm is not None and isinstance(middle, ResidualBlock)  # of a network that does not preserve magnitudes

@@ -1,7 +1,7 @@
-"""The form of UNet2DConditionModel, in which U-Nets of latent diffusion that are told a text were published.
+"""The published form of UNet2DConditionModel, the text-conditional U-Nets of latent diffusion.
 
 Those of versions 1.4 and 1.5 have 8 heads on each level and 1x1 convolutions around their transformers, those of 2.0
-and 2.1 have heads of 64 channels and linear layers, those for inpainting and of depth take further channels beside x_t.
+and 2.1 have heads of 64 channels and linear layers, those for inpainting and depth take further channels after x_t.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ KEYS: dict[str, Rule] = {
     "encoder_hid_dim": only(None),  # a projection of the tokens
     "encoder_hid_dim_type": only(None),
     "attention_head_dim": each_level(a_count(8)),  # which is the number of heads there
-    "num_attention_heads": only(None),  # as there
+    "num_attention_heads": only(None),  # as above
     "dual_cross_attention": only(False),
     "use_linear_projection": only(False, True),
     "class_embed_type": only(None),
@@ -86,7 +86,7 @@ KEYS: dict[str, Rule] = {
 
 
 def arguments(path: Path) -> dict[str, Any]:
-    """The arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
+    """Return the arguments of `UNet` that a config.json describes; ValueError with all that cannot be represented."""
     config = checked(path, KEYS, "this U-Net", contradictions)
     size, widths, types = config["sample_size"], config["block_out_channels"], config["down_block_types"]
     in_channels, condition_channels = _shared(config["in_channels"], config["out_channels"])
@@ -117,14 +117,13 @@ def arguments(path: Path) -> dict[str, Any]:
     }
 
 
-def _shared(given: int, out: int) -> tuple[int, int]:
-    """Channels of x_t and of the image beside it, of those that the published network is given: x_t has no more than
-    come out."""
-    return min(given, out), max(given - out, 0)
+def _shared(total: int, out: int) -> tuple[int, int]:
+    """Return the channels of x_t, at most those of the output, and of the conditioning image, given their total."""
+    return min(total, out), max(total - out, 0)
 
 
 def contradictions(config: dict[str, Any]) -> list[str]:
-    """Messages about values that are legal one by one and contradict each other."""
+    """Return messages about values that contradict each other."""
     size, widths, down = config["sample_size"], config["block_out_channels"], config["down_block_types"]
     wrong = other_lengths(config, *EACH) + odd_widths(widths)
     for level, (going_down, going_up) in enumerate(zip(down, reversed(config["up_block_types"]), strict=False)):
@@ -145,10 +144,10 @@ def contradictions(config: dict[str, Any]) -> list[str]:
 
 
 def describe(model: UNet) -> dict[str, Any]:
-    """The config.json of a network; ValueError if there is none."""
-    stages: list[Any] = [*model.down]  # each a `models.unet.Stage`: torch's containers do not know what they hold
-    given, out, middle = model.in_channels + model.condition_channels, model.out_channels, model.middle_attention
-    allowed = _shared(given, out)
+    """Return the config.json of a network; ValueError if there is none."""
+    stages: list[Any] = [*model.down]  # each a `models.unet.Stage`: torch's containers are untyped
+    total, out, middle = model.in_channels + model.condition_channels, model.out_channels, model.middle_attention
+    allowed = _shared(total, out)
     transformers = [stage.attention[0] for stage in stages]
     attended = [isinstance(transformer, SpatialTransformer) for transformer in transformers]
     refuse(
@@ -162,14 +161,14 @@ def describe(model: UNet) -> dict[str, Any]:
         },
     )
     assert isinstance(middle, SpatialTransformer)
-    # levels without transformers say what the middle does, which changes nothing
+    # levels without transformers state the middle's values, without effect
     own = [one if there else middle for one, there in zip(transformers, attended, strict=True)]
     only_cross = [
         there and one.blocks[0].only_cross_attention for one, there in zip(transformers, attended, strict=True)
     ]
     return common(model) | {
         "_class_name": CLASS,
-        "in_channels": given,
+        "in_channels": total,
         "down_block_types": [DOWN[a] for a in attended],
         "up_block_types": [UP[a] for a in reversed(attended)],
         "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -184,5 +183,5 @@ def describe(model: UNet) -> dict[str, Any]:
 
 
 def _one(values: list[Any]) -> Any:
-    """The value of all levels, or that of each."""
+    """Return the common value of all levels, or the list."""
     return values[0] if len(set(values)) == 1 else values

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, or pickles of plain tensors, whole or in shards, looked into before they are read."""
+"""Files of weights: safetensors, or pickles of plain tensors, whole or in shards, inspected before they are read."""
 
 import json
 import re
@@ -17,7 +17,7 @@ STEMS = (STEM, STEM)  # of safetensors, and of pickles
 WEIGHTS = f"{STEM}.safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 JSON_BYTES = 2**20  # of a config or an index of shards; above it is a mistake
-KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors say
+KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
 
 
 class Piece(NamedTuple):
@@ -29,16 +29,16 @@ class Piece(NamedTuple):
 
 
 def names(variant: str | None, stems: tuple[str, str] = STEMS) -> list[str]:
-    """The names under which weights are published, those that are preferred first; see `weights_in`."""
-    told = f".{variant}" if variant else ""
+    """Return the names under which weights are published, preferred ones first; see `weights_in`."""
+    suffix = f".{variant}" if variant else ""
     kinds = list(zip(stems, ("safetensors", "bin"), strict=True))
-    return [name for stem, end in kinds for name in (f"{stem}{told}.{end}", f"{stem}.{end}.index{told}.json")]
+    return [name for stem, end in kinds for name in (f"{stem}{suffix}.{end}", f"{stem}.{end}.index{suffix}.json")]
 
 
 def weights_in(folder: Path, variant: str | None = None, stems: tuple[str, str] = STEMS) -> Path | None:
-    """The file of a folder's weights, or the index of their shards; None if it has none.
+    """Return the file of a folder's weights, or the index of their shards; None if it has none.
 
-    Safetensors are preferred to pickles, and what has no variant's name to those of half precision ("fp16"), which are
+    Safetensors are preferred to pickles, and files without variant to those of half precision ("fp16"), which are
     taken where there are no others.
 
     Args:
@@ -55,7 +55,7 @@ def weights_in(folder: Path, variant: str | None = None, stems: tuple[str, str] 
 
 @contextmanager
 def opened(path: Path) -> Iterator[dict[str, Piece]]:
-    """The tensors of a file, or of the shards of an index, by name; they can be read while this is open.
+    """Open a file, or the shards of an index, and yield its tensors by name, readable within the context.
 
     Raises:
         ValueError: a damaged file; a pickle of anything but plain tensors; an index without shards that are there.
@@ -90,18 +90,18 @@ def _itself(x: Tensor) -> Tensor:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, of which nothing else is unpickled."""
+    """Return the tensors of a pickle, of which nothing else is unpickled."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a file that was made to deceive, any
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a malicious file may raise any
         raise ValueError(_no_tensors(path)) from error
-    if not isinstance(held, dict) or not all(isinstance(name, str) and _is_plain(x) for name, x in held.items()):
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) and _is_plain(x) for name, x in tensors.items()):
         raise ValueError(_no_tensors(path))
-    return held
+    return tensors
 
 
 def _is_plain(x: object) -> bool:
-    """Whether it is a tensor that holds its numbers one after the other."""
+    """Whether a value is a tensor on the CPU with plain strided storage."""
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and x.device.type == "cpu"  # type: ignore[attr-defined]
 
 
@@ -113,7 +113,7 @@ def _no_tensors(path: Path) -> str:
 
 
 def _of_shards(index: Path, stack: ExitStack) -> dict[str, Piece]:
-    """The tensors that an index says are in the files beside it."""
+    """Return the tensors of an index, from the shards next to it."""
     shard_of = read_object(index, "the shards of weights").get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(map(_is_name, shard_of.values())):
         raise ValueError(f"{index} has no weight_map from names to files beside it, .safetensors or .bin")
@@ -122,8 +122,8 @@ def _of_shards(index: Path, stack: ExitStack) -> dict[str, Piece]:
     if missing:
         more = f", ... ({len(missing) - 10} more)" if len(missing) > 10 else ""
         raise ValueError(f"{index} names shards that are missing: {', '.join(missing[:10])}{more}")
-    held = ((file, _of_file(index.parent / file, stack)) for file in files)
-    return {name: piece for file, pieces in held for name, piece in pieces.items() if shard_of.get(name, file) == file}
+    read = ((file, _of_file(index.parent / file, stack)) for file in files)
+    return {name: piece for file, pieces in read for name, piece in pieces.items() if shard_of.get(name, file) == file}
 
 
 def _is_name(value: object) -> bool:
@@ -131,11 +131,11 @@ def _is_name(value: object) -> bool:
 
 
 def read_object(path: Path, what: str, most: int = JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of bounded size; ValueError if it is none.
+    """Return the JSON object in a file of bounded size; ValueError if it is none.
 
     Args:
-        what: it is to hold, in words.
-        most: bytes of it.
+        what: its content, in words.
+        most: the most bytes.
     """
     with open(path, "rb") as file:
         text = file.read(most + 1)

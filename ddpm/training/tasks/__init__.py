@@ -1,1 +1,1 @@
-"""Objectives, one a file."""
+"""Training objectives, one per file."""

@@ -1,4 +1,4 @@
-"""Autoencoders whose reconstructions a discriminator is shown besides, so that they look like data."""
+"""Autoencoders trained with a discriminator in addition, so that reconstructions look like data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ ADVERSARIAL = "adversarial"  # the part of the loss that a discriminator gives
 
 
 class Adversarial(Autoencoder):
-    """An autoencoder's task with a discriminator: a part of its loss, and a phase in which that is trained itself.
+    """An autoencoder's task with a discriminator: an adversarial part of its loss, and a phase that trains the latter.
 
-    To be put before an autoencoder's task among the bases of a class. From the share `start` of the budget on; before
-    that neither is computed.
+    A mixin, to be put before an autoencoder's task among the bases of a class. Both take effect from the share `start`
+    of the budget on; before that neither is computed.
 
     Args:
         model: as the autoencoder's task has it, with `last_layer`, the weights of the decoder's last layer, where the
@@ -31,9 +31,9 @@ class Adversarial(Autoencoder):
         game: "hinge" or "non_saturating", see `ddpm.latent.adversarial.GAMES`.
         adaptive: whether the adversarial part is multiplied by
             `ddpm.latent.adversarial.adaptive_weight` before its own weight.
-        r1: gamma, of the penalty that keeps the discriminator flat at data; 0 for none.
+        r1: gamma, the R1 penalty's weight; 0 for none.
         start: in [0, 1).
-        options: of the autoencoder's task.
+        options: arguments of the autoencoder's task.
     Raises: ValueError for another game, numbers out of range, and as the autoencoder's task.
     Source: Taming Transformers for High-Resolution Image Synthesis (arXiv 2012.09841), section 3.1.
     """
@@ -71,21 +71,21 @@ class Adversarial(Autoencoder):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The autoencoder's step, then the discriminator's, if there is one."""
+        """The autoencoder's phase, then the discriminator's, if there is one."""
         own = Phase("autoencoder", ("model",), self.losses)
         if self.discriminator is None:
             return (own,)
         return (own, Phase("discriminator", ("discriminator",), self.discriminator_losses))
 
     def averages(self, name: str) -> bool:
-        """Only the autoencoder is averaged."""
+        """Return whether a module's weights are averaged: only the autoencoder's."""
         return name == "model"
 
     def compared(self, output: Tensor, drawn: Drawn, progress: float) -> Losses:
-        """The parts that compare a decoder's output (B, *) with data, and the discriminator's, each (B,)."""
+        """Return the parts that compare a decoder's output (B, *) with data, and the adversarial part, each (B,)."""
         parts = super().compared(output, drawn, progress)
         if self.discriminator is None or progress < self.start or not torch.is_grad_enabled():
-            return parts  # of held-out data no more is measured than how near they come
+            return parts  # on held-out data only the reconstruction is measured
         made = self.discriminator(self.reconstruction.picture(output))
         adversarial = self.game.generator(made)
         if self.adaptive:
@@ -93,7 +93,7 @@ class Adversarial(Autoencoder):
         return parts | {ADVERSARIAL: adversarial}
 
     def discriminator_losses(self, drawn: Any, progress: float) -> Losses:
-        """Of the discriminator: the game's, and the penalty, each (B,); 0 before its start."""
+        """Return the discriminator's losses: the game's, and the penalty, each (B,); 0 before its start."""
         assert self.discriminator is not None
         if progress < self.start:
             return {"discriminator": self._nothing(len(drawn.x))}
@@ -105,7 +105,7 @@ class Adversarial(Autoencoder):
         return parts | ({"r1": r1(of_real, real)} if self.weights["r1"] else {})
 
     def _nothing(self, n: int) -> Tensor:
-        """Zeros (n,), by which every parameter of the discriminator has the gradient 0."""
+        """Return zeros (n,) that give every parameter of the discriminator the gradient 0."""
         return torch.stack([0 * p.sum() for p in self.modules["discriminator"].parameters()]).sum().expand(n)
 
     def check(self, data: Dataset) -> None:
@@ -141,8 +141,8 @@ class AutoencoderKL(Adversarial, VAE):
         free_bits: float = 0.0,
         only: Sequence[str] | None = None,
     ):
-        given = {"warmup": warmup, "free_bits": free_bits, "only": only, "binarise": False}
-        super().__init__(model, discriminator, parts, game, adaptive, r1, start, **given)
+        options = {"warmup": warmup, "free_bits": free_bits, "only": only, "binarise": False}
+        super().__init__(model, discriminator, parts, game, adaptive, r1, start, **options)
 
 
 class VQGAN(Adversarial, VQVAE):

@@ -1,4 +1,4 @@
-"""The base of autoencoders' tasks: data, as they are modelled, and the parts of a loss that compare with them."""
+"""The base of autoencoders' tasks: data preparation, and the parts of a loss that compare with data."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from ddpm.data.dataset import Dataset, spread
 from ddpm.latent.reconstruction import PERCEPTUAL, Reconstruction
 from ddpm.training.task import Drawn, Losses, Task, must_take
 
-SHOWN = 12  # data that are drawn beside what is made of them
-OF_BYTES = ("bernoulli", "focal", "logistic")  # parts of data that are bytes
+SHOWN = 12  # data in a figure, next to their reconstructions
+OF_BYTES = ("bernoulli", "focal", "logistic")  # parts that need byte data
 OF_IMAGES = ("ssim", PERCEPTUAL)
 
 
@@ -22,8 +22,8 @@ class Seen(Drawn):
     """Data as an autoencoder sees them.
 
     Args:
-        x: (B, *), black and white where they are modelled so.
-        condition: what encoder and decoder are told.
+        x: (B, *), binarised if the task does so.
+        condition: the condition of encoder and decoder.
     """
 
     x: Tensor
@@ -33,16 +33,16 @@ class Seen(Drawn):
 class Autoencoder(Task):
     """Train an encoder and a decoder by parts of a loss, some of which compare with data, and some of which do not.
 
-    The part "perceptual" is computed by `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which whoever
-    trains the task puts there: what was trained encodes and decodes without.
+    The part "perceptual" is computed by `frozen["perceptual"]`, a `ddpm.latent.perceptual.Perceptual`, which the caller
+    sets before training; encoding and decoding do not need it.
 
     Args:
         model: with `shape` of a sample, and `log_scale` where a part has a scale.
         parts: name -> weight, 0 for a part that is not computed.
-        own: the names of the parts that compare with no data; the others are of `ddpm.latent.reconstruction.PARTS`.
+        own: the names of the parts that do not compare with data; the others are of `ddpm.latent.reconstruction.PARTS`.
         binarise: as in `ddpm.latent.reconstruction.Reconstruction`.
         only: as in `Task`.
-    Raises: ValueError for parts that are not known, or that take the decoder's output for different things.
+    Raises: ValueError for parts that are not known, or that interpret the decoder's output differently.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Autoencoder(Task):
 
     @abstractmethod
     def output(self, drawn: Any) -> Tensor:
-        """The decoder's output (B, *) for what was drawn."""
+        """Return the decoder's output (B, *) for a step's draws."""
 
     def compared(self, output: Tensor, drawn: Any, progress: float) -> Losses:
-        """The parts that compare a decoder's output (B, *) with data, each (B,)."""
+        """Return the parts that compare a decoder's output (B, *) with data, each (B,)."""
         distance = self.frozen.get(PERCEPTUAL)
         return self.reconstruction(output, drawn.x, getattr(self.model, "log_scale", None), distance)
 
     def check(self, data: Dataset) -> None:
-        """Raise ValueError for data that the network does not take, or of which a part has no meaning."""
+        """Raise ValueError for data that the network does not take, or that a part is not defined for."""
         must_take(self.model, data)
         for name in self.reconstruction.parts:
             holds = "bytes" if name in OF_BYTES else "pictures" if name in OF_IMAGES else None
@@ -88,6 +88,6 @@ class Autoencoder(Task):
                 )
 
     def figure_batch(self, data: Dataset) -> Batch:
-        """Data that are drawn beside what is made of them: held out, if any are."""
+        """Return the data of figures of reconstructions: held out, if any are."""
         numbers = data.held_out if len(data.held_out) else data.train
         return data.batch(numbers[spread(len(numbers), SHOWN)], next(self.model.parameters()).device)

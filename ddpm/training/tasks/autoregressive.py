@@ -1,4 +1,4 @@
-"""Networks that say of each code of a grid how likely it is, given those before it."""
+"""Autoregressive models of codes: the distribution of each code of a grid, given those before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from ddpm.training.tasks.autoencoder import SHOWN
 
 @dataclass(frozen=True, kw_only=True)
 class Grids(Drawn):
-    """Codes, and what is told of them.
+    """Grids of codes, with their conditions.
 
     Args:
         z: integers, (B, h, w).
-        condition: what the network is told.
+        condition: the condition of the network.
     """
 
     z: Tensor
@@ -53,11 +53,11 @@ class Autoregressive(Task):
         return self.modules["model"]
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Grids:
-        """The codes of a step's whole batch; nothing of them is left to chance."""
+        """Return the codes of a step's whole batch; nothing is random."""
         return Grids(z=batch.x, condition=batch.condition)
 
     def losses(self, drawn: Grids, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """Nats for each code, (B,)."""
+        """Return the nats per code, (B,)."""
         logits = self.model(drawn.z, drawn.condition.for_network(self.model))
         return {"codes": F.cross_entropy(logits, drawn.z, reduction="none").mean((1, 2))}
 
@@ -79,12 +79,12 @@ class Autoregressive(Task):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Source:
-        """Codes, drawn one by one."""
+        """Return the source that samples codes one by one."""
         return Source(self.model, seed, device, precision, requested)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
-        """Pictures of data, their codes, what is made of these, of codes that are drawn, and of those."""
+        """Draw codes.png: data, their codes and reconstructions, sampled codes and their images."""
         if data.codec is None:
             return
         from ddpm.figures import plots

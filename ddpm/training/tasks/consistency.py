@@ -1,4 +1,4 @@
-"""Consistency distillation and training: a network learns where the flow that passes through x_t ends."""
+"""Consistency distillation and training: a network learns the end point of the probability flow through x_t."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ LARGEST = 10**5  # steps of a curriculum
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours(Noised):
-    """Data, the time that they are seen at, and the one below, whose answer is learned.
+    """Noised data, with the next lower time, whose prediction is the target.
 
     Args:
         t, s: real times (B,), s < t; s = 0 is data.
@@ -39,7 +39,7 @@ class Neighbours(Noised):
 
 
 class Consistency(Diffusion):
-    r"""Train the consistency function: what it says of x_t is what it says of x_s, a step further down the flow.
+    r"""Train the consistency function: its value at x_t shall equal that at x_s, a step further down the flow.
 
     .. math:: L = \frac{1}{\sigma_t - \sigma_s}\, d\left(f_\theta(x_t, t), f_{\theta^-}(x_s, s)\right), \quad
         \theta^- = \operatorname{stopgrad}(\theta), \quad \sigma = \sqrt{\frac{1 - \bar\alpha}{\bar\alpha}}
@@ -52,11 +52,11 @@ class Consistency(Diffusion):
 
     Args:
         model: f, as in `ddpm.distillation.consistency`.
-        diffusion: of teacher and student; its loss is without effect.
+        diffusion: of teacher and student; its loss is not used.
         teacher: the network that is distilled, or None.
         s_0, s_1: N in the beginning and in the end, see `ddpm.distillation.curriculum`.
-        sigma_min, sigma_max: the noise from which the way is cut, where the schedule reaches it.
-        P_mean, P_std: of the logarithm of sigma, see `ddpm.distillation.lognormal`.
+        sigma_min, sigma_max: the noise levels that bound the steps, where the schedule reaches them.
+        P_mean, P_std: mean and standard deviation of log sigma, see `ddpm.distillation.lognormal`.
         c: of the pseudo-Huber distance, per square root of the dimension, > 0.
         drop, only: as in `Diffusion`.
     Raises: ValueError for an argument out of range.
@@ -64,7 +64,7 @@ class Consistency(Diffusion):
         Models (arXiv 2310.14189), which takes no average for theta^- and every other default here.
     """
 
-    replayable = False  # for the state of dropout's generator is read
+    replayable = False  # as the state of dropout's generator is read
     trains_variance = False
 
     def __init__(
@@ -100,7 +100,7 @@ class Consistency(Diffusion):
         self.s_0, self.s_1, self.sigma_min, self.sigma_max = s_0, s_1, sigma_min, sigma_max
         self.P_mean, self.P_std, self.c = P_mean, P_std, c
         self._levels = functools.cache(self._levels_of)
-        for N in (s_0, s_1):  # which refuses a schedule without noise between sigma_min and sigma_max
+        for N in (s_0, s_1):  # raises for a schedule without noise between sigma_min and sigma_max
             _, _, p = self._levels(N)
             if not p.isfinite().all():
                 raise ValueError(f"P_mean = {P_mean:g} and P_std = {P_std:g} leave no noise of the schedule to train")
@@ -111,13 +111,13 @@ class Consistency(Diffusion):
         return ConsistencySampler(PREVIEW_STEPS, self.sigma_max)
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Neighbours:
-        """A pair of neighbouring times, eps, and which conditions are nulled, for a step's whole batch."""
+        """Draw a pair of neighbouring times, eps, and which conditions are nulled, for a step's whole batch."""
         drawn, (times, sigma, p) = super().draw(batch, random, progress), self._levels(self._steps(progress))
         n = torch.multinomial(p.to(drawn.t.device), len(batch), replacement=True, generator=random("levels"))
         return _neighbours(drawn, times, sigma, n)
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Neighbours:
-        """The pairs of the last N, evenly spread over their density; eps always the same."""
+        """Return the pairs of the last N, evenly spread over their density; eps always the same."""
         drawn, (times, sigma, p) = super().draw_held_out(batch, random), self._levels(self.s_1)
         place = (torch.arange(len(batch), dtype=p.dtype) + 0.5) / len(batch)
         n = torch.searchsorted(p.cumsum(0), place).clamp(max=len(p) - 1)
@@ -125,12 +125,12 @@ class Consistency(Diffusion):
         return _neighbours(drawn, times, sigma, n.to(order.device)[order])
 
     def losses(self, drawn: Neighbours, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """One part, "loss", (B,)."""
+        """Return one part, "loss", (B,)."""
         schedule, t, s = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.s
         x_t = q_sample(schedule, drawn.x_0, t, drawn.eps)
         f = self.diffusion.predictor(self.model, drawn.condition.for_network(self.model))
         with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):  # f drops the same units in both
-            said = consistency(f, x_t, t)
+            prediction = consistency(f, x_t, t)
         with torch.no_grad():
             x_0, eps = drawn.x_0, drawn.eps
             if teacher := self.frozen.get("teacher"):
@@ -138,20 +138,20 @@ class Consistency(Diffusion):
                 x_0, eps = pred.x_0, pred.eps
             x_s = q_sample(schedule, x_0, s, eps)
             goal = consistency(f, x_s, s)
-        distance = pseudo_huber(said, goal, self.c)
+        distance = pseudo_huber(prediction, goal, self.c)
         return {"loss": (1 / drawn.delta).to(distance.dtype) * distance}
 
     def _steps(self, progress: float) -> int:
         return curriculum(progress, self.s_0, self.s_1)
 
     def _levels_of(self, N: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Times and sigma (N + 1,) of the way in N steps, and how often each step is drawn, (N,)."""
+        """Return times and sigma (N + 1,) of N steps, and the probability of drawing each step, (N,)."""
         times, sigma = levels(self.diffusion.schedule, N, self.sigma_min, self.sigma_max)
         return times, sigma, lognormal(sigma, self.P_mean, self.P_std)
 
 
 def _neighbours(drawn: Noised, times: Tensor, sigma: Tensor, n: Tensor) -> Neighbours:
-    """The draws at the upper end t of the n-th step, with its lower end s."""
+    """Return the draws at the upper end t of the n-th step, with its lower end s."""
     times, sigma = times.to(n.device), sigma.to(n.device)
     known = vars(drawn) | {"t": times[n + 1], "s": times[n], "delta": sigma[n + 1] - sigma[n]}
     return Neighbours(**known)

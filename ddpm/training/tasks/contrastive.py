@@ -1,4 +1,4 @@
-"""Pictures and captions as vectors: which of them belong together, among those of a batch."""
+"""Contrastive pretraining (CLIP): encoders of pictures and captions, trained to match the pairs of a batch."""
 
 import contextlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ddpm.training.task import Drawn, Losses, Task, must_take
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Drawn):
-    """Pictures and what is said of them.
+    """Pictures with their captions.
 
     Args:
         x: pictures, (B, C, H, W).
@@ -30,7 +30,7 @@ class Pairs(Drawn):
 
 
 def contrastive(u: Tensor, v: Tensor, s: Tensor, apart: Tensor) -> Tensor:
-    r"""How hard it is to find its text for a picture, and its picture for a text, among those of a batch.
+    r"""Return the symmetric cross-entropy of matching each picture to its text, and each text to its picture.
 
     .. math:: L_i = -\frac12 \log \frac{e^{s\, u_i \cdot v_i}}{\sum_j m_{ij} e^{s\, u_i \cdot v_j}}
         - \frac12 \log \frac{e^{s\, u_i \cdot v_i}}{\sum_j m_{ij} e^{s\, u_j \cdot v_i}} \qquad \text{[CLIP (loss)]}
@@ -38,9 +38,9 @@ def contrastive(u: Tensor, v: Tensor, s: Tensor, apart: Tensor) -> Tensor:
     With m_ij = 1 for all it is that of CLIP; here it is 0 for another pair with the same text, which is not wrong.
 
     Args:
-        u, v: of B pictures and of their texts, each (B, d), of length 1.
-        s: what products are multiplied by, ().
-        apart: whether texts i and j are different ones, (B, B) bool; i and i are the pair itself, whatever it says.
+        u, v: embeddings of B pictures and of their texts, each (B, d), of length 1.
+        s: the factor of the products, ().
+        apart: whether texts i and j are different ones, (B, B) bool; the diagonal is ignored.
     Returns: L, (B,).
     Source: CLIP (arXiv 2103.00020), section 2.3 and figure 3.
     """
@@ -54,7 +54,7 @@ def contrastive(u: Tensor, v: Tensor, s: Tensor, apart: Tensor) -> Tensor:
 
 
 class Contrastive(Task):
-    """Train two encoders by which caption belongs to which picture of a batch.
+    """Train two encoders to match the pictures and captions of a batch.
 
     Args:
         model: (x, ids) -> (u, v), with `scale` and a text encoder `text`, such as `models.dual_encoder.DualEncoder`.
@@ -73,18 +73,18 @@ class Contrastive(Task):
         return self.modules["model"]
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Pairs:
-        """The pairs of a step's whole batch; nothing of them is left to chance."""
+        """Return the pairs of a step's whole batch; nothing is random."""
         assert batch.condition.tokens is not None  # see `check`
         return Pairs(x=batch.x, ids=batch.condition.tokens)
 
     def losses(self, drawn: Pairs, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """One part, "loss", (B,)."""
+        """Return one part, "loss", (B,)."""
         u, v = self.model(drawn.x, drawn.ids)
         apart = (drawn.ids[:, None] != drawn.ids[None]).any(-1)
         return {"loss": contrastive(u, v, self.model.scale, apart)}
 
     def check(self, data: Dataset) -> None:
-        """Raise ValueError for data without words, or that the networks do not take."""
+        """Raise ValueError for data without captions, or that the networks do not take."""
         if data.tokens is None:
             raise ValueError(
                 f"task=contrastive reads captions, and {data.name} has none as tokens; set tokenizer=byte_pairs"
@@ -104,5 +104,5 @@ class Contrastive(Task):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Silent:
-        """The source that is measured; nothing is drawn from it."""
+        """Return the source for measurements; it draws no samples."""
         return Silent(self.model, self.model.shape, seed, device, precision, requested, measures=("retrieval",))

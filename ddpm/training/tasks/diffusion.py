@@ -1,4 +1,4 @@
-"""Diffusion: a network learns to tell noise from data, at a random time."""
+"""Diffusion training: a network learns to separate noise from data, at a random time."""
 
 import contextlib
 import math
@@ -22,17 +22,17 @@ from ddpm.times import TimeSampler
 from ddpm.training.task import Drawn, Losses, Task, must_take, shape_of
 
 PREVIEW_STEPS = 20  # of DDIM: a preview is cheap
-OWN = "diffusion"  # the part of the loss that is that of the diffusion
+OWN = "diffusion"  # the part of the loss that `GaussianDiffusion` computes
 PARTS = (OWN, *OF_PICTURES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noised(Drawn):
-    """Data, and the time and noise that they are seen at.
+    """Data with the time and the noise at which the network sees them.
 
     Args:
         x_0: data, (B, *).
-        condition: what the network is told, null in the rows that were dropped.
+        condition: the condition of the network, null in the rows that were dropped.
         t: integers (B,) in 1..T.
         eps: standard normal noise, (B, *).
     """
@@ -44,7 +44,7 @@ class Noised(Drawn):
 
 
 def noised_evenly(batch: Batch, T: int, random: Keyed) -> Noised:
-    """Each sample at one of T times that are evenly spread over them, with noise that is always the same."""
+    """Return each sample at one of T evenly spread times, with noise that is always the same."""
     n, device, together = len(batch), batch.x.device, random("held out")
     t = torch.linspace(1, T, n, device=device).round().long()
     eps = torch.randn(batch.x.shape, generator=together, device=device)
@@ -52,37 +52,37 @@ def noised_evenly(batch: Batch, T: int, random: Keyed) -> Noised:
     return Noised(x_0=batch.x, condition=batch.condition, t=t, eps=eps)
 
 
-def preserving(weight: Tensor | None, beside: Tensor | None, prior: float) -> Tensor | None:
-    r"""The weights (B,) of the losses of rows, of which some are pictures of a subject, and others of its class.
+def preserving(weight: Tensor | None, of_prior: Tensor | None, prior: float) -> Tensor | None:
+    r"""Return the loss weights (B,) of rows, some of them pictures of a subject, the others of its class (the prior).
 
     .. math:: L = E\left[w_t\, \ell(x, c) + \lambda\, w_{t'}\, \ell(x_{pr}, c_{pr})\right]
         \qquad \text{[DreamBooth (2)]}
 
     for the loss l of a subject's picture x with its caption c, and of one of its class, x_pr with c_pr, each at its own
-    t and noise. As one stands beside each, the mean over rows is half of it.
+    t and noise. As rows of both alternate, the mean over rows is half of it.
 
     Args:
         weight: of t, (B,); None for 1.
-        beside: true for the rows of the class, (B,); None where there are none.
+        of_prior: true for the rows of the class, (B,); None where there are none.
         prior: lambda.
     Source: DreamBooth (arXiv 2208.12242), section 3.3.
     """
-    if beside is None:
+    if of_prior is None:
         return weight
-    of_rows = torch.where(beside, prior, 1.0)
+    of_rows = torch.where(of_prior, prior, 1.0)
     return of_rows if weight is None else weight * of_rows
 
 
 class Diffusion(Task):
     r"""Train a denoising network by DDPM's Algorithm 1, with the loss and the target of a `GaussianDiffusion`.
 
-    Parts beside it compare the x_0 that the network predicts, as it is, not clipped, with data:
+    Further parts compare the x_0 that the network predicts, not clipped, with data:
 
     .. math:: L = w_0 L_\text{diffusion} + \sum_i w_i\, \frac{\bar\alpha_t}{d}\, \ell_i(x_{0,\theta}(x_t, t), x_0)
         \qquad \text{[Parts (x_0)]}
 
     with the distances l_i of `ddpm.latent.reconstruction`, sums over the d dimensions of x, which become means as the
-    loss of the diffusion is one. At large t x_t says little of x_0, whose error is that of eps times
+    loss of the diffusion is one. At large t x_t determines x_0 poorly, whose error is that of eps times
     sqrt((1 - alpha_bar_t) / alpha_bar_t), without bound; with the factor alpha_bar_t the squared error of x_0 is
     (1 - alpha_bar_t) times that of eps. Parts are logged with the factor, and without their weight.
 
@@ -95,9 +95,9 @@ class Diffusion(Task):
             `ddpm.times.TimeSampler`; "loss_aware" by the sum of all parts.
         offset_noise: strength of the random shift of a channel in eps, see `ddpm.losses.offset`.
         only: as in `Task`.
-        parts: name -> weight, 0 for a part that is not computed, as are those that are not named: "diffusion", and of
-            x_0 "squared", "absolute", "huber", "ssim" (of images); None for diffusion alone.
-        prior: the weight of pictures that stand beside those of a subject, see `preserving`.
+        parts: name -> weight, 0 (or left out) for a part that is not computed: "diffusion", and of x_0 "squared",
+            "absolute", "huber", "ssim" (of images); None for diffusion alone.
+        prior: the weight of prior-preservation pictures, see `preserving`.
     Raises: ValueError for an argument out of range, or a learned variance that the loss does not train.
     Source: DDPM (arXiv 2006.11239), Algorithm 1; Classifier-Free Guidance (arXiv 2207.12598), Algorithm 1.
     """
@@ -135,11 +135,11 @@ class Diffusion(Task):
         return self.modules["model"]
 
     def concerns(self) -> list[str]:
-        """Known problems of the schedule."""
+        """Return known problems of the schedule."""
         return concerns(self.diffusion.schedule, self.diffusion.target)
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Noised:
-        """t, eps, and which conditions are nulled, for a step's whole batch."""
+        """Draw t, eps, and which conditions are nulled, for a step's whole batch."""
         x_0, together = batch.x, random("t and eps")
         t, weight = self.times.draw(len(x_0), together)
         eps = torch.randn(x_0.shape, device=x_0.device, generator=together)
@@ -150,30 +150,30 @@ class Diffusion(Task):
         return Noised(x_0=x_0, condition=condition, t=t, eps=eps, weight=weight)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """Each part by its name, (B,); that of `GaussianDiffusion.loss` alone is called "loss"."""
+        """Return the parts by name, each (B,); the diffusion loss alone is called "loss"."""
         y = drawn.condition.for_network(self.model)
-        given: dict[str, Any] = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
+        draws: dict[str, Any] = {"t": drawn.t, "eps": drawn.eps, "discrete": self.discrete}
         if self.parts.keys() == {OWN}:
-            return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, **given)}
-        loss, pred = self.diffusion.loss_and_prediction(self.model, drawn.x_0, y, **given)
+            return {"loss": self.diffusion.loss(self.model, drawn.x_0, y, **draws)}
+        loss, pred = self.diffusion.loss_and_prediction(self.model, drawn.x_0, y, **draws)
         return ({OWN: loss} if OWN in self.parts else {}) | self._of_x_0(pred.x_0, drawn)
 
     def _of_x_0(self, x_0_theta: Tensor, drawn: Noised) -> Losses:
-        """The parts that compare a predicted x_0, (B, *), with data, each (B,)."""
+        """Return the parts that compare a predicted x_0, (B, *), with data, each (B,)."""
         x_0, schedule = drawn.x_0, self.diffusion.schedule.to(drawn.x_0.device)
         factor = (schedule.alpha_bar_at(drawn.t) / x_0[0].numel()).to(x_0.dtype)
         return {name: factor * OF_PICTURES[name](x_0_theta, x_0) for name in self.parts if name != OWN}
 
     def after_step(self, drawn: Noised, losses: Losses) -> None:  # type: ignore[override]
-        """Let the time sampler know the losses, of all parts."""
+        """Update the time sampler with the losses, of all parts."""
         self.times.update(drawn.t, self.total(losses))
 
     def facts(self, drawn: Noised) -> dict[str, Tensor]:  # type: ignore[override]
-        """The times."""
+        """Return the times."""
         return {"t": drawn.t}
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Noised:
-        """t evenly spread over the schedule, and eps always the same; no condition is nulled."""
+        """Return t evenly spread over the schedule, and eps always the same; no condition is nulled."""
         return noised_evenly(batch, self.diffusion.schedule.T, random)
 
     @property
@@ -190,29 +190,29 @@ class Diffusion(Task):
         requested: Sequence[int] | None = None,
         sampler: Sampler | None = None,
     ) -> TrainedSampler:
-        """The source of samples by a sampler, `preview_sampler` where none is given."""
+        """Return the source of samples by a sampler; `preview_sampler` where none is given."""
         shape = (shape_of(self.model) or ()) if data is None else data.shape
         drawing = (self.diffusion, self.model, sampler or self.preview_sampler, shape, seed, device, precision)
         return TrainedSampler(*drawing, requested, data=data)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
-        """By `preview_sampler`."""
+        """Return a preview by `preview_sampler`, see `Task.preview`."""
         compiled = getattr(self.model, "_compiled_call_impl", None) is not None
         # a few pictures are not worth compiling the other mode
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             return super().preview(n, data, seed, precision)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The state of the time sampler, as it has learned it."""
+        """Return the state that the time sampler has learned."""
         times = self.times.state_dict()
         return {"times": times} if times else {}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         self.times.load_state_dict(state.get("times", {}))
 
     def to(self, device: torch.device) -> "Diffusion":
-        """Move the network, and the losses that the time sampler keeps."""
+        """Move the network, and the losses that the time sampler stores, to a device."""
         super().to(device)
         self.times.to(device)
         return self
@@ -248,14 +248,14 @@ class Diffusion(Task):
             raise ValueError(f"task.drop = {self.drop:g} nulls conditions, but the network {lacks}")
 
     def _variance_must_be_trained(self) -> None:
-        """Raise ValueError where a learned variance would not be trained."""
+        """Raise ValueError if a learned variance would not be trained."""
         self.diffusion.must_be_trainable()
         if self.diffusion.variance == "learned" and OWN not in self.parts:
             raise ValueError(f"variance = 'learned' is trained by parts.{OWN} alone; set it to 1")
 
 
 def _checked(parts: Mapping[str, float]) -> dict[str, float]:
-    """The parts of some weight, in the order of `PARTS`; ValueError for parts that mean nothing here."""
+    """Return the parts of nonzero weight, in the order of `PARTS`; ValueError for unknown parts or weights."""
     for name, weight in parts.items():
         if name not in PARTS:
             raise ValueError(
@@ -264,7 +264,7 @@ def _checked(parts: Mapping[str, float]) -> dict[str, float]:
             )
         if isinstance(weight, bool) or not 0 <= weight < math.inf:
             raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
-    kept = {name: parts[name] for name in PARTS if parts.get(name)}
-    if not kept:
+    nonzero = {name: parts[name] for name in PARTS if parts.get(name)}
+    if not nonzero:
         raise ValueError(f"parts: all are 0, and nothing is trained; set one of {', '.join(PARTS)} to 1")
-    return kept
+    return nonzero

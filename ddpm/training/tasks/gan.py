@@ -1,4 +1,4 @@
-"""Two networks that are trained against each other: one makes samples, the other tells them from data."""
+"""Generative adversarial networks: a generator and a discriminator that are trained against each other."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from ddpm.training.task import Drawn, Losses, Phase, Task, must_take
 
 @dataclass(frozen=True, kw_only=True)
 class Match(Drawn):
-    """Data, and what samples are made of.
+    """Data, and the codings from which samples are generated.
 
     Args:
         x: data, (B, *).
-        condition: what both networks are told.
-        z: standard normal codings that the discriminator judges, (B, codings); z_generator: that the generator learns
-            by.
+        condition: the condition of both networks.
+        z: standard normal codings of the discriminator's phase, (B, codings); z_generator: those of the generator's
+            phase.
     """
 
     x: Tensor
@@ -45,7 +45,7 @@ class GAN(Task):
         model: the generator, with `decode(z, y)` -> (B, *) in [-1, 1], `codings` and `shape`.
         discriminator: (x, y) -> logits (B, *), larger for data.
         game: "non_saturating" or "hinge", see `ddpm.latent.adversarial.GAMES`.
-        r1: gamma, of the penalty that keeps the discriminator flat at data; 0 for none.
+        r1: gamma, the R1 penalty's weight; 0 for none.
         only: as in `Task`.
     Raises: ValueError for another game, gamma out of range.
     Source: Generative Adversarial Nets (arXiv 1406.2661); Which Training Methods for GANs do actually Converge? (arXiv
@@ -76,18 +76,18 @@ class GAN(Task):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's step, then the generator's."""
+        """The discriminator's phase, then the generator's."""
         return (
             Phase("discriminator", ("discriminator",), self.losses),
             Phase("generator", ("model",), self.generator_losses),
         )
 
     def averages(self, name: str) -> bool:
-        """Only the generator is averaged: the discriminator judges it as it is."""
+        """Return whether a module's weights are averaged: only the generator's, which the discriminator sees raw."""
         return name == "model"
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Match:
-        """The codings of both phases, for a step's whole batch."""
+        """Draw the codings of both phases, for a step's whole batch."""
         z, z_generator = (
             torch.randn(len(batch), self.model.codings, device=batch.x.device, generator=random(stream))
             for stream in ("eps", "eps of the generator")
@@ -95,25 +95,25 @@ class GAN(Task):
         return Match(x=batch.x, condition=batch.condition, z=z, z_generator=z_generator)
 
     def losses(self, drawn: Any, progress: float) -> Losses:
-        """Of the discriminator: the game's, and the penalty, each (B,)."""
+        """Return the discriminator's losses: the game's, and the penalty, each (B,)."""
         real = differentiable(drawn.x) if self.weights["r1"] else drawn.x
         parts = self._judged(real, drawn)
         of_real = parts.pop("logits")
         return parts | ({"r1": r1(of_real, real)} if self.weights["r1"] else {})
 
     def generator_losses(self, drawn: Any, progress: float) -> Losses:
-        """Of the generator, (B,)."""
+        """Return the generator's loss, (B,)."""
         made = self.model.decode(drawn.z_generator, drawn.condition.for_network(self.model))
         return {"generator": self.game.generator(self._logits(made, drawn))}
 
     def held_out(self, drawn: Match) -> Losses:  # type: ignore[override]  # its own draws
-        """The discriminator's loss on held-out data beside samples. It says who is ahead, and nothing of samples."""
+        """Return the discriminator's loss on held-out data and samples: who is ahead, not sample quality."""
         parts = self._judged(drawn.x, drawn)
         del parts["logits"]
         return parts
 
     def _judged(self, real: Tensor, drawn: Match) -> Losses:
-        """The discriminator's loss, and its logits of data."""
+        """Return the discriminator's loss, and its logits of data."""
         with torch.no_grad():
             made = self.model.decode(drawn.z, drawn.condition.for_network(self.model))
         of_real, of_made = self._logits(real, drawn), self._logits(made, drawn)
@@ -124,7 +124,7 @@ class GAN(Task):
         return logits
 
     def check(self, data: Dataset) -> None:
-        """Raise ValueError for data that the networks do not take, or networks that are told of different things."""
+        """Raise ValueError for data that the networks do not take, or networks with different conditions."""
         must_take(self.model, data)
         must_take(self.discriminator, data)
         if labels_of(self.model) != labels_of(self.discriminator):
@@ -139,5 +139,5 @@ class GAN(Task):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Generated:
-        """Normal codings, decoded."""
+        """Return the source that decodes normal codings."""
         return Generated(self.model, self.model.shape, seed, device, precision, requested)

@@ -19,17 +19,17 @@ from ddpm.training.tasks.diffusion import Diffusion, Noised, noised_evenly
 
 
 class Progressive(Diffusion):
-    r"""Train a student of N steps: what it says of x_t is what two steps of its teacher make of it.
+    r"""Train a student of N steps: its prediction at x_t shall match two steps of its teacher.
 
     .. math:: L = w(\text{SNR}(t))\, \| \tilde x - x_{0,\theta}(x_t, t) \|^2, \quad t = \tfrac{i}{N} T, \quad
         i \sim \mathcal U\{1, \ldots, N\} \qquad \text{[PD (student)]}
 
     with x~ of `ddpm.distillation.one_step_for_two`. With target v and loss "simple" the weight is SNR + 1. Times are
-    real, so that N need not divide T. What is drawn as t is i, the number of the student's step.
+    real, so that N need not divide T. In the draws t is i, the number of the student's step.
 
     Args:
         model: the student; it begins with the weights of the teacher.
-        diffusion: of teacher and student: target v, x_0 or flow, for eps says nothing of x_0 where all is noise.
+        diffusion: of teacher and student: target v, x_0 or flow, as eps does not determine x_0 where all is noise.
         teacher: the network that is distilled, whose steps are 2 N.
         steps: N, up to T / 2.
         drop, only: as in `Diffusion`.
@@ -64,17 +64,17 @@ class Progressive(Diffusion):
 
     @property
     def preview_sampler(self) -> Sampler:
-        """The student's own steps."""
+        """The sampler that takes the student's own steps."""
         return Student(self.steps)
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Noised:
-        """The number of a step, eps, and which conditions are nulled, for a step's whole batch."""
+        """Draw the number of a step, eps, and which conditions are nulled, for a step's whole batch."""
         drawn = super().draw(batch, random, progress)
         i = torch.randint(1, self.steps + 1, drawn.t.shape, device=drawn.t.device, generator=random("steps"))
         return replace(drawn, t=i)
 
     def losses(self, drawn: Noised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """One part, "loss", (B,)."""
+        """Return one part, "loss", (B,)."""
         schedule, stride = self.diffusion.schedule.to(drawn.x_0.device), self.diffusion.schedule.T / self.steps
         t, s = drawn.t.double() * stride, (drawn.t.double() - 1) * stride
         x_t = q_sample(schedule, drawn.x_0, t, drawn.eps)
@@ -83,5 +83,5 @@ class Progressive(Diffusion):
         return {"loss": self.diffusion.loss_towards(self.model, x_0, x_t, t, drawn.condition.for_network(self.model))}
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Noised:
-        """As `Diffusion.draw_held_out`, with the steps of the student evenly spread."""
+        """Return draws as `Diffusion.draw_held_out` does, with the steps of the student evenly spread."""
         return noised_evenly(batch, self.steps, random)

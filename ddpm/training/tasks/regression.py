@@ -1,4 +1,4 @@
-"""Regression: a network learns what an image that goes with a picture is, such as how far away things are in it."""
+"""Regression: a network predicts an image that belongs to a picture, such as its depth."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from ddpm.sources.predicted import Predicted, predicted
 from ddpm.training.task import Drawn, Losses, Task, must_take_shape
 
 PARTS = {"squared": squared, "absolute": absolute, "huber": huber}
-ERROR = "error"  # what is looked at, and not trained
-CHOSEN_BY_CHANCE = "mask"  # the kind of image of which a picture says nothing
-SHOWN = 12  # pictures that are drawn beside what is predicted of them
+ERROR = "error"  # logged, not trained
+CHOSEN_BY_CHANCE = "mask"  # the kind of image that a picture does not determine
+SHOWN = 12  # pictures in a figure, next to their predictions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Drawn):
-    """Pictures, and what is to be said of them.
+    """Pictures with the images to predict.
 
     Args:
         x: (B, C, H, W).
@@ -37,16 +37,16 @@ class Pair(Drawn):
 
 
 class Regression(Task):
-    r"""Train a network to say of a picture x the image y that data tell beside it (`data.condition`).
+    r"""Train a network to predict from a picture x the image y that is its condition (`data.condition`).
 
     .. math:: L = \frac1d \sum_k w_k\, \ell_k(f(x), y) \qquad \text{[Regression (loss)]}
 
     with the distances l_k of `ddpm.latent.reconstruction`, sums over the d dimensions of y. The network is one of noisy
-    data, told t = 0 always: of data without noise. Beside the parts the mean absolute error is logged, in the units in
+    data, always at t = 0: without noise. Besides the parts the mean absolute error is logged, in the units in
     which y was measured, such as lengths of the world of a depth.
 
     Args:
-        model: (x, t) -> (B, C', H, W); it is told of nothing but x.
+        model: (x, t) -> (B, C', H, W); without conditions.
         parts: name -> weight, 0 for a part that is not computed: "squared", "absolute", "huber".
         only: as in `Task`.
     Raises: ValueError for parts that are not known, or none.
@@ -72,12 +72,12 @@ class Regression(Task):
         return self.modules["model"]
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Pair:
-        """The batch as it is: nothing is drawn."""
+        """Return the batch; nothing is random."""
         assert batch.condition.image is not None  # of data that were checked
         return Pair(x=batch.x, y=batch.condition.image)
 
     def losses(self, drawn: Pair, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """The parts by name, and "error", each (B,)."""
+        """Return the parts by name, and "error", each (B,)."""
         f, d = predicted(self.model, drawn.x), drawn.y[0].numel()
         parts = {name: PARTS[name](f, drawn.y) / d for name in self.parts}
         return parts | {ERROR: self.unit * absolute(f.detach(), drawn.y) / d}
@@ -90,16 +90,16 @@ class Regression(Task):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Predicted | None:
-        """The source of predictions for held-out pictures."""
+        """Return the source of predictions for held-out pictures."""
         return None if data is None else Predicted(self.model, data, seed, device, precision, requested)
 
     def preview(self, n: int, data: Dataset, seed: int, precision: str) -> Tensor | None:
-        """n tiles (n, 3, 3 H, W), on the CPU: a picture, what is true of it, and what is predicted."""
+        """Return n tiles (n, 3, 3 H, W), on the CPU: a picture, the true image, and the prediction."""
         return rearrange(torch.stack(self._three(n, data)), "three n c h w -> n c (three h) w")
 
     @torch.no_grad()
     def _three(self, n: int, data: Dataset) -> list[Tensor]:
-        """n pictures, what is true of them, and what is predicted, each (n, 3, H, W), on the CPU."""
+        """Return n pictures, the true images, and the predictions, each (n, 3, H, W), on the CPU."""
         numbers = data.held_out if len(data.held_out) else data.train
         batch = data.batch(numbers[spread(len(numbers), n)], next(self.model.parameters()).device)
         assert batch.condition.image is not None  # of data that were checked
@@ -107,14 +107,14 @@ class Regression(Task):
         return [with_channels(part, 3).cpu() for part in (batch.x, batch.condition.image, y)]
 
     def draw_results(self, folder: Path, data: Dataset) -> None:
-        """predictions.png: pictures, what is true of them, and what is predicted."""
+        """Draw predictions.png: pictures, the true images, and the predictions."""
         from ddpm.figures import plots
 
         labels = ("picture", "true", "predicted")
         plots.labelled_rows(folder / "predictions.png", list(zip(labels, self._three(SHOWN, data), strict=True)))
 
     def check(self, data: Dataset) -> None:
-        """Raise ValueError for data that tell of no image, or of one that chance decides, or for another network."""
+        """Raise ValueError for data without conditioning image, for a random one, or if the network does not fit."""
         kind, y = getattr(data, "condition", None), data.batch(data.train[:1]).condition.image
         allowed = [name for name in getattr(data, "conditions", ()) if name != CHOSEN_BY_CHANCE]
         if y is None or kind == CHOSEN_BY_CHANCE:
@@ -138,5 +138,5 @@ class Regression(Task):
 
 
 def _null(kind: str | None) -> str:
-    """As it is typed."""
+    """Return a kind as it is typed in a configuration."""
     return "null" if kind is None else kind

@@ -39,7 +39,7 @@ OBJECTIVES = ("denoising", "explicit", "implicit", *PROJECTED)
 
 @dataclass(frozen=True, kw_only=True)
 class Projected(Noised):
-    """Noised data, and the directions that objectives look along.
+    """Noised data, with the projection directions of the objectives.
 
     Args:
         v: of mean 0 and covariance I, (B, *).
@@ -58,7 +58,7 @@ class Score(Diffusion):
     .. math:: L = \frac{2 \sigma^2}{d} J(s_\theta; x) + c, \quad s_\theta(x) = -\frac{\epsilon_\theta(x_t, t)}{\sigma}
         \qquad \text{[Score (loss)]}
 
-    With the denoising objective and c = 0 that is DDPM's loss. The others know nothing of eps; with c = 1, the sigma^2
+    With the denoising objective and c = 0 that is DDPM's loss. The others do not use eps; with c = 1, the sigma^2
     E || eps / sigma ||^2 / d by which the denoising objective exceeds them on average, they have the same mean. The
     explicit one, c = 0, is less than all of these by what no network can learn, and 0 at best.
 
@@ -66,10 +66,10 @@ class Score(Diffusion):
         model, diffusion, drop, only: as in `Diffusion`; the loss of the diffusion has to be "simple".
         objective: "denoising", "explicit" (of data whose density is known), "implicit", "sliced", "sliced_vr",
             "finite_difference", "finite_difference_vr", see `ddpm.score`.
-        projection: what the last four look along, "rademacher" or "gaussian".
+        projection: the projection directions of the last four, "rademacher" or "gaussian".
         step: of the finite differences, in units of sigma, > 0.
     Raises: ValueError for an argument that is not known or out of range.
-    Source: see `ddpm.score`; a network that is told the level of noise: NCSN (arXiv 1907.05600).
+    Source: see `ddpm.score`; a network conditioned on the noise level: NCSN (arXiv 1907.05600).
     """
 
     def __init__(
@@ -93,22 +93,22 @@ class Score(Diffusion):
             raise ValueError("beta_T = 1 makes the noise level sigma_T infinite, and there is no score at it")
         self.objective, self.projection, self.step = objective, projection, step
         self.replayable = objective != "explicit"  # whose truth is computed on the CPU
-        self.truth: JointMixture | None = None  # of the data, where the objective needs it
+        self.truth: JointMixture | None = None  # the data's density, where the objective needs it
 
     def concerns(self) -> list[str]:
-        """None: levels of noise need not end in pure noise."""
+        """Return no concerns: levels of noise need not end in pure noise."""
         return []
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Projected:
-        """t, eps, directions, and which conditions are nulled, for a step's whole batch."""
+        """Draw t, eps, directions, and which conditions are nulled, for a step's whole batch."""
         return self._with_directions(super().draw(batch, random, progress), random)
 
     def draw_held_out(self, batch: Batch, random: Keyed) -> Projected:
-        """t evenly spread over the schedule; eps and directions always the same."""
+        """Return t evenly spread over the schedule; eps and directions always the same."""
         return self._with_directions(super().draw_held_out(batch, random), random)
 
     def losses(self, drawn: Projected, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """One part, "loss": the objective, (B,)."""
+        """Return one part, "loss": the objective, (B,)."""
         schedule, t, x_0 = self.diffusion.schedule.to(drawn.x_0.device), drawn.t, drawn.x_0
         sigma, a = noise_level(schedule, t), at(schedule.alpha_bar.sqrt(), t, x_0)
         predict = self.diffusion.predictor(self.model, drawn.condition.for_network(self.model))
@@ -123,7 +123,7 @@ class Score(Diffusion):
         if self.objective == "explicit":
             assert self.truth is not None  # see `check`
             x_t = a * x
-            of_x_t = x_t if x.is_meta else self.truth.score(x_t.cpu(), t.cpu()).to(x)  # a plan asks for shapes alone
+            of_x_t = x_t if x.is_meta else self.truth.score(x_t.cpu(), t.cpu()).to(x)  # a plan needs shapes alone
             return {"loss": weight * explicit(score, x, a * of_x_t)}
         if self.objective == "implicit":
             return {"loss": weight * implicit(score, x) + 1}
@@ -131,7 +131,7 @@ class Score(Diffusion):
         return {"loss": weight * PROJECTED[self.objective](score, x, drawn.v, **options) + 1}
 
     def check(self, data: Dataset) -> None:
-        """As `Diffusion.check`; ValueError too for the explicit objective on data whose density is not known."""
+        """Raise ValueError as `Diffusion.check`, and for the explicit objective on data of unknown density."""
         super().check(data)
         if self.objective == "explicit":
             self.truth = JointMixture.of(self.diffusion.schedule, data)

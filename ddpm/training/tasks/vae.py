@@ -1,4 +1,4 @@
-"""Variational autoencoders, with or without classes: codings that say of data what a decoder needs."""
+"""Variational autoencoders, with or without classes."""
 
 import functools
 import math
@@ -22,12 +22,12 @@ from ddpm.training.tasks.autoencoder import SHOWN, Autoencoder, Seen
 
 SIDE = 20  # pictures of a side of the map of two codings
 TRAVERSED = 8  # codings that are traversed, at most
-REACH = 3.0  # of the prior's standard deviations, that traversals go from zero
+REACH = 3.0  # range of traversals around zero, in standard deviations of the prior
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coded(Seen):
-    """Data, and what draws their latents.
+    """Data, with the noise that samples their latents.
 
     Args:
         eps: standard normal noise, (B, *latent_shape).
@@ -53,7 +53,7 @@ class VAE(Autoencoder):
         warmup: the share of the budget over which the weight of kl rises from 0, in [0, 1]; kl is logged as weighted.
         free_bits: nats for each coding that cost nothing, see `ddpm.latent.elbo.with_free_bits`.
         only: as in `Task`.
-    Raises: ValueError for parts that are not known, or that take the decoder's output for different things.
+    Raises: ValueError for parts that are not known, or that interpret the decoder's output differently.
     Source: Auto-Encoding Variational Bayes (arXiv 1312.6114); beta-VAE (Higgins et al. 2017).
     """
 
@@ -78,24 +78,24 @@ class VAE(Autoencoder):
         self.couples_batch = free_bits > 0
         self.replayable = warmup == 0
 
-    # -------------------------------------------------------------------------------------------------- what is trained
+    # -------------------------------------------------------------------------------------------------- training
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Coded:
-        """eps for a step's whole batch, and which pixels are white."""
+        """Draw eps for a step's whole batch, and which pixels are white."""
         shape, device = (len(batch), *self.model.latent_shape), batch.x.device
         eps = torch.randn(shape, device=device, generator=random("eps"))
         uniform = functools.partial(torch.rand, batch.x.shape, device=device, generator=random("binarise"))
         return Coded(x=self.reconstruction.drawn(batch.x, uniform), condition=batch.condition, eps=eps)
 
     def output(self, drawn: Coded) -> Tensor:
-        """The decoder's output (B, *) for a draw of the posterior."""
+        """Return the decoder's output (B, *) for a draw of the posterior."""
         y = drawn.condition.for_network(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output: Tensor = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
         return output
 
     def losses(self, drawn: Coded, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """The parts by name, each (B,)."""
+        """Return the parts by name, each (B,)."""
         y = drawn.condition.for_network(self.model)
         mean, log_variance = self.model.encode(drawn.x, y)
         output = self.model.decode(reparametrised(mean, log_variance, drawn.eps), y)
@@ -106,7 +106,7 @@ class VAE(Autoencoder):
             parts["kl"] = whole * min(1.0, progress / self.warmup) if self.warmup else whole
         return parts
 
-    # ------------------------------------------------------------------------------------------------ what is looked at
+    # ------------------------------------------------------------------------------------------------ evaluation
 
     @property
     def draws_of_data(self) -> bool:  # type: ignore[override]  # by the network
@@ -115,11 +115,11 @@ class VAE(Autoencoder):
 
     @property
     def maps(self) -> bool:
-        """Whether the latents are maps, (c, h, w): of an autoencoder that others draw through; else flat codings."""
+        """Whether the latents are maps, (c, h, w), for latent diffusion; else flat codings."""
         return len(self.model.latent_shape) == 3
 
     def codec(self) -> Continuous | None:
-        """The codec between data and latents; None for flat codings, which have no place in a picture."""
+        """Return the codec between data and latents; None for flat codings, which have no spatial layout."""
         return Continuous(self.model, self.reconstruction.picture) if self.maps else None
 
     def source(
@@ -130,7 +130,7 @@ class VAE(Autoencoder):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Source:
-        """Samples of the prior, decoded; where latents are maps, of which the prior knows little, reconstructions."""
+        """Return the source of decoded prior samples; of reconstructions where latents are maps with a poor prior."""
         codec = self.codec()
         if codec is not None and data is not None:
             return Reconstructed(codec, data, seed, device, precision, requested)
@@ -138,7 +138,7 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
-        """Pictures of what the codings hold: reconstructions, traversals, ways between data, a map of two codings."""
+        """Draw figures of the codings: reconstructions, traversals, interpolations, a map of two codings."""
         if "pictures" not in data.holds:
             return
         from ddpm.figures import images, plots
@@ -149,9 +149,9 @@ class VAE(Autoencoder):
         mean, log_variance = model.encode(seen, batch.condition.for_network(model))
 
         def decoded(z: Tensor, of: Tensor) -> Tensor:
-            """Pictures of codings z (n, *latent_shape), decoded under the conditions of these data (n,)."""
-            told = batch.condition.rows(lambda x: x[of]).for_network(model)
-            return self.reconstruction.picture(model.decode(z, told)).cpu()
+            """Return pictures of codings z (n, *latent_shape), decoded under the conditions of these data (n,)."""
+            condition = batch.condition.rows(lambda x: x[of]).for_network(model)
+            return self.reconstruction.picture(model.decode(z, condition)).cpu()
 
         every, first = torch.arange(len(mean)), torch.zeros(SHOWN, dtype=torch.long)
         rows = [("held out", batch.x.cpu()), ("as seen", seen.cpu()), ("reconstructed", decoded(mean, every))]
@@ -160,7 +160,7 @@ class VAE(Autoencoder):
             return
 
         rows, at = [], torch.linspace(-REACH, REACH, SHOWN, device=device)
-        for j in kl(mean, log_variance).mean(0).argsort(descending=True)[:TRAVERSED].tolist():  # that say most
+        for j in kl(mean, log_variance).mean(0).argsort(descending=True)[:TRAVERSED].tolist():  # the most informative
             z = mean[first].index_copy(1, torch.tensor([j], device=device), at[:, None])
             rows.append((f"$z_{{{j}}}$", decoded(z, first)))
         plots.labelled_rows(

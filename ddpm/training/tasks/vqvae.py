@@ -1,4 +1,4 @@
-"""Autoencoders whose latents are codes of a codebook."""
+"""Vector-quantised autoencoders: latents are codes of a codebook."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from ddpm.sources.reconstructed import Reconstructed
 from ddpm.training.task import Losses
 from ddpm.training.tasks.autoencoder import Autoencoder, Seen
 
-OWN = ("codebook", "commitment")  # parts that compare with no data
+OWN = ("codebook", "commitment")  # parts that do not compare with data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised(Seen):
-    """Data, and where dead codes go.
+    """Data, with the vectors that dead codes are revived by.
 
     Args:
-        chosen: the numbers, in the whole batch, of the vectors that dead codes become, (B, n): the first K of all.
+        chosen: indices in the whole batch of the vectors that replace dead codes, (B, n): the first K of all.
     """
 
     chosen: Tensor
@@ -38,12 +38,12 @@ class VQVAE(Autoencoder):
     .. math:: L = \sum_k w_k L_k(x, \hat x) + \lVert \operatorname{sg}[z_e(x)] - e \rVert_2^2
             + \beta \lVert z_e(x) - \operatorname{sg}[e] \rVert_2^2
 
-    with beta = parts.commitment. After each step codes of which moving averages are kept take what they stand for then,
-    by the encoder as it is after the step; every `revive` steps those that stand for nothing become vectors of the
-    batch.
+    with beta = parts.commitment. After each step a codebook of moving averages is updated with the vectors assigned to
+    each code, by the encoder as it is after the step; every `revive` steps dead codes, to which none are assigned, are
+    replaced by vectors of the batch.
 
     Args:
-        model: with `forward(x)` -> (x, codes, z_e, z_q), `codebook`, `grid`, `encode`, as `models.vqvae.VQVAE` has it.
+        model: with `forward(x)` -> (x, codes, z_e, z_q), `codebook`, `grid`, `encode`, as in `models.vqvae.VQVAE`.
         parts: name -> weight, 0 for a part that is not computed; of `ddpm.latent.reconstruction.PARTS`, codebook (of a
             codebook that is trained by its gradient) and commitment.
         revive: steps from one revival of dead codes to the next; 0 for none.
@@ -72,13 +72,13 @@ class VQVAE(Autoencoder):
         super().__init__(model, parts, OWN, binarise, only)
         if self.model.codebook.m is None and not parts.get("codebook"):
             raise ValueError("parts.codebook = 0 trains no codebook; set parts.codebook=1, or model.update=average")
-        self.weights |= {"perplexity": 0.0}  # which is looked at
+        self.weights |= {"perplexity": 0.0}  # logged, not trained
         self.revive, self.steps = revive, 0
 
-    # -------------------------------------------------------------------------------------------------- what is trained
+    # -------------------------------------------------------------------------------------------------- training
 
     def draw(self, batch: Batch, random: Keyed, progress: float) -> Quantised:
-        """Which pixels are white, if they are drawn so, and where codes go that are dead."""
+        """Draw which pixels are white, if they are binarised, and the vectors that replace dead codes."""
         device, (h, w) = batch.x.device, self.model.grid
         x = self.reconstruction.drawn(
             batch.x, lambda: torch.rand(batch.x.shape, device=device, generator=random("binarise"))
@@ -89,12 +89,12 @@ class VQVAE(Autoencoder):
         return Quantised(x=x, condition=batch.condition, chosen=chosen)
 
     def output(self, drawn: Quantised) -> Tensor:
-        """The decoder's output (B, *) for codes."""
+        """Return the decoder's output (B, *) for codes."""
         output: Tensor = self.model(drawn.x).x
         return output
 
     def losses(self, drawn: Quantised, progress: float) -> Losses:  # type: ignore[override]  # its own draws
-        """The parts by name, each (B,), and the perplexity of the codebook's averages, which is not trained."""
+        """Return the parts by name, each (B,), and the perplexity of the codebook's averages, which is not trained."""
         coded, book = self.model(drawn.x), self.model.codebook
         parts = self.compared(coded.x, drawn, progress)
         own = book.losses(coded.z_e, coded.z_q)
@@ -105,9 +105,9 @@ class VQVAE(Autoencoder):
 
     @torch.no_grad()
     def after_step(self, drawn: Quantised, losses: Losses) -> None:  # type: ignore[override]  # its own draws
-        """Take note of what codes stand for, in the whole batch; revive those that are dead, if it is time for that.
+        """Update the codebook's averages with the whole batch; revive dead codes, if it is time for that.
 
-        A step whose losses are not finite is passed over, as its weights are.
+        A step whose losses are not finite is ignored, as for the weights.
         """
         self.steps += 1
         book = self.model.codebook
@@ -119,17 +119,17 @@ class VQVAE(Autoencoder):
             book.revive(z_e, drawn.chosen.flatten()[: book.codes])
 
     def state_dict(self) -> dict[str, int]:
-        """The number of steps; what codes stand for is in the network's file."""
+        """Return the number of steps; the codebook's averages are in the network's file."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         self.steps = state.get("steps", 0)
 
-    # ------------------------------------------------------------------------------------------------ what is looked at
+    # ------------------------------------------------------------------------------------------------ evaluation
 
     def codec(self) -> Discrete:
-        """The codec between data and codes."""
+        """Return the codec between data and codes."""
         return Discrete(self.model, self.reconstruction.picture)
 
     def source(
@@ -140,12 +140,12 @@ class VQVAE(Autoencoder):
         precision: str = "fp32",
         requested: Sequence[int] | None = None,
     ) -> Source | None:
-        """Held-out data, reconstructed: there is no distribution of codes to draw from yet."""
+        """Return the source of reconstructed held-out data: there is no distribution of codes to sample yet."""
         return None if data is None else Reconstructed(self.codec(), data, seed, device, precision, requested)
 
     @torch.no_grad()
     def draw_results(self, folder: Path, data: Dataset) -> None:
-        """Pictures of data, their codes, and what is made of these."""
+        """Draw reconstructions.png: data, their codes, and reconstructions."""
         from ddpm.figures import plots
 
         self.model.eval()
