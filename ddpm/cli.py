@@ -63,7 +63,7 @@ def edit() -> None:
 def evaluate() -> None:
     """`ddpm-evaluate`: measure a run's network by its samples or by held-out images."""
     if of_sample := [word for word in sys.argv[1:] if word.startswith(("pipeline=", "prompt=", "negative="))]:
-        _refuse(InvalidInput(f"{of_sample[0]}: what is measured is a run; this is of ddpm-sample and ddpm-edit"))
+        _refuse(InvalidInput(f"{of_sample[0]}: ddpm-evaluate measures a run; this key is for ddpm-sample and ddpm-edit"))
     _without_traces("evaluate", evaluating.evaluate)
 
 
@@ -154,7 +154,7 @@ def _main(name: str, job: Job, failing: int = 1) -> None:
     def guarded(config: DictConfig) -> Outcome | None:
         held = False
         if (worker := worker_of_a_launcher()) and worker.ending:
-            return Outcome("it was not begun, for the sweep was interrupted", False)
+            return Outcome("not started: the sweep was interrupted", False)
         try:
             job(config)
         except (SystemExit, KeyboardInterrupt):

@@ -187,7 +187,7 @@ def _must_choose_one(word: str) -> None:
     if len(choices) < 2 or group.partition("/")[0] == SEVERAL or not (conf_dir() / group).is_dir():
         return
     raise InvalidInput(
-        f"{word}: of {group} there is one choice in a run, and of a list only the last would count; to try each, "
+        f"{word}: of {group} a run takes one choice, and of a list only the last would count; to try each, "
         f"sweep: -m {key}={','.join(choices)}"
     )
 
@@ -219,7 +219,7 @@ def jobs(name: str, overrides: list[str], multirun: bool) -> list[list[str]] | N
             if not composed:
                 sweeping = [override for override in parsed if override.is_sweep_override()]
                 empty = [str(o.input_line) for o in sweeping if not list(o.sweep_string_iterator())]
-                raise ValueError(f"the sweep has no jobs: {' and '.join(empty)} stand for no value")
+                raise ValueError(f"the sweep has no jobs: {' and '.join(empty)} expand to no value")
             return composed
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InvalidInput(_one_line(error)) from error
@@ -406,7 +406,7 @@ def resolve_device(name: str) -> "torch.device":
         device = None
     if device is not None and device.type == "mps":
         raise InvalidInput(
-            "device=mps knows no float64, in which schedules are computed; allowed: auto, cpu, cuda, cuda:N"
+            "device=mps has no float64, in which schedules are computed; allowed: auto, cpu, cuda, cuda:N"
         )
     if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidInput(f"device={name} is not known; allowed: auto, cpu, cuda, cuda:N")

@@ -484,7 +484,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     said = status(run)
     assert real.returncode == code, (out, err)
     assert "Traceback" not in err and f"interrupted by {signal.Signals(signum).name}" in out
-    assert "the same command goes on from" in out
+    assert "the same command resumes from" in out
     assert said["state"] == "INTERRUPTED" and signal.Signals(signum).name in said["reason"] and said["ended"]
     last = checkpoint.last_whole(run / "checkpoints")
     assert 0 < int(last.name) == said["step"] < 20 and f"{last}" in out

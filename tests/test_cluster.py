@@ -98,7 +98,7 @@ def test_a_job_that_is_killed_is_told_by_its_status_within_seconds(tmp_path):
     waited = Waited(tmp_path, {0: "RUNNING", 50: "CANCELLED"}, {1: begins, 50: killed})
     outcome = waited.result()
     assert outcome.reason.endswith(
-        "job 7_1 (CANCELLED) ended at step 40 (interrupted by SIGTERM); the same command goes on"
+        "job 7_1 (CANCELLED) ended at step 40 (interrupted by SIGTERM); the same command resumes"
     )
     assert not outcome.held and waited.now <= 50 + SOON + GRACE + 1
 

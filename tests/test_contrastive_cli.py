@@ -41,7 +41,7 @@ def test_encoders_are_trained_resumed_and_read_the_prompts_of_another_run(call, 
     assert all(same(weights(run, 8, name), before) for name, before in zip(("model", "ema"), kept, strict=True))
     assert_refused(call(cli.sample, f"run={run}"), "Contrastive draws no samples; metric=retrieval of ddpm-evaluate")
     assert_refused(
-        call(cli.evaluate, f"run={run}", "metric=kernel"), "metric=kernel is not of such a run; allowed: ret"
+        call(cli.evaluate, f"run={run}", "metric=kernel"), "metric=kernel does not apply to this run; allowed: ret"
     )
 
     reading = [*TOLD, root, f"init_text={run}", "data.without=[red cube]"]
@@ -91,10 +91,10 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, tmp_path):  # 
         (PAIRS, ["trainer.accumulate=2"], "the loss of Contrastive needs the whole batch at once"),
         (PAIRS, ["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch a pair is compared with others"),
         (PAIRS, ["model.features=1"], "features = 1: in a space of one dimension"),
-        (TOLD, [f"init_text={run}", "text.layers=3"], "text.layers=3: encoder and tokenizer are those of init_text="),
+        (TOLD, [f"init_text={run}", "text.layers=3"], "text.layers=3: encoder and tokenizer come from init_text="),
         (TOLD, [f"init_text={run}", "task.only=['model.text.*']"], "task.only names parameters of the text encoder"),
         (TOLD, [f"init_text={tmp_path}"], "this is no run directory"),
-        (digits, [f"init_text={run}"], "this run is told of no words; take experiment=text_emoji"),
+        (digits, [f"init_text={run}"], "this run is not conditioned on words; take experiment=text_emoji"),
     ):
         of_data = [] if words is digits else [root]
         assert_refused(call(cli.train, *words, *of_data, f"runs={tmp_path / 'runs'}", *changes), said)

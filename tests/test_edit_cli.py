@@ -189,7 +189,7 @@ def test_operators(words, call, runs, files):  # noqa: F811
 
 
 WRONG = {
-    "image=eight.png": ["what is to be done is missing", "strength=0.6, mask=FILE, operator=NAME, redraw=true"],
+    "image=eight.png": ["the edit is missing", "strength=0.6, mask=FILE, operator=NAME, redraw=true"],
     "image=eight.png strength=0.5 mask=half.png": ["strength and mask are different edits"],
     "image=eight.png operator=blur mask=half.png": ["mask and operator are different edits"],
     "image=eight.png redraw=true mask=half.png": ["mask and redraw are different edits"],

@@ -313,7 +313,7 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (["search.space=null"], "search.space=None must say what is searched, such as"),
+        (["search.space=null"], "search.space=None must name what is searched, such as"),
         (["search.space=3"], "search.space: it is 3, but ranges are needed"),
         (["search.space={optimizer.lr:3}"], "optimizer.lr: 3 must be {low: L, high: H}"),
         (["search.space={optimizer.lr:{low:1}}"], "must be {low: L, high: H}"),
@@ -345,7 +345,7 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
         (["search.pruner=best"], "allowed: auto, median, halving, none"),
         (["search.direction=up"], "allowed: auto, minimize, maximize"),
         (["search.measure=null"], "search.measure=None must be held_out"),
-        (["search.measure=latent_purity"], "neither way is better; say search.direction=maximize or minimize"),
+        (["search.measure=latent_purity"], "neither direction is better by itself; set search.direction=maximize or minimize"),
         (["search.measure=frechet"], "a run will have held_out; add a line to evaluation"),
         (
             ["search.measure=kernel", "evaluation=['metric=frechet sampler.steps=2']"],

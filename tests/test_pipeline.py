@@ -432,7 +432,7 @@ def test_words_that_are_refused_in_one_line(folders, tmp_path, capsys):
     for words, message in (
         ((good,), "prompt=TEXT is needed; prompt='' draws without one"),
         ((f"pipeline={tmp_path / 'nowhere'}",), "nowhere is no pipeline: "),
-        (("run=runs/x", "size=48x64"), "size=48x64 is of a published pipeline: give pipeline=FOLDER too"),
+        (("run=runs/x", "size=48x64"), "size=48x64 is for a published pipeline: give pipeline=FOLDER too"),
         ((good, "run=runs/x", "prompt=a"), "run=runs/x and pipeline="),
         ((good, "prompt=a", "size=50x64"), "50 of 64x50 is not divisible by 8; nearest that are: 48, 56"),
         ((good, "prompt=a", "size=big"), "size=big must be HEIGHTxWIDTH in pixels, such as 480x640"),

@@ -85,7 +85,7 @@ def test_a_signal_ends_a_stack_and_the_same_command_goes_on(
         assert typed(cli.train, *sweep[:-2], "seed=0,1", sweep[-1]).code == 143
     assert set(states(tmp_path / "default").values()) == {"INTERRUPTED"}
     ended = typed(cli.train, *sweep)
-    assert ended.code == 0 and "2 runs at once" in ended.out and "no other stands at step 0" in ended.out
+    assert ended.code == 0 and "2 runs at once" in ended.out and "no other run is at step 0" in ended.out
     assert list(states(tmp_path / "default").values()) == ["DONE"] * 3
 
 

@@ -762,7 +762,7 @@ def test_points_are_shown_over_the_data_in_the_window_of_all_arms(tmp_path, caps
     assert studying._outline({}) is None and studying._outline({"data": {"image_size": 8}}) is None
     assert capsys.readouterr().out == ""
     assert studying._outline({"data": ROLL | {"count": 1}}) is None
-    assert "the points of the data are not shown behind those that were drawn: data: count=1" in capsys.readouterr().out
+    assert "the points of the data are not shown behind the samples: data: count=1" in capsys.readouterr().out
 
 
 def test_points_of_other_dimensions_have_no_sheet(tmp_path):

@@ -176,7 +176,7 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["subject.like=shpere", "tuning=token"], "such as sphere"),
         (["tuning=[full,lora]"], "sweep: -m tuning=full,lora"),
         (["init=nowhere"], "init=nowhere: a subject is taught to a run"),
-        (["init=null"], "a subject is taught to a run; name one of words with init=RUN"),
+        (["init=null"], "a subject is taught to an existing run; name one conditioned on words with init=RUN"),
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
         (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject has it; one is"),
         (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
@@ -190,7 +190,7 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["adapter.targets=[nope]"], "adapter: targets: no layer matches 'nope'"),
         (["subject=null"], "subject=None must hold settings"),
         (["subject.steps=99"], "subject.steps: steps = 99 is more than the schedule's T = 10"),
-        (["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch a subject has one of its class beside it"),
+        (["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch each picture of the subject is paired with one of its class"),
         (["tuning=token", "adapter.words=3"], "adapter.words=3: captions have one new word"),
         (["data.count=2"], "count=2 must be an integer in 3..10"),
     ):

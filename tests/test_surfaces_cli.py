@@ -52,7 +52,7 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
     depths = np.load(out)
     assert depths.shape == (5, 8, 8, 3) and (depths == depths[..., :1]).all()
     assert_refused(call(cli.sample, f"run={judge}", "process=4"), "this run has none")
-    assert_refused(call(cli.evaluate, f"run={judge}", "metric=frechet"), "metric=frechet is not of such a run; allowed")
+    assert_refused(call(cli.evaluate, f"run={judge}", "metric=frechet"), "metric=frechet does not apply to this run; allowed")
     assert call(cli.evaluate, f"run={judge}", "metric=cost", "device=cpu").code == 0
 
     told = [*SMALL, root, *DRAWN]

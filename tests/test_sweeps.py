@@ -222,7 +222,7 @@ def test_a_run_that_is_held_is_looked_at_again_in_the_end(typed, tmp_path, witho
     with held.locked():
         result = typed(cli.train, "-m", *TINY, "seed=0,1", f"runs={tmp_path}")
     assert result.code == 1 and "by process 4711 on elsewhere" in result.out
-    assert "1 runs were held by other processes: once more to each" in result.out
+    assert "1 runs were locked by other processes: trying each once more" in result.out
     assert result.out.count("HELD") == 2
     assert sorted(states(tmp_path / "default").values()) == ["DONE", "INTERRUPTED"]
 
@@ -276,13 +276,13 @@ def test_a_signal_while_pictures_are_drawn_or_numbers_measured_is_told(typed, tm
     draw = training._draw_results
     monkeypatch.setattr(training, "_draw_results", stop)
     result = typed(cli.train, *command)
-    assert result.code == 143 and "interrupted by SIGTERM; the same command goes on from " in result.out
+    assert result.code == 143 and "interrupted by SIGTERM; the same command resumes from " in result.out
     said = status(run_of(tmp_path))
     assert said["state"] == "INTERRUPTED" and said["reason"] == "interrupted by SIGTERM"
     monkeypatch.setattr(training, "_draw_results", draw)
     monkeypatch.setattr(evaluating, "evaluate", stop)
     result = typed(cli.train, *command)
-    assert result.code == 143 and "is trained, but measuring it was interrupted; the same command goes on" in result.out
+    assert result.code == 143 and "is trained, but measuring it was interrupted; the same command resumes" in result.out
     said = status(run_of(tmp_path))
     assert said["state"] == "DONE" and not said.get("evaluated") and signal.getsignal(signal.SIGTERM) == handler
     monkeypatch.setattr(evaluating, "evaluate", lambda config: None)
@@ -294,7 +294,7 @@ def test_a_signal_while_pictures_are_drawn_or_numbers_measured_is_told(typed, tm
 def test_a_sweep_without_jobs_is_refused(word, typed, tmp_path):  # noqa: F811
     for command, first in ((cli.train, "-m"), (cli.study, "plan")):
         result = typed(command, first, *TINY, f"runs={tmp_path}", word)
-        assert_refused(result, f"the sweep has no jobs: {word} stand for no value")
+        assert_refused(result, f"the sweep has no jobs: {word} expand to no value")
 
 
 @pytest.mark.slow
@@ -441,7 +441,7 @@ def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, witho
         ('evaluation=["metric=\'"]', "evaluation: No closing quotation"),
         (
             "evaluation=[\"n=$''{oc.env:HOME}\"]",
-            "n=${oc.env:HOME} cannot stand here; allowed are KEY=VALUE",
+            "n=${oc.env:HOME} is not allowed here; allowed are KEY=VALUE",
         ),
         ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] cannot stand here"),
         ("evaluation=['run=x']", "evaluation: run=x cannot stand here"),
@@ -623,7 +623,7 @@ def test_under_joblib_a_signal_leaves_checkpoints_and_nothing_that_runs(number, 
         found = {path.parent: status(path.parent) for path in folder.glob("*/status.json")}
         assert len(found) == 2 and all(said["state"] == "INTERRUPTED" for said in found.values())
         assert all(checkpoint.last_whole(path / "checkpoints") is not None for path in found)
-        assert "the same command goes on" in (tmp_path / "log").read_text()
+        assert "the same command resumes" in (tmp_path / "log").read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -80,7 +80,7 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
     edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
     assert_refused(edited, "walks from noise to images by a sampler, and this has none")
     for words, told in [
-        (["metric=steps"], "metric=steps is not of such a run; allowed: recognition"),
+        (["metric=steps"], "metric=steps does not apply to this run; allowed: recognition"),
         (["metric=loss_by_snr"], "metric=loss_by_snr is not of such a run"),
         (["metric=log_likelihood", "log_likelihood.draws=0"], "draws=0 must be an integer >= 1"),
         (["metric=elbo", "n=5000"], "holds out"),

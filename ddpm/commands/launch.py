@@ -116,7 +116,7 @@ def composed(name: str, words: list[str]) -> DictConfig:
     from ddpm.training import ranks
 
     if ranks.started():
-        raise InvalidInput("this is done by one process: start it without torchrun")
+        raise InvalidInput("this runs in one process: start it without torchrun")
     try:
         config = compose(name, words)
         extend, *_ = (config[key] for key in ("extend", "retry", "device"))  # read before all is resolved

@@ -49,7 +49,7 @@ def sampler_of(config: DictConfig, trained: DictConfig, trust: list[str]) -> Any
         settings = plain(trained.sampler)
     if isinstance(settings, dict) and settings.get("_target_") == STUDENT:
         if distilled_to is None:
-            raise InvalidInput("sampler=student needs a run of task=progressive, and this is none")
+            raise InvalidInput("sampler=student needs a run of task=progressive, which this is not")
         if settings.get("steps") not in (None, distilled_to):
             raise InvalidInput(f"sampler.steps={settings['steps']}: the run was distilled to {distilled_to} steps")
         settings["steps"] = distilled_to
@@ -141,7 +141,7 @@ def requested_labels(config: DictConfig, names: Callable[[], Sequence[str]], key
     without = [y for y in listed if str(y).lower() == NONE and y not in known]
     if without and key == kind:
         if len(listed) > 1:
-            raise InvalidInput(f"{key}={requested}: {NONE}, which is without a {kind}, stands alone")
+            raise InvalidInput(f"{key}={requested}: {NONE}, without a {kind}, stands alone")
         return []
     if any(isinstance(y, str) for y in listed):
         known = names()
@@ -250,7 +250,7 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
     active, condition = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
     if active and condition is not None and condition in getattr(data, "measured", ()):
         raise InvalidInput(
-            f"augment changes pictures, but not what data.condition={condition} tells of them; set augment=none"
+            f"augment changes pictures, but not their data.condition={condition}; set augment=none"
         )
     if "pictures" in data.holds:
         return augment
@@ -285,8 +285,8 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
         state = checkpoint.load_state(folder)
         if not state.get("tracked"):
             raise ValueError(
-                f"checkpoint {step} has no tracked averages; they are kept by runs with trainer.ema_snapshots=32, from "
-                "their first step on (of a run that is there already, train another one under study=NAME)"
+                f"checkpoint {step} has no tracked averages; runs with trainer.ema_snapshots=32 store them, from their "
+                "first step on (for an existing run, train another one under study=NAME)"
             )
         files = snapshots.found(run.path / snapshots.FOLDER, step)
         saved = {n: partial(checkpoint.load_weights, path) for n, path in files.items()}
@@ -298,8 +298,8 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
         raise InvalidInput(f"{named}: {error}") from error
     if missed > post_hoc.WELL_MATCHED:
         print(
-            f"warning: {shortened(named)}: {len(saved)} snapshots miss {missed:.0%} of its profile; nearer come widths "
-            f"near {' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)}, or a run with more, by trainer.ema_snapshots"
+            f"warning: {shortened(named)}: {len(saved)} snapshots miss {missed:.0%} of its profile; widths near "
+            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)} match better, or a run with more snapshots (trainer.ema_snapshots)"
         )
     with torch.no_grad():
         for name, p in parameters.items():

@@ -27,12 +27,12 @@ def read(words: list[str]) -> None:
     root = project()
     out = Path(own.get("out", "reference"))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site.css").is_file())):
-        raise InvalidInput(f"out={out} is there and holds no such site: name a new folder, or an older site to replace")
+        raise InvalidInput(f"out={out} exists and is not a reading site: name a new folder, or an older site to replace")
     try:
         import latex2mathml.converter  # noqa: F401
         import pygments  # noqa: F401
     except ImportError as error:
-        lacks = f"the pages are set by {error.name}, which is not installed"
+        lacks = f"building the pages needs {error.name}, which is not installed"
         raise InvalidInput(f"{lacks}: pip install -c constraints.txt -e '.[reading]'") from error
     from ddpm.reading.mistakes import Mistake
     from ddpm.reading.site import build as build_site
@@ -76,8 +76,8 @@ def project() -> Path:
     root = Path(ddpm.__file__).resolve().parents[1]
     if not (root / "tests").is_dir() or not (root / "notebooks").is_dir() or not (root / "models").is_dir():
         raise InvalidInput(
-            f"{root} has no tests/ and notebooks/ beside ddpm/: the pages show both, so they are built in a checkout "
-            "of the project, by python experiments/read.py"
+            f"{root} has no tests/ and notebooks/ next to ddpm/: the pages show both, so build them in a checkout of "
+            "the project, with python experiments/read.py"
         )
     return root
 
@@ -94,7 +94,7 @@ def network_of(words: list[str]) -> tuple[list[Any], str]:
         model: Any = build(config.model, "model", trusted(config))
     if not all(hasattr(model, part) for part in ("down", "up", "middle_1", "image_size")):
         raise InvalidInput(
-            f"{type(model).__name__} has no map: only that of a U-Net is drawn; leave {' '.join(words)} out"
+            f"{type(model).__name__} has no map: only U-Nets are drawn; leave {' '.join(words)} out"
         )
     parameters = sum(p.numel() for p in model.parameters())
     description = f"The network of {' '.join(words) or 'the default configuration'}, {parameters:,} parameters."

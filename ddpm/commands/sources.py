@@ -102,7 +102,7 @@ def drawn_by_sampler(
         )
     requested, styles = (requested_labels(config, partial(names, several), key) for key, several in LABELS.items())
     if drawing.get("negative") is not None and type(guidance).__name__ != "ClassifierFree":
-        raise InvalidInput("negative= is what guidance=classifier_free leads away from; ask for that, too")
+        raise InvalidInput("negative= is what guidance=classifier_free leads away from; give that guidance, too")
     drawing |= {"requested": requested, "styles": styles, "guidance": guidance}
     try:
         return TrainedSampler(diffusion, model, sampler, shape, config.seed, device, **drawing)
@@ -121,7 +121,7 @@ def _finished(source: Any, config: DictConfig, run: Any, trained: DictConfig) ->
     """Return the source at the requested temperature, decoded by the codec in the run's folder, if there is one."""
     if (temperature := config.get("temperature", 1.0)) != 1.0:
         if not hasattr(source, "at"):
-            raise InvalidInput(f"temperature={temperature} is of runs that draw code by code; leave temperature out")
+            raise InvalidInput(f"temperature={temperature} is for runs that draw code by code; leave temperature out")
         try:
             source = source.at(temperature)
         except ValueError as error:
@@ -137,7 +137,7 @@ def _source_of_task(config: DictConfig, run: Any, folder: Path, trained: DictCon
 
     if width_of_average(config) is not None:
         raise InvalidInput(
-            f"run={config.run} weights={config.weights}: such averages are of diffusion; allowed: ema, raw"
+            f"run={config.run} weights={config.weights}: only diffusion runs have such averages; allowed: ema, raw"
         )
     task = task_of(trained, trusted(config))
     for name, file in checkpoint.weights_of(folder, averaged=config.weights == "ema").items():
@@ -161,10 +161,10 @@ def must_draw_itself(config: DictConfig, task: Any) -> None:
     if isinstance(config.sampler, DictConfig) and plain(config.sampler) != by_default():
         raise InvalidInput(f"sampler: {type(task).__name__} draws no samples by a sampler; leave sampler out")
     if config.get("style") is not None:
-        raise InvalidInput(f"style={plain(config.style)}: {type(task).__name__} is told of no styles")
+        raise InvalidInput(f"style={plain(config.style)}: {type(task).__name__} is not conditioned on styles")
     guidance = config.get("guidance")
     if isinstance(guidance, DictConfig) and not str(guidance.get("_target_")).endswith(".Guidance"):
-        raise InvalidInput(f"guidance is of diffusion, and {type(task).__name__} has none; leave guidance out")
+        raise InvalidInput(f"guidance is for diffusion only, not for {type(task).__name__}; leave guidance out")
 
 
 def _precision_of(config: DictConfig, run: Any, device: Any) -> str:

@@ -48,7 +48,7 @@ def _planned_sheet(context: EvaluationContext) -> PlannedMeasure:
         raise InvalidInput(str(error)) from error
     if n > most:
         raise InvalidInput(
-            f"n = {n}: {reading_sheet.NAME} takes at most {most} samples of this size, for a person reads them"
+            f"n = {n}: {reading_sheet.NAME} takes at most {most} samples of this size, since a person reads them"
         )
     plan = (
         f"{reading_sheet.NAME}: a page of {n:,} samples, seed {source.seed}, {type(source.sampler).__name__} with "
@@ -122,7 +122,7 @@ def _set_aside(key_file: Path, html: Path, sheet: str) -> None:
         for path in (key_file, html):
             if path.exists():
                 path.replace(_own(path, before))
-        say(f"the sheet that was made before is {_own(html, before)} now, and its answers can still be scored")
+        say(f"the previous sheet was renamed to {_own(html, before)}; its answers can still be scored")
 
 
 def _own(path: Path, sheet: str) -> Path:
@@ -157,7 +157,7 @@ def _planned_scores(context: EvaluationContext, path: Path) -> PlannedMeasure:
         answers = reading_sheet.answers_of(found, key)
     except FileNotFoundError as error:
         missing = (
-            f"{key_file} is not there: metric=reading_sheet makes a sheet" if path.exists() else "there is no such file"
+            f"{key_file} does not exist: metric=reading_sheet makes a sheet" if path.exists() else "there is no such file"
         )
         raise InvalidInput(f"reading_sheet.answers={path}: {missing}") from error
     except ValueError as error:

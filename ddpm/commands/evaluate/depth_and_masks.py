@@ -30,7 +30,7 @@ def measure_surfaces(context: EvaluationContext, kind: str) -> PlannedMeasure:
     model, judge, trained_on = _judge(context, kind)
     n = config.n or min(MOST, len(data.held_out))
     if n < LEAST:
-        raise InvalidInput(f"n = {n}: metric={kind} compares scenes with one another, at least {LEAST}")
+        raise InvalidInput(f"n = {n}: metric={kind} compares scenes with one another and needs at least {LEAST}")
     if trained_on not in (None, data.identity()["sha256"]):
         say(
             f"warning: judge_run={config.judge_run} was trained on other scenes, which may include held-out ones of "
@@ -48,10 +48,10 @@ def _must_be_conditioned(source: Any, data: Any, kind: str) -> None:
 
     condition = getattr(data, "condition", None)
     if not isinstance(data, Scenes) or source.codec is not None:
-        raise InvalidInput(f"metric={kind} is of scenes of solids, which the run does not draw; train with data=scenes")
+        raise InvalidInput(f"metric={kind} measures scenes of solids, which the run does not draw; train with data=scenes")
     if "image" not in takes(source.model) or condition != kind:
         raise InvalidInput(
-            f"metric={kind} compares samples with the {kind} that they were asked for, and the run was trained with "
+            f"metric={kind} compares samples with the {kind} that they were conditioned on, but the run was trained with "
             f"data.condition={'null' if condition is None else condition}; train one with experiment=scenes_from_{kind}"
         )
 
@@ -62,7 +62,7 @@ def _judge(context: EvaluationContext, kind: str) -> tuple[Any, str, Any]:
 
     named, example = plain(context.config.judge_run), f"experiment=depth_of_scenes data.condition={kind}"
     if named is None:
-        raise InvalidInput(f"metric={kind} reads samples by a run of regression: give judge_run=RUN, of {example}")
+        raise InvalidInput(f"metric={kind} reads samples by a regression run: give judge_run=RUN, trained with {example}")
     if not isinstance(named, str) or not named:
         raise InvalidInput(f"judge_run={named} must be a run: RUN, RUN@STEP or RUN@best")
     run, folder = open_run_at(named, "judge_run")
@@ -70,7 +70,7 @@ def _judge(context: EvaluationContext, kind: str) -> tuple[Any, str, Any]:
     task = plain(trained.task) if trained.get("task") is not None else {}
     condition = trained.data.get("condition")
     if not has(trained, "model") or task.get("_target_") != REGRESSION or condition != kind:
-        raise InvalidInput(f"judge_run={named}: it says no {kind} of pictures; train one with {example}")
+        raise InvalidInput(f"judge_run={named}: it does not predict the {kind} of pictures; train one with {example}")
     model = build_group(trained, "model", trusted(context.config))
     load_into(model, folder / "ema.safetensors")
     try:

@@ -102,7 +102,7 @@ def must_be_measurable(config: DictConfig, trained: DictConfig, task: Any, data:
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         if source is None:
-            raise InvalidInput(f"{type(task).__name__} draws no samples, and nothing of it is measured but its losses")
+            raise InvalidInput(f"{type(task).__name__} draws no samples, so only its losses can be measured")
         source = source.decoded_by(data.codec)
         _measures(EvaluationContext(config, source, Run(str(config.run)), trained, 0, data), metrics)
         return
@@ -154,13 +154,13 @@ def _measures(context: EvaluationContext, metrics: list[str]) -> list[PlannedMea
     of_source = (of_source if context.source.like_data else ()) + context.source.measures
     for metric in metrics:
         if metric not in of_source:
-            raise InvalidInput(f"metric={metric} is not of such a run; allowed: {', '.join(of_source)}")
+            raise InvalidInput(f"metric={metric} does not apply to this run; allowed: {', '.join(of_source)}")
     for metric in metrics:
         if metric in OF_PIXELS and context.source.codec is not None:
-            raise InvalidInput(f"metric={metric} is of pixels, and this network knows latents alone")
+            raise InvalidInput(f"metric={metric} is measured on pixels, but this network works on latents only")
     for metric in set(metrics) & set(OF_NETWORK):
         if str(context.source.guidance):
-            raise InvalidInput(f"metric={metric} is of the network itself; leave guidance out")
+            raise InvalidInput(f"metric={metric} measures the network itself, without guidance; leave guidance out")
     if context.data.labels is None and len(metrics) > 1:
         metrics = [metric for metric in metrics if metric != "recognition"]
     of_samples = [metric for metric in metrics if metric in OF_SAMPLES]
@@ -520,8 +520,8 @@ def _measure_steps(context: EvaluationContext) -> PlannedMeasure:
     n = _number(context, of_covariance=True)
     cost = len(context.seeds) * n * sum(sampler.evaluations(schedule) for _, sampler in grid)
     plan = (
-        f"steps: {n:,} samples, {_listed(context.seeds)}, in each of {len(grid)} ways, less those that are there "
-        f"already; features by {context.config.features}"
+        f"steps: {n:,} samples, {_listed(context.seeds)}, in each of {len(grid)} ways, except those that are "
+        f"stored already; features by {context.config.features}"
     )
     return PlannedMeasure(plan, cost, lambda: _carry_out_steps(context, grid, n))
 

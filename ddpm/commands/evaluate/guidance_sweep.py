@@ -34,7 +34,7 @@ def measure_guidance(context: EvaluationContext, n: int) -> PlannedMeasure:
     cost = len(weights) * len(context.seeds) * n * source.sampler.evaluations(source.diffusion.schedule)
     plan = (
         f"guidance_sweep: {n:,} samples, seeds from {context.seeds[0]}, {len(context.seeds)} of them, at each of "
-        f"{len(weights)} weights, less those that are there already; features by {config.features}"
+        f"{len(weights)} weights, except those that are stored already; features by {config.features}"
     )
     return PlannedMeasure(plan, cost, lambda: _carry_out(context, weights, n), (str(config.features),))
 

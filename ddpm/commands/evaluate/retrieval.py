@@ -94,7 +94,7 @@ def _parts(context: EvaluationContext) -> dict[str, Any]:
 
 def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
     if context.config.judge_run is not None:
-        raise InvalidInput("judge_run is of runs that draw samples, and this run compares by itself; leave it out")
+        raise InvalidInput("judge_run is for runs that draw samples, but this run compares pictures and texts itself; leave it out")
     data = context.every
     plan = f"{NAME}: {len(data):,} {data.units} and their names are encoded and compared, both ways"
     return PlannedMeasure(plan, 0, lambda: _compare(context))
@@ -176,7 +176,7 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
     named = config.judge_run
     if named is None:
         raise InvalidInput(
-            f"metric={NAME} of samples compares by another run: judge_run=RUN, of experiment=contrastive_emoji or "
+            f"metric={NAME} compares samples by another run: give judge_run=RUN, trained with experiment=contrastive_emoji or "
             "contrastive_scenes"
         )
     run, folder = open_run_at(str(named), "judge_run")
@@ -184,12 +184,12 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
     model = task.modules.get("model")
     if tokenizer is None or not hasattr(model, "of_texts"):
         raise InvalidInput(
-            f"judge_run={named}: {type(task).__name__} compares no pictures with texts; a task=contrastive does"
+            f"judge_run={named}: {type(task).__name__} does not compare pictures with texts; take a run of task=contrastive"
         )
     if tuple(model.shape) != source.decoded_shape:
         raise InvalidInput(
             f"judge_run={named} compares pictures of (C, H, W) = {tuple(model.shape)}, but samples are "
-            f"{source.decoded_shape}; train one on such"
+            f"{source.decoded_shape}; train one on pictures of that shape"
         )
     weights = checkpoint.weights_of(folder, averaged=True)["model"]
     load_into(model, weights)

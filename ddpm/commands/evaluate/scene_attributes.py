@@ -154,7 +154,7 @@ def _draw(context: EvaluationContext, reader: Any, parts: dict[str, Prompts]) ->
             rows.append((caption, [(picture[0], good) for picture, good in zip(pictures, right, strict=True)]))
     path = context.run.path / PICTURE
     plots.prompted(path, rows)
-    say(f"wrote {path}: prompts, a held-out picture of each, and {COLUMNS} samples; framed are those that are wrong")
+    say(f"wrote {path}: prompts, a held-out picture of each, and {COLUMNS} samples; wrong samples are framed")
 
 
 # -------------------------------------------------------------------------------------------------------------- subject
@@ -170,7 +170,7 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
 
     config, source, data = context.config, context.source, context.every
     if context.trained.get("subject") is None or source.condition_data is None:
-        raise InvalidInput(f"metric={SUBJECT} needs a run that was tuned to one; train one with experiment=subject")
+        raise InvalidInput(f"metric={SUBJECT} needs a run that was tuned to a subject; train one with experiment=subject")
     if data.shape[0] != 3:
         raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
     must_walk(source.sampler, source.diffusion)
@@ -233,5 +233,5 @@ def _draw_subject(context: EvaluationContext) -> None:
         caption = "\n".join(textwrap.wrap(data.captions[int(data.held_out[place])], plots.LINE))
         rows.append((caption, torch.cat([view, samples.cpu()])))
     path = context.run.path / OF_SUBJECT
-    plots.labelled_rows(path, rows, title="below: a held-out view, then samples of its words")
-    say(f"wrote {path}: its pictures; then held-out captions, a view of each, and {COLUMNS} samples")
+    plots.labelled_rows(path, rows, title="below: a held-out view, then samples of its caption")
+    say(f"wrote {path}: the subject's pictures; then for each held-out caption a view and {COLUMNS} samples")

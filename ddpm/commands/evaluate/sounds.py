@@ -127,7 +127,7 @@ def measure_sound(context: EvaluationContext) -> PlannedMeasure:
         raise InvalidInput(str(error)) from error
     n = context.config.n or min(512, len(context.data.held_out))
     context.features("classifier")
-    plan = f"{NAME}: {n:,} samples, seeds {context.seeds}, {source.walk}, made heard and read by a classifier"
+    plan = f"{NAME}: {n:,} samples, seeds {context.seeds}, {source.walk}, turned into sounds and classified"
     cost = len(context.seeds) * n * source.evaluations
     return PlannedMeasure(plan, cost, lambda: _carry_out(context, n), ("classifier",))
 
@@ -157,7 +157,7 @@ def _carry_out(context: EvaluationContext, n: int) -> None:
             values |= {} if accuracy is None else {"judge_accuracy": accuracy}
             context.record(protocols[name], values, quality.in_words(results, values))
     ceiling = found["heard"][0].more["ceiling"]
-    say(f"the ceiling is what the classifier reads of real sounds through the same spectrograms: {ceiling:.1%}")
+    say(f"the ceiling, the classifier's accuracy on real sounds through the same spectrograms: {ceiling:.1%}")
     if few:
         say(few)
 

@@ -48,28 +48,28 @@ def edit(config: DictConfig) -> None:
     source, run, trained, step = source_of(config)
     drawn_from = f"pipeline={config.pipeline}" if isinstance(run, Drawn) else f"run={config.run}"
     if source.sampler is None:
-        raise InvalidInput(f"{drawn_from}: what is edited walks from noise to images by a sampler, and this has none")
+        raise InvalidInput(f"{drawn_from}: editing needs a sampler that walks from noise to images, and this has none")
     if source.codec is not None and kind == "operator":
         raise InvalidInput(
-            f"{drawn_from} draws latents, of which operator={config.operator} measures nothing; allowed: "
+            f"{drawn_from} draws latents, to which operator={config.operator} does not apply; allowed: "
             "strength=, mask=" + ("" if isinstance(run, Drawn) else ", redraw=true")
         )
     must_walk(source.sampler, source.diffusion)
     if len(source.decoded_shape) != 3 or source.decoded_shape[0] not in (1, 3):
         raise InvalidInput(f"{drawn_from} draws no pictures, and only pictures are edited")
     if source.condition_data is not None and "tokens" in takes(source.model) and source.prompts is None:
-        raise InvalidInput(f"{drawn_from} is told in words: say prompt=TEXT")
+        raise InvalidInput(f"{drawn_from} is conditioned on words: give prompt=TEXT")
     if source.condition_data is not None and (kind != "mask" or source.condition_data.condition != "mask"):
         raise InvalidInput(
-            f"{drawn_from} is told of an image (data.condition={source.condition_data.condition}): of such "
-            "networks those of data.condition=mask edit, by mask=FILE"
+            f"{drawn_from} is conditioned on an image (data.condition={source.condition_data.condition}): "
+            "of these networks only those with data.condition=mask can edit, with mask=FILE"
         )
     if isinstance(run, Drawn) and run.mel is not None:
         raise InvalidInput(f"{drawn_from} draws sounds, and edits none; experiments/sample.py draws them")
     if isinstance(run, Drawn):
         source = _of_pipeline(config, source, kind)
     if kind == "redraw" and str(source.guidance):
-        raise InvalidInput("guidance= has no say in redraw, whose encoding and decoding are one flow; leave it out")
+        raise InvalidInput("guidance= has no effect on redraw, which encodes and decodes along one flow; leave it out")
     names = _names(config, source, run, trained)
     mel = mel_of(trained)
     x, size, labels = image_of(config, trained, _shape(config, source), mel)
@@ -90,7 +90,7 @@ def edit(config: DictConfig) -> None:
             if config[key] is None and not own[key]:
                 several = f"{LABELS[key]}: {', '.join(names[key])}"
                 without = ", none" if getattr(source.model, "drop", 0) else ""
-                raise InvalidInput(f"{key}= is needed, for the network has {several}{without}, or all")
+                raise InvalidInput(f"{key}= is needed, since the network has {several}{without}, or all")
         source.requested = own["class"] if "class" in names and config["class"] is None else source.requested
         source.styles = own["style"] if "style" in names and config.style is None else source.styles
         source.condition_data = (
@@ -125,15 +125,15 @@ def _of_pipeline(config: DictConfig, source: Any, kind: str) -> Any:
     of_network = kind_of(source.model)
     if kind == "redraw":
         raise InvalidInput(
-            "redraw=true is of networks with classes; with a pipeline take strength= and another prompt="
+            "redraw=true needs a network with classes; with a pipeline take strength= and another prompt="
         )
     if str(plain(config.image)).startswith(HELD_OUT):
-        raise InvalidInput(f"image={config.image} is of a run's data; a pipeline edits an image file")
+        raise InvalidInput(f"image={config.image} refers to a run's data; a pipeline edits an image file")
     if (config.depth is not None) != (of_network == "depth"):
         allowed = "depth=FILE is needed" if of_network == "depth" else "leave depth= out"
-        raise InvalidInput(f"the network is told of {of_network}: {allowed}")
+        raise InvalidInput(f"the network is conditioned on {of_network}: {allowed}")
     if of_network == "inpainting" and kind != "mask":
-        raise InvalidInput("the network is told of a mask, and edits by mask=FILE alone")
+        raise InvalidInput("the network is conditioned on a mask and edits with mask=FILE only")
     if of_network != "depth":
         return source
     try:
@@ -155,13 +155,13 @@ def _kind(config: DictConfig) -> str:
     if requested == ["mask", "operator"] and config.operator == "inpainting":
         return "operator"
     if len(requested) != 1:
-        problem = f"{' and '.join(requested)} are different edits" if requested else "what is to be done is missing"
+        problem = f"{' and '.join(requested)} are different edits" if requested else "the edit is missing"
         raise InvalidInput(f"{problem}; give one of strength=0.6, mask=FILE, operator=NAME, redraw=true")
     if config.operator == "inpainting":
         raise InvalidInput("operator=inpainting needs mask=FILE")
     for key in (f"from_{label}" for label in LABELS):
         if config[key] is not None and not redraw:
-            raise InvalidInput(f"{key}={plain(config[key])} has an effect with redraw=true alone; leave it out")
+            raise InvalidInput(f"{key}={plain(config[key])} has an effect only with redraw=true; leave it out")
     return requested[0]
 
 
@@ -171,7 +171,7 @@ def _check(config: DictConfig) -> None:
     must_be_writable(config.out)
     if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy", ".wav"):
         raise InvalidInput(
-            f"out={config.out}: an edit is written to FILE.png, a strip, or FILE.npy, its results; of a sound FILE.wav"
+            f"out={config.out}: an edit is written to FILE.png (a strip), FILE.npy (the results) or, of a sound, FILE.wav"
         )
     if config.n is not None:
         must_be_whole(config, "n", least=1)

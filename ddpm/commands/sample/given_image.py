@@ -30,7 +30,7 @@ def image_of(
 
     name = plain(config.image)
     if not isinstance(name, str) or not name:
-        raise InvalidInput(f"image={name} must be an image file, or such as held_out:5")
+        raise InvalidInput(f"image={name} must be an image file, or a held-out one such as held_out:5")
     if mel is not None and Path(name).suffix.lower() in SOUNDS:
         x = to_float(_sound(name, mel))
         return x, _size(x), []
@@ -76,7 +76,7 @@ def _gap(text: str, mel: Any) -> Any:
         return None
     start, end = float(found[1]), float(found[2])
     if mel is None:
-        raise InvalidInput(f"mask={text} is a gap in a sound, and the run draws none; give an image file")
+        raise InvalidInput(f"mask={text} is a gap in a sound, but the run draws no sounds; give an image file")
     if not 0 <= start < end <= mel.seconds + 0.005:
         raise InvalidInput(f"mask={text}: a gap begins before it ends, within 0:{mel.seconds:.2f}s")
     first, last = mel.columns(start, end)
@@ -89,7 +89,7 @@ def mask_of(config: DictConfig, source: Any, size: str, mel: Any = None) -> Any:
     """Return the mask (1, 1, H, W), True where pixels are drawn anew; `mel` is that of a run on sounds."""
     name = plain(config.mask)
     if not isinstance(name, str) or not name:
-        raise InvalidInput(f"mask={name} must be an image file, or of a sound a gap such as 0.2:0.4s")
+        raise InvalidInput(f"mask={name} must be an image file, or for a sound a gap such as 0.2:0.4s")
     if (gap := _gap(name, mel)) is not None:
         return gap
     pixels = _read(name, "mask", 1)
@@ -99,7 +99,7 @@ def mask_of(config: DictConfig, source: Any, size: str, mel: Any = None) -> Any:
         raise InvalidInput(f"mask={name} is {_size(pixels)}; it must have the size of the image, {size}{network}")
     mask = _fitted(pixels, (1, height, width), config.fit, None) >= 128
     if not mask.any():
-        raise InvalidInput(f"mask={name} is black everywhere; what is white is drawn anew")
+        raise InvalidInput(f"mask={name} is black everywhere; white pixels are drawn anew")
     return mask
 
 

@@ -73,13 +73,13 @@ def is_requested(config: DictConfig) -> bool:
     if pipeline is None:
         for key in ONLY:
             if config.get(key) not in (None, ""):
-                raise InvalidInput(f"{key}={plain(config[key])} is of a published pipeline: give pipeline=FOLDER too")
+                raise InvalidInput(f"{key}={plain(config[key])} is for a published pipeline: give pipeline=FOLDER too")
         return False
     if not isinstance(pipeline, str) or not pipeline:
         raise InvalidInput(f"pipeline={plain(pipeline)} must be a folder with model_index.json")
     for key, nothing in OF_RUNS.items():
         if config.get(key, nothing) != nothing:
-            raise InvalidInput(f"{key}={plain(config[key])} is of runs, and pipeline={pipeline} is none; leave it out")
+            raise InvalidInput(f"{key}={plain(config[key])} is for runs only, not for pipeline={pipeline}; leave it out")
     return True
 
 
@@ -142,9 +142,9 @@ def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any,
     """Return what `open_pipeline` does, for an unconditional model of sounds."""
     for key, nothing in {"prompt": (None, ""), "negative": (None, ""), "size": (None,), "lora": (None,)}.items():
         if (value := plain(config.get(key))) not in nothing:
-            raise InvalidInput(f"{key}={value}: {folder} draws sounds of noise alone; leave {key}= out")
+            raise InvalidInput(f"{key}={value}: {folder} draws sounds from noise alone; leave {key}= out")
     if type(guidance_of(config, trusted(config), device)).__name__ != "Guidance":
-        raise InvalidInput(f"guidance: {folder} draws sounds of noise alone, which nothing guides; leave guidance= out")
+        raise InvalidInput(f"guidance: {folder} draws sounds from noise alone, without a condition to guide by; leave guidance= out")
     own = _own_steps(config)
     sampler = None if own is not None else build(config.sampler, "sampler", trusted(config))
     pipeline = pipeline_of(config, folder, device)
@@ -228,7 +228,7 @@ def _own_steps(config: DictConfig) -> int | None:
     if chosen:
         return None
     if others:
-        raise InvalidInput(f"{others[0]} is no setting of the pipeline's own sampler; say sampler=NAME too")
+        raise InvalidInput(f"{others[0]} is no setting of the pipeline's own sampler; give sampler=NAME too")
     steps = resolved(config.sampler).get("steps")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidInput(f"sampler.steps={steps} must be an integer >= 1")

@@ -41,7 +41,7 @@ def sample(config: DictConfig) -> None:
     points = len(source.shape) == 1  # one picture shows many of them
     strip, process, between = plain(config.steps_strip), config.process, plain(config.between)
     if source.sampler is None and not (strip is None and process is None):
-        raise InvalidInput("steps_strip and process are of samplers that walk from noise to data; this run has none")
+        raise InvalidInput("steps_strip and process need a sampler that walks from noise to data; this run has none")
     if isinstance(run, Drawn):
         _must_draw_alone(source, between)
     if strip is None and source.sampler is not None:  # a strip checks its own samplers
@@ -59,7 +59,7 @@ def sample(config: DictConfig) -> None:
     if figures and (folder or out.suffix != ".png"):
         raise InvalidInput(f"out={config.out}: {figures[0]} is a figure, written to a .png file")
     if len(figures) > 1:
-        raise InvalidInput(f"{' and '.join(figures)} are different figures; ask for one at a time")
+        raise InvalidInput(f"{' and '.join(figures)} are different figures; request one at a time")
     if folder and points and not is_plane(source):
         raise InvalidInput(f"out={config.out}: samples are points, which are written to one .npy, .png or .gif file")
 
@@ -90,7 +90,7 @@ def sample(config: DictConfig) -> None:
         write_wav(out, mel, source.samples(1))
         order = f": sample 0 of seed={config.seed}; out=FOLDER/ writes more" if config.n > 1 else ""
     elif out.suffix == ".gif" and source.sampler is None:
-        raise InvalidInput(f"out={out}: what is drawn at once has no way from noise to data to show; take .png")
+        raise InvalidInput(f"out={out}: samples drawn in one evaluation have no path from noise to data to show; take .png")
     elif out.suffix == ".gif":
         save_way(out, source.way(config.n, FRAMES), columns)
     else:
@@ -108,7 +108,7 @@ def sample(config: DictConfig) -> None:
 def _must_draw_alone(source: Any, between: Any) -> None:
     """Raise InvalidInput unless a pipeline can draw from a prompt alone."""
     if between is not None:
-        raise InvalidInput(f"between={between} is of held-out images, which a published pipeline has not")
+        raise InvalidInput(f"between={between} needs held-out images, which a published pipeline does not have")
     try:
         source.condition([0])
     except ValueError as error:
@@ -216,16 +216,16 @@ def _between(config: DictConfig, source: Any, trained: DictConfig, between: Any,
 
     for key, requested in (("class", source.requested), ("style", source.styles)):
         if requested is not None:
-            ends = f"whose images are of the {LABELS[key]} of its ends"
-            raise InvalidInput(f"{key}= has no say in between, {ends}; leave it out")
+            ends = f"whose images have the {LABELS[key]} of its ends"
+            raise InvalidInput(f"{key}= has no effect on between, {ends}; leave it out")
     if str(source.guidance):
-        raise InvalidInput("guidance= has no say in between, which encodes and decodes without it; leave it out")
+        raise InvalidInput("guidance= has no effect on between, which encodes and decodes without it; leave it out")
     if config.prompt is not None:
         raise InvalidInput(
-            "prompt= has no say in between, whose images are told the captions of its ends; leave it out"
+            "prompt= has no effect on between, whose images are conditioned on the captions of its ends; leave it out"
         )
     if not hasattr(source, "between"):
-        raise InvalidInput(f"between is of what lies between codings, and these are {source.walk}; leave it out")
+        raise InvalidInput(f"between interpolates codings, and these samples are {source.walk}; leave it out")
     data = data_of(config, trained)
     pair = between if isinstance(between, list) else [between]
     legal = [is_whole(i, 0, len(data.held_out) - 1) for i in pair]

@@ -65,7 +65,7 @@ def optimise(words: list[str]) -> int:
         except StudyRefused as error:
             raise InvalidInput(str(error)) from error
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on")
+            say("interrupted; the same command resumes")
             sys.exit(130)
 
 
@@ -91,7 +91,7 @@ def _search_of(config: DictConfig, words: list[str]) -> "Search":
     better = _better(measure)
     if better == "neither" and options.direction == "auto":
         raise InvalidInput(
-            f"search.measure={measure}: neither way is better; say search.direction=maximize or minimize"
+            f"search.measure={measure}: neither direction is better by itself; set search.direction=maximize or minimize"
         )
     maximise = options.direction == "maximize" or (options.direction == "auto" and better == "higher")
     return Search(fixed, space, options.trials, measure, maximise, options.sampler, pruner, options.seed)
@@ -106,7 +106,7 @@ def _space(options: DictConfig) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInput(f"search.space: {error}") from error
     if not space:
-        raise InvalidInput(f"search.space={options.space} must say what is searched, such as {search.EXAMPLE}")
+        raise InvalidInput(f"search.space={options.space} must name what is searched, such as {search.EXAMPLE}")
     for key in space:
         if key.partition(".")[0] not in SEARCHED:
             allowed = ", ".join(SEARCHED)
@@ -161,7 +161,7 @@ def _must_measure(search: "Search", base: Plan) -> None:
     from ddpm.study.report import KINDS
 
     if len(base.data.held_out) == 0 and (search.measure == HELD_OUT or search.pruner != "none"):
-        raise InvalidInput(f"{base.data.name} holds nothing out, and the search looks at that: set data.validation=0.1")
+        raise InvalidInput(f"{base.data.name} has no held-out part, which the search measures on: set data.validation=0.1")
     last, every = base.parts.trainer.last_step(len(base.data.train)), base.parts.trainer.checkpoint_every
     if search.pruner != "none" and last is not None and last <= every:
         say(f"note: no trial is pruned before its end: trainer.checkpoint_every={every} is not below its {last} steps")
@@ -228,7 +228,7 @@ def _value(search: "Search", trial: Any) -> float:
     training.measure(plan)
     value = watcher.last if search.measure == HELD_OUT else _measured(plan, search.measure)
     if value is None or not math.isfinite(value):
-        raise training.RunFailed(f"{plan.run.path}: its {search.measure} is {value}, no number to go by")
+        raise training.RunFailed(f"{plan.run.path}: its {search.measure} is {value}, which is not a usable number")
     return value
 
 
@@ -302,7 +302,7 @@ def _report(worker: "Worker") -> int:
     page, picture = folder / "optimise.md", folder / "optimise.png"
     order = "larger" if search.maximise else "smaller"
     title = f"# {folder.name}: search by {search.measure}, of which {order} is better"
-    caution = "The best of many trials is flattered by chance: train it with other seeds before it is believed."
+    caution = "The best of many trials looks better than it is by chance: train it with other seeds before trusting it."
     table = "\n".join(_table(search, trials))
     with replacing(page) as temporary:
         temporary.write_text(

@@ -77,7 +77,7 @@ def plan(words: list[str]) -> None:
     first = list({_key(run.first.settings): run.first for run in runs if run.first is not None}.values())
     before = 0.0
     if first:
-        say("trained first, each once, for those that are trained on its latents or codes:")
+        say("trained first, each once, for the runs that are trained on its latents or codes:")
         before = _print_table(first, 0, [], [])
         say("\nand then:")
     total = _print_table(runs, merged, incomplete, data.missing)
@@ -459,13 +459,13 @@ def _summary(
     folder = Path(str(config.runs)) / str(config.study)
     lines = [f"{counted(len(runs), 'run')} of {counted(len(arms), 'arm')} in {folder}"]
     if merged:
-        lines.append(f"{merged} more jobs say the same as others, and are one run with them")
+        lines.append(f"{merged} more jobs have the same settings as others and share their runs")
     if done:
         lines.append(f"done already: {done}")
     if refused:
         lines.append(f"{refused} are refused: they would be FAILED with that reason, and the others run")
     for reason in missing:
-        lines.append(f"the data are not at hand, so no run was looked for, classes and epochs not counted: {reason}")
+        lines.append(f"the data are not available, so no existing run was looked up, and classes and epochs were not counted: {reason}")
     if rate is not None and total:
         lines.append(
             f"about {duration(total)} for the missing runs, one after the other, on {resolve_device(config.device)} "

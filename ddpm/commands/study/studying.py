@@ -53,7 +53,7 @@ def status(words: list[str]) -> None:
     states = [run.state for arm in arms for run in arm.runs]
     unmeasured = sum(bool(run.unmeasured) for arm in arms for run in arm.runs)
     counts = [f"{states.count(state)} {state}" for state in sorted(set(states))]
-    counts += [f"{unmeasured} of them not measured by all that was asked for"] if unmeasured else []
+    counts += [f"{unmeasured} of them lack requested measurements"] if unmeasured else []
     say(f"{counted(len(states), 'run')}: {', '.join(counts)}")
 
 
@@ -203,7 +203,7 @@ def _outline(settings: dict[str, Any]) -> Any:
     try:
         data = build_data(of_data, [])
     except InvalidInput as error:
-        say(f"the points of the data are not shown behind those that were drawn: {error}")
+        say(f"the points of the data are not shown behind the samples: {error}")
         return None
     return data.batch(data.train[spread(len(data.train), OUTLINE)]).x.cpu() if data.shape == (2,) else None
 

@@ -27,7 +27,7 @@ def check(config: DictConfig) -> None:
     from ddpm.training import ranks
 
     if ranks.started():
-        raise InvalidInput(f"{CHECK} looks at one process: start it without torchrun")
+        raise InvalidInput(f"{CHECK} checks a single process: start it without torchrun")
     device = resolve_device(config.device)
     download = isinstance(config.data, DictConfig) and config.data.get("download") is True
     if download:
@@ -79,7 +79,7 @@ def _state(plan: Plan, status: dict[str, Any]) -> str:
     except ValueError as error:  # of a newer version
         raise InvalidInput(str(error)) from error
     before = f"{status['state']} before, " if status else "new, "
-    return before + (f"would go on from {resume}" if resume is not None else "would begin at step 1")
+    return before + (f"would resume from {resume}" if resume is not None else "would begin at step 1")
 
 
 def activations(plan: Plan) -> int:

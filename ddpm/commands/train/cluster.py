@@ -183,10 +183,10 @@ class Awaited:
         if status["state"] == DONE:
             if not _unmeasured(run):
                 return None
-            return Outcome(f"{run.path} is trained, but {how} ended before it was measured; the same command goes on")
+            return Outcome(f"{run.path} is trained, but {how} ended before it was measured; the same command resumes")
         if status["state"] == INTERRUPTED:
             at = f"{how} ended at step {status.get('step') or 0:,}"
-            return Outcome(f"{run.path}: {at} ({status.get('reason')}); the same command goes on")
+            return Outcome(f"{run.path}: {at} ({status.get('reason')}); the same command resumes")
         reason = status.get("reason") or status["state"]
         return Outcome(f"{run.path}: {reason}; {how} ended; its log is {self.job.paths.stderr}")
 

@@ -50,7 +50,7 @@ def recipe_of(config: DictConfig) -> tuple[list[str], DictConfig] | None:
         raise InvalidInput(f"init_codec={config.init_codec}: {error}") from error
     for word in words:
         if "=" not in word or word.startswith(("hydra", "trust", "init_codec", "runs=", "study=", "extend=")):
-            raise InvalidInput(f"init_codec: {word} cannot stand here; allowed are KEY=VALUE of ddpm-train")
+            raise InvalidInput(f"init_codec: {word} is not allowed here; allowed are KEY=VALUE of ddpm-train")
     made = compose("train", words)
     keys = {word.partition("=")[0].partition(".")[0] for word in words}
     for key in ("data", "seed"):
@@ -89,7 +89,7 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
         return None
     if _is_recipe(named):
         raise InvalidInput(
-            f"init_codec={named}: these words are of a run that is trained first, by ddpm-train; here name a run"
+            f"init_codec={named}: only ddpm-train trains a run from such words; here name a run"
         )
     if (folder := Path(str(named)) / FOLDER).is_dir():
         named = folder
@@ -129,7 +129,7 @@ def stored_in(folder: Path, trust: list[str]) -> Found:
         else:
             found = _built(folder / CONFIG, folder / WEIGHTS, trust, str(folder))
         if known["sha256"] != found.sha256:
-            raise ValueError("its weights are not what was trained with: their checksum is another")
+            raise ValueError("its weights have changed since training: their checksum differs")
         return found._replace(codec=found.codec.with_state(known["state"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InvalidInput(f"{folder} cannot be read: {error}") from error

@@ -90,7 +90,7 @@ def learned(
 
     distance = task.frozen[PERCEPTUAL]
     if not learning and not _is_at_hand(config, data, distance, runs):
-        return {}, "its name is known when the classifier that pictures are compared by is trained, which comes first"
+        return {}, "its name is known once the classifier that compares pictures is trained, which happens first"
     _learn(config, trust, data, distance, runs, device)
     return {PERCEPTUAL: checksum(distance)}, None
 

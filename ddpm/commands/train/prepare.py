@@ -268,7 +268,7 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
     for name, module in task.modules.items():
         if dim and getattr(module, "augment_dim", 0) not in (0, dim):
             raise InvalidInput(
-                f"{name}.augment_dim = {module.augment_dim}, but the augmentation tells {dim} numbers; set "
+                f"{name}.augment_dim = {module.augment_dim}, but the augmentation gives {dim} numbers; set "
                 f"{name}.augment_dim={dim}, or 0 for no conditioning"
             )
     sampler = None if config.get("sampler") is None else build(config.sampler, "sampler", trust)
@@ -284,7 +284,7 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
             "once; set trainer.accumulate=1"
         )
     if trainer.batch_size < 2 and (task.couples_batch or data.prior_count):
-        why = "a subject has one of its class beside it" if data.prior_count else "a pair is compared with others"
+        why = "each picture of the subject is paired with one of its class" if data.prior_count else "a pair is compared with others"
         raise InvalidInput(f"trainer.batch_size = {trainer.batch_size}: in a batch {why}; allowed: 2 and more")
     optimizer = optimizer_of(config, trust)
     parts = Parts(augment, task, sampler, optimizer, trainer, _must_step(optimizer, device))
@@ -312,7 +312,7 @@ def _must_remain(which: str | int, trainer: Any, data: Any) -> None:
     """Raise InvalidInput for a checkpoint that is never written, or deleted before training ends."""
     if which not in ("last", "best") and trainer.keeps(which, len(data.train)) is False:
         raise InvalidInput(
-            f"checkpoint={which} will not be there when training has ended with step "
+            f"checkpoint={which} will not exist when training ends at step "
             f"{trainer.last_step(len(data.train))}: trainer.checkpoint_every={trainer.checkpoint_every}, and "
             f"trainer.keep={trainer.keep} of the last stay, besides the best"
             + ("" if trainer.keep_every is None else f" and every trainer.keep_every={trainer.keep_every} steps")
@@ -338,7 +338,7 @@ def _composed(device: str, line: str) -> DictConfig:
     words = shlex.split(line)
     for word in words:  # a stored configuration may come from anybody
         if "${" in word or not word[:1].isalpha() or word.startswith(("hydra", "trust", "run=")):
-            raise ValueError(f"{word} cannot stand here; allowed are KEY=VALUE of ddpm-evaluate, as plain values")
+            raise ValueError(f"{word} is not allowed here; allowed are KEY=VALUE of ddpm-evaluate, as plain values")
     return compose("evaluate", [device, *words])
 
 
@@ -357,7 +357,7 @@ def _extended(config: DictConfig) -> tuple[DictConfig, Path]:
         key = word.partition("=")[0]
         if key in groups or key.startswith(("+", "~")):
             raise InvalidInput(
-                f"{word}: a run that extends another has its configuration; only values may be changed, "
+                f"{word}: a run that extends another keeps its configuration; only values may be changed, "
                 "such as trainer.steps=2000"
             )
     if not any(word.startswith(("trainer.steps=", "trainer.epochs=", "trainer.seconds=")) for word in words):
@@ -488,7 +488,7 @@ def _must_step(optimizer: Callable[..., Any], device: Any) -> float:
     try:
         trial.step()
     except (RuntimeError, ValueError, AssertionError, TypeError, ArithmeticError) as error:
-        raise InvalidInput(f"optimizer: it takes no step on {device}: {' '.join(str(error).split())}") from error
+        raise InvalidInput(f"optimizer: it cannot take a step on {device}: {' '.join(str(error).split())}") from error
     if not weight.isfinite().all():
         raise InvalidInput(
             f"optimizer: from weights of 1 with gradients of 0 and 1 its first step makes {weight.tolist()}; choose "

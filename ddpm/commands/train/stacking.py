@@ -56,7 +56,7 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     """Train and measure, in stacks, the jobs that equal this one but for `FREE`."""
     jobs = sweep().jobs
     if number is None or number >= len(jobs):
-        say("stack=seed: a run alone is no stack" if number is None else _alone("another process has the others"))
+        say("stack=seed: a single run is not stacked" if number is None else _alone("another process trains the others"))
         return
     left = {n: _composed(words) for n, words in enumerate(jobs) if n not in sweep().taken}
     own = _form(config)
@@ -87,9 +87,9 @@ def _train_at_once(plans: dict[int, Plan], size: int) -> None:
                 at_step[job.step].append(job)
         for step, those in at_step.items():
             if size == 1:
-                say(_alone("a step of two has no room in the memory"))
+                say(_alone("a step of two runs does not fit in memory"))
             elif len(those) == 1:
-                say(f"{those[0].plan.run.path}: {_alone(f'no other stands at step {step:,}')}")
+                say(f"{those[0].plan.run.path}: {_alone(f'no other run is at step {step:,}')}")
             stacks = (those[first : first + size] for first in range(0, len(those), size))
             for stack in stacks:
                 if len(stack) > 1:
@@ -97,7 +97,7 @@ def _train_at_once(plans: dict[int, Plan], size: int) -> None:
 
 
 def _alone(reason: str) -> str:
-    return f"stack=seed: trained one by one, for {reason}"
+    return f"stack=seed: trained one by one, because {reason}"
 
 
 def _composed(words: list[str]) -> DictConfig | None:
@@ -225,7 +225,7 @@ def _train_together(jobs: list[Job]) -> None:
         for job in jobs:
             if status_of(job.plan.run).get("state") not in (DONE, FAILED):
                 job.plan.run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
-        say("interrupted; the same command goes on from the last checkpoints")
+        say("interrupted; the same command resumes from the last checkpoints")
         sys.exit(130)
     if code is not None:
         sys.exit(code)
@@ -271,7 +271,7 @@ def _shared(sources: list[Any]) -> Any:
     from ddpm.sources.stacked import Shared
 
     def tell(reason: str) -> None:
-        say(f"stack=seed: drawn from one by one, for {reason}")
+        say(f"stack=seed: sampled one by one, because {reason}")
 
     if len(sources) < 2 or any(source.sampler is None for source in sources):  # without a sampler they draw in one step
         return None

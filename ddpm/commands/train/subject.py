@@ -43,13 +43,13 @@ def tuned_of(config: DictConfig) -> DictConfig:
     named, which = split_step(str(config.get("init")))
     path = Path(named)
     if config.get("init") is None or not (path / "config.yaml").is_file():
-        raise InvalidInput(f"init={config.get('init')}: a subject is taught to a run; name one of words with init=RUN")
+        raise InvalidInput(f"init={config.get('init')}: a subject is taught to an existing run; name one conditioned on words with init=RUN")
     base = read_config(path / "config.yaml")
     tokenizer: Any = tokenizer_of(path)
     if tokenizer is None or any(not isinstance(base.get(group), DictConfig) for group in OF_RUN):
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
-        raise InvalidInput(f"init={path}: it is tuned itself; take the run that it started from, {base.get('init')}")
+        raise InvalidInput(f"init={path}: it was tuned to a subject itself; take the run that it started from, {base.get('init')}")
     _check(config)
     from ddpm.runs.directory import Run
 
@@ -228,7 +228,7 @@ def _draw_class(config: DictConfig, captions: Sequence[str], drawing: bool) -> t
     if (cached := load_tensor(place, torch.uint8, (len(captions), None, None, None))) is not None:
         return cached, None
     if not drawing:
-        return None, f"its name is known when {subject.run} has drawn the pictures of the class, which comes first"
+        return None, f"its name is known once {subject.run} has drawn the pictures of the class, which happens first"
     words = [f"run='{run.path}'", f"checkpoint={folder.name}", f"sampler.steps={subject.steps}"]
     words += ["guidance=classifier_free", f"guidance.w={subject.w}", f"device={config.device}"]
     request = compose("sample", words)

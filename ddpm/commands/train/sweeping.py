@@ -60,7 +60,7 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
         if not workers:
             end(signum, frame)
         received.append(signum)
-        say(f"{signal.Signals(signum).name}: the runs write their checkpoints; once more to stop at once")
+        say(f"{signal.Signals(signum).name}: the runs write their checkpoints; interrupt again to stop at once")
         for number in before:
             signal.signal(number, end)
         for process in workers:
@@ -73,7 +73,7 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
         returned = [job for batch in sweep(arguments) for job in batch]
         locked = [job for job in returned if job.return_value is not None and job.return_value.held]
         if locked and not received:
-            say(f"{len(locked)} runs were held by other processes: once more to each")
+            say(f"{len(locked)} runs were locked by other processes: trying each once more")
             again = sweeper.launcher.launch([job.overrides for job in locked], initial_job_idx=len(returned))
             returned = [job for job in returned if job not in locked] + list(again)
         alike = set.intersection(*(set(job.overrides) for job in returned)) if len(returned) > 1 else set()
@@ -83,14 +83,14 @@ def _swept(sweeper: Any, sweep: Callable[[list[str]], Any], arguments: list[str]
                 outcomes.append(job.return_value._replace(name=name))
         return returned
     except _lost_processes() as error:
-        reason = f"the launcher lost a process: {_first_line(error)}; the same command goes on with what is missing"
+        reason = f"the launcher lost a process: {_first_line(error)}; the same command resumes what is missing"
         say(f"FAILED {reason}")
         outcomes.append(Outcome(reason, False, "the sweep"))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            say("interrupted; the same command goes on")
+            say("interrupted; the same command resumes")
             sys.exit(128 + received[0])
 
 

@@ -77,7 +77,7 @@ def student_of(config: DictConfig) -> DictConfig:
     composed.task = task
     sampler = OmegaConf.to_container(composed.sampler, resolve=True)
     if task["_target_"] == PROGRESSIVE and sampler != {"_target_": STUDENT, "steps": task["steps"]}:
-        raise InvalidInput(f"sampler: a student of {task['steps']} steps is drawn from by these; leave sampler out")
+        raise InvalidInput(f"sampler: a student of {task['steps']} steps is sampled with exactly these; leave sampler out")
     own_weight = base.diffusion.get("target") == "v" or base.diffusion.get("preconditioning") is not None
     loss = "simple" if own_weight else "snr_plus_one"  # the same weighting as simple of v
     merged = OmegaConf.merge(
@@ -101,7 +101,7 @@ def _task_of(config: DictConfig, teacher: DictConfig) -> dict[str, Any]:
     if of_teacher == CONSISTENCY or (of_teacher == PROGRESSIVE and own != PROGRESSIVE):
         kind = str(of_teacher).rpartition(".")[2]
         raise InvalidInput(
-            f"teacher={config.teacher}: a run of {kind} knows few times; take the run that it learned from"
+            f"teacher={config.teacher}: a run of {kind} was trained on few times; take the run that it learned from"
         )
     if own == PROGRESSIVE:
         steps = task["steps"][0] if isinstance(task.get("steps"), list) and task["steps"] else task.get("steps")

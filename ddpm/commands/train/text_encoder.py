@@ -39,10 +39,10 @@ def text_of(config: DictConfig) -> Found | None:
         return None
     if config.get("tokenizer") is None or config.get("text") is None:
         raise InvalidInput(
-            f"init_text={named}: this run is told of no words; take experiment=text_emoji or text_scenes"
+            f"init_text={named}: this run is not conditioned on words; take experiment=text_emoji or text_scenes"
         )
     if typed := [word for word in overrides() if word.lstrip("+").startswith(("text.", "tokenizer."))]:
-        raise InvalidInput(f"{typed[0]}: encoder and tokenizer are those of init_text={named}; leave it out")
+        raise InvalidInput(f"{typed[0]}: encoder and tokenizer come from init_text={named}; leave it out")
     found = _found(config, str(named), trusted(config))
     config.text = OmegaConf.create(found.settings)
     return found
@@ -60,7 +60,7 @@ def _found(config: DictConfig, named: str, trust: list[str]) -> Found:
     encoder = getattr(task.modules.get("model"), "text", None)
     if encoder is None or tokenizer is None:
         raise InvalidInput(
-            f"init_text={named}: {type(task).__name__} read no words there; train one with experiment=contrastive_emoji"
+            f"init_text={named}: {type(task).__name__} was trained without words there; train one with experiment=contrastive_emoji"
         )
     load_into(task.model, files["model"])
     return Found(encoder, plain(trained.text), tokenizer, checksum(encoder))
@@ -75,7 +75,7 @@ def stored_in(folder: Path, trust: list[str]) -> Found:
         encoder = build(known["text"], str(folder), trust)
         load_into(encoder, folder / WEIGHTS)
         if known["sha256"] != checksum(encoder):
-            raise ValueError("its weights are not what was trained with: their checksum is another")
+            raise ValueError("its weights have changed since training: their checksum differs")
         return Found(encoder, known["text"], tokenizer_of(folder), known["sha256"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InvalidInput(f"{folder} cannot be read: {error}") from error

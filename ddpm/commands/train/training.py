@@ -166,7 +166,7 @@ def lead(plan: Plan, team: Any, watch: Callable[[int, float | None], None] | Non
         raise Held(str(error)) from error
     except KeyboardInterrupt:
         run.write_status(INTERRUPTED, reason="interrupted twice", ended=now())
-        say("interrupted; the same command goes on from the last checkpoint")
+        say("interrupted; the same command resumes from the last checkpoint")
         sys.exit(130)
 
 
@@ -224,7 +224,7 @@ def concluded(plan: Plan, fit: Callable[[], tuple[str, Any]], source: Any = None
         return ended
     except Interrupted as error:
         run.write_status(INTERRUPTED, reason=str(error), ended=now())
-        say(f"{error}; the same command goes on from {checkpoint.last_whole(run.checkpoints)}")
+        say(f"{error}; the same command resumes from {checkpoint.last_whole(run.checkpoints)}")
         if error.signum not in (signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(error.signum)  # for the handler that restarts the job
         sys.exit(128 + error.signum)
@@ -301,7 +301,7 @@ def measure(plan: Plan, opened: Callable[[DictConfig, str], Opened] | None = Non
     except RunIsHeld as error:
         raise Held(f"{error.path} is being measured by {error.holder}") from error
     except (Interrupted, KeyboardInterrupt) as error:
-        say(f"{plan.run.path} is trained, but measuring it was interrupted; the same command goes on")
+        say(f"{plan.run.path} is trained, but measuring it was interrupted; the same command resumes")
         sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
@@ -370,9 +370,9 @@ def _record_failure(run: Any, error: Exception) -> NoReturn:
     last = checkpoint.last_whole(run.checkpoints)
     saved = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
     repeated = "the same command with retry=true" if multirun() else "the same command"
-    advice = f"free some space, then {repeated} goes on from there" if full else f"{repeated} tries again"
+    advice = f"free some space, then {repeated} resumes from there" if full else f"{repeated} tries again"
     if isinstance(error, FloatingPointError):
-        advice = f"what the last steps were computed from is in {run.path / 'autopsy'}; {advice}"
+        advice = f"the inputs of the last steps are in {run.path / 'autopsy'}; {advice}"
     raise RunFailed(f"{run.path}: {reason}; {saved}; {advice}") from error
 
 

@@ -68,7 +68,7 @@ def must_have_a_reader(config: DictConfig, trust: list[str]) -> None:
         return
     if "text" not in schema.accepted(target):
         raise InvalidInput(
-            f"tokenizer: {target} reads no words; allowed: model=unet, or of task=contrastive model=dual_encoder"
+            f"tokenizer: {target} reads no words; allowed: model=unet, or for task=contrastive model=dual_encoder"
         )
 
 
