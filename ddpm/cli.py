@@ -63,7 +63,9 @@ def edit() -> None:
 def evaluate() -> None:
     """`ddpm-evaluate`: measure a run's network by its samples or by held-out images."""
     if of_sample := [word for word in sys.argv[1:] if word.startswith(("pipeline=", "prompt=", "negative="))]:
-        _refuse(InvalidInput(f"{of_sample[0]}: ddpm-evaluate measures a run; this key is for ddpm-sample and ddpm-edit"))
+        _refuse(
+            InvalidInput(f"{of_sample[0]}: ddpm-evaluate measures a run; this key is for ddpm-sample and ddpm-edit")
+        )
     _without_traces("evaluate", evaluating.evaluate)
 
 

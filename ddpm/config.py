@@ -187,7 +187,7 @@ def _must_choose_one(word: str) -> None:
     if len(choices) < 2 or group.partition("/")[0] == SEVERAL or not (conf_dir() / group).is_dir():
         return
     raise InvalidInput(
-        f"{word}: of {group} a run takes one choice, and of a list only the last would count; to try each, "
+        f"{word}: a run takes one choice of {group}, and of a list only the last would count; to try each, "
         f"sweep: -m {key}={','.join(choices)}"
     )
 

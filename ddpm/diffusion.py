@@ -62,7 +62,9 @@ class GaussianDiffusion:
         target = target if preconditioning is None else "x_0"
         if target == "eps" and schedule.alpha_bar[-1] == 0:
             others = ", ".join(name for name in TARGETS if name != "eps")
-            raise ValueError(f"target = 'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: {others}")
+            raise ValueError(
+                f"target = 'eps' does not determine x_0 at T where alpha_bar_T = 0; allowed there: {others}"
+            )
         if dynamic_threshold is not None and not (clip_x_0 and 0 < dynamic_threshold <= 1):
             raise ValueError(f"dynamic_threshold = {dynamic_threshold!r} must lie in (0, 1], with clip_x_0 = true")
         self.preconditioning, self.sigma_data = preconditioning, sigma_data
@@ -282,7 +284,9 @@ class GaussianDiffusion:
             ValueError: the losses "vlb" and "hybrid", which are of data.
         """
         if self.loss_name in ("hybrid", "vlb"):
-            raise ValueError(f"loss = {self.loss_name!r} is of data, not of an answer; allowed: {', '.join(OF_ERRORS)}")
+            raise ValueError(
+                f"loss = {self.loss_name!r} needs data, not a given answer; allowed: {', '.join(OF_ERRORS)}"
+            )
         schedule = self.schedule.to(x_0.device)
         output, _ = self.output(model, x_t, t, y)
         return self._squared_error(output, Prediction(eps_from_x_0(schedule, x_t, t, x_0), x_0), x_t, t)

@@ -713,7 +713,7 @@ def table(told: dict[str, Any]) -> str:
     return text + ("\n" + _markdown(["growth", "values", "s", "exponent"], curves) if curves else "")
 
 
-TOLD_HEADS = ["told of a text", "what", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
+TOLD_HEADS = ["with a text", "what", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
 
 
 def _told_rows(told: dict[str, Any]) -> list[list[str]]:
@@ -795,7 +795,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--configs", default=",".join(CONFIGS), help="default: %(default)s")
     parser.add_argument("--what", default=",".join(BY_DEFAULT), help=f"of {','.join(WHAT)}; default: %(default)s")
     parser.add_argument(
-        "--ours", default="fp32,bf16,compiled", help=f'beside "ours" itself, of {",".join(OURS)}, or none'
+        "--ours", default="fp32,bf16,compiled", help=f'in addition to "ours" itself, of {",".join(OURS)}, or none'
     )
     parser.add_argument("--peers", default=",".join(PEERS), help="or best (all tuned), none; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="on a CPU at most 3 of sampling")
@@ -869,7 +869,7 @@ def measure(given: argparse.Namespace, device: torch.device, told: dict[str, Any
         write(given.out, told)
     if "text" in given.what:
         if missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]:
-            print(f"{' and '.join(missing)} not installed: what is told of texts is timed without its peers")
+            print(f"{' and '.join(missing)} not installed: text-conditioned networks are timed without their peers")
         text(given.rounds, device, lambda known: write(given.out, told | {"text": known}))
         told = read(given.out / JSON, told["machine"])
     if "growth" in given.what:

@@ -519,7 +519,7 @@ def interrupted(name: str, words: list[str], begins: Code, ends: Code) -> Path:
     before = read_metrics(run)
     ends.carry_out("train", words, name)
     if not before or read_metrics(run)[: len(before)] != before:  # with the time used, which no two runs share
-        raise RuntimeError(f"{run} was begun anew instead of gone on with")
+        raise RuntimeError(f"{run} was started anew instead of resumed")
     return run
 
 
@@ -626,7 +626,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks at a long run")
-    parser.add_argument("--revision", default="HEAD", help="that the working tree is compared with")
+    parser.add_argument("--revision", default="HEAD", help="the commit that the working tree is compared with")
     parser.add_argument("--mnist", type=Path, help="data.root of MNIST, which is left out without it")
     parser.add_argument("--out", type=Path, default=Path("runs/stress"))
     given = parser.parse_args()

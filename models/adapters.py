@@ -227,7 +227,9 @@ def must_take(model: nn.Module, name: str, r: int) -> None:
     check_counts(MOST_RANK, rank=r)
     layer = model.get_submodule(name)
     if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "groups", 1) != 1:
-        raise ValueError(f"{name} is a {type(layer).__name__}; adapted are linear layers and convolutions of one group")
+        raise ValueError(
+            f"{name} is a {type(layer).__name__}; only linear layers and convolutions of one group can be adapted"
+        )
     weight = cast(Tensor, layer.weight)
     out, into = len(weight), weight[0].numel()
     if r > min(out, into):
@@ -251,7 +253,7 @@ def adapt_layer(model: nn.Module, name: str, r: int, alpha: float) -> Adapted:
 
 def _must_be_plain(model: nn.Module) -> None:
     if any(isinstance(module, Adapted | AddedWords) for module in model.modules()):
-        raise ValueError("the network is adapted already; merge it first, or take the one that it was made of")
+        raise ValueError("the network is adapted already; merge it first, or take the network that it was made from")
 
 
 def _frozen(model: nn.Module) -> nn.Module:

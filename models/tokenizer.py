@@ -210,7 +210,7 @@ class BytePairs:
         pieces = words(tidied(_text(word)))
         if len(pieces) != 1:
             raise ValueError(
-                f"{_short(word)} is {len(pieces)} words, of which one token is made; allowed: letters alone"
+                f"{_short(word)} is {len(pieces)} words, but one word makes a token; allowed: letters alone"
             )
         if len(self._of_word(pieces[0])) == 1:
             raise ValueError(f"{_short(word)} is one token already, and cannot be added; take another word")
@@ -323,7 +323,7 @@ class BytePairs:
         allowed = {"merges", "ids", "length", "start", "end", "padding", "unknown", "folded", "added"}
         if "merges" not in said or set(said) - allowed:
             raise ValueError(
-                f"a tokenizer is told by the keys {', '.join(sorted(allowed))}, of which merges must be there; "
+                f"a tokenizer is described by the keys {', '.join(sorted(allowed))}, and merges is required; "
                 f"given: {', '.join(sorted(map(str, said))) or 'none'}"
             )
         return cls(**said)
@@ -364,7 +364,7 @@ def _pairs(merges: Iterable[Sequence[str]]) -> list[Pair]:
         if not two or not all(isinstance(part, str) and part for part in pair):
             raise ValueError(f"merge {k} is {_short(pair)}, not two tokens")
         if (pair[0], pair[1]) in pairs:
-            raise ValueError(f"merge {k}, {_short(tuple(pair))}, is there twice")
+            raise ValueError(f"merge {k}, {_short(tuple(pair))}, occurs twice")
         pairs[pair[0], pair[1]] = None
     return list(pairs)
 

@@ -117,7 +117,7 @@ TWO = torch.arange(20) % 2
         (of(labels=TWO, steps=0), "steps=0 must be an integer >= 1"),
         (of(), "some has no labels"),
         (of(labels=torch.zeros(20, dtype=torch.long)), "one class only"),
-        (of(labels=TWO, condition_data=object()), "are made of held-out images"),
+        (of(labels=TWO, condition_data=object()), "are made from held-out images"),
     ],
 )
 def test_what_cannot_be_augmented_is_refused(context, message):

@@ -436,9 +436,11 @@ def test_every_key_has_a_refused_value_above():
 
 
 def test_networks_and_folders_that_cannot_be(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"cannot be: sample_size = 9x9 .*: 9 is not divisible by 2; .*: 8, 10"):
+    with pytest.raises(
+        ValueError, match=r"an impossible network: sample_size = 9x9 .*: 9 is not divisible by 2; .*: 8, 10"
+    ):
         load_autoencoder(reconfigured(folder, sample_size=9))
-    with pytest.raises(ValueError, match="cannot be: norm_num_groups = 3 does not divide"):
+    with pytest.raises(ValueError, match="an impossible network: norm_num_groups = 3 does not divide"):
         load_autoencoder(reconfigured(folder, sample_size=8, norm_num_groups=3))
     with pytest.raises(ValueError, match=r"conv_in.weight \(16, 4, 3, 3\), the config's is \(65536, 4, 3, 3\)"):
         load_autoencoder(reconfigured(folder, norm_num_groups=4, block_out_channels=[65536, 65536]))

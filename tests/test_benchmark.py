@@ -364,7 +364,7 @@ def test_what_is_told_of_texts_is_timed_without_peers_and_has_rows_of_its_own(ti
         monkeypatch.setitem(tiny["main"].__globals__, name, value)
     assert run(tiny, tmp_path, "--what", "text") == 0
     said = capsys.readouterr().out
-    assert "diffusers and transformers not installed: what is told of texts is timed without its peers" in said
+    assert "diffusers and transformers not installed: text-conditioned networks are timed without their peers" in said
     told = found(tmp_path)["text"]
     passes = {f"{what}, {how}" for what in ("forward", "forward and backward") for how in ("fp32", "bf16")}
     assert told.keys() == {"words_64", "encoder"}

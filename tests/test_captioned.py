@@ -100,7 +100,7 @@ ALL = [row(name) for name in SAID]
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no captions; give a file .txt beside each image, or one of metadata.jsonl and metadata.csv"),
+        ({}, "has no captions; give a file .txt next to each image, or one of metadata.jsonl and metadata.csv"),
         ({"a.txt": "x", "b.txt": "x"}, "1 images have no caption: sub/c.png"),
         ({"a.txt": "x", "b.txt": "x", "sub/c.txt": "x", "d.txt": "x", "e.txt": "x"}, "2 captions have no image: d.txt"),
         ({"a.txt": "x", "b.txt": " \n", "sub/c.txt": "x"}, "1 captions are empty: b.png"),
@@ -118,7 +118,10 @@ ALL = [row(name) for name in SAID]
         ({"metadata.csv": "name,text\na.png,x"}, "metadata.csv, line 1: the head must have file_name and text"),
         ({"metadata.csv": 'file_name,text\na.png,"x" y\n'}, "metadata.csv, line 2"),
         ({"metadata.csv": "file_name,text\na.png,x\na.png,x\n"}, "1 images have several captions: a.png"),
-        ({"a.txt": "x", "b.txt": "x", "sub/c.txt": "x", "a.jpg": "y"}, r"several images, beside one text: a\.jpg = a"),
+        (
+            {"a.txt": "x", "b.txt": "x", "sub/c.txt": "x", "a.jpg": "y"},
+            r"text files each name several images: a\.jpg = a",
+        ),
         ({"a.txt": b"\xff\xfe"}, "a.txt cannot be read: it is no UTF-8 text"),
         ({"a.txt": b"x" * 100_000}, "a.txt cannot be read: it has more than 65,536 bytes"),
     ],

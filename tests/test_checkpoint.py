@@ -106,7 +106,7 @@ def test_a_disk_that_writes_something_else_is_noticed_before_the_old_one_goes(na
         return write(path, harm(content) if path.name == name else content)
 
     monkeypatch.setattr(Path, "write_bytes", wrong)
-    with pytest.raises(OSError, match=f"reads otherwise than it was written: {name} does not match its checksum"):
+    with pytest.raises(OSError, match=f"does not read back as it was written: {name} does not match its checksum"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["1"] and checkpoint.verify(tmp_path / "1") is None
 
@@ -345,7 +345,7 @@ class Malicious:
 def test_code_in_state_is_refused_and_not_run(write, tmp_path):
     path, trap = save(tmp_path), tmp_path / "trap"
     write({"step": 1, "optimizer": Malicious(str(trap))}, path / "state.pt")
-    with pytest.raises(ValueError, match=r"state\.pt (holds other than plain data|is no whole file of torch\.save)"):
+    with pytest.raises(ValueError, match=r"state\.pt (holds more than plain data|is no whole file of torch\.save)"):
         checkpoint.load_state(path)
     assert not trap.exists()
 

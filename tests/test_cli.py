@@ -1135,12 +1135,12 @@ def test_a_check_says_what_a_run_would_be_and_begins_nothing(call, tmp_path, mon
     assert "done (4 steps); nothing to do" in call(cli.train, *TINY, "runs=runs", "--check").out
     run = run_of(Path("runs"))
     longer = call(cli.train, "--check", f"extend={run}", "trainer.steps=9")
-    assert f"new, would go on from {run / 'checkpoints' / '4'}" in longer.out, longer
+    assert f"new, would resume from {run / 'checkpoints' / '4'}" in longer.out, longer
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
     (run / "status.json").write_text(json.dumps(status(run) | {"state": "FAILED"}))
     again = call(cli.train, *TINY, "runs=runs", "--check")
-    assert f"FAILED before, would go on from {Path('runs') / 'default' / run.name / 'checkpoints' / '4'}" in again.out
+    assert f"FAILED before, would resume from {Path('runs') / 'default' / run.name / 'checkpoints' / '4'}" in again.out
 
 
 def test_a_check_of_a_run_that_is_held_says_by_whom(call, tmp_path, without_pictures):
@@ -1289,7 +1289,7 @@ def test_a_check_in_a_real_process(tmp_path):
 
 
 OPTIMIZERS = {
-    "+optimizer.capturable=true optimizer.fused=null": ["it takes no step on cpu", "capturable"],
+    "+optimizer.capturable=true optimizer.fused=null": ["it cannot take a step on cpu", "capturable"],
     "+optimizer.differentiable=true": ["optimizer: "],
     "+optimizer.foreach=true": ["fused", "foreach"],
     "optimizer.eps=0": ["first step makes", "nan", "eps"],
@@ -1424,7 +1424,7 @@ def test_a_score_goes_the_whole_way_of_a_diffusion(call, tmp_path, settings):
         ("schedule.sigma=[0]", ["sigma"]),
         ("schedule.sigma=[-1]", ["sigma"]),
         ("sampler.r=4", ["r = 4 must lie in (0, 4)"]),
-        ("diffusion.loss=snr", ["no say in score matching"]),
+        ("diffusion.loss=snr", ["does not apply to score matching"]),
         ("data.covariances=[[[1,2],[2,1]],[[1,0],[0,1]]]", ["not positive definite"]),
         ("model.features=3", ["(3,)", "(2,)"]),
         ('evaluation=["metric=score_error score_error.sigma=[5] sampler=langevin"]', ["sigma = 5", "0.2"]),
@@ -1686,8 +1686,8 @@ def test_what_was_asked_for_is_noted_beside_the_samples(call, styled, tmp_path):
         (["class=character"], ["class=character is not known, perhaps character_1_ka or character_2_kha; the classes"]),
         (["style=[]"], ["style=[] must be a style, by number or name", "none, or all"]),
         (["style=true"], ["style=True must be a style"]),
-        (["style=[1,none]"], ["none, which is without a style, stands alone"]),
-        (["style=1", "between=[0,1]"], ["style= has no say in between"]),
+        (["style=[1,none]"], ["none (without a style) cannot be combined with others"]),
+        (["style=1", "between=[0,1]"], ["style= has no effect on between"]),
     ],
 )
 def test_labels_that_are_not_there(asked, told, call, styled):
@@ -1829,7 +1829,7 @@ def test_guidance_that_cannot_be(given, told, call, guidable):
 
 def test_a_network_that_was_never_trained_without_its_condition_is_not_guided(call, finished):
     result = call(cli.sample, f"run={finished}", "sampler.steps=2", "guidance=classifier_free")
-    assert_refused(result, "told of a condition", "model.num_classes=K task.drop=0.1")
+    assert_refused(result, "needs a conditional network", "model.num_classes=K task.drop=0.1")
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_data_that_a_codec_does_not_take_are_refused():
     codec = Discrete(network())
     for data, told in [
         (images(size=8), r"trained on images \(C, H, W\) = \(1, 4, 4\), but squares has samples of shape \(1, 8, 8\)"),
-        (images(flip=True), "data.flip=true: latents are made of the images as they are.*set data.flip=false"),
+        (images(flip=True), "data.flip=true: latents are encoded once, from unchanged images.*set data.flip=false"),
         (images(condition="mask"), "set data.condition=null"),
     ]:
         with pytest.raises(ValueError, match=told):

@@ -87,13 +87,13 @@ def test_a_prior_is_trained_on_codes_and_drawn_from_without_the_run_that_made_th
     for words, told in [
         (["temperature=-1"], "temperature=-1 must be a number >= 0"),
         (["class=none"], "never trained without its classes"),
-        (["between=[0,1]"], "between is of"),
-        (["process=5"], "of samplers that walk"),
+        (["between=[0,1]"], "between interpolates codings"),
+        (["process=5"], "need a sampler that walks"),
     ]:
         assert_refused(call(cli.sample, f"run={run}", *words), told)
     state = json.loads((run / "codec" / "codec.json").read_text())
     (run / "codec" / "codec.json").write_text(json.dumps(state | {"sha256": "0" * 64}))
-    assert_refused(call(cli.sample, f"run={run}", "n=1"), "its weights are not what was trained with")
+    assert_refused(call(cli.sample, f"run={run}", "n=1"), "its weights have changed since training")
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
         (["model.update=magic"], "allowed: gradient, average"),
         (["data=swiss_roll"], "data"),
         (["+sampler=ddim"], "draws no samples by a sampler"),
-        (['evaluation=["metric=elbo"]'], "metric=elbo is not of such a run"),
+        (['evaluation=["metric=elbo"]'], "metric=elbo does not apply to this run"),
     ]
     of_prior = [
         ([], "init_codec must be given: init_codec=..."),
@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
         ([f"init_codec={codec}", "model.codes=7"], "model.codes = 7, but the codec has 12"),
         ([f"init_codec={codec}", "model.num_classes=3"], "but the data have 10 classes"),
         ([f"init_codec={codec}", "augment=script"], "augment changes pictures"),
-        ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "not of such a run"),
+        ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "does not apply to this run"),
     ]
     for words, several in ((CODES, of_codec), (PRIOR, of_prior)):
         for changes, told in several:

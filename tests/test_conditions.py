@@ -139,7 +139,7 @@ def test_identity_is_of_the_images_and_samples_are_told_of_held_out_ones():
     assert data.condition_rows([0, 1, 7]).tolist() == [data.held_out[i].item() for i in (0, 1, 7 % 6)]
     everything = pictures(validation=0, condition="mask")
     assert everything.condition_rows([3, 12]).tolist() == [3, 0]
-    with pytest.raises(ValueError, match="toy has no such images of which a sample could be told"):
+    with pytest.raises(ValueError, match="toy has no images of these labels"):
         data.of_classes([7]).condition_rows([0])
 
 
@@ -147,7 +147,7 @@ def test_conditions_that_data_do_not_have():
     with pytest.raises(ValueError, match="condition='depth': choose one of mask, low_resolution, gray, edges"):
         pictures(condition="depth")
     for options in ({"channels": 1}, {"channels": 1, "image_size": 4}, {}):
-        with pytest.raises(ValueError, match="condition='gray' tells all of a gray image; set channels=3"):
+        with pytest.raises(ValueError, match="condition='gray' gives away all of a gray image; set channels=3"):
             pictures(**{"channels": 1} | options, condition="gray")
 
 
@@ -248,7 +248,7 @@ def test_its_class_is_that_of_the_image_and_of_those_that_are_asked_for():
 def test_a_network_that_is_told_of_images_needs_some():
     with pytest.raises(ValueError, match="there are no data to take it from"):
         source(Echo(), None)
-    with pytest.raises(ValueError, match="no such images of which a sample could be told"):
+    with pytest.raises(ValueError, match="no images of these labels"):
         source(Echo(4), pictures(condition="edges", channels=1), [3])
 
 

@@ -187,7 +187,7 @@ def test_the_keys_that_scripts_rely_on():
         ("model.chanels=8", ["model.chanels"]),
         ("bogus=1", ["bogus"]),
         ("schedule=linear,cosine", ["schedule=linear,cosine", "--multirun"]),
-        ("schedule=[linear,cosine]", ["of schedule there is one choice in a run", "-m schedule=linear,cosine"]),
+        ("schedule=[linear,cosine]", ["a run takes one choice of schedule", "-m schedule=linear,cosine"]),
         ("tuning=[full, 'lora']", ["only the last would count", "sweep: -m tuning=full,lora"]),
         ("+optimizer@inner=[adam,adamw]", ["-m +optimizer@inner=adam,adamw"]),
         ("experiment=[digits,mnist]", ["-m experiment=digits,mnist"]),

@@ -62,8 +62,10 @@ def test_encoders_are_trained_resumed_and_read_the_prompts_of_another_run(call, 
     assert told.name != name, "whose words they are is part of the name"
 
     asked = ["metric=retrieval", "n=3", "sampler.steps=2"]
-    assert_refused(call(cli.evaluate, f"run={told}", *asked), "compares by another run: judge_run=RUN")
-    assert_refused(call(cli.evaluate, f"run={told}", *asked, f"judge_run={told}"), "Diffusion compares no pictures")
+    assert_refused(call(cli.evaluate, f"run={told}", *asked), "compares samples by another run: give judge_run=RUN")
+    assert_refused(
+        call(cli.evaluate, f"run={told}", *asked, f"judge_run={told}"), "Diffusion does not compare pictures"
+    )
     result = call(cli.evaluate, f"run={told}", *asked, f"judge_run={run}")
     assert result.code == 0 and "the ceiling" in result.out and "by chance" in result.out, result
     drawn = [name for name in json.loads((told / "evaluation.json").read_text()) if name.startswith("retrieval")]

@@ -207,7 +207,7 @@ def test_images_are_kept_and_damaged_ones_drawn_anew(font, tmp_path, capsys):
 def test_images_that_cannot_be_kept_are_used_all_the_same(font, tmp_path, capsys):
     (tmp_path / "devanagari").write_text("a file where a folder should be")
     assert len(Devanagari(root=tmp_path, fonts=font.parent, count=3)) == 3
-    assert "cannot be kept" in capsys.readouterr().out
+    assert "cannot be saved" in capsys.readouterr().out
 
 
 def test_without_a_font_that_covers_them_the_error_says_where_there_is_one(tmp_path, monkeypatch):

@@ -524,4 +524,4 @@ def test_what_is_kept_and_damaged_is_made_again(
 def test_where_nothing_can_be_kept_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     put(tmp_path / ARCHIVE), put(tmp_path / "dhcd", b"a file")
     assert len(DHCD(tmp_path)) == 92
-    assert "cannot be kept: " in capsys.readouterr().out
+    assert "cannot be saved: " in capsys.readouterr().out

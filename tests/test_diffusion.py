@@ -272,7 +272,7 @@ def test_options_that_are_refused(schedule, options, message):
 def test_eps_is_refused_where_x_T_is_pure_noise():
     schedule = zero_terminal_snr(linear(100))
     with pytest.raises(
-        ValueError, match="'eps' says nothing of x_0 at T where alpha_bar_T = 0; allowed there: x_0, v, flow"
+        ValueError, match="'eps' does not determine x_0 at T where alpha_bar_T = 0; allowed there: x_0, v, flow"
     ):
         GaussianDiffusion(schedule, "eps")
     x_T = torch.randn(3, 1, 2, 2)

@@ -162,7 +162,7 @@ def test_parts_that_mean_nothing_are_refused(parts, words):
 
 def test_points_have_no_structure():
     with pytest.raises(
-        ValueError, match=r"parts\.ssim is of pictures, and moons holds none; allowed for it: diffusion"
+        ValueError, match=r"parts\.ssim needs pictures, and moons holds none; allowed for it: diffusion"
     ):
         Diffusion(MLP(), GaussianDiffusion(SCHEDULE), parts={"diffusion": 1.0, "ssim": 1.0}).check(Moons(count=20))
     Diffusion(MLP(), GaussianDiffusion(SCHEDULE), parts={"diffusion": 1.0, "huber": 1.0}).check(Moons(count=20))

@@ -102,7 +102,7 @@ def test_a_student_is_drawn_from_at_its_own_times(call, teacher, without_picture
     assert (record["sampler"], record["steps"], record["sampler_settings"]) == ("Student", 2, {"steps": 2})
     assert_refused(call(cli.sample, f"run={run}", "steps_strip=[1,2]", f"out={tmp_path / 'a.png'}"), "to 2 steps")
     assert_refused(
-        call(cli.train, "task=consistency", *taught_by(run), "trainer.steps=1"), "run of Progressive knows few"
+        call(cli.train, "task=consistency", *taught_by(run), "trainer.steps=1"), "run of Progressive was trained on few"
     )
 
 

@@ -116,7 +116,7 @@ def test_a_network_that_is_told_of_the_mask_draws_what_is_white(call, runs, file
     other = results(call, runs["told"], "image=black.png", "mask=half.png")
     assert not np.array_equal(other[:, :, 4:], drawn[:, :, 4:])  # the same noise beside other known pixels
     refused = call(cli.edit, f"run={runs['told']}", "image=eight.png", "strength=0.5")
-    assert_refused(refused, "told of an image (data.condition=mask)", "mask=FILE")
+    assert_refused(refused, "conditioned on an image (data.condition=mask)", "mask=FILE")
 
 
 @pytest.mark.parametrize(("fit", "told"), [("crop", "cropped and scaled to 8x8"), ("pad", "scaled and padded to 8x8")])
@@ -213,7 +213,7 @@ WRONG = {
     "image=held_out:36 strength=0.5": ["image=held_out:36: held-out images have the numbers 0..35"],
     "image=held_out:x strength=0.5": ["have the numbers 0..35"],
     "image=3 strength=0.5": ["image=3 must be an image file"],
-    "image=eight.png mask=black.png": ["mask=black.png is black everywhere", "white is drawn anew"],
+    "image=eight.png mask=black.png": ["mask=black.png is black everywhere", "white pixels are drawn anew"],
     "image=eight.png mask=low.png": ["mask=low.png is 8x5; it must have the size of the image, 8x8"],
     "image=wide.png mask=low.png": ["mask=low.png is 8x5", "the image, 48x32, or of the network's images, 8x8"],
     "image=eight.png mask=text.png": ["mask=text.png cannot be read: not a PNG, JPEG, WebP, BMP or TIFF file"],

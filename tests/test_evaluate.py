@@ -468,7 +468,7 @@ def test_a_network_with_classes_is_asked_for_each_and_judged_by_them(tmp_path, t
     for recogniser in ("logistic", "classifier"):
         words = ["metric=recognition", "n=12", f"recogniser={recogniser}", *SMALL_JUDGE]
         result = typed(run, *words)
-        assert result.code == 0 and "of the class that was asked for" in result.out, result
+        assert result.code == 0 and "of the requested class" in result.out, result
     assert len(records(run)) == 2
     for record in records(run).values():
         right = record["class_accuracy"]

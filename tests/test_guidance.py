@@ -316,7 +316,10 @@ def test_autoguidance_by_an_earlier_network():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_classes": None, "drop": 0.0}, r"told of a condition; train one with model.num_classes=K task.drop=0.1"),
+        (
+            {"num_classes": None, "drop": 0.0},
+            r"needs a conditional network; train one with model.num_classes=K task.drop=0.1",
+        ),
         ({"drop": 0.0}, r"trained without its condition too; train one with task.drop=0.1"),
     ],
 )

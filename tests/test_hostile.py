@@ -1326,7 +1326,7 @@ BOMBS = {
 def test_a_state_that_is_more_than_its_file(kind, run):
     """Loaded, it is small; whoever walks through it or copies it never ends."""
     file = plant(run, "state.pt", saved({"step": 1, "seconds": 0.5, "optimizer": BOMBS[kind]()}))
-    refused(lambda: checkpoint.load_state(file.parent), file, "shows more than it holds", kind=ValueError)
+    refused(lambda: checkpoint.load_state(file.parent), file, "unpacks to more than the file contains", kind=ValueError)
 
 
 def test_a_pickle_that_is_too_long(run):

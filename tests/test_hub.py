@@ -234,7 +234,7 @@ def test_columns_of_labels(library: Any, tmp_path: Path, capsys: pytest.CaptureF
         "wings": [0.5, 1.0, 2.0], "gaps": [1, None, None], "hidden": [0, -1, -1],
     }  # fmt: skip
     path = write(tmp_path / "one.parquet", library, reds(3), features, **columns)
-    assert of(path).labels is None and "there are several: coarse, fine, hidden" in capsys.readouterr().out
+    assert of(path).labels is None and "several columns have some: coarse, fine, hidden" in capsys.readouterr().out
     found = {name: of(path, label=name) for name in ("fine", "year", "taxon")}
     assert {name: (d.labels.tolist(), d.classes) for name, d in found.items()} == {
         "fine": ([2, 1, 0], ("a", "b", "c")),

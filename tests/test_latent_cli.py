@@ -57,12 +57,12 @@ def test_a_gan_is_trained_resumed_drawn_from_and_measured(call, tmp_path):  # no
     every, threes = (np.load(tmp_path / f"{name}.npy") for name in ("all", "threes"))
     assert np.array_equal(every[3], threes[3]) and not np.array_equal(every[4], threes[4])
     for words, said in [
-        (["between=[0,1]"], "between is of"),
-        (["temperature=0.5"], "temperature=0.5 is of runs that draw code by code"),
+        (["between=[0,1]"], "between interpolates codings"),
+        (["temperature=0.5"], "temperature=0.5 is for runs that draw code by code"),
         (["sampler.steps=5"], "draws no samples by a sampler"),
     ]:
         assert_refused(call(cli.sample, f"run={run}", *words), said)
-    assert_refused(call(cli.evaluate, f"run={run}", "metric=elbo"), "metric=elbo is not of such a run")
+    assert_refused(call(cli.evaluate, f"run={run}", "metric=elbo"), "metric=elbo does not apply to this run")
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_pictures_are_edited_in_latents(call, codec, tmp_path):  # noqa: F811
     assert (results["hole"][:, :, :5] == image[:, :, :5]).all()
     assert not (results["hole"][:, :, 5:] == results["hole"][:1, :, 5:]).all()
     refused = call(cli.edit, *words, "operator=blur")
-    assert_refused(refused, "draws latents, of which operator=blur measures nothing; allowed: strength=, mask=, redraw")
+    assert_refused(refused, "draws latents, to which operator=blur does not apply; allowed: strength=, mask=, redraw")
 
 
 @pytest.mark.slow
@@ -247,8 +247,8 @@ def test_words_train_the_codec_first_and_once_and_seeds_of_one_recipe_are_one_ar
     assert sciences[0] == sciences[1]
     assert "is done already" in call(cli.train, *words, "seed=3").out
     for changes, told in [
-        (["init_codec='experiment=vqvae hydra.mode=RUN'"], "hydra.mode=RUN cannot stand here"),
-        (["init_codec='experiment=vqvae study=x'"], "study=x cannot stand here"),
+        (["init_codec='experiment=vqvae hydra.mode=RUN'"], "hydra.mode=RUN is not allowed here"),
+        (["init_codec='experiment=vqvae study=x'"], "study=x is not allowed here"),
         (["init_codec='experiment=nope'"], "nope"),
     ]:
         assert_refused(call(cli.train, *words, *changes), told)

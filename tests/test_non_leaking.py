@@ -343,7 +343,7 @@ def test_the_network_takes_what_the_augmentation_tells():
     [
         (
             ["model.augment_dim=5"],
-            "model.augment_dim = 5, but the augmentation tells 9 numbers; set .*=9",
+            "model.augment_dim = 5, but the augmentation gives 9 numbers; set .*=9",
         ),
         (["augment.kinds=[flip]"], "augment: kinds has 'flip'"),
         (["augment.p=2"], "augment: p = 2 must be a number from 0 to 1"),

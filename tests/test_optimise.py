@@ -345,7 +345,10 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
         (["search.pruner=best"], "allowed: auto, median, halving, none"),
         (["search.direction=up"], "allowed: auto, minimize, maximize"),
         (["search.measure=null"], "search.measure=None must be held_out"),
-        (["search.measure=latent_purity"], "neither direction is better by itself; set search.direction=maximize or minimize"),
+        (
+            ["search.measure=latent_purity"],
+            "neither direction is better by itself; set search.direction=maximize or minimize",
+        ),
         (["search.measure=frechet"], "a run will have held_out; add a line to evaluation"),
         (
             ["search.measure=kernel", "evaluation=['metric=frechet sampler.steps=2']"],

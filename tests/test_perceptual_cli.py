@@ -106,7 +106,7 @@ def test_published_weights_name_the_run_wherever_they_lie(call, tmp_path, lpips,
 def test_looking_ahead_trains_no_judge_and_finds_what_is_done(call, typed, tmp_path):  # noqa: F811
     words = [*CODEC, f"runs={tmp_path}", "trainer.steps=2", *ON]
     checked = call(cli.train, "--check", *words)
-    assert checked.code == 0 and "its name is known when the classifier" in checked.out, checked
+    assert checked.code == 0 and "its name is known once the classifier" in checked.out, checked
     planned = typed(cli.study, "plan", *words, "model.latent_channels=1,2")
     assert planned.code == 0 and "2 runs of 2 arms" in planned.out and "latent_channels" in planned.out, planned
     assert not (tmp_path / "judges").exists() and not (tmp_path / "default").exists()
@@ -136,7 +136,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, tmp_path, lpip
     for words, told in [
         ([*CODEC, *unlabelled, "task.parts.perceptual=1"], "has no labels, by which the classifier is trained; give"),
         ([*CODEC, "task.parts.perceptual=-1"], "parts.perceptual = -1"),
-        ([*CODEC, *ON, "task.parts.absolute=0", "task.parts.ssim=0"], "perceptual alone says little of data"),
+        ([*CODEC, *ON, "task.parts.absolute=0", "task.parts.ssim=0"], "perceptual alone does not determine data"),
         ([*CODEC, *ON, "perceptual.channels=0"], "channels"),
         ([*CODEC, *ON, "trainer.batch_size=0"], "batch_size"),  # with nothing trained for it
         ([*CODEC, *ON, "perceptual._target_=models.unet.UNet"], "perceptual: _target_ 'models.unet.UNet'"),

@@ -111,7 +111,7 @@ def test_a_scheduler_is_a_process():
     [
         (
             {"_class_name": "DDPMWuerstchenScheduler"},
-            "_class_name = 'DDPMWuerstchenScheduler' has no equal here; .*PNDM",
+            "_class_name = 'DDPMWuerstchenScheduler' has no counterpart here; .*PNDM",
         ),
         ({"_class_name": "PNDMScheduler"}, r"skip_prk_steps = False \(allowed: true: PLMS\)"),
         ({"thresholding": True}, r"thresholding = True \(allowed: false\)"),
@@ -123,7 +123,7 @@ def test_a_scheduler_is_a_process():
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas = True"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, r"solver_order = 3 \(allowed: 2 or 1\)"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "algorithm_type = 'dpmsolver'"),
-        ({"rescale_betas_zero_snr": True}, "a process that cannot be: target = 'eps' says nothing"),
+        ({"rescale_betas_zero_snr": True}, "an impossible process: target = 'eps' does not determine x_0"),
         ({"trained_betas": [0.1]}, "trained_betas are 1, but num_train_timesteps = 1000"),
         ({"beta_end": 1}, r"beta_end = 1 \(allowed: a number in \(0, 1\)\)"),
     ],
@@ -253,7 +253,7 @@ def test_what_is_decoded_one_by_one_is_what_is_decoded_at_once_but_tiles_are_not
 def test_what_networks_are_told_beside_the_text(folders):
     inpainting, depth = (load_pipeline(folders[name]) for name in ("inpainting", "depth"))
     assert (inpainting.kind, depth.kind) == ("inpainting", "depth")
-    with pytest.raises(ValueError, match=r"told of more than a text \(inpainting\), and is given none"):
+    with pytest.raises(ValueError, match=r"conditioned on more than a text \(inpainting\), which is missing"):
         inpainting.draw("a cat", sampler=1)
     x, mask = torch.rand(1, 3, 64, 64) * 2 - 1, torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 16:40, 8:64] = True
@@ -290,8 +290,8 @@ def test_what_a_folder_states_of_itself(one, folders, tmp_path):
     [
         ({"_class_name": "StableDiffusionXLPipeline"}, 'is a "StableDiffusionXLPipeline"; pipelines that are read'),
         ({"_class_name": "StableDiffusionInpaintPipelineLegacy"}, None),
-        ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, "is told of depth, and this one of text"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2 = .* of which nothing is known"),
+        ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, "is conditioned on depth, and this one on text"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2 = .* which is not a known key"),
         ({"image_encoder": [None, None]}, None),
         ({"vae": ["diffusers", "AutoencoderTiny"]}, r"vae = .*AutoencoderTiny.* \(allowed: AutoencoderKL\)"),
         ({"tokenizer": None}, "tokenizer is missing"),
@@ -412,12 +412,12 @@ def test_edit_of_each_kind(folders, tmp_path, capsys):
     small = tmp_path / "small.png"
     Image.fromarray(hole[:32]).save(small)
     for version, words, message in (
-        ("1", (f"depth={depth}", "strength=0.5"), "the network is told of text: leave depth= out"),
-        ("depth", ("strength=0.5",), "the network is told of depth: depth=FILE is needed"),
-        ("inpainting", ("strength=0.5",), "edits by mask=FILE alone"),
+        ("1", (f"depth={depth}", "strength=0.5"), "the network is conditioned on text: leave depth= out"),
+        ("depth", ("strength=0.5",), "the network is conditioned on depth: depth=FILE is needed"),
+        ("inpainting", ("strength=0.5",), "edits with mask=FILE only"),
         ("1", (f"mask={small}",), "is 64x32; it must have the size of the image"),
-        ("1", ("redraw=true",), "redraw=true is of networks with classes"),
-        ("1", ("operator=blur",), "draws latents, of which operator=blur measures nothing"),
+        ("1", ("redraw=true",), "redraw=true needs a network with classes"),
+        ("1", ("operator=blur",), "draws latents, to which operator=blur does not apply"),
         ("1", ("strength=0.5", "image=held_out:3"), "a pipeline edits an image file"),
     ):
         code, told = edited(version, *words)
@@ -436,11 +436,11 @@ def test_words_that_are_refused_in_one_line(folders, tmp_path, capsys):
         ((good, "run=runs/x", "prompt=a"), "run=runs/x and pipeline="),
         ((good, "prompt=a", "size=50x64"), "50 of 64x50 is not divisible by 8; nearest that are: 48, 56"),
         ((good, "prompt=a", "size=big"), "size=big must be HEIGHTxWIDTH in pixels, such as 480x640"),
-        ((good, "prompt=a", "class=3"), "class=3 is of runs"),
+        ((good, "prompt=a", "class=3"), "class=3 is for runs"),
         ((good, "prompt=a", "sampler.eta=1"), "sampler.eta=1 is no setting of the pipeline's own sampler"),
         ((good, "prompt=a", "sampler.steps=1000"), "nearest that is possible: 999"),
         ((good, "prompt=a", "guidance=auto", "guidance.bad=runs/x"), "guidance.bad=runs/x"),
-        ((good, "prompt=a", "between=[0,1]"), "is of held-out images"),
+        ((good, "prompt=a", "between=[0,1]"), "needs held-out images"),
         ((f"pipeline={tmp_path}", "prompt=a"), "is no pipeline: it has no model_index.json"),
         ((f"pipeline={folders['1']}/unet", "prompt=a"), 'the config.json of a "UNet2DConditionModel"'),
         ((f"pipeline={broken}", "prompt=a"), "vocab.json"),

@@ -572,10 +572,13 @@ def test_all_that_is_wrong_is_told_at_once_and_of_many_keys_the_first(folder):
             "levels are joined both by convolutions and by residual blocks",
         ),
         ({"upsample_type": "resnet"}, "levels are joined both by convolutions and by residual blocks"),
-        ({"sample_size": 9}, "cannot be: sample_size = 9x9 .*: 9 is not divisible by 2; nearest legal sizes: 8, 10"),
-        ({"norm_num_groups": 3}, "cannot be: norm_num_groups = 3 does not divide"),
-        ({"attention_head_dim": 5}, "cannot be: attention_head_dim = 5 does not divide the 16 channels"),
-        ({"freq_shift": 4}, "cannot be: an embedding of 8 channels is too narrow for freq_shift = 4"),
+        (
+            {"sample_size": 9},
+            "an impossible network: sample_size = 9x9 .*: 9 is not divisible by 2; nearest legal sizes: 8, 10",
+        ),
+        ({"norm_num_groups": 3}, "an impossible network: norm_num_groups = 3 does not divide"),
+        ({"attention_head_dim": 5}, "an impossible network: attention_head_dim = 5 does not divide the 16 channels"),
+        ({"freq_shift": 4}, "an impossible network: an embedding of 8 channels is too narrow for freq_shift = 4"),
     ],
     ids=str,
 )

@@ -422,8 +422,8 @@ def test_every_key_has_a_refused_value_above():
         ({"block_out_channels": [8, 16, 16]}, "have 3, 2 and 2 entries"),
         ({"block_out_channels": [8, 12]}, "block_out_channels has 12 .*multiples of the first, 8"),
         ({"sample_size": 1}, "sample_size = 1 has levels of 1, 1 pixels, of which some are alike"),
-        ({"attention_head_dim": 3}, "cannot be: attention_head_dim = 3 does not divide the 8 channels"),
-        ({"norm_num_groups": 3}, "cannot be: norm_num_groups = 3 does not divide"),
+        ({"attention_head_dim": 3}, "an impossible network: attention_head_dim = 3 does not divide the 8 channels"),
+        ({"norm_num_groups": 3}, "an impossible network: norm_num_groups = 3 does not divide"),
     ],
     ids=str,
 )

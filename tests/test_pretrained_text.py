@@ -425,7 +425,7 @@ def test_damaged_vocabularies_are_refused(tmp_path):
     refused("vocab.json is not JSON", {"vocab.json": b"\xff"})
     refused('merges.txt, line 3: "a" is no merge', {"merges.txt": b"#version: 0.2\nk i\na\nt o\n"})
     refused('merges.txt, line 1: "a b c" is no merge', {"merges.txt": b"a b c\n"})
-    refused("merge 1, .* is there twice", {"merges.txt": b"#version: 0.2\nk i\nk i\n"})
+    refused("merge 1, .* occurs twice", {"merges.txt": b"#version: 0.2\nk i\nk i\n"})
     lacking = json.dumps({token: k for token, k in ids.items() if token != first}).encode()
     refused(f"the vocabulary has no '{first}', which merge 0", {"vocab.json": lacking})
     refused("the id of 'a' is 'x'", {"vocab.json": json.dumps(ids | {"a": "x"}).encode()})

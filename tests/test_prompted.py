@@ -297,7 +297,7 @@ def test_a_run_told_in_words_is_measured_as_it_is_typed(call, tmp_path, monkeypa
     few = ["n=2", "metric=scenes", "scenes.count=40", "scenes.epochs=1", "reader.channels=4", "device=cpu"]
     for words, steps in (([], 2), (["guidance=classifier_free", "guidance.w=3"], 3)):
         measured = call(cli.evaluate, f"run={run}", *few, f"sampler.steps={steps}", *words)
-        assert measured.code == 0 and "pairs that no training scene shows: all that the prompt says" in measured.out
+        assert measured.code == 0 and "pairs that no training scene shows: everything in the prompt" in measured.out
     records = json.loads((run / "evaluation.json").read_text())
     record = next(values for name, values in records.items() if name.startswith("scenes_composed-all_reader-"))
     assert record["guidance"]["w"] == 3 and record["steps"] == 3 and record["before"][0]["steps"] == 2

@@ -485,7 +485,7 @@ def test_kept_features_that_are_damaged_are_computed_anew(damage, tmp_path, caps
     told = capsys.readouterr().out.splitlines()
     assert extractor.count == 240 and told[0].startswith(f"{kept} is damaged and will be made again: ")
     if damage == "a folder":  # which nobody here has made, and which is not removed
-        assert len(told) == 2 and told[1].startswith(f"{kept} cannot be kept: ")
+        assert len(told) == 2 and told[1].startswith(f"{kept} cannot be saved: ")
     else:
         assert kept.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [kept.name] and len(told) == 1
 

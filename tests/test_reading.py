@@ -642,12 +642,12 @@ def test_what_the_command_refuses(tmp_path, monkeypatch):
     for given, said in (
         (["open=maybe"], "open=maybe must be true or false"),
         (["out="], "out= must name a folder"),
-        ([f"out={tmp_path / 'full'}"], "holds no such site"),
+        ([f"out={tmp_path / 'full'}"], "is not a reading site"),
     ):
         with pytest.raises(InvalidInput, match=said):
             reading_site.read(given)
     monkeypatch.setattr("ddpm.__file__", str(tmp_path / "ddpm" / "__init__.py"))
-    with pytest.raises(InvalidInput, match=r"has no tests/ and notebooks/ beside ddpm/"):
+    with pytest.raises(InvalidInput, match=r"has no tests/ and notebooks/ next to ddpm/"):
         reading_site.read([])
 
 

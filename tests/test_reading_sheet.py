@@ -248,7 +248,9 @@ def test_what_is_not_answered_is_counted_and_left_out():
     found = score(KEY, answers)
     assert list(found) == ["read", "right"] and found["read"].real_vs_real is None
     assert found["read"].more == {"answered": 1, "real_n": 0} and "none is answered" in found["read"].words
-    assert remarks(KEY, answers) == ["of 6 pictures 5 were not read and 6 not told apart: they are left out"]
+    assert remarks(KEY, answers) == [
+        "of 6 pictures 5 were not read and 6 not judged real or generated: they are left out"
+    ]
 
 
 def test_texts_that_name_no_class_are_told_and_so_is_how_labels_were_read():
@@ -303,7 +305,7 @@ def test_answers_of_other_shapes_are_refused():
         ({"answers": [{"read": 3, "real": None}, *right["answers"][1:]]}, "answer 1: read must be text"),
         ({"answers": [{"read": "x" * 1001, "real": None}, *right["answers"][1:]]}, "up to 1000 characters"),
         ({"answers": [{"read": None, "real": 1}, *right["answers"][1:]]}, "answer 1: real must be true, false or null"),
-        ({"answers": [{"read": None, "real": None}] * 6}, "nothing is answered"),
+        ({"answers": [{"read": None, "real": None}] * 6}, "no sample has an answer"),
     ):
         with pytest.raises(ValueError, match=re.escape(told)):
             answers_of(right | changed, KEY)
@@ -336,7 +338,7 @@ def test_a_sheet_and_its_scores(run, tmp_path, capsys, monkeypatch):
         assert (record["n"], record["seeds"], record["weights"], record["sampler"]) == (N, [0], "raw", "DDIM")
         assert record["checkpoint"] == 4 and record["evaluations"] == 2 and record["commit"]
         assert f"reading_sheet-{name}_{N}:\nsamples {'taken' if name == 'real' else 'read'}" in told
-    assert f"of {2 * N} pictures 0 were not read and 1 not told apart: they are left out" in told
+    assert f"of {2 * N} pictures 0 were not read and 1 not judged real or generated: they are left out" in told
 
 
 def test_a_report_lists_the_shares(run, tmp_path):
@@ -347,7 +349,7 @@ def test_a_report_lists_the_shares(run, tmp_path):
     found = findings(run.parent, arms_of(runs), unread, lambda settings: None, lambda settings: None)
     of = {m.title: (m.unit, m.real, [e.mean for e in m.arms.values()]) for m in found.measures if "reading" in m.name}
     assert of == {
-        "Samples read as what was asked for": ("%", 100, [100]),
+        "Samples read as requested": ("%", 100, [100]),
         "Samples read by a person": ("%", 100, [100]),
         "Samples taken for real": ("%", 100, [0]),
     }
@@ -452,7 +454,7 @@ def test_files_that_hold_no_answers_are_refused_in_one_line(run, tmp_path):
         assert line.startswith(f"reading_sheet.answers={path}: ") and "\n" not in line, line
         assert all(word in line for word in told), line
 
-    assert_refused(json.dumps(answered(KEY)), "reading_sheet.json is not there", "metric=reading_sheet makes a sheet")
+    assert_refused(json.dumps(answered(KEY)), "reading_sheet.json does not exist", "metric=reading_sheet makes a sheet")
     evaluate(run)
     key = key_of(run)
     assert_refused("{", "cannot be read")
@@ -461,7 +463,7 @@ def test_files_that_hold_no_answers_are_refused_in_one_line(run, tmp_path):
     assert_refused(json.dumps(answered(key, answers=[])), "has 0 answers")
     assert_refused(" " * (blind_reading.LARGEST_ANSWERS + 1), "has more than")
     nothing = [{"read": None, "real": None}] * len(key.items)
-    assert_refused(json.dumps(answered(key, answers=nothing)), "nothing is answered")
+    assert_refused(json.dumps(answered(key, answers=nothing)), "no sample has an answer")
     (run / blind_reading.KEY).write_text("{}")
     assert_refused(json.dumps(answered(key)), f"{run / blind_reading.KEY}: it is not the key of a reading sheet")
     assert records(run) == {}
@@ -545,7 +547,9 @@ def test_a_sheet_is_read_in_a_browser_and_scored(run, tmp_path):
     words = [sys.executable, "experiments/evaluate.py", f"run={run}", "metric=reading_sheet"]
     words += [f"reading_sheet.answers={answers}", "device=cpu"]
     scored = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert scored.returncode == 0 and "of 12 pictures 8 were not read and 9 not told apart" in scored.stdout, scored
+    assert (
+        scored.returncode == 0 and "of 12 pictures 8 were not read and 9 not judged real or generated" in scored.stdout
+    ), scored
     of_samples = [
         answer for item, answer in zip(key.items, given, strict=True) if item.sample and answer[0] is not None
     ]

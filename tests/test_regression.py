@@ -143,8 +143,8 @@ def test_what_means_nothing_is_refused():
         with pytest.raises(ValueError, match=said):
             Regression(Linear(), parts)
     for model, data, said in (
-        (Linear(), pictures(None), "data.condition=null learns the image .* allowed: low_resolution, gray, edges$"),
-        (Linear(3, 4), pictures("mask"), "data.condition=mask cannot: holes are drawn by chance"),
+        (Linear(), pictures(None), "data.condition=null needs the image .* allowed: low_resolution, gray, edges$"),
+        (Linear(3, 4), pictures("mask"), "data.condition=mask is impossible: holes are drawn by chance"),
         (Linear(1, 1), pictures(), r"takes images of \(C, H, W\) = \(1, 4, 6\), but the data are \(3, 4, 6\)"),
         (Linear(3, 2), pictures(), "model.out_channels = 2, but data.condition=gray is of 1; set model.out_channels=1"),
     ):
@@ -152,5 +152,5 @@ def test_what_means_nothing_is_refused():
             task(model).check(data)
     told = Linear()
     told.takes = ("image",)
-    with pytest.raises(ValueError, match="told of nothing but the picture, not of image"):
+    with pytest.raises(ValueError, match="takes nothing but the picture, not image"):
         task(told).check(pictures())

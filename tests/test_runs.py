@@ -234,7 +234,7 @@ def test_running_with_a_free_lock_is_interrupted_and_with_a_held_one_running(tmp
     with run.locked():
         run.begin()
         assert run.status()["state"] == Run(run.path).status()["state"] == RUNNING
-    assert run.status()["state"] == INTERRUPTED and "without a word" in run.status()["reason"]
+    assert run.status()["state"] == INTERRUPTED and "without recording a reason" in run.status()["reason"]
     assert json.loads((run.path / "status.json").read_text())["state"] == RUNNING  # reading writes nothing
     for state in (DONE, FAILED, INTERRUPTED):
         run.write_status(state, reason="so it is")

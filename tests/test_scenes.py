@@ -328,8 +328,8 @@ def test_every_caption_is_read_back(layout):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a redd cube left of a blue cube", "'redd' is not known, or too much; .* did you mean red?"),
-        ("a red green cube left of a blue cube", "'green' is not known, or too much"),
+        ("a redd cube left of a blue cube", "'redd' is not known, or one word too many; .* did you mean red?"),
+        ("a red green cube left of a blue cube", "'green' is not known, or one word too many"),
         ("a red left of a blue cube", "a colour and a shape are needed"),
         ("a red cube", "1 solids and 0 relations"),
         ("an red cube left of a blue cube", "one like it is 'a red cube left of a blue cube'"),
@@ -418,7 +418,7 @@ def test_an_augmentation_is_refused_that_moves_what_is_measured(few):
     config = OmegaConf.create({"augment": {"_target_": "ddpm.data.augment.Augment", "rotation": 8}})
     for condition in (None, "edges"):
         assert augmentation(config, [], few(condition=condition)).active
-    with pytest.raises(InvalidInput, match=r"data\.condition=depth tells of them; set augment=none"):
+    with pytest.raises(InvalidInput, match=r"data\.condition=depth; set augment=none"):
         augmentation(config, [], few(condition="depth"))
     assert augmentation(OmegaConf.create({"augment": None}), [], few(condition="depth")) is None
 
@@ -449,7 +449,7 @@ def test_encoded_scenes_keep_their_captions(few):
         ({"count": 10**7}, "count=10000000 must be at most 1,000,000"),
         ({"count": 10**6, "image_size": 10**4}, "of memory are available"),
         ({"seed": -1}, "seed=-1"),
-        ({"flip": True}, "flip=True: in a mirror left of is right of"),
+        ({"flip": True}, "flip=True: a mirror image swaps left of and right of"),
         ({"solids": 5}, r"solids=5: give 2, 3 or 4, or a list"),
         ({"solids": [2, 2]}, "solids="),
         ({"solids": []}, "solids="),

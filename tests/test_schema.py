@@ -62,7 +62,7 @@ REFUSED = [
     ("place", [5], "text"),
     ("alone", [5], "text"),
     ("bare", [5, {}], "a list"),
-    ("schedule", [5, {}, {"_target_": "ddpm.training.trainer.Trainer"}], "what builds a NoiseSchedule or null"),
+    ("schedule", [5, {}, {"_target_": "ddpm.training.trainer.Trainer"}], "a configuration of a NoiseSchedule or null"),
 ]
 
 
@@ -98,7 +98,7 @@ def test_what_is_within_is_looked_at_too():
     nested = {"_target_": "ddpm.schedules.zero_terminal_snr", "schedule": COSINE | {"T": "abc"}}
     with pytest.raises(ValueError, match="T = 'abc' must be an integer"):
         check(nested)
-    with pytest.raises(InvalidInput, match="schedule = 5 must be what builds a NoiseSchedule"):
+    with pytest.raises(InvalidInput, match="schedule = 5 must be a configuration of a NoiseSchedule"):
         build(nested | {"schedule": 5}, "schedule")
 
 

@@ -112,7 +112,10 @@ def test_every_objective_trains_an_mlp_and_an_energy(objective, energy):
         ({"projection": "nope"}, "projection = 'nope' is not known; allowed: rademacher, gaussian"),
         ({"step": 0}, "step = 0 must be > 0"),
         ({"step": math.nan}, "step = nan must be > 0"),
-        ({"diffusion": GaussianDiffusion(SCHEDULE, loss="snr")}, "diffusion.loss = 'snr' has no say in score matching"),
+        (
+            {"diffusion": GaussianDiffusion(SCHEDULE, loss="snr")},
+            "diffusion.loss = 'snr' does not apply to score matching",
+        ),
         ({"diffusion": GaussianDiffusion(zero_terminal_snr(cosine(20)), "v")}, "beta_T = 1 makes the noise level"),
     ],
 )

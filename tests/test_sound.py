@@ -450,7 +450,7 @@ def test_samples_are_read_after_they_were_sounds(pitches):
     of_sound = SMALL.transform(SMALL.griffin_lim(S, SMALL.n_iter)).abs()
     assert convergence[0].item() == pytest.approx(spectral_convergence(S, of_sound).item(), rel=1e-4)
     assert wrong.more["convergence"] == convergence.mean().item() != wrong.more["real_convergence"]
-    with pytest.raises(ValueError, match="no classes were asked for"):
+    with pytest.raises(ValueError, match="no classes were requested"):
         as_heard(drawn._replace(y=None), ceiling, real)
     silence = to_float(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
     assert through_sound(silence, SMALL)[0].isfinite().all()

@@ -128,7 +128,7 @@ def test_folders_and_parts_that_are_refused(pipeline, tmp_path):
     for name, index, message in (
         ("a", {"unet": ["diffusers", "UNet2DConditionModel"]}, r"UNet2DConditionModel.* \(allowed: UNet2DModel\)"),
         ("b", {"vqvae": ["diffusers", "VQModel"]}, r"VQModel.* \(allowed: AutoencoderKL\)|folder vqvae is missing"),
-        ("c", {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder = .*, of which nothing is known"),
+        ("c", {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder = .*, which is not a known key"),
         ("d", {"mel": None}, "mel is missing"),
         ("e", {"_class_name": "MusicLDMPipeline"}, "is a .*MusicLDMPipeline.*; .*AudioDiffusionPipeline"),
     ):
@@ -136,7 +136,7 @@ def test_folders_and_parts_that_are_refused(pipeline, tmp_path):
             load_pipeline(write(tmp_path / name, **index))
     lacking = write(tmp_path / "f")
     (lacking / "mel" / "mel_config.json").unlink()
-    with pytest.raises(ValueError, match=r"says nothing of its mel bands: no mel_config\.json in "):
+    with pytest.raises(ValueError, match=r"does not describe its mel bands: no mel_config\.json in "):
         load_pipeline(lacking)
     with pytest.raises(ValueError, match="precision = 'int8' is not known"):
         replace(pipeline, precision="int8")
@@ -145,7 +145,7 @@ def test_folders_and_parts_that_are_refused(pipeline, tmp_path):
     told = UNet(
         (16, 24), 1, channels=8, channel_mults=(1,), blocks=1, attention_resolutions=(), groups=4, num_classes=3
     )
-    with pytest.raises(ValueError, match="told of classes, and sounds are drawn of noise alone"):
+    with pytest.raises(ValueError, match="conditioned on classes, but sounds are drawn from noise alone"):
         SoundPipeline(told, MEL, pipeline.scheduler, None, CPU)
 
 
@@ -212,9 +212,9 @@ def test_what_sounds_are_not_told_is_refused_in_one_line(folder, tmp_path, capsy
         ((of, "size=32x32"), "leave size= out"),
         ((of, "lora=x.safetensors"), "leave lora= out"),
         ((of, "guidance=classifier_free", "guidance.w=3"), "leave guidance= out"),
-        ((of, "class=3"), "class=3 is of runs"),
+        ((of, "class=3"), "class=3 is for runs"),
         ((of, "sampler.steps=21"), "steps = 21"),
-        ((of, "between=[0,1]"), "is of held-out images"),
+        ((of, "between=[0,1]"), "needs held-out images"),
         ((f"pipeline={lacking}",), "no mel_config.json"),
     ):
         assert command(*words, f"out={tmp_path}/x.wav") == 2, words

@@ -104,7 +104,7 @@ def test_an_arm_that_breaks_fails_alone(typed, tmp_path, without_pictures):  # n
 @pytest.mark.slow
 def test_what_does_not_stack_is_trained_one_by_one(typed, tmp_path, without_pictures):  # noqa: F811
     result = typed(cli.train, "-m", *words("trainer.seconds=60"), "seed=0,1", "stack=seed", f"runs={tmp_path}")
-    assert result.code == 0 and result.out.count("one by one, for a budget in seconds") == 1
+    assert result.code == 0 and result.out.count("one by one, because a budget in seconds") == 1
     assert list(states(tmp_path / "default").values()) == ["DONE"] * 2
 
 

@@ -135,7 +135,7 @@ def test_shares_that_are_what_was_asked_for_are_a_measure_of_their_own(tmp_path)
         asked = {} if accuracy is None else {"accuracy": accuracy}
         write_arm(tmp_path, lr, [{RECOGNITION: {"value": 0.9} | asked} for _ in range(5)])
     recognised, named = found_in(tmp_path).measures
-    assert named.name == "asked_logistic_64_train" and named.title == "Samples named as what was asked for"
+    assert named.name == "asked_logistic_64_train" and named.title == "Samples classified as requested"
     assert named.arms.keys() == {"lr=0.1"} and named.arms["lr=0.1"].mean == 50 and recognised.arms["lr=0.2"].mean == 90
 
 
@@ -145,7 +145,7 @@ def test_shares_that_are_what_was_asked_for_are_a_measure_of_their_own(tmp_path)
         ("latent_purity-k10_64_held_out", "Class structure of codings: purity", 25),
         ("latent_silhouette_64_held_out", "Class structure of codings: silhouette", 0.25),
         ("augmentation_10x10_64_held_out", "Accuracy gained by generated images", 25),
-        ("scenes_composed-all_reader-1a2b3c_64", "Right in all, of combinations held out", 25),
+        ("scenes_composed-all_reader-1a2b3c_64", "Matched in full, of combinations held out", 25),
         ("scenes_seen-relation_reader-1a2b3c_64", "Relations of solids that are right", 25),
         ("psnr_64_held_out", "Reconstruction (PSNR)", 0.25),
         ("bits_per_code_64_held_out", "Bits that a code needs", 0.25),
@@ -291,7 +291,9 @@ def test_a_baseline_that_was_not_measured_is_told(tmp_path):
     write_arm(tmp_path, 0.2, [frechet(5 + s) for s in range(5)])
     found = found_in(tmp_path)
     assert found.measures[0].differences == {}
-    assert found.verdict == ("Frechet distance was not measured of the baseline, lr=0.1: nothing is compared with it.",)
+    assert found.verdict == (
+        "Frechet distance was not measured for the baseline, lr=0.1: nothing is compared with it.",
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks
@@ -407,13 +409,13 @@ def test_a_baseline_level_without_results_is_told(tmp_path):
     for path in tmp_path.glob("0*"):
         (path / "evaluation.json").unlink()
     found = found_in(tmp_path, baseline="eps")
-    assert found.verdict == ("Frechet distance was not measured of the baseline, eps: nothing is compared with it.",)
+    assert found.verdict == ("Frechet distance was not measured for the baseline, eps: nothing is compared with it.",)
     shutil.rmtree(tmp_path)
     write_blocks(tmp_path, without=[("eps", mixture, s) for mixture in ("arms", "circle", "grid") for s in range(5)])
     found = found_in(tmp_path, baseline="eps")
     assert found.baseline == "flow, arms" and found.blocks is None
     reason = "has no run that is done"
-    assert f"the baseline that was asked for, eps, {reason}: flow, arms stands in for it" in found.warnings
+    assert f"the requested baseline, eps, {reason}: flow, arms is used instead" in found.warnings
 
 
 def test_the_level_that_a_study_names(tmp_path):
@@ -428,8 +430,8 @@ def test_the_level_that_a_study_names(tmp_path):
         shutil.rmtree(tmp_path / f"22{s}")
     found = found_in(tmp_path)
     assert found.blocks is None and found.baseline == "eps, arms"
-    reason = "is no arm of it, but a level in what is no full grid of several factors"
-    assert f"the baseline that was asked for, flow, {reason}: eps, arms stands in for it" in found.warnings
+    reason = "is no arm of it, but a level, and the factors form no full grid"
+    assert f"the requested baseline, flow, {reason}: eps, arms is used instead" in found.warnings
 
 
 def test_levels_that_cannot_be_a_baseline(tmp_path):
@@ -445,7 +447,7 @@ def test_levels_that_cannot_be_a_baseline(tmp_path):
     assert found.baseline == "lr=8" and found.blocks.names["lr=16, batch_size=8"] == "batch_size=8"
     assert found.verdict[1].startswith("lr=16: no difference to lr=8 shown on 2 of 2 (batch_size=8, batch_size=16)")
     write_grid(tmp_path / "part", [0.1, 0.2], [8, 16], without=[(1, 1)])
-    with pytest.raises(ValueError, match=r"but a level in what is no full grid .*; there: lr="):
+    with pytest.raises(ValueError, match=r"but a level, and the factors form no full grid.*; there: lr="):
         found_in(tmp_path / "part", baseline="0.1")
 
 
@@ -784,7 +786,7 @@ def test_failures(tmp_path):
     assert [(f.arm, f.seed, f.path.name, f.state, f.reason, f.traceback) for f in found.failures] == [
         ("lr=0.2", 0, "f", "FAILED", "ValueError: no", "Trace\n back"),
         ("lr=0.2", 1, "g", "INTERRUPTED", "signal 15", None),
-        ("lr=0.2", 2, "h", "INTERRUPTED", "the process ended without a word", None),
+        ("lr=0.2", 2, "h", "INTERRUPTED", "the process ended without recording a reason", None),
     ]
     assert found.verdict[-1] == "3 runs are not done." and [arm.label for arm in found.arms] == ["lr=0.1"]
     assert "2 arms" in found.design[0] and "8 runs" in found.design[0]
@@ -924,7 +926,7 @@ def test_status_of_a_study(study, capsys):
     assert lines[3].split()[:2] == ["lr=0.3", "3"] and lines[3].endswith("1 FAILED, 2 INTERRUPTED")
     assert f"FAILED {study / 'f'}: ValueError: two lines" in lines
     assert f"INTERRUPTED {study / 'g'}: signal 15" in lines
-    assert f"INTERRUPTED {study / 'h'}: the process ended without a word" in lines
+    assert f"INTERRUPTED {study / 'h'}: the process ended without recording a reason" in lines
     assert any(line.startswith("cannot be read: broken: ") for line in lines)
     assert lines[-1] == "13 runs: 10 DONE, 1 FAILED, 2 INTERRUPTED"
     with pytest.raises(InvalidInput, match="allowed: nothing but the folder"):
@@ -969,11 +971,11 @@ def test_trained_runs_that_are_not_measured_are_named(tmp_path, capsys):
     status = json.loads((last / "status.json").read_text())
     (last / "status.json").write_text(json.dumps(status | {"evaluated": []}))
     found = found_in(tmp_path)
-    assert any("1 of 10 trained runs are not measured" in warning for warning in found.warnings)
-    assert "1 of its 5 seeds are not measured by all that was asked for" in found.arms[1].flags
+    assert any("1 of 10 trained runs lack" in warning for warning in found.warnings)
+    assert "1 of its 5 seeds lack requested measurements" in found.arms[1].flags
     studying.status([str(tmp_path)])
     said = capsys.readouterr().out
-    assert f"not measured {last}: {line}" in said and "10 DONE, 1 of them not measured" in said
+    assert f"not measured {last}: {line}" in said and "10 DONE, 1 of them lack" in said
 
 
 def test_a_held_out_loss_that_is_not_of_the_last_step_is_left_out(tmp_path):

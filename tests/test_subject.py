@@ -172,7 +172,7 @@ def test_a_task_weighs_the_class_and_refuses_a_weight_of_nothing(subject):
     assert drawn.weight.tolist() == [1.0, 0.25, 1.0, 0.25]
     assert task.draw(Batch(data.batch(data.train).x), Keyed(0), 0.0).weight is None
     task.check(data)
-    with pytest.raises(ValueError, match=r"task.prior = 0.25 weighs pictures beside those of a subject"):
+    with pytest.raises(ValueError, match=r"task.prior = 0.25 weighs class pictures against those of a subject"):
         task.check(subject)
     with pytest.raises(ValueError, match="prior = -1 must be >= 0"):
         Diffusion(Network(), GaussianDiffusion(cosine(T=20)), prior=-1.0)

@@ -78,7 +78,7 @@ def test_a_subject_is_taught_resumed_and_drawn_from_the_run_alone(call, base, tm
     compared = call(cli.evaluate, f"run={run}", *reading)
     assert compared.code == 0, compared
     noted = [name for name in json.loads((run / "evaluation.json").read_text()) if name.startswith("subject_reader-")]
-    assert len(noted) == 1 and "subject.png: its pictures; then held-out captions" in compared.out
+    assert len(noted) == 1 and "subject.png: the subject's pictures; then for each held-out caption" in compared.out
     with Image.open(run / "subject.png") as picture:  # a row of three pictures and two left white, three rows of views
         assert picture.width > picture.height > 0.6 * picture.width
 
@@ -148,7 +148,7 @@ def test_a_check_draws_no_pictures_of_the_class(call, base, tmp_path):  # noqa: 
     runs = f"runs={tmp_path / 'runs'}"
     told = call(cli.train, "--check", *SUBJECT, f"init={base}", runs)
     assert told.code == 0 and not (tmp_path / "runs").exists()
-    assert "new; its name is known when" in told.out and "drawn the pictures of the class" in told.out
+    assert "new; its name is known once" in told.out and "drawn the pictures of the class" in told.out
 
 
 @pytest.mark.slow
@@ -175,22 +175,25 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["subject.like=shpere", "tuning=token"], "subject.like=shpere is no word of the run, but "),
         (["subject.like=shpere", "tuning=token"], "such as sphere"),
         (["tuning=[full,lora]"], "sweep: -m tuning=full,lora"),
-        (["init=nowhere"], "init=nowhere: a subject is taught to a run"),
+        (["init=nowhere"], "init=nowhere: a subject is taught to an existing run"),
         (["init=null"], "a subject is taught to an existing run; name one conditioned on words with init=RUN"),
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
-        (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject has it; one is"),
+        (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject contains it; one caption is"),
         (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
         (["subject.of=cylindre"], "or another subject.of, perhaps cylinder"),
         (["+subject.foo=1"], "subject.foo is not known; allowed: word, like, of"),
         (["subject.beside=-1"], "subject.beside=-1 must be an integer >= 0"),
         (["subject.pictures=x"], "subject.pictures=x is not known; allowed: data, drawn"),
-        (["subject.beside=0", "task.prior=2"], "task.prior = 2 weighs pictures beside those of a subject"),
+        (["subject.beside=0", "task.prior=2"], "task.prior = 2 weighs class pictures against those of a subject"),
         (["model.channels=16"], "model.channels: a run that is tuned keeps its network"),
         (["adapter.rank=99"], "adapter: rank = 99 is more than"),
         (["adapter.targets=[nope]"], "adapter: targets: no layer matches 'nope'"),
         (["subject=null"], "subject=None must hold settings"),
         (["subject.steps=99"], "subject.steps: steps = 99 is more than the schedule's T = 10"),
-        (["trainer.batch_size=1"], "trainer.batch_size = 1: in a batch each picture of the subject is paired with one of its class"),
+        (
+            ["trainer.batch_size=1"],
+            "trainer.batch_size = 1: in a batch each picture of the subject is paired with one of its class",
+        ),
         (["tuning=token", "adapter.words=3"], "adapter.words=3: captions have one new word"),
         (["data.count=2"], "count=2 must be an integer in 3..10"),
     ):

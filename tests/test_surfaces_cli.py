@@ -52,7 +52,9 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
     depths = np.load(out)
     assert depths.shape == (5, 8, 8, 3) and (depths == depths[..., :1]).all()
     assert_refused(call(cli.sample, f"run={judge}", "process=4"), "this run has none")
-    assert_refused(call(cli.evaluate, f"run={judge}", "metric=frechet"), "metric=frechet does not apply to this run; allowed")
+    assert_refused(
+        call(cli.evaluate, f"run={judge}", "metric=frechet"), "metric=frechet does not apply to this run; allowed"
+    )
     assert call(cli.evaluate, f"run={judge}", "metric=cost", "device=cpu").code == 0
 
     told = [*SMALL, root, *DRAWN]
@@ -73,15 +75,15 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
     assert len(scored(both)) == 2
 
     for run, changes, said in (
-        (of_depth, asked, "reads samples by a run of regression: give judge_run=RUN"),
-        (of_depth, [f"judge_run={of_depth}", *asked], "it says no depth of pictures"),
+        (of_depth, asked, "reads samples by a regression run: give judge_run=RUN"),
+        (of_depth, [f"judge_run={of_depth}", *asked], "it does not predict the depth of pictures"),
         (of_depth, [f"judge_run={judge}", "metric=masks", "n=4"], "trained with data.condition=depth"),
         (
             of_depth,
             [f"judge_run={judge}", "metric=depth", "n=1", "sampler.steps=2"],
             "n = 1: metric=depth compares scenes",
         ),
-        (judge, [f"judge_run={judge}", "metric=depth", "n=4"], "metric=depth is not of such a run"),
+        (judge, [f"judge_run={judge}", "metric=depth", "n=4"], "metric=depth does not apply to this run"),
     ):
         assert_refused(call(cli.evaluate, f"run={run}", *changes), said)
 
@@ -98,9 +100,9 @@ def test_what_is_drawn_of_masks_is_read_too_and_no_network_is_given_what_it_cann
     assert name.startswith("masks_overlap_judge-") and 0 <= record["value"] <= 1 and not others
     assert len(record["values"]) == 2 and (run / "masks.png").exists()
     for changes, said in (
-        (["data.condition=null"], "data.condition=null learns the image that data.condition names"),
+        (["data.condition=null"], "data.condition=null needs the image that data.condition names"),
         (["data.condition=mask"], "holes are drawn by chance"),
-        (["model.num_classes=3"], "told of nothing but the picture, not of classes"),
+        (["model.num_classes=3"], "takes nothing but the picture, not classes"),
         (["model.out_channels=1"], "set model.out_channels=4"),
         (["+task.parts.ssim=1"], "parts: 'ssim' is not known; allowed: squared, absolute, huber"),
     ):

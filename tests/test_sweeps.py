@@ -395,7 +395,7 @@ def test_which_checkpoints_will_be_there_is_known_before(every, keep, typed, tmp
         ("metric=kernel sampler.steps=2 features=pca pca=65", "pca = 65: components of"),
         ("metric=kernel sampler.steps=2 features=inception inception.weights=nowhere.pth", "features=inception: "),
         ("metric=kernel sampler.steps=2 data.root=nowhere", "data.root"),
-        ("metric=loss_by_snr checkpoint=3", "checkpoint=3 will not be there when training has ended"),
+        ("metric=loss_by_snr checkpoint=3", "checkpoint=3 will not exist when training ends"),
         ("metric=loss_by_snr checkpoint=first", "checkpoint=first must be an integer >= 1"),
         ("metric=loss_by_snr weights=none", "weights=none is not known; allowed: ema, raw"),
         ("metric=loss_by_snr device=tpu", "tpu"),
@@ -443,9 +443,9 @@ def test_an_arm_that_was_refused_begins_as_soon_as_it_can(typed, tmp_path, witho
             "evaluation=[\"n=$''{oc.env:HOME}\"]",
             "n=${oc.env:HOME} is not allowed here; allowed are KEY=VALUE",
         ),
-        ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] cannot stand here"),
-        ("evaluation=['run=x']", "evaluation: run=x cannot stand here"),
-        ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] cannot stand here"),
+        ("evaluation=['hydra.searchpath=[x]']", "evaluation: hydra.searchpath=[x] is not allowed here"),
+        ("evaluation=['run=x']", "evaluation: run=x is not allowed here"),
+        ("evaluation=['trust=[os.system]']", "evaluation: trust=[os.system] is not allowed here"),
         ("question=3", "question=3 must be text"),
         ("baseline=[a]", "baseline=['a'] must be text"),
         ("retry=1", "retry=1 must be true or false"),
@@ -511,7 +511,7 @@ def test_a_plan_merges_what_says_the_same_and_names_what_is_refused(typed, tmp_p
     result = typed(cli.study, "plan", *sweep)
     assert result.code == 0
     assert "refused (1): model: attention_resolutions has 5, which never occurs" in result.out
-    assert "2 more jobs say the same as others" in result.out and "1 are refused" in result.out
+    assert "2 more jobs have the same settings as others" in result.out and "1 are refused" in result.out
 
 
 @pytest.mark.slow
@@ -526,7 +526,7 @@ def test_a_plan_of_data_that_are_not_at_hand(typed, tmp_path):  # noqa: F811
     result = typed(
         cli.study, "plan", "experiment=mnist", f"data.root={tmp_path}", "model.channels=32,64", "trainer.steps=10"
     )
-    assert result.code == 0 and "the data are not at hand" in result.out and "703 k" in result.out
+    assert result.code == 0 and "the data are not available" in result.out and "703 k" in result.out
 
 
 @pytest.mark.slow

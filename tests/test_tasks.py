@@ -322,7 +322,7 @@ def test_dropping_conditions_needs_a_network_with_a_null(data):
     with pytest.raises(ValueError, match=r"task\.drop = 0\.1 nulls conditions, but the network has no null"):
         Diffusion(MLP(num_classes=3), diffusion, drop=0.1).check(data)
     Diffusion(MLP(num_classes=3, drop=0.1), diffusion, drop=0.1).check(data)
-    with pytest.raises(ValueError, match=r"task\.drop = 0\.1 nulls conditions, but the network is told of nothing"):
+    with pytest.raises(ValueError, match=r"task\.drop = 0\.1 nulls conditions, but the network takes no condition"):
         Diffusion(MLP(drop=0.1), diffusion, drop=0.1).check(data)
 
 
@@ -348,7 +348,7 @@ def test_a_network_is_refused_where_the_data_do_not_have_what_it_takes(data):
         must_take(MLP(num_classes=2), data)
     asks = nn.Linear(2, 2)
     asks.takes = ("image",)
-    with pytest.raises(ValueError, match="must be told of image, of which points has nothing"):
+    with pytest.raises(ValueError, match="must be given image, which points does not have"):
         must_take(asks, data)
 
 
@@ -438,7 +438,7 @@ def test_a_checkpoint_of_other_modules_or_phases_is_refused(data, tmp_path):
 @pytest.mark.parametrize("state", [{1, 2}, nn.Parameter(torch.ones(1)), [{"a": object()}]])
 def test_a_state_that_could_not_be_read_back_is_refused_before_the_first_step(state, data, tmp_path, monkeypatch):
     monkeypatch.setattr(Autoencoder, "state_dict", lambda self: {"seen": state})
-    with pytest.raises(ValueError, match=r"the state of the task, seen.* can be kept"):
+    with pytest.raises(ValueError, match=r"the state of the task, seen.* can be stored"):
         fit(Autoencoder(), data, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

@@ -43,4 +43,4 @@ def test_every_changed_byte_is_noticed(tmp_path, capsys):
 def test_where_nothing_can_be_written_it_is_said(tmp_path, capsys):
     (tmp_path / "file").touch()
     save_tensor(torch.zeros(2), tmp_path / "file" / "x")
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'file' / 'x'} cannot be kept: ")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'file' / 'x'} cannot be saved: ")

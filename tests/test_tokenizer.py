@@ -191,7 +191,7 @@ def test_kept_and_read_again(pairs):
         again = BytePairs.from_dict(json.loads(json.dumps(one.to_dict())))
         assert again.to_dict() == one.to_dict() and again.ids == one.ids and again.folded == one.folded
         assert torch.equal(again(["a Red cat!"]), one(["a Red cat!"])) and again.vocabulary == one.vocabulary
-    with pytest.raises(ValueError, match=r"merges must be there; given: length, merge$"):
+    with pytest.raises(ValueError, match=r"merges is required; given: length, merge$"):
         BytePairs.from_dict({"merge": [], "length": 3})
     with pytest.raises(ValueError, match="given: merges, size"):
         BytePairs.from_dict({"merges": [], "size": 3})
@@ -213,7 +213,7 @@ def test_kept_and_read_again(pairs):
         (lambda p: BytePairs(["ab"]), "merge 0 is 'ab', not two tokens"),
         (lambda p: BytePairs([("a", "")]), r"merge 0 is \('a', ''\), not two tokens"),
         (lambda p: BytePairs.from_dict({"merges": [3]}), "merge 0 is 3, not two tokens"),
-        (lambda p: BytePairs([("a", "b"), ("a", "b")]), r"merge 1, \('a', 'b'\), is there twice"),
+        (lambda p: BytePairs([("a", "b"), ("a", "b")]), r"merge 1, \('a', 'b'\), occurs twice"),
         (lambda p: BytePairs([("a", "bc")]), r"no 'bc', which merge 0 \('a', 'bc'\) needs"),
         (lambda p: BytePairs([("a", "b")], {k: v for k, v in p.ids.items() if k != "ab"}), "no 'ab', which merge 0"),
         (lambda p: BytePairs([], p.ids, padding="<pad>"), "no '<pad>', which is the token padding"),

@@ -233,7 +233,7 @@ def test_distances_are_sums():
         ({"bernouli": 1}, "'bernouli' is not known; allowed: bernoulli, focal"),
         ({"bernoulli": -1}, "parts.bernoulli = -1 must be >= 0"),
         ({"bernoulli": 0}, "none compares with data"),
-        ({"perceptual": 1}, "perceptual alone says little of data; set one of bernoulli, .*, ssim to 1"),
+        ({"perceptual": 1}, "perceptual alone does not determine data; set one of bernoulli, .*, ssim to 1"),
         ({"squared": 1, "perceptual": -1}, "parts.perceptual = -1 must be >= 0"),
         ({"bernoulli": 1, "gaussian": 1}, "gaussian takes the decoder's output for a picture, bernoulli for logits"),
     ],

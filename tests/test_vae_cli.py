@@ -62,12 +62,12 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
         (["class=none"], "never trained without its classes"),
         (["class=11"], "class = 11: the network has the classes 0..9"),
         (["sampler.steps=10"], "draws no samples by a sampler; leave sampler out"),
-        (["process=5"], "of samplers that walk"),
-        (["steps_strip=[1,2]"], "of samplers that walk"),
-        (["style=1"], "told of no styles"),
+        (["process=5"], "need a sampler that walks"),
+        (["steps_strip=[1,2]"], "need a sampler that walks"),
+        (["style=1"], "not conditioned on styles"),
         (["guidance=classifier_free", "guidance.w=2"], "leave guidance out"),
-        (["out=a.gif"], "no way from noise to data"),
-        (["weights=ema:0.05"], "such averages are of diffusion"),
+        (["out=a.gif"], "no path from noise to data"),
+        (["weights=ema:0.05"], "only diffusion runs have such averages"),
     ]:
         assert_refused(call(cli.sample, f"run={run}", *words), told)
     few = ["augmentation.real=2", "augmentation.times=2", "augmentation.steps=2", "judge.channels=2", "n=20"]
@@ -78,10 +78,10 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
     pure, apart = (found[f"latent_{name}_20_held_out"] for name in ("purity-k10", "silhouette"))
     assert 0 < pure["chance"] < 1 and pure["codings"] == 2 and -1 < apart["value"] < 1 and pure["sampler"] is None
     edited = call(cli.edit, f"run={run}", "image=held_out:0", "strength=0.5")
-    assert_refused(edited, "walks from noise to images by a sampler, and this has none")
+    assert_refused(edited, "editing needs a sampler that walks from noise to images, and this has none")
     for words, told in [
         (["metric=steps"], "metric=steps does not apply to this run; allowed: recognition"),
-        (["metric=loss_by_snr"], "metric=loss_by_snr is not of such a run"),
+        (["metric=loss_by_snr"], "metric=loss_by_snr does not apply to this run"),
         (["metric=log_likelihood", "log_likelihood.draws=0"], "draws=0 must be an integer >= 1"),
         (["metric=elbo", "n=5000"], "holds out"),
         (["metric=latent_structure", "n=10"], "n is at least 11"),
@@ -103,7 +103,7 @@ def test_classes_are_told_and_asked_for(call, tmp_path):  # noqa: F811
         (["model.num_classes=3"], "but the data have 10 classes"),
         (["data=swiss_roll"], "data"),
         (["+sampler=ddim"], "draws no samples by a sampler"),
-        (['evaluation=["metric=bits_per_dim"]'], "metric=bits_per_dim is not of such a run"),
+        (['evaluation=["metric=bits_per_dim"]'], "metric=bits_per_dim does not apply to this run"),
         (["task.parts.ssim=1", 'evaluation=["metric=elbo"]'], "has no likelihood"),
     ],
 )

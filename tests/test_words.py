@@ -59,7 +59,7 @@ def test_samples_are_told_the_ids_of_their_captions(tokenizer):
     assert torch.equal(condition.tokens, tokenizer([data.captions[i] for i in rows.tolist()]))
     assert captioned().batch(rows).condition.parts == () and data.tokenizer is tokenizer
     must_take(reading(tokenizer), data)
-    with pytest.raises(ValueError, match="must be told of tokens"):
+    with pytest.raises(ValueError, match="must be given tokens"):
         must_take(reading(tokenizer), captioned())
 
     class Halves:

@@ -60,7 +60,7 @@ def test_a_network_is_told_in_words_and_draws_what_is_asked_for(call, tmp_path):
     assert cut.code == 0 and "fit between start and end; cut: 'red" in cut.out + cut.err
     for asked, said in (
         (["negative=[a,b]", "guidance=classifier_free"], "negative=['a', 'b'] must be one text"),
-        (["prompt=x", "between=[0,1]"], "prompt= has no say in between"),
+        (["prompt=x", "between=[0,1]"], "prompt= has no effect on between"),
         (["negative=blue"], "negative= is what guidance=classifier_free leads away from"),
         (["prompt=[]"], "prompt=[] must be a text, or a list of texts"),
         (["class=3"], "the network was trained without classes"),

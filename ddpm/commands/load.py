@@ -141,7 +141,7 @@ def requested_labels(config: DictConfig, names: Callable[[], Sequence[str]], key
     without = [y for y in listed if str(y).lower() == NONE and y not in known]
     if without and key == kind:
         if len(listed) > 1:
-            raise InvalidInput(f"{key}={requested}: {NONE}, without a {kind}, stands alone")
+            raise InvalidInput(f"{key}={requested}: {NONE} (without a {kind}) cannot be combined with others")
         return []
     if any(isinstance(y, str) for y in listed):
         known = names()
@@ -249,9 +249,7 @@ def augmentation(config: DictConfig, trust: list[str], data: Any) -> Any:
     augment = None if config.get("augment") is None else build(config.augment, "augment", trust)
     active, condition = getattr(augment, "active", augment is not None), getattr(data, "condition", None)
     if active and condition is not None and condition in getattr(data, "measured", ()):
-        raise InvalidInput(
-            f"augment changes pictures, but not their data.condition={condition}; set augment=none"
-        )
+        raise InvalidInput(f"augment changes pictures, but not their data.condition={condition}; set augment=none")
     if "pictures" in data.holds:
         return augment
     if active:
@@ -299,7 +297,8 @@ def put_average(model: Any, run: Any, folder: Path, width: float) -> None:
     if missed > post_hoc.WELL_MATCHED:
         print(
             f"warning: {shortened(named)}: {len(saved)} snapshots miss {missed:.0%} of its profile; widths near "
-            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)} match better, or a run with more snapshots (trainer.ema_snapshots)"
+            f"{' and '.join(f'{w:g}' for w in post_hoc.WIDTHS)} match better, or a run with more snapshots "
+            "(trainer.ema_snapshots)"
         )
     with torch.no_grad():
         for name, p in parameters.items():

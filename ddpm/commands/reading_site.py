@@ -27,7 +27,9 @@ def read(words: list[str]) -> None:
     root = project()
     out = Path(own.get("out", "reference"))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site.css").is_file())):
-        raise InvalidInput(f"out={out} exists and is not a reading site: name a new folder, or an older site to replace")
+        raise InvalidInput(
+            f"out={out} exists and is not a reading site: name a new folder, or an older site to replace"
+        )
     try:
         import latex2mathml.converter  # noqa: F401
         import pygments  # noqa: F401
@@ -93,9 +95,7 @@ def network_of(words: list[str]) -> tuple[list[Any], str]:
     with torch.device("meta"):
         model: Any = build(config.model, "model", trusted(config))
     if not all(hasattr(model, part) for part in ("down", "up", "middle_1", "image_size")):
-        raise InvalidInput(
-            f"{type(model).__name__} has no map: only U-Nets are drawn; leave {' '.join(words)} out"
-        )
+        raise InvalidInput(f"{type(model).__name__} has no map: only U-Nets are drawn; leave {' '.join(words)} out")
     parameters = sum(p.numel() for p in model.parameters())
     description = f"The network of {' '.join(words) or 'the default configuration'}, {parameters:,} parameters."
     return stages_of(model), description

@@ -91,7 +91,7 @@ def captions_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     forms = [table.name for table in tables] + [f"{len(texts):,} files .txt"] * bool(texts)
     if len(forms) != 1:
         found = "has captions of several forms: " + " and ".join(forms) if forms else "has no captions"
-        raise ValueError(f"{folder} {found}; give a file .txt beside each image, or one of {' and '.join(TABLES)}")
+        raise ValueError(f"{folder} {found}; give a file .txt next to each image, or one of {' and '.join(TABLES)}")
     if not images:
         raise ValueError(f"{folder} has captions ({forms[0]}), but no images, nor have its subfolders (one level deep)")
     captions = of_table(tables[0]) if tables else of_texts(folder, images, texts)
@@ -118,7 +118,7 @@ def of_texts(folder: Path, images: dict[str, Path], texts: dict[str, Path]) -> d
         named.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
     _refuse(
         folder,
-        "names are those of several images, beside one text",
+        "text files each name several images",
         [" = ".join(names) for names in named.values() if len(names) > 1],
     )
     captions = {}

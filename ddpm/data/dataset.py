@@ -60,7 +60,7 @@ def check_options(
     if condition is not None:
         check_choice("condition", condition, conditions)
     if condition == "gray" and channels == 1:
-        raise ValueError("condition='gray' tells all of a gray image; set channels=3, or another condition")
+        raise ValueError("condition='gray' gives away all of a gray image; set channels=3, or another condition")
 
 
 def check_room(count: int, image_size: int | Sequence[int], channels: int) -> None:
@@ -183,7 +183,7 @@ class Dataset(ABC):
         Raises: ValueError for data without labels.
         """
         if self.labels is None:
-            raise ValueError(f"{self.name} has no labels: no class can be told from the others")
+            raise ValueError(f"{self.name} has no labels: no class can be selected")
         return self._restricted(self.labels, classes)
 
     def of_styles(self, styles: Sequence[int]) -> Self:
@@ -192,7 +192,7 @@ class Dataset(ABC):
         Raises: ValueError for data whose samples have no second label.
         """
         if self.further_labels is None:
-            raise ValueError(f"{self.name} has no styles: the samples of none can be told from the others")
+            raise ValueError(f"{self.name} has no styles: none can be selected")
         return self._restricted(self.further_labels[:, 0], styles)
 
     def of_labels(self, classes: Sequence[int] | None = None, styles: Sequence[int] | None = None) -> Self:
@@ -215,7 +215,7 @@ class Dataset(ABC):
         Raises: ValueError for data without captions.
         """
         if len(self.captions) != len(self):
-            raise ValueError(f"{self.name} has no captions; of data=scenes, emoji and captioned there are some")
+            raise ValueError(f"{self.name} has no captions; data=scenes, emoji and captioned have some")
         other = copy.copy(self)
         other.tokens, other.tokenizer = tokenizer(self.captions).to(self.device), tokenizer
         return other
@@ -278,7 +278,7 @@ class Dataset(ABC):
         """
         pool = self.held_out if len(self.held_out) else self.train
         if not len(pool):
-            raise ValueError(f"{self.name} has no such {self.units} of which a sample could be told")
+            raise ValueError(f"{self.name} has no {self.units} of these labels to condition a sample on")
         return pool[torch.tensor(list(numbers), dtype=torch.long) % len(pool)]
 
     @abstractmethod

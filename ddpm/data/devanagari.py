@@ -103,7 +103,9 @@ class Devanagari(ImageData):
             if not is_whole(value, least):
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
         if count > MOST:
-            raise ValueError(f"count={count} must be at most {MOST:,}: these take minutes to draw, and more are a slip")
+            raise ValueError(
+                f"count={count} must be at most {MOST:,}: these take minutes to draw, and more is likely a typo"
+            )
         side, half = max(height_width(image_size)), "train" if split == "auto" else split
         if side < 8:
             raise ValueError(f"image_size={image_size!r}: characters are drawn at 8 pixels and more")

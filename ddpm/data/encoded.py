@@ -100,8 +100,8 @@ def must_suit(data: Dataset, codec: Codec) -> None:
     for key in ("flip", "condition"):
         if getattr(data, key, None):
             raise ValueError(
-                f"data.{key}={str(getattr(data, key)).lower()}: latents are made of the images as they are, once for "
-                f"all; set data.{key}={'false' if key == 'flip' else 'null'}"
+                f"data.{key}={str(getattr(data, key)).lower()}: latents are encoded once, from unchanged images; "
+                f"set data.{key}={'false' if key == 'flip' else 'null'}"
             )
 
 

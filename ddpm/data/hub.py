@@ -190,7 +190,10 @@ def read_labels(name: str, label: str | None, rows: Any) -> tuple[Tensor | None,
     if label == "auto":
         found = [one for one in features if _kind(features[one]) == "ClassLabel"]
         if len(found) > 1:
-            print(f"{name}: no labels, for there are several: {shortened(', '.join(found))}; choose one with label")
+            print(
+                f"{name}: no labels are read, since several columns have some: {shortened(', '.join(found))}; choose "
+                "one with label"
+            )
         label = found[0] if len(found) == 1 else None
     if label is None:
         return None, []

@@ -165,7 +165,9 @@ class Scenes(ImageData):
     ):
         check_choice("split", split, ("auto",))
         if flip is not False:
-            raise ValueError(f"flip={flip!r}: in a mirror left of is right of, as no caption says; set flip=false")
+            raise ValueError(
+                f"flip={flip!r}: a mirror image swaps left of and right of, but its caption does not; set flip=false"
+            )
         check_choice("wording", wording, WORDINGS)
         check_options(image_size, channels, validation, condition, self.conditions)
         numbers, self.without = _numbers_of(solids), _pairs(without)
@@ -173,7 +175,9 @@ class Scenes(ImageData):
             if not is_whole(value, least):
                 raise ValueError(f"{key}={value!r} must be an integer >= {least}")
         if count > MOST:
-            raise ValueError(f"count={count} must be at most {MOST:,}: these take long to draw, and more are a slip")
+            raise ValueError(
+                f"count={count} must be at most {MOST:,}: these take long to draw, and more is likely a typo"
+            )
         self.numbers = numbers
         size = height_width(image_size)
         if min(size) < SMALLEST:
@@ -334,7 +338,9 @@ def _solid(phrase: str) -> Solid:
             every = [name for names in NAMES for name in names]
             near = difflib.get_close_matches(word, every, 1)
             hint = f"; did you mean {near[0]}?" if near and near[0] != word else ""
-            raise ValueError(f"{phrase!r}: {word!r} is not known, or too much; known are {', '.join(every)}{hint}")
+            raise ValueError(
+                f"{phrase!r}: {word!r} is not known, or one word too many; known are {', '.join(every)}{hint}"
+            )
         found[kind] = NAMES[kind].index(word)
     if not {0, 1} <= found.keys():
         raise ValueError(f"{phrase!r}: a colour and a shape are needed, as in 'a red cube'")

@@ -112,7 +112,7 @@ def _cached(count: int, seed: int, mel: Mel, folder: Path) -> Tensor:
     if clips is None:
         program = located()
         must_have_libraries("data=spoken_digits")
-        print(f"{PROGRAM} says {count:,} digits, once: they are saved as {place}", flush=True)
+        print(f"{PROGRAM} speaks {count:,} digits, once: they are saved as {place}", flush=True)
         with ThreadPoolExecutor(WORKERS) as pool:
             words = pool.map(lambda utterance: placed(utterance, say(program, utterance), mel), utterances(count, seed))
             clips = torch.stack(list(words))
@@ -125,7 +125,7 @@ def located() -> str:
     program = shutil.which(PROGRAM)
     if program is None:
         raise FileNotFoundError(
-            f"{PROGRAM} is not installed, which says the digits; Debian's and Ubuntu's package {PROGRAM} has it "
+            f"{PROGRAM} is not installed, which speaks the digits; Debian's and Ubuntu's package {PROGRAM} has it "
             f"(apt install {PROGRAM}); or copy a spoken_digits folder that another machine made into data.root"
         )
     return program

@@ -73,7 +73,9 @@ class Subject(ImageData):
         ):
             check_choice(key, choice, allowed)
         if flip is not False:
-            raise ValueError(f"flip={flip!r}: in a mirror left of is right of, as no caption says; set flip=false")
+            raise ValueError(
+                f"flip={flip!r}: a mirror image swaps left of and right of, but its caption does not; set flip=false"
+            )
         check_options(image_size, channels, validation, condition)
         for key, value, least, most in (
             ("count", count, *FEW), ("views", views, 1, MOST_VIEWS), ("seed", seed, 0, 2**62),

@@ -230,7 +230,7 @@ def _must_have(panels: Mapping[str, Field], vectors: bool = False, log_density: 
             ("vectors", field.vectors, vectors, (*shape, 2)),
         ):
             if there is None and needed:
-                raise ValueError(f"{name}: the field has no {key}, and it is to be drawn")
+                raise ValueError(f"{name}: the field has no {key}, which is to be drawn")
             if there is not None and there.shape != expected:
                 raise ValueError(f"{name}: {key} has the shape {tuple(there.shape)}, and its grid {expected}")
 

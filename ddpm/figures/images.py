@@ -83,7 +83,7 @@ def in_plane(x: Tensor) -> Tensor:
     Raises: ValueError for other than floats (n, d), d >= 1.
     """
     if x.ndim != 2 or x.shape[1] < 1 or not x.is_floating_point():
-        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, d), not {_described(x)}")
+        raise ValueError(f"pictures are made from images (n, C, H, W) or points, floats (n, d), not {_described(x)}")
     if x.shape[1] > 1:
         return x[:, :2]
     return torch.cat([x, torch.linspace(-1, 1, len(x), dtype=x.dtype, device=x.device)[:, None]], dim=1)
@@ -140,7 +140,7 @@ def scatter(x: Tensor, outline: Tensor | None = None, side: int = SIDE) -> np.nd
 def _light(x: Tensor, side: int, radius: float, ink: float = INK) -> np.ndarray:
     """Return the light (side, side), in 0..1, that dots at points (n, 2) transmit; many dots are fainter."""
     if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
-        raise ValueError(f"pictures are made of images (n, C, H, W) or points, floats (n, 2), not {_described(x)}")
+        raise ValueError(f"pictures are made from images (n, C, H, W) or points, floats (n, 2), not {_described(x)}")
     if side < 8:
         raise ValueError(f"side = {side}: a picture of points has at least 8 pixels a side")
     points = x.detach().cpu().double().numpy()  # many small operations: NumPy does not wait for threads

@@ -93,7 +93,7 @@ def prompted(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[Tensor, 
     tiles = [torch.stack([framed(x, right) for x, right in pictures]) for _, pictures in rows]
     columns = ["held-out picture", *(f"sample {k + 1}" for k in range(len(tiles[0]) - 1))]
     labels = ["\n".join(textwrap.wrap(prompt, LINE)) for prompt, _ in rows]
-    _tiles(path, [("", tiles)], rows=labels, columns=columns, title="framed: not what the words say")
+    _tiles(path, [("", tiles)], rows=labels, columns=columns, title="framed: does not match the words")
 
 
 def code_maps(path: str | Path, rows: Sequence[tuple[str, Tensor]], codes: int) -> None:
@@ -566,7 +566,7 @@ def guidance_sweep(path: str | Path, cells: Sequence[Mapping[str, Any]], real_vs
         for end in ("low", "high")
     )
     spans = np.stack([distance - low, high - distance]).clip(min=0)
-    shares = {"precision": "precision", "recall": "recall", "what was asked for": "agreement"}
+    shares = {"precision": "precision", "recall": "recall", "requested class": "agreement"}
     known = {label: np.array([cell[key] for cell in cells]) for label, key in shares.items() if key in cells[0]}
     label, share = next(reversed(known.items()))
 

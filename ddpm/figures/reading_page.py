@@ -35,8 +35,8 @@ def page(title: str, pictures: Tensor, classes: Sequence[Sequence[str]], sheet: 
     body = f"""<header>
 <p class="kind">Reading sheet</p>
 <h1>{escape(title)}</h1>
-<p>Some of these {len(tiles)} pictures are real images of the data, some were drawn by a network. Say of each what you
-read, and whether you take it for real.</p>
+<p>Some of these {len(tiles)} pictures are real images of the data, some were drawn by a network. For each, say what you
+read, and whether you think it is real.</p>
 </header>
 <noscript><p class="warning">This page needs JavaScript, which is switched off.</p></noscript>
 <main hidden>

@@ -81,8 +81,7 @@ class ClassifierFree(Guidance):
         """Raise ValueError for a network that has no condition, or was never trained without it."""
         if not takes(model):
             raise ValueError(
-                "guidance=classifier_free needs a network that is told of a condition; train one with "
-                "model.num_classes=K task.drop=0.1"
+                "guidance=classifier_free needs a conditional network; train one with model.num_classes=K task.drop=0.1"
             )
         if not getattr(model, "drop", 0):
             raise ValueError(
@@ -135,7 +134,7 @@ class Auto(Guidance):
     def check_null(self, label: int) -> None:
         """Raise ValueError if the bad network was never trained without its labels."""
         if not getattr(self.bad.model, "drop", 0):
-            raise ValueError("guidance.bad was trained with task.drop=0, and has nothing to say without a label")
+            raise ValueError("guidance.bad was trained with task.drop=0, and has no prediction without a label")
 
     def __call__(
         self, diffusion: GaussianDiffusion, model: nn.Module, condition: Condition, against: Condition | None = None

@@ -23,7 +23,7 @@ def _must_pair(real: Tensor, made: Tensor) -> None:
     """Raise ValueError for logits of two shapes, which would be broadcast."""
     if real.shape != made.shape or not real.ndim:
         raise ValueError(
-            f"logits of real and of made pictures have one shape (B, *), not {tuple(real.shape)} and "
+            f"logits of real and generated pictures have one shape (B, *), not {tuple(real.shape)} and "
             f"{tuple(made.shape)}"
         )
 

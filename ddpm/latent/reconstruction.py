@@ -200,7 +200,7 @@ class Reconstruction:
                 raise ValueError(f"parts.{name} = {weight!r} must be >= 0 and finite")
         self.parts = [name for name, weight in parts.items() if weight]
         if not any(name in BY_THEMSELVES for name in self.parts):
-            alone = f"{PERCEPTUAL} alone says little of data" if self.parts else "none compares with data"
+            alone = f"{PERCEPTUAL} alone does not determine data" if self.parts else "none compares with data"
             raise ValueError(f"parts: {alone}; set one of {', '.join(BY_THEMSELVES)} to 1")
         self.logits = any(name in OF_LOGITS for name in self.parts)
         self.scaled = next((name for name in self.parts if name in OF_SCALE), None)
@@ -220,7 +220,7 @@ class Reconstruction:
         name = self.parts[0]
         if len(self.parts) > 1 or name not in LIKELIHOODS or (name == "bernoulli" and not self.binarise):
             raise ValueError(
-                f"what is trained by {', '.join(self.parts)} has no likelihood; it takes one of "
+                f"a network trained by {', '.join(self.parts)} has no likelihood; that takes one of "
                 f"{', '.join(LIKELIHOODS)} alone (with binarise = true)"
             )
         return name

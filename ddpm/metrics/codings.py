@@ -162,7 +162,7 @@ def measure_codes(
     values["share"] = values["value"] / independent if independent else None
     words = f"{values['value']:.3f} bits a code, {independent:.3f} by their frequencies alone"
     words += f" ({values['share']:.1%})" if independent else ""
-    words += f"; {values['accuracy']:.1%} foretold, perplexity {values['perplexity']:.1f} of {len(counts)}"
+    words += f"; {values['accuracy']:.1%} predicted, perplexity {values['perplexity']:.1f} of {len(counts)}"
     return f"bits_per_code_{n}_held_out", words, values
 
 

@@ -397,7 +397,7 @@ def trained_judge(
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):  # of runs that end at the same time one trains it, the others wait
             if not path.exists():
-                say(f"training the judge of {data.name}, once: it will be kept as {path}")
+                say(f"training the judge of {data.name}, once: it will be saved as {path}")
                 train_judge(classifier.to(device), train_x.to(device), train_y.to(device), epochs=passes(len(train_x)))
                 checkpoint.save_weights(classifier, path)
     try:

@@ -206,7 +206,7 @@ def reader_of(
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):  # of concurrent evaluations one trains it, the others wait
             if not path.exists():
-                say(f"drawing {count:,} scenes and training what reads them, once: it will be kept as {path}")
+                say(f"drawing {count:,} scenes and training their reader, once: it will be saved as {path}")
                 layout = drawn(count, solids, SEED)
                 pictures = render(layout, size).picture
 

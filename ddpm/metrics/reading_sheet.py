@@ -120,7 +120,7 @@ def answers_of(found: Any, key: Key) -> list[Answer]:
         raise ValueError(f"it has {len(found['answers'])} answers, but the sheet has {len(key.items)} pictures")
     answers = [_answer(i, answer) for i, answer in enumerate(found["answers"], 1)]
     if not any(item.sample and answer != (None, None) for item, answer in zip(key.items, answers, strict=True)):
-        raise ValueError("nothing is answered of any sample: there is nothing to score")
+        raise ValueError("no sample has an answer: there is nothing to score")
     return answers
 
 
@@ -149,7 +149,7 @@ def score(key: Key, answers: Sequence[Answer]) -> dict[str, Result]:
     """
     measures: dict[str, tuple[str, Callable[[Item, Answer], bool | None]]] = {
         "read": ("read", lambda item, answer: None if answer.read is None else answer.read != ""),
-        "right": ("read as the class that was asked for", lambda item, answer: _is_right(item, answer, key)),
+        "right": ("read as the requested class", lambda item, answer: _is_right(item, answer, key)),
         "real": ("taken for real", lambda item, answer: answer.real),
     }
     results = {}
@@ -185,7 +185,8 @@ def remarks(key: Key, answers: Sequence[Answer]) -> list[str]:
     unread, unjudged = sum(answer.read is None for answer in answers), sum(answer.real is None for answer in answers)
     if unread or unjudged:
         lines.append(
-            f"of {len(answers)} pictures {unread} were not read and {unjudged} not told apart: they are left out"
+            f"of {len(answers)} pictures {unread} were not read and {unjudged} not judged real or "
+            "generated: they are left out"
         )
     known = {same(text) for texts in key.classes for text in texts}
     unknown = dict.fromkeys(a.read for a in answers if known and a.read and same(a.read) not in known)

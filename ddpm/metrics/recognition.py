@@ -71,7 +71,7 @@ class Recognition:
                 if right is not None
             ]
             right, name = min(known)
-            lines.append(f"of the class that was asked for: {self.accuracy:.1%}; the worst, {name}: {right:.1%}")
+            lines.append(f"of the requested class: {self.accuracy:.1%}; the worst, {name}: {right:.1%}")
         if self.distance_ratio is not None:
             lines.append(
                 f"nearest training image: samples are {self.distance_ratio:.3f} times as far from it as held-out "

@@ -14,7 +14,7 @@ from ddpm.metrics.reader import Reading, relation_between, seen
 
 NAME = "scenes"
 WORDS = {  # measure -> description
-    "all": "all that the prompt says",
+    "all": "everything in the prompt",
     "pairs": "all colours and shapes",
     "size": "size of a solid that is there",
     "material": "material of a solid that is there",

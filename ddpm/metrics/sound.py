@@ -43,7 +43,7 @@ class Judged(NamedTuple):
     def right(self, features: Tensor, real: Real) -> Tensor:
         """Return which of them (n,) are classified correctly by features; ValueError without classes."""
         if self.y is None:
-            raise ValueError("no classes were asked for, so that nothing is right or wrong")
+            raise ValueError("no classes were requested, so nothing is right or wrong")
         extractor: Any = real.features
         named: Tensor = extractor.probabilities(features).argmax(1) == self.y
         return named
@@ -89,8 +89,8 @@ def as_heard(drawn: Judged, ceiling: Judged, real: Real) -> Result:
     }
     real_vs_real = real_seen.float().mean().item()
     words = (
-        f"heard as what was asked for: {value:.1%} of the samples (95%: {low:.1%} to {high:.1%}), {more['seen']:.1%} "
-        f"before they were sounds; real sounds {real_vs_real:.1%}, through their spectrograms {most:.1%}; "
+        f"heard as the requested class: {value:.1%} of the samples (95%: {low:.1%} to {high:.1%}), {more['seen']:.1%} "
+        f"before conversion to sound; real sounds {real_vs_real:.1%}, through their spectrograms {most:.1%}; "
         f"spectral convergence {more['convergence']:.3f}, of real sounds {more['real_convergence']:.3f}"
     )
     return Result(value, real_vs_real, words, low, high, more, "wilson")

@@ -11,7 +11,7 @@ from ddpm.metrics.quality import Result
 KINDS = {"depth": ("error", "correlation"), "masks": ("overlap",)}  # kind of image -> its measures
 WORDS = {
     "error": "mean absolute error of the depth",
-    "correlation": "correlation of the depth with that asked for, beside what is usual",
+    "correlation": "correlation of the depth with the requested one, both minus the mean depth",
     "overlap": "intersection over union of where any solid is",
 }
 SOLID = 0.5  # the least probability with which a pixel counts as part of a solid

@@ -126,7 +126,7 @@ def save(
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         if damage := verify(temporary):
-            raise OSError(f"checkpoint {final} reads otherwise than it was written: {damage}")
+            raise OSError(f"checkpoint {final} does not read back as it was written: {damage}")
         _put(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -286,7 +286,7 @@ def must_be_plain(state: Any, name: str) -> None:
             must_be_plain(value, f"{name}, {number}")
     elif type(state) not in (Tensor, int, float, str, bool, type(None)):
         raise ValueError(
-            f"{name} is a {type(state).__name__}: only tensors, numbers, text, lists and dictionaries can be kept"
+            f"{name} is a {type(state).__name__}: only tensors, numbers, text, lists and dictionaries can be stored"
         )
 
 
@@ -346,7 +346,7 @@ def load_plain(path: Path) -> Any:
         plain = torch.load(_checked_archive(path, size), map_location="cpu", weights_only=True)
         _must_fit_its_file(plain, size)
     except pickle.UnpicklingError as error:  # whose message advises to execute it
-        raise ValueError(f"{path} holds other than plain data, such as code, and was not loaded") from error
+        raise ValueError(f"{path} holds more than plain data, such as code, and was not loaded") from error
     except Exception as error:  # zipfile, pickletools and torch.load raise nearly anything on damaged files
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path} is no whole file of torch.save: {shortened(words[0])}") from error
@@ -397,7 +397,7 @@ def _must_fit_its_file(plain: Any, size: int) -> None:
         values += len(inside)
         of_tensors += node.nbytes if isinstance(node, Tensor) else 0
         if values > MOST or of_tensors > size:
-            raise ValueError("it shows more than it holds")
+            raise ValueError("it unpacks to more than the file contains")
         left += inside
 
 

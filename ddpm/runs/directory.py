@@ -68,7 +68,7 @@ class Run:
         """
         status = self._stored()
         if status.get("state") == RUNNING and not self._is_locked():
-            status |= {"state": INTERRUPTED, "reason": "the process ended without a word"}
+            status |= {"state": INTERRUPTED, "reason": "the process ended without recording a reason"}
         return status
 
     def _stored(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def record(folder: Path, protocol: str, values: dict[str, Any]) -> None:
         except (ValueError, RecursionError) as error:
             aside = path.with_name("evaluation.damaged.json")
             path.replace(aside)
-            print(f"{error}; it is kept as {aside}")
+            print(f"{error}; it was renamed to {aside}")
             text = json.dumps({protocol: values}, indent=1)
         with replacing(path) as temporary:
             temporary.write_text(text)
@@ -57,5 +57,5 @@ def recorded(path: Path) -> dict[str, Any]:
     """Read evaluation.json as protocol -> result; ValueError if it contains anything else."""
     known = read_json(path) if path.exists() else {}
     if not isinstance(known, dict) or not all(isinstance(values, dict) for values in known.values()):
-        raise ValueError(f"{path} holds other than results")
+        raise ValueError(f"{path} holds something other than results")
     return known

@@ -32,7 +32,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds other than settings")
+        raise ValueError(f"{path} holds something other than settings")
     return with_moved(settings)
 
 

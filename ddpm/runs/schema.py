@@ -154,7 +154,7 @@ def _words(hint: Any, many: bool = False) -> str:
         return f"a mapping of names to {_words(inner[1], many=True) if inner else 'values'}"
     if inspect.isclass(kind) and issubclass(kind, PurePath):
         return PLAIN[str]
-    return f"what builds a {getattr(hint, '__name__', hint)}"
+    return f"a configuration of a {getattr(hint, '__name__', hint)}"
 
 
 def _has_plain_values(hint: Any) -> bool:

@@ -22,7 +22,7 @@ def save_tensor(x: Tensor, path: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(save({"kept": x, "crc32": _crc32(x)}))
     except OSError as error:
-        print(f"{path} cannot be kept: {error.strerror or error}")
+        print(f"{path} cannot be saved: {error.strerror or error}")
 
 
 def load_tensor(path: Path, dtype: torch.dtype, shape: Sequence[int | None]) -> Tensor | None:

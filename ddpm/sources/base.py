@@ -221,7 +221,7 @@ class Silent(Source):
 
     def draw(self, numbers: range | list[int], callback: Callback | None = None) -> Tensor:
         """Raise ValueError, as there are no samples."""
-        raise ValueError(f"{type(self.model).__name__} draws no samples; measured is {', '.join(self.measures)}")
+        raise ValueError(f"{type(self.model).__name__} draws no samples; it is measured by {', '.join(self.measures)}")
 
 
 def _listed(values: Sequence[int]) -> str:

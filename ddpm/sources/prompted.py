@@ -69,7 +69,9 @@ class Prompted(TrainedSampler):
         Raises: ValueError for a network that needs a conditioning image without one.
         """
         if self.image is None and "image" in takes(self.model):
-            raise ValueError(f"the network is told of more than a text ({kind_of(self.model)}), and is given none")
+            raise ValueError(
+                f"the network is conditioned on more than a text ({kind_of(self.model)}), which is missing"
+            )
         tokens = self.tokens[torch.tensor(list(numbers), device=self.tokens.device) % len(self.tokens)]
         image = None if self.image is None else self.image.expand(len(tokens), -1, -1, -1)
         return Condition(tokens=tokens, image=image)
@@ -218,7 +220,7 @@ def kind_of(model: nn.Module) -> str:
     channels = getattr(model, "condition_channels", 0)
     if channels not in KINDS:
         known = ", ".join(f"{count} ({kind})" for count, kind in KINDS.items())
-        raise ValueError(f"the network takes {channels} channels beside x_t; known: {known}")
+        raise ValueError(f"the network takes {channels} channels in addition to x_t; known: {known}")
     return KINDS[channels]
 
 
@@ -248,7 +250,7 @@ def deep(codec: Continuous, depth: Tensor) -> Tensor:
     small = F.interpolate(depth.float(), size=tuple(codec.shape[1:]), mode="bicubic", align_corners=False)
     low, high = small.amin(), small.amax()
     if not low < high:
-        raise ValueError(f"the depth is {low.item():g} everywhere, and says nothing")
+        raise ValueError(f"the depth is {low.item():g} everywhere, and carries no information")
     return 2 * (small - low) / (high - low) - 1
 
 
@@ -257,9 +259,9 @@ def _must_fit(model: Any, codec: Continuous, encoder: Any, tokenizer: Any) -> No
     kind_of(model)
     wrong = []
     if getattr(model, "num_classes", None) is not None:
-        wrong.append("the U-Net is told classes, which no prompt names")
+        wrong.append("the U-Net is conditioned on classes, which no prompt names")
     if "tokens" not in takes(model):
-        wrong.append("the U-Net is told no tokens")
+        wrong.append("the U-Net takes no tokens")
     pairs = [
         ("channels of a token", "U-Net", model, "token_channels", "text encoder", encoder, "channels"),
         ("tokens of a text", "tokenizer", tokenizer, "length", "text encoder", encoder, "length"),

@@ -266,19 +266,21 @@ def of_config(settings: dict[str, Any], where: str = "the scheduler") -> Schedul
     """Return the scheduler of settings; arguments and errors as in `read_scheduler`."""
     name = settings.get("_class_name")
     if name not in METHODS:
-        raise ValueError(f"{where}: _class_name = {name!r} has no equal here; allowed: {', '.join(METHODS)}")
+        raise ValueError(f"{where}: _class_name = {name!r} has no counterpart here; allowed: {', '.join(METHODS)}")
     keys = PROCESS | METHODS[name].keys  # those of other classes are without effect on this one, there as here
     config: dict[str, Any] = {k: settings.get(k, default) for k, (default, *_) in keys.items()}
     wrong = [f"{k} = {config[k]!r} (allowed: {words})" for k, (_, legal, words) in keys.items() if not legal(config[k])]
     wrong += [f"{k} = {settings[k]!r} is not a known key" for k in settings if k not in KNOWN and not k.startswith("_")]
     if wrong:
-        raise ValueError(f"{where} says what {name} cannot be here: {'; '.join(w[:200] for w in wrong[:10])}")
+        raise ValueError(
+            f"{where} has settings that {name} does not support here: {'; '.join(w[:200] for w in wrong[:10])}"
+        )
     try:
         clip = config.get("clip_sample", False)
         variance = VARIANCES.get(config.get("variance_type", ""), "beta")
         diffusion = GaussianDiffusion(_schedule(config), TARGETS[config["prediction_type"]], variance, clip_x_0=clip)
     except ValueError as error:
-        raise ValueError(f"{where} describes a process that cannot be: {error}") from error
+        raise ValueError(f"{where} describes an impossible process: {error}") from error
     return Scheduler(name, diffusion, config)
 
 

@@ -103,7 +103,7 @@ def _must_fit(model: nn.Module, mel: Mel, codec: Continuous | None) -> None:
     channels, size = getattr(model, "in_channels", drawn[0]), tuple(getattr(model, "image_size", drawn[1:]))
     wrong = []
     if takes(model):
-        wrong.append(f"the U-Net is told of {', '.join(takes(model))}, and sounds are drawn of noise alone")
+        wrong.append(f"the U-Net is conditioned on {', '.join(takes(model))}, but sounds are drawn from noise alone")
     if (channels, *size) != tuple(drawn):
         what = "pictures" if codec is None else "latents"
         wrong.append(

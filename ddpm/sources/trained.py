@@ -156,7 +156,7 @@ class TrainedSampler(Source):
     def told_of(self, numbers: Tensor) -> "TrainedSampler":
         """Return a copy that takes its conditions from samples (M,) of its data: number i from numbers[i modulo M]."""
         if self.condition_data is None or not len(numbers):
-            raise ValueError("the network is told of none of the data, or there are no samples of which it could be")
+            raise ValueError("the network is not conditioned on the data, or there are no samples to condition it on")
         other = copy.copy(self)
         other.condition_data = copy.copy(self.condition_data)
         other.condition_data.held_out = numbers.to(self.condition_data.held_out.device)
@@ -228,7 +228,7 @@ class TrainedSampler(Source):
 def _of_labels(data: Dataset | None, requested: Sequence[int] | None, styles: Sequence[int] | None) -> Dataset:
     """Return the data that provide conditions, restricted to the requested labels."""
     if data is None:
-        raise ValueError("the network is told of more beside x_t, and there are no data to take it from")
+        raise ValueError("the network takes a condition in addition to x_t, and there are no data to take it from")
     restricted = data.of_labels(requested, styles)
     restricted.condition_rows([0])  # raises if there are none
     return restricted

@@ -18,8 +18,8 @@ HOW_TO_READ = (
     "measure has a mark better or worse (higher or lower, where neither way is better) "
     f"in {100 - 100 * LEVEL:.0f}% of studies at most (and one of several measures "
     "in more). Each interval has the level of its test, so it excludes zero exactly where its arm is marked. "
-    f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs, or seeds that failed: the differences are listed, and nothing "
-    "follows."
+    f"“{NOT_DECIDED}” means fewer than {ENOUGH} pairs, or seeds that failed: the differences are listed, "
+    "without a conclusion."
 )
 
 

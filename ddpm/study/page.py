@@ -13,12 +13,12 @@ from ddpm.study import figures, formatting
 from ddpm.study.findings import Arm, Curve, Failure, Findings, Measure
 from ddpm.study.statistics import BETTER, HIGHER, LOWER, NEITHER, NOT_DECIDED, WORSE, Comparison, Estimate
 
-SAME_NOISE = "Every arm starts from the same noise: what differs between two of them is the arm's doing."
+SAME_NOISE = "Every arm starts from the same noise: differences between two rows are due to their arms."
 OF_POINTS = (
     "Blue: samples; grey: the data. All show the same window, three standard deviations of the data to each side, with "
-    "what lies beyond at its edge."
+    "points beyond at its edge."
 )
-OF_BLOCKS = "the baselines and those that are {} beside each of them"
+OF_BLOCKS = "the baselines and those that are {} next to each of them"
 SHEET = 640  # largest width in pixels of an arm's enlarged row of samples
 FOLDED = 30  # rows above which a secondary table is folded
 
@@ -282,7 +282,7 @@ def _sheet(findings: Findings, labels: Sequence[str]) -> Section | None:
     if findings.sheet:
         notes += [SAME_NOISE, OF_POINTS] if findings.sheet_of_points else [SAME_NOISE]
     if findings.schedules:
-        notes.append("Schedules: how much of the image is left over time, each beside the others in grey.")
+        notes.append("Schedules: how much of the image is left over time, each with the others in grey.")
     title = "Samples" if findings.sheet else "Schedules"
     return Section("samples", title, f'<p class="note">{" ".join(notes)}</p>{grid}')
 

@@ -60,20 +60,20 @@ KINDS = {  # prefix of a protocol -> kind, in the order of a report; the first p
     "sliced_wasserstein": Kind("Sliced Wasserstein distance", "lower"),
     "energy_distance": Kind("Energy distance", "lower"),
     "recognition": Kind("Recognised samples", "higher", "%", 100.0),
-    "asked": Kind("Samples named as what was asked for", "higher", "%", 100.0),
+    "asked": Kind("Samples classified as requested", "higher", "%", 100.0),
     "augmentation": Kind("Accuracy gained by generated images", "higher", "%", 100.0, "held-out images"),
     "precision": Kind("Precision", "higher"),
     "recall": Kind("Recall", "higher"),
     "density": Kind("Density", "higher"),
     "coverage": Kind("Coverage", "higher"),
     "variety": Kind("Variety within classes", "higher"),
-    "reading_sheet-right": Kind("Samples read as what was asked for", "higher", "%", 100.0),
+    "reading_sheet-right": Kind("Samples read as requested", "higher", "%", 100.0),
     "reading_sheet-read": Kind("Samples read by a person", "higher", "%", 100.0),
     "reading_sheet-real": Kind("Samples taken for real", "higher", "%", 100.0),
-    "sound_classifier": Kind("Samples heard as what was asked for", "higher", "%", 100.0),
+    "sound_classifier": Kind("Samples heard as requested", "higher", "%", 100.0),
     "sound_frechet": Kind("Frechet distance of sounds", "lower"),
-    "scenes_seen-all": Kind("Prompts that are right in all", "higher", "%", 100.0),
-    "scenes_composed-all": Kind("Right in all, of combinations held out", "higher", "%", 100.0),
+    "scenes_seen-all": Kind("Prompts matched in full", "higher", "%", 100.0),
+    "scenes_composed-all": Kind("Matched in full, of combinations held out", "higher", "%", 100.0),
     "scenes_seen-pairs": Kind("Prompts with all colours and shapes", "higher", "%", 100.0),
     "scenes_composed-pairs": Kind("All colours and shapes, of combinations held out", "higher", "%", 100.0),
     "scenes_seen-relation": Kind("Relations of solids that are right", "higher", "%", 100.0),
@@ -97,9 +97,9 @@ KINDS = {  # prefix of a protocol -> kind, in the order of a report; the first p
             ("rank", "median rank", "lower", "", 1.0),
         )
     },
-    "depth_error": Kind("Error of the depth asked for", "lower"),
-    "depth_correlation": Kind("Correlation with the depth asked for", "higher"),
-    "masks_overlap": Kind("Solids where they were asked for: IoU", "higher", "%", 100.0),
+    "depth_error": Kind("Error of the requested depth", "lower"),
+    "depth_correlation": Kind("Correlation with the requested depth", "higher"),
+    "masks_overlap": Kind("Solids where they were requested: IoU", "higher", "%", 100.0),
     "bits_per_dim": Kind("Variational bound", "lower", "bits/dim", chosen="held-out images"),
     "nats_iwae": Kind("-log p by importance weights", "lower", "nats", chosen="held-out images"),
     "elbo": Kind("-ELBO", "lower", "nats", chosen="held-out images"),
@@ -168,7 +168,7 @@ def findings(
     requested = baseline if baseline is not None else _common_value(all_arms, "baseline")
     if requested is not None and requested != base and blocks is None:
         reason = _no_baseline(requested, [arm.label for arm in all_arms], settings, "it")
-        warnings.append(f"the baseline that was asked for, {requested}, {reason}: {base} stands in for it")
+        warnings.append(f"the requested baseline, {requested}, {reason}: {base} is used instead")
     for key in ("baseline", "question"):
         if len(named := _values_of(all_arms, key)) > 1:
             warnings.append(f"its runs name different {key}s: {'; '.join(named)}")
@@ -419,7 +419,7 @@ def _no_baseline(name: str, known: Sequence[str], settings: Settings, study: str
     reason = f"is no arm of {study}"
     if len(meant) > 1:
         return f"{reason}, but a level of several factors ({', '.join(map('='.join, meant))})"
-    return f"{reason}, but a level in what is no full grid of several factors" if meant else reason
+    return f"{reason}, but a level, and the factors form no full grid" if meant else reason
 
 
 def _blocks(settings: Settings, factors: Sequence[str], factor: str, level: str) -> Blocks:
@@ -504,7 +504,7 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
     if failed := sum(run.state == FAILED for run in arm.runs):
         flags.append(f"{failed} of its {len(arm.runs)} seeds failed: those that are left are the lucky ones")
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
-        flags.append(f"{unmeasured} of its {len(arm.runs)} seeds are not measured by all that was asked for")
+        flags.append(f"{unmeasured} of its {len(arm.runs)} seeds lack requested measurements")
     if arm.label != base.label and (unpaired := _unpaired(arm, base)):
         flags.append(f"not paired with the baseline ({unpaired}): its differences are valid, but noisier")
     return flags
@@ -557,7 +557,7 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
     runs = [run for arm in arms for run in arm.done.values()]
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
         warnings.append(
-            f"{unmeasured} of {counted(len(runs), 'trained run')} are not measured by all that was asked for: "
+            f"{unmeasured} of {counted(len(runs), 'trained run')} lack requested measurements: "
             "repeat the sweep, or ddpm-study retry"
         )
     for run in runs:
@@ -661,7 +661,7 @@ def _by_arm(measure: Measure, base: str) -> list[str]:
             f"({aim(measure)})."
         )
     else:
-        sentences.append(f"{name} was not measured of the baseline, {base}: nothing is compared with it.")
+        sentences.append(f"{name} was not measured for the baseline, {base}: nothing is compared with it.")
     for label in better[:3]:
         c = differences[label]
         sentences.append(f"{label} is better, by {interval(c.mean, c.low, c.high, signed=True)}{unit}.")
@@ -682,7 +682,7 @@ def _by_level(measure: Measure, base: str, blocks: Blocks, effects: Sequence[Eff
     of, same = measure.differences, " and ".join(blocks.others)
     bases = [label for label in measure.arms if blocks.against[label] == label]
     if not bases:
-        return [f"{measure.title} was not measured of the baseline, {base}: nothing is compared with it."]
+        return [f"{measure.title} was not measured for the baseline, {base}: nothing is compared with it."]
     means = [(blocks.names[label], measure.arms[label]) for label in bases]
     listed = _some([f"{name} {interval(mean.mean, mean.low, mean.high)}" for name, mean in means])
     unit = f"{measure.unit}, " if measure.unit else ""

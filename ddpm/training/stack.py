@@ -128,7 +128,7 @@ def _why_no_step(task: Task, settings: Settings) -> str | None:
         f"{type(task).__name__} trains in several phases": len(task.phases) > 1,
         f"the loss of {type(task).__name__} couples the batch": task.couples_batch,
         "its task learns from step to step besides its weights": bool(task.state_dict()),
-        "its network draws (model.dropout), which in a stack would not be what it draws alone": any(
+        "its network draws random numbers (model.dropout), which would differ in a stack": any(
             isinstance(module, nn.Dropout) and module.p > 0 for module in networks
         ),
         "its network is computed twice to save memory (model.checkpointing)": any(

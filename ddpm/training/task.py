@@ -294,13 +294,13 @@ def must_take(network: nn.Module, data: Dataset) -> None:
     there = data.batch(data.train[:1]).condition
     if missing := [part for part in takes(network) if part not in there.parts]:
         raise ValueError(
-            f"the model must be told of {' and '.join(missing)}, of which {data.name} has nothing"
+            f"the model must be given {' and '.join(missing)}, which {data.name} does not have"
             + ("; set model.condition_channels=0, or data.condition" if "image" in missing else "")
         )
     taken = getattr(network, "condition_channels", None)
     if there.image is not None and taken not in (None, there.image.shape[1]):
         raise ValueError(
-            f"model.condition_channels = {taken}, but the image that {data.name} tells of has {there.image.shape[1]}; "
+            f"model.condition_channels = {taken}, but the condition image of {data.name} has {there.image.shape[1]}; "
             f"set model.condition_channels={there.image.shape[1]}, or data.condition=null"
         )
 

@@ -143,7 +143,7 @@ class Trainer:
         check_one_of("precision", precision, ("auto", *PRECISIONS))
         check_one_of("lr_schedule", lr_schedule, LR_SCHEDULES)
         if lr_cycles > 1 and lr_schedule == "constant":
-            raise ValueError(f"lr_cycles = {lr_cycles}: a constant rate does not fall, and has nothing to begin anew")
+            raise ValueError(f"lr_cycles = {lr_cycles}: a constant rate has no cycles to restart")
         check_one_of("time_sampling", time_sampling, TIME_SAMPLINGS)
         if not 0 <= offset_noise < math.inf:
             raise ValueError(f"offset_noise = {offset_noise:g} must be >= 0")

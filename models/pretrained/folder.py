@@ -175,7 +175,7 @@ def loaded(weights: Path, network: Callable[..., Network], arguments: dict[str, 
         message = str(error)
         for ours, published in SAME.items():
             message = message.replace(f"{ours} = ", f"{published} = ")
-        raise ValueError(f"{weights.parent / CONFIG} describes a network that cannot be: {message}") from error
+        raise ValueError(f"{weights.parent / CONFIG} describes an impossible network: {message}") from error
     tensors = fitting(weights, {name: tuple(p.shape) for name, p in on_paper.state_dict().items()})
     model = network(**arguments)
     model.load_state_dict(tensors)

@@ -88,7 +88,8 @@ def load_pipeline(
     pipeline = Pipeline(unet, codec, encoder, tokenizer, scheduler, torch.device(device), precision, about)
     if pipeline.kind not in CLASSES[name]:
         raise ValueError(
-            f"{folder}: the U-Net of a {name} is told of {' or '.join(CLASSES[name])}, and this one of {pipeline.kind}"
+            f"{folder}: the U-Net of a {name} is conditioned on {' or '.join(CLASSES[name])}, and this one on "
+            f"{pipeline.kind}"
         )
     return pipeline
 
@@ -105,7 +106,7 @@ def _of_sounds(
     try:
         mel = load_mel(folder)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} says nothing of its mel bands: {error}") from error
+        raise ValueError(f"{folder} does not describe its mel bands: {error}") from error
     scheduler = read_scheduler(folder / "scheduler")
     codec = None
     if latent:
@@ -128,7 +129,7 @@ def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
     parts = {key: value for key, value in index.items() if not key.startswith("_") and key not in SAYS_NOTHING}
     present = {key: value for key, value in parts.items() if value not in (None, [None, None])}
     unknown = [key for key in present if key not in (*known, *aside)]
-    wrong = [f"{key} = {short(present[key])}, of which nothing is known" for key in unknown]
+    wrong = [f"{key} = {short(present[key])}, which is not a known key" for key in unknown]
     for part in (part for part in known if part in needed or part in present):
         value, classes = present.get(part), known[part]
         if value is None or not (folder / part).is_dir():
@@ -136,7 +137,7 @@ def index_of(folder: Path) -> tuple[str, dict[str, Any]]:
         elif classes and (not isinstance(value, list) or value[-1] not in classes):
             wrong.append(f"{part} = {short(value)} (allowed: {' or '.join(classes)})")
     if wrong:
-        raise ValueError(f"{folder / INDEX} names a pipeline that cannot be drawn from: {listed(wrong)}")
+        raise ValueError(f"{folder / INDEX} names a pipeline that cannot be sampled: {listed(wrong)}")
     return name, present
 
 

@@ -30,7 +30,9 @@ def measure_augmentation(context: EvaluationContext) -> PlannedMeasure:
             f"augmentation.real={real} must be whole numbers >= 1 of images a class, such as [10,30,100]"
         )
     if source.condition_data is not None:
-        raise InvalidInput(f"metric={NAME}: these samples are made from held-out images, on which the classifiers are tested")
+        raise InvalidInput(
+            f"metric={NAME}: these samples are made from held-out images, on which the classifiers are tested"
+        )
     if data.labels is None:
         raise InvalidInput(f"{data.name} has no labels, and metric={NAME} needs them to train classifiers")
     classes = data.labels.cpu()[data.train.cpu()].unique().tolist()

@@ -157,7 +157,9 @@ def _planned_scores(context: EvaluationContext, path: Path) -> PlannedMeasure:
         answers = reading_sheet.answers_of(found, key)
     except FileNotFoundError as error:
         missing = (
-            f"{key_file} does not exist: metric=reading_sheet makes a sheet" if path.exists() else "there is no such file"
+            f"{key_file} does not exist: metric=reading_sheet makes a sheet"
+            if path.exists()
+            else "there is no such file"
         )
         raise InvalidInput(f"reading_sheet.answers={path}: {missing}") from error
     except ValueError as error:

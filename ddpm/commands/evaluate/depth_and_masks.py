@@ -48,10 +48,13 @@ def _must_be_conditioned(source: Any, data: Any, kind: str) -> None:
 
     condition = getattr(data, "condition", None)
     if not isinstance(data, Scenes) or source.codec is not None:
-        raise InvalidInput(f"metric={kind} measures scenes of solids, which the run does not draw; train with data=scenes")
+        raise InvalidInput(
+            f"metric={kind} measures scenes of solids, which the run does not draw; train with data=scenes"
+        )
     if "image" not in takes(source.model) or condition != kind:
         raise InvalidInput(
-            f"metric={kind} compares samples with the {kind} that they were conditioned on, but the run was trained with "
+            f"metric={kind} compares samples with the {kind} that they were conditioned on, but the "
+            "run was trained with "
             f"data.condition={'null' if condition is None else condition}; train one with experiment=scenes_from_{kind}"
         )
 
@@ -62,7 +65,9 @@ def _judge(context: EvaluationContext, kind: str) -> tuple[Any, str, Any]:
 
     named, example = plain(context.config.judge_run), f"experiment=depth_of_scenes data.condition={kind}"
     if named is None:
-        raise InvalidInput(f"metric={kind} reads samples by a regression run: give judge_run=RUN, trained with {example}")
+        raise InvalidInput(
+            f"metric={kind} reads samples by a regression run: give judge_run=RUN, trained with {example}"
+        )
     if not isinstance(named, str) or not named:
         raise InvalidInput(f"judge_run={named} must be a run: RUN, RUN@STEP or RUN@best")
     run, folder = open_run_at(named, "judge_run")

@@ -94,7 +94,9 @@ def _parts(context: EvaluationContext) -> dict[str, Any]:
 
 def _planned_pairs(context: EvaluationContext) -> PlannedMeasure:
     if context.config.judge_run is not None:
-        raise InvalidInput("judge_run is for runs that draw samples, but this run compares pictures and texts itself; leave it out")
+        raise InvalidInput(
+            "judge_run is for runs that draw samples, but this run compares pictures and texts itself; leave it out"
+        )
     data = context.every
     plan = f"{NAME}: {len(data):,} {data.units} and their names are encoded and compared, both ways"
     return PlannedMeasure(plan, 0, lambda: _compare(context))
@@ -176,15 +178,16 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
     named = config.judge_run
     if named is None:
         raise InvalidInput(
-            f"metric={NAME} compares samples by another run: give judge_run=RUN, trained with experiment=contrastive_emoji or "
-            "contrastive_scenes"
+            f"metric={NAME} compares samples by another run: give judge_run=RUN, trained with "
+            "experiment=contrastive_emoji or contrastive_scenes"
         )
     run, folder = open_run_at(str(named), "judge_run")
     task, tokenizer = task_of(read_config(run.path / "config.yaml"), trusted(config)), tokenizer_of(run.path)
     model = task.modules.get("model")
     if tokenizer is None or not hasattr(model, "of_texts"):
         raise InvalidInput(
-            f"judge_run={named}: {type(task).__name__} does not compare pictures with texts; take a run of task=contrastive"
+            f"judge_run={named}: {type(task).__name__} does not compare pictures with texts; take a run of "
+            "task=contrastive"
         )
     if tuple(model.shape) != source.decoded_shape:
         raise InvalidInput(

@@ -170,7 +170,9 @@ def measure_subject(context: EvaluationContext) -> PlannedMeasure:
 
     config, source, data = context.config, context.source, context.every
     if context.trained.get("subject") is None or source.condition_data is None:
-        raise InvalidInput(f"metric={SUBJECT} needs a run that was tuned to a subject; train one with experiment=subject")
+        raise InvalidInput(
+            f"metric={SUBJECT} needs a run that was tuned to a subject; train one with experiment=subject"
+        )
     if data.shape[0] != 3:
         raise InvalidInput(f"metric={SUBJECT} reads colours, and data.channels={data.shape[0]} has none; allowed: 3")
     must_walk(source.sampler, source.diffusion)

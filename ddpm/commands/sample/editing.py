@@ -171,7 +171,8 @@ def _check(config: DictConfig) -> None:
     must_be_writable(config.out)
     if config.out is not None and Path(str(config.out)).suffix not in (".png", ".npy", ".wav"):
         raise InvalidInput(
-            f"out={config.out}: an edit is written to FILE.png (a strip), FILE.npy (the results) or, of a sound, FILE.wav"
+            f"out={config.out}: an edit is written to FILE.png (a strip), FILE.npy (the results) or, "
+            "of a sound, FILE.wav"
         )
     if config.n is not None:
         must_be_whole(config, "n", least=1)

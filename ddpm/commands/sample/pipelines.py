@@ -79,7 +79,9 @@ def is_requested(config: DictConfig) -> bool:
         raise InvalidInput(f"pipeline={plain(pipeline)} must be a folder with model_index.json")
     for key, nothing in OF_RUNS.items():
         if config.get(key, nothing) != nothing:
-            raise InvalidInput(f"{key}={plain(config[key])} is for runs only, not for pipeline={pipeline}; leave it out")
+            raise InvalidInput(
+                f"{key}={plain(config[key])} is for runs only, not for pipeline={pipeline}; leave it out"
+            )
     return True
 
 
@@ -144,7 +146,9 @@ def _of_sounds(config: DictConfig, folder: Path, device: Any) -> tuple[Any, Any,
         if (value := plain(config.get(key))) not in nothing:
             raise InvalidInput(f"{key}={value}: {folder} draws sounds from noise alone; leave {key}= out")
     if type(guidance_of(config, trusted(config), device)).__name__ != "Guidance":
-        raise InvalidInput(f"guidance: {folder} draws sounds from noise alone, without a condition to guide by; leave guidance= out")
+        raise InvalidInput(
+            f"guidance: {folder} draws sounds from noise alone, without a condition to guide by; leave guidance= out"
+        )
     own = _own_steps(config)
     sampler = None if own is not None else build(config.sampler, "sampler", trusted(config))
     pipeline = pipeline_of(config, folder, device)

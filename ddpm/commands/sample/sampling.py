@@ -90,7 +90,9 @@ def sample(config: DictConfig) -> None:
         write_wav(out, mel, source.samples(1))
         order = f": sample 0 of seed={config.seed}; out=FOLDER/ writes more" if config.n > 1 else ""
     elif out.suffix == ".gif" and source.sampler is None:
-        raise InvalidInput(f"out={out}: samples drawn in one evaluation have no path from noise to data to show; take .png")
+        raise InvalidInput(
+            f"out={out}: samples drawn in one evaluation have no path from noise to data to show; take .png"
+        )
     elif out.suffix == ".gif":
         save_way(out, source.way(config.n, FRAMES), columns)
     else:

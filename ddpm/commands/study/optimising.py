@@ -91,7 +91,8 @@ def _search_of(config: DictConfig, words: list[str]) -> "Search":
     better = _better(measure)
     if better == "neither" and options.direction == "auto":
         raise InvalidInput(
-            f"search.measure={measure}: neither direction is better by itself; set search.direction=maximize or minimize"
+            f"search.measure={measure}: neither direction is better by itself; "
+            "set search.direction=maximize or minimize"
         )
     maximise = options.direction == "maximize" or (options.direction == "auto" and better == "higher")
     return Search(fixed, space, options.trials, measure, maximise, options.sampler, pruner, options.seed)
@@ -161,7 +162,9 @@ def _must_measure(search: "Search", base: Plan) -> None:
     from ddpm.study.report import KINDS
 
     if len(base.data.held_out) == 0 and (search.measure == HELD_OUT or search.pruner != "none"):
-        raise InvalidInput(f"{base.data.name} has no held-out part, which the search measures on: set data.validation=0.1")
+        raise InvalidInput(
+            f"{base.data.name} has no held-out part, which the search measures on: set data.validation=0.1"
+        )
     last, every = base.parts.trainer.last_step(len(base.data.train)), base.parts.trainer.checkpoint_every
     if search.pruner != "none" and last is not None and last <= every:
         say(f"note: no trial is pruned before its end: trainer.checkpoint_every={every} is not below its {last} steps")

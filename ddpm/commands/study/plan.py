@@ -465,7 +465,10 @@ def _summary(
     if refused:
         lines.append(f"{refused} are refused: they would be FAILED with that reason, and the others run")
     for reason in missing:
-        lines.append(f"the data are not available, so no existing run was looked up, and classes and epochs were not counted: {reason}")
+        lines.append(
+            "the data are not available, so no existing run was looked up, and classes and epochs "
+            f"were not counted: {reason}"
+        )
     if rate is not None and total:
         lines.append(
             f"about {duration(total)} for the missing runs, one after the other, on {resolve_device(config.device)} "

@@ -88,9 +88,7 @@ def codec_of(config: DictConfig, shape: Callable[[], Sequence[int]]) -> Found | 
     if named is None:
         return None
     if _is_recipe(named):
-        raise InvalidInput(
-            f"init_codec={named}: only ddpm-train trains a run from such words; here name a run"
-        )
+        raise InvalidInput(f"init_codec={named}: only ddpm-train trains a run from such words; here name a run")
     if (folder := Path(str(named)) / FOLDER).is_dir():
         named = folder
     if (Path(str(named)) / STATE).is_file():

@@ -284,7 +284,11 @@ def built(config: DictConfig, trust: list[str], data: Any, device: Any, processe
             "once; set trainer.accumulate=1"
         )
     if trainer.batch_size < 2 and (task.couples_batch or data.prior_count):
-        why = "each picture of the subject is paired with one of its class" if data.prior_count else "a pair is compared with others"
+        why = (
+            "each picture of the subject is paired with one of its class"
+            if data.prior_count
+            else "a pair is compared with others"
+        )
         raise InvalidInput(f"trainer.batch_size = {trainer.batch_size}: in a batch {why}; allowed: 2 and more")
     optimizer = optimizer_of(config, trust)
     parts = Parts(augment, task, sampler, optimizer, trainer, _must_step(optimizer, device))

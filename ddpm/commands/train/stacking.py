@@ -56,7 +56,9 @@ def _train_stacks(config: DictConfig, number: int | None) -> None:
     """Train and measure, in stacks, the jobs that equal this one but for `FREE`."""
     jobs = sweep().jobs
     if number is None or number >= len(jobs):
-        say("stack=seed: a single run is not stacked" if number is None else _alone("another process trains the others"))
+        say(
+            "stack=seed: a single run is not stacked" if number is None else _alone("another process trains the others")
+        )
         return
     left = {n: _composed(words) for n, words in enumerate(jobs) if n not in sweep().taken}
     own = _form(config)

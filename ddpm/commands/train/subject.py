@@ -43,13 +43,18 @@ def tuned_of(config: DictConfig) -> DictConfig:
     named, which = split_step(str(config.get("init")))
     path = Path(named)
     if config.get("init") is None or not (path / "config.yaml").is_file():
-        raise InvalidInput(f"init={config.get('init')}: a subject is taught to an existing run; name one conditioned on words with init=RUN")
+        raise InvalidInput(
+            f"init={config.get('init')}: a subject is taught to an existing run; name one conditioned "
+            "on words with init=RUN"
+        )
     base = read_config(path / "config.yaml")
     tokenizer: Any = tokenizer_of(path)
     if tokenizer is None or any(not isinstance(base.get(group), DictConfig) for group in OF_RUN):
         raise InvalidInput(f"init={path}: it was trained without words; take a run of experiment=text_scenes")
     if base.get("adapter") is not None:
-        raise InvalidInput(f"init={path}: it was tuned to a subject itself; take the run that it started from, {base.get('init')}")
+        raise InvalidInput(
+            f"init={path}: it was tuned to a subject itself; take the run that it started from, {base.get('init')}"
+        )
     _check(config)
     from ddpm.runs.directory import Run
 
@@ -167,7 +172,9 @@ def with_class(data: Any, config: DictConfig, trust: list[str], drawing: bool = 
     ]
     if not named:
         example = data.captions[int(data.train[0])] if len(data.captions) else "none"
-        raise InvalidInput(f"subject.word={subject.word}: no caption of {data.name} has it; one is {example!r}")
+        raise InvalidInput(
+            f"subject.word={subject.word}: no caption of {data.name} contains it; one caption is {example!r}"
+        )
     if not subject.beside:
         return data, None
     real, captions = _of_class(config, trust)

@@ -77,7 +77,9 @@ def student_of(config: DictConfig) -> DictConfig:
     composed.task = task
     sampler = OmegaConf.to_container(composed.sampler, resolve=True)
     if task["_target_"] == PROGRESSIVE and sampler != {"_target_": STUDENT, "steps": task["steps"]}:
-        raise InvalidInput(f"sampler: a student of {task['steps']} steps is sampled with exactly these; leave sampler out")
+        raise InvalidInput(
+            f"sampler: a student of {task['steps']} steps is sampled with exactly these; leave sampler out"
+        )
     own_weight = base.diffusion.get("target") == "v" or base.diffusion.get("preconditioning") is not None
     loss = "simple" if own_weight else "snr_plus_one"  # the same weighting as simple of v
     merged = OmegaConf.merge(

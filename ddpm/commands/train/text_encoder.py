@@ -60,7 +60,8 @@ def _found(config: DictConfig, named: str, trust: list[str]) -> Found:
     encoder = getattr(task.modules.get("model"), "text", None)
     if encoder is None or tokenizer is None:
         raise InvalidInput(
-            f"init_text={named}: {type(task).__name__} was trained without words there; train one with experiment=contrastive_emoji"
+            f"init_text={named}: {type(task).__name__} was trained without words there; train one with "
+            "experiment=contrastive_emoji"
         )
     load_into(task.model, files["model"])
     return Found(encoder, plain(trained.text), tokenizer, checksum(encoder))

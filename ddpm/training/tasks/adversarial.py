@@ -114,7 +114,7 @@ class Adversarial(Autoencoder):
         if self.discriminator is not None:
             must_take(self.discriminator, data)
             if "pictures" not in data.holds:
-                raise ValueError(f"parts.{ADVERSARIAL} is of pictures, and {data.name} holds none")
+                raise ValueError(f"parts.{ADVERSARIAL} needs pictures, and {data.name} holds none")
 
 
 class AutoencoderKL(Adversarial, VAE):

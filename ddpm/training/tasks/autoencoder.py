@@ -84,7 +84,7 @@ class Autoencoder(Task):
             holds = "bytes" if name in OF_BYTES else "pictures" if name in OF_IMAGES else None
             if holds is not None and holds not in data.holds:
                 raise ValueError(
-                    f"parts.{name} is of {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
+                    f"parts.{name} needs {holds}, and {data.name} holds none; set parts.gaussian=1 instead"
                 )
 
     def figure_batch(self, data: Dataset) -> Batch:

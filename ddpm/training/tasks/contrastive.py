@@ -63,7 +63,7 @@ class Contrastive(Task):
     """
 
     couples_batch = True
-    instead = "metric=retrieval of ddpm-evaluate measures it, and init_text=RUN of ddpm-train draws by its words"
+    instead = "metric=retrieval of ddpm-evaluate measures it, and init_text=RUN of ddpm-train takes its text encoder"
 
     def __init__(self, model: nn.Module, only: Sequence[str] | None = None):
         super().__init__({"model": model}, only=only)

@@ -228,11 +228,11 @@ class Diffusion(Task):
             )
         if "ssim" in self.parts and "pictures" not in data.holds:
             others = ", ".join(name for name in PARTS if name != "ssim")
-            raise ValueError(f"parts.ssim is of pictures, and {data.name} holds none; allowed for it: {others}")
+            raise ValueError(f"parts.ssim needs pictures, and {data.name} holds none; allowed for it: {others}")
         if self.prior != 1 and not data.prior_count:
             raise ValueError(
-                f"task.prior = {self.prior:g} weighs pictures beside those of a subject, and {data.name} has none; set "
-                "task.prior=1, or subject.beside=N in experiment=subject"
+                f"task.prior = {self.prior:g} weighs class pictures against those of a subject, and {data.name} has "
+                "none; set task.prior=1, or subject.beside=N in experiment=subject"
             )
         self.discrete = "bytes" in data.holds
         variance, channels = self.diffusion.variance, data.shape[0]
@@ -244,7 +244,7 @@ class Diffusion(Task):
                 f"{key.removeprefix('out_')} of the data takes model.{key}={needed}"
             )
         if self.drop and (not takes(self.model) or not getattr(self.model, "drop", 0)):
-            lacks = "has no null condition" if takes(self.model) else "is told of nothing"
+            lacks = "has no null condition" if takes(self.model) else "takes no condition"
             raise ValueError(f"task.drop = {self.drop:g} nulls conditions, but the network {lacks}")
 
     def _variance_must_be_trained(self) -> None:

@@ -50,14 +50,15 @@ class Progressive(Diffusion):
     ):
         super().__init__(model, diffusion, drop, only=only)
         if diffusion.target == "eps":
-            raise ValueError("target = 'eps' says nothing of x_0 where all is noise, so it cannot draw in few steps; "
-                             "distil a run with diffusion.target=v")  # fmt: skip
+            raise ValueError("target = 'eps' does not determine x_0 where all is noise, so it cannot draw in few "
+                             "steps; distil a run with diffusion.target=v")  # fmt: skip
         T = diffusion.schedule.T
         if not is_whole(steps, 1, T // 2):
             raise ValueError(f"steps = {steps!r} of the student must be an integer in 1..{T // 2}, half of T = {T}")
         if diffusion.loss_name not in OF_ERRORS:
             raise ValueError(
-                f"diffusion.loss = {diffusion.loss_name!r} has no say in distillation; allowed: {', '.join(OF_ERRORS)}"
+                f"diffusion.loss = {diffusion.loss_name!r} has no effect on distillation; allowed: "
+                f"{', '.join(OF_ERRORS)}"
             )
         self.frozen["teacher"] = teacher.eval().requires_grad_(False)
         self.steps = steps

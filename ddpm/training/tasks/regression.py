@@ -119,19 +119,21 @@ class Regression(Task):
         allowed = [name for name in getattr(data, "conditions", ()) if name != CHOSEN_BY_CHANCE]
         if y is None or kind == CHOSEN_BY_CHANCE:
             if not allowed:
-                raise ValueError(f"task=regression learns an image told of pictures, and {data.name} has none")
-            why = "learns the image that data.condition names" if y is None else "cannot: holes are drawn by chance"
+                raise ValueError(f"task=regression predicts an image from a picture, and {data.name} has no such image")
+            why = (
+                "needs the image that data.condition names" if y is None else "is impossible: holes are drawn by chance"
+            )
             raise ValueError(f"task=regression with data.condition={_null(kind)} {why}; allowed: {', '.join(allowed)}")
         must_take_shape(self.model, data)
         if taken := takes(self.model):
             raise ValueError(
-                f"the model of a regression is told of nothing but the picture, not of {' and '.join(taken)}; set "
+                f"the model of a regression takes nothing but the picture, not {' and '.join(taken)}; set "
                 "model.condition_channels=0 and model.num_classes=null"
             )
         made = getattr(self.model, "out_channels", y.shape[1])
         if made != y.shape[1]:
             raise ValueError(
-                f"model.out_channels = {made}, but data.condition={kind} is of {y.shape[1]}; set "
+                f"model.out_channels = {made}, but data.condition={kind} has {y.shape[1]}; set "
                 f"model.out_channels={y.shape[1]}"
             )
         self.unit = getattr(data, "condition_unit", 1.0)

@@ -88,7 +88,9 @@ class Score(Diffusion):
         if isinstance(step, bool) or not 0 < step < float("inf"):
             raise ValueError(f"step = {step!r} must be > 0")
         if diffusion.loss_name != "simple":
-            raise ValueError(f"diffusion.loss = {diffusion.loss_name!r} has no say in score matching, only simple")
+            raise ValueError(
+                f"diffusion.loss = {diffusion.loss_name!r} does not apply to score matching; allowed: simple"
+            )
         if diffusion.schedule.alpha_bar[-1] == 0:
             raise ValueError("beta_T = 1 makes the noise level sigma_T infinite, and there is no score at it")
         self.objective, self.projection, self.step = objective, projection, step

@@ -164,14 +164,14 @@ class VAE(Autoencoder):
             z = mean[first].index_copy(1, torch.tensor([j], device=device), at[:, None])
             rows.append((f"$z_{{{j}}}$", decoded(z, first)))
         plots.labelled_rows(
-            folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, the others kept"
+            folder / "traversals.png", rows, f"one coding from {-REACH:g} to {REACH:g}, the others fixed"
         )
 
         ways, share = [], torch.linspace(0, 1, SHOWN, device=device)[:, None]
         for i in range(0, len(mean) - 1, 2):
             nearer = i + (share[:, 0] > 0.5).long().cpu()
             ways.append((f"{i} to {i + 1}", decoded(mean[i] + share * (mean[i + 1] - mean[i]), nearer)))
-        plots.labelled_rows(folder / "interpolations.png", ways, "straight ways between the codings of two images")
+        plots.labelled_rows(folder / "interpolations.png", ways, "straight lines between the codings of two images")
         if model.codings == 2:
             quantile = (torch.arange(SIDE, device=device) + 0.5) / SIDE
             side = math.sqrt(2) * torch.erfinv(2 * quantile - 1)  # of the prior: the map shows equal shares of it
