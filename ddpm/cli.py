@@ -82,7 +82,7 @@ def study() -> None:
         return
     try:
         if verb not in VERBS:
-            raise InvalidInput(f"{verb} is not known; allowed: {', '.join(VERBS)}; ddpm-study --help says what they do")
+            raise InvalidInput(f"{verb} is not known; allowed: {', '.join(VERBS)}; ddpm-study --help explains them")
         if options := [word for word in words if word.startswith("-")]:
             raise InvalidInput(f"{options[0]}: there are no options; settings are given as key=value")
         code = VERBS[verb](words)

@@ -120,7 +120,7 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"no conf/train.yaml in {package} or beside it: the installation is incomplete")
+    raise FileNotFoundError(f"no conf/train.yaml in {package} or next to it: the installation is incomplete")
 
 
 @cache

@@ -287,7 +287,7 @@ def must_agree(ours: Tensor, peer: Tensor) -> None:
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"ours and the peer have the same weights, but their outputs differ by {difference:.2g}; allowed: "
-            f"{TOLERANCE:g}. The speeds of two networks that compute different things say nothing"
+            f"{TOLERANCE:g}. The speeds of two networks that compute different things cannot be compared"
         )
 
 

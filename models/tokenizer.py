@@ -209,9 +209,7 @@ class BytePairs:
         """Add a word as the token with the next id."""
         pieces = words(tidied(_text(word)))
         if len(pieces) != 1:
-            raise ValueError(
-                f"{_short(word)} is {len(pieces)} words, but one word makes a token; allowed: letters alone"
-            )
+            raise ValueError(f"{_short(word)} is {len(pieces)} words, but a token is one word; allowed: letters only")
         if len(self._of_word(pieces[0])) == 1:
             raise ValueError(f"{_short(word)} is one token already, and cannot be added; take another word")
         self._known[pieces[0]], self._tokens[self.vocabulary] = [self.vocabulary], "".join(pieces[0])

@@ -852,7 +852,7 @@ def test_a_folder_of_numbered_pictures_is_resumed_by_number(end, call, finished,
         (folder / name).unlink()
     kept = (folder / names[0]).stat().st_mtime_ns
     result = call(cli.sample, *given, "n=6")
-    assert result.code == 0 and "3 of 6 samples are there already" in result.out
+    assert result.code == 0 and "3 of 6 samples exist already" in result.out
     assert {name: (folder / name).read_bytes() for name in names} == whole and (folder / "000005.png").is_file()
     assert (folder / names[0]).stat().st_mtime_ns == kept
     for change in (["seed=1"], ["weights=raw"], ["sampler.steps=4"], ["sampler=ancestral"]):

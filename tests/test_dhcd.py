@@ -130,7 +130,7 @@ def test_downloads_and_reads_the_archive(
     assert set(d.images[:, 0, 0, 2].tolist()) == {255} and not d.images[:, 0, 1:].any()
     kept = [f"{half}-{sha256(WHOLE)[:12]}.safetensors" for half in ("test", "train")]
     assert names(tmp_path / "dhcd") == [ARCHIVE, f"{ARCHIVE}.sha256", *kept], "nothing is extracted"
-    assert "its checksum is recorded now, for there is no published one" in capsys.readouterr().out
+    assert "its checksum is recorded now, since there is no published one" in capsys.readouterr().out
     assert not d.origin.changed()
 
     monkeypatch.setattr(dhcd, "decode_archive", lambda *_: pytest.fail("decoded twice"))

@@ -210,7 +210,7 @@ def test_columns_of_images(library: Any, tmp_path: Path) -> None:
     found = {name: of(path, column=name).images[:, 0, 0, 0].tolist() for name in ("image", "other", "raw")}
     assert found == {"image": [0, 1], "other": [10, 11], "raw": [20, 21]}
     listed = r"there are image \(Image\), other \(Image\), raw \(binary\), text \(string\)$"
-    with pytest.raises(ValueError, match=rf"column='auto': 2 columns are of images, choose one; {listed}"):
+    with pytest.raises(ValueError, match=rf"column='auto': 2 columns hold images, choose one; {listed}"):
         of(path)
     with pytest.raises(ValueError, match=rf"column='img': no such column; {listed}"):
         of(path, column="img")

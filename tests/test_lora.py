@@ -109,7 +109,7 @@ def test_a_network_that_was_loaded_takes_it(unet, tmp_path):
     [
         (
             dict(zip(SPELLINGS["today"], matrices(2, 8), strict=False)),
-            rf"{OURS} maps 16 to 16, and there A is \(2, 8\)",
+            rf"{OURS} maps 16 to 16, but here A is \(2, 8\)",
         ),
         ({"unet.nope.lora_A.weight": torch.ones(1, 2)}, 'changes "unet.nope", which is no layer of this unet'),
         ({"unet.conv_in.weight": torch.ones(1)}, '"unet.conv_in.weight" is none of its keys'),

@@ -278,7 +278,7 @@ def test_damaged_and_missing_files_are_refused(folder, capsys):
     refused("pytorch_model.bin is no whole pickle of plain tensors by name")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
-    refused("has no weight_map from names to files beside it")
+    refused("has no weight_map from names to files next to it")
     index.write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
     refused("names shards that are missing: b.safetensors")
     (folder / CONFIG).unlink()

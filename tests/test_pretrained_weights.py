@@ -86,7 +86,7 @@ def test_shards_that_are_missing_or_lack_weights_are_named(folder, weights):
     of["conv_in.bias"] = "../elsewhere.safetensors"
     for text in ({"weight_map": of}, {"weight_map": {}}, {}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
         (folder / INDEX).write_text(json.dumps(text))
-        with pytest.raises(ValueError, match="has no weight_map from names to files beside it"):
+        with pytest.raises(ValueError, match="has no weight_map from names to files next to it"):
             load_unet(folder)
     (folder / INDEX).write_text("[1]")
     with pytest.raises(ValueError, match="holds a JSON list, not an object with the shards of weights"):

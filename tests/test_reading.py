@@ -380,7 +380,7 @@ def test_the_equations_of_a_paper_in_its_order(project, monkeypatch):
     assert [e.number for e in entries(library, paper)] == ["9", "4"]
     unnamed = Paper("DDPM", "", "", 2020)
     assert [e.number for e in entries(library, unnamed)] == ["4"]
-    with pytest.raises(Mistake, match=r"DDPM \(7\) is listed, but no docstring quotes it, and nothing says why"):
+    with pytest.raises(Mistake, match=r"DDPM \(7\) is listed, but no docstring quotes it, and no reason is given"):
         entries(library, Paper("DDPM", "", "", 2020, equations=(Numbered("7", "what"),)))
 
 
@@ -411,7 +411,7 @@ def test_dead_links_and_ids_that_stand_twice():
     for text, said in (
         ('<a href="c.html">', "a.html: a link leads to c.html, and there is no such page"),
         ('<a href="#z">', "a.html: a link leads to #z, and there is no such place on that page"),
-        ('<p id="x"><p id="x">', "a.html: the id x stands there twice"),
+        ('<p id="x"><p id="x">', "a.html: the id x occurs there twice"),
         ('<img src="https://example.org/a.png">', "and there is no such page"),
     ):
         with pytest.raises(Mistake, match=said):

@@ -213,7 +213,7 @@ def test_a_status_that_cannot_be_read_is_told_and_written_anew(content, tmp_path
     run = Run(tmp_path)
     (tmp_path / "status.json").write_text(content)
     assert run.status() == {}
-    assert "status.json" in (said := capsys.readouterr().out) and "the checkpoints tell how far" in said
+    assert "status.json" in (said := capsys.readouterr().out) and "the checkpoints show how far" in said
     run.write_status(DONE, step=3)
     assert run.status()["step"] == 3
 

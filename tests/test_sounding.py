@@ -196,7 +196,7 @@ def test_sounds_are_drawn_on_the_command_line(pipeline, folder, tmp_path, capsys
     assert "Ancestral, 20 evaluations of its own" in capsys.readouterr().out
     few = (f"pipeline={ddpm}", f"out={tmp_path}/few/")
     assert command(*few) == 0 and command(*few) == 0  # again: they are there already
-    assert "1 of 1 samples are there already" in capsys.readouterr().out
+    assert "1 of 1 samples exist already" in capsys.readouterr().out
     assert command(*few, "sampler.steps=5") == 2
     assert "holds samples of other settings" in capsys.readouterr().err
 

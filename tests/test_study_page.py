@@ -354,7 +354,7 @@ def test_markdown_of_blocks(grid):
     assert len(first) == 2 + 6 and "attention=none" not in "".join(first)
     assert "## Differences to attention=none, with the same channels\n" in report
     assert "An arm's baseline is that of attention=none with the same channels." in report
-    assert "Differences to attention=none, means over channels: paired by seed, and tested by themselves." in report
+    assert "Differences to attention=none, means over channels: paired by seed, and tested separately." in report
     assert levels[0] == "| attention | difference | pairs | p | verdict |"
     assert [row.split(" | ")[0] for row in levels[2:]] == ["| 8", "| 16+8"]
 

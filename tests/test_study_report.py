@@ -146,7 +146,7 @@ def test_shares_that_are_what_was_asked_for_are_a_measure_of_their_own(tmp_path)
         ("latent_silhouette_64_held_out", "Class structure of codings: silhouette", 0.25),
         ("augmentation_10x10_64_held_out", "Accuracy gained by generated images", 25),
         ("scenes_composed-all_reader-1a2b3c_64", "Matched in full, of combinations held out", 25),
-        ("scenes_seen-relation_reader-1a2b3c_64", "Relations of solids that are right", 25),
+        ("scenes_seen-relation_reader-1a2b3c_64", "Correct relations of solids", 25),
         ("psnr_64_held_out", "Reconstruction (PSNR)", 0.25),
         ("bits_per_code_64_held_out", "Bits that a code needs", 0.25),
     ],
@@ -506,7 +506,7 @@ def test_warnings(tmp_path):
     (write_run(tmp_path, "broken", seed=9) / "config.yaml").write_text("[")
     broken, *others = found_in(tmp_path).warnings
     assert broken.startswith("broken: ") and len(others) == 3
-    assert others[0] == "its runs are of 2 commits" and "changed after its commit" in others[1]
+    assert others[0] == "its runs come from 2 commits" and "changed after its commit" in others[1]
     assert "different seeds" in others[2]
 
 

@@ -179,7 +179,7 @@ def test_what_cannot_be_taught_is_refused(call, base, tmp_path):  # noqa: F811
         (["init=null"], "a subject is taught to an existing run; name one conditioned on words with init=RUN"),
         (["subject.word=red", "data.word=red", "tuning=token"], "subject.word: 'red' is one token already"),
         (["subject.word=zzz", "data.word=sks"], "subject.word=zzz: no caption of subject contains it; one caption is"),
-        (["subject.of=dog"], "captions that scenes has for training name a dog; allowed: 0 to 0"),
+        (["subject.of=dog"], "training captions of scenes name a dog; allowed: 0 to 0"),
         (["subject.of=cylindre"], "or another subject.of, perhaps cylinder"),
         (["+subject.foo=1"], "subject.foo is not known; allowed: word, like, of"),
         (["subject.beside=-1"], "subject.beside=-1 must be an integer >= 0"),

@@ -197,9 +197,9 @@ def test_a_study_tries_again_what_failed_and_goes_on_with_what_was_interrupted(
     folder = tmp_path / "default"
     names = states(folder)
     assert_refused(
-        typed(cli.study, "retry", folder, "model.channels=16"), "model.channels=16: a run is tried again as it is"
+        typed(cli.study, "retry", folder, "model.channels=16"), "model.channels=16: a run is retried unchanged"
     )
-    assert_refused(typed(cli.study, "retry", folder, "data.root"), "data.root: a run is tried again")
+    assert_refused(typed(cli.study, "retry", folder, "data.root"), "data.root: a run is retried unchanged")
     result = typed(cli.study, "retry", folder)
     assert result.code == 1 and "2 of 2 runs are not done" in result.out
     broken[0] = False

@@ -50,7 +50,7 @@ def test_the_measure_stands_beside_that_of_held_out_images():
 def test_what_names_no_classes_and_too_few_samples_are_refused():
     x = torch.zeros(2, 2)
     real = Of()
-    with pytest.raises(ValueError, match="no two are of one class"):
+    with pytest.raises(ValueError, match="are of one class"):
         quality.variety(quality.Samples(x, torch.tensor([[-1.0, 0], [1, 0]]), None), real)
     real.features = Pixels((1, 1, 2))
     with pytest.raises(ValueError, match="features=classifier"):

@@ -155,7 +155,7 @@ def _check_recorded(part: Path, url: str, name: str, record: Path, inspect: Call
     if not known:
         with replacing(record) as temporary:
             temporary.write_text(f"{found}  {name}\n")
-        print(f"{url}: its checksum is recorded now, for there is no published one: {found} in {record}", flush=True)
+        print(f"{url}: its checksum is recorded now, since there is no published one: {found} in {record}", flush=True)
 
 
 def matches_record(sha256: str, record: Path, what: object) -> bool:

@@ -169,7 +169,7 @@ def choose_column(name: str, column: str, features: Mapping[str, Any]) -> str:
     if column == "auto" and len(found) == 1:
         return found[0]
     if column not in features:
-        wrong = f"{len(found)} columns are of images, choose one" if column == "auto" else "no such column"
+        wrong = f"{len(found)} columns hold images, choose one" if column == "auto" else "no such column"
         raise ValueError(f"{name}: column={column!r}: {wrong}; there are {_listed(features)}")
     return column
 

@@ -136,7 +136,7 @@ def _means(grid: Sequence[int] | None, spacing: float, means: Matrix | None) -> 
     """Return the given means (K, d), or those of a grid around 0; ValueError for both, or invalid ones."""
     if means is not None:
         if grid is not None:
-            raise ValueError("grid and means both say where the components are; give one of them")
+            raise ValueError("grid and means both set where the components are; give one of them")
         return _tensor("means", means, "K components of d numbers, (K, d)", 2)
     grid = GRID if grid is None else tuple(grid)
     if not grid or not all(is_whole(side, 1) for side in grid):
@@ -163,7 +163,7 @@ def _covariances(std: float | Vector | None, covariances: Sequence[Matrix] | Non
             raise ValueError(f"std={spread.tolist()}: the standard deviation of a component is > {LEVEL:g}")
         return spread.expand(K).square()[:, None, None] * torch.eye(d, dtype=torch.float64)
     if std is not None:
-        raise ValueError("std and covariances both say how wide the components are; give one of them")
+        raise ValueError("std and covariances both set how wide the components are; give one of them")
     C = _tensor("covariances", covariances, f"a matrix a component, ({K}, {d}, {d})", 3)
     if C.shape != (K, d, d):
         raise ValueError(f"covariances have the shape {tuple(C.shape)}, but {K} means of {d} take {(K, d, d)}")

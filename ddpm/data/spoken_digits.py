@@ -144,7 +144,7 @@ def say(program: str, utterance: Utterance) -> tuple[Tensor, int]:
             heard = np.frombuffer(file.readframes(-1), dtype="<i2")
     except (wave.Error, EOFError) as error:
         reason = done.stderr.decode(errors="replace").strip() or str(error)
-        raise ValueError(f"{program} -v {utterance.voice} says nothing: {reason}") from error
+        raise ValueError(f"{program} -v {utterance.voice} produces no sound: {reason}") from error
     y = torch.from_numpy(heard.astype(np.float32) / 32768)
     return trimmed(y), rate
 

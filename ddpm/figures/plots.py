@@ -545,7 +545,7 @@ def accuracy(path: str | Path, times: Sequence[int], shares: Sequence[float], ch
     axes.plot(times, shares, "o-", markersize=5, linewidth=1.5, label="held out, EMA weights")
     axes.axhline(chance, color="0.5", linestyle="--", linewidth=1, label="guessing")
     axes.set_ylim(0, 1.02)
-    _axes(axes, "t", "named rightly")
+    _axes(axes, "t", "named correctly")
     axes.legend(frameon=False, fontsize=SIZE)
     _save(figure, path)
 

@@ -108,6 +108,6 @@ def in_words(values: Mapping[str, Any], k: int, times: int) -> str:
     between = "" if values["low"] is None else f" ({values['low']:+.2%} to {values['high']:+.2%}"
     over = f", 95% over {len(values['seeds'])} seeds)" if values["interval"] == "seeds" else ", 95% over images)"
     return (
-        f"{k} real images a class: {values['without']:.2%} of held-out images named rightly; with {times} generated "
+        f"{k} real images a class: {values['without']:.2%} of held-out images named correctly; with {times} generated "
         f"ones for each {values['with_generated']:.2%}: {values['value']:+.2%}{between}{over if between else ''}"
     )

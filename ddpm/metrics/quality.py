@@ -139,7 +139,7 @@ def frechet(drawn: Samples, real: Real) -> dict[str, Result]:
     if relative is not None:
         words += f": {relative:.2%} of the way from held-out {units} to noise"
     if m < len(drawn.features):
-        words += f"; {m} {units} are held out, and their distance is larger for being fewer"
+        words += f"; {m} {units} are held out, and their distance is larger because they are fewer"
     more = {"noise": of_noise, "relative": relative, "real_n": m}
     return {"frechet": Result(value, of_held_out, words, value - half, value + half, more, "jackknife")}
 
@@ -273,7 +273,7 @@ def variety(drawn: Samples, real: Real) -> dict[str, Result]:
         of_each.append(variety_within(features, named.argmax(1), named.shape[1]))
     both = [(ours, theirs) for ours, theirs in zip(*of_each, strict=True) if ours is not None and theirs is not None]
     if not both:
-        raise ValueError(f"of {len(drawn.features)} samples no two are of one class, as the classifier names them")
+        raise ValueError(f"no two of {len(drawn.features)} samples are of one class, according to the classifier")
     value, of_held_out = (statistics.fmean(v for v in values if v is not None) for values in of_each)
     relative = statistics.fmean(ours / theirs for ours, theirs in both)
     words = f"variety within classes {value:.3f} (held-out images {of_held_out:.3f}), by class {relative:.1%} of it"

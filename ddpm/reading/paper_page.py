@@ -31,7 +31,7 @@ def entries(library: Library, paper: Paper) -> list[Numbered]:
     quoted = {tag.partition(" ")[2].strip("()"): tag for tag in library.quoted if tag.partition(" ")[0] == paper.name}
     for equation in paper.equations:
         if equation.number not in quoted and not equation.note:
-            what = f"{paper.name} ({equation.number}) is listed, but no docstring quotes it, and nothing says why"
+            what = f"{paper.name} ({equation.number}) is listed, but no docstring quotes it, and no reason is given"
             raise Mistake("ddpm/reading/papers.py", what)
     listed = {equation.number for equation in paper.equations}
     return [*paper.equations, *(Numbered(number) for number in sorted(quoted.keys() - listed, key=in_order))]

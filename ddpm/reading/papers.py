@@ -236,7 +236,7 @@ PAPERS = (
             N(
                 "1",
                 "The probability flow with sigma as its time.",
-                "A sampler takes steps of it; the flow itself stands in `log_likelihood`, in lambda.",
+                "A sampler takes steps of it; the flow itself is in `log_likelihood`, in lambda.",
             ),
             N("2", "The denoiser as a least-squares answer.", "That is how every network is trained; see (8)."),
             N("3", "The score from the denoiser.", "Computed as a score from predicted noise, `score_at_sigma`."),
@@ -428,7 +428,7 @@ PAPERS = (
         2023,
         "2303.09556",
         letters=(
-            "The weight is of the squared error of x_0; that of noise is this divided by the SNR. gamma is an "
+            "The weight applies to the squared error of x_0; for that of noise it is divided by the SNR. gamma is an "
             "option, `loss` names the weighting."
         ),
     ),
@@ -805,7 +805,7 @@ PAPERS = (
         "1706.08500",
         letters=(
             "Roots are of symmetric matrices alone, so that fewer samples than features need no correction. The "
-            "features need not be those of Inception. The standard error is not of the paper."
+            "features need not be those of Inception. The standard error is not from the paper."
         ),
     ),
     Paper(
@@ -814,7 +814,7 @@ PAPERS = (
         "Bińkowski, Sutherland, Arbel & Gretton",
         2018,
         "1801.01401",
-        letters=("Over all pairs of the sets at once, not a mean over subsets; the interval is of a jackknife."),
+        letters=("Over all pairs of the sets at once, not a mean over subsets; the interval comes from a jackknife."),
     ),
     Paper(
         "Kynkaanniemi",
@@ -838,8 +838,8 @@ PAPERS = (
         "Jordan et al.",
         2024,
         letters=(
-            "The factor 0.2 sqrt(max(m, n)) is of a later paper (arXiv 2502.16982); convolutions are matrices of "
-            "their outputs, and all that is no matrix is trained by AdamW."
+            "The factor 0.2 sqrt(max(m, n)) is from a later paper (arXiv 2502.16982); convolutions are matrices of "
+            "their outputs, and everything else is trained by AdamW."
         ),
     ),
     Paper(

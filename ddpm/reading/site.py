@@ -160,7 +160,7 @@ class Pages:
         )
         papers = ", ".join(f'<a href="{_page(p)}">{escape(p.name)}</a>' for p in self.papers[:FIRST])
         return (
-            '<header class="head"><h1>DDPM, read beside its papers</h1>'
+            '<header class="head"><h1>DDPM, read alongside its papers</h1>'
             f'<p class="lead">{counted} Made from the source: what is wrong there is wrong here.</p>'
             f'<p>By paper: {papers}, <a href="papers.html">and all others</a>. Press <code>/</code> to search, '
             "<code>←</code> and <code>→</code> to turn pages.</p></header>"
@@ -332,7 +332,7 @@ def check_links(made: Mapping[str, str]) -> None:
             read[name].feed(text)
     for name, page in read.items():
         if twice := {i for i in page.ids if page.ids.count(i) > 1}:
-            raise Mistake(name, f"the id {min(twice)} stands there twice")
+            raise Mistake(name, f"the id {min(twice)} occurs there twice")
         for link in page.links:
             if link.startswith(("data:", "https://arxiv.org/")) or link.endswith(".ipynb"):
                 continue

@@ -79,10 +79,10 @@ class Run:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            print(f"{error}; the checkpoints tell how far the run is")
+            print(f"{error}; the checkpoints show how far the run is")
             return {}
         if not _is_status(status):
-            print(f"{path} is not the status of a run; the checkpoints tell how far it is")
+            print(f"{path} is not the status of a run; the checkpoints show how far it is")
             return {}
         found = status.get("format")
         if isinstance(found, int) and found > FORMAT:

@@ -48,7 +48,7 @@ def must_have_room_for_weights(network: nn.Module) -> None:
         count = sum(p.numel() for p in network.parameters())
         raise ValueError(
             f"the weights of {count:,} parameters take {in_words(needed)}, but {in_words(there)} of memory are "
-            "available; make it smaller, by its channels, say"
+            "available; make it smaller, for example by fewer channels"
         )
 
 

@@ -156,7 +156,7 @@ def how_to_read(findings: Findings) -> str:
 def mean_differences(findings: Findings) -> str:
     """Return the explanation of the differences of effects."""
     of = "" if findings.blocks is None else f", means over {' and '.join(findings.blocks.others)}"
-    return f"Differences to {findings.baseline}{of}: paired by seed, and tested by themselves."
+    return f"Differences to {findings.baseline}{of}: paired by seed, and tested separately."
 
 
 def footnotes(arms: Iterable[Arm]) -> dict[str, int]:

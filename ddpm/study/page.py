@@ -174,7 +174,7 @@ def _effects(findings: Findings) -> Section | None:
         return None
     first = findings.measures[0]
     caption = (
-        f"{formatting.heading(first)} at each level of a factor, over whatever the other factors are: mean, interval, "
+        f"{formatting.heading(first)} at each level of a factor, over all levels of the other factors: mean, interval, "
     )
     caption += f"and a dot for each seed. {formatting.aim(first).capitalize()}."
     figure = figures.effects(findings.effects, first)
@@ -251,7 +251,7 @@ def _lines(
     figure = figures.lines(curves, x_label, y_label, styles, log_x=log_x, markers=markers)
     caption = "Shades: the range over training seeds."
     if any(label not in styles for label in curves):
-        kind = "the lowest" if name == "steps" else "the baseline and those that come first by the first measure"
+        kind = "the lowest" if name == "steps" else "the baseline and the first arms by the first measure"
         caption += f" In colour: {kind}, {len(styles)} in all."
     return f"<h3>{escape(title)}</h3>{_figure(figure, name, title, caption)}"
 

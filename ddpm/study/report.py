@@ -76,11 +76,11 @@ KINDS = {  # prefix of a protocol -> kind, in the order of a report; the first p
     "scenes_composed-all": Kind("Matched in full, of combinations held out", "higher", "%", 100.0),
     "scenes_seen-pairs": Kind("Prompts with all colours and shapes", "higher", "%", 100.0),
     "scenes_composed-pairs": Kind("All colours and shapes, of combinations held out", "higher", "%", 100.0),
-    "scenes_seen-relation": Kind("Relations of solids that are right", "higher", "%", 100.0),
+    "scenes_seen-relation": Kind("Correct relations of solids", "higher", "%", 100.0),
     "scenes_composed-relation": Kind("Relations, of combinations held out", "higher", "%", 100.0),
-    "scenes_seen-size": Kind("Sizes of solids that are right", "higher", "%", 100.0),
+    "scenes_seen-size": Kind("Correct sizes of solids", "higher", "%", 100.0),
     "scenes_composed-size": Kind("Sizes, of combinations held out", "higher", "%", 100.0),
-    "scenes_seen-material": Kind("Materials of solids that are right", "higher", "%", 100.0),
+    "scenes_seen-material": Kind("Correct materials of solids", "higher", "%", 100.0),
     "scenes_composed-material": Kind("Materials, of combinations held out", "higher", "%", 100.0),
     **{
         f"retrieval_{part}-{way}-{what}": Kind(f"{title}{of}, {among}", better, unit, scale, chosen)
@@ -502,7 +502,7 @@ def _flags(arm: ArmRuns, base: ArmRuns) -> list[str]:
            for run in runs):  # fmt: skip
         flags.append("other data")
     if failed := sum(run.state == FAILED for run in arm.runs):
-        flags.append(f"{failed} of its {len(arm.runs)} seeds failed: those that are left are the lucky ones")
+        flags.append(f"{failed} of its {len(arm.runs)} seeds failed: the remaining ones are a lucky selection")
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
         flags.append(f"{unmeasured} of its {len(arm.runs)} seeds lack requested measurements")
     if arm.label != base.label and (unpaired := _unpaired(arm, base)):
@@ -548,12 +548,12 @@ def _warnings(arms: Sequence[ArmRuns]) -> list[str]:
     commits = {str(run.status.get("commit")) for arm in arms for run in arm.done.values()}
     warnings = []
     if len(commits) > 1:
-        warnings.append(f"its runs are of {len(commits)} commits")
+        warnings.append(f"its runs come from {len(commits)} commits")
     if any(commit.endswith("+") for commit in commits):
-        warnings.append("some runs are of code that was changed after its commit")
+        warnings.append("some runs used code that was changed after its commit")
     seeds = {tuple(sorted(arm.done)) for arm in arms if arm.done}
     if len(seeds) > 1:
-        warnings.append("the arms have different seeds: an arm is compared by those that the baseline has too")
+        warnings.append("the arms have different seeds: an arm is compared on those that the baseline has too")
     runs = [run for arm in arms for run in arm.done.values()]
     if unmeasured := sum(bool(run.unmeasured) for run in runs):
         warnings.append(

@@ -143,7 +143,7 @@ def _read(path: Path, networks: Mapping[str, nn.Module]) -> list[Low]:
         if layer not in names:
             parts = " and ".join(networks)
             raise ValueError(
-                f"{path} changes {short(layer)}, which is no layer of this {parts}; it is of another network"
+                f"{path} changes {short(layer)}, which is no layer of this {parts}; it belongs to another network"
             )
         if missing := {"A", "B"} - tensors.keys():
             raise ValueError(f"{path} has no matrix {min(missing)} of {short(layer)}")
@@ -183,8 +183,8 @@ def _must_fit(path: Path, low: Low) -> None:
     r, into, out = len(low.A), weight[0].numel(), len(weight)
     if low.A.numel() != r * into or low.B.numel() != out * r or low.B.shape[:1] != (out,):
         raise ValueError(
-            f"{path} does not fit: {low.name} maps {into} to {out}, and there A is {tuple(low.A.shape)} and B "
-            f"{tuple(low.B.shape)}; it is of a network of another width"
+            f"{path} does not fit: {low.name} maps {into} to {out}, but here A is {tuple(low.A.shape)} and B "
+            f"{tuple(low.B.shape)}; it belongs to a network of another width"
         )
     if not (torch.isfinite(low.A).all() and torch.isfinite(low.B).all()):
         raise ValueError(f"{path} holds numbers that are not finite, of {low.name}")

@@ -116,7 +116,7 @@ def _of_shards(index: Path, stack: ExitStack) -> dict[str, Piece]:
     """Return the tensors of an index, from the shards next to it."""
     shard_of = read_object(index, "the shards of weights").get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(map(_is_name, shard_of.values())):
-        raise ValueError(f"{index} has no weight_map from names to files beside it, .safetensors or .bin")
+        raise ValueError(f"{index} has no weight_map from names to files next to it, .safetensors or .bin")
     files = sorted(set(shard_of.values()))
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:

@@ -198,7 +198,7 @@ def _judge_of(context: EvaluationContext) -> tuple[Judge, str]:
     load_into(model, weights)
     known = run.status().get("data") or {}
     if known.get("sha256") != context.every.identity()["sha256"]:
-        say(f"warning: judge_run={named} was trained on other data than {context.every.name} as it is here")
+        say(f"warning: judge_run={named} was trained on data other than the present {context.every.name}")
     model.to(source.device).eval()
     return Judge(model, tokenizer, source.device, "fp32"), checkpoint.sha256(weights)[:6]
 

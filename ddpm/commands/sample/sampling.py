@@ -310,7 +310,7 @@ def _write_numbered(config: DictConfig, source: Any, run: Any, step: int, out: P
         temporary.write_text(json.dumps(settings, indent=1))
     missing = [i for i in range(config.n) if not (out / f"{i:06}.png").exists()]
     if len(missing) < config.n:
-        say(f"{config.n - len(missing)} of {config.n} samples are there already")
+        say(f"{config.n - len(missing)} of {config.n} samples exist already")
     for numbers, x in with_bar(source.batches(missing, config.batch), len(missing)):
         for number, picture in zip(numbers, images.to_numpy(for_display(mel, x)), strict=True):
             images.save_png(out / f"{number:06}.png", picture)

@@ -70,7 +70,7 @@ def retry(words: list[str]) -> int:
         key, equals, _ = word.partition("=")
         if not equals or key not in (*RETRIED_WITH, *(f"trainer.{name}" for name in CADENCE)):
             allowed = ", ".join(f"{name}=" for name in RETRIED_WITH)
-            raise InvalidInput(f"{word}: a run is tried again as it is; allowed: {allowed} and the trainer's cadence")
+            raise InvalidInput(f"{word}: a run is retried unchanged; allowed: {allowed} and the trainer's cadence")
     arms, _ = _read(folder)
     open_runs = [run for arm in arms for run in arm.runs if run.state in ("FAILED", "INTERRUPTED") or run.unmeasured]
     if not open_runs:

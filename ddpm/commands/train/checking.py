@@ -202,7 +202,7 @@ def _measured(source: Any, weights: int, n: int, batch: int) -> dict[str, str]:
     memory += f", and {preflight.in_words(max(0, used))} while {batch} are evaluated" if used is not None else ""
     whole = seconds * -(-n // batch) + decoding * n
     took = f"about {_short(whole)} s for {n:,} on {device}, {batch} at a time"
-    return {"memory": f"{memory}; {_known(there)} is there", "time": took}
+    return {"memory": f"{memory}; {_known(there)} is available", "time": took}
 
 
 def _short(x: float) -> str:

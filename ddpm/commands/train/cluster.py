@@ -249,8 +249,9 @@ def awaiting(launcher: Any) -> Iterator[None]:
             numbers = ", ".join(sorted({job.job_id.partition("_")[0] for job in jobs}))
             folder = launcher.config.hydra.sweep.dir
             say(
-                f"{len(jobs)} jobs are in the queue as {numbers}: how far they are says squeue, and of the runs "
-                f"ddpm-study status {folder}; Ctrl-C leaves them there, scancel {numbers} ends them with checkpoints"
+                f"{len(jobs)} jobs are in the queue as {numbers}: squeue shows their progress, ddpm-study "
+                f"status {folder} that of the runs; Ctrl-C leaves them there, scancel {numbers} "
+                "ends them with checkpoints"
             )
         return [Awaited(job, job_words, queue) for job, job_words in zip(jobs, words, strict=True)]
 

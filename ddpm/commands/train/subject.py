@@ -205,7 +205,7 @@ def _of_class(config: DictConfig, trust: list[str]) -> tuple[Any, list[str]]:
         near = get_close_matches(subject.of.lower(), sorted(words - {subject.of.lower()}), 3)
         hint = f", perhaps {' or '.join(near)}" if near else ""
         raise InvalidInput(
-            f"subject.beside={subject.beside}: {len(there):,} captions that {data.name} has for training name a "
+            f"subject.beside={subject.beside}: {len(there):,} training captions of {data.name} name a "
             f"{subject.of}; allowed: 0 to {len(there)}, or another subject.of{hint}; "
             f"a caption is {data.captions[int(data.train[0])]!r}"
         )
