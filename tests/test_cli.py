@@ -1840,7 +1840,7 @@ def test_a_sweep_over_weights_is_kept_and_gone_on_with(call, guidable, tmp_path)
     assert_refused(call(cli.evaluate, *asked), "guidance with a weight")
     asked += ["guidance=classifier_free"]
     assert_refused(call(cli.evaluate, *asked, "guidance_sweep.w=[a]"), "guidance_sweep.w=", "numbers")
-    assert_refused(call(cli.evaluate, *asked, "metric=loss_by_snr"), "of the network itself")
+    assert_refused(call(cli.evaluate, *asked, "metric=loss_by_snr"), "measures the network itself")
     result = call(cli.evaluate, *asked, "guidance_sweep.w=[0,2]")
     assert result.code == 0 and (run / "guidance_sweep.png").exists(), result
     (record,) = json.loads((run / "evaluation.json").read_text()).values()

@@ -205,7 +205,9 @@ def test_bits_of_codes_and_those_of_their_frequencies_by_hand():
     assert values["independent"] == pytest.approx(-smooth.log2()[real.x.flatten()].mean().item())
     p = p / p.sum()
     assert values["perplexity"] == pytest.approx(torch.special.entr(p).sum().exp().item())
-    assert values["share"] == pytest.approx(values["value"] / values["independent"]) and "foretold" in words
+    assert (
+        values["share"] == pytest.approx(values["value"] / values["independent"]) and "predicted, perplexity" in words
+    )
 
 
 def test_what_is_left_of_images_by_hand():

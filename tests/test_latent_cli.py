@@ -111,7 +111,7 @@ def test_latents_are_diffused_and_drawn_without_the_run_that_made_them(call, cod
     assert call(cli.sample, f"run={run}", "between=[0,1]", "sampler.steps=3", f"out={tmp_path / 'b.png'}").code == 0
     cost = call(cli.evaluate, f"run={run}", "metric=cost", "cost.steps=[2]", "batch=8")
     assert cost.code == 0 and "images/s" in cost.out
-    assert_refused(call(cli.evaluate, f"run={run}", "metric=bits_per_dim", "n=4"), "is of pixels")
+    assert_refused(call(cli.evaluate, f"run={run}", "metric=bits_per_dim", "n=4"), "is measured on pixels")
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused_before_anything_is_begun(call, codec, tmp_pat
         ([f"init_codec={codec}", "data.image_size=16"], "the codec was trained on images (C, H, W) = (1, 8, 8)"),
         ([f"init_codec={codec}", "diffusion.clip_x_0=true"], "set diffusion.clip_x_0=false"),
         ([f"init_codec={codec}", "data.condition=mask"], "set data.condition=null"),
-        ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "is of pixels"),
+        ([f"init_codec={codec}", 'evaluation=["metric=bits_per_dim"]'], "is measured on pixels"),
     ]
     for words, several in ((GAN, of_gan), (CODEC, of_codec), (LATENT, of_latents)):
         for changes, told in several:

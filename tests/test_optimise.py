@@ -190,7 +190,11 @@ def test_trials_that_fail_are_told_with_the_reason_and_the_others_go_on(tmp_path
     reasons = {
         (t.params["model.dropout"], t.params["model.groups"]): t.user_attrs.get("reason", t.state.name) for t in trials
     }
-    expected = {("0.0", "4"): "COMPLETE", ("0.1", "4"): "it broke", ("0.2", "4"): "its held_out is nan, no number"}
+    expected = {
+        ("0.0", "4"): "COMPLETE",
+        ("0.1", "4"): "it broke",
+        ("0.2", "4"): "its held_out is nan, which is not a usable number",
+    }
     for chosen, reason in reasons.items():
         assert expected.get(chosen, "groups") in reason and (reason == "COMPLETE" or reason in told)
     assert len(set(reasons.values())) >= 3
@@ -356,7 +360,7 @@ def test_what_is_searched_may_be_wrong_without_it(tmp_path, pretend):
         ),
         (["search.rounds=3"], "search.rounds is no key of this configuration; search has: direction"),
         (["search=null"], "search=None must hold settings"),
-        (["data.validation=0"], "holds nothing out"),
+        (["data.validation=0"], "has no held-out part"),
         (["extend=runs/default/abc"], "extend=runs/default/abc cannot be used here"),
         (["trainer.batch_size=0"], "batch_size = 0"),
         (["retry=3"], "retry=3 must be true or false"),
