@@ -839,7 +839,7 @@ PAPERS = (
         2024,
         letters=(
             "The factor 0.2 sqrt(max(m, n)) is from a later paper (arXiv 2502.16982); convolutions are matrices of "
-            "their outputs, and everything else is trained by AdamW."
+            "their outputs, and what is not a matrix is trained by AdamW."
         ),
     ),
     Paper(

@@ -18,7 +18,7 @@ OF_POINTS = (
     "Blue: samples; grey: the data. All show the same window, three standard deviations of the data to each side, with "
     "points beyond at its edge."
 )
-OF_BLOCKS = "the baselines and those that are {} next to each of them"
+OF_BLOCKS = "the baselines and the {} arms compared with each of them"
 SHEET = 640  # largest width in pixels of an arm's enlarged row of samples
 FOLDED = 30  # rows above which a secondary table is folded
 

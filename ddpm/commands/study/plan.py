@@ -335,10 +335,10 @@ def _stand_in(run: Planned) -> Any:
         size = settings["image_size"]
         height, width = (size, size) if isinstance(size, int) else size
         images = torch.zeros(64, settings["channels"], height, width, dtype=torch.uint8)
-        data = ImageData("not available", "none", images, torch.zeros(64, dtype=torch.long))
+        data = ImageData("not at hand", "none", images, torch.zeros(64, dtype=torch.long))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InvalidInput(f"data: {str(error).splitlines()[0]}") from error
-    data.captions = ("not available",) * len(data)
+    data.captions = ("not at hand",) * len(data)
     in_tokens = in_words(data, run.config, trusted(run.config), _start_of(run.config))
     return in_tokens if run.codec is None else _latents(in_tokens, run.codec)
 
