@@ -46,7 +46,7 @@ def signals() -> Iterator[list[int]]:
     def note(signum: int, frame: object) -> None:
         received.append(signum)
         signal.signal(signum, before[signum])
-        print(f"\n{signal.Signals(signum).name}: writing a checkpoint; again to stop at once", file=sys.stderr)
+        print(f"\n{signal.Signals(signum).name}: writing a checkpoint; once more to stop at once", file=sys.stderr)
 
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
