@@ -86,7 +86,7 @@ GROWTH: dict[str, Sequence[int]] = {  # sizes of SMALL, its batch and its proces
 WHAT = ("training", "sampling", "memory", "limits", "growth", "text")
 BY_DEFAULT = WHAT[:4]
 LATENT = FIXED | {"in_channels": 4, "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "groups": 16}
-TOLD: dict[str, Network] = {  # of texts, in the form of latent diffusion: attention on all levels but the last
+TEXT_CONDITIONAL: dict[str, Network] = {  # of texts, in the form of latent diffusion: attention on all levels but the last
     "words_32": LATENT | {"image_size": 32, "channels": 32, "channel_mults": (1, 2, 4), "blocks": 1,
                           "attention_resolutions": (32, 16), "heads": 8, "token_channels": 128},
     "words_64": LATENT | {"image_size": 64, "channels": 32, "channel_mults": (1, 2, 2, 2), "blocks": 1,
@@ -495,9 +495,9 @@ def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], obj
         note: is given all that is known, whenever something is.
     """
     told: dict[str, Any] = {}
-    for name in (*TOLD, "encoder"):
+    for name in (*TEXT_CONDITIONAL, "encoder"):
         print(name, file=sys.stderr, flush=True)
-        networks = encoders(device) if name == "encoder" else told_of_texts(TOLD[name], device)
+        networks = encoders(device) if name == "encoder" else text_conditional(TEXT_CONDITIONAL[name], device)
         told[name] = {"parameters": sum(p.numel() for p in networks["ours"][0].parameters())}
         for precision in ("fp32", "bf16"):
             for what, run in (("forward", forward_pass), ("forward and backward", both_passes)):
@@ -515,7 +515,7 @@ def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], obj
 Called = tuple[nn.Module, Callable[[], Tensor]]  # a network, and what calls it
 
 
-def told_of_texts(network: Network, device: torch.device) -> dict[str, Called]:
+def text_conditional(network: Network, device: torch.device) -> dict[str, Called]:
     """Our U-Net and its twins; RuntimeError unless ours(x, t) is peer(x, t - 1), up to rounding."""
     random, shape = torch.Generator().manual_seed(0), (TOLD_BATCH, 4, *[network["image_size"]] * 2)
     x_t, tokens = (
@@ -709,14 +709,14 @@ def table(told: dict[str, Any]) -> str:
         for axis, curve in told.get("growth", {}).items()
     ]  # fmt: skip
     text += f"{LEGEND}\n{_markdown(HEADS, rows)}" if rows else ""
-    text += "\n" + _markdown(TOLD_HEADS, _told_rows(told["text"])) if "text" in told else ""
+    text += "\n" + _markdown(TEXT_HEADS, _text_rows(told["text"])) if "text" in told else ""
     return text + ("\n" + _markdown(["growth", "values", "s", "exponent"], curves) if curves else "")
 
 
-TOLD_HEADS = ["with a text", "what", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
+TEXT_HEADS = ["network", "pass", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
 
 
-def _told_rows(told: dict[str, Any]) -> list[list[str]]:
+def _text_rows(told: dict[str, Any]) -> list[list[str]]:
     """The rows of what is told of texts, one a pass and precision."""
     rows: list[list[str]] = []
     for name, entry in told.items():

@@ -358,9 +358,9 @@ def test_the_peer_trains_and_samples(tiny, network, monkeypatch):
         assert told[part]["best_peer"] in ("peer default", "peer bf16")
 
 
-def test_what_is_told_of_texts_is_timed_without_peers_and_has_rows_of_its_own(tiny, tmp_path, capsys, monkeypatch):
-    assert {"words_32", "words_64"} == tiny["TOLD"].keys()
-    for name, value in {"TOLD": {"words_64": tiny["LATENT"] | TOLD_TINY}, "ENCODER": ENCODER_TINY}.items():
+def test_text_conditional_networks_are_timed_without_peers_and_has_rows_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+    assert {"words_32", "words_64"} == tiny["TEXT_CONDITIONAL"].keys()
+    for name, value in {"TEXT_CONDITIONAL": {"words_64": tiny["LATENT"] | TOLD_TINY}, "ENCODER": ENCODER_TINY}.items():
         monkeypatch.setitem(tiny["main"].__globals__, name, value)
     assert run(tiny, tmp_path, "--what", "text") == 0
     said = capsys.readouterr().out
@@ -384,12 +384,12 @@ def test_what_is_told_of_texts_is_timed_without_peers_and_has_rows_of_its_own(ti
 
 
 @pytest.mark.slow
-def test_what_is_told_of_texts_says_what_its_peers_say(benchmark, monkeypatch):
+def test_text_conditional_networks_are_timed_beside_their_peers(benchmark, monkeypatch):
     for library in ("diffusers", "transformers"):
         pytest.importorskip(library)
     scope = benchmark["main"].__globals__
     for name, value in {
-        "TOLD": {"words": benchmark["LATENT"] | TOLD_TINY},
+        "TEXT_CONDITIONAL": {"words": benchmark["LATENT"] | TOLD_TINY},
         "ENCODER": ENCODER_TINY,
         "AT_LEAST": 0.0,
     }.items():

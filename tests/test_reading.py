@@ -443,7 +443,7 @@ def test_the_chapters_are_eight_and_lead_to_notebooks():
     for chapter in found:
         names = re.findall(r"\[\[notebook (\w+)\]\]", chapter.text)
         assert names and all((REPOSITORY / "notebooks" / f"{name}.ipynb").is_file() for name in names), chapter.path
-        assert "## The walk" in chapter.text and "## At the keyboard" in chapter.text
+        assert "## Step by step" in chapter.text and "## Try it" in chapter.text
 
 
 def test_the_map_of_a_network_has_every_part_with_its_channels_and_levels():
