@@ -10,7 +10,7 @@ device. "ours" is what a user gets. "peer default" is diffusers as it comes: flo
 they are by default; the other peers have channels_last, fused AdamW and EMAModel(foreach=True) too. A multiply-add is 2
 FLOP. What another run found with the same machine, torch and threads stays in the table of the same --out.
 
-`--what text` times U-Nets that are told of a text, and the encoder of texts, beside UNet2DConditionModel of diffusers
+`--what text` times text-conditional U-Nets, and the text encoder, beside UNet2DConditionModel of diffusers
 and CLIPTextModel of transformers with the same weights: the forward pass, and with the backward pass. Where a library
 is not installed, ours is timed alone.
 """
@@ -86,7 +86,7 @@ GROWTH: dict[str, Sequence[int]] = {  # sizes of SMALL, its batch and its proces
 WHAT = ("training", "sampling", "memory", "limits", "growth", "text")
 BY_DEFAULT = WHAT[:4]
 LATENT = FIXED | {"in_channels": 4, "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "groups": 16}
-TEXT_CONDITIONAL: dict[str, Network] = {  # of texts, in the form of latent diffusion: attention on all levels but the last
+TEXT_CONDITIONAL: dict[str, Network] = {  # as in latent diffusion: attention on all levels but the last
     "words_32": LATENT | {"image_size": 32, "channels": 32, "channel_mults": (1, 2, 4), "blocks": 1,
                           "attention_resolutions": (32, 16), "heads": 8, "token_channels": 128},
     "words_64": LATENT | {"image_size": 64, "channels": 32, "channel_mults": (1, 2, 2, 2), "blocks": 1,

@@ -44,7 +44,7 @@ def test_a_vqvae_leaves_reconstructions_and_measures_and_goes_on_after_a_kill(ca
     lines = 'evaluation=["metric=[reconstruction,kernel,recognition] n=40 features=pixels"]'
     run = made(call, tmp_path / "a", CODES, lines, "task.revive=3")
     assert {p.name for p in run.glob("*.png")} == {
-        "samples.png", "samples_told.png", "preview.png", "loss.png", "reconstructions.png",
+        "samples.png", "samples_conditions.png", "preview.png", "loss.png", "reconstructions.png",
     }  # fmt: skip
     found = json.loads((run / "evaluation.json").read_text())
     assert {"psnr_40_held_out", "kernel_pixels_40_train"} < found.keys() and len(found) == 3

@@ -69,7 +69,7 @@ def test_a_gan_is_trained_resumed_drawn_from_and_measured(call, tmp_path):  # no
 def test_an_autoencoder_with_a_discriminator_goes_on_after_a_kill(call, tmp_path):  # noqa: F811
     lines = 'evaluation=["metric=[reconstruction,kernel] n=40 features=pixels"]'
     run = made(call, tmp_path / "a", CODEC, lines)
-    names = {"samples.png", "samples_told.png", "preview.png", "loss.png", "reconstructions.png"}
+    names = {"samples.png", "samples_conditions.png", "preview.png", "loss.png", "reconstructions.png"}
     assert {p.name for p in run.glob("*.png")} == names
     assert "psnr_40_held_out" in json.loads((run / "evaluation.json").read_text())
     steps = [line for line in read_metrics(run) if line["split"] == "train"]

@@ -263,8 +263,8 @@ def test_what_networks_are_told_beside_the_text(folders):
     codec = inpainting.codec
     torch.testing.assert_close(image[:, 1:], codec.scale * codec.model.encode(x.masked_fill(mask, 0))[0])
     assert torch.equal(masked(codec, torch.where(mask, 1, x), mask), image)  # nothing of the hole is looked at
-    source = inpainting.of("a cat", sampler=2).telling(image)
-    other = inpainting.of("a cat", sampler=2).telling(-image)
+    source = inpainting.of("a cat", sampler=2).conditioned_on_image(image)
+    other = inpainting.of("a cat", sampler=2).conditioned_on_image(-image)
     assert (source.draw([0, 1]) - other.draw([0, 1])).abs().max() > 1e-3
 
     told = deep(depth.codec, torch.arange(64.0 * 64).reshape(1, 1, 64, 64))

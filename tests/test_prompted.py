@@ -206,7 +206,7 @@ def told(tmp_path, monkeypatch, composed):
 def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
     context = told()
     source, data = context.source, context.every
-    composed = source.told_of(data.composed)
+    composed = source.conditioned_on(data.composed)
     numbers = [0, 1, len(data.composed)]
     tokens = composed.condition(numbers).tokens
     assert torch.equal(tokens, data.tokens[data.composed[[0, 1, 0]]])
@@ -214,7 +214,7 @@ def test_what_is_drawn_is_told_each_caption_of_a_part_in_turn(told):
     x, _ = context.samples([0, 1], 0, conditions_of=data.composed)
     assert torch.equal(x, composed.draw([0, 1])) and not torch.equal(x, context.samples([0, 1], 0)[0])
     with pytest.raises(ValueError, match="no samples"):
-        source.told_of(data.composed[:0])
+        source.conditioned_on(data.composed[:0])
 
 
 @pytest.mark.slow

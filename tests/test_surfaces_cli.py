@@ -40,7 +40,7 @@ def test_what_is_drawn_of_depths_is_read_by_a_run_of_regression(call, tmp_path):
     learn = ["experiment=depth_of_scenes", *SMALL, root]
     judge = made(call, tmp_path / "judge", learn)
     assert {p.name for p in judge.glob("*.png")} == {
-        "samples.png", "samples_told.png", "preview.png", "loss.png", "predictions.png",
+        "samples.png", "samples_conditions.png", "preview.png", "loss.png", "predictions.png",
     }  # fmt: skip
     line = [line for line in read_metrics(judge) if line["split"] == "held_out"][-1]
     assert line["loss_error"] == pytest.approx(5.5 * line["loss_absolute"], rel=1e-4)

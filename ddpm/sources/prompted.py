@@ -85,7 +85,7 @@ class Prompted(TrainedSampler):
         away = replace(condition, tokens=self.negative.expand(len(condition), -1, -1))
         return self.guidance(self.diffusion, self.model, condition, away)
 
-    def telling(self, image: Tensor) -> "Prompted":
+    def conditioned_on_image(self, image: Tensor) -> "Prompted":
         """Return a copy with a conditioning image, (1, C', h, w): `masked` or `deep`."""
         other = copy.copy(self)
         other.image = image.to(self.device)

@@ -153,7 +153,7 @@ class TrainedSampler(Source):
         other.guidance = guidance
         return other
 
-    def told_of(self, numbers: Tensor) -> "TrainedSampler":
+    def conditioned_on(self, numbers: Tensor) -> "TrainedSampler":
         """Return a copy that takes its conditions from samples (M,) of its data: number i from numbers[i modulo M]."""
         if self.condition_data is None or not len(numbers):
             raise ValueError("the network is not conditioned on the data, or there are no samples to condition it on")

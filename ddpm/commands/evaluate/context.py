@@ -89,7 +89,7 @@ class EvaluationContext:
         source = self.source.with_seed(seed)
         source = source if sampler is None else source.using(sampler)
         source = source if guidance is None else source.guided_by(guidance)
-        source = source if conditions_of is None else source.told_of(conditions_of)
+        source = source if conditions_of is None else source.conditioned_on(conditions_of)
         batches = source.batches(numbers, self.config.batch)
         x = torch.cat([x for _, x in with_bar(batches, len(numbers))])
         warn_of_range(source)

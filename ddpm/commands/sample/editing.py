@@ -137,7 +137,7 @@ def _of_pipeline(config: DictConfig, source: Any, kind: str) -> Any:
     if of_network != "depth":
         return source
     try:
-        return source.telling(deep(source.codec, depth_of(config, source)))
+        return source.conditioned_on_image(deep(source.codec, depth_of(config, source)))
     except ValueError as error:
         raise InvalidInput(f"depth={config.depth}: {error}") from error
 
@@ -235,7 +235,7 @@ def inpainting(config: DictConfig, source: Any, x: Any, size: str, labels: list[
     def of_latents(numbers: list[int]) -> Any:
         from ddpm.sources.prompted import masked
 
-        there = source.telling(masked(source.codec, x.to(source.device), mask.to(source.device)))
+        there = source.conditioned_on_image(masked(source.codec, x.to(source.device), mask.to(source.device)))
         denoise, noise = there.denoiser(there.condition(numbers)), there.noise(numbers)
         x_T = noise.x_T(there.shape, there.device)
         return there.sampler(there.diffusion.schedule, denoise, x_T, generator=noise)

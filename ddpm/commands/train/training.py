@@ -422,7 +422,7 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
         if mel is not None:
             write_results(run.path / PAGE, source, data, samples)
         if (conditions := source.condition_images(range(64))) is not None:
-            images.save_samples(run.path / "samples_told.png", conditions)
+            images.save_samples(run.path / "samples_conditions.png", conditions)
     else:
         numbers = data.held_out if len(data.held_out) else data.train
         real = data.batch(numbers[spread(len(numbers), MANY_POINTS)]).x.cpu()
