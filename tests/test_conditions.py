@@ -271,7 +271,9 @@ def test_a_run_is_trained_and_sampled_with_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create(task))
     training.train(compose("train", words))
     (run,) = (tmp_path / "default").iterdir()
-    assert {"preview.png", "samples.png", "samples_conditions.png", "evaluation.json"} <= {p.name for p in run.iterdir()}
+    assert {"preview.png", "samples.png", "samples_conditions.png", "evaluation.json"} <= {
+        p.name for p in run.iterdir()
+    }
     for word in ("n=4", "steps_strip=[1,2]", "process=2", "between=[0,1]"):
         drawn = [f"run={run}", "device=cpu", "sampler.steps=2", word, f"out={tmp_path / 'picture.png'}"]
         sampling.sample(compose("sample", drawn))
