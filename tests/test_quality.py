@@ -330,6 +330,11 @@ def test_held_out_images_that_are_copies_have_no_distance_to_compare_with():
     json.dumps(together([found], [0]), allow_nan=False)
 
 
+def test_logistic_regression_is_for_few_small_images():
+    assert quality.fits_regression(data())
+    assert not quality.fits_regression(ImageData("large", "all", torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
+
+
 def test_one_class_is_nothing_to_tell_apart():
     x, _ = pictures(20)
     assert quality.has_classes(data()) and not quality.has_classes(data(labels=False))

@@ -36,6 +36,7 @@ from ddpm.runs.tensor_cache import load_tensor, save_tensor
 
 MOST_IN_KERNEL = 10_000  # training images for unbiased distances, whose mean does not depend on their number
 PRECISION_K, DENSITY_K = 3, 5  # neighbours, as in the papers
+MOST_PIXELS, MOST_VALUES = 4096, 50_000_000  # of an image and in all, that logistic regression fits in minutes
 ENOUGH_HELD_OUT = 1000  # images that estimate the distance of the closest 1 %
 
 
@@ -223,6 +224,12 @@ def by_classifier(drawn: Samples, real: Real) -> dict[str, Result]:
     of_samples, of_held_out = (real.features.probabilities(f) for f in (drawn.features, real.held_out))
     result = recognised(of_samples, of_held_out, list(range(of_samples.shape[1])), drawn.y)
     return {"recognition": _recognition(result, len(drawn.x))}
+
+
+def fits_regression(data: ImageData) -> bool:
+    """Whether images are few and small enough for a logistic regression on pixels to be fitted in minutes."""
+    pixels = math.prod(data.shape)
+    return pixels <= MOST_PIXELS and pixels * len(data.train) <= MOST_VALUES
 
 
 def by_regression(drawn: Samples, data: ImageData, held_out: Tensor | None = None) -> Result:

@@ -412,6 +412,9 @@ def _draw_results(plan: Plan, averaged: Any, source: Any = None) -> None:
     note = plane_of(data.shape[0]) if len(data.shape) == 1 else None
     judged = config.recognition and pictures and quality.has_classes(data) and len(data.held_out) > 0
     judged = judged and source.like_data
+    if judged and not quality.fits_regression(data):
+        judged = False
+        say("recognition=true is skipped: too many pixels for logistic regression; see evaluate.py metric=recognition")
     way = source.way(MANY_POINTS, MOMENTS) if walks and not pictures else None
     n = 512 if judged else 64 if pictures else MANY_POINTS
     samples = source.samples(n) if way is None else way[-1][1]
