@@ -25,7 +25,7 @@ from ddpm.schedules import cosine
 from ddpm.times import TIME_SAMPLINGS, TimeSampler
 from ddpm.training import trainer as trainer_module
 from ddpm.training.interrupt import Interrupted, signals
-from ddpm.training.record import Previews
+from ddpm.training.record import Previews, ProgressBar
 from ddpm.training.step import Training
 from ddpm.training.tasks.diffusion import Diffusion
 from ddpm.training.trainer import Trainer
@@ -904,6 +904,13 @@ def test_a_checkpoint_written_after_going_back_is_not_deleted_at_once(data, tmp_
     with pytest.raises(Interrupted):
         Fit(tmp_path, data, steps=9, keep=1, resume=tmp_path / "checkpoints" / "4")
     assert checkpoint.last_whole(tmp_path / "checkpoints").name == "5"
+
+
+def test_the_progress_bar_counts_down_to_the_budget_that_ends_first(capsys):
+    for limit, expected in ((None, " 10%  step 10  loss 0.5000  16 images/s  ETA 7:30"), (60, " 83%"), (500, " 10%")):
+        with ProgressBar(0, 0.0, 80, "images", limit=limit) as bar:
+            bar.show(10, 0.5, 50.0, 0.1)
+        assert capsys.readouterr().err.strip("\n").startswith(expected)
 
 
 def test_the_progress_bar_says_where_it_is(data, tmp_path, capsys):

@@ -31,7 +31,7 @@ class Record:
         resumed: the checkpoint that training goes on from, of this run or of the one that it extends; None for none.
         held_out: measures the averaged weights on held-out data, see `Trainer.held_out_losses`.
         watch: see `Trainer.fit`.
-        shown: whether the progress bar is displayed.
+        shown, limit: see `ProgressBar`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Record:
         held_out: Callable[[], dict[str, float | None] | None],
         watch: Callable[[int, float | None], None] | None,
         shown: bool = True,
+        limit: float | None = None,
     ):
         self.run, self.training, self.frozen, self.clock = run, training, frozen, clock
         self.batch_size, self.held_out, self.watch = batch_size, held_out, watch
@@ -66,7 +67,7 @@ class Record:
             snapshots.inherit(self.averages, resumed.parent.parent / snapshots.FOLDER, step)
         self.previews = Previews(run.path, training.data, training.seed, training.precision, previews, step, fraction)
         self.metrics = Metrics(run.path, step)
-        self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units, shown)
+        self.bar = ProgressBar(step, clock.seconds, batch_size, training.data.units, shown, limit)
         run.write_status("RUNNING", precision=training.precision, device=str(training.device))
 
     def __enter__(self) -> "Record":
@@ -171,9 +172,25 @@ class Previews:
 
 
 class ProgressBar:
-    """A progress line: step, loss, samples per second, time left. Without a terminal, printed every ten seconds."""
+    """A progress line: step, loss, samples per second, time left. Without a terminal, printed every ten seconds.
 
-    def __init__(self, step: int, seconds: float, batch_size: int, units: str, shown: bool = True):
+    Args:
+        step, seconds: used before; speed and time left are estimated from there.
+        batch_size, units: samples of a step, and what they are called.
+        shown: whether anything is displayed.
+        limit: seconds after which training ends, if that comes before the budget in steps; None for no such.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        seconds: float,
+        batch_size: int,
+        units: str,
+        shown: bool = True,
+        limit: float | None = None,
+    ):
+        self.limit = limit
         self.step, self.seconds, self.batch_size, self.units, self.shown = step, seconds, batch_size, units, shown
         self.terminal, self.printed = shown and sys.stderr.isatty(), seconds
 
@@ -187,6 +204,7 @@ class ProgressBar:
         """Display the loss after a step, with speed and time left as estimated from the time since the start."""
         if not self.shown:
             return
+        fraction = fraction if self.limit is None else min(1.0, max(fraction, seconds / self.limit))
         speed = (step - self.step) * self.batch_size / max(seconds - self.seconds, 1e-9)
         left = int(seconds * (1 - fraction) / max(fraction, 1e-9))
         line = f"step {step:,}  loss {loss:.4f}  {speed:,.0f} {self.units}/s  ETA {left // 60}:{left % 60:02}"

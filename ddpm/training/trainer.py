@@ -251,6 +251,7 @@ class Trainer:
                 run, training, frozen, step, clock, fraction, batch_size=self.batch_size, previews=self.previews,
                 keep=self.keep, keep_every=self.keep_every, ema_snapshots=self.ema_snapshots, resumed=resume,
                 held_out=lambda: self._held_out_losses(training), watch=watch, shown=shown,
+                limit=self.seconds,
             )  # fmt: skip
         return Begun(run, training, record, step, clock, seconds)
 
