@@ -1027,6 +1027,7 @@ def test_quality_coverage_and_speed_are_set_against_each_other(tmp_path):
     studying.report([str(tmp_path)])
     assert Image.open(tmp_path / "trade_offs.png").size[0] > 800
     assert 'id="trade-offs"' in (tmp_path / "report.html").read_text()
+    assert "trade_offs.png" in (tmp_path / "report.md").read_text()
 
 
 def test_without_speeds_nothing_is_set_against_them(tmp_path):

@@ -164,19 +164,20 @@ def footnotes(arms: Iterable[Arm]) -> dict[str, int]:
     return {flag: i for i, flag in enumerate(dict.fromkeys(flag for arm in arms for flag in arm.flags), 1)}
 
 
-def markdown(findings: Findings, figures: str | None = None) -> str:
+def markdown(findings: Findings, figures: str | None = None, trade_offs: str | None = None) -> str:
     """Return the report as Markdown.
 
     Args:
         findings: of the study.
-        figures: path, relative to the report, of a picture to place after the verdict.
+        figures, trade_offs: paths, relative to the report, of pictures to place after the verdict; None for none.
     """
     parts = [f"# {_safe(findings.study)}"]
     if findings.question:
         parts.append(_safe(findings.question))
     parts += ["## Verdict", _bullets(findings.verdict or ["There is none: no arm could be compared."])]
-    if figures:
-        parts.append(f"![Summary of the study](<{figures.replace('<', '%3C').replace('>', '%3E')}>)")
+    for name, path in (("Summary of the study", figures), ("Quality, coverage and speed", trade_offs)):
+        if path:
+            parts.append(f"![{name}](<{path.replace('<', '%3C').replace('>', '%3E')}>)")
     if findings.warnings:
         parts += ["**Warnings**", _bullets(findings.warnings)]
     if findings.design:

@@ -145,7 +145,8 @@ def report(words: list[str]) -> None:
                 temporary, format="png"
             )
     with replacing(out / "report.md") as temporary:
-        temporary.write_text(formatting.markdown(result, "report.png"))
+        panels = "trade_offs.png" if result.trade_offs else None
+        temporary.write_text(formatting.markdown(result, "report.png", panels))
     say("\n".join(result.verdict))
     for warning in result.warnings:
         say(f"warning: {warning}")
