@@ -362,7 +362,7 @@ def test_another_sheet_leaves_the_one_before_to_its_reader(run, tmp_path, capsys
     assert not list(run.glob("reading_sheet-*")) and (run / blind_reading.PAGE).read_bytes() == page  # the same one
     evaluate(run, "seed=1")
     own = f"reading_sheet-{first.sheet[:12]}"
-    assert f"{own}.html now" in capsys.readouterr().out and (run / f"{own}.html").read_bytes() == page
+    assert f"renamed to {run / own}.html;" in capsys.readouterr().out and (run / f"{own}.html").read_bytes() == page
     assert key_of(run) != first == key_of(run, f"{own}.json")
     for key, seed in ((first, 0), (key_of(run), 1)):
         (tmp_path / "answers.json").write_text(json.dumps(answered(key)))

@@ -146,7 +146,7 @@ def test_what_means_nothing_is_refused():
         (Linear(), pictures(None), "data.condition=null needs the image .* allowed: low_resolution, gray, edges$"),
         (Linear(3, 4), pictures("mask"), "data.condition=mask is impossible: holes are drawn by chance"),
         (Linear(1, 1), pictures(), r"takes images of \(C, H, W\) = \(1, 4, 6\), but the data are \(3, 4, 6\)"),
-        (Linear(3, 2), pictures(), "model.out_channels = 2, but data.condition=gray is of 1; set model.out_channels=1"),
+        (Linear(3, 2), pictures(), "model.out_channels = 2, but data.condition=gray has 1; set model.out_channels=1"),
     ):
         with pytest.raises(ValueError, match=said):
             task(model).check(data)

@@ -432,7 +432,7 @@ def test_encoded_scenes_keep_their_captions(few):
     class Codec:
         kind, of, shape = "maps", (3, 8, 8), (1, 2, 2)
 
-        def fitted(self, kept: Tensor) -> "Codec":
+        def fit(self, posterior: Tensor) -> "Codec":
             return self
 
     data = few()

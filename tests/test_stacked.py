@@ -147,7 +147,7 @@ def test_each_is_told_what_it_is_told_alone():
         def of_labels(self, *labels: object) -> "Images":
             return self
 
-        def decode(self, numbers: object) -> Tensor:
+        def condition_rows(self, numbers: object) -> Tensor:
             return torch.tensor(list(numbers)) % 4
 
         def batch(self, indices: Tensor, device: object = None) -> object:
@@ -179,7 +179,7 @@ def test_noise_has_a_seed_for_each_row():
         ({}, {"diffusion": GaussianDiffusion(sigmoid(T))}, "schedule"),
         ({}, {"diffusion": GaussianDiffusion(cosine(T), "v")}, "predicted"),
         ({}, {"precision": "bf16"}, "precision"),
-        ({"asked": [1]}, {"asked": [2]}, "asked"),
+        ({"requested": [1]}, {"requested": [2]}, "requested"),
         ({"guidance": ClassifierFree(2.0)}, {"guidance": ClassifierFree(3.0)}, "guidance"),
         ({"guidance": ClassifierFree(2.0)}, {}, "guidance"),
         ({}, {"options": {"heads": 2}}, "more than weights"),

@@ -136,7 +136,7 @@ def test_latents_of_both_keep_their_turns_their_marks_and_the_scale_of_the_run_t
     data = with_prior(subject)
     of = encoded(data, codec, torch.device("cpu"), fit=False)
     order = data.order(3, 2, 6)
-    assert torch.equal(of.order(3, 2, 6), order) and of.beside == 5
+    assert torch.equal(of.order(3, 2, 6), order) and of.prior_count == 5
     batch = of.batch(order)
     assert batch.of_prior.tolist() == [False, True] * 3
     x = data.batch(order).x

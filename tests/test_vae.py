@@ -414,7 +414,7 @@ def test_settings_that_mean_nothing_are_refused(parts, options, words):
 
 def test_points_have_no_black_and_white():
     task = VAE(LinearVAE(2), {"bernoulli": 1.0, "kl": 1.0})
-    with pytest.raises(ValueError, match="bernoulli is of bytes"):
+    with pytest.raises(ValueError, match="bernoulli needs bytes"):
         task.check(Points("points", torch.randn(20, 2)))
 
 
