@@ -1,4 +1,4 @@
-"""How fast and how large training and sampling are, beside diffusers' U-Net with the same weights: one table, one JSON.
+"""Time and memory of training and sampling, compared with diffusers' U-Net with the same weights: one table, one JSON.
 
     pip install -c constraints.txt -e '.[peers]'
     python experiments/benchmark.py
@@ -345,7 +345,7 @@ class Way:
 
     @functools.cached_property
     def gradients(self) -> Callable[[], None]:
-        """What computes the gradients; recorded at first use if they are a graph, as `ddpm.training.graph` does it."""
+        """Return what computes the gradients; a graph is recorded at first use, as `ddpm.training.graph` does it."""
         if not self.setting.graph:
             return self._gradients
         graph, parameters = graph_on(self.device), self.contender.parameters
@@ -378,7 +378,7 @@ class Way:
 
 
 def users_precision(model: nn.Module, device: torch.device) -> str:
-    """What trainer.precision=auto means for this network."""
+    """Return the precision that trainer.precision=auto selects for this network."""
     return resolve("auto", device, sum(p.numel() for p in model.parameters()))
 
 
@@ -407,22 +407,22 @@ def in_turns(
         warm: shorter runs to begin with; a turn is then one run. Else it is as many as last AT_LEAST seconds.
     Returns: for each {median, low, high, rounds, first}, or {failed: why}.
     """
-    told: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     repeat, times = {}, {}
     for name, run in runs.items():
         try:
-            told[name] = {"first": seconds((warm or runs)[name], device)}
+            results[name] = {"first": seconds((warm or runs)[name], device)}
             repeat[name] = 1 if warm else max(1, round(AT_LEAST / seconds(run, device)))
             times[name] = []
         except Exception as error:  # no compiler, no memory: the others go on
-            told[name] = {"failed": reason(error)}
-        print(f"  {name}: {told[name].get('failed', 'begins')}", file=sys.stderr, flush=True)
+            results[name] = {"failed": reason(error)}
+        print(f"  {name}: {results[name].get('failed', 'begins')}", file=sys.stderr, flush=True)
     for _ in range(rounds):
         for name, values in times.items():
             values.append(seconds(runs[name], device, repeat[name]))
     for name, values in times.items():
-        told[name] |= {**summary(values), "rounds": values}
-    return told
+        results[name] |= {**summary(values), "rounds": values}
+    return results
 
 
 def compared(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -452,7 +452,7 @@ def on_paper(make: Callable[[], nn.Module], network: Network, batch: int) -> dic
 def timings(network: Network, batch: int, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Training and sampling, as far as they are asked for."""
     contenders: dict[str, Contender] = {}
-    failed, told = {}, {}
+    failed, results = {}, {}
     for label in given.labels:
         name = SETTINGS[label].contender
         try:
@@ -471,22 +471,22 @@ def timings(network: Network, batch: int, given: argparse.Namespace, device: tor
         settings = in_turns({label: way.step for label, way in run.items()}, given.rounds, device)
         if "rounds" in settings.get(OTHER, {}):
             settings[OTHER] |= on_paper(lambda: other(network), network, batch)
-        told["training"] = {"precision": run["ours"].precision, **compared(settings | failed)}
+        results["training"] = {"precision": run["ours"].precision, **compared(settings | failed)}
     if "sampling" in given.what:
         run = ways(label for label in given.labels if label != OTHER)
         for contender in contenders.values():
             contender.model.eval()
         whole, warm = ({k: functools.partial(way.sample, n) for k, way in run.items()} for n in (given.ddim, 2))
         settings = in_turns(whole, given.rounds if device.type == "cuda" else min(given.rounds, 3), device, warm)
-        told["sampling"] = {"steps": given.ddim, "precision": run["ours"].precision, **compared(settings)}
-    return told
+        results["sampling"] = {"steps": given.ddim, "precision": run["ours"].precision, **compared(settings)}
+    return results
 
 
 # ------------------------------------------------------------------------------------------------------------- text
 
 
 def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], object]) -> None:
-    """Seconds of a forward pass, and with the backward pass, of what is told of texts and of what reads them.
+    """Seconds of a forward pass, and with the backward pass, of text-conditional networks and of the text encoder.
 
     In float32 and in bfloat16, ours beside the peer as it comes (with PyTorch's own attention) and in channels_last, or
     alone where the peer's library is not installed.
@@ -494,11 +494,11 @@ def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], obj
     Args:
         note: is given all that is known, whenever something is.
     """
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in (*TEXT_CONDITIONAL, "encoder"):
         print(name, file=sys.stderr, flush=True)
         networks = encoders(device) if name == "encoder" else text_conditional(TEXT_CONDITIONAL[name], device)
-        told[name] = {"parameters": sum(p.numel() for p in networks["ours"][0].parameters())}
+        results[name] = {"parameters": sum(p.numel() for p in networks["ours"][0].parameters())}
         for precision in ("fp32", "bf16"):
             for what, run in (("forward", forward_pass), ("forward and backward", both_passes)):
                 turns = {
@@ -508,8 +508,8 @@ def text(rounds: int, device: torch.device, note: Callable[[dict[str, Any]], obj
                     networks["ours"][0], "frozen", contextlib.nullcontext
                 )  # over all calls, as a sampler's
                 with contextlib.nullcontext() if run is both_passes else frozen():
-                    told[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
-                note(told)
+                    results[name][f"{what}, {precision}"] = compared(in_turns(turns, rounds, device))
+                note(results)
 
 
 Called = tuple[nn.Module, Callable[[], Tensor]]  # a network, and what calls it
@@ -555,13 +555,13 @@ def encoders(device: torch.device) -> dict[str, Called]:
 
 
 def forward_pass(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
-    """As in sampling."""
+    """Run a forward pass as in sampling."""
     with torch.no_grad(), computing(device, precision):
         call()
 
 
 def both_passes(network: nn.Module, call: Callable[[], Tensor], device: torch.device, precision: str) -> None:
-    """As in training."""
+    """Run a forward and a backward pass as in training."""
     network.zero_grad()
     with computing(device, precision):
         loss = call().float().square().mean()
@@ -573,7 +573,7 @@ def both_passes(network: nn.Module, call: Callable[[], Tensor], device: torch.de
 
 def memory(network: Network, batch: int, labels: list[str], device: torch.device) -> dict[str, Any]:
     """The peak of training in a process for each, beyond what that had before the network was built."""
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for label in (label for label in IN_MEMORY if label in labels):
         words = json.dumps([label, network, batch, device.type, torch.get_num_threads()])
         paths = filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
@@ -581,8 +581,8 @@ def memory(network: Network, batch: int, labels: list[str], device: torch.device
         command = [sys.executable, __file__, "--alone", words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         *_, last = ["it was killed", *(done.stderr if done.returncode else done.stdout).split("\n")[:-1]]
-        told[label] = {"failed": shortened(last)} if done.returncode else {"bytes": int(last)}
-    return told
+        results[label] = {"failed": shortened(last)} if done.returncode else {"bytes": int(last)}
+    return results
 
 
 def alone(label: str, network: Network, batch: int, device_type: str, threads: int) -> int:
@@ -609,7 +609,7 @@ def alone(label: str, network: Network, batch: int, device_type: str, threads: i
 
 
 def versions() -> dict[str, str | None]:
-    """Of the peers that are installed."""
+    """Return the versions of the installed peers."""
     found: dict[str, str | None] = {}
     for package in ("diffusers", "transformers", OTHER):
         try:
@@ -621,15 +621,15 @@ def versions() -> dict[str, str | None]:
 
 def limits(device: torch.device) -> dict[str, float]:
     """The fastest product of matrices, GFLOP/s, by precision; the fastest copy, GB/s read and written."""
-    told = {"fp32": product(torch.float32, device), "bf16": product(torch.bfloat16, device)}
+    results = {"fp32": product(torch.float32, device), "bf16": product(torch.bfloat16, device)}
     if device.type == "cuda":  # of TF32: float32 convolutions are computed in it there, unless that is switched off
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")
-        told["tf32"] = product(torch.float32, device)
+        results["tf32"] = product(torch.float32, device)
         torch.set_float32_matmul_precision(before)
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
-    return told | {"copy": 2 * COPIED / 1e9 / fastest(lambda: target.copy_(source), device)}
+    return results | {"copy": 2 * COPIED / 1e9 / fastest(lambda: target.copy_(source), device)}
 
 
 def product(dtype: torch.dtype, device: torch.device) -> float:
@@ -648,7 +648,7 @@ def fastest(run: Callable[[], object], device: torch.device) -> float:
 
 def growth(rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of a training step, or of sampling, against each size, and the exponent of the power law through them."""
-    told = {}
+    results = {}
     for axis, values in GROWTH.items():
         runs: dict[str, Callable[[], object]] = {}
         for value in values:
@@ -659,15 +659,15 @@ def growth(rounds: int, device: torch.device) -> dict[str, Any]:
         timed = {int(value): what for value, what in in_turns(runs, rounds, device).items() if "median" in what}
         sizes, times = list(timed), [what["median"] for what in timed.values()]
         slope = float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) if len(timed) > 1 else None
-        told[axis] = {"values": sizes, "seconds": times, "exponent": slope}
-    return told
+        results[axis] = {"values": sizes, "seconds": times, "exponent": slope}
+    return results
 
 
-def draw(told: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """The growth, a panel for each size, on logarithmic axes."""
     units = {"batch": "batch, images", "image_size": "image size, pixels", "channels": "channels of the first level"}
-    figure = Figure(figsize=(2.6 * len(told), 2.7), dpi=90, layout="constrained")
-    for axes, (axis, curve) in zip(figure.subplots(1, len(told), squeeze=False)[0], told.items(), strict=True):
+    figure = Figure(figsize=(2.6 * len(results), 2.7), dpi=90, layout="constrained")
+    for axes, (axis, curve) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         axes.loglog(curve["values"], curve["seconds"], "o-")
         axes.set_xlabel(units.get(axis, axis))
         axes.set_ylabel("s per batch of samples" if axis == SAMPLING_STEPS else "s per training step")
@@ -693,33 +693,33 @@ HEADS = ["network", "setting", "step, s", "x ours", "first, s", "ms/GFLOP", "of 
          "sampling, images/s", "x ours", "first, s", "peak, MB"]  # fmt: skip
 
 
-def table(told: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """All that was measured, as markdown."""
-    about, most = told["machine"], told.get("limits", {})
+    about, most = results["machine"], results.get("limits", {})
     text = f"{about['name']}, {about['device']}, {about['threads']} threads, torch {about['torch']}, "
     text += f"diffusers {about.get('diffusers') or 'not installed'}\n"
     if most:
         rates = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in most.items() if name != "copy")
         text += f"Fastest product of matrices: {rates}; copy: {most['copy']:.1f} GB/s read and written\n"
-    rows = [row for name, entry in told.get("configs", {}).items() for row in _rows(name, entry, most)]
+    rows = [row for name, entry in results.get("configs", {}).items() for row in _rows(name, entry, most)]
     curves = [
         [f"s per {'batch of samples' if axis == SAMPLING_STEPS else 'training step'} against {axis}",
          *(", ".join(f"{value:.4g}" for value in curve[key]) for key in ("values", "seconds")),
          "-" if curve["exponent"] is None else f"{curve['exponent']:.2f}"]
-        for axis, curve in told.get("growth", {}).items()
+        for axis, curve in results.get("growth", {}).items()
     ]  # fmt: skip
     text += f"{LEGEND}\n{_markdown(HEADS, rows)}" if rows else ""
-    text += "\n" + _markdown(TEXT_HEADS, _text_rows(told["text"])) if "text" in told else ""
+    text += "\n" + _markdown(TEXT_HEADS, _text_rows(results["text"])) if "text" in results else ""
     return text + ("\n" + _markdown(["growth", "values", "s", "exponent"], curves) if curves else "")
 
 
 TEXT_HEADS = ["network", "pass", "ours, s", "peer, s", "x ours", "peer channels_last, s", "x ours"]
 
 
-def _text_rows(told: dict[str, Any]) -> list[list[str]]:
-    """The rows of what is told of texts, one a pass and precision."""
+def _text_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of text-conditional networks, one per pass and precision."""
     rows: list[list[str]] = []
-    for name, entry in told.items():
+    for name, entry in results.items():
         title = f"{name}: {entry['parameters'] / 1e6:.2f} M parameters"
         for what, part in ((what, part) for what, part in entry.items() if what != "parameters"):
             ours, *others = (_cells(part, label, lambda s: s)[:2] for label in ("ours", "peer", "peer channels_last"))
@@ -764,7 +764,7 @@ def _rows(name: str, entry: dict[str, Any], most: dict[str, float]) -> list[list
 
 
 def _cells(part: dict[str, Any], label: str, shown_as: Callable[[float], float]) -> list[str]:
-    """How fast, in units of ours, and the first call."""
+    """Return the cells of a peer: its speed relative to ours, and its first call."""
     what = part.get("settings", {}).get(label, {})
     if "median" not in what:
         return [f"failed: {what['failed']}" if "failed" in what else "-", "-", "-"]
@@ -823,58 +823,58 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What earlier runs found here; ValueError if it cannot stand beside what this one will find."""
+    """Return the stored results; raise ValueError if they are not comparable with those of this run."""
     if not path.exists():
         return {"machine": about}
-    told = read_json(path)
-    if not isinstance(told, dict) or not isinstance(told.get("machine"), dict):
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("machine"), dict):
         raise ValueError(f"{path} is no benchmark: choose another --out")
     for key in ("name", "device", "threads", "torch"):
-        if told["machine"].get(key) != about[key]:
-            found = f"{key} = {told['machine'].get(key)!r}, not {about[key]!r}"
+        if results["machine"].get(key) != about[key]:
+            found = f"{key} = {results['machine'].get(key)!r}, not {about[key]!r}"
             raise ValueError(f"{path} was measured with {found}: choose another --out")
-    return told | {"machine": about}
+    return results | {"machine": about}
 
 
-def write(out: Path, told: dict[str, Any]) -> str:
+def write(out: Path, results: dict[str, Any]) -> str:
     """The JSON, the table and, if there are any, the curves; returns the table."""
-    text = table(told)
-    for name, content in {JSON: json.dumps(told, indent=1) + "\n", TABLE: text}.items():
+    text = table(results)
+    for name, content in {JSON: json.dumps(results, indent=1) + "\n", TABLE: text}.items():
         with replacing(out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    if "growth" in told:
-        draw(told["growth"], out / CURVES)
+    if "growth" in results:
+        draw(results["growth"], out / CURVES)
     return text
 
 
-def measure(given: argparse.Namespace, device: torch.device, told: dict[str, Any]) -> str:
+def measure(given: argparse.Namespace, device: torch.device, results: dict[str, Any]) -> str:
     """All that is asked for, written whenever something is done; returns the table."""
     if find_spec("diffusers") is None and any(label.startswith("peer") for label in given.labels):
         print("diffusers is not installed, so only ours is timed: pip install -c constraints.txt -e '.[peers]'")
         given.labels = [label for label in given.labels if not label.startswith("peer")]
     if "limits" in given.what:
-        told["limits"] = limits(device)
-        write(given.out, told)
+        results["limits"] = limits(device)
+        write(given.out, results)
     for name in given.configs if {"training", "sampling", "memory"} & {*given.what} else ():
         print(name, file=sys.stderr, flush=True)
         network, batch = CONFIGS[name], given.batch or (BATCHES_CUDA if device.type == "cuda" else BATCHES)[name]
-        before = told.setdefault("configs", {}).get(name, {})
+        before = results.setdefault("configs", {}).get(name, {})
         entry = before if before.get("batch") == batch else {}  # beside another batch it would be misread
         entry |= {"batch": batch, **on_paper(lambda network=network: UNet(**network), network, batch)}
         if {"training", "sampling"} & {*given.what}:
             entry |= timings(network, batch, given, device)
         if "memory" in given.what:
             entry["memory"] = entry.get("memory", {}) | memory(network, batch, given.labels, device)
-        told["configs"][name] = entry
-        write(given.out, told)
+        results["configs"][name] = entry
+        write(given.out, results)
     if "text" in given.what:
         if missing := [name for name in ("diffusers", "transformers") if not find_spec(name)]:
             print(f"{' and '.join(missing)} not installed: text-conditioned networks are timed without their peers")
-        text(given.rounds, device, lambda known: write(given.out, told | {"text": known}))
-        told = read(given.out / JSON, told["machine"])
+        text(given.rounds, device, lambda known: write(given.out, results | {"text": known}))
+        results = read(given.out / JSON, results["machine"])
     if "growth" in given.what:
-        told["growth"] = growth(given.rounds, device)
-    return write(given.out, told)
+        results["growth"] = growth(given.rounds, device)
+    return write(given.out, results)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -885,12 +885,12 @@ def main(words: list[str] | None = None) -> int:
             return 0
         torch.set_num_threads(given.threads or torch.get_num_threads())
         device = torch.device(given.device)
-        told = read(given.out / JSON, machine(device) | versions())
+        results = read(given.out / JSON, machine(device) | versions())
         given.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(measure(given, device, told))
+    print(measure(given, device, results))
     return 0
 
 

@@ -136,7 +136,7 @@ def one_node(folder: Path, cpus: int = 2) -> Iterator[None]:
 
 
 def slurm(*command: str) -> str:
-    """What a command of SLURM prints; nothing where it fails."""
+    """Return what a SLURM command prints; nothing if it fails."""
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
@@ -201,7 +201,7 @@ class Sweep:
         return code, self.log.read_text(), min(since, default=0.0)
 
     def study(self) -> str:
-        """What `ddpm-study status` says now."""
+        """Return the output of `ddpm-study status`."""
         command = [sys.executable, str(ROOT / "experiments" / "study.py"), "status", "runs/default"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""What a run survives: kills at random moments (`kills`), a long time (`long`), and a change of the code (`same`).
+"""Stress tests of a run: kills at random moments (`kills`), many steps (`long`), a change of the code (`same`).
 
     python experiments/stress.py kills --kills 200 --out runs/stress
     python experiments/stress.py long --steps 20000 --out runs/stress
@@ -41,7 +41,7 @@ TRAIN = ROOT / "experiments" / "train.py"
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Of processes that run the code in a folder, each with one thread.
+    """Return the environment of processes that run the code in a folder, each with one thread.
 
     Two are hardly faster with such networks, and several times slower where something else wants a core.
     """
@@ -50,7 +50,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def last_of_each(words: list[str]) -> list[str]:
-    """Of the words for one key the last."""
+    """Return the last of the words for each key."""
     return list({word.partition("=")[0]: word for word in words}.values())
 
 
@@ -158,7 +158,7 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a JSON file says; {} if there is none."""
+    """Return the contents of a JSON file; {} if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -223,7 +223,7 @@ class Victim:
         return self.run is not None and any(self.run.checkpoints.glob(f".*.{pid}"))
 
     def _unreadable(self) -> list[str]:
-        """What somebody who looks at the run now could not read."""
+        """Return what a reader of the run could not read at this moment."""
         if self.run is None:
             return []
         found = [
@@ -433,7 +433,7 @@ class Code:
         return json.loads(line)
 
     def folder(self, name: str) -> Path:
-        """Where what has this name goes."""
+        """Return the folder for this name."""
         return self.out / re.sub(r"\W+", "_", name)
 
     def carry_out(

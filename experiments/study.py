@@ -1,4 +1,4 @@
-"""What a sweep will be, how far it is and what it means: python experiments/study.py VERB WORDS, or --help"""
+"""Plan a sweep, follow it, report and search: python experiments/study.py VERB WORDS, or --help"""
 
 from ddpm.cli import study
 

@@ -831,16 +831,13 @@ def _fronts(
     return tuple(fronts)
 
 
-# -------------------------------------------------------------------------------------------------- curves and pictures
-
-
 def _trade_offs(
     values: Mapping[str, Mapping[str, Mapping[int, float]]], measures: Sequence[Measure], arms: Sequence[ArmRuns]
 ) -> tuple[TradeOff, ...]:
-    """Quality (the first measure), coverage (or recall) and samples a second, each pair, of runs with all three."""
+    """Return each pair of quality (the first measure), coverage (or recall) and samples a second, of runs with all."""
     quality = next(iter(measures), None)
     coverage = next((m for name in ("coverage", "recall") for m in measures if m.name.startswith(name)), None)
-    if quality is None or coverage is None or quality is coverage:
+    if quality is None or quality.better == NEITHER or coverage is None or quality is coverage:
         return ()
     runs: dict[str, tuple[tuple[float, float, float], ...]] = {}  # label -> (quality, coverage, speed) of each seed
     for arm in arms:
@@ -850,23 +847,27 @@ def _trade_offs(
         )
         if whole := tuple((a, b, c) for a, b, c in rows if a is not None and b is not None and c is not None):
             runs[arm.label] = whole
+    if len(runs) < 2:
+        return ()
     titles = [f"{measure.title}, {measure.better} is better" for measure in (quality, coverage)]
     titles.append("Samples a second, higher is better")
-    pairs = ((1, 0), (2, 0), (2, 1))
     return tuple(
         TradeOff(titles[x], titles[y], {label: tuple((row[x], row[y]) for row in rows) for label, rows in runs.items()})
-        for x, y in pairs * (len(runs) > 1)
+        for x, y in ((1, 0), (2, 0), (2, 1))
     )
 
 
 def _speed(run: Recorded, protocol: str) -> float | None:
-    """Samples a second as `metric=cost` timed it, by the number of evaluations with which a measure was drawn."""
+    """Return samples a second as `metric=cost` timed them, with as many evaluations as a measure was taken with."""
     cost = next((result for name, result in run.evaluation.items() if name.startswith("cost")), {})
     speeds, evaluations = cost.get("sampling_images_per_s"), cost.get("evaluations")
     if not isinstance(speeds, dict) or not isinstance(evaluations, dict):
         return None
     drawn_with = run.evaluation.get(protocol, {}).get("evaluations") or 1  # what has no sampler is evaluated once
     return next((float(speeds[name]) for name, count in evaluations.items() if count == drawn_with), None)
+
+
+# -------------------------------------------------------------------------------------------------- curves and pictures
 
 
 def _curve(lines: Sequence[Mapping[float, float]]) -> Curve | None:
